@@ -1,0 +1,84 @@
+"""The int8 layers of a converted model: thin modules around PyTorch's quantized kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.core.modules import QATConv1d, QATConv2d, QATConv3d, QATLayer, QATLinear
+
+# (prepack, kernel, kernel with ReLU)
+_KERNELS: dict[type[QATLayer], tuple[Callable[..., Any], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    kind: (
+        getattr(torch.ops.quantized, f"{name}_prepack"),
+        getattr(torch.ops.quantized, name),
+        getattr(torch.ops.quantized, f"{name}_relu"),
+    )
+    for kind, name in ((QATLinear, "linear"), (QATConv1d, "conv1d"), (QATConv2d, "conv2d"), (QATConv3d, "conv3d"))
+}
+
+
+@contextmanager
+def quantized_engine(engine: str) -> Iterator[None]:
+    """Run the block with another ``torch.backends.quantized`` engine; weights are packed for the engine in force."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+class Int8Layer(nn.Module):
+    """A convolution or linear layer on quantized tensors.
+
+    Args:
+        layer: the QAT layer to convert.
+        bn: the BatchNorm to fold into it.
+        relu: whether the kernel also applies a ReLU.
+        scale: of the output.
+        zero_point: of the output.
+    """
+
+    def __init__(self, layer: QATLayer, bn: _BatchNorm | None, relu: bool, scale: float, zero_point: int) -> None:
+        super().__init__()
+        prepack, plain, with_relu = _KERNELS[type(layer)]
+        self.kernel = with_relu if relu else plain
+        self.packed = prepack(*_prepack_arguments(layer, bn))
+        self.scale, self.zero_point = scale, zero_point
+        self.kind = type(layer).__name__.removeprefix("QAT")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantized in, quantized out."""
+        return self.kernel(x, self.packed, self.scale, self.zero_point)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, scale={self.scale:.4g}, zero_point={self.zero_point}"
+
+
+def _prepack_arguments(layer: QATLayer, bn: _BatchNorm | None) -> tuple[Any, ...]:
+    integers, scale, bias = layer.integer_weight(bn)
+    if scale.dim() == 0:
+        weight = torch._make_per_tensor_quantized_tensor(integers, float(scale), 0)
+    else:
+        zeros = torch.zeros_like(scale, dtype=torch.int64)
+        weight = torch._make_per_channel_quantized_tensor(integers, scale.double(), zeros, layer.channel_axis)
+    bias = None if bias is None else bias.detach().float()
+    if isinstance(layer, QATLinear):
+        return weight, bias
+    assert isinstance(layer, (QATConv1d, QATConv2d, QATConv3d))
+    return weight, bias, list(layer.stride), _padding(layer), list(layer.dilation), layer.groups
+
+
+def _padding(layer: QATConv1d | QATConv2d | QATConv3d) -> list[int]:
+    if layer.padding == "valid":
+        return [0] * len(layer.kernel_size)
+    if layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [t // 2 for t in total]
+    return [int(p) for p in layer.padding]

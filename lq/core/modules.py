@@ -1,0 +1,171 @@
+"""Convolutions and linear layers that train with quantized weights, and fold their BatchNorm where it pays.
+
+With one weight scale per output channel, folding BatchNorm commutes with fake quantization:
+``fq(w * g / sigma) = (g / sigma) * fq(w)``. So while the statistics move the layer is simply ``bn(conv(x, fq(w)))``,
+with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and bias.
+Per-tensor weights do not commute; there the folded weight is quantized, ``fq(w * f) / f`` with ``f = g / sigma`` of the
+running statistics (Jacob et al., arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.core.functional import fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.state import QATState
+from lq.qconfig import WeightSpec
+
+
+class QATLayer(nn.Module):
+    """What the QAT layers share; each also is the float layer that it stands for, with the same parameters and keys."""
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_spec: WeightSpec
+    channel_axis = 0
+
+    @classmethod
+    def from_float(cls, module: nn.Module, spec: WeightSpec, state: QATState) -> QATLayer:
+        """The QAT twin of ``module``; parameters are shared, not copied."""
+        twin = cls.__new__(cls)
+        twin.__dict__.update(module.__dict__)
+        for name in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[name] = copy.copy(module.__dict__[name])
+        twin.__dict__["state"] = state
+        twin.weight_spec = spec
+        return twin
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - each subclass has one
+
+    def forward(self, x: Tensor, bn: nn.Module | None = None) -> Tensor:
+        """The layer and, if given, the BatchNorm behind it."""
+        state: QATState = self.__dict__["state"]
+        if not state.fake_quant:
+            y = self._compute(x, self.weight, self.bias)
+            return y if bn is None else bn(y)
+        if bn is None:
+            return self._compute(x, self._quantized(None), self.bias)
+        norm = cast(_BatchNorm, bn)
+        if self.training and not state.freeze_bn:
+            return bn(self._compute(x, self._quantized(norm), self.bias))  # type: ignore[no-any-return]
+        factor, bias = self._folding(norm)
+        return self._compute(x, self._quantized(norm) * self._along_channels(factor), bias)
+
+    def _quantized(self, bn: _BatchNorm | None) -> Tensor:
+        spec, weight = self.weight_spec, self.weight
+        if spec.per_channel or bn is None:
+            return fake_quantize_weight(weight, weight_scale(weight, spec.quant_max, spec.per_channel, self.channel_axis))
+        factor = self._along_channels(self._safe_factor(bn))
+        folded = weight * factor
+        return fake_quantize_weight(folded, weight_scale(folded, spec.quant_max, False)) / factor
+
+    def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+        assert bn.running_mean is not None and bn.running_var is not None
+        factor = torch.rsqrt(bn.running_var + bn.eps)
+        if bn.weight is not None:
+            factor = factor * bn.weight
+        bias = -bn.running_mean if self.bias is None else self.bias - bn.running_mean
+        bias = bias * factor
+        return factor, bias if bn.bias is None else bias + bn.bias
+
+    def _safe_factor(self, bn: _BatchNorm) -> Tensor:
+        factor = self._folding(bn)[0].detach()
+        # A channel whose BatchNorm weight is 0 contributes nothing; dividing by 1 there keeps it finite.
+        return torch.where(factor.abs() < 1e-12, torch.ones_like(factor), factor)
+
+    def _along_channels(self, vector: Tensor) -> Tensor:
+        shape = [1] * self.weight.dim()
+        shape[self.channel_axis] = -1
+        return vector.reshape(shape)
+
+    @torch.no_grad()
+    def integer_weight(self, bn: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the int8 model computes with.
+
+        Returns:
+            ``(integers, scale, bias)``: int8 of the weight's shape, float32 of shape (channels,) or () per tensor, and
+            the float bias, BatchNorm folded into all three.
+        """
+        spec, weight = self.weight_spec, self.weight.float()
+        if bn is None:
+            scale = weight_scale(weight, spec.quant_max, spec.per_channel, self.channel_axis)
+            return quantize_weight(weight, scale), scale.flatten() if spec.per_channel else scale, self.bias
+        factor, bias = self._folding(bn)
+        if not spec.per_channel:
+            folded = weight * self._along_channels(factor)
+            scale = weight_scale(folded, spec.quant_max, False)
+            return quantize_weight(folded, scale), scale, bias
+        scale = weight_scale(weight, spec.quant_max, True, self.channel_axis)
+        integers = quantize_weight(weight, scale) * self._along_channels(torch.sign(factor)).to(torch.int8)
+        return integers, scale.flatten() * factor.abs(), bias
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight={self.weight_spec}"
+
+
+class QATLinear(QATLayer, nn.Linear):
+    """Linear layer with a quantized weight."""
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+
+class QATConv1d(QATLayer, nn.Conv1d):
+    """1d convolution with a quantized weight."""
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QATConv2d(QATLayer, nn.Conv2d):
+    """2d convolution with a quantized weight."""
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QATConv3d(QATLayer, nn.Conv3d):
+    """3d convolution with a quantized weight."""
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+QAT_LAYERS: dict[type[nn.Module], type[QATLayer]] = {
+    nn.Linear: QATLinear,
+    nn.Conv1d: QATConv1d,
+    nn.Conv2d: QATConv2d,
+    nn.Conv3d: QATConv3d,
+}
+
+
+def qat_twin(module: nn.Module) -> type[QATLayer] | None:
+    """The QAT class for a float layer, or ``None``; subclasses with a forward of their own are not touched."""
+    for base, twin in QAT_LAYERS.items():
+        if isinstance(module, base) and type(module).forward is base.forward:
+            return twin
+    return None
+
+
+def require_running_statistics(bn: nn.Module) -> bool:
+    """Whether ``bn`` can be folded: it is a BatchNorm that tracks its statistics."""
+    return isinstance(bn, _BatchNorm) and bn.track_running_stats
+
+
+__all__: list[str] = [
+    "QAT_LAYERS",
+    "QATConv1d",
+    "QATConv2d",
+    "QATConv3d",
+    "QATLayer",
+    "QATLinear",
+    "qat_twin",
+    "require_running_statistics",
+]

@@ -1,0 +1,201 @@
+"""The quantization state of one prepared model: all activation ranges in flat tensors, and the phase flags.
+
+Layers write the minimum and maximum of their output into a slot; one vectorised update per training step moves every
+range of the network, with one collective when several processes train. Flags are plain Python, so that reading
+them neither synchronises a GPU nor breaks a compiled graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lq.core.functional import Scalar, affine_qparams
+from lq.qconfig import ActivationSpec
+
+ACTIVATIONS: dict[str, tuple[float, float]] = {
+    "none": (-torch.inf, torch.inf),
+    "relu": (0.0, torch.inf),
+    "relu6": (0.0, 6.0),
+}
+
+QParams = tuple[Scalar, Scalar, Scalar]
+
+
+class QATState(nn.Module):
+    """Ranges, flags and slots of one prepared model; it is the submodule ``qat_state`` of that model.
+
+    Its buffers have their final shape from the start: ``min_val`` and ``max_val`` (float32, one entry per slot,
+    infinite until the slot has seen a batch) and ``nonfinite`` (int64, batches with NaN or infinity per slot, which
+    never enter the ranges).
+
+    Args:
+        names: one per slot, in execution order.
+        specs: grid of each slot.
+        activations: activation absorbed by each slot: "none", "relu" or "relu6".
+    """
+
+    min_val: Tensor
+    max_val: Tensor
+    nonfinite: Tensor
+    _grid: Tensor
+    _running: Tensor
+
+    def __init__(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
+        super().__init__()
+        self.names, self.specs, self.activations = list(names), list(specs), list(activations)
+        self.plan: object = None
+        self.qconfig: object = None
+        self.fake_quant = False
+        self.observer = False
+        self.freeze_bn = False
+        self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
+        self._seen = [False] * len(names)
+        self._cache: tuple[Any, list[QParams]] | None = None
+        count = len(names)
+        self.register_buffer("min_val", torch.full((count,), torch.inf))
+        self.register_buffer("max_val", torch.full((count,), -torch.inf))
+        self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
+        grid = [(s.quant_min, s.quant_max, s.symmetric, *ACTIVATIONS[a]) for s, a in zip(specs, activations, strict=True)]
+        self.register_buffer("_grid", torch.tensor(grid).reshape(count, 5).T.contiguous(), persistent=False)
+        running = [(s.averaging_constant, s.observer == "minmax") for s in specs]
+        self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
+
+    def qparams(self) -> list[QParams]:
+        """``(scale, low, high)`` of every slot: floats on the CPU, 0-dim tensors elsewhere and under torch.compile."""
+        if torch.compiler.is_compiling():
+            return self._qparams(self.min_val, self.max_val)
+        if self.min_val.is_inference():
+            return self._qparams(self.min_val, self.max_val)
+        key = (self.min_val._version, self.max_val._version, self.min_val.data_ptr(), self.min_val.device)
+        if self._cache is None or self._cache[0] != key:
+            self._cache = key, self._qparams(self.min_val, self.max_val)
+        return self._cache[1]
+
+    def scale_zero_point(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of every slot, float32 of shape (slots,)."""
+        quant_min, quant_max, symmetric, *_ = self._grid.unbind()
+        low, high = self._absorbed(self.min_val, self.max_val)
+        return affine_qparams(low, high, quant_min, quant_max, symmetric.bool())
+
+    def _absorbed(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
+        floor, ceiling = self._grid[3], self._grid[4]
+        return torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
+
+    @torch.no_grad()
+    def _qparams(self, min_val: Tensor, max_val: Tensor, slots: slice = slice(None)) -> list[QParams]:
+        quant_min, quant_max, symmetric, floor, ceiling = self._grid[:, slots].unbind()
+        low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
+        scale, zero_point = affine_qparams(low, high, quant_min, quant_max, symmetric.bool())
+        bottom = torch.clamp((quant_min - zero_point) * scale, min=floor)
+        top = (quant_max - zero_point) * scale
+        table = torch.stack([scale, bottom, top], dim=1)
+        if table.is_cpu and not torch.compiler.is_compiling():
+            return [(s, b, t) for s, b, t in table.tolist()]
+        return [(row[0], row[1], row[2]) for row in table.unbind()]
+
+    def observe(self, slot: int, x: Tensor) -> QParams:
+        """Note the range of ``x`` for the update at the end of this step; returns qparams to use now."""
+        with torch.no_grad():
+            low, high = torch.aminmax(x.detach())
+            self._batch[slot] = (low.float(), high.float())
+            if self._seen[slot]:
+                return self.qparams()[slot]
+            return self._qparams(low.float()[None], high.float()[None], slice(slot, slot + 1))[0]
+
+    def ready(self, slot: int) -> bool:
+        """Whether the slot has a range."""
+        return self._seen[slot]
+
+    def forward(self, output: Any) -> Any:
+        """Last node of a prepared graph: passes the model's output on and updates the ranges once per training step."""
+        if self.observer and self.training:
+            self.update()
+        return output
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move every range by this step's batch, over all processes: one vectorised update, one collective.
+
+        Moving average: ``range += averaging_constant * (batch - range)``, the first batch taken as it is. A batch
+        whose range is not finite is counted in ``nonfinite`` and otherwise ignored.
+        """
+        nothing = torch.full((), torch.nan, device=self.min_val.device)
+        batch = torch.stack([torch.stack(pair or (nothing, nothing)) for pair in self._batch], dim=1)
+        seen = torch.tensor([pair is not None for pair in self._batch], device=batch.device)
+        batch = _reduce_over_ranks(batch)
+        usable = torch.isfinite(batch).all(dim=0)
+        current = torch.stack([self.min_val, self.max_val])
+        first = torch.isinf(current)
+        constant, is_minmax = self._running[0], self._running[1].bool()
+        averaged = current + constant * (batch - current)
+        widest = torch.stack([torch.minimum(current[0], batch[0]), torch.maximum(current[1], batch[1])])
+        new = torch.where(first, batch, torch.where(is_minmax, widest, averaged))
+        new = torch.where(usable, new, current)
+        self.min_val.copy_(new[0])
+        self.max_val.copy_(new[1])
+        self.nonfinite.add_((seen & ~usable).to(self.nonfinite.dtype))
+        self._seen = [was or pair is not None for was, pair in zip(self._seen, self._batch, strict=True)]
+        self._batch = [None] * len(self.names)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Names and flags, so that a checkpoint says by itself what it holds."""
+        flags = {"fake_quant": self.fake_quant, "observer": self.observer, "freeze_bn": self.freeze_bn}
+        return {"names": list(self.names), **flags}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the flags; refuse a checkpoint of another plan.
+
+        Raises:
+            ValueError: if the checkpoint's quantizers are not those of this model.
+        """
+        theirs, ours = state["names"], self.names
+        if theirs != ours:
+            missing, extra = _difference(ours, theirs), _difference(theirs, ours)
+            raise ValueError(
+                f"The checkpoint was prepared with another plan: it lacks the fake quantizers {missing} "
+                f"and has {extra} that this model does not. Use the target, qconfig and architecture of that run."
+            )
+        self.fake_quant, self.observer, self.freeze_bn = state["fake_quant"], state["observer"], state["freeze_bn"]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._seen = torch.isfinite(self.min_val).tolist()
+        self._batch = [None] * len(self.names)
+        self._cache = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QATState:
+        # "*-true" precisions cast every float buffer; ranges must stay float32, only their device may change.
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        self._cache = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None, "_batch": [None] * len(self.names)}
+
+    def extra_repr(self) -> str:
+        return f"slots={len(self.names)}, fake_quant={self.fake_quant}, observer={self.observer}, freeze_bn={self.freeze_bn}"
+
+
+def _difference(a: Iterable[str], b: Iterable[str]) -> list[str]:
+    other = set(b)
+    found = [name for name in a if name not in other]
+    return found[:5] + (["..."] if len(found) > 5 else [])
+
+
+def _reduce_over_ranks(batch: Tensor) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return batch
+    if torch.distributed.get_world_size() == 1:
+        return batch
+    ends = torch.stack([-batch[0], batch[1]])
+    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+    return torch.stack([-ends[0], ends[1]])

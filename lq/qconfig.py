@@ -1,0 +1,272 @@
+"""What is quantized, and how: plain frozen data that survives YAML, pickling and ``weights_only`` loading."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+OBSERVERS = ("moving_average_minmax", "minmax")
+
+
+def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
+    if quant_min >= quant_max:
+        raise ValueError(f"{kind}: quant_min={quant_min} must be below quant_max={quant_max}, e.g. 0 and 255.")
+    levels = quant_max - quant_min + 1
+    if not 3 <= levels <= 256:
+        raise ValueError(
+            f"{kind}: [{quant_min}, {quant_max}] has {levels} levels; 2 to 8 bits are supported "
+            "(3 to 256 levels), e.g. quant_min=-7, quant_max=7 for 4 bits."
+        )
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """Symmetric integer grid of a weight; its scale always follows the current weights (min/max).
+
+    Args:
+        quant_min: lowest integer; must be ``-quant_max``, so that folding a negative BatchNorm weight loses nothing.
+        quant_max: highest integer.
+        per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
+
+    Raises:
+        ValueError: if the range is not symmetric or holds more than 8 bits.
+
+    Example:
+        >>> WeightSpec(quant_min=-7, quant_max=7).bits
+        4
+    """
+
+    quant_min: int = -63
+    quant_max: int = 63
+    per_channel: bool = True
+
+    def __post_init__(self) -> None:
+        _check_range("weight", self.quant_min, self.quant_max)
+        if self.quant_min != -self.quant_max:
+            raise ValueError(
+                f"weight: [{self.quant_min}, {self.quant_max}] is not symmetric; "
+                f"write quant_min={-self.quant_max}, quant_max={self.quant_max}."
+            )
+
+    @property
+    def bits(self) -> int:
+        """Bits that the grid needs."""
+        return (self.quant_max - self.quant_min).bit_length()
+
+    def __str__(self) -> str:
+        return f"int{self.bits} [{self.quant_min}, {self.quant_max}] per {'channel' if self.per_channel else 'tensor'}"
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """Integer grid of an activation, one scale and zero point per tensor, ranges learned by an observer.
+
+    Args:
+        quant_min: lowest integer.
+        quant_max: highest integer.
+        symmetric: zero point fixed at 0 (needs a signed range), as TensorRT wants it; otherwise affine.
+        observer: ``"moving_average_minmax"`` or ``"minmax"``.
+        averaging_constant: weight of the newest batch in the moving average, in (0, 1].
+
+    Raises:
+        ValueError: on an unknown observer, an impossible range or a constant outside (0, 1].
+
+    Example:
+        >>> str(ActivationSpec())
+        'uint8 [0, 255] affine, moving_average_minmax'
+    """
+
+    quant_min: int = 0
+    quant_max: int = 255
+    symmetric: bool = False
+    observer: str = "moving_average_minmax"
+    averaging_constant: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_range("activation", self.quant_min, self.quant_max)
+        if self.quant_min > 0 or self.quant_max < 0:
+            raise ValueError(f"activation: [{self.quant_min}, {self.quant_max}] must hold 0; zero has to be exact.")
+        if self.symmetric and self.quant_min >= 0:
+            raise ValueError("activation: symmetric=True needs a signed range, e.g. quant_min=-128, quant_max=127.")
+        if self.observer not in OBSERVERS:
+            raise ValueError(f"activation: unknown observer {self.observer!r}; choose one of {list(OBSERVERS)}.")
+        if not 0 < self.averaging_constant <= 1:
+            raise ValueError(f"activation: averaging_constant={self.averaging_constant} must lie in (0, 1].")
+
+    @property
+    def bits(self) -> int:
+        """Bits that the grid needs."""
+        return (self.quant_max - self.quant_min).bit_length()
+
+    def __str__(self) -> str:
+        sign = "int" if self.quant_min < 0 else "uint"
+        scheme = "symmetric" if self.symmetric else "affine"
+        return f"{sign}{self.bits} [{self.quant_min}, {self.quant_max}] {scheme}, {self.observer}"
+
+
+@dataclass(frozen=True)
+class LayerQConfig:
+    """The two grids that one layer uses: its weight's and its output's (``None`` = the QConfig's own)."""
+
+    weight: WeightSpec | None = None
+    activation: ActivationSpec | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a deployment target computes with."""
+
+    engine: str
+    weight: WeightSpec
+    activation: ActivationSpec
+    about: str
+
+
+PRESETS: Mapping[str, Preset] = {
+    "portable": Preset(
+        "x86",
+        WeightSpec(-63, 63),
+        ActivationSpec(),
+        "7-bit weights, 8-bit activations: no kernel saturates, with or without VNNI",
+    ),
+    "x86_vnni": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(),
+        "8-bit weights and activations for x86 CPUs known to have VNNI",
+    ),
+    "qnnpack": Preset("qnnpack", WeightSpec(-127, 127), ActivationSpec(), "8-bit for ARM CPUs"),
+    "tensorrt": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(-128, 127, symmetric=True),
+        "symmetric int8 weights and activations, zero point 0",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """Which layers are quantized and on which grids.
+
+    Patterns in ``include``, ``exclude`` and ``overrides`` are globs over dotted module names
+    (``"features.1*"``) or ``"type:ClassName"``. A pattern that matches nothing is an error at ``prepare``.
+
+    Args:
+        preset: name in :data:`PRESETS`; gives engine, weight and activation unless they are given here.
+        weight: grid of all weights.
+        activation: grid of all activations.
+        engine: ``torch.backends.quantized`` engine that runs the converted model.
+        include: quantize only layers that match one of these; empty means all.
+        exclude: leave layers that match one of these in float.
+        overrides: pattern -> :class:`LayerQConfig`; the last match wins.
+
+    Raises:
+        ValueError: on an unknown preset or an engine that this CPU's torch does not support.
+
+    Example:
+        >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
+        >>> qconfig.weight_spec("features.0.0", nn.Conv2d(3, 8, 3)).quant_max
+        127
+    """
+
+    preset: str = "portable"
+    weight: WeightSpec | None = None
+    activation: ActivationSpec | None = None
+    engine: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    overrides: dict[str, LayerQConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
+            raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ValueError(f"{name}={value!r} must be a list of patterns: write {name}=[{value!r}].")
+            object.__setattr__(self, name, tuple(value))
+        supported = torch.backends.quantized.supported_engines
+        if self.resolved_engine not in supported:
+            raise ValueError(
+                f"Quantized engine {self.resolved_engine!r} is not supported by this CPU's torch; "
+                f"supported: {[e for e in supported if e != 'none']}. Set qconfig.engine to one of these."
+            )
+
+    @property
+    def resolved_engine(self) -> str:
+        """The engine that runs the converted model."""
+        return self.engine or PRESETS[self.preset].engine
+
+    @property
+    def resolved_activation(self) -> ActivationSpec:
+        """The activation grid where no override applies."""
+        return self.activation or PRESETS[self.preset].activation
+
+    def weight_spec(self, name: str, module: nn.Module) -> WeightSpec:
+        """Grid of the weight of the layer ``name``."""
+        return self._override(name, module).weight or self.weight or PRESETS[self.preset].weight
+
+    def activation_spec(self, name: str, module: nn.Module | None) -> ActivationSpec:
+        """Grid of the output of the layer or operation ``name``."""
+        return self._override(name, module).activation or self.resolved_activation
+
+    def excludes(self, name: str, module: nn.Module) -> str | None:
+        """Why the layer ``name`` stays float, or ``None`` if it is quantized."""
+        if self.include and not any(matches(p, name, module) for p in self.include):
+            return "not in include"
+        return next((f"exclude {p!r}" for p in self.exclude if matches(p, name, module)), None)
+
+    def check_patterns(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raise ``ValueError`` for a pattern that matches no module."""
+        for kind in ("include", "exclude", "overrides"):
+            for pattern in getattr(self, kind):
+                if not any(matches(pattern, name, module) for name, module in modules.items()):
+                    names = [name for name in modules if name]
+                    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+                    raise ValueError(
+                        f"qconfig.{kind}: pattern {pattern!r} matches no module. "
+                        f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
+                    )
+
+    def _override(self, name: str, module: nn.Module | None) -> LayerQConfig:
+        found = [c for p, c in self.overrides.items() if matches(p, name, module)]
+        return found[-1] if found else LayerQConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with everything resolved, for manifests."""
+        plain = dataclasses.asdict(self)
+        plain["weight"] = dataclasses.asdict(self.weight or PRESETS[self.preset].weight)
+        plain["activation"] = dataclasses.asdict(self.resolved_activation)
+        plain["engine"] = self.resolved_engine
+        plain["include"], plain["exclude"] = list(self.include), list(self.exclude)
+        return plain
+
+
+def as_qconfig(value: QConfig | str) -> QConfig:
+    """A preset's name or a :class:`QConfig`, as a :class:`QConfig`."""
+    if isinstance(value, QConfig):
+        return value
+    if isinstance(value, str):
+        return QConfig(preset=value)
+    raise ValueError(f"qconfig must be a preset's name or a QConfig, got {type(value).__name__}: {value!r}.")
+
+
+def matches(pattern: str, name: str, module: nn.Module | None) -> bool:
+    """Whether a glob or ``type:ClassName`` pattern matches a module.
+
+    Example:
+        >>> matches("layer1.*", "layer1.0.conv1", None), matches("type:Linear", "fc", nn.Linear(2, 2))
+        (True, True)
+    """
+    if pattern.startswith("type:"):
+        wanted = pattern.removeprefix("type:")
+        return module is not None and any(cls.__name__ == wanted for cls in type(module).__mro__)
+    return fnmatchcase(name, pattern)

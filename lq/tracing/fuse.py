@@ -1,0 +1,89 @@
+"""Which layers are quantized, and which BatchNorm each of them takes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from lq.core.modules import QAT_LAYERS, qat_twin, require_running_statistics
+from lq.qconfig import QConfig
+from lq.tracing.ops import module_of
+from lq.tracing.plan import LayerPlan
+
+_BN_DIMENSIONS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    nn.Conv1d: (nn.BatchNorm1d, nn.SyncBatchNorm),
+    nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
+    nn.Conv3d: (nn.BatchNorm3d, nn.SyncBatchNorm),
+    nn.Linear: (nn.BatchNorm1d, nn.SyncBatchNorm),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to quantize: its call, its module and the BatchNorm call behind it."""
+
+    node: fx.Node
+    name: str
+    module: nn.Module
+    bn: fx.Node | None = None
+
+    @property
+    def last(self) -> fx.Node:
+        """The node whose value is the layer's output."""
+        return self.bn or self.node
+
+
+def find_layers(graph_module: fx.GraphModule, qconfig: QConfig) -> tuple[list[Layer], list[LayerPlan]]:
+    """The layers to quantize with their BatchNorm, and the plan rows of those that stay float."""
+    modules = dict(graph_module.named_modules())
+    calls = Counter(str(n.target) for n in graph_module.graph.nodes if n.op == "call_module")
+    layers: list[Layer] = []
+    floats: list[LayerPlan] = []
+    for node in graph_module.graph.nodes:
+        module = module_of(node, modules)
+        if module is None:
+            continue
+        name = str(node.target)
+        reason = _why_float(name, module, qconfig)
+        if reason is None:
+            layers.append(Layer(node, name, module, _batch_norm_behind(node, module, modules, calls)))
+        elif reason and not any(row.name == name for row in floats):
+            floats.append(LayerPlan(name, type(module).__name__, reason=reason))
+    return layers, floats
+
+
+def _why_float(name: str, module: nn.Module, qconfig: QConfig) -> str | None:
+    """``None`` if the layer is quantized; "" if it is not a layer with a weight; else the reason."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention computes in float"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return "recurrent layers have no quantized training; quantize them dynamically"
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return "transposed convolutions have no int8 kernel with one scale per channel"
+    if not isinstance(module, tuple(QAT_LAYERS)):
+        return ""
+    if is_parametrized(module):
+        return "its weight is parametrized; remove the parametrization to quantize it"
+    if qat_twin(module) is None:
+        return f"{type(module).__name__} has a forward of its own"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode={module.padding_mode!r} has no int8 kernel"
+    return qconfig.excludes(name, module)
+
+
+def _batch_norm_behind(
+    node: fx.Node, module: nn.Module, modules: dict[str, nn.Module], calls: Counter[str]
+) -> fx.Node | None:
+    if len(node.users) != 1 or calls[str(node.target)] != 1:
+        return None
+    user = next(iter(node.users))
+    bn = module_of(user, modules)
+    allowed = next(kinds for base, kinds in _BN_DIMENSIONS.items() if isinstance(module, base))
+    if not isinstance(bn, allowed) or calls[str(user.target)] != 1 or not require_running_statistics(bn):
+        return None
+    plain_forward = type(bn).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return user if plain_forward else None

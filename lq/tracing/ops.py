@@ -1,0 +1,139 @@
+"""What a graph node does, as far as quantization cares: tables, not code."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+RELU_MODULES: Mapping[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
+RELU_FUNCTIONS: Mapping[object, str] = {
+    F.relu: "relu",
+    F.relu_: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.relu6: "relu6",
+    "relu": "relu",
+    "relu_": "relu",
+}
+ADD = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+MUL = frozenset({operator.mul, operator.imul, torch.mul, "mul", "mul_"})
+CAT = frozenset({torch.cat, torch.concat, torch.concatenate})
+
+# Operations whose output holds only values of their input, so that it lies on the same grid.
+SAME_GRID_MODULES: tuple[type[nn.Module], ...] = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.ChannelShuffle,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ZeroPad2d,
+    nn.UpsamplingNearest2d,
+)
+SAME_GRID_FUNCTIONS: frozenset[object] = frozenset(
+    {
+        torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
+        torch.split, torch.unbind, torch.clone, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+        torch.channel_shuffle, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.roll,
+        torch.adaptive_max_pool1d, operator.getitem,
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d, F.dropout, F.dropout1d, F.dropout2d,
+        F.dropout3d, F.pixel_shuffle, F.pixel_unshuffle,
+        "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "unbind",
+        "contiguous", "clone", "narrow", "select", "expand", "repeat", "roll", "swapaxes", "movedim", "unflatten",
+        "T", "mT", "detach",
+    }
+)  # fmt: skip
+STOCHASTIC_DEPTH = frozenset({"StochasticDepth", "DropPath"})
+
+
+def module_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module that a ``call_module`` node calls."""
+    return modules.get(str(node.target)) if node.op == "call_module" else None
+
+
+def relu_kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, bool] | None:
+    """``("relu" | "relu6", inplace)`` if the node is a ReLU or ReLU6, in any of their spellings."""
+    module = module_of(node, modules)
+    if module is not None:
+        kind = RELU_MODULES.get(type(module))
+        if kind is None and type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
+            kind = "relu6"
+        return (kind, bool(getattr(module, "inplace", False))) if kind else None
+    if node.op in ("call_function", "call_method"):
+        if node.target in RELU_FUNCTIONS:
+            inplace = node.kwargs.get("inplace", node.args[1] if len(node.args) > 1 else False)
+            return RELU_FUNCTIONS[node.target], bool(inplace) or str(node.target).endswith("_")
+        if node.target in (F.hardtanh, torch.clamp, "clamp") and _bounds(node) == (0.0, 6.0):
+            return "relu6", False
+        if node.target in (torch.clamp, "clamp") and _bounds(node) == (0.0, math.inf):
+            return "relu", False
+    return None
+
+
+def _bounds(node: fx.Node) -> tuple[object, object]:
+    low_name, high_name = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get(low_name)
+    high = node.args[2] if len(node.args) > 2 else node.kwargs.get(high_name)
+    return low, math.inf if high is None and low is not None else high
+
+
+def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the node's output holds only values of its first input (in evaluation)."""
+    module = module_of(node, modules)
+    if module is not None:
+        return isinstance(module, SAME_GRID_MODULES) or type(module).__name__ in STOCHASTIC_DEPTH
+    if node.op in ("call_function", "call_method"):
+        if node.target in SAME_GRID_FUNCTIONS:
+            return True
+        return getattr(node.target, "__name__", "") == "stochastic_depth"
+    return False
+
+
+def joined_tensors(node: fx.Node) -> list[fx.Node] | None:
+    """Inputs of an addition or multiplication of two tensors or of a concatenation, else ``None``."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if node.target in ADD | MUL and len(node.args) == 2 and not node.kwargs:
+        both = [a for a in node.args if isinstance(a, fx.Node)]
+        return both if len(both) == 2 else None
+    if node.target in CAT and isinstance(node.args[0], (list, tuple)):
+        parts = [a for a in node.args[0] if isinstance(a, fx.Node)]
+        return parts if len(parts) == len(node.args[0]) else None
+    return None
+
+
+# Operations of one tensor that have no int8 kernel here but are cheap enough to sit between two quantized ones.
+CHEAP_MODULES: tuple[type[nn.Module], ...] = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.Tanh, nn.ELU, nn.Hardtanh, nn.ReLU6,
+)  # fmt: skip
+CHEAP_FUNCTIONS: frozenset[object] = frozenset(
+    {
+        F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+        torch.mean, "mean", F.hardswish, F.hardsigmoid, F.sigmoid, torch.sigmoid, "sigmoid", F.silu, F.leaky_relu,
+        F.tanh, torch.tanh, "tanh", F.elu, F.hardtanh, F.relu6, F.interpolate,
+    }
+)  # fmt: skip
+
+
+def is_cheap(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the node is a cheap float operation of one tensor (pooling, hardswish, ...)."""
+    module = module_of(node, modules)
+    if module is not None:
+        # timm wraps these in classes of its own, with the same names.
+        return isinstance(module, CHEAP_MODULES) or type(module).__name__ in ("SelectAdaptivePool2d", "HardSwish", "Swish")
+    return node.op in ("call_function", "call_method") and node.target in CHEAP_FUNCTIONS

@@ -1,0 +1,141 @@
+"""Where the fake quantizers sit: at most one per tensor, exactly where the int8 model rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from lq.tracing import ops
+from lq.tracing.fuse import Layer
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place for a fake quantizer.
+
+    Args:
+        node: its value is quantized.
+        source: the layer or operation that computes it; differs from ``node`` if that is an absorbed ReLU.
+        users: the nodes that read the quantized value.
+        activation: what the clamp absorbs.
+        inplace: whether that worked in place.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    users: tuple[fx.Node, ...]
+    activation: str
+    inplace: bool
+
+
+class Placement:
+    """Decides which joins (add, mul, cat) run in int8 and where values are quantized.
+
+    A value is quantized where an int8 kernel writes it (behind every quantized layer and join) and where one reads it.
+    A join runs in int8 if all its inputs come from quantized layers and all its users lead to quantized ones, so that the
+    residual stream of a convolutional net is int8 while that of a transformer, which feeds LayerNorms, stays float.
+    """
+
+    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Iterable[Layer]) -> None:
+        self.graph, self.modules = graph, modules
+        self.outputs = {layer.last: layer for layer in layers}
+        self.inputs = {layer.node: layer for layer in self.outputs.values()}
+        self.joins = {n for n in graph.nodes if ops.joined_tensors(n)}
+        while self._drop_joins():
+            pass
+
+    def sites(self) -> list[Site]:
+        """All places, in execution order."""
+        produced = {**{node: None for node in self.outputs}, **{node: None for node in self.joins}}
+        found: dict[fx.Node, Site] = {}
+        for node in produced:
+            site = self._site(node, tuple(node.users))
+            found[site.node] = site
+        for reader in (*self.inputs, *self.joins):
+            for value in self._tensor_inputs(reader):
+                source = self._source(value)
+                if source in found or source in produced:
+                    continue
+                users = tuple(u for u in source.users if self._leads_to_int8(u))
+                site = self._site_of_float(source, users)
+                found[site.node] = site
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        return sorted(found.values(), key=lambda site: order[site.node])
+
+    def _site(self, node: fx.Node, users: tuple[fx.Node, ...]) -> Site:
+        if len(users) == 1:
+            relu = ops.relu_kind(users[0], self.modules)
+            if relu:
+                return Site(users[0], node, tuple(users[0].users), *relu)
+        return Site(node, node, users, "none", False)
+
+    def _site_of_float(self, source: fx.Node, users: tuple[fx.Node, ...]) -> Site:
+        relu = ops.relu_kind(source, self.modules)
+        feeding = source.args[0] if relu else None
+        if relu and isinstance(feeding, fx.Node) and len(feeding.users) == 1 and len(users) == len(source.users):
+            return Site(source, feeding, users, *relu)
+        return Site(source, source, users, "none", False)
+
+    def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
+        joined = ops.joined_tensors(reader) if reader in self.joins else None
+        return joined or [n for n in reader.args[:1] if isinstance(n, fx.Node)]
+
+    def _same_grid(self, node: fx.Node) -> bool:
+        if ops.is_same_grid(node, self.modules):
+            return True
+        relu = ops.relu_kind(node, self.modules)
+        return relu is not None and relu[0] == "relu"
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        """The node where the values of ``node`` were computed, past flattening, pooling maxima, and so on."""
+        while node not in self.outputs and node not in self.joins:
+            parent = node.args[0] if node.args else None
+            absorbed = isinstance(parent, fx.Node) and parent in (self.outputs.keys() | self.joins)
+            is_relu = ops.relu_kind(node, self.modules) is not None
+            if not isinstance(parent, fx.Node):
+                break
+            if absorbed and is_relu and len(parent.users) == 1:
+                return parent
+            if not ops.is_same_grid(node, self.modules) and not (is_relu and self._on_grid(node)):
+                break
+            node = parent
+        return node
+
+    def _on_grid(self, relu: fx.Node) -> bool:
+        """Whether a ReLU that was not absorbed reads values that are quantized already."""
+        kind = ops.relu_kind(relu, self.modules)
+        parent = relu.args[0]
+        if kind is None or kind[0] != "relu" or not isinstance(parent, fx.Node):
+            return False
+        source = self._source(parent)
+        return source in self.outputs or source in self.joins
+
+    def _drop_joins(self) -> bool:
+        """Drop joins that cannot run in int8; true if any was dropped."""
+        dropped = {
+            node
+            for node in self.joins
+            if not all(self._derives_from_int8(n) for n in ops.joined_tensors(node) or ())
+            or not node.users
+            or not all(self._leads_to_int8(user) for user in node.users)
+        }
+        self.joins -= dropped
+        return bool(dropped)
+
+    def _derives_from_int8(self, node: fx.Node) -> bool:
+        while True:
+            if node in self.outputs or node in self.joins:
+                return True
+            passes = self._same_grid(node) or ops.is_cheap(node, self.modules) or ops.relu_kind(node, self.modules)
+            parent = node.args[0] if node.args else None
+            if not passes or not isinstance(parent, fx.Node):
+                return False
+            node = parent
+
+    def _leads_to_int8(self, user: fx.Node) -> bool:
+        if user in self.inputs or user in self.joins:
+            return True
+        passes = self._same_grid(user) or ops.is_cheap(user, self.modules) or ops.relu_kind(user, self.modules)
+        return bool(passes and user.users) and all(self._leads_to_int8(u) for u in user.users)

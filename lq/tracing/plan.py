@@ -1,0 +1,87 @@
+"""The plan: plain data that says what was quantized, how, and what stays float and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One quantizable layer.
+
+    Args:
+        name: dotted module name.
+        kind: class name of the float layer.
+        fused: what runs inside its quantized kernel, e.g. ``("BatchNorm2d", "ReLU6")``.
+        weight: grid of the weight, or ``None`` if the layer stays float.
+        reason: why it stays float, else empty.
+    """
+
+    name: str
+    kind: str
+    fused: tuple[str, ...] = ()
+    weight: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One fake quantizer: the tensor that it stands behind, its grid, and the activation that its clamp absorbs."""
+
+    name: str
+    after: str
+    grid: str
+    absorbs: str = "none"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that ``prepare`` decided.
+
+    Example:
+        >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
+        >>> print(plan)
+        Net, qconfig portable: 1 of 1 layers quantized, 0 fake quantizers, 0 operations stay float
+          fc  Linear + ReLU  weight int7 [-63, 63] per channel
+    """
+
+    model: str
+    qconfig: str
+    layers: tuple[LayerPlan, ...]
+    tensors: tuple[TensorPlan, ...]
+    float_ops: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> tuple[LayerPlan, ...]:
+        """The layers that are quantized."""
+        return tuple(layer for layer in self.layers if layer.weight is not None)
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers quantized, "
+            f"{len(self.tensors)} fake quantizers, {len(self.float_ops)} operations stay float"
+        )
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        rows = [self.summary()]
+        for layer in self.layers:
+            what = " + ".join((layer.kind, *layer.fused))
+            rows.append(f"  {layer.name:<{width}}  {what}  " + _state(layer))
+        for tensor in self.tensors:
+            absorbs = "" if tensor.absorbs == "none" else f", absorbs {tensor.absorbs}"
+            rows.append(f"  fake quantizer {tensor.name} behind {tensor.after}: {tensor.grid}{absorbs}")
+        if self.float_ops:
+            rows.append(f"  in float: {', '.join(self.float_ops)}")
+        return "\n".join(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for manifests."""
+        return dataclasses.asdict(self)
+
+
+def _state(layer: LayerPlan) -> str:
+    return f"weight {layer.weight}" if layer.weight else f"stays float: {layer.reason}"
