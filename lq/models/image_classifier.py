@@ -59,11 +59,7 @@ class ImageClassifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
-        images, labels = batch
-        output = self(images)
-        # GoogLeNet and Inception add auxiliary heads while they train.
-        logits = output if isinstance(output, Tensor) else output.logits
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = classification_loss(self(batch[0]), batch[1], self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -96,6 +92,25 @@ class ImageClassifier(L.LightningModule):
         accuracy(logits, labels)
         self.log(f"{part}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
         self.log(f"{part}/accuracy", accuracy, prog_bar=True, batch_size=len(labels))
+
+
+def classification_loss(output: Any, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of a network's training output; auxiliary heads are left out.
+
+    Args:
+        output: logits (N, num_classes), or what GoogLeNet and Inception return in training: an object whose
+            attribute `logits` holds them.
+        labels: classes (N,).
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    >>> classification_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    tensor(0.6931)
+    """
+    logits = output if isinstance(output, Tensor) else output.logits
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def check_num_classes(num_classes: int) -> None:

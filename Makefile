@@ -1,0 +1,53 @@
+# make demo | test | lint | bench | clean. Each creates .venv and installs what it needs.
+# Other interpreter or package index: make test PYTHON=python3.12 PIP_FLAGS="--extra-index-url ..."
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+RUN := $(VENV)/bin/python
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   train, quantize and compare a small network on handwritten digits"
+	@echo "make test   run the tests and every example in the documentation"
+	@echo "make lint   ruff, mypy, import layers"
+	@echo "make bench  run the benchmarks"
+	@echo "make clean  remove caches, builds and runs; .venv stays"
+
+# 8x8 images are too small to share between threads: one thread is the fastest.
+demo: $(VENV)/.installed-demo
+	OMP_NUM_THREADS=1 $(RUN) -m lq fit --config recipes/digits/qat.yaml
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.installed-dev
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(RUN) "$$file"; done
+
+clean:
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find lq tests recipes benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "lq needs Python 3.10 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@if command -v uv >/dev/null; then uv venv --quiet --seed --python "$(PYTHON)" $(VENV); \
+	else $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "install python3-venv (Debian, Ubuntu) or uv, then run make again"; exit 1; }; fi
+
+# pip after a failing uv: uv does not read pip's configuration, such as a company's own index.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	@echo "installing lq[$*] into $(VENV) (the first time takes some minutes)"
+	@if command -v uv >/dev/null && uv pip install --quiet --python $(RUN) $(PIP_FLAGS) -e '.[$*]'; then :; \
+	else $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[$*]'; fi
+	@touch $@

@@ -1,0 +1,70 @@
+"""Small data in the formats of the real ones, and a way to run the command line."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+RunLq = Callable[..., None]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # Small tensors only: more threads would wait for each other, and results would depend on their number.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def write_idx(path: Path, values: Tensor) -> None:
+    header = bytes([0, 0, 8, values.dim()]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    content = header + values.to(torch.uint8).numpy().tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture(scope="session")
+def fashion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four IDX files with 48 + 16 images of 28x28 whose brightness tells their class."""
+    folder = tmp_path_factory.mktemp("fashion")
+    for prefix, count in (("train", 48), ("t10k", 16)):
+        labels = torch.arange(count) % 10
+        images = (labels.view(-1, 1, 1) * 25).expand(count, 28, 28)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of two classes: 4 images of each to train, 2 to validate."""
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("images")
+    for part, count in (("train", 4), ("val", 2)):
+        for colour in ("red", "green"):
+            folder = root / part / colour
+            folder.mkdir(parents=True)
+            for index in range(count):
+                image.new("RGB", (40 + index, 36), colour).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def run_lq(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunLq:
+    """Run `lq` with some arguments in this process, inside an empty directory."""
+    from lq.cli import main
+
+    def run(*args: str | Path) -> None:
+        monkeypatch.setattr(sys, "argv", ["lq", *map(str, args)])
+        main()
+
+    monkeypatch.chdir(tmp_path)
+    return run

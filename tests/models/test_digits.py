@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+from lq.models import DigitsClassifier
+
+
+@pytest.mark.parametrize("width", [1, 16])
+def test_shapes_and_gradients(width):
+    module = DigitsClassifier(width=width)
+    module(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert all(p.grad is not None for p in module.model.parameters())
+
+
+@pytest.mark.parametrize("width", [0, -4, 1.5, True])
+def test_bad_width(width):
+    with pytest.raises(ValueError, match="width must be an integer of at least 1"):
+        DigitsClassifier(width=width)
