@@ -1,0 +1,1 @@
+"""Tables for people; they take plain rows and know nothing of models."""
