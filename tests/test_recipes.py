@@ -1,0 +1,70 @@
+"""Every recipe loads through the command line and runs a training step on small local data."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+pytest.importorskip("torchvision")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_are_recipes():
+    assert {path.parent.name for path in RECIPES} >= {"digits", "fashion_mnist", "imagenet"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
+def test_recipe_opens_with_its_own_command(recipe):
+    assert recipe.read_text().startswith(f"# lq fit --config {name(recipe)}")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
+def test_recipe_has_a_method_card(recipe):
+    assert name(recipe) in (recipe.parent / "README.md").read_text()
+
+
+def shrink(recipe: Path, fashion_folder: Path, image_folder: Path) -> dict:
+    """Change nothing but paths and sizes."""
+    config = yaml.safe_load(recipe.read_text())
+    config["trainer"] |= {
+        "max_epochs": 1,
+        "limit_train_batches": 1,
+        "limit_val_batches": 1,
+        "log_every_n_steps": 1,
+        "accelerator": "cpu",
+    }
+    for callback in config["trainer"].get("callbacks", []):
+        # Points of eight or twenty epochs lie beyond the single one of this test.
+        schedule = callback.get("init_args", {}).get("schedule", {})
+        for point in ("start", "freeze_bn", "observer_off"):
+            schedule.pop(point, None)
+    data, model = config["data"]["init_args"], config["model"]["init_args"]
+    kind = config["data"]["class_path"].rpartition(".")[2]
+    data["batch_size"] = 4
+    if kind == "FashionMNISTDataModule":
+        data |= {"root": str(fashion_folder), "val_size": 8}
+    if kind == "ImageFolderDataModule":
+        data |= {"root": str(image_folder), "num_workers": 0, "image_size": 64, "resize_size": 64}
+        model["weights"] = None  # torchvision would download them
+    return config
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
+def test_recipe_runs_one_step(recipe, run_lq, tmp_path, fashion_folder, image_folder):
+    chain = [recipe]
+    if recipe.stem.endswith("_qat"):  # starts from what its float recipe leaves
+        chain.insert(0, recipe.with_stem(recipe.stem.removesuffix("_qat") + "_float"))
+    for path in chain:
+        small = tmp_path / path.name
+        small.write_text(yaml.safe_dump(shrink(path, fashion_folder, image_folder)))
+        run_lq("fit", "--config", small)
+    text = recipe.read_text()
+    assert list(tmp_path.glob("runs/*/version_0/metrics.csv"))
+    if "QATCallback" in text:
+        assert list(tmp_path.glob("runs/*/version_0/int8/lq.json"))
