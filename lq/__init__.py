@@ -1,0 +1,49 @@
+"""Quantization-aware training for PyTorch Lightning.
+
+Public names are imported when they are first used, so that ``import lq`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lq.backends.convert import convert as convert
+    from lq.backends.prepare import plan_of as plan_of
+    from lq.backends.prepare import prepare as prepare
+    from lq.backends.prepare import set_phase as set_phase
+    from lq.callback import QATCallback as QATCallback
+    from lq.export.artifact import load as load
+    from lq.qconfig import ActivationSpec as ActivationSpec
+    from lq.qconfig import LayerQConfig as LayerQConfig
+    from lq.qconfig import QConfig as QConfig
+    from lq.qconfig import WeightSpec as WeightSpec
+    from lq.schedule import QATSchedule as QATSchedule
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActivationSpec": "lq.qconfig",
+    "LayerQConfig": "lq.qconfig",
+    "QATCallback": "lq.callback",
+    "QATSchedule": "lq.schedule",
+    "QConfig": "lq.qconfig",
+    "WeightSpec": "lq.qconfig",
+    "convert": "lq.backends.convert",
+    "load": "lq.export.artifact",
+    "plan_of": "lq.backends.prepare",
+    "prepare": "lq.backends.prepare",
+    "set_phase": "lq.backends.prepare",
+}
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lq' has no attribute {name!r}; public names: {sorted(_HOMES)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

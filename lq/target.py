@@ -1,0 +1,128 @@
+"""Which part of a LightningModule is quantized, and how the prepared graph takes its place."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import fx, nn
+from torchmetrics import Metric, MetricCollection
+
+from lq.backends.prepare import is_prepared
+from lq.core.modules import QAT_LAYERS, QATLayer
+from lq.tracing.trace import STATE
+
+_GRAPH = "_lq_graph"
+
+
+def find_target(module: LightningModule, name: str | None = None) -> str:
+    """The dotted name of the part to quantize; "" is the LightningModule itself.
+
+    Args:
+        module: the LightningModule.
+        name: the user's choice; ``None`` takes the only child that holds quantizable layers, or the module itself if
+            layers sit directly on it (or on several children) and it has a ``forward``.
+
+    Returns:
+        the name.
+
+    Raises:
+        ValueError: if the name does not exist, or nothing or too much could be meant.
+    """
+    if name is not None:
+        _check_name(module, name)
+        return name
+    candidates = [child for child, m in module.named_children() if _has_layers(m)]
+    if not candidates:
+        raise ValueError(
+            f"{type(module).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d). Build its layers in "
+            "__init__ or configure_model: those built in LightningModule.setup() do not exist yet when QAT is prepared."
+        )
+    direct = [child for child in candidates if isinstance(getattr(module, child), tuple(QAT_LAYERS))]
+    if len(candidates) == 1 and not direct:
+        return candidates[0]
+    if type(module).forward is not LightningModule.forward:
+        return ""
+    raise ValueError(
+        f"{type(module).__name__} has no forward() and several parts that could be quantized: {candidates}. "
+        f"Choose one: QATCallback(target={candidates[0]!r})."
+    )
+
+
+def _check_name(module: LightningModule, name: str) -> None:
+    try:
+        found = module.get_submodule(name)
+    except AttributeError:
+        names = [child for child, _ in module.named_children()]
+        raise ValueError(
+            f"target={name!r}: {type(module).__name__} has no such submodule. Its children are {names}; "
+            "dotted names such as 'model.backbone' work too."
+        ) from None
+    if not _has_layers(found):
+        raise ValueError(
+            f"target={name!r}: {type(found).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d)."
+        )
+
+
+def _has_layers(module: nn.Module) -> bool:
+    if isinstance(module, (Metric, MetricCollection)):
+        return False
+    return any(isinstance(m, tuple(QAT_LAYERS)) for m in module.modules())
+
+
+def target_of(module: nn.Module, name: str) -> nn.Module:
+    """The submodule ``name``, or the module itself for ""."""
+    return module.get_submodule(name) if name else module
+
+
+def graft(module: LightningModule, name: str, prepared: fx.GraphModule) -> None:
+    """Put ``prepared`` in the place of the target.
+
+    A submodule is replaced. If the LightningModule itself is the target, its layers are replaced one by one and its
+    class becomes a subclass whose ``forward`` runs the prepared graph, so that ``self.conv1`` and all its other methods
+    stay what they were.
+    """
+    if name:
+        module.set_submodule(name, prepared)
+        return
+    for path, layer in prepared.named_modules():
+        if isinstance(layer, QATLayer):
+            module.set_submodule(path, layer)
+    module.add_module(STATE, prepared.get_submodule(STATE))
+    module.__dict__[_GRAPH] = prepared.graph
+    cls = type(module)
+    # Like torch.nn.utils.parametrize: a subclass per instance, not a patched method.
+    module.__class__ = type(cls.__name__, (cls,), {"forward": type(prepared).forward, "__module__": cls.__module__})
+
+
+def prepared_graph(module: nn.Module, name: str) -> fx.GraphModule:
+    """The prepared GraphModule of a target, sharing its layers.
+
+    Raises:
+        ValueError: if the target is not prepared.
+    """
+    target = target_of(module, name)
+    if isinstance(target, fx.GraphModule):
+        return target
+    if not is_prepared(target) or _GRAPH not in target.__dict__:
+        raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
+    return fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
+
+
+def is_grafted(module: nn.Module, name: str) -> bool:
+    """Whether the target is prepared already."""
+    return is_prepared(target_of(module, name))
+
+
+def detached_copy(module: LightningModule) -> LightningModule:
+    """A deep copy without its trainer, on the CPU."""
+    trainer: Any = module._trainer
+    module._trainer = None
+    try:
+        twin = copy.deepcopy(module).cpu()
+    finally:
+        module._trainer = trainer
+    # Lightning (2.6) caches where each metric sits by the identity of the original's metrics.
+    twin.__dict__["_metric_attributes"] = None
+    return twin
