@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
-from lq.export.manifest import checked_file, is_artifact, read_manifest, write_manifest
+from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest, write_manifest
 from lq.export.torchscript import quiet_torchscript
 
 INT8_NAME = "int8.pt"
@@ -57,7 +57,7 @@ def write_artifact(
 
     Raises:
         OSError: as in :func:`check_writable`, or if the disk refuses.
-        ValueError: if a file name leaves the directory, or a manifest entry has a name that lq needs.
+        ValueError: if a file name leaves the directory or is ``lq.json``, or a manifest entry has a name that lq needs.
         TypeError: if the manifest is not plain data.
 
     Example:
@@ -68,8 +68,8 @@ def write_artifact(
         ['lq.json', 'notes.txt']
     """
     for name in files:
-        if Path(name).name != name:
-            raise ValueError(f"file name {name!r} is not a plain name; write e.g. {INT8_NAME!r}.")
+        if Path(name).name != name or name in ("", "..", MANIFEST_NAME):
+            raise ValueError(f"file name {name!r} is not a plain name of its own; write e.g. {INT8_NAME!r}.")
     check_writable(directory)
     with atomic_directory(directory) as place:
         for name, write in files.items():
