@@ -56,11 +56,7 @@ class LQCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the progress callback, unless the configuration has one or wants none."""
         trainer = self.config[self.subcommand]["trainer"]
-        if (
-            not is_terminal()
-            and trainer["enable_progress_bar"] is not False
-            and not _has_bar(trainer["callbacks"])
-        ):
+        if not is_terminal() and trainer["enable_progress_bar"] is not False and not _has_bar(trainer["callbacks"]):
             self.trainer_defaults["callbacks"] = [LineProgress()]
 
 

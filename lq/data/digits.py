@@ -55,15 +55,12 @@ class DigitsDataModule(InMemoryDataModule):
         try:
             from sklearn.datasets import load_digits
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "DigitsDataModule needs scikit-learn: pip install 'lq[demo]'"
-            ) from error
+            raise ModuleNotFoundError("DigitsDataModule needs scikit-learn: pip install 'lq[demo]'") from error
         digits = load_digits()
         images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
         labels = torch.as_tensor(digits.target, dtype=torch.long)
         train = len(labels) - self.val_size - self.test_size
         parts = seeded_split([train, self.val_size, self.test_size], self.split_seed)
         self._sets = {
-            name: (images[part], labels[part])
-            for name, part in zip(("train", "val", "test"), parts, strict=True)
+            name: (images[part], labels[part]) for name, part in zip(("train", "val", "test"), parts, strict=True)
         }

@@ -69,7 +69,5 @@ class DigitsClassifier(ImageClassifier):
     Linear(in_features=32, out_features=10, bias=True)
     """
 
-    def __init__(
-        self, width: int = 16, optimizer: OptimizerConfig | None = None, label_smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, width: int = 16, optimizer: OptimizerConfig | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(DigitsNet(width), 10, optimizer, label_smoothing)

@@ -81,9 +81,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-def build_scheduler(
-    config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int
-) -> LRScheduler | None:
+def build_scheduler(config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler | None:
     """Build the schedule to be stepped after every batch, or None for a constant learning rate.
 
     Args:

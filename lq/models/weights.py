@@ -13,9 +13,7 @@ from torch import Tensor, nn
 PREFIX = "model."
 
 
-def build_torchvision(
-    name: str, num_classes: int, weights: str | None, model_args: Mapping[str, Any]
-) -> nn.Module:
+def build_torchvision(name: str, num_classes: int, weights: str | None, model_args: Mapping[str, Any]) -> nn.Module:
     """Build a torchvision classifier by name.
 
     Args:
@@ -89,14 +87,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
-        raise ValueError(
-            f"weights {str(path)!r} is not a checkpoint that torch.load can read: {error}"
-        ) from error
+        raise ValueError(f"weights {str(path)!r} is not a checkpoint that torch.load can read: {error}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"weights {str(path)!r} holds no state dict; save one with torch.save(model.state_dict())."
-        )
+        raise ValueError(f"weights {str(path)!r} holds no state dict; save one with torch.save(model.state_dict()).")
     inner = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return inner or dict(state)
 

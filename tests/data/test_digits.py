@@ -7,9 +7,7 @@ from lq.data import DigitsDataModule
 def test_parts_are_disjoint_scaled_and_labelled():
     data = DigitsDataModule(batch_size=2000)
     data.setup("fit")
-    parts = [
-        next(iter(loader())) for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader)
-    ]
+    parts = [next(iter(loader())) for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader)]
     assert [len(labels) for _, labels in parts] == [1077, 360, 360]
     images = torch.cat([images for images, _ in parts])
     assert images.shape == (1797, 1, 8, 8)

@@ -7,9 +7,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 def test_images_are_cropped_and_normalised(image_folder):
-    data = ImageFolderDataModule(
-        str(image_folder), batch_size=4, image_size=16, resize_size=20, num_workers=0
-    )
+    data = ImageFolderDataModule(str(image_folder), batch_size=4, image_size=16, resize_size=20, num_workers=0)
     data.setup("fit")
     images, labels = next(iter(data.val_dataloader()))
     assert images.shape == (4, 3, 16, 16)
@@ -26,9 +24,7 @@ def test_test_and_prediction_read_the_validation_part(image_folder):
 
 
 def test_missing_folder_is_named(tmp_path, image_folder):
-    with pytest.raises(
-        FileNotFoundError, match=r"train must be a folder with one folder of images per class"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"train must be a folder with one folder of images per class"):
         ImageFolderDataModule(str(tmp_path)).setup("fit")
     with pytest.raises(FileNotFoundError, match="nothing must be a folder"):
         ImageFolderDataModule(str(image_folder), val_dir="nothing").setup("fit")

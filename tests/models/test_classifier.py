@@ -46,7 +46,5 @@ def test_missing_file_is_not_mistaken_for_a_name(name):
 
 
 def test_unknown_name_of_weights_lists_the_known_ones():
-    with pytest.raises(
-        ValueError, match="neither a file nor weights of resnet18; write one of IMAGENET1K_V1"
-    ):
+    with pytest.raises(ValueError, match="neither a file nor weights of resnet18; write one of IMAGENET1K_V1"):
         Classifier("resnet18", num_classes=4, weights="IMAGENET1K_V9")

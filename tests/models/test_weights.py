@@ -12,9 +12,7 @@ class Evil:
         return print, ("code was run",)
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}}]
-)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}}])
 def test_checkpoint_and_state_dict_give_the_same_weights(tmp_path, wrap):
     source, target = nn.Linear(3, 2), nn.Linear(3, 2)
     torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
