@@ -36,7 +36,7 @@ _HOMES = {
     "prepare": "lq.backends.prepare",
     "set_phase": "lq.backends.prepare",
 }
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 
@@ -32,9 +33,10 @@ from lq.tracing.trace import passed_parameters
 class QATCallback(Callback):
     """Quantization-aware training, from float model to int8 artifact, as one callback.
 
-    At ``setup`` the target is fused and prepared; by the schedule fake quantization starts, BatchNorm statistics freeze,
-    observers stop and the learning rate is annealed; validation tracks FP32 against fake-quantized (and int8) metrics; at
-    the end the best checkpoint is converted, compared with what was trained, and written to ``export_dir``.
+    At ``setup`` the target is fused and prepared; by the schedule fake quantization starts, BatchNorm statistics
+    freeze, observers stop and the learning rate is annealed; validation tracks FP32 against fake-quantized (and int8)
+    metrics; at the end the best checkpoint is converted, compared with what was trained, and written to
+    ``export_dir``.
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
@@ -42,7 +44,7 @@ class QATCallback(Callback):
         schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
         metric: any torchmetrics metric; ``None`` is multiclass accuracy.
         target_fn: batch -> labels; ``None`` takes the last of ``(x, y)`` or "labels"/"label"/"target"/"y" of a dict.
-        int8_every_n_epochs: also convert and evaluate the true int8 model at every n-th validation; ``None``: at the end only.
+        int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
         export_dir: directory of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
 
     Raises:
@@ -89,27 +91,21 @@ class QATCallback(Callback):
         _check_callbacks(self, trainer)
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()
-        if stage == "fit":
-            self._check_schedule(trainer)
-            if not trainer.fast_dev_run:
-                check_writable(self._directory(trainer))
+        if stage == "fit" and not _is_dev_run(trainer):
+            check_writable(self._directory(trainer))
         self._prepare(pl_module)
         if stage == "fit":
             rank_zero_info(f"lq: {self.plan.summary() if self.plan else ''}")
             self._watch_first_call(pl_module)
 
     def _prepare(self, pl_module: LightningModule) -> None:
-        self._name = find_target(pl_module, self.target) if not self._already_prepared(pl_module) else self._name
+        if self.plan is None or not is_grafted(pl_module, self._name):
+            self._name = find_target(pl_module, self.target)
         if not is_grafted(pl_module, self._name):
             module = target_of(pl_module, self._name)
-            self._float = copy.deepcopy(module if self._name else detached_copy(pl_module)).cpu()
+            self._float = copy.deepcopy(module).cpu() if self._name else detached_copy(pl_module)
             graft(pl_module, self._name, prepare(module, self.qconfig, *self._declared_example(pl_module, module)))
         self.plan = plan_of(prepared_graph(pl_module, self._name))
-
-    def _already_prepared(self, pl_module: LightningModule) -> bool:
-        if self.plan is not None and is_grafted(pl_module, self._name):
-            return True
-        return False
 
     def _declared_example(self, pl_module: LightningModule, module: nn.Module) -> tuple[Any, ...]:
         """``example_input_array``, if it fits the target's forward."""
@@ -125,11 +121,9 @@ class QATCallback(Callback):
         return args, kwargs
 
     def _check_schedule(self, trainer: Trainer) -> None:
-        total_epochs = None if trainer.max_epochs in (-1, None) else float(trainer.max_epochs)
-        total_steps = None if trainer.max_steps == -1 else float(trainer.max_steps)
-        if trainer.fast_dev_run:
-            return
-        for remark in self.schedule.check(total_epochs, total_steps):
+        """Check the points against the length of this training, which is known once its data are."""
+        length = _position(trainer, 0)
+        for remark in self.schedule.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {remark}")
 
     def _directory(self, trainer: Trainer) -> Path:
@@ -151,7 +145,10 @@ class QATCallback(Callback):
         handle = target.register_forward_pre_hook(first_call, with_kwargs=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the optimizers' initial learning rates, before a checkpoint restores annealed ones."""
+        """Check the schedule, and note the initial learning rates before a checkpoint restores annealed ones."""
+        trainer.fit_loop.setup_data()
+        if not _is_dev_run(trainer):
+            self._check_schedule(trainer)
         self._initial_lrs = [
             [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
@@ -160,8 +157,9 @@ class QATCallback(Callback):
             initial = self._initial_lrs[0][0]
             low, high = initial * self.schedule.lr * self.schedule.lr_final, initial * self.schedule.lr
             rank_zero_info(
-                f"lq: from QAT's start on the learning rate falls from {high:.3g} ({self.schedule.lr:.0%} of the initial "
-                f"{initial:.3g}) to {low:.3g} along a cosine, over any scheduler of the module; lr=None leaves it alone."
+                f"lq: from QAT's start on the learning rate falls from {high:.3g} ({self.schedule.lr:.0%} of the "
+                f"initial {initial:.3g}) to {low:.3g} along a cosine, whatever schedulers the module has; "
+                "schedule.lr: null leaves it to them."
             )
 
     # ---- during training ------------------------------------------------------------------------------------------
@@ -232,7 +230,13 @@ class QATCallback(Callback):
         )
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Feed the comparison."""
         if self._comparison is not None:
@@ -273,7 +277,11 @@ class QATCallback(Callback):
         module = detached_copy(pl_module)
         weights = _load_best(trainer, module, self._name)
         judge = Judge(
-            self._loaders, self.metric, self.target_fn, trainer.limit_val_batches, trainer.progress_bar_callback is not None
+            self._loaders,
+            self.metric,
+            self.target_fn,
+            trainer.limit_val_batches,
+            trainer.progress_bar_callback is not None,
         )
         self.deployment = deploy(
             module,
@@ -282,7 +290,7 @@ class QATCallback(Callback):
             judge,
             float_model=self._float,
             fp32_results=self._fp32,
-            directory=None if trainer.fast_dev_run else self._directory(trainer),
+            directory=None if _is_dev_run(trainer) else self._directory(trainer),
             manifest={"weights": weights, "schedule": vars(self.schedule), "target": self._name},
         )
         print_table(self.deployment.rows)
@@ -321,15 +329,19 @@ def _check_callbacks(own: QATCallback, trainer: Trainer) -> None:
         )
 
 
+def _is_dev_run(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def _position(trainer: Trainer, batch_idx: int) -> Position:
     batches = trainer.num_training_batches
-    steps = None if batches == float("inf") else float(batches) / trainer.accumulate_grad_batches
+    endless = batches == float("inf")
     return Position(
-        epoch=trainer.current_epoch + (batch_idx / batches if batches != float("inf") else 0.0),
+        epoch=trainer.current_epoch + (0.0 if endless else batch_idx / batches),
         step=trainer.global_step,
         total_epochs=None if trainer.max_epochs in (-1, None) else float(trainer.max_epochs),
         total_steps=None if trainer.max_steps == -1 else float(trainer.max_steps),
-        steps_per_epoch=steps,
+        steps_per_epoch=None if endless else float(math.ceil(batches / trainer.accumulate_grad_batches)),
     )
 
 
@@ -357,5 +369,3 @@ def _load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
         return "the last step"
     module.load_state_dict(saved)
     return str(best)
-
-

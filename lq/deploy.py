@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
 from lq.benchmark import compare_latency, size_mb
 from lq.evaluation import Results, compare_on_validation_data
 from lq.export.artifact import write_artifact
-from lq.export.script import export_torchscript
+from lq.export.torchscript import export_torchscript, save_torchscript, torchscript_mb
 from lq.metrics.comparison import AnyMetric
 from lq.target import prepared_graph
 
@@ -96,7 +95,7 @@ def deploy(
         deployment.directory = write_artifact(
             directory,
             {
-                "int8.pt": lambda path: torch.jit.save(scripted, str(path)),
+                "int8.pt": lambda path: save_torchscript(scripted, path),
                 "prepared.pt": lambda path: torch.save(prepared.state_dict(), path),
             },
             {
@@ -135,7 +134,7 @@ def _measure(
     if float_model is not None:
         calls["fp32"] = _scripted_float(float_model, sample, deployment.notes)
     calls |= {"fake": prepared, "int8": scripted}
-    sizes = {"int8": size_mb(deployment.int8) if not _has_packed(deployment.int8) else _scripted_mb(scripted)}
+    sizes = {"int8": torchscript_mb(scripted)}
     if float_model is not None:
         sizes["fp32"] = size_mb(float_model)
     with torch.inference_mode():
@@ -152,22 +151,14 @@ def _measure(
         deployment.rows.append(row)
 
 
-def _scripted_float(model: nn.Module, sample: tuple[tuple[Any, ...], dict[str, Any]], notes: list[str]) -> Callable[..., Any]:
+def _scripted_float(
+    model: nn.Module, sample: tuple[tuple[Any, ...], dict[str, Any]], notes: list[str]
+) -> Callable[..., Any]:
     try:
         return export_torchscript(copy.deepcopy(model), *sample, optimize=True)
     except Exception as error:  # whatever TorchScript cannot do with the user's float model
         notes.append(f"FP32 latency is that of eager mode, TorchScript could not trace it: {error}")
         return model
-
-
-def _has_packed(model: nn.Module) -> bool:
-    return any(hasattr(m, "packed") for m in model.modules())
-
-
-def _scripted_mb(scripted: torch.jit.ScriptModule) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return len(scripted.save_to_buffer()) / 1e6
 
 
 def _ranges(prepared: nn.Module) -> dict[str, list[float]]:

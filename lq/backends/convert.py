@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lq.backends.int8 import Int8Layer, quantized_engine
 from lq.backends.prepare import qconfig_of, state_of
 from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
-from lq.core.modules import QATLayer
+from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
+from lq.deprecations import quiet_torchscript
 from lq.tracing import ops
 
 _ROOM = 127 - -128 + 1
@@ -50,8 +51,9 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
             "No fake quantizer has seen a batch, so there are no ranges to convert with: "
             "train with observers on, or run calibration batches in training mode, first."
         )
-    source = copy.deepcopy(prepared).cpu().float().eval()
-    with quantized_engine(qconfig_of(prepared).resolved_engine), torch.no_grad():
+    engine = quantized_engine(qconfig_of(prepared).resolved_engine)
+    with engine, quiet_torchscript(), torch.inference_mode(False), torch.no_grad():
+        source = copy.deepcopy(prepared).cpu().float().eval()
         return _Lowering(source, set(unseen)).run()
 
 
@@ -82,7 +84,7 @@ class _Lowering:
                 self.graph.output(fx.map_arg(node.args[0], self._real))
             elif not self._emitted_by_its_quantizer(node):
                 self.values[node] = self._emit(node)
-        converted = fx.GraphModule(self.root, self.graph, class_name="Int8" + self.source._get_name())
+        converted = fx.GraphModule(self.root, self.graph, class_name=f"Int8{type(self.source).__name__}")
         converted.graph.eliminate_dead_code()
         converted.delete_all_unused_submodules()
         converted.recompile()
@@ -120,9 +122,7 @@ class _Lowering:
         kernel = self._kernel(source, module.activation != "none", scale, zero_point)
         if kernel is None:
             x = self._activated(self._real(source), module.activation)
-            kernel = self.graph.call_function(
-                torch.quantize_per_tensor, (x, scale, zero_point, torch.quint8)
-            )
+            kernel = self.graph.call_function(torch.quantize_per_tensor, (x, scale, zero_point, torch.quint8))
         if clamp is not None:
             kernel = self.graph.call_function(torch.clamp, (kernel, *clamp))
         return _Value(quantized=kernel, grid=(scale, zero_point))
@@ -195,13 +195,13 @@ class _Lowering:
         return _Value(real=self._activated(self._real(source), module.activation))
 
     def _float_layer(self, node: fx.Node, module: QATLayer) -> _Value:
-        """A layer whose output has no range, because it never ran in training: float, with the trained grid of its weight."""
+        """A layer without a range, because it never ran in training: float, its weight on the trained grid."""
         bn = self._batch_norm(node)
         integers, scale, bias = module.integer_weight(bn)
         shaped = scale if scale.dim() == 0 else module._along_channels(scale)
         plain = copy.deepcopy(module)
-        base = next(b for b in type(module).__mro__ if b.__module__.startswith("torch.nn"))
-        layer = base.__new__(base)
+        base = next(float_type for float_type, twin in QAT_LAYERS.items() if isinstance(module, twin))
+        layer = nn.Module.__new__(base)
         layer.__dict__.update({k: v for k, v in plain.__dict__.items() if k != "state"})
         layer._parameters = {
             "weight": nn.Parameter(integers.float() * shaped, requires_grad=False),
@@ -263,7 +263,8 @@ class _Lowering:
 
     def _quantized(self, arg: Any) -> fx.Node:
         value = self.values[arg]
-        assert isinstance(value, _Value) and value.grid is not None
+        assert isinstance(value, _Value)
+        assert value.grid is not None
         if value.quantized is None:
             assert value.real is not None
             value.quantized = self.graph.call_function(

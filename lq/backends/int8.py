@@ -58,6 +58,7 @@ class Int8Layer(nn.Module):
         return self.kernel(x, self.packed, self.scale, self.zero_point)
 
     def extra_repr(self) -> str:
+        """Kind of layer and output grid."""
         return f"{self.kind}, scale={self.scale:.4g}, zero_point={self.zero_point}"
 
 

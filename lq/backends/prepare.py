@@ -48,8 +48,8 @@ def prepare(
         UntraceableError: if the module cannot be traced.
 
     Example:
-        >>> float_model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-        >>> prepared = prepare(float_model, example_args=(torch.randn(2, 1, 4, 4),))
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> prepared = prepare(net, example_args=(torch.randn(2, 1, 4, 4),))
         >>> print(plan_of(prepared).summary())
         Sequential, qconfig portable: 2 of 2 layers quantized, 3 fake quantizers, 0 operations stay float
     """
@@ -155,7 +155,9 @@ def self_check(
 
 
 def _compare_outputs(expected: Any, got: Any, name: str) -> None:
-    remedy = "The traced graph computes something else. Exclude the module at fault from the target or report this model."
+    remedy = (
+        "The traced graph computes something else. Exclude the module at fault from the target or report this model."
+    )
     if type(expected) is not type(got):
         raise ValueError(
             f"{name} returns {type(expected).__name__} but its graph returns {type(got).__name__}. {remedy}"
@@ -166,7 +168,9 @@ def _compare_outputs(expected: Any, got: Any, name: str) -> None:
         limit = SELF_CHECK_TOLERANCE * max(1.0, float(a.abs().max())) if a.numel() else 0.0
         error = float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
         if not error <= limit and bool(torch.isfinite(a).all()):
-            raise ValueError(f"{name}: float and prepared outputs differ by {error:.3g} (allowed {limit:.3g}). {remedy}")
+            raise ValueError(
+                f"{name}: float and prepared outputs differ by {error:.3g} (allowed {limit:.3g}). {remedy}"
+            )
 
 
 # ---- the surgery ----------------------------------------------------------------------------------------------
@@ -181,7 +185,7 @@ def _install_state(graph_module: fx.GraphModule, state: QATState) -> None:
 def _insert_fake_quantizers(graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str]) -> None:
     graph = graph_module.graph
     for slot, (site, name) in enumerate(zip(sites, names, strict=True)):
-        state.add_module(name, FakeQuantize(state, slot, site.inplace))
+        state.add_module(name, FakeQuantize(state, slot, site.inplace, site.owned))
         readers = site.users
         with graph.inserting_after(site.node):
             quantized = graph.call_module(f"{STATE}.{name}", (site.source,))
@@ -262,5 +266,8 @@ def _nothing_to_quantize(module: nn.Module, floats: list[LayerPlan]) -> str:
     kinds = "Linear, Conv1d, Conv2d, Conv3d"
     if floats:
         rows = "; ".join(f"{row.name} ({row.kind}): {row.reason}" for row in floats[:5])
-        return f"{type(module).__name__} has no layer to quantize: {rows}. Widen include or exclude, or choose another target."
+        return (
+            f"{type(module).__name__} has no layer to quantize: {rows}. "
+            "Widen include, shorten exclude, or choose another target."
+        )
     return f"{type(module).__name__} has no quantizable layer ({kinds}). Choose a target that has one."

@@ -19,13 +19,14 @@ class FakeQuantize(nn.Module):
         state: the model's quantization state.
         slot: index into it.
         inplace: whether the absorbed activation worked in place.
+        owns_input: whether nobody else needs the input, so that it can be overwritten.
     """
 
-    def __init__(self, state: QATState, slot: int, inplace: bool = False) -> None:
+    def __init__(self, state: QATState, slot: int, inplace: bool = False, owns_input: bool = False) -> None:
         super().__init__()
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
-        self.slot, self.inplace = slot, inplace
+        self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
 
     @property
     def activation(self) -> str:
@@ -43,7 +44,7 @@ class FakeQuantize(nn.Module):
             return self._activate(x)
         else:
             scale, low, high = state.qparams()[self.slot]
-        return fake_quantize(x, scale, low, high) if state.fake_quant else self._activate(x)
+        return fake_quantize(x, scale, low, high, self.owns_input) if state.fake_quant else self._activate(x)
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "relu":
@@ -53,6 +54,7 @@ class FakeQuantize(nn.Module):
         return x
 
     def extra_repr(self) -> str:
+        """Grid and absorbed activation."""
         state: QATState = self.__dict__["state"]
         return f"{state.specs[self.slot]}, activation={self.activation}"
 

@@ -2,15 +2,15 @@
 
 With one weight scale per output channel, folding BatchNorm commutes with fake quantization:
 ``fq(w * g / sigma) = (g / sigma) * fq(w)``. So while the statistics move the layer is simply ``bn(conv(x, fq(w)))``,
-with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and bias.
-Per-tensor weights do not commute; there the folded weight is quantized, ``fq(w * f) / f`` with ``f = g / sigma`` of the
-running statistics (Jacob et al., arXiv:1712.05877).
+with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and
+bias. Per-tensor weights do not commute; there the folded weight is quantized, ``fq(w * f) / f`` with ``f = g / sigma``
+of the running statistics (Jacob et al., arXiv:1712.05877).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lq.core.functional import fake_quantize_weight, quantize_weight, weight_scale
 from lq.core.state import QATState
 from lq.qconfig import WeightSpec
+
+_BUFFER = "_quantized_weight"
 
 
 class QATLayer(nn.Module):
@@ -48,37 +50,55 @@ class QATLayer(nn.Module):
         """The layer and, if given, the BatchNorm behind it."""
         state: QATState = self.__dict__["state"]
         if not state.fake_quant:
-            y = self._compute(x, self.weight, self.bias)
-            return y if bn is None else bn(y)
+            plain = self._compute(x, self.weight, self.bias)
+            return plain if bn is None else bn(plain)
         if bn is None:
-            return self._compute(x, self._quantized(None), self.bias)
+            return self._compute(x, self._quantized(None, fold=False).to(self.weight.dtype), self.bias)
         norm = cast(_BatchNorm, bn)
         if self.training and not state.freeze_bn:
-            return bn(self._compute(x, self._quantized(norm), self.bias))  # type: ignore[no-any-return]
-        factor, bias = self._folding(norm)
-        return self._compute(x, self._quantized(norm) * self._along_channels(factor), bias)
+            y: Tensor = bn(self._compute(x, self._quantized(norm, fold=False).to(self.weight.dtype), self.bias))
+            return y
+        return self._compute(x, self._quantized(norm, fold=True).to(self.weight.dtype), self._folding(norm)[1])
 
-    def _quantized(self, bn: _BatchNorm | None) -> Tensor:
+    def _quantized(self, bn: _BatchNorm | None, fold: bool) -> Tensor:
+        """The weight on its grid, times the folding factor of ``bn`` if ``fold``."""
         spec, weight = self.weight_spec, self.weight
+        factor = None if bn is None or not fold else self._along_channels(_away_from_zero(self._folding(bn)[0]))
         if spec.per_channel or bn is None:
-            return fake_quantize_weight(weight, weight_scale(weight, spec.quant_max, spec.per_channel, self.channel_axis))
-        factor = self._along_channels(self._safe_factor(bn))
-        folded = weight * factor
-        return fake_quantize_weight(folded, weight_scale(folded, spec.quant_max, False)) / factor
+            scale = weight_scale(weight, spec.quant_max, spec.per_channel, self.channel_axis)
+            return fake_quantize_weight(weight, scale, factor, self._buffer())
+        running = self._along_channels(_away_from_zero(self._folding(bn)[0].detach()))
+        folded = weight * running
+        quantized = fake_quantize_weight(folded, weight_scale(folded, spec.quant_max, False)) / running
+        return quantized if factor is None else quantized * factor
+
+    def _buffer(self) -> Tensor | None:
+        """Memory for the quantized weight: a fresh tensor per step costs more than the arithmetic."""
+        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
+            return None  # an evaluation between a forward and its backward pass must not overwrite what that needs
+        weight = self.weight
+        kept: Tensor | None = self.__dict__.get(_BUFFER)
+        if (
+            kept is None
+            or kept.shape != weight.shape
+            or kept.device != weight.device
+            or kept.stride() != weight.stride()
+        ):
+            kept = self.__dict__[_BUFFER] = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != _BUFFER}
 
     def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
-        assert bn.running_mean is not None and bn.running_var is not None
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
         factor = torch.rsqrt(bn.running_var + bn.eps)
         if bn.weight is not None:
             factor = factor * bn.weight
         bias = -bn.running_mean if self.bias is None else self.bias - bn.running_mean
         bias = bias * factor
         return factor, bias if bn.bias is None else bias + bn.bias
-
-    def _safe_factor(self, bn: _BatchNorm) -> Tensor:
-        factor = self._folding(bn)[0].detach()
-        # A channel whose BatchNorm weight is 0 contributes nothing; dividing by 1 there keeps it finite.
-        return torch.where(factor.abs() < 1e-12, torch.ones_like(factor), factor)
 
     def _along_channels(self, vector: Tensor) -> Tensor:
         shape = [1] * self.weight.dim()
@@ -107,10 +127,16 @@ class QATLayer(nn.Module):
         return integers, scale.flatten() * factor.abs(), bias
 
     def extra_repr(self) -> str:
+        """The float layer's, and the grid of the weight."""
         return f"{super().extra_repr()}, weight={self.weight_spec}"
 
 
-class QATLinear(QATLayer, nn.Linear):
+def _away_from_zero(factor: Tensor) -> Tensor:
+    """A channel whose BatchNorm weight is 0 still has to learn; 1e-12 instead is 0 to everything downstream."""
+    return torch.where(factor.abs() < 1e-12, factor + 1e-12, factor)
+
+
+class QATLinear(QATLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear says Tensor of a bias that may be None
     """Linear layer with a quantized weight."""
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,21 +147,24 @@ class QATConv1d(QATLayer, nn.Conv1d):
     """1d convolution with a quantized weight."""
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)
+        y: Tensor = self._conv_forward(x, weight, bias)
+        return y
 
 
 class QATConv2d(QATLayer, nn.Conv2d):
     """2d convolution with a quantized weight."""
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)
+        y: Tensor = self._conv_forward(x, weight, bias)
+        return y
 
 
 class QATConv3d(QATLayer, nn.Conv3d):
     """3d convolution with a quantized weight."""
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)
+        y: Tensor = self._conv_forward(x, weight, bias)
+        return y
 
 
 QAT_LAYERS: dict[type[nn.Module], type[QATLayer]] = {

@@ -59,13 +59,18 @@ class QATState(nn.Module):
         self.register_buffer("min_val", torch.full((count,), torch.inf))
         self.register_buffer("max_val", torch.full((count,), -torch.inf))
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
-        grid = [(s.quant_min, s.quant_max, s.symmetric, *ACTIVATIONS[a]) for s, a in zip(specs, activations, strict=True)]
+        grid = [
+            (s.quant_min, s.quant_max, s.symmetric, *ACTIVATIONS[a]) for s, a in zip(specs, activations, strict=True)
+        ]
         self.register_buffer("_grid", torch.tensor(grid).reshape(count, 5).T.contiguous(), persistent=False)
         running = [(s.averaging_constant, s.observer == "minmax") for s in specs]
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
 
     def qparams(self) -> list[QParams]:
-        """``(scale, low, high)`` of every slot: floats on the CPU, 0-dim tensors elsewhere and under torch.compile."""
+        """``(scale, low, high)`` of every slot, as :func:`~lq.core.functional.fake_quantize` takes them.
+
+        Floats on the CPU, where reading them costs nothing; 0-dim tensors on other devices and under torch.compile.
+        """
         if torch.compiler.is_compiling():
             return self._qparams(self.min_val, self.max_val)
         if self.min_val.is_inference():
@@ -90,8 +95,9 @@ class QATState(nn.Module):
         quant_min, quant_max, symmetric, floor, ceiling = self._grid[:, slots].unbind()
         low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
         scale, zero_point = affine_qparams(low, high, quant_min, quant_max, symmetric.bool())
-        bottom = torch.clamp((quant_min - zero_point) * scale, min=floor)
-        top = (quant_max - zero_point) * scale
+        # An absorbed ReLU shows in a symmetric grid, whose lowest value would be negative.
+        bottom = torch.clamp(quant_min - zero_point, min=floor)
+        top = quant_max - zero_point
         table = torch.stack([scale, bottom, top], dim=1)
         if table.is_cpu and not torch.compiler.is_compiling():
             return [(s, b, t) for s, b, t in table.tolist()]
@@ -170,7 +176,7 @@ class QATState(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> QATState:
         # "*-true" precisions cast every float buffer; ranges must stay float32, only their device may change.
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in kept.items():
             moved = self._buffers[name]
             if moved is not None and moved.dtype != buffer.dtype:
@@ -182,7 +188,9 @@ class QATState(nn.Module):
         return {**self.__dict__, "_cache": None, "_batch": [None] * len(self.names)}
 
     def extra_repr(self) -> str:
-        return f"slots={len(self.names)}, fake_quant={self.fake_quant}, observer={self.observer}, freeze_bn={self.freeze_bn}"
+        """Number of slots and the flags."""
+        flags = f"fake_quant={self.fake_quant}, observer={self.observer}, freeze_bn={self.freeze_bn}"
+        return f"slots={len(self.names)}, {flags}"
 
 
 def _difference(a: Iterable[str], b: Iterable[str]) -> list[str]:

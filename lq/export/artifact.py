@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from lq.deprecations import quiet_torchscript
 from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
 from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest, write_manifest
-from lq.export.torchscript import quiet_torchscript
 
 INT8_NAME = "int8.pt"
 PREPARED_NAME = "prepared.pt"

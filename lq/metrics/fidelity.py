@@ -176,9 +176,7 @@ class MaxAbsError(Metric):
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
-        raise ValueError(
-            f"shapes {tuple(a.shape)} and {tuple(b.shape)} differ; compare two outputs of the same batch."
-        )
+        raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)} differ; compare two outputs of the same batch.")
 
 
 def _powers(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -135,5 +135,9 @@ def is_cheap(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = module_of(node, modules)
     if module is not None:
         # timm wraps these in classes of its own, with the same names.
-        return isinstance(module, CHEAP_MODULES) or type(module).__name__ in ("SelectAdaptivePool2d", "HardSwish", "Swish")
+        return isinstance(module, CHEAP_MODULES) or type(module).__name__ in (
+            "SelectAdaptivePool2d",
+            "HardSwish",
+            "Swish",
+        )
     return node.op in ("call_function", "call_method") and node.target in CHEAP_FUNCTIONS

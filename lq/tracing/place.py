@@ -21,6 +21,7 @@ class Site:
         users: the nodes that read the quantized value.
         activation: what the clamp absorbs.
         inplace: whether that worked in place.
+        owned: whether ``source`` is a layer or join that makes a tensor which nobody else needs.
     """
 
     node: fx.Node
@@ -28,14 +29,15 @@ class Site:
     users: tuple[fx.Node, ...]
     activation: str
     inplace: bool
+    owned: bool = False
 
 
 class Placement:
     """Decides which joins (add, mul, cat) run in int8 and where values are quantized.
 
     A value is quantized where an int8 kernel writes it (behind every quantized layer and join) and where one reads it.
-    A join runs in int8 if all its inputs come from quantized layers and all its users lead to quantized ones, so that the
-    residual stream of a convolutional net is int8 while that of a transformer, which feeds LayerNorms, stays float.
+    A join runs in int8 if all its inputs come from quantized layers and all its users lead to quantized ones, so that
+    the residual stream of a convolutional net is int8 while that of a transformer, which feeds LayerNorms, stays float.
     """
 
     def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Iterable[Layer]) -> None:
@@ -48,7 +50,7 @@ class Placement:
 
     def sites(self) -> list[Site]:
         """All places, in execution order."""
-        produced = {**{node: None for node in self.outputs}, **{node: None for node in self.joins}}
+        produced = {**dict.fromkeys(self.outputs), **dict.fromkeys(self.joins)}
         found: dict[fx.Node, Site] = {}
         for node in produced:
             site = self._site(node, tuple(node.users))
@@ -68,8 +70,8 @@ class Placement:
         if len(users) == 1:
             relu = ops.relu_kind(users[0], self.modules)
             if relu:
-                return Site(users[0], node, tuple(users[0].users), *relu)
-        return Site(node, node, users, "none", False)
+                return Site(users[0], node, tuple(users[0].users), *relu, owned=True)
+        return Site(node, node, users, "none", False, owned=True)
 
     def _site_of_float(self, source: fx.Node, users: tuple[fx.Node, ...]) -> Site:
         relu = ops.relu_kind(source, self.modules)

@@ -25,9 +25,9 @@ def trace(root: nn.Module, optional: frozenset[str] = frozenset()) -> fx.GraphMo
     """Trace ``root`` without baking its ``training`` flag in.
 
     The module is traced twice, in training and in evaluation mode. Where the two graphs differ by a flag only
-    (``F.dropout(x, p, self.training)``) the graph reads the flag when it runs; where training returns more than evaluation
-    (auxiliary heads) the graph picks its output when it runs; anything else is refused. Small modules that branch on
-    ``self.training`` and hold no quantizable layer (StochasticDepth, DropPath) stay modules.
+    (``F.dropout(x, p, self.training)``) the graph reads the flag when it runs; where training returns more than
+    evaluation (auxiliary heads) the graph picks its output when it runs; anything else is refused. Small modules that
+    branch on ``self.training`` and hold no quantizable layer (StochasticDepth, DropPath) stay modules.
 
     Args:
         root: the module; its own flags and hooks are left as they were.
@@ -151,8 +151,8 @@ def _trace_once(root: nn.Module, optional: frozenset[str]) -> tuple[fx.Graph, di
         frame = _users_frame(error)
         where = f"{frame.filename}:{frame.lineno}, in {frame.name}: `{frame.line}`" if frame else "an unknown line"
         raise UntraceableError(
-            f"{type(root).__name__} cannot be traced: {where} ({type(error).__name__}: {error}). Control flow that depends "
-            "on tensor values or shapes has no graph. Either quantize a submodule that has none "
+            f"{type(root).__name__} cannot be traced: {where} ({type(error).__name__}: {error}). Control flow that "
+            "depends on tensor values or shapes has no graph. Either quantize a submodule that has none "
             "(QATCallback(target='backbone')), or move that branch into a small module of its own without layers and "
             "decorate its function with torch.fx.wrap."
         ) from error
@@ -250,7 +250,7 @@ def _align(train_graph: fx.Graph, eval_graph: fx.Graph, name: str) -> Iterator[t
 
 
 def _mapped(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> tuple[Any, Any]:
-    return fx.map_arg((node.args, node.kwargs), lambda n: twins.get(n, n))  # type: ignore[no-any-return]
+    return fx.map_arg((node.args, node.kwargs), lambda n: twins.get(n, n))
 
 
 def _with_flag(train_arg: Any, eval_arg: Any, twins: dict[fx.Node, fx.Node], flag: fx.Node, name: str) -> Any:
@@ -263,8 +263,8 @@ def _with_flag(train_arg: Any, eval_arg: Any, twins: dict[fx.Node, fx.Node], fla
     if fx.map_arg(train_arg, lambda n: twins.get(n, n)) == eval_arg:
         return train_arg
     raise UntraceableError(
-        f"{name} passes {train_arg!r} in training where it passes {eval_arg!r} in evaluation; such a model has no single "
-        "graph. Move that choice into a small module of its own, without layers, that reads self.training."
+        f"{name} passes {train_arg!r} in training where it passes {eval_arg!r} in evaluation; such a model has no "
+        "single graph. Move that choice into a small module of its own, without layers, that reads self.training."
     )
 
 
@@ -285,5 +285,3 @@ def passed_parameters(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         return frozenset(inspect.signature(root.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:
         raise ValueError(f"The example inputs do not fit {type(root).__name__}.forward: {error}.") from None
-
-

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lq.export.artifact import check_writable, load, load_prepared_state, write_artifact
-from lq.export.torchscript import quiet_torchscript
+from lq.deprecations import quiet_torchscript
 
 INPUT = torch.linspace(-1, 1, 16).reshape(2, 8)
 

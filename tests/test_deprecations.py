@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from lq.export.torchscript import quiet_torchscript
+from lq.deprecations import quiet_torchscript
 
 
 def test_torchscript_and_int8_tensors_are_quiet_inside():
@@ -31,7 +31,7 @@ def test_the_filters_end_with_the_context():
 
 INT8_TENSORS_IN_TORCHSCRIPT = """
 import torch
-from lq.export.torchscript import quiet_torchscript
+from lq.deprecations import quiet_torchscript
 
 class Round(torch.nn.Module):
     def forward(self, x):

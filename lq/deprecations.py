@@ -1,0 +1,29 @@
+"""The one place that knows of TorchScript's and int8 tensors' deprecation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def quiet_torchscript() -> Iterator[None]:
+    """Keep the deprecation of TorchScript, and that of int8 tensors, out of the log.
+
+    torch 2.15 deprecates both, and still has nothing else that runs int8 kernels on a CPU from one file without
+    the code of the model. This context goes when the artifact moves to ``torch.export``.
+
+    Example:
+        >>> with quiet_torchscript():
+        ...     traced = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, .* are deprecated", UserWarning)
+        # This one comes once in a process, and TorchScript would print it to stderr past all filters: draw it
+        # here, where it is ignored.
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+        yield
