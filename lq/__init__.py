@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lq.backends.prepare import set_phase as set_phase
     from lq.callback import QATCallback as QATCallback
     from lq.export.artifact import load as load
+    from lq.ptq import calibrate as calibrate
     from lq.qconfig import ActivationSpec as ActivationSpec
     from lq.qconfig import LayerQConfig as LayerQConfig
     from lq.qconfig import QConfig as QConfig
@@ -31,6 +32,7 @@ _HOMES = {
     "QConfig": "lq.qconfig",
     "WeightSpec": "lq.qconfig",
     "convert": "lq.backends.convert",
+    "calibrate": "lq.ptq",
     "load": "lq.export.artifact",
     "plan_of": "lq.backends.prepare",
     "prepare": "lq.backends.prepare",

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from lq.backends.convert import convert
+from lq.backends.prepare import prepare, state_of
+from lq.metrics import sqnr
+from lq.ptq import calibrate
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+
+
+def test_calibration_sees_limit_batches_and_leaves_batch_norm_alone():
+    model = network()
+    mean = model[1].running_mean.clone()
+    prepared = prepare(model)
+    seen = []
+    batches = [torch.randn(4, 1, 8, 8) for _ in range(5)]
+    assert calibrate(prepared, batches, lambda p, x: seen.append(p(x)), limit=3) == 3
+    assert len(seen) == 3
+    assert torch.equal(model[1].running_mean, mean)
+    assert all(state_of(prepared).ready(slot) for slot in range(len(state_of(prepared).names)))
+
+
+def test_calibrated_model_is_close_to_float_and_to_its_int8_self():
+    model, x = network(), torch.randn(64, 1, 8, 8)
+    prepared = prepare(model)
+    calibrate(prepared, [(x, torch.zeros(64))])
+    with torch.no_grad():
+        fake = prepared(x)
+        # 7-bit weights and 8-bit activations: quantization noise about 1/64 and 1/256 of the range
+        assert sqnr(model(x), fake) > 25
+        assert sqnr(fake, convert(prepared)(x)) > 39
+
+
+def test_an_empty_loader_is_refused():
+    with pytest.raises(ValueError, match="no batch"):
+        calibrate(prepare(network()), [])
