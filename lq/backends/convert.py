@@ -45,7 +45,8 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
         True
     """
     state = state_of(prepared)
-    unseen = [name for slot, name in enumerate(state.names) if not state.ready(slot)]
+    finite = torch.isfinite(state.min_val).tolist()  # not state.ready(): a slot may have run in another process only
+    unseen = [name for name, has_range in zip(state.names, finite, strict=True) if not has_range]
     if len(unseen) == len(state.names):
         raise ValueError(
             "No fake quantizer has seen a batch, so there are no ranges to convert with: "
@@ -146,7 +147,8 @@ class _Lowering:
         module = ops.module_of(source, self.modules)
         if isinstance(module, QATLayer) and source not in self.values:
             x = self._quantized(source.args[0])
-            layer = Int8Layer(module, self._batch_norm(source), relu, scale, zero_point)
+            input_scale = self.values[cast(fx.Node, source.args[0])].grid[0]
+            layer = Int8Layer(module, self._batch_norm(source), relu, scale, zero_point, input_scale)
             return self._call(str(source.name), layer, x)
         inputs = ops.joined_tensors(source)
         if inputs is None or source in self.values:

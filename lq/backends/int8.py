@@ -43,13 +43,16 @@ class Int8Layer(nn.Module):
         relu: whether the kernel also applies a ReLU.
         scale: of the output.
         zero_point: of the output.
+        input_scale: of the input.
     """
 
-    def __init__(self, layer: QATLayer, bn: _BatchNorm | None, relu: bool, scale: float, zero_point: int) -> None:
+    def __init__(
+        self, layer: QATLayer, bn: _BatchNorm | None, relu: bool, scale: float, zero_point: int, input_scale: float
+    ) -> None:
         super().__init__()
         prepack, plain, with_relu = _KERNELS[type(layer)]
         self.kernel = with_relu if relu else plain
-        self.packed = prepack(*_prepack_arguments(layer, bn))
+        self.packed = prepack(*_prepack_arguments(layer, bn, input_scale))
         self.scale, self.zero_point = scale, zero_point
         self.kind = type(layer).__name__.removeprefix("QAT")
 
@@ -62,8 +65,10 @@ class Int8Layer(nn.Module):
         return f"{self.kind}, scale={self.scale:.4g}, zero_point={self.zero_point}"
 
 
-def _prepack_arguments(layer: QATLayer, bn: _BatchNorm | None) -> tuple[Any, ...]:
+def _prepack_arguments(layer: QATLayer, bn: _BatchNorm | None, input_scale: float) -> tuple[Any, ...]:
     integers, scale, bias = layer.integer_weight(bn)
+    if bias is not None and scale.dim():
+        integers, scale = _room_for_bias(integers, scale, bias, input_scale)
     if scale.dim() == 0:
         weight = torch._make_per_tensor_quantized_tensor(integers, float(scale), 0)
     else:
@@ -74,6 +79,18 @@ def _prepack_arguments(layer: QATLayer, bn: _BatchNorm | None) -> tuple[Any, ...
         return weight, bias
     assert isinstance(layer, (QATConv1d, QATConv2d, QATConv3d))
     return weight, bias, list(layer.stride), _padding(layer), list(layer.dilation), layer.groups
+
+
+def _room_for_bias(integers: Tensor, scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, Tensor]:
+    """Make the scale of (almost) dead channels larger, so that their bias fits into the int32 that qnnpack adds it as.
+
+    It concerns channels whose bias is 2**30 steps of their weights: those weights add nothing that the output resolves.
+    """
+    wider = torch.maximum(scale, bias.abs() / (input_scale * 2**30))
+    if torch.equal(wider, scale):
+        return integers, scale
+    ratio = (scale / wider).reshape(-1, *[1] * (integers.dim() - 1))
+    return torch.round(integers * ratio).to(torch.int8), wider
 
 
 def _padding(layer: QATConv1d | QATConv2d | QATConv3d) -> list[int]:

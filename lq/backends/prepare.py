@@ -15,6 +15,7 @@ from lq.core.modules import QATLayer, qat_twin
 from lq.core.state import QATState
 from lq.qconfig import ActivationSpec, QConfig, as_qconfig
 from lq.tracing.fuse import Layer, find_layers
+from lq.tracing.inplace import make_out_of_place
 from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
 from lq.tracing.place import Placement, Site
 from lq.tracing.plan import LayerPlan, Plan, TensorPlan
@@ -72,6 +73,7 @@ def prepare(
     state = QATState(names, specs, [site.activation for site in sites])
     _install_state(graph_module, state)
     _insert_fake_quantizers(graph_module, state, sites, names)
+    make_out_of_place(graph_module)
     rows = [_swap_layer(graph_module, layer, state, qconfig) for layer in layers]
     _finish(graph_module)
     tensors = tuple(

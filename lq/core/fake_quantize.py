@@ -37,7 +37,7 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` on the grid, any shape."""
         state: QATState = self.__dict__["state"]
-        observing = state.observer and self.training
+        observing = state.observer and self.training and x.numel() > 0
         if observing:
             scale, low, high = state.observe(self.slot, x)
         elif not state.fake_quant or not state.ready(self.slot):

@@ -138,6 +138,8 @@ def _exact(x: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
 
 def _inside(grad: Tensor, x: Tensor, low: Scalar, high: Scalar) -> Tensor:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
+        # One-dimensional, so that they are compared in float32 and not in the dtype of ``x``.
+        low, high = (torch.as_tensor(end, device=x.device).reshape(1) for end in (low, high))
         return torch.where((x > low) & (x < high), grad, 0.0)
     out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
     return out

@@ -47,30 +47,44 @@ class QATLayer(nn.Module):
         raise NotImplementedError  # pragma: no cover - each subclass has one
 
     def forward(self, x: Tensor, bn: nn.Module | None = None) -> Tensor:
-        """The layer and, if given, the BatchNorm behind it."""
+        """The layer and, if given, the BatchNorm behind it.
+
+        Raises:
+            ValueError: if BatchNorm would normalize another axis than the layer's channels.
+        """
         state: QATState = self.__dict__["state"]
+        if bn is not None and x.dim() != self.weight.dim():
+            raise ValueError(
+                f"{_kind(self)} with a BatchNorm behind it got an input of {x.dim()} dimensions; the two are one "
+                f"layer only with {self.weight.dim()}. Exclude it, e.g. QConfig(exclude=('type:{_kind(self)}',))."
+            )
         if not state.fake_quant:
             plain = self._compute(x, self.weight, self.bias)
             return plain if bn is None else bn(plain)
         if bn is None:
-            return self._compute(x, self._quantized(None, fold=False).to(self.weight.dtype), self.bias)
+            return self._compute(x, self._quantized(), self.bias)
         norm = cast(_BatchNorm, bn)
         if self.training and not state.freeze_bn:
-            y: Tensor = bn(self._compute(x, self._quantized(norm, fold=False).to(self.weight.dtype), self.bias))
+            running = None if self.weight_spec.per_channel else self._folding(norm)[0].detach()
+            y: Tensor = bn(self._compute(x, self._quantized(running=running), self.bias))
             return y
-        return self._compute(x, self._quantized(norm, fold=True).to(self.weight.dtype), self._folding(norm)[1])
+        factor, bias = self._folding(norm)
+        return self._compute(x, self._quantized(factor, factor.detach()), bias.to(self.weight.dtype))
 
-    def _quantized(self, bn: _BatchNorm | None, fold: bool) -> Tensor:
-        """The weight on its grid, times the folding factor of ``bn`` if ``fold``."""
+    def _quantized(self, factor: Tensor | None = None, running: Tensor | None = None) -> Tensor:
+        """The weight on its grid, times the folding factor of a BatchNorm if it is given.
+
+        ``running`` is that factor as a constant: the grid of a per-tensor weight depends on it, folded or not.
+        """
         spec, weight = self.weight_spec, self.weight
-        factor = None if bn is None or not fold else self._along_channels(_away_from_zero(self._folding(bn)[0]))
-        if spec.per_channel or bn is None:
+        factor = None if factor is None else self._along_channels(factor)
+        if spec.per_channel or running is None:
             scale = weight_scale(weight, spec.quant_max, spec.per_channel, self.channel_axis)
-            return fake_quantize_weight(weight, scale, factor, self._buffer())
-        running = self._along_channels(_away_from_zero(self._folding(bn)[0].detach()))
+            return fake_quantize_weight(weight, scale, factor, self._buffer()).to(weight.dtype)
+        running = self._along_channels(running)
         folded = weight * running
         quantized = fake_quantize_weight(folded, weight_scale(folded, spec.quant_max, False)) / running
-        return quantized if factor is None else quantized * factor
+        return (quantized if factor is None else quantized * factor).to(weight.dtype)
 
     def _buffer(self) -> Tensor | None:
         """Memory for the quantized weight: a fresh tensor per step costs more than the arithmetic."""
@@ -91,13 +105,14 @@ class QATLayer(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key != _BUFFER}
 
     def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+        """What weight and bias become with ``bn`` folded in: a factor per channel and the new bias, in float32."""
         assert bn.running_mean is not None
         assert bn.running_var is not None
-        factor = torch.rsqrt(bn.running_var + bn.eps)
+        factor = torch.rsqrt(bn.running_var.float() + bn.eps)
         if bn.weight is not None:
             factor = factor * bn.weight
-        bias = -bn.running_mean if self.bias is None else self.bias - bn.running_mean
-        bias = bias * factor
+        factor = _away_from_zero(factor)
+        bias = (-bn.running_mean if self.bias is None else self.bias - bn.running_mean) * factor
         return factor, bias if bn.bias is None else bias + bn.bias
 
     def _along_channels(self, vector: Tensor) -> Tensor:
@@ -134,6 +149,10 @@ class QATLayer(nn.Module):
 def _away_from_zero(factor: Tensor) -> Tensor:
     """A channel whose BatchNorm weight is 0 still has to learn; 1e-12 instead is 0 to everything downstream."""
     return torch.where(factor.abs() < 1e-12, factor + 1e-12, factor)
+
+
+def _kind(layer: QATLayer) -> str:
+    return type(layer).__name__.removeprefix("QAT")
 
 
 class QATLinear(QATLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear says Tensor of a bias that may be None

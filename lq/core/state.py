@@ -129,11 +129,9 @@ class QATState(nn.Module):
         Moving average: ``range += averaging_constant * (batch - range)``, the first batch taken as it is. A batch
         whose range is not finite is counted in ``nonfinite`` and otherwise ignored.
         """
-        nothing = torch.full((), torch.nan, device=self.min_val.device)
-        batch = torch.stack([torch.stack(pair or (nothing, nothing)) for pair in self._batch], dim=1)
-        seen = torch.tensor([pair is not None for pair in self._batch], device=batch.device)
-        batch = _reduce_over_ranks(batch)
-        usable = torch.isfinite(batch).all(dim=0)
+        low, high, nonfinite = self._reduced_batch()
+        batch = torch.stack([low, high])
+        usable = (low <= high) & ~nonfinite
         current = torch.stack([self.min_val, self.max_val])
         first = torch.isinf(current)
         constant, is_minmax = self._running[0], self._running[1].bool()
@@ -143,9 +141,32 @@ class QATState(nn.Module):
         new = torch.where(usable, new, current)
         self.min_val.copy_(new[0])
         self.max_val.copy_(new[1])
-        self.nonfinite.add_((seen & ~usable).to(self.nonfinite.dtype))
-        self._seen = [was or pair is not None for was, pair in zip(self._seen, self._batch, strict=True)]
+        self.nonfinite.add_(nonfinite.to(self.nonfinite.dtype))
+        self._note_seen(usable)
         self._batch = [None] * len(self.names)
+
+    def _reduced_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Lowest and highest value of every slot over all processes, and where a value was not finite.
+
+        A slot that did not run anywhere comes out as (inf, -inf).
+        """
+        nothing = torch.full((), torch.inf, device=self.min_val.device)
+        pairs = [pair or (nothing, -nothing) for pair in self._batch]
+        ran = torch.tensor([pair is not None for pair in self._batch], device=nothing.device)
+        ends = torch.stack([torch.stack([-low, high]) for low, high in pairs], dim=1)
+        # How a maximum over processes treats NaN is not defined; infinity is safe.
+        ends = torch.where(ran & ~torch.isfinite(ends), torch.inf, ends)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        return -ends[0], ends[1], (ends == torch.inf).any(dim=0)
+
+    def _note_seen(self, usable: Tensor) -> None:
+        """A slot is ready once it has a range; reading ``usable`` waits for a GPU, so not once all are ready."""
+        ran = [pair is not None for pair in self._batch]
+        if torch.compiler.is_compiling():
+            self._seen = [was or now for was, now in zip(self._seen, ran, strict=True)]
+        elif any(now and not was for was, now in zip(self._seen, ran, strict=True)):
+            self._seen = [was or now for was, now in zip(self._seen, usable.tolist(), strict=True)]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names and flags, so that a checkpoint says by itself what it holds."""
@@ -167,8 +188,10 @@ class QATState(nn.Module):
             )
         self.fake_quant, self.observer, self.freeze_bn = state["fake_quant"], state["observer"], state["freeze_bn"]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):
+            return  # a float checkpoint: ranges and flags stay as they are
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seen = torch.isfinite(self.min_val).tolist()
         self._batch = [None] * len(self.names)
         self._cache = None
@@ -197,13 +220,3 @@ def _difference(a: Iterable[str], b: Iterable[str]) -> list[str]:
     other = set(b)
     found = [name for name in a if name not in other]
     return found[:5] + (["..."] if len(found) > 5 else [])
-
-
-def _reduce_over_ranks(batch: Tensor) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return batch
-    if torch.distributed.get_world_size() == 1:
-        return batch
-    ends = torch.stack([-batch[0], batch[1]])
-    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
-    return torch.stack([-ends[0], ends[1]])

@@ -65,14 +65,24 @@ def _why_float(name: str, module: nn.Module, qconfig: QConfig) -> str | None:
     if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         return "transposed convolutions have no int8 kernel with one scale per channel"
     if not isinstance(module, tuple(QAT_LAYERS)):
-        return ""
+        inside = any(isinstance(m, tuple(QAT_LAYERS)) for m in module.modules())
+        return f"{type(module).__name__} is not traced; the layers inside it compute in float" if inside else ""
     if is_parametrized(module):
         return "its weight is parametrized; remove the parametrization to quantize it"
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that to quantize it"
     if qat_twin(module) is None:
         return f"{type(module).__name__} has a forward of its own"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={module.padding_mode!r} has no int8 kernel"
+    if getattr(module, "padding", 0) == "same" and _pads_one_side_more(module):
+        return "padding='same' with this even kernel pads one side more; there is no int8 kernel for that"
     return qconfig.excludes(name, module)
+
+
+def _pads_one_side_more(conv: nn.Module) -> bool:
+    assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return any(d * (k - 1) % 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
 
 
 def _batch_norm_behind(

@@ -13,12 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.fake_quantize import ModeSwitch, TrainingFlag
 from lq.core.modules import QAT_LAYERS
+from lq.tracing.errors import UntraceableError
+from lq.tracing.inplace import read_results_of_inplace_operations
 
 STATE = "qat_state"
-
-
-class UntraceableError(ValueError):
-    """The module cannot be turned into a graph; the message names the line and the remedy."""
 
 
 def trace(root: nn.Module, optional: frozenset[str] = frozenset()) -> fx.GraphModule:
@@ -52,6 +50,7 @@ def trace(root: nn.Module, optional: frozenset[str] = frozenset()) -> fx.GraphMo
         for name, module in root.named_modules():
             module.training = modes[name]
     _merge_modes(train_graph, eval_graph, type(root).__name__)
+    read_results_of_inplace_operations(train_graph, dict(root.named_modules()))
     holder = _with_state_child(root)
     holder.__dict__.update(constants)
     graph_module = fx.GraphModule(holder, train_graph, class_name=type(root).__name__)
