@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
+STEP_FLAGS ?=
 RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
@@ -15,7 +17,7 @@ help:
 	@echo "make demo   train, quantize and compare a small network on handwritten digits"
 	@echo "make test   run the tests and every example in the documentation"
 	@echo "make lint   ruff, mypy, import layers"
-	@echo "make bench  run the benchmarks"
+	@echo "make bench  what training costs: step time, operations and memory, against float and torch.ao"
 	@echo "make clean  remove caches, builds and runs; .venv stays"
 
 # 8x8 images are too small to share between threads: one thread is the fastest.
@@ -31,8 +33,11 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
+# On a GPU: make bench BENCH_FLAGS="--device cuda". With torch.compile (some minutes a model): STEP_FLAGS=--compile
 bench: $(VENV)/.installed-dev
-	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(RUN) "$$file"; done
+	$(RUN) -m benchmarks.step_time --json runs/bench/step_time.json $(BENCH_FLAGS) $(STEP_FLAGS)
+	$(RUN) -m benchmarks.ops --json runs/bench/ops.json $(BENCH_FLAGS)
+	$(RUN) -m benchmarks.memory --json runs/bench/memory.json $(BENCH_FLAGS)
 
 clean:
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

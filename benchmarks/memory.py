@@ -1,0 +1,124 @@
+"""How much memory a training step keeps for its backward pass, and on a GPU its peak.
+
+python -m benchmarks.memory --models resnet18 --json memory.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks._common import Row, label, number, parse, parser, ratio, report, synchronize
+from benchmarks._variants import FLOAT, VARIANTS, Case, Step, UnavailableError, build, cases
+
+COLUMNS = (
+    label("model", "model"),
+    label("step", "step"),
+    number("saved_mb", "saved MB", ".1f"),
+    ratio("saved_ratio"),
+    number("held_mb", "held MB", ".1f"),
+    ratio("both_ratio", "saved + held, ratio"),
+    number("peak_mb", "peak MB", ".1f"),
+    ratio("peak_ratio"),
+    label("note", ""),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure the chosen models and print the table."""
+    options = parse(_options(), arguments)
+    known = cases(options.size)
+    rows = [row for name in options.models for row in measure(name, known[name], options)]
+    title = f"Memory, batch {options.batch}, 3x{options.size}x{options.size}: saved for backward; held by the modules"
+    report(title, COLUMNS, rows, options)
+    return rows
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("Memory of a training step as a ratio to float.", rounds=None)
+    known = list(cases(32))
+    default = ["resnet18", "mobilenet_v2"]
+    options.add_argument("--models", nargs="+", choices=known, default=default, metavar="NAME", help=", ".join(known))
+    options.add_argument("--batch", type=int, default=16, help="images a step (default: 16)")
+    options.add_argument("--size", type=int, default=96, help="height and width of an image (default: 96)")
+    return options
+
+
+def measure(name: str, case: Case, options: argparse.Namespace) -> list[Row]:
+    """One row for every variant of one model."""
+    x, y = case.batch(options.batch, torch.device(options.device))
+    rows: list[Row] = []
+    for variant in VARIANTS:
+        row: Row = {"model": name, "step": variant}
+        try:
+            row |= _usage(build(variant, case, x), x, y)
+        except UnavailableError as reason:
+            row["note"] = str(reason)
+        rows.append(row)
+        gc.collect()
+    _add_ratios(rows)
+    return rows
+
+
+def _add_ratios(rows: list[Row]) -> None:
+    base = next(row for row in rows if row["step"] == FLOAT)
+    for row in rows:
+        row.setdefault("note", "")
+        for kind in ("saved", "both", "peak"):
+            own, floats = row.get(f"{kind}_mb"), base.get(f"{kind}_mb")
+            row[f"{kind}_ratio"] = own / floats if own and floats else None
+
+
+def _usage(model: nn.Module, x: Tensor, y: Tensor) -> Row:
+    step = Step.of(model, x, y)
+    for _ in range(2):
+        step()
+    saved, held = _saved(step, model), _megabytes(_held(model))
+    return {"saved_mb": saved, "held_mb": held, "both_mb": saved + held, "peak_mb": _peak(step)}
+
+
+def _saved(step: Step, model: nn.Module) -> float:
+    """Megabytes that one forward pass keeps, beyond what the modules own anyway."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)  # alive until counted, or its address would be given to another one
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step.forward_backward()
+    return _megabytes(saved, excluded=[*model.parameters(), *_held(model)])
+
+
+def _held(model: nn.Module) -> Iterator[Tensor]:
+    """What the modules hold beside parameters and gradients: buffers, and tensors kept as plain attributes."""
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _megabytes(tensors: Iterable[Tensor], excluded: Iterable[Tensor] = ()) -> float:
+    """Size of the distinct storages behind ``tensors``, in MB of 1,000,000 bytes."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(size for address, size in sizes.items() if address not in own) / 1e6
+
+
+def _peak(step: Step) -> float | None:
+    """Highest allocation during a step on a GPU, in MB; None on a CPU."""
+    device = step.x.device
+    if device.type != "cuda":
+        return None
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 1e6
+
+
+if __name__ == "__main__":
+    main()

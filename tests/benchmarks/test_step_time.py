@@ -1,0 +1,58 @@
+"""The benchmark of the training step, at tiny size."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks import step_time
+from benchmarks._variants import VARIANTS
+
+pytest.importorskip("torchvision")
+TINY = ["--batch", "2", "--size", "32", "--rounds", "1"]
+
+
+@pytest.mark.parametrize(
+    ("model", "absent"),
+    [
+        ("mobilenet_v2", set()),
+        ("efficientnet_lite0", {"stock eager"}),
+        ("vit_tiny", {"stock eager", "lq, BN frozen"}),
+        ("mlp", {"lq, BN frozen"}),
+    ],
+)
+def test_every_variant_that_exists_is_measured(model, absent, tmp_path, capsys):
+    if model in ("efficientnet_lite0", "vit_tiny"):
+        pytest.importorskip("timm")
+    file = tmp_path / "step_time.json"
+    step_time.main([*TINY, "--models", model, "--json", str(file)])
+    rows = {row["step"]: row for row in json.loads(file.read_text())["rows"]}
+    assert set(rows) == set(VARIANTS)
+    assert {step for step, row in rows.items() if "ms" not in row} == absent
+    assert all(rows[step]["note"] for step in absent)
+    assert rows["float"]["ratio"] == 1.0
+    assert all(row["ms"] > 0 and 0.1 < row["ratio"] < 100 for step, row in rows.items() if step not in absent)
+    assert model in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_steps_are_compared_with_the_compiled_float_step():
+    rows = step_time.main([*TINY, "--models", "mlp", "--variants", "lq, observers off", "--compile"])
+    by_name = {row["step"]: row for row in rows}
+    assert list(by_name) == ["float", "lq, observers off", "float, compiled", "lq, observers off, compiled"]
+    assert by_name["float, compiled"]["ratio"] == 1.0
+    compiled = by_name["lq, observers off, compiled"]
+    assert compiled["ratio"] == pytest.approx(compiled["ms"] / by_name["float, compiled"]["ms"])
+
+
+def test_without_its_package_a_model_is_left_out(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)  # what an import finds where it is not installed
+    rows = step_time.main([*TINY, "--models", "vit_tiny"])
+    assert rows == [{"model": "vit_tiny", "step": "float", "note": "timm is not installed"}]
+    assert "timm is not installed" in capsys.readouterr().out
+
+
+def test_an_unknown_model_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        step_time.main(["--models", "resnet"])
+    assert "resnet18" in capsys.readouterr().err
