@@ -6,36 +6,74 @@ keyword works, and every version sees the same tensors.
 
 from __future__ import annotations
 
+import copy
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics import Metric
 
-from lq.metrics import ModelComparison, targets_of
+from lq.export.torchscript import int8_kernels
+from lq.metrics import ModelComparison, main_tensor, max_abs_error, sqnr, targets_of, top1_agreement
 from lq.metrics.comparison import AnyMetric
 from lq.target import target_of
 
 Results = dict[str, dict[str, float]]
-Call = tuple[tuple[Any, ...], dict[str, Any], Any]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The data and the metric that versions of a model are compared by.
+
+    Args:
+        loaders: validation data loaders; None if there are none.
+        datamodule: the run's datamodule, whose transfer hooks belong to the loaders.
+        metric: any torchmetrics metric, or None for multiclass accuracy.
+        target_fn: batch -> what the metric compares with; None for :func:`lq.metrics.targets_of`.
+        limit: Lightning's ``limit_val_batches``.
+        progress_bar: whether to show one.
+    """
+
+    loaders: Any = None
+    datamodule: LightningDataModule | None = None
+    metric: AnyMetric | None = None
+    target_fn: Callable[[Any], Any] | None = None
+    limit: int | float | None = None
+    progress_bar: bool = False
+
+
+def on_cpu(data: Any) -> Any:
+    """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
+    return tree_map_only(Tensor, lambda t: _as_float32(t.detach()).to("cpu", copy=True), data)
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 class Tap:
     """Remembers the last call of a module: arguments, keywords and output."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._call: Call | None = None
+        self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
         self._handle = module.register_forward_hook(self._note, with_kwargs=True)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if is_own_forward(module):
             self._call = args, kwargs, output
 
-    def take(self) -> Call:
+    def take(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """The last call since the previous ``take``.
 
         Raises:
@@ -89,10 +127,11 @@ class ValidationComparison:
         """Take the call that ``validation_step`` made for this batch."""
         args, kwargs, output = self.tap.take()
         outputs = {"fake": output}
-        with torch.no_grad():
+        with torch.no_grad(), int8_kernels():
             for name, model in self.others.items():
-                device = _device_of(model)
-                outputs[name] = model(*move_data_to_device(args, device), **move_data_to_device(kwargs, device))
+                inputs = tree_map_only(Tensor, _as_float32, (args, kwargs))
+                moved_args, moved_kwargs = move_data_to_device(inputs, _device_of(model))
+                outputs[name] = model(*moved_args, **moved_kwargs)
         self.comparison.update(outputs, self.target_fn(batch))
 
     def finish(self) -> Results:
@@ -126,58 +165,103 @@ class _CompareDuringValidation(Callback):
 
 
 def compare_on_validation_data(
-    module: LightningModule,
-    name: str,
-    others: Mapping[str, Callable[..., Any]],
-    loaders: Any,
-    *,
-    metric: AnyMetric | None = None,
-    target_fn: Callable[[Any], Any] | None = None,
-    limit: int | float | None = None,
-    progress_bar: bool = True,
+    module: LightningModule, name: str, others: Mapping[str, Callable[..., Any]], judge: Judge
 ) -> Results:
-    """Run ``validation_step`` over all of ``loaders`` on the CPU and compare ``others`` with the module's own target.
+    """Run ``validation_step`` over all validation data on the CPU and compare ``others`` with the module's own target.
+
+    It runs in this process alone, over the data of all processes.
 
     Args:
         module: a copy of the user's module that nothing else uses.
         name: of its target.
         others: versions of the target to compare.
-        loaders: validation data loaders.
-        metric: see :class:`ValidationComparison`.
-        target_fn: see :class:`ValidationComparison`.
-        limit: Lightning's ``limit_val_batches``.
-        progress_bar: whether to show one.
+        judge: data and metric.
 
     Returns:
-        what :meth:`lq.metrics.ModelComparison.compute` returns.
+        what :meth:`lq.metrics.ModelComparison.compute` returns; empty if there were no data.
     """
-    comparison = ValidationComparison(target_of(module, name), others, metric, target_fn, sync=False)
+    comparison = ValidationComparison(target_of(module, name), others, judge.metric, judge.target_fn, sync=False)
+    for metric in (m for m in module.modules() if isinstance(m, Metric)):
+        metric.distributed_available_fn = _alone
+    loaders = _undistributed(judge.loaders)
     with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            logger=False,
+            logger=DummyLogger(),  # for modules that log images and the like
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=progress_bar,
-            limit_val_batches=limit,
+            enable_progress_bar=judge.progress_bar,
+            limit_val_batches=judge.limit,
             callbacks=[_CompareDuringValidation(comparison)],
         )
-        trainer.validate(module, loaders, verbose=False)
+        data: dict[str, Any] = {"dataloaders": loaders}
+        if judge.datamodule is not None:
+            data = {"datamodule": _ready_datamodule(judge.datamodule, loaders)}
+        trainer.validate(module, verbose=False, **data)
     return comparison.finish()
+
+
+def compare_on_example(reference: Callable[..., Any], other: Callable[..., Any], example: Inputs) -> dict[str, float]:
+    """How far two versions agree on the inputs of a single call.
+
+    Returns:
+        ``sqnr_db``, ``max_abs_error`` and, for classifiers, ``agreement``.
+    """
+    outputs = []
+    with torch.no_grad(), int8_kernels():
+        for model in (reference, other):
+            args, kwargs = on_cpu(example)  # a model may work in place
+            outputs.append(main_tensor(model(*args, **kwargs)))
+    a, b = outputs
+    found = {"sqnr_db": float(sqnr(a, b)), "max_abs_error": float(max_abs_error(a, b))}
+    has_classes = a.ndim >= 2 and a.shape[1] >= 2
+    return {"agreement": float(top1_agreement(a, b)), **found} if has_classes else found
+
+
+def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:
+    """A copy that is set up already and gives these loaders; its transfer hooks are those of the original."""
+    ready: Any = copy.copy(datamodule)
+    ready.prepare_data = lambda: None
+    ready.setup = ready.teardown = lambda stage: None
+    ready.val_dataloader = lambda: loaders
+    return ready  # type: ignore[no-any-return]
+
+
+def _undistributed(loaders: Any) -> Any:
+    """The loaders without the samplers that leave each process a share of the data."""
+    if isinstance(loaders, (list, tuple)):
+        return [_undistributed(loader) for loader in loaders]
+    if isinstance(loaders, Mapping):
+        return {key: _undistributed(loader) for key, loader in loaders.items()}
+    if not (isinstance(loaders, DataLoader) and isinstance(loaders.sampler, DistributedSampler)):
+        return loaders
+    return DataLoader(
+        loaders.dataset,
+        batch_size=loaders.batch_size,
+        num_workers=loaders.num_workers,
+        collate_fn=loaders.collate_fn,
+        worker_init_fn=loaders.worker_init_fn,
+    )
+
+
+def _alone() -> bool:
+    """Tells a metric that there is no other process: the others wait."""
+    return False
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's lines on the hardware found."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    """Without Lightning's lines and warnings on the hardware that it found and the loaders that it was given."""
     names = [n for n in logging.root.manager.loggerDict if n.startswith(("lightning.pytorch", "lightning.fabric"))]
-    loggers += [logging.getLogger(name) for name in names]
+    loggers = [logging.getLogger(name) for name in {"lightning.pytorch", "lightning.fabric", *names}]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -11,6 +11,7 @@ import torch
 from lq.deprecations import quiet_torchscript
 from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
 from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest, write_manifest
+from lq.export.torchscript import int8_kernels
 
 INT8_NAME = "int8.pt"
 PREPARED_NAME = "prepared.pt"
@@ -95,7 +96,8 @@ class Int8Model:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on CPU tensors, without gradients."""
-        return self.module(*args, **kwargs)
+        with int8_kernels():
+            return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
         engine, lq = self.manifest.get("engine", "default"), self.manifest["versions"]["lq"]

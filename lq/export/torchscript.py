@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,27 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from lq.deprecations import quiet_torchscript
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+_STRUCTURES = (Tensor, list, tuple, dict)
+
+
+@contextmanager
+def int8_kernels() -> Iterator[None]:
+    """Run int8 kernels though deterministic algorithms are asked for (``Trainer(deterministic=True)``).
+
+    They are deterministic, but not on torch's list (2.15: ``quantized_resize_cpu_``), which makes it refuse them.
+    """
+    asked, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warn_only)
 
 
 def export_torchscript(
@@ -30,16 +52,16 @@ def export_torchscript(
         the frozen module; it takes other batch sizes than the example's.
 
     Raises:
-        ValueError: if an input is neither a tensor nor a structure of tensors.
+        ValueError: as in :func:`tensor_inputs`.
 
     Example:
         >>> frozen = export_torchscript(nn.Linear(4, 2).eval(), (torch.ones(1, 4),))
         >>> frozen(torch.ones(3, 4)).shape
         torch.Size([3, 2])
     """
-    inputs = _inputs(model, args, dict(kwargs or {}))
-    given: dict[str, Any] = {"example_kwarg_inputs": inputs} if isinstance(inputs, dict) else {"example_inputs": inputs}
-    with quiet_torchscript(), torch.no_grad(), warnings.catch_warnings():
+    positional, named = tensor_inputs(model, args, kwargs)
+    given: dict[str, Any] = {"example_kwarg_inputs": named} if named else {"example_inputs": positional}
+    with quiet_torchscript(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that the traced code reads become constants, which the comparison with real batches would show.
         warnings.filterwarnings("ignore", category=TracerWarning)
         trace: Any = torch.jit.trace
@@ -54,26 +76,60 @@ def save_torchscript(model: torch.jit.ScriptModule, path: Path) -> None:
         torch.jit.save(model, str(path))
 
 
+def like_original(
+    scripted: torch.jit.ScriptModule, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """``scripted``, if it can be called as ``model`` is by these inputs; else a function that adapts such calls."""
+    taken = tensor_inputs(model, args, kwargs)
+    if len(taken[0]) == len(args) and taken[1].keys() == kwargs.keys():
+        return scripted
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        positional, named = tensor_inputs(model, args, kwargs)
+        return scripted(*positional, **named)
+
+    return call
+
+
 def torchscript_mb(model: torch.jit.ScriptModule) -> float:
     """Size on disk of a TorchScript module in MB (1e6 bytes)."""
     with quiet_torchscript():
         return len(model.save_to_buffer()) / 1e6
 
 
-def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | tuple[Any, ...]:
-    """Positional inputs, or all of them by name: the tracer takes one kind at a time."""
-    if not kwargs:
-        return _checked(args)
-    named = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    _checked(tuple(named.values()))
-    return named
+def tensor_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
+    """What a TorchScript module takes of a call: its tensors, without arguments that equal their default.
 
+    Args:
+        model: the module that was exported, for the signature of its ``forward``.
+        args: positional inputs of the call.
+        kwargs: keyword inputs.
 
-def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for value in values:
-        if not isinstance(value, (Tensor, list, tuple, dict)):
+    Returns:
+        ``(args, kwargs)``, one of which is empty: the tracer takes one kind at a time.
+
+    Raises:
+        ValueError: if what is left is neither a tensor nor a structure of tensors.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def forward(self, x, double=False):
+        ...         return 2 * x if double else x
+        >>> tensor_inputs(Scale(), (torch.ones(1),), {"double": False})
+        ((), {'x': tensor([1.])})
+    """
+    if not kwargs and all(isinstance(value, _STRUCTURES) for value in args):
+        return args, {}
+    signature = inspect.signature(model.forward)
+    named = {}
+    for name, value in signature.bind(*args, **kwargs or {}).arguments.items():
+        if not isinstance(value, _STRUCTURES):
+            if value is signature.parameters[name].default or value == signature.parameters[name].default:
+                continue
             raise ValueError(
-                f"TorchScript takes tensors and structures of tensors, but the model was called with a "
-                f"{type(value).__name__}. Name an inner module that is called with tensors only: target=..."
+                f"TorchScript takes tensors and structures of tensors, but the model is called with {name}={value!r}, "
+                "which is not its default. Give it that default, or name an inner module that is called with tensors "
+                "only: QATCallback(target=...)."
             )
-    return values
+        named[name] = value
+    return (), named

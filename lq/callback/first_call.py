@@ -1,0 +1,49 @@
+"""What is checked on the target's first inputs, before the first step of a training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lq.backends.prepare import self_check
+from lq.deploy import rehearse
+from lq.evaluation import Inputs, is_own_forward, on_cpu
+from lq.target import float_state, prepared_graph, target_of
+
+
+def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs], None]) -> RemovableHandle:
+    """Pass the inputs of the target's first call, on the CPU, to ``note``, before that call runs."""
+
+    def first_call(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_own_forward(target):
+            handle.remove()
+            # The sanity check runs in inference mode, whose tensors cannot be used in training.
+            with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+                note(on_cpu((args, kwargs)))
+
+    handle = target_of(module, name).register_forward_pre_hook(first_call, with_kwargs=True)
+    return handle
+
+
+def check_first_call(module: LightningModule, name: str, float_model: nn.Module, example: Inputs) -> None:
+    """Check that the prepared target computes what the float one does, and that its int8 model can be exported.
+
+    Args:
+        module: the prepared LightningModule, in training.
+        name: of its target.
+        float_model: the float target on the CPU; it takes over the current weights.
+        example: inputs of one call, on the CPU.
+
+    Raises:
+        ValueError: if either is not so.
+    """
+    prepared = copy.deepcopy(prepared_graph(module, name)).cpu().float()
+    float_model.load_state_dict(float_state(target_of(module, name)))
+    self_check(float_model, prepared, *example)
+    rehearse(prepared, example)

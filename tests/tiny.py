@@ -1,0 +1,98 @@
+"""Tiny modules, data and trainers for real runs of a second or less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lq.callback import QATCallback
+from lq.schedule import QATSchedule
+
+
+def make_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+
+
+class Tiny(L.LightningModule):
+    """A classifier of 6x6 images in three classes."""
+
+    def __init__(self, scheduler: str | None = None, lr: float = 0.1) -> None:
+        super().__init__()
+        self.model: Any = make_net()
+        self.scheduler, self.lr = scheduler, lr
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits: Tensor = self(batch[0])
+        return logits
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        if self.scheduler == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        if self.scheduler is not None:
+            decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": self.scheduler}}
+        return optimizer
+
+
+def make_data(count: int = 24, seed: int = 0) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    x = torch.randn(count, 1, 6, 6, generator=generator) + labels.view(-1, 1, 1, 1).float()
+    return TensorDataset(x, labels)
+
+
+def train_loader(count: int = 24, batch_size: int = 8) -> DataLoader[Any]:
+    return DataLoader(make_data(count), batch_size=batch_size)
+
+
+def val_loader(count: int = 12, batch_size: int = 6) -> DataLoader[Any]:
+    return DataLoader(make_data(count, seed=1), batch_size=batch_size)
+
+
+def make_trainer(folder: Path, *callbacks: Any, **kwargs: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 3,
+        "logger": CSVLogger(folder, name="csv"),
+        "default_root_dir": folder,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+        "log_every_n_steps": 1,
+        "deterministic": True,
+    }
+    return L.Trainer(callbacks=list(callbacks), **(settings | kwargs))
+
+
+def qat(**schedule: Any) -> QATCallback:
+    """A QATCallback with a schedule."""
+    return QATCallback(schedule=QATSchedule(**schedule))
