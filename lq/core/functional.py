@@ -150,8 +150,9 @@ def fake_quantize(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: 
 
     ``low`` and ``high`` are ``quant_min - zero_point`` and ``quant_max - zero_point``, or a tighter ``low`` where a
     ReLU is absorbed. The gradient is the clipped straight-through estimator (Jacob et al., arXiv:1712.05877) in
-    PyTorch's convention: 1 where ``low <= round(x / scale) <= high``, 0 elsewhere. Computed in float32 whatever the
-    dtype of ``x``. When a gradient is wanted, saturated values come out a millionth beyond the end of the grid.
+    PyTorch's convention: 1 where ``low <= round(x / scale) <= high``, 0 elsewhere (exactly so in float32; elsewhere a
+    value right on that edge may fall on either side). Computed in float32 whatever the dtype of ``x``. When a gradient
+    is wanted, saturated values come out a millionth beyond the end of the grid.
 
     Args:
         x: floating tensor, any shape.

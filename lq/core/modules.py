@@ -202,7 +202,7 @@ def qat_twin(module: nn.Module) -> type[QATLayer] | None:
     return None
 
 
-def require_running_statistics(bn: nn.Module) -> bool:
+def has_running_statistics(bn: nn.Module) -> bool:
     """Whether ``bn`` can be folded: it is a BatchNorm that tracks its statistics."""
     return isinstance(bn, _BatchNorm) and bn.track_running_stats
 
@@ -215,5 +215,5 @@ __all__: list[str] = [
     "QATLayer",
     "QATLinear",
     "qat_twin",
-    "require_running_statistics",
+    "has_running_statistics",
 ]

@@ -75,7 +75,8 @@ class QATState(nn.Module):
             return self._qparams(self.min_val, self.max_val)
         if self.min_val.is_inference():
             return self._qparams(self.min_val, self.max_val)
-        key = (self.min_val._version, self.max_val._version, self.min_val.data_ptr(), self.min_val.device)
+        ends = (self.min_val, self.max_val)
+        key = tuple((end._version, end.data_ptr(), end.device) for end in ends)
         if self._cache is None or self._cache[0] != key:
             self._cache = key, self._qparams(self.min_val, self.max_val)
         return self._cache[1]

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from lq.core.modules import QAT_LAYERS, qat_twin, require_running_statistics
+from lq.core.modules import QAT_LAYERS, qat_twin, has_running_statistics
 from lq.qconfig import QConfig
 from lq.tracing.ops import module_of
 from lq.tracing.plan import LayerPlan
@@ -93,7 +93,7 @@ def _batch_norm_behind(
     user = next(iter(node.users))
     bn = module_of(user, modules)
     allowed = next(kinds for base, kinds in _BN_DIMENSIONS.items() if isinstance(module, base))
-    if not isinstance(bn, allowed) or calls[str(user.target)] != 1 or not require_running_statistics(bn):
+    if not isinstance(bn, allowed) or calls[str(user.target)] != 1 or not has_running_statistics(bn):
         return None
     plain_forward = type(bn).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
     return user if plain_forward else None

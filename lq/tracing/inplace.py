@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,12 +62,11 @@ def read_results_of_inplace_operations(graph: fx.Graph, modules: Mapping[str, nn
         for user in list(overwritten.users):
             if position[user] > position[node]:
                 user.replace_input_with(overwritten, node)
-        while overwritten.op != "placeholder" and _is_view(overwritten, modules):
-            overwritten = overwritten.args[0]
-            late = [user for user in overwritten.users if position[user] > position[node]]
+        for whole in _viewed(overwritten, modules):
+            late = [user for user in whole.users if position[user] > position[node]]
             if late:
                 raise UntraceableError(
-                    f"`{node.format_node()}` overwrites a view of `{overwritten.name}`, which `{late[0].name}` reads "
+                    f"`{node.format_node()}` overwrites a view of `{whole.name}`, which `{late[0].name}` reads "
                     "later; no graph of values can say that. Write that operation without inplace."
                 )
 
@@ -134,9 +133,14 @@ def _inplace_argument(node: fx.Node) -> int | None:
     return index if given is True else None
 
 
+def _viewed(node: fx.Node, modules: Mapping[str, nn.Module]) -> Iterator[fx.Node]:
+    """What ``node`` is a view of, and what that is a view of, and so on."""
+    while _is_view(node, modules) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        yield node
+
+
 def _is_view(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
     module = module_of(node, modules)
     if module is not None:
         return isinstance(module, (nn.Flatten, nn.Unflatten, nn.Identity))

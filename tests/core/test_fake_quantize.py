@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
+from lq.core.state import QATState
+from lq.qconfig import ActivationSpec
+
+ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6}
+
+
+def make(activation: str = "none", **flags: bool) -> tuple[QATState, FakeQuantize]:
+    state = QATState(["fq"], [ActivationSpec()], [activation])
+    quantizer = FakeQuantize(state, 0)
+    for name, value in flags.items():
+        setattr(state, name, value)
+    return state, quantizer
+
+
+def step(state: QATState, quantizer: FakeQuantize, x: Tensor) -> Tensor:
+    return state(quantizer(x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_switched_off_it_is_the_absorbed_activation(activation: str):
+    _, quantizer = make(activation)
+    x = torch.randn(50) * 5
+    assert torch.equal(quantizer(x), ACTIVATIONS[activation](x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_observing_without_fake_quantization_changes_no_value(activation: str):
+    state, quantizer = make(activation, observer=True)
+    x = torch.randn(50) * 5
+    assert torch.equal(step(state, quantizer, x), ACTIVATIONS[activation](x))
+    assert (state.min_val.item(), state.max_val.item()) == (x.min().item(), x.max().item())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_fake_quantization_is_near_the_absorbed_activation(activation: str):
+    state, quantizer = make(activation, observer=True, fake_quant=True)
+    x = torch.randn(50) * 5
+    y = step(state, quantizer, x)
+    half_a_step = state.qparams()[0][0] / 2
+    assert (y - ACTIVATIONS[activation](x)).abs().max() <= half_a_step * 1.001
+    assert y.unique().numel() < x.numel() or activation == "none"
+
+
+def test_evaluation_does_not_observe():
+    state, quantizer = make(observer=True, fake_quant=True)
+    step(state, quantizer, torch.tensor([0.0, 2.55]))
+    state.eval()
+    quantizer.eval()
+    y = step(state, quantizer, torch.tensor([-5.0, 1.004, 99.0]))
+    torch.testing.assert_close(y, torch.tensor([0.0, 1.0, 2.55]))
+    assert state.max_val.item() == pytest.approx(2.55)
+
+
+def test_without_a_range_evaluation_stays_float():
+    _, quantizer = make(fake_quant=True)
+    x = torch.randn(5)
+    assert quantizer.eval()(x) is x
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_an_empty_batch_passes_and_is_not_observed(seen: bool):
+    state, quantizer = make(observer=True, fake_quant=True)
+    if seen:
+        step(state, quantizer, torch.tensor([0.0, 1.0]))
+    before = state.state_dict()["max_val"].clone()
+    assert step(state, quantizer, torch.zeros(0, 3)).shape == (0, 3)
+    assert torch.equal(state.max_val, before)
+    assert state.nonfinite.item() == 0
+
+
+def test_only_what_it_owns_is_overwritten():
+    state, quantizer = make(observer=True, fake_quant=True)
+    x = torch.randn(5, requires_grad=True) * 1.0
+    assert quantizer(x).data_ptr() != x.data_ptr()
+    owner = FakeQuantize(state, 0, owns_input=True)
+    assert owner(x).data_ptr() == x.data_ptr()
+
+
+def test_it_says_what_it_does():
+    assert "uint8 [0, 255] affine, moving_average_minmax, activation=relu6" in repr(make("relu6")[1])
+
+
+def test_mode_helpers_follow_the_mode():
+    flag, switch = TrainingFlag(), ModeSwitch()
+    assert flag() is True
+    assert switch(1, 2) == 1
+    assert flag.eval()() is False
+    assert switch.eval()(1, 2) == 2

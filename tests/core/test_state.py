@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.functional import EPS
+from lq.core.state import QATState
+from lq.qconfig import ActivationSpec
+
+SPECS = [
+    ActivationSpec(),
+    ActivationSpec(averaging_constant=0.5),
+    ActivationSpec(observer="minmax"),
+    ActivationSpec(-128, 127, symmetric=True),
+    ActivationSpec(0, 15),
+    ActivationSpec(),
+]
+ACTIVATIONS = ["none", "relu", "relu6", "relu", "none", "none"]
+NEVER_RUNS = 5
+
+
+def make_state() -> QATState:
+    state = QATState([f"fq_{i}" for i in range(len(SPECS))], SPECS, ACTIVATIONS)
+    state.observer = state.fake_quant = True
+    return state
+
+
+def feed(state: QATState, batches: list[Tensor]) -> None:
+    for slot, x in enumerate(batches):
+        state.observe(slot, x)
+    state.update()
+
+
+class LoopObserver:
+    """One tensor at a time, as the stock observers do it."""
+
+    def __init__(self, spec: ActivationSpec) -> None:
+        self.spec = spec
+        self.low = self.high = float("nan")
+        self.nonfinite = 0
+
+    def __call__(self, x: Tensor) -> None:
+        low, high = x.min().item(), x.max().item()
+        if not torch.isfinite(x).all():
+            self.nonfinite += 1
+        elif self.low != self.low:
+            self.low, self.high = low, high
+        elif self.spec.observer == "minmax":
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        else:
+            self.low += self.spec.averaging_constant * (low - self.low)
+            self.high += self.spec.averaging_constant * (high - self.high)
+
+
+def test_one_update_equals_a_loop_over_observers():
+    state, loop = make_state(), [LoopObserver(spec) for spec in SPECS[:NEVER_RUNS]]
+    for step in range(8):
+        batches = [torch.randn(3, 4) * (i + 1) + step for i in range(NEVER_RUNS)]
+        if step in (0, 3):
+            batches[0][0, 0] = torch.nan
+        if step == 4:
+            batches[2][1, 1] = -torch.inf
+        for observer, x in zip(loop, batches, strict=True):
+            observer(x)
+        feed(state, batches)
+        for slot, observer in enumerate(loop):
+            if observer.low == observer.low:  # has seen a usable batch
+                assert state.min_val[slot].item() == pytest.approx(observer.low, rel=1e-6)
+                assert state.max_val[slot].item() == pytest.approx(observer.high, rel=1e-6)
+    assert state.nonfinite.tolist() == [o.nonfinite for o in loop] + [0]
+    assert [state.ready(slot) for slot in range(6)] == [True] * 5 + [False]
+    assert (state.min_val[NEVER_RUNS].item(), state.max_val[NEVER_RUNS].item()) == (torch.inf, -torch.inf)
+
+
+def test_a_range_is_used_as_soon_as_the_first_batch_is_there():
+    state = make_state()
+    scale, low, high = state.observe(0, torch.tensor([-1.0, 1.55]))
+    assert (scale, low, high) == (pytest.approx(0.01), -100.0, 155.0)
+    assert not state.ready(0)
+
+
+def test_a_nan_in_the_first_batch_does_not_poison_the_ranges():
+    state = make_state()
+    feed(state, [torch.tensor([torch.nan, 1.0])])
+    assert not state.ready(0)
+    scale, _, _ = state.observe(0, torch.tensor([-1.0, 1.55]))
+    assert scale == pytest.approx(0.01)
+    state.update()
+    assert state.ready(0)
+    assert state.nonfinite[0] == 1
+    assert state.qparams()[0][0] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("slot", "batch", "expected"),
+    [
+        (0, [-1.0, 1.55], (0.01, -100.0, 155.0)),
+        (1, [-1.0, 2.55], (0.01, 0.0, 255.0)),
+        (2, [-1.0, 9.00], (6 / 255, 0.0, 255.0)),
+        (2, [-1.0, 2.55], (0.01, 0.0, 255.0)),
+        (3, [-9.0, 1.27], (0.01, 0.0, 127.0)),
+        (4, [0.0, 1.5], (0.1, 0.0, 15.0)),
+        (0, [0.0, 0.0], (EPS, 0.0, 255.0)),
+    ],
+)
+def test_absorbed_activations_cut_the_range(slot: int, batch: list[float], expected: tuple[float, float, float]):
+    state = make_state()
+    state.observe(slot, torch.tensor(batch))
+    state.update()
+    assert state.qparams()[slot] == pytest.approx(expected)
+    scale, zero_point = state.scale_zero_point()
+    assert scale[slot].item() == pytest.approx(expected[0])
+    if ACTIVATIONS[slot] != "relu" or not SPECS[slot].symmetric:
+        assert SPECS[slot].quant_min - zero_point[slot].item() == expected[1]
+    assert SPECS[slot].quant_max - zero_point[slot].item() == expected[2]
+
+
+def test_qparams_follow_every_way_to_change_a_range():
+    state = make_state()
+    feed(state, [torch.tensor([0.0, 2.55])])
+    other = make_state()
+    feed(other, [torch.tensor([0.0, 5.1])])
+    assert state.qparams()[0][0] == pytest.approx(0.01)
+    state.max_val.copy_(other.max_val)
+    assert state.qparams()[0][0] == pytest.approx(0.02)
+    with torch.inference_mode():
+        state.max_val[0] = 25.5
+    assert state.qparams()[0][0] == pytest.approx(0.1)
+    state.load_state_dict(other.state_dict())
+    assert state.qparams()[0][0] == pytest.approx(0.02)
+    state.max_val.data = torch.full_like(state.max_val, 7.65)
+    assert state.qparams()[0][0] == pytest.approx(0.03)
+
+
+def test_ranges_learned_under_inference_mode_do_not_break_training():
+    state = make_state()
+    with torch.inference_mode():
+        feed(state, [torch.tensor([0.0, 2.55])])
+        state.qparams()
+    x = torch.rand(4, requires_grad=True)
+    quantizer = FakeQuantize(state, 0)
+    state.train()
+    y = quantizer(x)
+    state(y)
+    y.sum().backward()
+    assert x.grad is not None
+    assert not state.min_val.is_inference()
+
+
+def test_a_state_built_under_inference_mode_still_evaluates():
+    with torch.inference_mode():
+        state = make_state()
+        feed(state, [torch.tensor([0.0, 2.55])])
+    assert state.qparams()[0][0] == pytest.approx(0.01)
+
+
+# ---- saving, loading, copying, moving ---------------------------------------------------------------------------
+
+
+def trained_state() -> QATState:
+    state = make_state()
+    feed(state, [torch.randn(5) for _ in range(NEVER_RUNS)])
+    feed(state, [torch.full((2,), torch.nan)])
+    state.freeze_bn = True
+    return state
+
+
+def through_state_dict(state: QATState) -> QATState:
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    other = make_state()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+@pytest.mark.parametrize("copied", [through_state_dict, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_are_equal_to_the_bit(copied: Callable[[QATState], QATState]):
+    state = trained_state()
+    state.observe(0, torch.ones(2))  # what was not yet taken in is not copied
+    other = copied(state)
+    for name, buffer in state.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name)), name
+    for name in ("fake_quant", "observer", "freeze_bn", "names", "specs", "activations", "_seen"):
+        assert getattr(other, name) == getattr(state, name), name
+    assert other.qparams() == state.qparams()
+    before = other.min_val.clone()
+    other.update()
+    assert torch.equal(other.min_val, before)
+
+
+def test_a_checkpoint_of_another_plan_is_refused_by_name():
+    other = QATState(["fq_0", "fq_x", *[f"fq_{i}" for i in range(2, 6)]], SPECS, ACTIVATIONS)
+    with pytest.raises(ValueError, match=r"lacks the fake quantizers \['fq_1'\] and has \['fq_x'\]"):
+        make_state().load_state_dict(other.state_dict())
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.qat_state = trained_state()
+
+
+def test_a_float_checkpoint_loads_strictly_and_leaves_the_state_alone():
+    model = Model()
+    before = copy.deepcopy(model.qat_state.state_dict())
+    model.load_state_dict({k: v for k, v in model.state_dict().items() if "qat_state" not in k}, strict=True)
+    after = model.qat_state.state_dict()
+    assert before.pop("_extra_state") == after.pop("_extra_state")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert model.qat_state.ready(0)
+
+
+def test_a_checkpoint_with_half_a_state_is_refused():
+    model = Model()
+    checkpoint = model.state_dict()
+    del checkpoint["qat_state.max_val"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*qat_state\.max_val"):
+        model.load_state_dict(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "cast", [nn.Module.half, nn.Module.bfloat16, nn.Module.double, lambda m: m.to("cpu", torch.bfloat16)]
+)
+def test_ranges_stay_float32_whatever_the_model_is_cast_to(cast: Callable[[nn.Module], nn.Module]):
+    model = Model()
+    before, qparams = copy.deepcopy(model.qat_state), model.qat_state.qparams()
+    cast(model)
+    assert model.layer.weight.dtype != torch.float32
+    for name, buffer in before.named_buffers():
+        assert torch.equal(buffer, model.qat_state.get_buffer(name)), name
+    assert model.qat_state.qparams() == qparams
+
+
+# ---- several processes ------------------------------------------------------------------------------------------
+
+RANK = """
+import sys, torch, torch.distributed as dist
+from lq.core.state import QATState
+from lq.qconfig import ActivationSpec
+rank, file = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+state = QATState(list("abcd"), [ActivationSpec()] * 4, ["none"] * 4)
+state.observe(0, torch.tensor([-1.0, 1.0]) * (rank + 1))
+state.observe(1, torch.tensor([0.0, torch.nan if rank else 1.0]))
+if rank == 0:
+    state.observe(2, torch.tensor([-3.0, -2.0]))
+state.update()
+print(state.min_val.tolist(), state.max_val.tolist(), state.nonfinite.tolist())
+"""
+
+
+def test_ranges_are_those_of_all_processes(tmp_path):
+    command = [sys.executable, "-c", RANK]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "rendezvous")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    expected = "[-2.0, inf, -3.0, inf] [2.0, -inf, -2.0, -inf] [0, 1, 0, 0]"
+    assert [rank.communicate(timeout=120)[0].strip() for rank in ranks] == [expected, expected]
