@@ -25,5 +25,5 @@ def quiet_torchscript() -> Iterator[None]:
         warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, .* are deprecated", UserWarning)
         # This one comes once in a process, and TorchScript would print it to stderr past all filters: draw it
         # here, where it is ignored.
-        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+        torch.quantize_per_tensor(torch.zeros(1, dtype=torch.float32), 1.0, 0, torch.quint8)
         yield

@@ -59,6 +59,12 @@ def _check_name(module: LightningModule, name: str) -> None:
             f"target={name!r}: {type(module).__name__} has no such submodule. Its children are {names}; "
             "dotted names such as 'model.backbone' work too."
         ) from None
+    if isinstance(found, tuple(QAT_LAYERS)):
+        holder = name.rpartition(".")[0]
+        raise ValueError(
+            f"target={name!r} is a single {type(found).__name__}; name the module that holds it and choose the layer "
+            f"there: QATCallback(target={holder or None!r}, qconfig=QConfig(include=[{name.rpartition('.')[2]!r}]))."
+        )
     if not _has_layers(found):
         raise ValueError(
             f"target={name!r}: {type(found).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d)."

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,9 +87,8 @@ def make_trainer(folder: Path, *callbacks: Any, **kwargs: Any) -> L.Trainer:
         "default_root_dir": folder,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "enable_checkpointing": any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
         "log_every_n_steps": 1,
-        "deterministic": True,
     }
     return L.Trainer(callbacks=list(callbacks), **(settings | kwargs))
 
@@ -96,3 +96,8 @@ def make_trainer(folder: Path, *callbacks: Any, **kwargs: Any) -> L.Trainer:
 def qat(**schedule: Any) -> QATCallback:
     """A QATCallback with a schedule."""
     return QATCallback(schedule=QATSchedule(**schedule))
+
+
+def keeper(folder: Path, **kwargs: Any) -> ModelCheckpoint:
+    """A ModelCheckpoint that keeps the last state."""
+    return ModelCheckpoint(folder, save_last=True, **kwargs)

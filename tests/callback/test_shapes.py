@@ -19,7 +19,10 @@ from lq.backends.prepare import is_prepared, state_of
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, make_data, make_net, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Tiny, keeper, make_data, make_net, make_trainer, qat, train_loader, val_loader
+
+# A checkpoint is taken up by a trainer that keeps its own elsewhere.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 
 class TwoInputs(nn.Module):
@@ -113,7 +116,7 @@ class Direct(Tiny):
 
 def test_layers_directly_on_the_module(fit: Fit, tmp_path: Path) -> None:
     module, callback = Direct(), qat(start=1)
-    trainer = fit(module, callback, L.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True))
+    trainer = fit(module, callback, keeper(tmp_path / "kept"))
     assert isinstance(module, Direct)
     assert type(module).__name__ == "Direct"
     assert callback.deployment is not None
@@ -122,8 +125,8 @@ def test_layers_directly_on_the_module(fit: Fit, tmp_path: Path) -> None:
     assert torch.equal(load(callback.deployment.directory)(x), callback.deployment.int8(x))
     assert {"val_accuracy", "f1", "qat/fake/accuracy", "qat/fp32/accuracy"} <= trainer.callback_metrics.keys()
     fresh = Direct()
-    make_trainer(tmp_path, qat(start=1)).validate(
-        fresh, val_loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True
+    make_trainer(tmp_path, qat(start=1), keeper(tmp_path / "unused")).validate(
+        fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", verbose=False, weights_only=True
     )
     with torch.no_grad():
         assert torch.equal(fresh.eval()(x), module.eval()(x))
@@ -155,10 +158,12 @@ def test_configure_model(fit: Fit, tmp_path: Path) -> None:
                 self.model = make_net()
 
     callback = qat()
-    fit(Late(), callback, L.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True), max_epochs=1)
+    fit(Late(), callback, keeper(tmp_path / "kept"), max_epochs=1)
     assert callback.deployment is not None
     fresh = Late()
-    make_trainer(tmp_path, qat()).test(fresh, val_loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    make_trainer(tmp_path, qat(), keeper(tmp_path / "unused")).test(
+        fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", verbose=False
+    )
     assert is_prepared(fresh.model)
 
 
@@ -274,9 +279,7 @@ def test_manual_optimization_with_two_optimizers(fit: Fit) -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions(fit: Fit, precision: str) -> None:
     callback, module = qat(start=1), Tiny()
-    fit(module, callback, max_epochs=2, precision=precision, int8_every=None) if False else fit(
-        module, callback, max_epochs=2, precision=precision
-    )
+    fit(module, callback, max_epochs=2, precision=precision)
     assert callback.deployment is not None
     assert state_of(module.model).min_val.dtype == torch.float32
     assert callback.deployment.results["fp32"].keys() == {"accuracy"}
@@ -289,19 +292,42 @@ def test_two_fits_in_a_row(fit: Fit, tmp_path: Path) -> None:
     first = callback.deployment
     fit(module, callback, default_root_dir=tmp_path / "again")
     assert callback.deployment is not first
-    other = Tiny()
-    other.net, other.model = make_net(), None
-    other.forward = lambda x: other.net(x)  # type: ignore[method-assign,union-attr,operator]
-    fit(other, callback)
-    assert is_prepared(other.net)  # type: ignore[arg-type]
+
+
+def test_one_callback_for_two_modules(fit: Fit) -> None:
+    class Other(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.model
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x)
+
+    callback, other = qat(), Other()
+    fit(Tiny(), callback, max_epochs=1)
+    fit(other, callback, max_epochs=1)
+    assert is_prepared(other.net)
 
 
 def test_another_qconfig_on_a_prepared_module_is_refused(fit: Fit) -> None:
     module = Tiny()
     fit(module, qat(), max_epochs=1)
-    with pytest.raises(ValueError, match="prepared for QAT before.*start from a new module"):
+    with pytest.raises(ValueError, match=r"prepared for QAT before.*start from a new module"):
         fit(module, QATCallback(qconfig="x86_vnni"), max_epochs=1)
 
 
 def test_public_name() -> None:
     assert lq.QATCallback is QATCallback
+
+
+def test_deterministic_algorithms(fit: Fit) -> None:
+    callback = QATCallback(int8_every_n_epochs=1)
+    try:
+        fit(Tiny(), callback, max_epochs=1, deterministic=True)
+        assert callback.deployment is not None
+        assert callback.deployment.directory is not None
+        load(callback.deployment.directory)(torch.randn(2, 1, 6, 6))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

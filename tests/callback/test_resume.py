@@ -1,0 +1,202 @@
+"""Crash, resume and equal weights, in every phase; checkpoints of all kinds into fresh modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lq.backends.prepare import state_of
+from lq.callback import QATCallback
+from tests.callback.conftest import Fit
+from tests.tiny import Tiny, keeper, make_data, make_net, make_trainer, qat, train_loader, val_loader
+
+# A checkpoint is taken up by a trainer that keeps its own elsewhere.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
+# start, observers off, BatchNorm frozen: an epoch each, and one more
+SCHEDULE: dict[str, Any] = {"start": 1, "observer_off": 2, "freeze_bn": 3, "lr": 0.5}
+EPOCHS = 5
+
+
+class NoNoise(Tiny):
+    """Without dropout: its random numbers are not part of a checkpoint."""
+
+    def __init__(self, scheduler: str | None = "step") -> None:
+        super().__init__(scheduler)
+        self.model = nn.Sequential(*(m for m in make_net() if not isinstance(m, nn.Dropout)))
+
+
+class Resumable(DataLoader[Any]):
+    """Goes on in the middle of an epoch."""
+
+    skip = done = 0
+
+    def __iter__(self) -> Any:
+        skip, self.skip = self.skip, 0
+        for index, batch in enumerate(super().__iter__()):
+            if index >= skip:
+                self.done = index + 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skip = state["done"] % len(self)
+
+
+def resumable() -> Resumable:
+    return Resumable(make_data(), batch_size=8)
+
+
+class Crash(L.Callback):
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.epoch, self.batch = epoch, batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            raise RuntimeError("the power went out")
+
+
+class Record(L.Callback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.lrs: dict[int, float] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.lrs[trainer.global_step] = optimizer.param_groups[0]["lr"]
+
+
+def _whole_run(tmp_path: Path) -> tuple[L.Trainer, NoNoise, Record]:
+    torch.manual_seed(1)
+    module, record = NoNoise(), Record()
+    trainer = make_trainer(tmp_path, qat(**SCHEDULE), record, max_epochs=EPOCHS)
+    trainer.fit(module, resumable(), val_loader())
+    return trainer, module, record
+
+
+def _assert_equal(a: Any, b: Any, where: str = "") -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("every_n_train_steps", [None, 2], ids=["epoch end", "mid-epoch"])
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4], ids=["before start", "observing", "observers off", "frozen"])
+def test_resumed_run_is_bit_equal(tmp_path: Path, epoch: int, every_n_train_steps: int | None) -> None:
+    expected_trainer, expected, expected_lrs = _whole_run(tmp_path)
+    torch.manual_seed(1)
+    kept = tmp_path / "kept"
+    with pytest.raises(RuntimeError, match="the power went out"):
+        make_trainer(
+            tmp_path,
+            qat(**SCHEDULE),
+            keeper(kept, every_n_train_steps=every_n_train_steps),
+            Crash(epoch, 1),
+            max_epochs=EPOCHS,
+        ).fit(NoNoise(), resumable(), val_loader())
+    torch.manual_seed(99)
+    module, record, callback = NoNoise(), Record(), qat(**SCHEDULE)
+    again = keeper(tmp_path / "again", every_n_train_steps=every_n_train_steps)
+    trainer = make_trainer(tmp_path, callback, again, record, max_epochs=EPOCHS)
+    trainer.fit(module, resumable(), val_loader(), ckpt_path=kept / "last.ckpt", weights_only=True)
+    assert trainer.global_step == EPOCHS * 3
+    _assert_equal(module.state_dict(), expected.state_dict(), "module")
+    _assert_equal(trainer.optimizers[0].state_dict(), expected_trainer.optimizers[0].state_dict(), "optimizer")
+    assert record.lrs.items() <= expected_lrs.lrs.items()
+    assert callback.deployment is not None
+    fp32 = callback.deployment.rows[0]
+    assert fp32["model"] == "FP32"
+    assert fp32["size_mb"] > 0
+
+
+def test_resumed_run_remembers_the_float_figures(tmp_path: Path) -> None:
+    first, kept = qat(**SCHEDULE), tmp_path / "kept"
+    trainer = make_trainer(tmp_path, first, keeper(kept), max_epochs=EPOCHS, limit_train_batches=1)
+    trainer.fit(NoNoise(), train_loader(), val_loader())
+    callback = qat(**SCHEDULE)
+    trainer = make_trainer(tmp_path, callback, keeper(tmp_path / "b"), max_epochs=EPOCHS + 1, limit_train_batches=1)
+    trainer.fit(NoNoise(), train_loader(), val_loader(), ckpt_path=kept / "last.ckpt")
+    assert first.deployment is not None
+    assert callback.deployment is not None
+    assert callback.deployment.results["fp32"] == first.deployment.results["fp32"]
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_qat_checkpoint_into_a_fresh_module(tmp_path: Path, verb: str) -> None:
+    module = Tiny()
+    trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "kept"), max_epochs=2)
+    trainer.fit(module, train_loader(), val_loader())
+    fresh = Tiny()
+    trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "unused"))
+    results = getattr(trainer, verb)(fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", weights_only=True)
+    assert state_of(fresh.model).fake_quant
+    _assert_equal(fresh.state_dict(), module.state_dict())
+    if verb == "predict":
+        with torch.no_grad():
+            x = torch.cat([x for x, _ in val_loader()])
+            assert torch.equal(torch.cat(results), module.eval()(x))
+    if verb == "validate":
+        assert "qat/fake/accuracy" in results[0]
+
+
+def test_float_checkpoint_is_where_qat_starts(tmp_path: Path) -> None:
+    trained = NoNoise(None)
+    trainer = make_trainer(tmp_path, keeper(tmp_path / "float"), max_epochs=2)
+    trainer.fit(trained, train_loader(), val_loader())
+    module, callback = NoNoise(None), qat(start=2)
+    trainer = make_trainer(tmp_path, callback, keeper(tmp_path / "qat"), max_epochs=3)
+    trainer.fit(module, train_loader(), val_loader(), ckpt_path=tmp_path / "float" / "last.ckpt", weights_only=True)
+    assert trainer.global_step == 9
+    assert callback.deployment is not None
+    float_model: Any = callback._float
+    _assert_equal(dict(float_model.state_dict()), dict(trained.model.state_dict()))
+
+
+def test_float_weights_loaded_before_the_fit(fit: Fit) -> None:
+    trained, module, callback = NoNoise(), NoNoise(), qat()
+    fit(trained, max_epochs=1)
+    module.load_state_dict(trained.state_dict())
+    fit(module, callback, max_epochs=1)
+    float_model: Any = callback._float
+    _assert_equal(dict(float_model.state_dict()), dict(trained.model.state_dict()))
+
+
+def test_float_checkpoint_validates_as_float(tmp_path: Path) -> None:
+    trained = Tiny()
+    trainer = make_trainer(tmp_path, keeper(tmp_path / "float"), max_epochs=1)
+    trainer.fit(trained, train_loader(), val_loader())
+    fresh = Tiny()
+    trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "unused"))
+    results = trainer.validate(fresh, val_loader(), ckpt_path=tmp_path / "float" / "last.ckpt", verbose=False)
+    assert results[0].keys() == {"val_loss"}
+    with torch.no_grad():
+        x = torch.randn(4, 1, 6, 6)
+        assert torch.allclose(fresh.eval()(x), trained.eval()(x), atol=1e-6)  # BatchNorm is fused, not folded: rounding
+
+
+def test_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
+    from lq.qconfig import QConfig
+
+    trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "kept"), max_epochs=1)
+    trainer.fit(Tiny(), train_loader(), val_loader())
+    other = QATCallback(qconfig=QConfig(exclude=("5",)))
+    with pytest.raises(Exception, match="prepared with another plan"):
+        make_trainer(tmp_path, other, keeper(tmp_path / "unused")).fit(
+            Tiny(), train_loader(), val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt"
+        )
