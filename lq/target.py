@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import fx, nn
 from torchmetrics import Metric, MetricCollection
 
-from lq.backends.prepare import is_prepared, state_of
+from lq.backends.prepare import is_prepared
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.tracing.trace import STATE
 
@@ -119,17 +119,6 @@ def prepared_graph(module: nn.Module, name: str) -> fx.GraphModule:
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has."""
     return {key: value for key, value in prepared.state_dict().items() if not key.startswith(f"{STATE}.")}
-
-
-def accept_float_checkpoints(module: LightningModule, name: str) -> None:
-    """Let checkpoints of the float model load into the prepared one, which keeps the ranges that it has."""
-    state: Any = state_of(target_of(module, name))
-    state.register_load_state_dict_pre_hook(_add_missing_state)
-
-
-def _add_missing_state(state: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    if not any(key.startswith(prefix) for key in state_dict):
-        state_dict.update(state.state_dict(prefix=prefix))
 
 
 def is_grafted(module: nn.Module, name: str) -> bool:

@@ -32,7 +32,6 @@ from lq.qconfig import QConfig, as_qconfig
 from lq.report.table import print_table
 from lq.schedule import Phase, QATSchedule
 from lq.target import (
-    accept_float_checkpoints,
     detached_copy,
     find_target,
     float_state,
@@ -166,7 +165,6 @@ class QATCallback(Callback):
         module = target_of(pl_module, self._name)
         self._float = (copy.deepcopy(module).cpu() if self._name else detached_copy(pl_module)).float()
         graft(pl_module, self._name, prepare(module, self.qconfig, *_declared_example(pl_module, module)))
-        accept_float_checkpoints(pl_module, self._name)
 
     def _check_same_qconfig(self, pl_module: LightningModule) -> None:
         theirs = qconfig_of(target_of(pl_module, self._name))
