@@ -147,8 +147,8 @@ class _Lowering:
         module = ops.module_of(source, self.modules)
         if isinstance(module, QATLayer) and source not in self.values:
             x = self._quantized(source.args[0])
-            input_scale = self.values[cast(fx.Node, source.args[0])].grid[0]
-            layer = Int8Layer(module, self._batch_norm(source), relu, scale, zero_point, input_scale)
+            input_grid = self.values[cast(fx.Node, source.args[0])].grid
+            layer = Int8Layer(module, self._batch_norm(source), relu, scale, zero_point, input_grid)
             return self._call(str(source.name), layer, x)
         inputs = ops.joined_tensors(source)
         if inputs is None or source in self.values:

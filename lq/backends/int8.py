@@ -43,21 +43,32 @@ class Int8Layer(nn.Module):
         relu: whether the kernel also applies a ReLU.
         scale: of the output.
         zero_point: of the output.
-        input_scale: of the input.
+        input_grid: scale and zero point of the input.
     """
 
     def __init__(
-        self, layer: QATLayer, bn: _BatchNorm | None, relu: bool, scale: float, zero_point: int, input_scale: float
+        self,
+        layer: QATLayer,
+        bn: _BatchNorm | None,
+        relu: bool,
+        scale: float,
+        zero_point: int,
+        input_grid: tuple[float, int],
     ) -> None:
         super().__init__()
         prepack, plain, with_relu = _KERNELS[type(layer)]
         self.kernel = with_relu if relu else plain
-        self.packed = prepack(*_prepack_arguments(layer, bn, input_scale))
+        # onednn's linear layers are a thousand times slower where the zero point of the input is not 0.
+        slow = torch.backends.quantized.engine == "onednn" and isinstance(layer, QATLinear) and input_grid[1] != 0
+        self.scale_without_zero_point = input_grid[0] if slow else None
+        self.packed = prepack(*_prepack_arguments(layer, bn, input_grid, slow))
         self.scale, self.zero_point = scale, zero_point
         self.kind = type(layer).__name__.removeprefix("QAT")
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantized in, quantized out."""
+        if self.scale_without_zero_point is not None:
+            x = torch._make_per_tensor_quantized_tensor(x.int_repr(), self.scale_without_zero_point, 0)
         return self.kernel(x, self.packed, self.scale, self.zero_point)
 
     def extra_repr(self) -> str:
@@ -65,8 +76,15 @@ class Int8Layer(nn.Module):
         return f"{self.kind}, scale={self.scale:.4g}, zero_point={self.zero_point}"
 
 
-def _prepack_arguments(layer: QATLayer, bn: _BatchNorm | None, input_scale: float) -> tuple[Any, ...]:
+def _prepack_arguments(
+    layer: QATLayer, bn: _BatchNorm | None, input_grid: tuple[float, int], zero_point_into_bias: bool
+) -> tuple[Any, ...]:
     integers, scale, bias = layer.integer_weight(bn)
+    input_scale, input_zero_point = input_grid
+    if zero_point_into_bias:
+        sums = integers.sum(dim=1, dtype=torch.int64).double() * scale.double()
+        offset = (input_scale * input_zero_point) * sums
+        bias = (-offset if bias is None else bias.double() - offset).float()
     if bias is not None and scale.dim():
         integers, scale = _room_for_bias(integers, scale, bias, input_scale)
     if scale.dim() == 0:

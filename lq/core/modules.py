@@ -214,6 +214,6 @@ __all__: list[str] = [
     "QATConv3d",
     "QATLayer",
     "QATLinear",
-    "qat_twin",
     "has_running_statistics",
+    "qat_twin",
 ]
