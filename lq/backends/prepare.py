@@ -19,7 +19,7 @@ from lq.tracing.inplace import make_out_of_place
 from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
 from lq.tracing.place import Placement, Site
 from lq.tracing.plan import LayerPlan, Plan, TensorPlan
-from lq.tracing.trace import STATE, passed_parameters, trace
+from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace
 
 SELF_CHECK_TOLERANCE = 1e-5
 
@@ -83,7 +83,7 @@ def prepare(
     ordered = _in_module_order(module, rows + floats)
     state.plan = Plan(type(module).__name__, qconfig.preset, ordered, tensors, float_ops)
     state.qconfig = qconfig
-    graph_module.train(module.training)
+    copy_modes(module, graph_module)
     if example_args is not None:
         self_check(module, graph_module, example_args, kwargs)
     return graph_module

@@ -59,8 +59,15 @@ def trace(root: nn.Module, optional: frozenset[str] = frozenset()) -> fx.GraphMo
     _replace_batch_norm_acts(graph_module)
     _erase_identities(graph_module)
     graph_module._tracer_cls = None  # unpickling retraces, and must not keep defaults or split modules again
-    graph_module.train(root.training)
+    copy_modes(root, graph_module)
     return graph_module
+
+
+def copy_modes(source: nn.Module, target: nn.Module) -> None:
+    """Give every module of ``target`` the mode of its namesake in ``source``: users put single modules into eval mode."""
+    modes = {name: module.training for name, module in source.named_modules(remove_duplicate=False)}
+    for name, module in target.named_modules():
+        module.training = modes.get(name, source.training)
 
 
 def _with_state_child(root: nn.Module) -> nn.Module:
