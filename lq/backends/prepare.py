@@ -164,9 +164,14 @@ def _compare_outputs(expected: Any, got: Any, name: str) -> None:
         raise ValueError(
             f"{name} returns {type(expected).__name__} but its graph returns {type(got).__name__}. {remedy}"
         )
-    for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(got), strict=True):
-        if not isinstance(a, Tensor) or not a.is_floating_point():
+    (leaves, structure), (got_leaves, got_structure) = pytree.tree_flatten(expected), pytree.tree_flatten(got)
+    if structure != got_structure:
+        raise ValueError(f"{name} and its graph return different structures: {structure}, {got_structure}. {remedy}")
+    for a, b in zip(leaves, got_leaves, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.is_floating_point():
             continue
+        if a.shape != b.shape:
+            raise ValueError(f"{name} returns shape {tuple(a.shape)} but its graph {tuple(b.shape)}. {remedy}")
         limit = SELF_CHECK_TOLERANCE * max(1.0, float(a.abs().max())) if a.numel() else 0.0
         error = float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
         if not error <= limit and bool(torch.isfinite(a).all()):

@@ -120,6 +120,8 @@ class _Tracer(fx.Tracer):
         self.optional = optional
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, tuple(QAT_LAYERS)):  # a subclass with a forward of its own has to show in the plan
+            return True
         return super().is_leaf_module(m, module_qualified_name) or (_reads_training(m) and not _has_quantizable(m))
 
     def call_module(

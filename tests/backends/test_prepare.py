@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of, self_check, set_phase, state_of
+from lq.qconfig import ActivationSpec, LayerQConfig, QConfig, WeightSpec
+
+
+def make_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+        nn.Dropout(0.2), nn.Flatten(), nn.Linear(128, 3),
+    )  # fmt: skip
+
+
+X = (2, 3, 6, 6)
+
+
+def test_parameters_and_buffers_are_shared_and_the_net_keeps_its_layers():
+    net = make_net()
+    prepared = prepare(net, example_args=(torch.randn(X),))
+    ours, theirs = prepared.state_dict(keep_vars=True), net.state_dict(keep_vars=True)
+    assert [k for k in ours if not k.startswith("qat_state")] == list(theirs)
+    assert all(ours[k] is theirs[k] for k in theirs)
+    assert {id(p) for p in prepared.parameters()} == {id(p) for p in net.parameters()}
+    assert type(net[0]) is nn.Conv2d
+
+
+def test_preparing_twice_changes_nothing():
+    prepared = prepare(make_net())
+    assert prepare(prepared, "x86_vnni") is prepared
+    assert is_prepared(prepared)
+    assert not is_prepared(make_net())
+    assert qconfig_of(prepared) == QConfig("portable")
+
+
+def test_it_starts_as_the_float_model_to_the_bit():
+    net = make_net()
+    prepared, x = prepare(net), torch.randn(X)
+    assert torch.equal(prepared.eval()(x), net.eval()(x))
+    outputs = []
+    for module in (copy.deepcopy(prepared), copy.deepcopy(net)):
+        torch.manual_seed(0)
+        y = module.train()(x)
+        y.sum().backward()
+        outputs.append((y, *(p.grad for p in module.parameters()), *dict(module.named_buffers())["1.running_var"]))
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+def test_layers_on_the_module_itself_and_single_layers():
+    prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
+    assert len(plan_of(prepared).quantized) == 1
+
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"logits": self.fc(x), "n": 1}
+
+    x = torch.randn(3, 4)
+    assert prepare(Direct(), example_args=(x,))(x)["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("net", "qconfig", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), "portable", r"Sequential has no quantizable layer \(Linear, Conv1d"),
+        (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("*",)), r"0 \(Linear\): exclude '\*'. Widen include"),
+        (nn.Sequential(nn.ConvTranspose2d(2, 2, 1)), "portable", "transposed convolutions"),
+        (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("1",)), "pattern '1' matches no module"),
+        (nn.Sequential(nn.Linear(2, 2)), "x86-vnni", "Unknown qconfig preset"),
+    ],
+)
+def test_where_nothing_can_be_quantized_it_says_so(net: nn.Module, qconfig: QConfig | str, message: str):
+    with pytest.raises(ValueError, match=message):
+        prepare(net, qconfig)
+    assert not is_prepared(net)
+
+
+def test_what_is_not_prepared_has_no_state():
+    with pytest.raises(ValueError, match=r"Linear is not prepared for QAT; call lq\.prepare"):
+        state_of(nn.Linear(1, 1))
+
+
+def test_overrides_reach_weights_and_activations():
+    four = LayerQConfig(WeightSpec(-7, 7), ActivationSpec(0, 15))
+    prepared = prepare(make_net(), QConfig(overrides={"3": four, "type:Linear": LayerQConfig(WeightSpec(-127, 127))}))
+    weights = {row.name: row.weight for row in plan_of(prepared).layers}
+    assert weights["3"] == "int4 [-7, 7] per channel"
+    assert weights["7"] == "int8 [-127, 127] per channel"
+    grids = {t.name: t.grid for t in plan_of(prepared).tensors}
+    assert grids["fq__3"] == "uint4 [0, 15] affine, moving_average_minmax"
+    assert grids["fq__0"].startswith("uint8")
+
+
+# ---- the self-check ---------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_computes_something_else_is_refused():
+    net, x = make_net(), torch.randn(X)
+    prepared = prepare(net)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[-1].bias.add_(0.01)
+    with pytest.raises(ValueError, match=r"float and prepared outputs differ by 0\.01.*Exclude the module at fault"):
+        self_check(other, prepared, (x,))
+    with torch.no_grad():
+        other[-1].bias.sub_(0.01).fill_(torch.nan)
+    with pytest.raises(ValueError, match="differ"):
+        self_check(net, prepare(other), (x,))
+
+
+class Returns(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.fc, self.value = nn.Linear(4, 2), value
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc(x)
+        return {"tensor": y, "tuple": (y, y), "one": (y,), "dict": {"a": y}, "other": {"b": y}}[self.value]
+
+
+@pytest.mark.parametrize(("a", "b"), [("tensor", "tuple"), ("tuple", "one"), ("dict", "tuple"), ("dict", "other")])
+def test_another_structure_of_the_output_is_refused(a: str, b: str):
+    first, second = Returns(a), Returns(b)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"returns|structure"):
+        self_check(first, prepare(second), (torch.randn(3, 4),))
+
+
+def test_a_shape_that_broadcasts_is_refused():
+    class Row(Returns):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x)[:1]
+
+    first, second = Returns("tensor"), Row("tensor")
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(1, 4).repeat(3, 1)
+    with pytest.raises(ValueError, match="shape"):
+        self_check(first, prepare(second), (x,))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_self_check_leaves_modes_flags_statistics_and_inputs_alone(training: bool):
+    net, x = make_net().train(training), torch.randn(X)
+    net[1].eval()
+    before, given = copy.deepcopy(net.state_dict()), x.clone()
+    prepared = prepare(net, example_args=(x,))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert (net.training, net[1].training, prepared.training) == (training, False, training)
+    assert prepared.get_submodule("1").training is False
+    assert torch.equal(x, given)
+    assert not state_of(prepared).ready(0)
+
+
+# ---- life -------------------------------------------------------------------------------------------------------
+
+
+def trained() -> nn.Module:
+    prepared = prepare(make_net())
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        prepared(torch.randn(8, *X[1:])).square().mean().backward()
+        optimizer.step()
+    return prepared
+
+
+def through_state_dict(prepared: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(prepared.state_dict(), file)
+    other = prepare(make_net())
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    return other
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_state_dict])
+@pytest.mark.parametrize("training", [True, False])
+def test_copies_compute_the_same_and_live_on_their_own(copied: Any, training: bool):
+    prepared, x = trained(), torch.randn(8, *X[1:])
+    other = copied(prepared)
+    before = copy.deepcopy(other.state_dict())
+    outputs = []
+    for module in (prepared, other):
+        torch.manual_seed(0)
+        y = module.train(training)(x)
+        y.sum().backward()
+        outputs.append(y)
+    assert torch.equal(*outputs)
+    assert torch.equal(state_of(prepared).max_val, state_of(other).max_val)
+    set_phase(prepared, fake_quant=False, observer=False, freeze_bn=False)
+    assert state_of(other).fake_quant
+    if training:
+        assert not torch.equal(before["qat_state.max_val"], other.state_dict()["qat_state.max_val"])
+    assert plan_of(other) == plan_of(prepared)
+
+
+def test_a_float_checkpoint_loads_strictly():
+    net, prepared = make_net(), trained()
+    ranges = state_of(prepared).max_val.clone()
+    prepared.load_state_dict(net.state_dict(), strict=True)
+    assert torch.equal(prepared.get_parameter("7.weight"), net[7].weight)
+    assert torch.equal(state_of(prepared).max_val, ranges)
+
+
+def test_aliases_and_unused_layers_keep_their_keys_and_their_tie():
+    net = make_net()
+    net.alias, net.unused = net[0], nn.Linear(2, 2)
+    prepared = prepare(_Forwarding(net), example_args=(torch.randn(X),))
+    other = copy.deepcopy(prepared)
+    assert prepared.state_dict().keys() == other.state_dict().keys()
+    assert other.get_parameter("net.alias.weight") is other.get_parameter("net.0.weight")
+    assert "net.unused.weight" in other.state_dict()
+
+
+class _Forwarding(nn.Module):
+    """Calls only the layers that are numbered."""
+
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(8):
+            x = self.net[i](x)
+        return x
+
+
+def test_sync_batch_norm_takes_the_place_of_batch_norm():
+    prepared, x = trained().eval(), torch.randn(X)
+    expected = prepared(x)
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(prepared)).eval()
+    assert isinstance(synced.get_submodule("1"), nn.SyncBatchNorm)
+    assert torch.equal(synced(x), expected)
+    state_of(synced).fake_quant = False
+    assert not torch.equal(synced(x), expected)
+
+
+def test_observers_see_training_batches_only():
+    prepared = trained()
+    before = copy.deepcopy(prepared.state_dict())
+    prepared.eval()
+    prepared(torch.randn(X) * 100)
+    assert all(torch.equal(before[k], v) for k, v in prepared.state_dict().items() if isinstance(v, Tensor))
+    prepared.train()
+    with torch.inference_mode():
+        prepared.eval()(torch.randn(X))
+    prepared.train()(torch.randn(X)).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_with_finite_gradients_and_float32_ranges(dtype: torch.dtype):
+    prepared, x = trained(), torch.randn(8, *X[1:])
+    with torch.autocast("cpu", dtype):
+        y = prepared(x)
+    y.float().square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in prepared.parameters())
+    assert state_of(prepared).min_val.dtype == torch.float32
+    prepared.eval()
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        half = prepared(x).float()
+    full = prepared(x)
+    assert (half - full).norm() < 0.1 * full.norm()  # 8-bit mantissas, and roundings that flip
+
+
+def test_a_model_cast_to_bfloat16_still_trains():
+    prepared = trained().to(torch.bfloat16)
+    prepared(torch.randn(8, *X[1:], dtype=torch.bfloat16)).float().square().mean().backward()
+    assert state_of(prepared).min_val.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in prepared.parameters())

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.backends.prepare import plan_of, prepare
+from lq.qconfig import QConfig
+
+
+def fused(*layers: nn.Module) -> tuple[str, ...]:
+    return plan_of(prepare(nn.Sequential(*layers))).layers[0].fused
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ((nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()), ("BatchNorm2d", "ReLU")),
+        ((nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.ReLU6()), ("BatchNorm1d", "ReLU6")),
+        ((nn.Conv3d(1, 2, 3), nn.SyncBatchNorm(2)), ("SyncBatchNorm",)),
+        ((nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Hardtanh(0, 6)), ("BatchNorm1d", "ReLU6")),
+        ((nn.Linear(1, 2), nn.ReLU()), ("ReLU",)),
+        ((nn.Conv2d(1, 2, 3), nn.Identity(), nn.BatchNorm2d(2)), ("BatchNorm2d",)),
+        ((nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)), ()),
+        ((nn.Conv2d(1, 2, 3), nn.BatchNorm3d(2)), ()),
+        ((nn.Conv2d(1, 2, 3), nn.LeakyReLU()), ()),
+        ((nn.Conv2d(1, 2, 3), nn.Hardtanh(-1, 1)), ()),
+        ((nn.Conv2d(1, 2, 3), nn.Dropout(), nn.BatchNorm2d(2)), ()),
+    ],
+)
+def test_what_is_fused(layers: tuple[nn.Module, ...], expected: tuple[str, ...]):
+    assert fused(*layers) == expected
+
+
+class Shared(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.bn, self.kind = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.kind == "conv read twice":
+            return self.bn(y) + y
+        if self.kind == "conv called twice":
+            return self.bn(self.a(y))
+        return self.bn(y) + self.bn(self.b(x))
+
+
+@pytest.mark.parametrize("kind", ["conv read twice", "conv called twice", "bn called twice"])
+def test_batch_norm_stays_apart_where_it_is_not_the_layers_own(kind: str):
+    prepared = prepare(Shared(kind), example_args=(torch.randn(2, 2, 4, 4),))
+    assert plan_of(prepared).layers[0].fused == ()
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect' has no int8 kernel"),
+        (lambda: nn.Conv2d(4, 4, 4, padding="same"), "pads one side more"),
+        (lambda: nn.ConvTranspose2d(4, 4, 1), "transposed convolutions"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), "its weight is parametrized"),
+        (lambda: nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), "computed by a hook"),
+        (lambda: DoubledLinear(4, 4), "DoubledLinear has a forward of its own"),
+        (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), "is not traced; the layers inside it"),
+        (lambda: nn.LSTM(4, 4), "recurrent layers"),
+        (lambda: nn.MultiheadAttention(4, 2), "attention computes in float"),
+    ],
+)
+def test_what_stays_float_says_why(make, reason: str):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.odd = nn.Linear(4, 4), make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.odd(x, x, x)[0] if isinstance(self.odd, nn.MultiheadAttention) else self.odd(x)
+
+    rows = {row.name: row for row in plan_of(prepare(Net())).layers}
+    assert rows["first"].weight is not None
+    assert rows["odd"].weight is None
+    assert reason in rows["odd"].reason
+
+
+def test_exclusions_are_rows_of_the_plan():
+    plan = plan_of(prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), QConfig(exclude=("1",))))
+    assert [(row.name, row.reason) for row in plan.layers] == [("0", ""), ("1", "exclude '1'")]

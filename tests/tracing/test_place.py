@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from lq.backends.prepare import plan_of, prepare
+from lq.core.fake_quantize import FakeQuantize
+from lq.tracing import ops
+
+
+class Net(nn.Module):
+    """Three convolutions, their BatchNorms and a body."""
+
+    def __init__(self, body: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.wide = nn.Conv2d(8, 4, 1)
+        self.an, self.bn, self.wn = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(8)
+        self.relu, self.pool, self.norm = nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.LayerNorm([4, 6, 6])
+        self.fc = nn.Linear(4, 4)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def resnet_block(net: Net, x: Tensor) -> Tensor:
+    x = net.relu(net.an(net.a(x)))
+    y = net.bn(net.b(x))
+    y += x
+    return net.c(net.relu(y))
+
+
+def squeeze_and_excitation(net: Net, x: Tensor) -> Tensor:
+    y = net.relu(net.a(x))
+    scale = torch.sigmoid(net.b(F.adaptive_avg_pool2d(y, 1)))
+    return net.c(scale * y)
+
+
+def concatenation(net: Net, x: Tensor) -> Tensor:
+    return net.wide(torch.cat([net.relu(net.a(x)), net.b(x)], 1))
+
+
+def densenet(net: Net, x: Tensor) -> Tensor:
+    y = torch.cat([net.a(x), net.b(x)], 1)
+    return net.wide(net.relu(net.wn(y)))
+
+
+def shared_convolution(net: Net, x: Tensor) -> Tensor:
+    return net.a(net.relu(net.a(net.relu(net.b(x)))))
+
+
+def relu_on_a_branch(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.c(net.b(F.relu(y)) + y)
+
+
+def relu6_after_add(net: Net, x: Tensor) -> Tensor:
+    return net.c(F.relu6(net.a(x) + net.b(x)))
+
+
+def transformer_block(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = y + net.b(net.norm(y))
+    return net.norm(y + net.c(F.gelu(net.b(net.norm(y)))))
+
+
+def pooled_and_flattened(net: Net, x: Tensor) -> Tensor:
+    y = net.pool(net.relu(net.a(x)))
+    return net.fc(y.mean((2, 3)).flatten(1))
+
+
+def one_tensor_for_three(net: Net, x: Tensor) -> Tensor:
+    x = F.hardswish(x)
+    return net.a(x) + net.b(x.flatten(2).unflatten(2, (6, 6))) + net.c(net.pool(x)).mean()
+
+
+EXPECTED = {
+    resnet_block: ["x:none", "a:relu", "b:none", "add:relu", "c:none"],
+    squeeze_and_excitation: ["x:none", "a:relu", "adaptive_avg_pool2d:none", "b:none", "sigmoid:none", "mul:none", "c:none"],
+    concatenation: ["x:none", "a:relu", "b:none", "cat:none", "wide:none"],
+    # the concatenation feeds a float BatchNorm, so it stays float itself
+    densenet: ["x:none", "a:none", "b:none", "wn:relu", "wide:none"],
+    shared_convolution: ["x:none", "b:relu", "a:relu", "a_1:none"],
+    relu_on_a_branch: ["x:none", "a:none", "b:none", "add:none", "c:none"],
+    relu6_after_add: ["x:none", "a:none", "b:none", "add:relu6", "c:none"],
+    # the residual stream is read by LayerNorm: no quantizer behind `add`
+    transformer_block: ["x:none", "a:none", "norm:none", "b:none", "norm_1:none", "b_1:none", "gelu:none", "c:none"],
+    pooled_and_flattened: ["x:none", "a:relu", "mean:none", "fc:none"],
+    one_tensor_for_three: ["hardswish:none", "a:none", "b:none", "c:none"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", EXPECTED)
+def test_quantizers_sit_where_the_int8_model_rounds(body: Callable[[Net, Tensor], Tensor]):
+    prepared = prepare(Net(body), example_args=(torch.randn(2, 4, 6, 6),))
+    sites = [f"{t.name.removeprefix('fq_')}:{t.absorbs}" for t in plan_of(prepared).tensors]
+    assert sites == EXPECTED[body]
+    assert_one_quantizer_per_tensor(prepared)
+
+
+def test_what_is_excluded_takes_part_in_nothing():
+    prepared = prepare(Net(resnet_block), _exclude("b"), (torch.randn(2, 4, 6, 6),))
+    sites = [f"{t.name}:{t.absorbs}" for t in plan_of(prepared).tensors]
+    # `b` computes in float, so the addition does too, and `c` reads its quantized result
+    assert sites == ["fq_x:none", "fq_a:relu", "fq_add:relu", "fq_c:none"]
+
+
+def _exclude(name: str):
+    from lq.qconfig import QConfig
+
+    return QConfig(exclude=(name,))
+
+
+def assert_one_quantizer_per_tensor(prepared: fx.GraphModule) -> None:
+    """No tensor is read by two fake quantizers, and none reads another's output through operations on its grid only."""
+    modules = dict(prepared.named_modules())
+    readers: dict[fx.Node, fx.Node] = {}
+    for node in prepared.graph.nodes:
+        if not isinstance(ops.module_of(node, modules), FakeQuantize):
+            continue
+        source = node.args[0]
+        assert source not in readers, f"{readers[source]} and {node} read {source}"
+        readers[source] = node
+        while isinstance(source, fx.Node) and ops.is_same_grid(source, modules):
+            source = source.args[0]
+        assert not isinstance(ops.module_of(source, modules), FakeQuantize), f"{node} rounds {source} again"
