@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -183,6 +184,7 @@ def compare_on_validation_data(
     comparison = ValidationComparison(target_of(module, name), others, judge.metric, judge.target_fn, sync=False)
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
         metric.distributed_available_fn = _alone
+    _without_prepare_data(module)
     loaders = _undistributed(judge.loaders)
     with quiet_lightning():
         trainer = Trainer(
@@ -222,10 +224,16 @@ def compare_on_example(reference: Callable[..., Any], other: Callable[..., Any],
 def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:
     """A copy that is set up already and gives these loaders; its transfer hooks are those of the original."""
     ready: Any = copy.copy(datamodule)
-    ready.prepare_data = lambda: None
+    _without_prepare_data(ready)
     ready.setup = ready.teardown = lambda stage: None
     ready.val_dataloader = lambda: loaders
     return ready  # type: ignore[no-any-return]
+
+
+def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
+    """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
+    base = LightningModule if isinstance(owner, LightningModule) else LightningDataModule
+    owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
 
 
 def _undistributed(loaders: Any) -> Any:

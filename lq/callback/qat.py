@@ -23,6 +23,7 @@ from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.best import load_best
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.learning_rate import InitialLearningRates
+from lq.callback.processes import others_wait
 from lq.callback.progress import describe_phase, is_dev_run, position_of
 from lq.console import is_terminal
 from lq.deploy import Baseline, Deployment, deploy
@@ -252,9 +253,10 @@ class QATCallback(Callback):
         """Log the phase, and report batches that the observers had to skip."""
         if self._phase is None:
             return
-        pl_module.log("qat/phase", float(self._phase.index))
+        # The same in all processes; reducing them says so to Lightning.
+        pl_module.log("qat/phase", float(self._phase.index), sync_dist=True)
         if self._phase.lr_scale is not None:
-            pl_module.log("qat/lr_scale", self._phase.lr_scale)
+            pl_module.log("qat/lr_scale", self._phase.lr_scale, sync_dist=True)
         state = state_of(target_of(pl_module, self._name))
         skipped = [(n, c) for n, c in zip(state.names, state.nonfinite.tolist(), strict=True) if c]
         if skipped:
@@ -309,7 +311,7 @@ class QATCallback(Callback):
         self._fp32 = results.get("fp32", self._fp32)
         for version, values in results.items():
             for metric, value in values.items():
-                pl_module.log(f"qat/{version}/{metric}", value)
+                pl_module.log(f"qat/{version}/{metric}", value, sync_dist=True)
 
     def _int8_is_due(self, trainer: Trainer) -> bool:
         every = self.int8_every_n_epochs
@@ -340,9 +342,10 @@ class QATCallback(Callback):
         self._stop_listening()
         if not self._started or self._example is None:
             rank_zero_warn("lq: the training ended before QAT started; nothing was quantized or exported.")
-        elif trainer.is_global_zero:
-            self._deploy(trainer, pl_module, self._example)
-        trainer.strategy.barrier("lq_deploy")
+        else:
+            with others_wait():
+                if trainer.is_global_zero:
+                    self._deploy(trainer, pl_module, self._example)
 
     def _deploy(self, trainer: Trainer, pl_module: LightningModule, example: Inputs) -> None:
         module = detached_copy(pl_module)

@@ -1,0 +1,94 @@
+"""Fits a tiny module in some processes and writes what each of them ended with; started by test_ddp.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics.classification import MulticlassAccuracy
+
+from lq.backends.prepare import state_of
+from lq.callback import QATCallback
+from lq.schedule import QATSchedule
+from tests.tiny import Tiny, make_data
+
+
+class Module(Tiny):
+    """No BatchNorm, whose statistics would be those of one process; with a metric that all processes gather."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+        self.accuracy = MulticlassAccuracy(3)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits: Tensor = self(batch[0])
+        self.accuracy(logits, batch[1])
+        self.log("val_accuracy", self.accuracy)
+        self.log("val_loss", F.cross_entropy(logits, batch[1]), sync_dist=True)
+
+
+class _Data(L.LightningDataModule):
+    """Each process takes its share in order: Lightning's own sampler would shuffle."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__()
+        self.processes = processes
+
+    def prepare_data(self) -> None:
+        """Here Lightning lets the processes meet."""
+
+    def train_dataloader(self) -> Any:
+        return self._loader(make_data(24), 8 // self.processes)
+
+    def val_dataloader(self) -> Any:
+        return self._loader(make_data(15, seed=1), 5)
+
+    def _loader(self, data: Any, batch_size: int) -> Any:
+        sampler: Any = DistributedSampler(data, shuffle=False) if self.processes > 1 else None
+        return DataLoader(data, batch_size=batch_size, sampler=sampler)
+
+
+def main(folder: Path, processes: int) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    callback = QATCallback(schedule=QATSchedule(start=1, lr=0.5), int8_every_n_epochs=1)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        max_epochs=4,
+        callbacks=[callback],
+        logger=L.pytorch.loggers.CSVLogger(folder, name="csv"),
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    module = Module()
+    trainer.fit(module, _Data(processes))
+    state = state_of(module.model)
+    torch.save(
+        {
+            "min": state.min_val,
+            "max": state.max_val,
+            "weight": module.model.get_submodule("3").weight.detach(),
+            "deployed": callback.deployment is not None,
+            "results": callback.deployment.results if callback.deployment else {},
+            "logged": {k: float(v) for k, v in trainer.callback_metrics.items()},
+        },
+        folder / f"rank{trainer.global_rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,47 @@
+"""Two processes compute what one does on the joined batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(folder: Path, processes: int) -> list[dict[str, Any]]:
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests/callback/ddp_run.py"), str(folder), str(processes)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=90, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "log.txt").write_text(done.stdout + done.stderr)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed training")
+def test_two_processes(tmp_path: Path) -> None:
+    (one,) = _run(tmp_path / "one", 1)
+    first, second = _run(tmp_path / "two", 2)
+    for key in ("min", "max", "weight"):
+        assert torch.equal(first[key], second[key]), f"the processes differ in {key}"
+        # Sums in another order; where that moves a value over the edge of a step, a whole step of the grid.
+        torch.testing.assert_close(first[key], one[key], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close((first["min"][0], first["max"][0]), (one["min"][0], one["max"][0]))  # the data's own
+    assert first["deployed"]
+    assert not second["deployed"]
+    assert len(list((tmp_path / "two").rglob("int8.pt"))) == 1
+    # 15 validation images: two processes see one of them twice, the final comparison sees each once
+    assert first["results"]["fake"] == one["results"]["fake"]
+    assert first["logged"] == second["logged"]
+    assert {"qat/fp32/accuracy", "qat/fake/accuracy", "qat/int8/accuracy"} <= first["logged"].keys()
+    assert first["results"]["int8_vs_fake"]["agreement"] == 1.0
+    log = (tmp_path / "two" / "log.txt").read_text()
+    assert log.count("lq: model: Sequential") == 1
+    assert log.count("QAT int8 ") == 1
+    assert "sync_dist" not in log
