@@ -43,7 +43,6 @@ class Judge:
         metric: any torchmetrics metric, or None for multiclass accuracy.
         target_fn: batch -> what the metric compares with; None for :func:`lq.metrics.targets_of`.
         limit: Lightning's ``limit_val_batches``.
-        progress_bar: whether to show one.
     """
 
     loaders: Any = None
@@ -51,7 +50,6 @@ class Judge:
     metric: AnyMetric | None = None
     target_fn: Callable[[Any], Any] | None = None
     limit: int | float | None = None
-    progress_bar: bool = False
 
 
 def on_cpu(data: Any) -> Any:
@@ -193,7 +191,7 @@ def compare_on_validation_data(
             logger=DummyLogger(),  # for modules that log images and the like
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=judge.progress_bar,
+            enable_progress_bar=False,  # it would end that of the run, which is still on the screen
             limit_val_batches=judge.limit,
             callbacks=[_CompareDuringValidation(comparison)],
         )

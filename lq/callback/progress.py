@@ -1,11 +1,13 @@
-"""Where a Trainer stands, and how a phase is announced."""
+"""Where a Trainer stands, and how it says so."""
 
 from __future__ import annotations
 
 import math
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lq.console import is_terminal
 from lq.progress import Point, Position
 from lq.schedule import Phase, QATSchedule
 
@@ -28,6 +30,22 @@ def position_of(trainer: Trainer, batch_idx: int) -> Position:
     )
 
 
+def say(trainer: Trainer, text: str) -> None:
+    """Print a line: above the progress bar on a terminal, where the log would run into it, else into the log."""
+    bar = trainer.progress_bar_callback
+    if bar is None or not is_terminal():
+        rank_zero_info(f"lq: {text}")
+    elif trainer.is_global_zero:
+        bar.print(f"lq: {text}")
+
+
+def close_progress_bar(trainer: Trainer, module: LightningModule) -> None:
+    """End the progress bar of a fit, which would otherwise be drawn again below all that is printed from now on."""
+    bar = trainer.progress_bar_callback
+    if bar is not None:
+        bar.teardown(trainer, module, stage="fit")  # Lightning does so a moment later
+
+
 def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase) -> str:
     """The line that announces a phase."""
     epochs = Point(trainer.current_epoch, "epochs")
@@ -37,6 +55,23 @@ def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase) -> str
     observers = "on" if phase.observer else "off"
     statistics = "frozen" if phase.freeze_bn else "moving"
     return f"{where}: fake quantization on, observers {observers}, BatchNorm statistics {statistics}"
+
+
+def describe_learning_rate(schedule: QATSchedule, initial: float) -> str:
+    """The line that says what becomes of the learning rates.
+
+    Example:
+        >>> describe_learning_rate(QATSchedule(lr=0.5), 0.1)[:64]
+        'learning rate of QAT: 0.05 (50% of the initial 0.1), falling to '
+    """
+    if schedule.lr is None:
+        return "learning rate of QAT: the module's own"
+    start = initial * schedule.lr
+    return (
+        f"learning rate of QAT: {start:.3g} ({100 * schedule.lr:g}% of the initial {initial:.3g}), falling to "
+        f"{start * schedule.lr_final:.3g} along a cosine, in place of the module's schedulers (schedule.lr: null "
+        "keeps those)"
+    )
 
 
 def _singular(point: Point) -> str:

@@ -24,8 +24,14 @@ from lq.callback.best import load_best
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.processes import others_wait
-from lq.callback.progress import describe_phase, is_dev_run, position_of
-from lq.console import is_terminal
+from lq.callback.progress import (
+    close_progress_bar,
+    describe_learning_rate,
+    describe_phase,
+    is_dev_run,
+    position_of,
+    say,
+)
 from lq.deploy import Baseline, Deployment, deploy
 from lq.evaluation import Inputs, Judge, ValidationComparison
 from lq.export.artifact import check_writable
@@ -198,13 +204,6 @@ class QATCallback(Callback):
         length = position_of(trainer, 0)
         for remark in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {remark}")
-        lr, initial = self._course.lr, self._rates.first
-        if lr is not None and initial is not None:
-            rank_zero_info(
-                f"lq: learning rate of QAT: {initial * lr:.3g} ({100 * lr:g}% of the initial {initial:.3g}), falling "
-                f"to {initial * lr * self._course.lr_final:.3g} along a cosine, in place of the module's own "
-                "schedulers (schedule.lr: null keeps those)"
-            )
 
     # ---- during training ------------------------------------------------------------------------------------------
 
@@ -221,8 +220,10 @@ class QATCallback(Callback):
         state.fake_quant, state.observer, state.freeze_bn = phase.fake_quant, phase.observer, phase.freeze_bn
         if phase.freeze_bn:
             self._freeze_batch_norms(target_of(pl_module, self._name))
+        if self._phase is None and self._rates.first is not None:
+            say(trainer, describe_learning_rate(self._course, self._rates.first))
         if self._phase is None or phase.index != self._phase.index:
-            rank_zero_info(f"lq: {describe_phase(trainer, self._course, phase)}")
+            say(trainer, describe_phase(trainer, self._course, phase))
         self._phase = phase
         self._rates.apply(trainer.optimizers, phase.lr_scale)
 
@@ -348,8 +349,10 @@ class QATCallback(Callback):
                     self._deploy(trainer, pl_module, self._example)
 
     def _deploy(self, trainer: Trainer, pl_module: LightningModule, example: Inputs) -> None:
+        close_progress_bar(trainer, pl_module)
         module = detached_copy(pl_module)
         weights = load_best(trainer, module, self._name)
+        rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
         self.deployment = deploy(
             module,
             self._name,
@@ -360,7 +363,6 @@ class QATCallback(Callback):
                 self.metric,
                 self.target_fn,
                 trainer.limit_val_batches,
-                progress_bar=trainer.progress_bar_callback is not None and is_terminal(),
             ),
             baseline=Baseline(self._float, self._fp32, self._float_has_weights),
             directory=self._directory,
@@ -370,7 +372,7 @@ class QATCallback(Callback):
         for note in self.deployment.notes:
             rank_zero_info(f"lq: {note}")
         if self.deployment.directory is not None:
-            rank_zero_info(f"lq: int8 model of {weights} in {self.deployment.directory}")
+            rank_zero_info(f"lq: int8 model in {self.deployment.directory}")
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
