@@ -105,7 +105,7 @@ def test_include_and_exclude():
 def test_a_pattern_that_matches_nothing_is_an_error(kind: str):
     with pytest.raises(ValueError, match=rf"qconfig.{kind}: pattern 'fx' matches no module. Use a glob .*\(fc\)"):
         QConfig(**{kind: ("fx",)}).check_patterns({"fc": nn.Linear(1, 1)})
-    with pytest.raises(ValueError, match="qconfig.overrides: pattern 'type:Conv2d'"):
+    with pytest.raises(ValueError, match=r"qconfig\.overrides: pattern 'type:Conv2d'"):
         QConfig(overrides={"type:Conv2d": LayerQConfig()}).check_patterns({"fc": nn.Linear(1, 1)})
 
 

@@ -103,6 +103,16 @@ def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return False
 
 
+def reads_no_values(node: fx.Node) -> bool:
+    """Whether the node asks for the shape, dtype or device of a tensor only."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel", "ndimension", "stride", "is_contiguous", "get_device")
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _PROPERTIES
+
+
+_PROPERTIES = frozenset({"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"})
+
+
 def joined_tensors(node: fx.Node) -> list[fx.Node] | None:
     """Inputs of an addition or multiplication of two tensors or of a concatenation, else ``None``."""
     if node.op not in ("call_function", "call_method"):

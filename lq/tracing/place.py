@@ -57,11 +57,14 @@ class Placement:
             found[site.node] = site
         for reader in (*self.inputs, *self.joins):
             for value in self._tensor_inputs(reader):
-                source = self._source(value)
-                if source in found or source in produced:
+                path = self._path(value)
+                if path[-1] in produced:
                     continue
-                users = tuple(u for u in source.users if self._leads_to_int8(u))
-                site = self._site_of_float(source, users)
+                node = self._first_that_leads_to_int8(path, reader)
+                if node in found:
+                    continue
+                users = tuple(u for u in node.users if self._leads_to_int8(u))
+                site = self._site_of_float(node, users)
                 found[site.node] = site
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         return sorted(found.values(), key=lambda site: order[site.node])
@@ -90,8 +93,14 @@ class Placement:
         relu = ops.relu_kind(node, self.modules)
         return relu is not None and relu[0] == "relu"
 
-    def _source(self, node: fx.Node) -> fx.Node:
-        """The node where the values of ``node`` were computed, past flattening, pooling maxima, and so on."""
+    def _first_that_leads_to_int8(self, path: list[fx.Node], reader: fx.Node) -> fx.Node:
+        """As near to the source as possible, but behind the last fork that something in float reads too."""
+        steps = list(zip(path, (reader, *path), strict=False))
+        return next(node for node, user in reversed(steps) if self._leads_to_int8(user))
+
+    def _path(self, node: fx.Node) -> list[fx.Node]:
+        """From ``node`` back to where its values were computed, past flattening, pooling maxima, and so on."""
+        path = [node]
         while node not in self.outputs and node not in self.joins:
             parent = node.args[0] if node.args else None
             absorbed = isinstance(parent, fx.Node) and parent in (self.outputs.keys() | self.joins)
@@ -99,11 +108,12 @@ class Placement:
             if not isinstance(parent, fx.Node):
                 break
             if absorbed and is_relu and len(parent.users) == 1:
-                return parent
+                return [*path, parent]
             if not ops.is_same_grid(node, self.modules) and not (is_relu and self._on_grid(node)):
                 break
             node = parent
-        return node
+            path.append(node)
+        return path
 
     def _on_grid(self, relu: fx.Node) -> bool:
         """Whether a ReLU that was not absorbed reads values that are quantized already."""
@@ -111,7 +121,7 @@ class Placement:
         parent = relu.args[0]
         if kind is None or kind[0] != "relu" or not isinstance(parent, fx.Node):
             return False
-        source = self._source(parent)
+        source = self._path(parent)[-1]
         return source in self.outputs or source in self.joins
 
     def _drop_joins(self) -> bool:
@@ -120,8 +130,7 @@ class Placement:
             node
             for node in self.joins
             if not all(self._derives_from_int8(n) for n in ops.joined_tensors(node) or ())
-            or not node.users
-            or not all(self._leads_to_int8(user) for user in node.users)
+            or not self._all_lead_to_int8(node)
         }
         self.joins -= dropped
         return bool(dropped)
@@ -140,4 +149,8 @@ class Placement:
         if user in self.inputs or user in self.joins:
             return True
         passes = self._same_grid(user) or ops.is_cheap(user, self.modules) or ops.relu_kind(user, self.modules)
-        return bool(passes and user.users) and all(self._leads_to_int8(u) for u in user.users)
+        return bool(passes) and self._all_lead_to_int8(user)
+
+    def _all_lead_to_int8(self, node: fx.Node) -> bool:
+        users = [user for user in node.users if not ops.reads_no_values(user)]
+        return bool(users) and all(self._leads_to_int8(user) for user in users)

@@ -239,7 +239,8 @@ def _guard_defaults(graph: fx.Graph) -> None:
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
     with graph.inserting_after(last):
         for node in fixed:
-            graph.call_function(require_default, (node, node.meta["default"], str(node.target)))
+            guard = graph.call_function(require_default, (node, node.meta["default"], str(node.target)))
+            guard.meta["is_wrapped"] = True  # unpickling traces the code once more, and has to keep the call
 
 
 def _align(train_graph: fx.Graph, eval_graph: fx.Graph, name: str) -> Iterator[tuple[fx.Node, fx.Node]]:

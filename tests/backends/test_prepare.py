@@ -75,7 +75,7 @@ def test_layers_on_the_module_itself_and_single_layers():
     [
         (nn.Sequential(nn.ReLU()), "portable", r"Sequential has no quantizable layer \(Linear, Conv1d"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("*",)), r"0 \(Linear\): exclude '\*'. Widen include"),
-        (nn.Sequential(nn.ConvTranspose2d(2, 2, 1)), "portable", "transposed convolutions"),
+        (nn.Sequential(nn.Conv2d(2, 2, 1, padding_mode="circular")), "portable", "padding_mode='circular' has no int8"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("1",)), "pattern '1' matches no module"),
         (nn.Sequential(nn.Linear(2, 2)), "x86-vnni", "Unknown qconfig preset"),
     ],
@@ -221,6 +221,23 @@ def test_aliases_and_unused_layers_keep_their_keys_and_their_tie():
     assert prepared.state_dict().keys() == other.state_dict().keys()
     assert other.get_parameter("net.alias.weight") is other.get_parameter("net.0.weight")
     assert "net.unused.weight" in other.state_dict()
+
+
+class _Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.fc(x) * scale
+
+
+def test_the_guard_of_defaults_survives_pickling():
+    x = torch.randn(3, 4)
+    prepared = pickle.loads(pickle.dumps(prepare(_Optional(), example_args=(x,))))
+    assert prepared(x).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"traced with scale=1\.0"):
+        prepared(x, 2.0)
 
 
 class _Forwarding(nn.Module):

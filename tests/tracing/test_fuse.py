@@ -63,7 +63,6 @@ class DoubledLinear(nn.Linear):
     [
         (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect' has no int8 kernel"),
         (lambda: nn.Conv2d(4, 4, 4, padding="same"), "pads one side more"),
-        (lambda: nn.ConvTranspose2d(4, 4, 1), "transposed convolutions"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), "its weight is parametrized"),
         (lambda: nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), "computed by a hook"),
         (lambda: DoubledLinear(4, 4), "DoubledLinear has a forward of its own"),
@@ -86,6 +85,17 @@ def test_what_stays_float_says_why(make, reason: str):
     assert rows["first"].weight is not None
     assert rows["odd"].weight is None
     assert reason in rows["odd"].reason
+
+
+class PlainLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_subclass_that_computes_the_same_is_quantized(bias: bool):
+    prepared = prepare(nn.Sequential(PlainLinear(4, 2, bias=bias)), example_args=(torch.randn(3, 4),))
+    assert plan_of(prepared).layers[0].weight is not None
 
 
 def test_exclusions_are_rows_of_the_plan():

@@ -79,7 +79,28 @@ def one_tensor_for_three(net: Net, x: Tensor) -> Tensor:
     return net.a(x) + net.b(x.flatten(2).unflatten(2, (6, 6))) + net.c(net.pool(x)).mean()
 
 
+def shape_is_read(net: Net, x: Tensor) -> Tensor:
+    y = torch.cat([net.a(x), net.b(x)], 1)
+    batch, channels, height, width = y.size()
+    y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(y.shape)
+    return net.wide(y)
+
+
+def fork_into_float(net: Net, x: Tensor) -> Tensor:
+    y = F.gelu(x).flatten(2)
+    return net.a(y.unflatten(2, (6, 6))) + F.gelu(y).unflatten(2, (6, 6))
+
+
+def read_twice_behind_a_fork(net: Net, x: Tensor) -> Tensor:
+    y = F.gelu(x)
+    z = y.flatten(2).unflatten(2, (6, 6))
+    return net.a(z) + net.b(z) + net.norm(y)
+
+
 EXPECTED = {
+    shape_is_read: ["x:none", "a:none", "b:none", "cat:none", "wide:none"],
+    fork_into_float: ["flatten:none", "a:none"],
+    read_twice_behind_a_fork: ["gelu:none", "a:none", "b:none"],
     resnet_block: ["x:none", "a:relu", "b:none", "add:relu", "c:none"],
     squeeze_and_excitation: ["x:none", "a:relu", "adaptive_avg_pool2d:none", "b:none", "sigmoid:none", "mul:none", "c:none"],
     concatenation: ["x:none", "a:relu", "b:none", "cat:none", "wide:none"],

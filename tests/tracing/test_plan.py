@@ -7,7 +7,9 @@ from lq.qconfig import QConfig
 
 
 def test_the_plan_prints_and_is_plain_data():
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.Softmax(1), nn.Flatten(), nn.Linear(16, 2))
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.Softmax(1), nn.Flatten(), nn.Linear(16, 2)
+    )
     plan = plan_of(prepare(net, QConfig(exclude=("5",))))
     assert str(plan).splitlines() == [
         "Sequential, qconfig portable: 1 of 2 layers quantized, 2 fake quantizers, 2 operations stay float",
