@@ -133,7 +133,7 @@ def rehearse(prepared: fx.GraphModule, example: Inputs) -> None:
     except Exception as error:
         raise ValueError(
             f"The int8 model of {plan_of(prepared).model} cannot be exported, which would only show at the end of the "
-            f"training: {error} Name an inner module without that part: QATCallback(target=...)."
+            f"training: {_one_line(error)}. Name an inner module without that part: QATCallback(target=...)."
         ) from error
 
 
@@ -148,6 +148,10 @@ def one_sample(example: Inputs) -> Inputs:
     return args, kwargs
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def _rescue(
     directory: Path | None,
     files: Mapping[str, Callable[[Path], object]],
@@ -159,7 +163,7 @@ def _rescue(
     if directory is not None:
         write_artifact(directory, files, {**entries, "error": str(error)})
         where = f"the trained weights and ranges are in {directory / PREPARED_NAME}, as in the checkpoints"
-    return f"The training is over, but its int8 model could not be made ({error}); {where}."
+    return f"The training is over, but its int8 model could not be made ({_one_line(error)}); {where}."
 
 
 def _compare(

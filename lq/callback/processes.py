@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from torch import distributed
 
@@ -20,7 +21,7 @@ def others_wait() -> Iterator[None]:
     if not (distributed.is_available() and distributed.is_initialized()):
         yield
         return
-    group = distributed.new_group(backend="gloo", timeout=_LONG)
+    group: Any = distributed.new_group(backend="gloo", timeout=_LONG)
     try:
         yield
     finally:

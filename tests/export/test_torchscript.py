@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.deprecations import quiet_torchscript
+from lq.export.torchscript import (
+    export_torchscript,
+    int8_kernels,
+    like_original,
+    save_torchscript,
+    tensor_inputs,
+    torchscript_mb,
+)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(
+        self, x: Tensor, other: dict[str, Tensor] | None = None, scale: float = 1.0, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if other is not None:
+            x = x + other["x"]
+        return {"logits": self.layer(x) * scale}
+
+
+def test_saved_module_computes_the_same_on_other_batch_sizes(tmp_path: Path) -> None:
+    net = Net().eval()
+    frozen = export_torchscript(net, (torch.ones(1, 4),))
+    save_torchscript(frozen, tmp_path / "net.pt")
+    with quiet_torchscript():
+        loaded = torch.jit.load(str(tmp_path / "net.pt"))
+    x = torch.randn(7, 4)
+    assert torch.equal(loaded(x)["logits"], net(x)["logits"])
+    assert torchscript_mb(frozen) == pytest.approx((tmp_path / "net.pt").stat().st_size / 1e6, rel=0.05)
+
+
+def test_keywords_dicts_and_defaults() -> None:
+    net, x = Net().eval(), torch.randn(3, 4)
+    args: tuple[Any, ...] = (x,)
+    kwargs: dict[str, Any] = {"other": {"x": x}, "scale": 1.0, "labels": None}
+    frozen = export_torchscript(net, args, kwargs)
+    assert torch.equal(frozen(x, {"x": x})["logits"], net(x, {"x": x})["logits"])
+    assert torch.equal(frozen(x=x, other={"x": x})["logits"], net(x, {"x": x})["logits"])
+    adapted = like_original(frozen, net, args, kwargs)
+    assert torch.equal(adapted(*args, **kwargs)["logits"], net(x, {"x": x})["logits"])
+    assert like_original(frozen, net, (), {"x": x, "other": {"x": x}}) is frozen
+
+
+def test_tensor_inputs_by_position_stay_as_they_are() -> None:
+    x = torch.ones(1, 4)
+    assert tensor_inputs(Net(), (x,)) == ((x,), {})
+
+
+def test_other_values_than_the_default_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scale=2\.0, which is not its default.*QATCallback\(target="):
+        tensor_inputs(Net(), (torch.ones(1, 4), None, 2.0))
+
+
+@pytest.mark.parametrize(("asked", "warn_only"), [(True, False), (True, True), (False, False)])
+def test_int8_kernels_leaves_the_setting_as_it_was(asked: bool, warn_only: bool) -> None:
+    torch.use_deterministic_algorithms(asked, warn_only=warn_only)
+    try:
+        with int8_kernels():
+            torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8).clone()
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() == asked
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)

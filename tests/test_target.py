@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, fx, nn
+
+from lq.backends.prepare import prepare, set_phase
+from lq.target import detached_copy, find_target, float_state, graft, is_grafted, prepared_graph, target_of
+from tests.tiny import Tiny, make_net
+
+
+class Direct(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, 3)
+        self.accuracy = torchmetrics.classification.MulticlassAccuracy(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
+        return y
+
+    def helper(self) -> str:
+        return "still here"
+
+
+class MetricWithLayers(torchmetrics.Metric):
+    """As a perceptual metric, which holds a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def update(self) -> None: ...
+    def compute(self) -> None: ...
+
+
+def test_find_target() -> None:
+    module = Tiny()
+    assert find_target(module) == "model"
+    module.metric = MetricWithLayers()
+    assert find_target(module) == "model", "a metric's network is not the model"
+    assert find_target(module, "model") == "model"
+    assert find_target(Direct()) == ""
+    several = Tiny()
+    several.head = nn.Sequential(nn.Linear(3, 3))
+    assert find_target(several) == "", "its forward uses both"
+
+
+@pytest.mark.parametrize("make", [Tiny, Direct])
+def test_find_target_is_the_same_after_grafting(make: Any) -> None:
+    module = make()
+    name = find_target(module)
+    graft(module, name, prepare(target_of(module, name)))
+    assert is_grafted(module, name)
+    assert find_target(module) == name
+
+
+def test_single_layer_as_target_names_its_holder() -> None:
+    with pytest.raises(ValueError, match=r"target='head' is a single Linear.*target=None, qconfig=QConfig\(include="):
+        find_target(Direct(), "head")
+
+
+def test_graft_on_the_module_itself_keeps_the_module() -> None:
+    module = Direct()
+    before = dict(module.named_parameters())
+    keys = module.state_dict().keys()
+    x = torch.randn(2, 1, 6, 6)
+    expected = module.eval()(x)
+    graft(module, "", prepare(module))
+    assert isinstance(module, Direct)
+    assert module.helper() == "still here"
+    assert all(module.get_parameter(name) is parameter for name, parameter in before.items())
+    assert keys <= module.state_dict().keys()
+    assert float_state(module).keys() == keys
+    assert torch.allclose(module.eval()(x), expected, atol=1e-6)
+    graph = prepared_graph(module, "")
+    assert isinstance(graph, fx.GraphModule)
+    set_phase(graph, fake_quant=True, observer=True, freeze_bn=False)
+    module.train()(x)
+    assert torch.isfinite(module.qat_state.min_val).all()  # type: ignore[union-attr,operator,arg-type]
+    assert torch.equal(module.eval()(x), graph.eval()(x))
+
+
+@pytest.mark.parametrize("make", [Tiny, Direct])
+def test_grafted_module_can_be_copied(make: Any) -> None:
+    module = make()
+    name = find_target(module)
+    graft(module, name, prepare(target_of(module, name)))
+    twin = copy.deepcopy(module)
+    x = torch.randn(2, 1, 6, 6)
+    assert torch.equal(twin.eval()(x), module.eval()(x))
+    with torch.no_grad():
+        next(twin.parameters()).add_(1)
+    assert not torch.equal(twin(x), module(x)), "the copy shares parameters"
+
+
+def test_named_target_pickles() -> None:
+    module = Tiny()
+    graft(module, "model", prepare(module.model))
+    twin = pickle.loads(pickle.dumps(module.model))
+    x = torch.randn(2, 1, 6, 6)
+    assert torch.equal(twin.eval()(x), module.model.eval()(x))
+
+
+def test_prepared_graph_refuses_a_float_module() -> None:
+    with pytest.raises(ValueError, match="not prepared"):
+        prepared_graph(Direct(), "")
+
+
+def test_detached_copy_leaves_the_trainer_behind() -> None:
+    module = Tiny()
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    twin = detached_copy(module)
+    assert twin._trainer is None
+    assert module.trainer is not None
+    assert twin.model is not module.model
+
+
+def test_float_state_of_a_net_is_that_of_the_float_net() -> None:
+    net = make_net()
+    keys = net.state_dict().keys()
+    assert float_state(prepare(net)).keys() == keys
