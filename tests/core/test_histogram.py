@@ -138,9 +138,10 @@ def test_rebin_equals_a_loop_and_loses_nothing(counts, low, length, below, above
     out = rebin(Histogram(torch.tensor([counts]), *(torch.tensor([float(e)]) for e in old)), *map(_row, new))
     assert out.sum().item() == sum(counts)
     assert (out >= 0).all()
-    # float32: shares are right to about 2^-20, so are the counts
+    # A count from each old bin may round to the other side; float32 places an edge to 2^-21 of 8 bins: to 2^-11 of
+    # an old bin, where 500 of these make a new one.
     expected = torch.tensor(rebinned(counts, old, new), dtype=torch.float64)
-    torch.testing.assert_close(out[0].double(), expected, rtol=0, atol=1 + sum(counts) * 2**-20)
+    torch.testing.assert_close(out[0].double(), expected, rtol=0, atol=8 + sum(counts) * 2**-11)
 
 
 def _row(value: float) -> Tensor:
