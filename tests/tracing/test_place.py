@@ -102,7 +102,9 @@ EXPECTED = {
     fork_into_float: ["flatten:none", "a:none"],
     read_twice_behind_a_fork: ["gelu:none", "a:none", "b:none"],
     resnet_block: ["x:none", "a:relu", "b:none", "add:relu", "c:none"],
-    squeeze_and_excitation: ["x:none", "a:relu", "adaptive_avg_pool2d:none", "b:none", "sigmoid:none", "mul:none", "c:none"],
+    squeeze_and_excitation: [
+        "x:none", "a:relu", "adaptive_avg_pool2d:none", "b:none", "sigmoid:none", "mul:none", "c:none"
+    ],
     concatenation: ["x:none", "a:relu", "b:none", "cat:none", "wide:none"],
     # the concatenation feeds a float BatchNorm, so it stays float itself
     densenet: ["x:none", "a:none", "b:none", "wn:relu", "wide:none"],
