@@ -27,12 +27,13 @@ def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """Symmetric integer grid of a weight; its scale always follows the current weights (min/max).
+    """Symmetric integer grid of a weight; its scale follows the current weights (min/max) or is learned.
 
     Args:
         quant_min: lowest integer; must be ``-quant_max``, so that folding a negative BatchNorm weight loses nothing.
         quant_max: highest integer.
         per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
+        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from min/max.
 
     Raises:
         ValueError: if the range is not symmetric or holds more than 8 bits.
@@ -45,6 +46,7 @@ class WeightSpec:
     quant_min: int = -63
     quant_max: int = 63
     per_channel: bool = True
+    learned_scale: bool = False
 
     def __post_init__(self) -> None:
         _check_range("weight", self.quant_min, self.quant_max)
@@ -60,7 +62,9 @@ class WeightSpec:
         return (self.quant_max - self.quant_min).bit_length()
 
     def __str__(self) -> str:
-        return f"int{self.bits} [{self.quant_min}, {self.quant_max}] per {'channel' if self.per_channel else 'tensor'}"
+        shared_by = "channel" if self.per_channel else "tensor"
+        learned = ", learned scale" if self.learned_scale else ""
+        return f"int{self.bits} [{self.quant_min}, {self.quant_max}] per {shared_by}{learned}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class ActivationSpec:
         symmetric: zero point fixed at 0 (needs a signed range), as TensorRT wants it; otherwise affine.
         observer: ``"moving_average_minmax"`` or ``"minmax"``.
         averaging_constant: weight of the newest batch in the moving average, in (0, 1].
+        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
 
     Raises:
         ValueError: on an unknown observer, an impossible range or a constant outside (0, 1].
@@ -87,6 +92,7 @@ class ActivationSpec:
     symmetric: bool = False
     observer: str = "moving_average_minmax"
     averaging_constant: float = 0.01
+    learned_scale: bool = False
 
     def __post_init__(self) -> None:
         _check_range("activation", self.quant_min, self.quant_max)
@@ -107,7 +113,8 @@ class ActivationSpec:
     def __str__(self) -> str:
         sign = "int" if self.quant_min < 0 else "uint"
         scheme = "symmetric" if self.symmetric else "affine"
-        return f"{sign}{self.bits} [{self.quant_min}, {self.quant_max}] {scheme}, {self.observer}"
+        learned = ", learned scale" if self.learned_scale else ""
+        return f"{sign}{self.bits} [{self.quant_min}, {self.quant_max}] {scheme}, {self.observer}{learned}"
 
 
 @dataclass(frozen=True)

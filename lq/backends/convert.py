@@ -11,9 +11,10 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.backends.int8 import Int8Layer, quantized_engine
+from lq.backends.int8 import Int8Layer, has_kernel, quantized_engine
 from lq.backends.prepare import qconfig_of, state_of
 from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
+from lq.core.functional import EPS
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
 from lq.deprecations import quiet_torchscript
@@ -132,6 +133,8 @@ class _Lowering:
         """Scale, zero point on the kernels' unsigned grid, and the clamp that a narrower grid needs."""
         spec = self.state.specs[module.slot]
         scale, zero_point = self.scales[module.slot], self.zero_points[module.slot]
+        if module.scale is not None and float(module.scale) != 0.0:
+            scale = max(float(module.scale), EPS)
         shift = -spec.quant_min if spec.quant_min < 0 else 0
         zero_point += shift
         lowest, highest = spec.quant_min + shift, spec.quant_max + shift
@@ -169,8 +172,9 @@ class _Lowering:
         user = ops.module_of(next(iter(node.users)), self.modules)
         if not isinstance(user, FakeQuantize) or self.state.names[user.slot] in self.unseen:
             return False
-        if isinstance(ops.module_of(node, self.modules), QATLayer):
-            return self._has_grid(node.args[0])
+        module = ops.module_of(node, self.modules)
+        if isinstance(module, QATLayer):
+            return has_kernel(module) and self._has_grid(node.args[0])
         joined = ops.joined_tensors(node)
         return joined is not None and all(self._has_grid(n) for n in joined)
 

@@ -10,17 +10,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.core.modules import QATConv1d, QATConv2d, QATConv3d, QATLayer, QATLinear
+from lq.core.layer import QATLayer
+from lq.core.modules import (
+    QATConv1d,
+    QATConv2d,
+    QATConv3d,
+    QATConvTranspose1d,
+    QATConvTranspose2d,
+    QATConvTranspose3d,
+    QATLinear,
+)
 
-# (prepack, kernel, kernel with ReLU)
-_KERNELS: dict[type[QATLayer], tuple[Callable[..., Any], Callable[..., Tensor], Callable[..., Tensor]]] = {
-    kind: (
-        getattr(torch.ops.quantized, f"{name}_prepack"),
-        getattr(torch.ops.quantized, name),
-        getattr(torch.ops.quantized, f"{name}_relu"),
-    )
-    for kind, name in ((QATLinear, "linear"), (QATConv1d, "conv1d"), (QATConv2d, "conv2d"), (QATConv3d, "conv3d"))
+_NAMES: dict[type[QATLayer], str] = {
+    QATLinear: "linear",
+    QATConv1d: "conv1d",
+    QATConv2d: "conv2d",
+    QATConv3d: "conv3d",
+    QATConvTranspose1d: "conv_transpose1d",
+    QATConvTranspose2d: "conv_transpose2d",
+    QATConvTranspose3d: "conv_transpose3d",
 }
+
+
+def has_kernel(layer: QATLayer) -> bool:
+    """Whether the engine in force has an int8 kernel for the layer that computes what it should.
+
+    The transposed convolutions of onednn, to which x86 hands them, are wrong by dozens of steps in torch 2.15.
+    """
+    return not _NAMES[type(layer)].startswith("conv_transpose") or torch.backends.quantized.engine in _TRANSPOSING
+
+
+_TRANSPOSING = ("fbgemm", "qnnpack")
 
 
 @contextmanager
@@ -56,8 +76,13 @@ class Int8Layer(nn.Module):
         input_grid: tuple[float, int],
     ) -> None:
         super().__init__()
-        prepack, plain, with_relu = _KERNELS[type(layer)]
-        self.kernel = with_relu if relu else plain
+        name = _NAMES[type(layer)]
+        # Transposed convolutions have no kernel with a ReLU inside.
+        self.relu = relu and name.startswith("conv_transpose")
+        self.kernel: Callable[..., Tensor] = getattr(
+            torch.ops.quantized, f"{name}_relu" if relu and not self.relu else name
+        )
+        prepack = getattr(torch.ops.quantized, f"{name}_prepack")
         # onednn's linear layers are a thousand times slower where the zero point of the input is not 0.
         slow = torch.backends.quantized.engine == "onednn" and isinstance(layer, QATLinear) and input_grid[1] != 0
         self.scale_without_zero_point = input_grid[0] if slow else None
@@ -69,7 +94,8 @@ class Int8Layer(nn.Module):
         """Quantized in, quantized out."""
         if self.scale_without_zero_point is not None:
             x = torch._make_per_tensor_quantized_tensor(x.int_repr(), self.scale_without_zero_point, 0)
-        return self.kernel(x, self.packed, self.scale, self.zero_point)
+        y = self.kernel(x, self.packed, self.scale, self.zero_point)
+        return torch.relu(y) if self.relu else y
 
     def extra_repr(self) -> str:
         """Kind of layer and output grid."""
@@ -95,8 +121,11 @@ def _prepack_arguments(
     bias = None if bias is None else bias.detach().float()
     if isinstance(layer, QATLinear):
         return weight, bias
-    assert isinstance(layer, (QATConv1d, QATConv2d, QATConv3d))
-    return weight, bias, list(layer.stride), _padding(layer), list(layer.dilation), layer.groups
+    conv: Any = layer
+    stride, dilation = list(conv.stride), list(conv.dilation)
+    if isinstance(layer, (QATConv1d, QATConv2d, QATConv3d)):
+        return weight, bias, stride, _padding(layer), dilation, conv.groups
+    return weight, bias, stride, list(conv.padding), list(conv.output_padding), dilation, conv.groups
 
 
 def _room_for_bias(integers: Tensor, scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, Tensor]:

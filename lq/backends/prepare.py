@@ -221,7 +221,9 @@ def _swap_layer(graph_module: fx.GraphModule, layer: Layer, state: QATState, qco
     absorbed = getattr(graph_module.get_submodule(str(quantizer.target)), "activation", "none")
     if absorbed != "none":
         fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
-    return LayerPlan(layer.name, type(layer.module).__name__, fused, str(spec))
+    quantized = graph_module.get_submodule(layer.name)
+    assert isinstance(quantized, QATLayer)
+    return LayerPlan(layer.name, type(layer.module).__name__, fused, str(quantized.weight_spec))
 
 
 def _finish(graph_module: fx.GraphModule) -> None:
@@ -270,7 +272,7 @@ def _in_module_order(module: nn.Module, rows: list[LayerPlan]) -> tuple[LayerPla
 
 
 def _nothing_to_quantize(module: nn.Module, floats: list[LayerPlan]) -> str:
-    kinds = "Linear, Conv1d, Conv2d, Conv3d"
+    kinds = "Linear, Conv1d-3d, ConvTranspose1d-3d"
     if floats:
         rows = "; ".join(f"{row.name} ({row.kind}): {row.reason}" for row in floats[:5])
         return (

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.core.functional import fake_quantize
+from lq.core.functional import Scalar, fake_quantize
+from lq.core.lsq import learned_fake_quantize
 from lq.core.state import QATState
 
 
 class FakeQuantize(nn.Module):
     """Quantizes and dequantizes one activation, with a ReLU or ReLU6 absorbed by its clamp.
 
-    It owns no tensors: its range is a slot of the model's :class:`~lq.core.state.QATState`. With fake quantization off,
-    or before the slot has seen a batch, it is just the activation function that it absorbed.
+    Its range is a slot of the model's :class:`~lq.core.state.QATState`. With fake quantization off, or before the slot
+    has seen a batch, it is just the activation function that it absorbed. A learned scale is a parameter, ``scale``, 0
+    until the observer has a range to start it from; the zero point stays with the observer.
 
     Args:
         state: the model's quantization state.
@@ -27,6 +32,8 @@ class FakeQuantize(nn.Module):
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
         self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
+        self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
+        self._scale_is_set = False
 
     @property
     def activation(self) -> str:
@@ -44,7 +51,27 @@ class FakeQuantize(nn.Module):
             return self._activate(x)
         else:
             scale, low, high = state.qparams()[self.slot]
-        return fake_quantize(x, scale, low, high, self.owns_input) if state.fake_quant else self._activate(x)
+        if not state.fake_quant:
+            return self._activate(x)
+        if self.scale is not None:
+            return learned_fake_quantize(x, self._learned_scale(scale, self.scale), low, high)
+        return fake_quantize(x, scale, low, high, self.owns_input)
+
+    def _learned_scale(self, observed: Scalar, learned: nn.Parameter) -> Tensor:
+        """The parameter; before it is set, the observed scale, with the parameter's gradient at 0."""
+        state: QATState = self.__dict__["state"]
+        if not self._scale_is_set and state.ready(self.slot) and self.training:
+            # From the second step on, when the range is that of all processes.
+            with torch.no_grad():
+                learned.copy_(torch.where(learned == 0, observed, learned))
+            self._scale_is_set = True
+        return learned if self._scale_is_set else torch.where(learned == 0, observed, learned)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.scale is not None and f"{prefix}scale" not in state_dict:  # a float checkpoint: start anew
+            state_dict = {**state_dict, f"{prefix}scale": torch.zeros_like(self.scale)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._scale_is_set = False
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "relu":

@@ -242,6 +242,6 @@ def fake_quantize_weight(
     return out
 
 
-def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """The integers of :func:`fake_quantize_weight`, as int8."""
-    return round_weight(weight, scale).to(torch.int8)
+def quantize_weight(weight: Tensor, scale: Tensor, quant_max: int = 127) -> Tensor:
+    """The integers of :func:`fake_quantize_weight`, as int8; a learned scale may leave some beyond ``quant_max``."""
+    return round_weight(weight, scale).clamp_(-quant_max, quant_max).to(torch.int8)

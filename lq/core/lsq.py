@@ -17,7 +17,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         ctx.save_for_backward(x, scale)
         ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
         bounds: Any = low, high
-        return (x.float() / scale).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
+        return (x.float() * scale.reciprocal()).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -25,7 +25,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         bounds: Any = ctx.low, ctx.high
         grad32 = grad.float()
-        real = x.float() / scale
+        real = x.float() * scale.reciprocal()
         integer = real.round().clamp_(*bounds)
         # Rounding moves a value by at most half a step; more than that is saturation.
         inside = (real - integer).abs() <= 0.5

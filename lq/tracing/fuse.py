@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from lq.core.modules import QAT_LAYERS, qat_twin, has_running_statistics
+from lq.core.modules import QAT_LAYERS, has_running_statistics, qat_twin
 from lq.qconfig import QConfig
 from lq.tracing.ops import module_of
 from lq.tracing.plan import LayerPlan
@@ -19,7 +19,11 @@ _BN_DIMENSIONS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
     nn.Conv3d: (nn.BatchNorm3d, nn.SyncBatchNorm),
     nn.Linear: (nn.BatchNorm1d, nn.SyncBatchNorm),
+    nn.ConvTranspose1d: (nn.BatchNorm1d, nn.SyncBatchNorm),
+    nn.ConvTranspose2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
+    nn.ConvTranspose3d: (nn.BatchNorm3d, nn.SyncBatchNorm),
 }
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def find_layers(graph_module: fx.GraphModule, qconfig: QConfig) -> tuple[list[La
             continue
         name = str(node.target)
         reason = _why_float(name, module, qconfig)
+        if reason is None and (len(node.args) != 1 or node.kwargs):
+            reason = "it is called with more than its input"
         if reason is None:
             layers.append(Layer(node, name, module, _batch_norm_behind(node, module, modules, calls)))
         elif reason and not any(row.name == name for row in floats):
@@ -62,8 +68,6 @@ def _why_float(name: str, module: nn.Module, qconfig: QConfig) -> str | None:
         return "attention computes in float"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return "recurrent layers have no quantized training; quantize them dynamically"
-    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return "transposed convolutions have no int8 kernel with one scale per channel"
     if not isinstance(module, tuple(QAT_LAYERS)):
         inside = any(isinstance(m, tuple(QAT_LAYERS)) for m in module.modules())
         return f"{type(module).__name__} is not traced; the layers inside it compute in float" if inside else ""
@@ -93,6 +97,8 @@ def _batch_norm_behind(
     user = next(iter(node.users))
     bn = module_of(user, modules)
     allowed = next(kinds for base, kinds in _BN_DIMENSIONS.items() if isinstance(module, base))
+    if isinstance(module, _TRANSPOSED) and module.groups > 1:
+        return None  # its weight has no axis of all output channels
     if not isinstance(bn, allowed) or calls[str(user.target)] != 1 or not has_running_statistics(bn):
         return None
     plain_forward = type(bn).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)

@@ -1,0 +1,209 @@
+"""What layers with quantized weights share: the grid of the weight, and BatchNorm folded where it pays.
+
+With one weight scale per output channel, folding BatchNorm commutes with fake quantization:
+``fq(w * g / sigma) = (g / sigma) * fq(w)``. So while the statistics move the layer is simply ``bn(conv(x, fq(w)))``,
+with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and
+bias. Per-tensor weights do not commute; there the folded weight is quantized, ``fq(w * f) / f`` with ``f = g / sigma``
+of the running statistics (Jacob et al., arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.core.functional import EPS, fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.lsq import learned_fake_quantize
+from lq.core.state import QATState
+from lq.qconfig import WeightSpec
+
+_BUFFER = "_quantized_weight"
+
+
+class QATLayer(nn.Module):
+    """What the QAT layers share; each also is the float layer that it stands for, with the same parameters and keys."""
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_spec: WeightSpec
+    weight_scale: nn.Parameter | None
+    channel_axis = 0
+    _scale_is_set: bool
+
+    @classmethod
+    def from_float(cls, module: nn.Module, spec: WeightSpec, state: QATState) -> QATLayer:
+        """The QAT twin of ``module``; parameters are shared, not copied.
+
+        A learned scale is a parameter of its own, ``weight_scale``, and 0 until the first training step takes it from
+        the weights.
+        """
+        twin = cls.__new__(cls)
+        twin.__dict__.update(module.__dict__)
+        for name in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[name] = copy.copy(module.__dict__[name])
+        twin.__dict__["state"] = state
+        twin.weight_spec = spec
+        twin._scale_is_set = False
+        shape = twin._minmax_scale(twin.weight).shape
+        scale = nn.Parameter(torch.zeros(shape, device=twin.weight.device)) if spec.learned_scale else None
+        twin.register_parameter("weight_scale", scale)
+        return twin
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - each subclass has one
+
+    def forward(self, x: Tensor, bn: nn.Module | None = None) -> Tensor:
+        """The layer and, if given, the BatchNorm behind it.
+
+        Raises:
+            ValueError: if BatchNorm would normalize another axis than the layer's channels.
+        """
+        state: QATState = self.__dict__["state"]
+        if bn is not None and x.dim() != self.weight.dim():
+            raise ValueError(
+                f"{_kind(self)} with a BatchNorm behind it got an input of {x.dim()} dimensions; the two are one "
+                f"layer only with {self.weight.dim()}. Exclude it, e.g. QConfig(exclude=('type:{_kind(self)}',))."
+            )
+        if not state.fake_quant:
+            plain = self._compute(x, self.weight, self.bias)
+            return plain if bn is None else bn(plain)
+        if bn is None:
+            return self._compute(x, self._quantized(), self.bias)
+        norm = cast(_BatchNorm, bn)
+        if self.training and not state.freeze_bn:
+            running = None if self.weight_spec.per_channel else self._folding(norm)[0].detach()
+            y: Tensor = bn(self._compute(x, self._quantized(running=running), self.bias))
+            return y
+        factor, bias = self._folding(norm)
+        return self._compute(x, self._quantized(factor, factor.detach()), bias.to(self.weight.dtype))
+
+    def _quantized(self, factor: Tensor | None = None, running: Tensor | None = None) -> Tensor:
+        """The weight on its grid, times the folding factor of a BatchNorm if it is given.
+
+        ``running`` is that factor as a constant: the grid of a per-tensor weight depends on it, folded or not.
+        """
+        spec, weight = self.weight_spec, self.weight
+        factor = None if factor is None else self._along_channels(factor)
+        commutes = spec.per_channel or running is None
+        if commutes and not spec.learned_scale:
+            return fake_quantize_weight(weight, self._minmax_scale(weight), factor, self._buffer()).to(weight.dtype)
+        if commutes:
+            quantized = self._on_grid(weight)
+        else:
+            assert running is not None
+            running = self._along_channels(running)
+            quantized = self._on_grid(weight * running) / running
+        return (quantized if factor is None else quantized * factor).to(weight.dtype)
+
+    def _on_grid(self, weight: Tensor) -> Tensor:
+        spec = self.weight_spec
+        if spec.learned_scale:
+            return learned_fake_quantize(weight, self._learned_scale(weight), spec.quant_min, spec.quant_max)
+        return fake_quantize_weight(weight, self._minmax_scale(weight))
+
+    def _minmax_scale(self, weight: Tensor) -> Tensor:
+        return weight_scale(weight, self.weight_spec.quant_max, self.weight_spec.per_channel, self.channel_axis)
+
+    def _learned_scale(self, weight: Tensor) -> Tensor:
+        """The parameter; where it is still 0, the scale that covers the weight, which training then starts from."""
+        learned = self.weight_scale
+        assert learned is not None
+        if self._scale_is_set:
+            return learned
+        with torch.no_grad():
+            start = torch.where(learned == 0, self._minmax_scale(weight), learned)
+            if not self.training:
+                return start
+            learned.copy_(start)
+        self._scale_is_set = True
+        return learned
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A float checkpoint has no learned scales: they start anew from its weights.
+        if self.weight_scale is not None and f"{prefix}weight_scale" not in state_dict:
+            state_dict = {**state_dict, f"{prefix}weight_scale": torch.zeros_like(self.weight_scale)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._scale_is_set = False
+
+    def _buffer(self) -> Tensor | None:
+        """Memory for the quantized weight: a fresh tensor per step costs more than the arithmetic."""
+        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
+            return None  # an evaluation between a forward and its backward pass must not overwrite what that needs
+        weight = self.weight
+        kept: Tensor | None = self.__dict__.get(_BUFFER)
+        if (
+            kept is None
+            or kept.shape != weight.shape
+            or kept.device != weight.device
+            or kept.stride() != weight.stride()
+        ):
+            kept = self.__dict__[_BUFFER] = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != _BUFFER}
+
+    def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+        """What weight and bias become with ``bn`` folded in: a factor per channel and the new bias, in float32."""
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        factor = torch.rsqrt(bn.running_var.float() + bn.eps)
+        if bn.weight is not None:
+            factor = factor * bn.weight
+        factor = _away_from_zero(factor)
+        bias = (-bn.running_mean if self.bias is None else self.bias - bn.running_mean) * factor
+        return factor, bias if bn.bias is None else bias + bn.bias
+
+    def _along_channels(self, vector: Tensor) -> Tensor:
+        shape = [1] * self.weight.dim()
+        shape[self.channel_axis] = -1
+        return vector.reshape(shape)
+
+    @torch.no_grad()
+    def integer_weight(self, bn: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the int8 model computes with.
+
+        Returns:
+            ``(integers, scale, bias)``: int8 of the weight's shape, float32 of shape (channels,) or () per tensor, and
+            the float bias, BatchNorm folded into all three.
+        """
+        weight, factor, bias = self.weight.float(), None, self.bias
+        if bn is not None:
+            factor, bias = self._folding(bn)
+        if self.weight_spec.per_channel or factor is None:
+            integers, scale = self._integers(weight)
+        else:
+            integers, scale = self._integers(weight * self._along_channels(factor))
+            factor = None
+        if self.weight_spec.per_channel:
+            scale = scale.flatten()
+        if factor is not None:
+            integers = integers * self._along_channels(torch.sign(factor)).to(torch.int8)
+            scale = scale * factor.abs()
+        return integers, scale, bias
+
+    def _integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.weight_spec.learned_scale:
+            scale = self._minmax_scale(weight)
+        else:
+            assert self.weight_scale is not None
+            known = self.weight_scale.detach().to(weight.device)
+            scale = torch.where(known == 0, self._minmax_scale(weight), known).clamp(min=EPS)
+        return quantize_weight(weight, scale, self.weight_spec.quant_max), scale
+
+    def extra_repr(self) -> str:
+        """The float layer's, and the grid of the weight."""
+        return f"{super().extra_repr()}, weight={self.weight_spec}"
+
+
+def _away_from_zero(factor: Tensor) -> Tensor:
+    """A channel whose BatchNorm weight is 0 still has to learn; 1e-12 instead is 0 to everything downstream."""
+    return torch.where(factor.abs() < 1e-12, factor + 1e-12, factor)
+
+
+def _kind(layer: QATLayer) -> str:
+    return type(layer).__name__.removeprefix("QAT")
