@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-OBSERVERS = ("moving_average_minmax", "minmax")
+OBSERVERS = ("moving_average_minmax", "minmax", "histogram", "mse", "percentile", "entropy")
 
 
 def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
@@ -75,8 +75,12 @@ class ActivationSpec:
         quant_min: lowest integer.
         quant_max: highest integer.
         symmetric: zero point fixed at 0 (needs a signed range), as TensorRT wants it; otherwise affine.
-        observer: ``"moving_average_minmax"`` or ``"minmax"``.
+        observer: what the range is: that of the values, as ``"moving_average_minmax"`` over batches or as
+            ``"minmax"``; or a clipped one, found from their histogram: ``"histogram"`` (least squared error, both ends
+            free), ``"mse"`` (the same, both ends shrunk alike), ``"percentile"`` or ``"entropy"`` (relative entropy).
+            The latter four are made for :func:`lq.calibrate`; in training they search at every step.
         averaging_constant: weight of the newest batch in the moving average, in (0, 1].
+        percentile: share of the values below the upper end and above the lower one, in percent, in (50, 100].
         learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
 
     Raises:
@@ -92,6 +96,7 @@ class ActivationSpec:
     symmetric: bool = False
     observer: str = "moving_average_minmax"
     averaging_constant: float = 0.01
+    percentile: float = 99.99
     learned_scale: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +109,8 @@ class ActivationSpec:
             raise ValueError(f"activation: unknown observer {self.observer!r}; choose one of {list(OBSERVERS)}.")
         if not 0 < self.averaging_constant <= 1:
             raise ValueError(f"activation: averaging_constant={self.averaging_constant} must lie in (0, 1].")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"activation: percentile={self.percentile} must lie in (50, 100], e.g. 99.99.")
 
     @property
     def bits(self) -> int:

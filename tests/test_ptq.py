@@ -4,8 +4,10 @@ from torch import nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import prepare, state_of
+from lq.core.clipping import SEARCHES
 from lq.metrics import sqnr
 from lq.ptq import calibrate
+from lq.qconfig import ActivationSpec, QConfig, WeightSpec
 
 
 def network() -> nn.Module:
@@ -41,3 +43,34 @@ def test_calibrated_model_is_close_to_float_and_to_its_int8_self():
 def test_an_empty_loader_is_refused():
     with pytest.raises(ValueError, match="no batch"):
         calibrate(prepare(network()), [])
+
+
+@pytest.mark.parametrize("observer", ["histogram", "mse", "percentile", "entropy"])
+def test_rare_outliers_cost_histogram_observers_less_than_minmax(observer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    calibration = torch.randn(4000, 16)
+    calibration[0] *= 30  # one bad sample
+    x = torch.randn(500, 16)
+    found = {}
+    for name in ("minmax", observer):
+        activation = ActivationSpec(0, 63, observer=name, percentile=99.9)
+        prepared = prepare(model, QConfig(weight=WeightSpec(), activation=activation))
+        calibrate(prepared, calibration.split(500))
+        with torch.no_grad():
+            found[name] = sqnr(model(x), prepared(x)).item()
+            fake_and_int8 = sqnr(prepared(x), convert(prepared)(x)).item()
+        assert fake_and_int8 > 39
+    assert found[observer] > found["minmax"] + 4
+
+
+def test_calibration_searches_once_however_many_batches(monkeypatch):
+    calls = []
+    search = SEARCHES["mse"]
+    monkeypatch.setitem(SEARCHES, "mse", lambda *a: calls.append(1) or search(*a))
+    prepared = prepare(network(), QConfig(activation=ActivationSpec(observer="mse")))
+    calibrate(prepared, [torch.randn(4, 1, 8, 8) for _ in range(5)])
+    assert not calls
+    for _ in range(2):
+        prepared(torch.randn(4, 1, 8, 8))
+    assert len(calls) == 1

@@ -33,6 +33,8 @@ def test_impossible_weight_grids_are_refused(arguments: dict[str, int], message:
         ({"observer": "histogramm"}, "unknown observer 'histogramm'; choose one of"),
         ({"averaging_constant": 0.0}, r"must lie in \(0, 1\]"),
         ({"averaging_constant": 1.5}, r"must lie in \(0, 1\]"),
+        ({"percentile": 50}, r"percentile=50 must lie in \(50, 100\]"),
+        ({"percentile": 100.1}, r"must lie in \(50, 100\]"),
         ({"quant_max": 256}, "257 levels"),
     ],
 )

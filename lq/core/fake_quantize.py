@@ -44,15 +44,15 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` on the grid, any shape."""
         state: QATState = self.__dict__["state"]
-        observing = state.observer and self.training and x.numel() > 0
-        if observing:
-            scale, low, high = state.observe(self.slot, x)
-        elif not state.fake_quant or not state.ready(self.slot):
-            return self._activate(x)
+        if state.observer and self.training and x.numel() > 0:
+            qparams = state.observe(self.slot, x)
+        elif state.fake_quant and state.ready(self.slot):
+            qparams = state.qparams()[self.slot]
         else:
-            scale, low, high = state.qparams()[self.slot]
-        if not state.fake_quant:
+            qparams = None
+        if qparams is None:
             return self._activate(x)
+        scale, low, high = qparams
         if self.scale is not None:
             return learned_fake_quantize(x, self._learned_scale(scale, self.scale), low, high)
         return fake_quantize(x, scale, low, high, self.owns_input)

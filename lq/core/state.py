@@ -7,12 +7,14 @@ them neither synchronises a GPU nor breaks a compiled graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lq.core.checkpoint import require_same_slots
+from lq.core.clipping import ClippedRanges, needs_histogram
+from lq.core.float32 import Float32Buffers
 from lq.core.functional import Scalar, affine_qparams
 from lq.qconfig import ActivationSpec
 
@@ -25,12 +27,13 @@ ACTIVATIONS: dict[str, tuple[float, float]] = {
 QParams = tuple[Scalar, Scalar, Scalar]
 
 
-class QATState(nn.Module):
+class QATState(Float32Buffers):
     """Ranges, flags and slots of one prepared model; it is the submodule ``qat_state`` of that model.
 
     Its buffers have their final shape from the start: ``min_val`` and ``max_val`` (float32, one entry per slot,
     infinite until the slot has seen a batch) and ``nonfinite`` (int64, batches with NaN or infinity per slot, which
-    never enter the ranges).
+    never enter the ranges). Slots whose observer works on a histogram have theirs in ``histograms`` (``None`` without
+    such slots); their ranges are searched for when they are next needed after an update.
 
     Args:
         names: one per slot, in execution order.
@@ -63,14 +66,17 @@ class QATState(nn.Module):
             (s.quant_min, s.quant_max, s.symmetric, *ACTIVATIONS[a]) for s, a in zip(specs, activations, strict=True)
         ]
         self.register_buffer("_grid", torch.tensor(grid).reshape(count, 5).T.contiguous(), persistent=False)
-        running = [(s.averaging_constant, s.observer == "minmax") for s in specs]
+        running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
+        limits = [ACTIVATIONS[activation] for activation in activations]
+        self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
 
     def qparams(self) -> list[QParams]:
         """``(scale, low, high)`` of every slot, as :func:`~lq.core.functional.fake_quantize` takes them.
 
         Floats on the CPU, where reading them costs nothing; 0-dim tensors on other devices and under torch.compile.
         """
+        self.settle()
         if torch.compiler.is_compiling():
             return self._qparams(self.min_val, self.max_val)
         if self.min_val.is_inference():
@@ -83,19 +89,19 @@ class QATState(nn.Module):
 
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every slot, float32 of shape (slots,)."""
-        quant_min, quant_max, symmetric, *_ = self._grid.unbind()
-        low, high = self._absorbed(self.min_val, self.max_val)
-        return affine_qparams(low, high, quant_min, quant_max, symmetric.bool())
+        self.settle()
+        return _scale_zero_point(self.min_val, self.max_val, self._grid)
 
-    def _absorbed(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
-        floor, ceiling = self._grid[3], self._grid[4]
-        return torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
+    def settle(self) -> None:
+        """Search the ranges of slots with histograms, if those changed since the last search."""
+        if self.histograms is not None and self.histograms.stale:
+            self.histograms.write(self.min_val, self.max_val)
 
     @torch.no_grad()
     def _qparams(self, min_val: Tensor, max_val: Tensor, slots: slice = slice(None)) -> list[QParams]:
-        quant_min, quant_max, symmetric, floor, ceiling = self._grid[:, slots].unbind()
-        low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
-        scale, zero_point = affine_qparams(low, high, quant_min, quant_max, symmetric.bool())
+        grid = self._grid[:, slots]
+        quant_min, quant_max, _, floor, _ = grid.unbind()
+        scale, zero_point = _scale_zero_point(min_val, max_val, grid)
         # An absorbed ReLU shows in a symmetric grid, whose lowest value would be negative.
         bottom = torch.clamp(quant_min - zero_point, min=floor)
         top = quant_max - zero_point
@@ -104,14 +110,26 @@ class QATState(nn.Module):
             return [(s, b, t) for s, b, t in table.tolist()]
         return [(row[0], row[1], row[2]) for row in table.unbind()]
 
-    def observe(self, slot: int, x: Tensor) -> QParams:
-        """Note the range of ``x`` for the update at the end of this step; returns qparams to use now."""
+    def observe(self, slot: int, x: Tensor) -> QParams | None:
+        """Note the range of ``x`` for the update at the end of this step.
+
+        Returns:
+            qparams to use now, ``None`` while fake quantization is off.
+        """
         with torch.no_grad():
-            low, high = torch.aminmax(x.detach())
+            low, high = self._note(slot, x.detach())
             self._batch[slot] = (low.float(), high.float())
+            if not self.fake_quant:
+                return None
             if self._seen[slot]:
                 return self.qparams()[slot]
             return self._qparams(low.float()[None], high.float()[None], slice(slot, slot + 1))[0]
+
+    def _note(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.histograms is not None and slot in self.histograms.rows:
+            return self.histograms.observe(self.histograms.rows[slot], x)
+        low, high = torch.aminmax(x)
+        return low, high
 
     def ready(self, slot: int) -> bool:
         """Whether the slot has a range."""
@@ -128,7 +146,8 @@ class QATState(nn.Module):
         """Move every range by this step's batch, over all processes: one vectorised update, one collective.
 
         Moving average: ``range += averaging_constant * (batch - range)``, the first batch taken as it is. A batch
-        whose range is not finite is counted in ``nonfinite`` and otherwise ignored.
+        whose range is not finite is counted in ``nonfinite`` and otherwise ignored. Histograms, if there are any, are a
+        second update, with two collectives.
         """
         low, high, nonfinite = self._reduced_batch()
         batch = torch.stack([low, high])
@@ -145,6 +164,8 @@ class QATState(nn.Module):
         self.nonfinite.add_(nonfinite.to(self.nonfinite.dtype))
         self._note_seen(usable)
         self._batch = [None] * len(self.names)
+        if self.histograms is not None:
+            self.histograms.update()
 
     def _reduced_batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Lowest and highest value of every slot over all processes, and where a value was not finite.
@@ -180,33 +201,18 @@ class QATState(nn.Module):
         Raises:
             ValueError: if the checkpoint's quantizers are not those of this model.
         """
-        theirs, ours = state["names"], self.names
-        if theirs != ours:
-            missing, extra = _difference(ours, theirs), _difference(theirs, ours)
-            raise ValueError(
-                f"The checkpoint was prepared with another plan: it lacks the fake quantizers {missing} "
-                f"and has {extra} that this model does not. Use the target, qconfig and architecture of that run."
-            )
+        require_same_slots(state["names"], self.names)
         self.fake_quant, self.observer, self.freeze_bn = state["fake_quant"], state["observer"], state["freeze_bn"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if not any(key.startswith(prefix) for key in state_dict):
-            return  # a float checkpoint: ranges and flags stay as they are
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seen = torch.isfinite(self.min_val).tolist()
         self._batch = [None] * len(self.names)
         self._cache = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> QATState:
-        # "*-true" precisions cast every float buffer; ranges must stay float32, only their device may change.
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
         self._cache = None
-        return self
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None, "_batch": [None] * len(self.names)}
@@ -217,7 +223,7 @@ class QATState(nn.Module):
         return f"slots={len(self.names)}, {flags}"
 
 
-def _difference(a: Iterable[str], b: Iterable[str]) -> list[str]:
-    other = set(b)
-    found = [name for name in a if name not in other]
-    return found[:5] + (["..."] if len(found) > 5 else [])
+def _scale_zero_point(min_val: Tensor, max_val: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    quant_min, quant_max, symmetric, floor, ceiling = grid.unbind()
+    low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
+    return affine_qparams(low, high, quant_min, quant_max, symmetric.bool())

@@ -93,3 +93,16 @@ def test_mode_helpers_follow_the_mode():
     assert switch(1, 2) == 1
     assert flag.eval()() is False
     assert switch.eval()(1, 2) == 2
+
+
+@pytest.mark.parametrize("observer", ["histogram", "percentile"])
+def test_clipped_ranges_leave_zero_where_it_is_and_saturate(observer: str):
+    state = QATState(["fq"], [ActivationSpec(0, 15, observer=observer, percentile=99.0)], ["none"])
+    quantizer = FakeQuantize(state, 0)
+    state.observer = True
+    x = torch.cat([torch.zeros(1), torch.randn(5000), torch.tensor([50.0])])
+    assert torch.equal(step(state, quantizer, x), x)
+    state.fake_quant, state.observer = True, False
+    y = step(state, quantizer, x)
+    assert y[0] == 0.0
+    assert y.max() < 40.0

@@ -268,3 +268,118 @@ def test_ranges_are_those_of_all_processes(tmp_path):
     ]
     expected = "[-2.0, inf, -3.0, inf] [2.0, -inf, -2.0, -inf] [0, 1, 0, 0]"
     assert [rank.communicate(timeout=120)[0].strip() for rank in ranks] == [expected, expected]
+
+
+# ---- histograms -------------------------------------------------------------------------------------------------
+
+CLIPPED = [
+    ActivationSpec(),
+    ActivationSpec(observer="histogram"),
+    ActivationSpec(observer="minmax"),
+    ActivationSpec(0, 15, observer="mse"),
+]
+CLIPPED_ACTIVATIONS = ["none", "none", "relu", "relu"]
+
+
+def clipped_state(batches: int = 2) -> QATState:
+    state = QATState(list("abcd"), CLIPPED, CLIPPED_ACTIVATIONS)
+    state.observer = state.fake_quant = True
+    for seed in range(batches):
+        generator = torch.Generator().manual_seed(seed)
+        for slot in range(4):
+            x = torch.randn(2000, generator=generator)
+            state.observe(slot, torch.cat([x, torch.tensor([30.0])]))
+        state.update()
+    return state
+
+
+def test_without_histograms_nothing_is_kept_for_them():
+    assert make_state().histograms is None
+    assert list(make_state().state_dict()) == ["min_val", "max_val", "nonfinite", "_extra_state"]
+
+
+def test_histogram_slots_get_clipped_ranges_and_the_others_what_they_had():
+    state = clipped_state()
+    state.qparams()
+    assert state.max_val[0].item() == 30.0
+    assert state.max_val[2].item() == 30.0
+    assert 2.0 < state.max_val[3].item() < 25.0  # 15 steps for 4000 normal values and two of 30
+    assert state.histograms is not None
+    assert state.max_val[1] <= state.histograms.high.max()
+
+
+def test_qparams_and_scales_follow_the_histograms():
+    state = clipped_state()
+    scale, zero_point = state.scale_zero_point()
+    for slot, (step, low, high) in enumerate(state.qparams()):
+        assert step == pytest.approx(scale[slot].item())
+        if CLIPPED_ACTIVATIONS[slot] == "none":
+            assert low == CLIPPED[slot].quant_min - zero_point[slot].item()
+        assert high == CLIPPED[slot].quant_max - zero_point[slot].item()
+    before = state.qparams()[3][0]
+    for _ in range(3):
+        state.observe(3, torch.rand(5000) * 100)
+        state.update()
+    assert state.qparams()[3][0] > 2 * before
+
+
+def test_while_only_observing_nothing_is_searched():
+    state = clipped_state()
+    state.fake_quant = False
+    assert state.observe(1, torch.randn(5)) is None
+    state.update()
+    assert state.histograms is not None
+    assert state.histograms.stale
+    before = state.max_val.clone()
+    state.fake_quant = True
+    state.qparams()
+    assert not state.histograms.stale
+    assert not torch.equal(state.max_val, before)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("how", ["state dict", "deepcopy", "pickle"])
+def test_copies_of_histograms_go_on_like_the_original(settled: bool, how: str):
+    state = clipped_state()
+    if settled:
+        state.settle()
+    if how == "state dict":
+        other = QATState(list("abcd"), CLIPPED, CLIPPED_ACTIVATIONS)
+        other.load_state_dict(state.state_dict())
+    else:
+        other = copy.deepcopy(state) if how == "deepcopy" else pickle.loads(pickle.dumps(state))
+    assert other.qparams() == state.qparams()
+    for each in (state, other):
+        for slot in range(4):
+            each.observe(slot, torch.linspace(-50, 60, 4000))
+        each.update()
+    assert other.qparams() == state.qparams()
+
+
+def test_casts_and_inference_mode_do_not_harm_histograms():
+    state = clipped_state().half()
+    expected = clipped_state().qparams()
+    with torch.inference_mode():
+        assert state.qparams() == expected
+    state.observe(1, torch.randn(5))
+    state.update()
+    assert not any(buffer.is_inference() for buffer in state.buffers())
+
+
+def test_a_float_checkpoint_leaves_histograms_alone():
+    model = nn.Sequential(nn.Linear(1, 1))
+    float_checkpoint = model.state_dict()
+    model.add_module("qat_state", clipped_state())
+    expected = clipped_state().qparams()
+    model.load_state_dict(float_checkpoint, strict=True)
+    assert model.qat_state.qparams() == expected
+
+
+def test_a_nan_batch_is_counted_and_not_in_the_histogram():
+    state = clipped_state()
+    expected = state.qparams()
+    state.observe(1, torch.tensor([torch.nan, 1e6]))
+    state.observe(3, torch.tensor([torch.inf]))
+    state.update()
+    assert state.nonfinite.tolist() == [0, 1, 0, 1]
+    assert state.qparams() == expected

@@ -1,0 +1,106 @@
+"""Slots whose range is not the one of their values, but a clipped one found from their histogram."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lq.core.calibration import Grid, histogram_range, mse_range, percentile_range
+from lq.core.entropy import entropy_range
+from lq.core.histogram import Histogram, HistogramBank
+from lq.qconfig import ActivationSpec
+
+SEARCHES = {"histogram": histogram_range, "mse": mse_range, "entropy": entropy_range}
+
+
+class ClippedRanges(HistogramBank):
+    """Histograms of the slots whose observer needs one, and the ranges found from them when they are asked for.
+
+    Rows are ordered by observer, so that each search takes a slice.
+
+    Args:
+        specs: of all slots of the model.
+        limits: what each slot's absorbed activation lets pass.
+
+    Attributes:
+        stale: whether a batch was taken in since the ranges were last written.
+
+    Example:
+        >>> clipped = ClippedRanges([ActivationSpec(observer="percentile", percentile=75.0)], [(0.0, 6.0)])
+        >>> _ = clipped.observe(clipped.rows[0], torch.arange(9.0))
+        >>> clipped.update()
+        >>> low, high = torch.tensor([torch.inf]), torch.tensor([-torch.inf])
+        >>> clipped.write(low, high)
+        >>> low, high
+        (tensor([1.9980]), tensor([5.9980]))
+    """
+
+    _slots: Tensor
+    _grid: Tensor
+    _percentile: Tensor
+
+    def __init__(self, specs: list[ActivationSpec], limits: list[tuple[float, float]]) -> None:
+        slots = sorted((i for i, spec in enumerate(specs) if needs_histogram(spec)), key=lambda i: specs[i].observer)
+        super().__init__([limits[slot] for slot in slots])
+        self.rows = {slot: row for row, slot in enumerate(slots)}
+        self.stale = False
+        ours = [specs[slot] for slot in slots]
+        self._parts: list[tuple[str, slice]] = []
+        for name in sorted({spec.observer for spec in ours}):
+            members = [row for row, spec in enumerate(ours) if spec.observer == name]
+            self._parts.append((name, slice(members[0], members[-1] + 1)))
+        grid = torch.tensor([(float(s.quant_min), s.quant_max, s.symmetric) for s in ours]).reshape(-1, 3).T
+        self.register_buffer("_slots", torch.tensor(slots, dtype=torch.int64), persistent=False)
+        self.register_buffer("_grid", grid.contiguous(), persistent=False)
+        self.register_buffer("_percentile", torch.tensor([s.percentile for s in ours]), persistent=False)
+
+    def update(self) -> None:
+        """Take in the noted batches; the ranges are stale then."""
+        super().update()
+        self.stale = True
+
+    @torch.no_grad()
+    def write(self, low: Tensor, high: Tensor) -> None:
+        """Put the clipped ranges into ``low`` and ``high``, float32 with one entry per slot of the model.
+
+        Slots without a batch keep what is there.
+        """
+        found = [self._search(name, part) for name, part in self._parts]
+        has_data = self.low <= self.high
+        for target, ends in zip((low, high), zip(*found, strict=True), strict=True):
+            kept = target.index_select(0, self._slots)
+            target.index_copy_(0, self._slots, torch.where(has_data, torch.cat(ends), kept))
+        self.stale = False
+
+    def _search(self, name: str, part: slice) -> tuple[Tensor, Tensor]:
+        percentile = self._percentile[part]
+        low, high = _search(self.counts[part], self.low[part], self.high[part], self._grid[:, part], percentile, name)
+        return low, high
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.stale = True
+
+
+def needs_histogram(spec: ActivationSpec) -> bool:
+    """Whether the observer of ``spec`` works on a histogram."""
+    return spec.observer in SEARCHES or spec.observer == "percentile"
+
+
+# One operation to torch.compile, which would otherwise compile the search for minutes to run it once in a while.
+@torch.library.custom_op("lq::search_range", mutates_args=())
+def _search(
+    counts: Tensor, low: Tensor, high: Tensor, grid: Tensor, percentile: Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    histogram = Histogram(counts, low, high)
+    if name == "percentile":
+        return percentile_range(histogram, percentile)
+    quant_min, quant_max, symmetric = grid
+    return SEARCHES[name](histogram, Grid(quant_min, quant_max, symmetric.bool()))
+
+
+@_search.register_fake
+def _(counts: Tensor, low: Tensor, high: Tensor, grid: Tensor, percentile: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(low), torch.empty_like(high)

@@ -1,0 +1,21 @@
+import pytest
+
+from lq.core.checkpoint import require_same_slots
+
+
+def test_the_same_slots_pass():
+    require_same_slots(["fq_a", "fq_b"], ["fq_a", "fq_b"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        (["fq_a"], r"lacks the fake quantizers \['fq_b'\] and has \[\]"),
+        (["fq_a", "fq_b", "fq_c"], r"lacks the fake quantizers \[\] and has \['fq_c'\]"),
+        (["fq_b", "fq_a"], "another plan"),
+        (["fq_a", "fq_b", *"cdefgh"], r"has \['c', 'd', 'e', 'f', 'g', '\.\.\.'\]"),
+    ],
+)
+def test_others_are_refused_and_named(theirs: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        require_same_slots(theirs, ["fq_a", "fq_b"])
