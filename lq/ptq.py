@@ -44,8 +44,9 @@ def calibrate(
     set_phase(prepared, fake_quant=False, observer=True, freeze_bn=True)
     used = 0
     with torch.no_grad():
-        for used, batch in enumerate(islice(batches, limit), start=1):
+        for batch in islice(batches, limit):
             (call or _call)(prepared, batch)
+            used += 1
     prepared.eval()
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     if not used:

@@ -52,7 +52,7 @@ def prepare(
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> prepared = prepare(net, example_args=(torch.randn(2, 1, 4, 4),))
         >>> print(plan_of(prepared).summary())
-        Sequential, qconfig portable: 2 of 2 layers quantized, 3 fake quantizers, 0 operations stay float
+        Sequential, qconfig portable: 2 of 2 layers quantized, 3 fake quantizers, other operations in float: 0
     """
     if is_prepared(module):
         assert isinstance(module, fx.GraphModule)

@@ -43,7 +43,7 @@ class Plan:
     Example:
         >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
         >>> print(plan)
-        Net, qconfig portable: 1 of 1 layers quantized, 0 fake quantizers, 0 operations stay float
+        Net, qconfig portable: 1 of 1 layers quantized, 0 fake quantizers, other operations in float: 0
           fc  Linear + ReLU  weight int7 [-63, 63] per channel
     """
 
@@ -62,7 +62,7 @@ class Plan:
         """One line."""
         return (
             f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers quantized, "
-            f"{len(self.tensors)} fake quantizers, {len(self.float_ops)} operations stay float"
+            f"{len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
         )
 
     def __str__(self) -> str:

@@ -64,7 +64,7 @@ def trace(root: nn.Module, optional: frozenset[str] = frozenset()) -> fx.GraphMo
 
 
 def copy_modes(source: nn.Module, target: nn.Module) -> None:
-    """Give every module of ``target`` the mode of its namesake in ``source``: users put single modules into eval mode."""
+    """Give every module of ``target`` the mode of its namesake in ``source``; users put single ones into eval mode."""
     modes = {name: module.training for name, module in source.named_modules(remove_duplicate=False)}
     for name, module in target.named_modules():
         module.training = modes.get(name, source.training)

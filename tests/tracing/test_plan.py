@@ -12,7 +12,7 @@ def test_the_plan_prints_and_is_plain_data():
     )
     plan = plan_of(prepare(net, QConfig(exclude=("5",))))
     assert str(plan).splitlines() == [
-        "Sequential, qconfig portable: 1 of 2 layers quantized, 2 fake quantizers, 2 operations stay float",
+        "Sequential, qconfig portable: 1 of 2 layers quantized, 2 fake quantizers, other operations in float: 2",
         "  0  Conv2d + BatchNorm2d + ReLU6  weight int7 [-63, 63] per channel",
         "  5  Linear  stays float: exclude '5'",
         "  fake quantizer fq_input_1 behind input_1: uint8 [0, 255] affine, moving_average_minmax",

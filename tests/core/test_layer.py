@@ -1,0 +1,134 @@
+"""What layers with a quantized weight share, beyond the arithmetic that test_modules.py compares with its twins."""
+
+import pytest
+import torch
+from torch import nn
+
+from lq.backends.convert import convert
+from lq.backends.prepare import plan_of, prepare, set_phase
+from lq.metrics import sqnr
+from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+
+LEARNED = QConfig(weight=WeightSpec(-7, 7, learned_scale=True), activation=ActivationSpec(0, 15, learned_scale=True))
+PLAIN = QConfig(weight=WeightSpec(-7, 7), activation=ActivationSpec(0, 15))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+def train(prepared: nn.Module, x: torch.Tensor, steps: int = 60) -> float:
+    """Fit the network to a fixed target with four-bit weights and activations; the last loss."""
+    torch.manual_seed(1)
+    target = torch.randn(len(x), 4) * 0.3
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    optimizer = torch.optim.SGD(prepared.train().parameters(), lr=0.05)
+    for step in range(steps):
+        if step == steps // 2:
+            set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+        optimizer.zero_grad()
+        loss = (prepared(x) - target).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+    prepared.eval()
+    return loss.item()
+
+
+def learned_scales(prepared: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in prepared.named_parameters() if n.endswith("scale")}
+
+
+def test_learned_scales_are_parameters_from_the_start_and_start_from_the_observed_ones():
+    prepared, x = prepare(network(), LEARNED), torch.randn(16, 3, 6, 6)
+    scales = learned_scales(prepared)
+    assert len(scales) == len(plan_of(prepared).quantized) + len(plan_of(prepared).tensors)
+    assert all((scale == 0).all() for scale in scales.values())
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    prepared.train()
+    prepared(x)  # the observers' first batch
+    prepared(x)
+    set_scales = learned_scales(prepared)
+    assert all((scale > 0).all() for scale in set_scales.values())
+    weight = prepared.get_submodule("0").weight
+    torch.testing.assert_close(set_scales["0.weight_scale"].flatten(), weight.abs().amax((1, 2, 3)) / 7)
+    observed, _ = prepared.qat_state.scale_zero_point()
+    slot = prepared.qat_state.names.index("fq__7")
+    assert set_scales["qat_state.fq__7.scale"].item() == pytest.approx(observed[slot].item(), rel=0.02)
+
+
+def test_learned_scales_learn_convert_and_round_trip():
+    x = torch.randn(64, 3, 6, 6)
+    prepared = prepare(network(), LEARNED)
+    loss = train(prepared, x)
+    scales = learned_scales(prepared)
+    weight = prepared.get_submodule("3").weight.detach()
+    minmax = weight.abs().amax((1, 2, 3)) / 7
+    assert not torch.allclose(scales["3.weight_scale"].flatten(), minmax, rtol=1e-3)  # no longer that of min/max
+    with torch.no_grad():
+        # 16 levels: integers agree but for rounding edges, which would show at one step of 15
+        assert sqnr(prepared(x), convert(prepared)(x)) > 40
+    again = prepare(network(), LEARNED)
+    again.load_state_dict(prepared.state_dict())
+    assert torch.equal(again.eval()(x), prepared(x))
+    assert loss < train(prepare(network(), PLAIN), x) * 1.1
+
+
+def test_a_float_checkpoint_loads_strictly_and_learned_scales_start_anew():
+    prepared, x = prepare(network(), LEARNED), torch.randn(16, 3, 6, 6)
+    train(prepared, x, steps=4)
+    prepared.load_state_dict(network().state_dict(), strict=True)
+    assert (learned_scales(prepared)["0.weight_scale"] == 0).all()
+    prepared.train()(x)
+    weight = prepared.get_submodule("0").weight
+    torch.testing.assert_close(prepared.get_submodule("0").weight_scale.flatten(), weight.abs().amax((1, 2, 3)) / 7)
+
+
+@pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn", "qnnpack"])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize(("stride", "groups", "batch_norm"), [(1, 1, True), (2, 1, True), (2, 2, False), (2, 2, True)])
+def test_transposed_convolutions_convert_faithfully(engine, dimensions, stride, groups, batch_norm):
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"no {engine} here")
+    if engine == "qnnpack" and dimensions == 3:
+        pytest.skip("qnnpack has no 3d kernels, transposed or not")
+    torch.manual_seed(0)
+    transposed = getattr(nn, f"ConvTranspose{dimensions}d")
+    norm = [getattr(nn, f"BatchNorm{dimensions}d")(8)] if batch_norm else []
+    output_padding = stride - 1
+    model = nn.Sequential(
+        transposed(4, 8, 3, stride=stride, padding=1, output_padding=output_padding, groups=groups), *norm, nn.ReLU(),
+        transposed(8, 2, 2, stride=2),
+    )  # fmt: skip
+    x = torch.randn(8, 4, *[5] * dimensions)
+    prepared = prepare(model, QConfig(engine=engine), example_args=(x,))
+    first = plan_of(prepared).layers[0]
+    assert first.weight is not None
+    assert first.weight.endswith("per tensor")
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    optimizer = torch.optim.SGD(prepared.train().parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        prepared(x).pow(2).mean().backward()
+        optimizer.step()
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    with torch.no_grad():
+        # 8 bits: one rounding edge in a thousand values leaves 50 dB
+        assert sqnr(prepared.eval()(x), convert(prepared)(x)) > 40
+
+
+def test_an_output_size_keeps_a_transposed_convolution_float():
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+            self.up = nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(self.conv(x), output_size=[8, 8])
+
+    plan = plan_of(prepare(Decoder(), example_args=(torch.randn(2, 1, 8, 8),)))
+    assert {layer.name: layer.reason for layer in plan.layers}["up"] == "it is called with more than its input"
