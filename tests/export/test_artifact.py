@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lq.export.artifact import check_writable, load, load_prepared_state, write_artifact
 from lq.deprecations import quiet_torchscript
+from lq.export.artifact import check_writable, load, load_prepared_state, write_artifact
 
 INPUT = torch.linspace(-1, 1, 16).reshape(2, 8)
 
