@@ -128,6 +128,9 @@ class QATState(Float32Buffers):
     def _note(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.histograms is not None and slot in self.histograms.rows:
             return self.histograms.observe(self.histograms.rows[slot], x)
+        if ACTIVATIONS[self.activations[slot]][0] == 0.0:  # a ReLU cuts the lower end off: half the work
+            high = x.amax()
+            return torch.zeros_like(high), high
         low, high = torch.aminmax(x)
         return low, high
 
