@@ -22,6 +22,7 @@ def quiet_torchscript() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)  # torch 2.13
         warnings.filterwarnings("ignore", r"torch\.quantize_per_tensor, .* are deprecated", UserWarning)
         # This one comes once in a process, and TorchScript would print it to stderr past all filters: draw it
         # here, where it is ignored.
