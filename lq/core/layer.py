@@ -3,8 +3,8 @@
 With one weight scale per output channel, folding BatchNorm commutes with fake quantization:
 ``fq(w * g / sigma) = (g / sigma) * fq(w)``. So while the statistics move the layer is simply ``bn(conv(x, fq(w)))``,
 with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and
-bias. Per-tensor weights do not commute; there the folded weight is quantized, ``fq(w * f) / f`` with ``f = g / sigma``
-of the running statistics (Jacob et al., arXiv:1712.05877).
+bias, where that is less work. Per-tensor weights do not commute; there the folded weight is quantized,
+``fq(w * f) / f`` with ``f = g / sigma`` of the running statistics (Jacob et al., arXiv:1712.05877).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.functional import EPS, fake_quantize_weight, quantize_weight, weight_scale
@@ -74,10 +75,11 @@ class QATLayer(nn.Module):
         if bn is None:
             return self._compute(x, self._quantized(), self.bias)
         norm = cast(_BatchNorm, bn)
-        if self.training and not state.freeze_bn:
+        # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
+        if self.training and not (state.freeze_bn and x.numel() >= self.weight.numel()):
             running = None if self.weight_spec.per_channel else self._folding(norm)[0].detach()
-            y: Tensor = bn(self._compute(x, self._quantized(running=running), self.bias))
-            return y
+            y = self._compute(x, self._quantized(running=running), self.bias)
+            return _normalize_frozen(y, norm) if state.freeze_bn else cast(Tensor, bn(y))
         factor, bias = self._folding(norm)
         return self._compute(x, self._quantized(factor, factor.detach()), bias.to(self.weight.dtype))
 
@@ -198,6 +200,10 @@ class QATLayer(nn.Module):
     def extra_repr(self) -> str:
         """The float layer's, and the grid of the weight."""
         return f"{super().extra_repr()}, weight={self.weight_spec}"
+
+
+def _normalize_frozen(y: Tensor, bn: _BatchNorm) -> Tensor:
+    return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, training=False, eps=bn.eps)
 
 
 def _away_from_zero(factor: Tensor) -> Tensor:

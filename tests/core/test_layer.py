@@ -87,6 +87,34 @@ def test_a_float_checkpoint_loads_strictly_and_learned_scales_start_anew():
     torch.testing.assert_close(prepared.get_submodule("0").weight_scale.flatten(), weight.abs().amax((1, 2, 3)) / 7)
 
 
+@pytest.mark.parametrize("side", [4, 12])  # 2 * 8 * side ** 2 values against 576 weights: one is not folded, one is
+def test_frozen_batch_norm_is_the_same_folded_and_not(side):
+    def layers() -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        with torch.no_grad():
+            for tensor, spread in ((model[1].weight, 1.0), (model[1].bias, 1.0), (model[1].running_mean, 1.0)):
+                tensor.copy_(torch.randn(8) * spread)
+            model[1].running_var.copy_(torch.rand(8) + 0.5)
+        return model
+
+    x = torch.randn(2, 8, side, side)
+    fast, slow = layers(), layers()
+    prepared = prepare(fast)
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)  # no ranges: activations stay as they are
+    prepared.train()(x).pow(2).sum().backward()
+    conv, norm = slow
+    scale = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 63
+    rounded = conv.weight + ((conv.weight / scale).round() * scale - conv.weight).detach()
+    y = nn.functional.conv2d(x, rounded, conv.bias, padding=1)
+    nn.functional.batch_norm(
+        y, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+    ).pow(2).sum().backward()
+    for (name, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        # float32 sums of some thousand products, in another order
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn", "qnnpack"])
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 @pytest.mark.parametrize(("stride", "groups", "batch_norm"), [(1, 1, True), (2, 1, True), (2, 2, False), (2, 2, True)])
