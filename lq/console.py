@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import Progress
 
 
 class LineProgress(ProgressBar):
@@ -87,6 +88,48 @@ def format_line(what: str, metrics: Mapping[str, Any], seconds: float) -> str:
         if not name.endswith(("_step", "_epoch"))
     ]
     return " | ".join([what, f"{seconds:.1f} s", *shown])
+
+
+class BatchCounter:
+    """Shows how far a loop over batches is: a bar on a terminal, a line now and then in a log file.
+
+    Args:
+        what: what is going on.
+        total: number of batches; None if unknown.
+        every: in a log file, seconds between lines.
+        shown: False for silence.
+
+    >>> with BatchCounter("comparing", total=2, every=1e-9) as counter:
+    ...     counter.advance()
+    ...     counter.advance()
+    comparing, batch 1/2
+    comparing, batch 2/2
+    """
+
+    def __init__(self, what: str, total: float | None = None, every: float = 60.0, shown: bool = True) -> None:
+        self._what, self._every, self._shown, self._done = what, every, shown, 0
+        self._total = None if total is None or total == float("inf") else int(total)
+        self._bar = Progress(transient=True) if shown and is_terminal() else None
+        self._printed = time.monotonic()
+
+    def __enter__(self) -> BatchCounter:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self) -> None:
+        """Another batch is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.advance(self._task)
+        elif self._shown and time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
+            print(f"{self._what}, batch {self._done}/{'?' if self._total is None else self._total}", flush=True)
 
 
 def is_terminal() -> bool:

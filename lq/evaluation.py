@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
+from lq.console import BatchCounter
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, max_abs_error, sqnr, targets_of, top1_agreement
 from lq.metrics.comparison import AnyMetric
@@ -43,6 +44,7 @@ class Judge:
         metric: any torchmetrics metric, or None for multiclass accuracy.
         target_fn: batch -> what the metric compares with; None for :func:`lq.metrics.targets_of`.
         limit: Lightning's ``limit_val_batches``.
+        show_progress: whether to show how far the comparison is.
     """
 
     loaders: Any = None
@@ -50,6 +52,7 @@ class Judge:
     metric: AnyMetric | None = None
     target_fn: Callable[[Any], Any] | None = None
     limit: int | float | None = None
+    show_progress: bool = True
 
 
 def on_cpu(data: Any) -> Any:
@@ -148,8 +151,18 @@ def _device_of(model: Callable[..., Any]) -> torch.device:
 
 
 class _CompareDuringValidation(Callback):
-    def __init__(self, comparison: ValidationComparison) -> None:
-        self.comparison = comparison
+    def __init__(self, comparison: ValidationComparison, show_progress: bool) -> None:
+        self.comparison, self.show_progress = comparison, show_progress
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = sum(trainer.num_val_batches)
+        self.counter = BatchCounter("lq: comparing", batches, shown=self.show_progress).__enter__()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counter.__exit__()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.counter.__exit__()
 
     def on_validation_batch_end(
         self,
@@ -161,6 +174,7 @@ class _CompareDuringValidation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self.comparison.update(batch)
+        self.counter.advance()
 
 
 def compare_on_validation_data(
@@ -193,7 +207,7 @@ def compare_on_validation_data(
             enable_model_summary=False,
             enable_progress_bar=False,  # it would end that of the run, which is still on the screen
             limit_val_batches=judge.limit,
-            callbacks=[_CompareDuringValidation(comparison)],
+            callbacks=[_CompareDuringValidation(comparison, judge.show_progress)],
         )
         data: dict[str, Any] = {"dataloaders": loaders}
         if judge.datamodule is not None:

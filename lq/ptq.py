@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from itertools import islice
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from lq.backends.prepare import set_phase, state_of
+from lq.console import BatchCounter
 
 
 def calibrate(
@@ -43,10 +44,12 @@ def calibrate(
     state.train()
     set_phase(prepared, fake_quant=False, observer=True, freeze_bn=True)
     used = 0
-    with torch.no_grad():
+    total = min(limit, len(batches)) if isinstance(batches, Sized) else limit
+    with torch.no_grad(), BatchCounter("lq: calibrating", total) as counter:
         for batch in islice(batches, limit):
             (call or _call)(prepared, batch)
             used += 1
+            counter.advance()
     prepared.eval()
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     if not used:

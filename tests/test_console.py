@@ -3,7 +3,7 @@ import re
 import lightning as L
 import pytest
 
-from lq.console import LineProgress, format_line
+from lq.console import BatchCounter, LineProgress, format_line
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
 
@@ -59,3 +59,12 @@ def test_doubles_of_a_metric_are_left_out():
 def test_bad_interval(every):
     with pytest.raises(ValueError, match="every must be above 0 seconds"):
         LineProgress(every)
+
+
+def test_a_counter_prints_lines_in_a_log_and_nothing_when_it_shall_not(capsys):
+    with BatchCounter("comparing", float("inf"), every=1e-9) as counter:
+        counter.advance()
+    assert capsys.readouterr().out == "comparing, batch 1/?\n"
+    with BatchCounter("comparing", 3, every=1e-9, shown=False) as counter:
+        counter.advance()
+    assert capsys.readouterr().out == ""

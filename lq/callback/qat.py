@@ -363,6 +363,7 @@ class QATCallback(Callback):
                 self.metric,
                 self.target_fn,
                 trainer.limit_val_batches,
+                show_progress=trainer.progress_bar_callback is not None,
             ),
             baseline=Baseline(self._float, self._fp32, self._float_has_weights),
             directory=self._directory,
