@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
-from lq.benchmark import compare_latency, size_mb
+from lq.benchmark import Latency, compare_latency, size_mb
 from lq.evaluation import Inputs, Judge, Results, compare_on_example, compare_on_validation_data
 from lq.export.artifact import INT8_NAME, PREPARED_NAME, write_artifact
 from lq.export.torchscript import export_torchscript, int8_kernels, like_original, save_torchscript, torchscript_mb
@@ -104,7 +105,7 @@ def deploy(
     calls: dict[str, Callable[..., Any]] = {"fake": prepared, "int8": callable_int8}
     sizes = {"int8": torchscript_mb(scripted)}
     if baseline.model is not None:
-        calls["fp32"] = _scripted_float(baseline.model, one_sample(example), deployment.notes)
+        calls |= float_forms(baseline.model, one_sample(example))
         sizes["fp32"] = size_mb(baseline.model)
     deployment.rows = _measured(deployment.results, calls, sizes, one_sample(example))
     if directory is not None:
@@ -198,13 +199,15 @@ def _compare(
 def _measured(
     results: Results, calls: Mapping[str, Callable[..., Any]], sizes: Mapping[str, float], sample: Inputs
 ) -> list[dict[str, Any]]:
-    """The rows: float and int8 both as frozen TorchScript, the fake-quantized one as it trained."""
+    """The rows: float in its fastest form, int8 as it is exported, the fake-quantized model as it trained."""
     with torch.inference_mode(), int8_kernels():
         times = compare_latency(calls, *sample, threads=LATENCY_THREADS, min_time=LATENCY_SECONDS)
+    if "fp32 eager" in times:
+        times["fp32"] = fastest_float(times)
     fidelity = results.get("int8_vs_fake", {})
     rows = []
     for key, label in LABELS.items():
-        if key not in calls and key not in results:
+        if key not in times and key not in results:
             continue
         row: dict[str, Any] = {"model": label, "metrics": results.get(key, {}), "size_mb": sizes.get(key)}
         if key in times:
@@ -215,12 +218,23 @@ def _measured(
     return rows
 
 
-def _scripted_float(model: nn.Module, sample: Inputs, notes: list[str]) -> Callable[..., Any]:
-    try:
-        return like_original(export_torchscript(copy.deepcopy(model), *sample, optimize=True), model, *sample)
-    except Exception as error:  # whatever TorchScript cannot do with the user's float model
-        notes.append(f"FP32 latency is that of eager mode, TorchScript could not trace it: {error}")
-        return model
+def float_forms(model: nn.Module, sample: Inputs) -> dict[str, Callable[..., Any]]:
+    """The float model in the forms that people deploy without further tools: eager, frozen and fused TorchScript.
+
+    None is the fastest everywhere, and int8 has to be compared with the one that is.
+    """
+    forms: dict[str, Callable[..., Any]] = {"fp32 eager": model}
+    for name, optimize in (("fp32 frozen", False), ("fp32 fused", True)):
+        # Whatever TorchScript cannot do with the user's float model leaves the eager one.
+        with suppress(Exception):
+            scripted = export_torchscript(copy.deepcopy(model), *sample, optimize=optimize)
+            forms[name] = like_original(scripted, model, *sample)
+    return forms
+
+
+def fastest_float(times: Mapping[str, Latency]) -> Latency:
+    """The latency of the fastest of :func:`float_forms`."""
+    return min((t for name, t in times.items() if name.startswith("fp32")), key=lambda t: t.median_ms)
 
 
 def _ranges(prepared: nn.Module) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import prepare, set_phase, state_of
-from lq.deploy import Baseline, deploy, one_sample, rehearse
+from lq.deploy import Baseline, deploy, float_forms, one_sample, rehearse
 from lq.evaluation import Judge
 from lq.export.artifact import load, load_prepared_state
 from lq.target import graft
@@ -78,7 +78,8 @@ def test_float_model_that_torchscript_cannot_trace_is_timed_as_it_is() -> None:
 
     done = deploy(trained(), "model", EXAMPLE, Judge(), baseline=Baseline(Untraceable()))
     assert done.rows[0]["latency_ms"] >= 0
-    assert any("eager mode" in note for note in done.notes)
+    assert list(float_forms(Untraceable(), EXAMPLE)) == ["fp32 eager"]
+    assert list(float_forms(nn.Linear(2, 2), ((torch.ones(1, 2),), {}))) == ["fp32 eager", "fp32 frozen", "fp32 fused"]
 
 
 def test_failure_keeps_the_weights_and_names_their_place(tmp_path: Path) -> None:
