@@ -102,7 +102,7 @@ def deploy(
     baseline = baseline or Baseline()
     callable_int8 = like_original(scripted, int8, *example)
     _compare(deployment, module, name, callable_int8, example, judge, baseline)
-    calls: dict[str, Callable[..., Any]] = {"fake": prepared, "int8": callable_int8}
+    calls: dict[str, Callable[..., Any]] = {"int8": callable_int8}
     sizes = {"int8": torchscript_mb(scripted)}
     if baseline.model is not None:
         calls |= float_forms(baseline.model, one_sample(example))
@@ -199,7 +199,7 @@ def _compare(
 def _measured(
     results: Results, calls: Mapping[str, Callable[..., Any]], sizes: Mapping[str, float], sample: Inputs
 ) -> list[dict[str, Any]]:
-    """The rows: float in its fastest form, int8 as it is exported, the fake-quantized model as it trained."""
+    """The rows; latencies of float in its fastest form and of int8 as it is exported."""
     with torch.inference_mode(), int8_kernels():
         times = compare_latency(calls, *sample, threads=LATENCY_THREADS, min_time=LATENCY_SECONDS)
     if "fp32 eager" in times:
@@ -207,7 +207,7 @@ def _measured(
     fidelity = results.get("int8_vs_fake", {})
     rows = []
     for key, label in LABELS.items():
-        if key not in times and key not in results:
+        if key == "fp32" and key not in times and key not in results:
             continue
         row: dict[str, Any] = {"model": label, "metrics": results.get(key, {}), "size_mb": sizes.get(key)}
         if key in times:
