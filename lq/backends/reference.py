@@ -1,0 +1,174 @@
+"""``reference``: a prepared module as a float graph with explicit quantize and dequantize operations ("QDQ").
+
+It is what runtimes import: each finds its own int8 kernels around the pairs. Weights are int8 tensors with a scale per
+channel; nothing is quantized twice, and a ReLU or ReLU6 that a quantizer's clamp has absorbed is left to its saturation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from lq.backends.lowering import Grid, Lowering, bare_layer
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.modules import QATLayer
+from lq.tracing import ops
+
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_SEVERAL_RESULTS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
+
+
+def reference(prepared: fx.GraphModule, signed: bool = False) -> fx.GraphModule:
+    """Build the QDQ graph of a prepared module, which is left as it is.
+
+    The operations are those of ``torch.ops.quantized_decomposed``, as torch.export, inductor, torch.onnx and ExecuTorch
+    know them.
+
+    Args:
+        prepared: from :func:`lq.prepare`, on any device, with ranges.
+        signed: give every activation int8 integers, moving those of uint8 grids by 128; else int8 is used only for
+            grids that have negative integers.
+
+    Returns:
+        a GraphModule on the CPU, in evaluation mode; its int8 weights keep the names of the float ones.
+
+    Raises:
+        ValueError: if it is not prepared or has fake quantizers that never saw a batch.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq import calibrate
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> x = torch.randn(64, 4)
+        >>> _ = calibrate(prepared, [x])
+        >>> qdq = reference(prepared)
+        >>> qdq.get_submodule("0").weight.dtype
+        torch.int8
+        >>> bool((qdq(x) - prepared.eval()(x)).abs().max() < 0.05)
+        True
+    """
+    register_operations()
+    with torch.inference_mode(False), torch.no_grad():
+        return _ReferenceLowering(prepared, signed).run()
+
+
+def register_operations() -> None:
+    """Make ``torch.ops.quantized_decomposed`` known, which torch 2.15 does only where ``torch.ao`` is imported.
+
+    Raises:
+        ImportError: if neither torch nor torchao has them.
+    """
+    try:
+        import torch.ao.quantization.fx._decomposed  # noqa: F401
+    except ImportError:
+        try:
+            import torchao.quantization.pt2e._decomposed  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "This torch has no torch.ops.quantized_decomposed any more; pip install torchao, which has."
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A float node, and the grid that its values lie on if they do."""
+
+    real: fx.Node
+    grid: Grid | None = None
+
+
+class ReferenceLayer(nn.Module):
+    """A layer that dequantizes its int8 weight and computes in float; runtimes replace both by an int8 kernel.
+
+    Args:
+        module: the QAT layer, for its hyperparameters.
+        integers: int8 weight of its shape.
+        scale: float32 of shape (channels,), or () for per-tensor weights.
+        bias: float32, or ``None``.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias: Tensor | None
+
+    def __init__(self, module: QATLayer, integers: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.kind = type(module).__name__.removeprefix("QAT")
+        self.axis, self.compute = module.channel_axis, type(module)._compute
+        self.__dict__["hyperparameters"] = bare_layer(module)
+        self.register_buffer("weight", integers)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int64))
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float in, float out."""
+        decomposed = torch.ops.quantized_decomposed
+        if self.weight_scale.dim():
+            grid = (self.weight_scale, self.weight_zero_point, self.axis, -128, 127, torch.int8)
+            weight = decomposed.dequantize_per_channel(self.weight, *grid)
+        else:
+            scale = self.weight_scale.item()
+            weight = decomposed.dequantize_per_tensor(self.weight, scale, 0, -128, 127, torch.int8)
+        return self.compute(self.__dict__["hyperparameters"], x, weight, self.bias)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """Kind of layer."""
+        return self.kind
+
+
+class _ReferenceLowering(Lowering):
+    prefix = "Reference"
+
+    def __init__(self, prepared: fx.GraphModule, signed: bool) -> None:
+        super().__init__(prepared)
+        self.signed = signed
+
+    def quantizer(self, node: fx.Node, module: FakeQuantize) -> _Value:
+        grid = self.grid(module)
+        x = self.real(cast(fx.Node, node.args[0]))
+        absorbed = grid.zero_point == grid.quant_min  # saturation at 0 is the ReLU, and the range ends at 6 at most
+        if module.activation != "none" and not absorbed:
+            x = self.graph.call_function(torch.nn.functional.relu, (x,))
+        return self._quantized(x, grid)
+
+    def _quantized(self, x: fx.Node, grid: Grid) -> _Value:
+        """Behind a quantize-dequantize pair.
+
+        Runtimes saturate at the ends of the integer type. A grid that lacks only its lowest integer, as the symmetric
+        [-127, 127], is left to that; a narrower one needs a clamp of its own.
+        """
+        dtype = torch.int8 if self.signed or grid.quant_min < 0 else torch.uint8
+        ints = grid.shifted_into(dtype)
+        info = torch.iinfo(dtype)
+        if ints.quant_max < info.max or ints.quant_min > info.min + 1:
+            x = self.graph.call_function(torch.clamp, (x, *ints.ends))
+        decomposed = torch.ops.quantized_decomposed
+        arguments = (ints.scale, ints.zero_point, info.min, info.max, dtype)
+        q = self.graph.call_function(decomposed.quantize_per_tensor.default, (x, *arguments))
+        return _Value(self.graph.call_function(decomposed.dequantize_per_tensor.default, (q, *arguments)), grid)
+
+    def layer(self, node: fx.Node, module: QATLayer) -> _Value:
+        layer = ReferenceLayer(module, *module.integer_weight(self.batch_norm(node)))
+        return _Value(self.call(str(node.target), layer, self.real(cast(fx.Node, node.args[0]))))
+
+    def operation(self, node: fx.Node) -> Any:
+        if isinstance(ops.module_of(node, self.modules), _IDENTITIES):
+            return self.values[cast(fx.Node, node.args[0])]
+        copied = self.copy(node, self.real)
+        source = self.values.get(cast(fx.Node, node.args[0])) if node.args else None
+        grid = source.grid if isinstance(source, _Value) else None
+        if grid is None or not ops.is_same_grid(node, self.modules):
+            return _Value(copied)
+        # The pair behind it changes no value, but tells the runtime that the operation may run on integers.
+        return _Value(copied, grid) if node.target in _SEVERAL_RESULTS else self._quantized(copied, grid)
+
+    def wrap(self, node: fx.Node) -> _Value:
+        return _Value(node)
+
+    def unwrap(self, value: Any) -> Any:
+        return value.real if isinstance(value, _Value) else value
