@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
-from lq.core.fake_quantize import FakeQuantize
-from lq.core.modules import QATLayer, qat_twin
+from lq.backends.insert import insert_quantization
+from lq.backends.self_check import self_check
 from lq.core.state import QATState
-from lq.qconfig import ActivationSpec, QConfig, as_qconfig
+from lq.qconfig import QConfig, as_qconfig
 from lq.tracing.fuse import Layer, find_layers
-from lq.tracing.inplace import make_out_of_place
 from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
 from lq.tracing.place import Placement, Site
-from lq.tracing.plan import LayerPlan, Plan, TensorPlan
+from lq.tracing.plan import LayerPlan, Plan
 from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace
-
-SELF_CHECK_TOLERANCE = 1e-5
 
 
 def prepare(
@@ -49,6 +43,7 @@ def prepare(
         UntraceableError: if the module cannot be traced.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> prepared = prepare(net, example_args=(torch.randn(2, 1, 4, 4),))
         >>> print(plan_of(prepared).summary())
@@ -67,19 +62,7 @@ def prepare(
         raise ValueError(_nothing_to_quantize(module, floats))
     sites = Placement(graph_module.graph, dict(graph_module.named_modules()), layers).sites()
     float_ops = _float_operations(graph_module, layers, sites)
-    by_output = {layer.last: layer for layer in layers}
-    specs = [_activation_spec(site, by_output, qconfig) for site in sites]
-    names = [_site_name(site, by_output) for site in sites]
-    state = QATState(names, specs, [site.activation for site in sites])
-    _install_state(graph_module, state)
-    _insert_fake_quantizers(graph_module, state, sites, names)
-    make_out_of_place(graph_module)
-    rows = [_swap_layer(graph_module, layer, state, qconfig) for layer in layers]
-    _finish(graph_module)
-    tensors = tuple(
-        TensorPlan(name, site.source.name, str(spec), site.activation)
-        for name, site, spec in zip(names, sites, specs, strict=True)
-    )
+    state, rows, tensors = insert_quantization(graph_module, layers, sites, qconfig)
     ordered = _in_module_order(module, rows + floats)
     state.plan = Plan(type(module).__name__, qconfig.preset, ordered, tensors, float_ops)
     state.qconfig = qconfig
@@ -131,122 +114,6 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
     """
     state = state_of(prepared)
     state.fake_quant, state.observer, state.freeze_bn = fake_quant, observer, freeze_bn
-
-
-@torch.no_grad()
-def self_check(
-    module: nn.Module, prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> None:
-    """Compare the prepared module with the float one, in evaluation and with fake quantization off.
-
-    Raises:
-        ValueError: if the outputs differ in type or by more than 1e-5 of the largest value.
-    """
-    state = state_of(prepared)
-    flags = (state.fake_quant, state.observer)
-    modes = {m: m.training for root in (module, prepared) for m in root.modules()}
-    state.fake_quant = state.observer = False
-    try:
-        expected = module.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
-        got = prepared.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
-    finally:
-        state.fake_quant, state.observer = flags
-        for m, training in modes.items():
-            m.training = training
-    _compare_outputs(expected, got, type(module).__name__)
-
-
-def _compare_outputs(expected: Any, got: Any, name: str) -> None:
-    remedy = (
-        "The traced graph computes something else. Exclude the module at fault from the target or report this model."
-    )
-    if type(expected) is not type(got):
-        raise ValueError(
-            f"{name} returns {type(expected).__name__} but its graph returns {type(got).__name__}. {remedy}"
-        )
-    (leaves, structure), (got_leaves, got_structure) = pytree.tree_flatten(expected), pytree.tree_flatten(got)
-    if structure != got_structure:
-        raise ValueError(f"{name} and its graph return different structures: {structure}, {got_structure}. {remedy}")
-    for a, b in zip(leaves, got_leaves, strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.is_floating_point():
-            continue
-        if a.shape != b.shape:
-            raise ValueError(f"{name} returns shape {tuple(a.shape)} but its graph {tuple(b.shape)}. {remedy}")
-        limit = SELF_CHECK_TOLERANCE * max(1.0, float(a.abs().max())) if a.numel() else 0.0
-        error = float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
-        if not error <= limit and bool(torch.isfinite(a).all()):
-            raise ValueError(
-                f"{name}: float and prepared outputs differ by {error:.3g} (allowed {limit:.3g}). {remedy}"
-            )
-
-
-# ---- the surgery ----------------------------------------------------------------------------------------------
-
-
-def _install_state(graph_module: fx.GraphModule, state: QATState) -> None:
-    for name, helper in graph_module.get_submodule(STATE).named_children() if hasattr(graph_module, STATE) else ():
-        state.add_module(name, helper)
-    graph_module.add_module(STATE, state)
-
-
-def _insert_fake_quantizers(graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str]) -> None:
-    graph = graph_module.graph
-    for slot, (site, name) in enumerate(zip(sites, names, strict=True)):
-        state.add_module(name, FakeQuantize(state, slot, site.inplace, site.owned))
-        readers = site.users
-        with graph.inserting_after(site.node):
-            quantized = graph.call_module(f"{STATE}.{name}", (site.source,))
-        for user in readers:
-            user.replace_input_with(site.node, quantized)
-        if site.node is not site.source:
-            site.node.replace_all_uses_with(quantized)
-            graph.erase_node(site.node)
-
-
-def _swap_layer(graph_module: fx.GraphModule, layer: Layer, state: QATState, qconfig: QConfig) -> LayerPlan:
-    twin = qat_twin(layer.module)
-    assert twin is not None
-    spec = qconfig.weight_spec(layer.name, layer.module)
-    if not isinstance(graph_module.get_submodule(layer.name), QATLayer):
-        graph_module.set_submodule(layer.name, twin.from_float(layer.module, spec, state))
-    fused: tuple[str, ...] = ()
-    if layer.bn is not None:
-        fused = (type(graph_module.get_submodule(str(layer.bn.target))).__name__,)
-        with graph_module.graph.inserting_before(layer.node):
-            bn = graph_module.graph.get_attr(str(layer.bn.target))
-        layer.node.args = (layer.node.args[0], bn)
-        layer.bn.replace_all_uses_with(layer.node)
-        graph_module.graph.erase_node(layer.bn)
-    quantizer = next(iter(layer.node.users))
-    absorbed = getattr(graph_module.get_submodule(str(quantizer.target)), "activation", "none")
-    if absorbed != "none":
-        fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
-    quantized = graph_module.get_submodule(layer.name)
-    assert isinstance(quantized, QATLayer)
-    return LayerPlan(layer.name, type(layer.module).__name__, fused, str(quantized.weight_spec))
-
-
-def _finish(graph_module: fx.GraphModule) -> None:
-    output = graph_module.graph.output_node()
-    with graph_module.graph.inserting_before(output):
-        observed = graph_module.graph.call_module(STATE, (output.args[0],))
-    output.args = (observed,)
-    graph_module.graph.lint()
-    graph_module.recompile()
-
-
-def _activation_spec(site: Site, layers: Mapping[fx.Node, Layer], qconfig: QConfig) -> ActivationSpec:
-    layer = layers.get(site.source)
-    if layer is not None:
-        return qconfig.activation_spec(layer.name, layer.module)
-    return qconfig.activation_spec(site.source.name, None)
-
-
-def _site_name(site: Site, layers: Mapping[fx.Node, Layer]) -> str:
-    # A layer that is called twice has two quantizers; node names tell them apart. The prefix keeps them off the
-    # attributes of a module.
-    layer = layers.get(site.source)
-    return f"fq_{layer.node.name if layer is not None else site.source.name}"
 
 
 def _float_operations(graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site]) -> tuple[str, ...]:

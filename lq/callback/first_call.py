@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lq.backends.prepare import self_check
+from lq.backends.self_check import self_check
 from lq.deploy import rehearse
 from lq.evaluation import Inputs, is_own_forward, on_cpu
 from lq.target import float_state, prepared_graph, target_of

@@ -164,7 +164,7 @@ def test_float_checkpoint_is_where_qat_starts(tmp_path: Path) -> None:
     trainer.fit(module, train_loader(), val_loader(), ckpt_path=tmp_path / "float" / "last.ckpt", weights_only=True)
     assert trainer.global_step == 9
     assert callback.deployment is not None
-    float_model: Any = callback._float
+    float_model: Any = callback._float.model
     _assert_equal(dict(float_model.state_dict()), dict(trained.model.state_dict()))
 
 
@@ -173,7 +173,7 @@ def test_float_weights_loaded_before_the_fit(fit: Fit) -> None:
     fit(trained, max_epochs=1)
     module.load_state_dict(trained.state_dict())
     fit(module, callback, max_epochs=1)
-    float_model: Any = callback._float
+    float_model: Any = callback._float.model
     _assert_equal(dict(float_model.state_dict()), dict(trained.model.state_dict()))
 
 

@@ -1,0 +1,113 @@
+"""Fake quantizers and QAT layers are put into a traced graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.modules import QATLayer, qat_twin
+from lq.core.state import QATState
+from lq.qconfig import ActivationSpec, QConfig
+from lq.tracing.fuse import Layer
+from lq.tracing.inplace import make_out_of_place
+from lq.tracing.place import Site
+from lq.tracing.plan import LayerPlan, TensorPlan
+from lq.tracing.trace import STATE
+
+
+def insert_quantization(
+    graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site], qconfig: QConfig
+) -> tuple[QATState, list[LayerPlan], tuple[TensorPlan, ...]]:
+    """Put a fake quantizer at every site of a traced graph, and the QAT twin in the place of every layer.
+
+    Args:
+        graph_module: from :func:`lq.tracing.trace.trace`; it is changed.
+        layers: what is quantized.
+        sites: where values are rounded.
+        qconfig: the grids.
+
+    Returns:
+        the state that the quantizers share, and the plan's rows of layers and of tensors.
+    """
+    by_output = {layer.last: layer for layer in layers}
+    specs = [_activation_spec(site, by_output, qconfig) for site in sites]
+    names = [_site_name(site, by_output) for site in sites]
+    state = QATState(names, specs, [site.activation for site in sites])
+    _install_state(graph_module, state)
+    _insert_fake_quantizers(graph_module, state, sites, names)
+    make_out_of_place(graph_module)
+    rows = [_swap_layer(graph_module, layer, state, qconfig) for layer in layers]
+    _finish(graph_module)
+    tensors = tuple(
+        TensorPlan(name, site.source.name, str(spec), site.activation)
+        for name, site, spec in zip(names, sites, specs, strict=True)
+    )
+    return state, rows, tensors
+
+
+def _install_state(graph_module: fx.GraphModule, state: QATState) -> None:
+    for name, helper in graph_module.get_submodule(STATE).named_children() if hasattr(graph_module, STATE) else ():
+        state.add_module(name, helper)
+    graph_module.add_module(STATE, state)
+
+
+def _insert_fake_quantizers(graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str]) -> None:
+    graph = graph_module.graph
+    for slot, (site, name) in enumerate(zip(sites, names, strict=True)):
+        state.add_module(name, FakeQuantize(state, slot, site.inplace, site.owned))
+        readers = site.users
+        with graph.inserting_after(site.node):
+            quantized = graph.call_module(f"{STATE}.{name}", (site.source,))
+        for user in readers:
+            user.replace_input_with(site.node, quantized)
+        if site.node is not site.source:
+            site.node.replace_all_uses_with(quantized)
+            graph.erase_node(site.node)
+
+
+def _swap_layer(graph_module: fx.GraphModule, layer: Layer, state: QATState, qconfig: QConfig) -> LayerPlan:
+    twin = qat_twin(layer.module)
+    assert twin is not None
+    spec = qconfig.weight_spec(layer.name, layer.module)
+    if not isinstance(graph_module.get_submodule(layer.name), QATLayer):
+        graph_module.set_submodule(layer.name, twin.from_float(layer.module, spec, state))
+    fused: tuple[str, ...] = ()
+    if layer.bn is not None:
+        fused = (type(graph_module.get_submodule(str(layer.bn.target))).__name__,)
+        with graph_module.graph.inserting_before(layer.node):
+            bn = graph_module.graph.get_attr(str(layer.bn.target))
+        layer.node.args = (layer.node.args[0], bn)
+        layer.bn.replace_all_uses_with(layer.node)
+        graph_module.graph.erase_node(layer.bn)
+    quantizer = next(iter(layer.node.users))
+    absorbed = getattr(graph_module.get_submodule(str(quantizer.target)), "activation", "none")
+    if absorbed != "none":
+        fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
+    quantized = graph_module.get_submodule(layer.name)
+    assert isinstance(quantized, QATLayer)
+    return LayerPlan(layer.name, type(layer.module).__name__, fused, str(quantized.weight_spec))
+
+
+def _finish(graph_module: fx.GraphModule) -> None:
+    output = graph_module.graph.output_node()
+    with graph_module.graph.inserting_before(output):
+        observed = graph_module.graph.call_module(STATE, (output.args[0],))
+    output.args = (observed,)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def _activation_spec(site: Site, layers: Mapping[fx.Node, Layer], qconfig: QConfig) -> ActivationSpec:
+    layer = layers.get(site.source)
+    if layer is not None:
+        return qconfig.activation_spec(layer.name, layer.module)
+    return qconfig.activation_spec(site.source.name, None)
+
+
+def _site_name(site: Site, layers: Mapping[fx.Node, Layer]) -> str:
+    # A layer that is called twice has two quantizers; node names tell them apart. The prefix keeps them off the
+    # attributes of a module.
+    layer = layers.get(site.source)
+    return f"fq_{layer.node.name if layer is not None else site.source.name}"

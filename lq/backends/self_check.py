@@ -1,0 +1,64 @@
+"""The self-check: a prepared module has to compute what the float one does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lq.core.state import QATState
+from lq.tracing.trace import STATE
+
+SELF_CHECK_TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def self_check(
+    module: nn.Module, prepared: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Compare the prepared module with the float one, in evaluation and with fake quantization off.
+
+    Raises:
+        ValueError: if the outputs differ in type or by more than 1e-5 of the largest value.
+    """
+    state = getattr(prepared, STATE)
+    assert isinstance(state, QATState)
+    flags = (state.fake_quant, state.observer)
+    modes = {m: m.training for root in (module, prepared) for m in root.modules()}
+    state.fake_quant = state.observer = False
+    try:
+        expected = module.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
+        got = prepared.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
+    finally:
+        state.fake_quant, state.observer = flags
+        for m, training in modes.items():
+            m.training = training
+    _compare_outputs(expected, got, type(module).__name__)
+
+
+def _compare_outputs(expected: Any, got: Any, name: str) -> None:
+    remedy = (
+        "The traced graph computes something else. Exclude the module at fault from the target or report this model."
+    )
+    if type(expected) is not type(got):
+        raise ValueError(
+            f"{name} returns {type(expected).__name__} but its graph returns {type(got).__name__}. {remedy}"
+        )
+    (leaves, structure), (got_leaves, got_structure) = pytree.tree_flatten(expected), pytree.tree_flatten(got)
+    if structure != got_structure:
+        raise ValueError(f"{name} and its graph return different structures: {structure}, {got_structure}. {remedy}")
+    for a, b in zip(leaves, got_leaves, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.is_floating_point():
+            continue
+        if a.shape != b.shape:
+            raise ValueError(f"{name} returns shape {tuple(a.shape)} but its graph {tuple(b.shape)}. {remedy}")
+        limit = SELF_CHECK_TOLERANCE * max(1.0, float(a.abs().max())) if a.numel() else 0.0
+        error = float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
+        if not error <= limit and bool(torch.isfinite(a).all()):
+            raise ValueError(
+                f"{name}: float and prepared outputs differ by {error:.3g} (allowed {limit:.3g}). {remedy}"
+            )

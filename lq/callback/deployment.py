@@ -1,0 +1,56 @@
+"""The end of a fit: the best weights are converted, compared, exported, and the table is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lq.callback.best import load_best
+from lq.callback.progress import close_progress_bar
+from lq.deploy import Baseline, Deployment, deploy
+from lq.evaluation import Inputs, Judge
+from lq.report.table import print_table
+from lq.schedule import QATSchedule
+from lq.target import detached_copy
+
+
+def deploy_best(
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    example: Inputs,
+    *,
+    judge: Judge,
+    baseline: Baseline,
+    directory: Path | None,
+    schedule: QATSchedule,
+) -> Deployment:
+    """Deploy the best weights of a fit that is over, and say what came out.
+
+    Args:
+        trainer: of the fit.
+        module: the trained module, which stays as it is.
+        name: of its target.
+        example: inputs of one call of the target, on the CPU.
+        judge: data and metric.
+        baseline: for the FP32 row.
+        directory: of the artifact; ``None`` writes nothing.
+        schedule: for the manifest.
+
+    Returns:
+        the deployment.
+    """
+    close_progress_bar(trainer, module)
+    twin = detached_copy(module)
+    weights = load_best(trainer, twin, name)
+    rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
+    manifest = {"weights": weights, "schedule": vars(schedule), "target": name}
+    deployment = deploy(twin, name, example, judge, baseline=baseline, directory=directory, manifest=manifest)
+    print_table(deployment.rows)
+    for note in deployment.notes:
+        rank_zero_info(f"lq: {note}")
+    if deployment.directory is not None:
+        rank_zero_info(f"lq: int8 model in {deployment.directory}")
+    return deployment

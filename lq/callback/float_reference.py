@@ -1,0 +1,43 @@
+"""The float model that a quantization-aware training starts from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lq.deploy import Baseline
+from lq.target import float_state
+
+
+class FloatReference:
+    """A copy of the float target on the CPU: what the FP32 figures are taken on.
+
+    Args:
+        model: the copy; ``None`` if the module came prepared.
+
+    Example:
+        >>> FloatReference(nn.Linear(2, 1)).is_usable, FloatReference().is_usable
+        (True, False)
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.model = model
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the figures of the last run."""
+        self.has_weights = True
+        self.results: dict[str, float] = {}
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether ``model`` holds, or will hold, the weights that QAT starts from."""
+        return self.model is not None and self.has_weights
+
+    def take_weights(self, target: nn.Module) -> None:
+        """Copy the weights of the prepared target."""
+        if self.model is not None:
+            self.model.load_state_dict(float_state(target))
+
+    def baseline(self) -> Baseline:
+        """For the FP32 row of the closing table."""
+        return Baseline(self.model, dict(self.results), self.has_weights)

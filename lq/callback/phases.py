@@ -1,0 +1,55 @@
+"""A phase of the schedule, applied to a prepared target, and what its observers report."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.backends.prepare import set_phase, state_of
+from lq.schedule import Phase
+
+
+class PhaseSwitch:
+    """Switches a prepared target between phases, and remembers which BatchNorms it froze.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> target = prepare(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)))
+        >>> switch = PhaseSwitch()
+        >>> switch.apply(target, Phase(fake_quant=True, observer=False, freeze_bn=True))
+        >>> target.get_submodule("0").training
+        False
+        >>> switch.thaw()
+        >>> target.get_submodule("0").training
+        True
+    """
+
+    def __init__(self) -> None:
+        self._frozen: list[nn.Module] = []
+
+    def apply(self, target: nn.Module, phase: Phase) -> None:
+        """Set the flags of ``target``, and freeze the BatchNorms that no layer has absorbed too."""
+        set_phase(target, fake_quant=phase.fake_quant, observer=phase.observer, freeze_bn=phase.freeze_bn)
+        if phase.freeze_bn:
+            found = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.training]
+            self._frozen += [module.eval() for module in found]
+
+    def thaw(self) -> None:
+        """Put the frozen BatchNorms back into training mode, for whatever trains them next."""
+        for module in self._frozen:
+            module.train()
+        self._frozen = []
+
+
+def take_nonfinite(target: nn.Module) -> str | None:
+    """A warning on batches that the observers skipped since the last call, ``None`` if there were none."""
+    state = state_of(target)
+    skipped = [(n, c) for n, c in zip(state.names, state.nonfinite.tolist(), strict=True) if c]
+    if not skipped:
+        return None
+    state.nonfinite.zero_()
+    return (
+        "lq: NaN or infinity reached fake quantizers; these batches were left out of their ranges: "
+        + ", ".join(f"{name} ({count} batches)" for name, count in skipped[:5])
+        + ". The first in the list is where to look; lower the learning rate or clip gradients."
+    )

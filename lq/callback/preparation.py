@@ -1,0 +1,96 @@
+"""What ``setup`` does: the target of a LightningModule is found, prepared and put in its place."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+
+from lq.backends.prepare import prepare, qconfig_of
+from lq.callback.progress import is_dev_run
+from lq.export.artifact import check_writable
+from lq.qconfig import QConfig
+from lq.target import detached_copy, find_target, graft, is_grafted, target_of
+from lq.tracing.trace import passed_parameters
+
+
+def prepare_target(module: LightningModule, target: str | None, qconfig: QConfig) -> tuple[str, nn.Module | None]:
+    """Prepare the target in its place; a module that is prepared already is only checked.
+
+    Args:
+        module: the LightningModule; ``configure_model`` is called if it has one.
+        target: dotted name, or ``None`` to find it.
+        qconfig: what to quantize and how.
+
+    Returns:
+        the target's name, and a float copy of it on the CPU, or ``None`` if it was prepared before.
+
+    Raises:
+        ValueError: if there is no target, it was prepared otherwise, or ``configure_model`` undoes the preparation.
+    """
+    configured = is_overridden("configure_model", module)
+    if configured:
+        module.configure_model()
+    name = find_target(module, target)
+    float_model: nn.Module | None = None
+    if is_grafted(module, name):
+        _check_same_qconfig(module, name, qconfig)
+    else:
+        part = target_of(module, name)
+        float_model = (copy.deepcopy(part).cpu() if name else detached_copy(module)).float()
+        graft(module, name, prepare(part, qconfig, *declared_example(module, part)))
+    if configured:
+        _check_configure_model(module, name)
+    return name, float_model
+
+
+def _check_same_qconfig(module: LightningModule, name: str, qconfig: QConfig) -> None:
+    theirs = qconfig_of(target_of(module, name))
+    if theirs != qconfig:
+        raise ValueError(
+            f"{type(module).__name__} was prepared for QAT before, with {theirs}, but this QATCallback has "
+            f"{qconfig}. Use the same qconfig, or start from a new module."
+        )
+
+
+def _check_configure_model(module: LightningModule, name: str) -> None:
+    module.configure_model()  # as Lightning is going to
+    if not is_grafted(module, name):
+        raise ValueError(
+            f"{type(module).__name__}.configure_model() builds the layers anew each time it is called, which "
+            "undoes the preparation for QAT. Lightning wants it to build them once: begin with "
+            "`if self.model is not None: return`, with self.model = None in __init__."
+        )
+
+
+def declared_example(module: LightningModule, part: nn.Module) -> tuple[Any, ...]:
+    """``example_input_array`` as positional and keyword inputs, if it fits ``part.forward``; else empty."""
+    declared = module.example_input_array
+    if declared is None:
+        return ()
+    args, kwargs = ((), declared) if isinstance(declared, dict) else (declared, {})
+    args = args if isinstance(args, tuple) else (args,)
+    try:
+        passed_parameters(part, args, kwargs)
+    except ValueError:
+        return ()
+    return args, kwargs
+
+
+def choose_directory(trainer: Trainer, export_dir: str | None) -> Path | None:
+    """Where the artifact goes, which can be written to; ``None`` in a ``fast_dev_run``.
+
+    Raises:
+        OSError: if it cannot be written to.
+    """
+    # On every rank: log_dir is a collective.
+    directory = Path(export_dir or Path(trainer.log_dir or trainer.default_root_dir) / "int8")
+    if is_dev_run(trainer):
+        return None
+    if trainer.is_global_zero:
+        check_writable(directory)
+    return directory

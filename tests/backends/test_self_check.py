@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.backends.prepare import prepare, state_of
+from lq.backends.self_check import self_check
+from tests.backends.test_prepare import X, make_net
+
+
+def test_a_graph_that_computes_something_else_is_refused():
+    net, x = make_net(), torch.randn(X)
+    prepared = prepare(net)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[-1].bias.add_(0.01)
+    with pytest.raises(ValueError, match=r"float and prepared outputs differ by 0\.01.*Exclude the module at fault"):
+        self_check(other, prepared, (x,))
+    with torch.no_grad():
+        other[-1].bias.sub_(0.01).fill_(torch.nan)
+    with pytest.raises(ValueError, match="differ"):
+        self_check(net, prepare(other), (x,))
+
+
+class Returns(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.fc, self.value = nn.Linear(4, 2), value
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc(x)
+        return {"tensor": y, "tuple": (y, y), "one": (y,), "dict": {"a": y}, "other": {"b": y}}[self.value]
+
+
+@pytest.mark.parametrize(("a", "b"), [("tensor", "tuple"), ("tuple", "one"), ("dict", "tuple"), ("dict", "other")])
+def test_another_structure_of_the_output_is_refused(a: str, b: str):
+    first, second = Returns(a), Returns(b)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"returns|structure"):
+        self_check(first, prepare(second), (torch.randn(3, 4),))
+
+
+def test_a_shape_that_broadcasts_is_refused():
+    class Row(Returns):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x)[:1]
+
+    first, second = Returns("tensor"), Row("tensor")
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(1, 4).repeat(3, 1)
+    with pytest.raises(ValueError, match="shape"):
+        self_check(first, prepare(second), (x,))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_self_check_leaves_modes_flags_statistics_and_inputs_alone(training: bool):
+    net, x = make_net().train(training), torch.randn(X)
+    net[1].eval()
+    before, given = copy.deepcopy(net.state_dict()), x.clone()
+    prepared = prepare(net, example_args=(x,))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert (net.training, net[1].training, prepared.training) == (training, False, training)
+    assert prepared.get_submodule("1").training is False
+    assert torch.equal(x, given)
+    assert not state_of(prepared).ready(0)
