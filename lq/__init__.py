@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from lq.backends.prepare import prepare as prepare
     from lq.backends.prepare import set_phase as set_phase
     from lq.callback import QATCallback as QATCallback
+    from lq.checkpoint import load_checkpoint as load_checkpoint
     from lq.export.artifact import load as load
     from lq.ptq import calibrate as calibrate
+    from lq.ptq import prepare_static as prepare_static
+    from lq.ptq import quantize_dynamic as quantize_dynamic
+    from lq.ptq import quantize_static as quantize_static
     from lq.qconfig import ActivationSpec as ActivationSpec
     from lq.qconfig import LayerQConfig as LayerQConfig
     from lq.qconfig import QConfig as QConfig
@@ -34,8 +38,12 @@ _HOMES = {
     "convert": "lq.backends.convert",
     "calibrate": "lq.ptq",
     "load": "lq.export.artifact",
+    "load_checkpoint": "lq.checkpoint",
     "plan_of": "lq.backends.prepare",
     "prepare": "lq.backends.prepare",
+    "prepare_static": "lq.ptq",
+    "quantize_dynamic": "lq.ptq",
+    "quantize_static": "lq.ptq",
     "set_phase": "lq.backends.prepare",
 }
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -254,6 +254,18 @@ class QConfig:
         found = [c for p, c in self.overrides.items() if matches(p, name, module)]
         return found[-1] if found else LayerQConfig()
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> QConfig:
+        """The QConfig that ``dataclasses.asdict`` or :meth:`to_dict` made plain.
+
+        Example:
+            >>> qconfig = QConfig("x86_vnni", overrides={"fc": LayerQConfig(weight=WeightSpec(-7, 7))})
+            >>> QConfig.from_dict(dataclasses.asdict(qconfig)) == qconfig
+            True
+        """
+        overrides = {pattern: _specs_of(layer) for pattern, layer in plain["overrides"].items()}
+        return cls(**{**plain, **_specs_of(plain), "overrides": {p: LayerQConfig(**s) for p, s in overrides.items()}})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data with everything resolved, for manifests."""
         plain = dataclasses.asdict(self)
@@ -262,6 +274,11 @@ class QConfig:
         plain["engine"] = self.resolved_engine
         plain["include"], plain["exclude"] = list(self.include), list(self.exclude)
         return plain
+
+
+def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {"weight": WeightSpec, "activation": ActivationSpec}
+    return {name: None if plain[name] is None else kind(**plain[name]) for name, kind in kinds.items()}
 
 
 def as_qconfig(value: QConfig | str) -> QConfig:

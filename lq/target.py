@@ -116,6 +116,23 @@ def prepared_graph(module: nn.Module, name: str) -> fx.GraphModule:
     return fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
 
 
+def prepared_name(module: nn.Module) -> str:
+    """The dotted name of the part of ``module`` that is prepared.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared_name(nn.Sequential(nn.Flatten(), prepare(nn.Sequential(nn.Linear(4, 2)))))
+        '1'
+    """
+    found: list[str] = [name for name, part in module.named_modules() if is_prepared(part)]
+    if not found:
+        raise ValueError(f"{type(module).__name__} holds nothing that is prepared for QAT; call lq.prepare first.")
+    return found[0]
+
+
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has."""
     return {key: value for key, value in prepared.state_dict().items() if not key.startswith(f"{STATE}.")}

@@ -11,7 +11,16 @@ import torchmetrics
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import prepare, set_phase
-from lq.target import detached_copy, find_target, float_state, graft, is_grafted, prepared_graph, target_of
+from lq.target import (
+    detached_copy,
+    find_target,
+    float_state,
+    graft,
+    is_grafted,
+    prepared_graph,
+    prepared_name,
+    target_of,
+)
 from tests.tiny import Tiny, make_net
 
 
@@ -111,6 +120,16 @@ def test_named_target_pickles() -> None:
 def test_prepared_graph_refuses_a_float_module() -> None:
     with pytest.raises(ValueError, match="not prepared"):
         prepared_graph(Direct(), "")
+
+
+@pytest.mark.parametrize("make", [Tiny, Direct])
+def test_prepared_name(make: Any) -> None:
+    module = make()
+    with pytest.raises(ValueError, match="holds nothing that is prepared"):
+        prepared_name(module)
+    name = find_target(module)
+    graft(module, name, prepare(target_of(module, name)))
+    assert prepared_name(module) == name
 
 
 def test_detached_copy_leaves_the_trainer_behind() -> None:

@@ -52,10 +52,33 @@ def prepare(
     if is_prepared(module):
         assert isinstance(module, fx.GraphModule)
         return module
-    qconfig = as_qconfig(qconfig)
-    qconfig.check_patterns({name: m for name, m in module.named_modules() if name})
+    if example_args is None:
+        return prepare_without_example(module, as_qconfig(qconfig))
     kwargs = dict(example_kwargs or {})
-    passed = passed_parameters(module, example_args, kwargs) if example_args is not None else frozenset()
+    passed = passed_parameters(module, example_args, kwargs)
+    graph_module = prepare_without_example(module, as_qconfig(qconfig), passed)
+    self_check(module, graph_module, example_args, kwargs)
+    return graph_module
+
+
+def prepare_without_example(
+    module: nn.Module, qconfig: QConfig, passed: frozenset[str] = frozenset()
+) -> fx.GraphModule:
+    """What :func:`prepare` does before its self-check.
+
+    Args:
+        module: a float module.
+        qconfig: what to quantize and how.
+        passed: names of the ``forward`` parameters with a default that calls pass.
+
+    Returns:
+        the prepared GraphModule.
+
+    Raises:
+        ValueError: if no layer can be quantized or a pattern matches nothing.
+        UntraceableError: if the module cannot be traced.
+    """
+    qconfig.check_patterns({name: m for name, m in module.named_modules() if name})
     graph_module = trace(module, passed)
     layers, floats = find_layers(graph_module, qconfig)
     if not layers:
@@ -64,11 +87,9 @@ def prepare(
     float_ops = _float_operations(graph_module, layers, sites)
     state, rows, tensors = insert_quantization(graph_module, layers, sites, qconfig)
     ordered = _in_module_order(module, rows + floats)
-    state.plan = Plan(type(module).__name__, qconfig.preset, ordered, tensors, float_ops)
+    state.plan = Plan(type(module).__name__, qconfig.preset, ordered, tensors, float_ops, tuple(sorted(passed)))
     state.qconfig = qconfig
     copy_modes(module, graph_module)
-    if example_args is not None:
-        self_check(module, graph_module, example_args, kwargs)
     return graph_module
 
 

@@ -24,14 +24,13 @@ from lq.callback.preparation import choose_directory, prepare_target
 from lq.callback.processes import others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.validation import log_results, other_versions
+from lq.checkpoint import KEY, CheckpointEntry
 from lq.deploy import Deployment
 from lq.evaluation import Inputs, Judge, ValidationComparison
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
 from lq.target import target_of
 from lq.tracing.plan import Plan
-
-_CHECKPOINT_KEY = "lq"
 
 
 class QATCallback(Callback):
@@ -279,15 +278,18 @@ class QATCallback(Callback):
 
     # Not state_dict(): Lightning refuses two stateful callbacks of a class before this one can say what to do.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add plain numbers only, so that it loads with ``weights_only=True``."""
+        """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         share_quantization_state(trainer, pl_module, self._name)
-        checkpoint[_CHECKPOINT_KEY] = {"started": self._started, "fp32": dict(self._float.results)}
+        passed = plan_of(self._target(pl_module)).passed
+        entry = CheckpointEntry(self._name, self.qconfig, passed, self._started, self._float.results)
+        checkpoint[KEY] = entry.to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""
-        saved = checkpoint.get(_CHECKPOINT_KEY)
-        if saved is None:
+        if KEY not in checkpoint:
             rank_zero_info("lq: the checkpoint is one of the float model")
             return
-        self._started, self._float.results = saved["started"], dict(saved["fp32"])
+        entry = CheckpointEntry.from_dict(checkpoint[KEY])
+        entry.require_same_plan(self._name, self.qconfig)
+        self._started, self._float.results = entry.started, dict(entry.fp32)
         self._float.has_weights = not self._started

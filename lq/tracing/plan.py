@@ -40,6 +40,14 @@ class TensorPlan:
 class Plan:
     """Everything that ``prepare`` decided.
 
+    Args:
+        model: class name.
+        qconfig: name of the preset.
+        layers: one row for every quantizable layer.
+        tensors: one row for every fake quantizer.
+        float_ops: names of the graph's nodes that compute in float.
+        passed: parameters of ``forward`` that calls pass; all others keep their default.
+
     Example:
         >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
         >>> print(plan)
@@ -52,6 +60,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     tensors: tuple[TensorPlan, ...]
     float_ops: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
