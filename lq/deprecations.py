@@ -28,3 +28,19 @@ def quiet_torchscript() -> Iterator[None]:
         # here, where it is ignored.
         torch.quantize_per_tensor(torch.zeros(1, dtype=torch.float32), 1.0, 0, torch.quint8)
         yield
+
+
+@contextmanager
+def quiet_torch_ao() -> Iterator[None]:
+    """Keep the deprecation of ``torch.ao.quantization`` out of the log, where it is used on purpose.
+
+    torch 2.15 still has nothing else that quantizes LSTM and GRU dynamically (pytorch/ao#2259). This context goes
+    with that use.
+
+    Example:
+        >>> with quiet_torch_ao():
+        ...     warnings.warn("torch.ao.quantization is deprecated and will be removed in 2.10.", DeprecationWarning)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"torch\.ao\.quantization is deprecated", DeprecationWarning)
+        yield

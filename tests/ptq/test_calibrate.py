@@ -74,3 +74,35 @@ def test_calibration_searches_once_however_many_batches(monkeypatch):
     for _ in range(2):
         prepared(torch.randn(4, 1, 8, 8))
     assert len(calls) == 1
+
+
+def test_nan_in_calibration_is_refused_and_named():
+    x = torch.randn(4, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"NaN or infinity in \d of \d tensors, first in fq_\w+ \(1 of 2\) batches"):
+        calibrate(prepare(network()), [x, x.clone().fill_(float("nan"))])
+
+
+def test_observers_that_saw_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"no observer saw a tensor: call= has to call the prepared module"):
+        calibrate(prepare(network()), [torch.randn(4, 1, 8, 8)], call=lambda prepared, batch: None)
+
+
+def test_an_observer_that_saw_nothing_is_warned_of():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.used(x), self.unused(x[:0])
+
+    with pytest.warns(UserWarning, match=r"1 of 3 observers saw no tensor in calibration, e.g. fq_unused"):
+        calibrate(prepare(Parts()), [torch.randn(4, 4)])
+
+
+def test_the_phase_is_set_back_after_an_error():
+    prepared = prepare(network())
+    with pytest.raises(ValueError, match="no tensor"):
+        calibrate(prepared, ["text"])
+    assert not state_of(prepared).observer
+    assert not prepared.training

@@ -1,0 +1,78 @@
+"""What a model is called with when all that is known are the batches of a data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lq.metrics.outputs import LABEL_KEYS, describe
+
+Call = Callable[[Any, Any], Any]
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Call a model with the inputs that a batch holds, on the model's device.
+
+    Args:
+        model: any module.
+        batch: the input tensor itself; ``(inputs, ...)``, of which the first element counts; or a mapping, whose
+            entries become keywords, all but the labels.
+
+    Returns:
+        what the model returns.
+
+    Raises:
+        ValueError: if the batch has another layout or its inputs hold no tensor.
+
+    Example:
+        >>> run_batch(nn.Flatten(), (torch.zeros(2, 3, 3), torch.tensor([0, 1]))).shape
+        torch.Size([2, 9])
+    """
+    inputs: Any = batch
+    if isinstance(batch, Mapping):
+        inputs = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
+    elif isinstance(batch, (tuple, list)):
+        inputs = batch[0] if batch else None
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+        raise ValueError(
+            f"the batch, {describe(batch)}, has no tensor to call the model with. Known are a tensor, (inputs, ...) "
+            "and a mapping of keywords; for another layout give call=, e.g. "
+            "call=lambda model, batch: model(batch['image'])."
+        )
+    tensors = model.parameters()
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def first_batches(batches: Iterable[Any], limit: int | None, who: str) -> Iterator[Any]:
+    """At most ``limit`` batches, at least one.
+
+    Args:
+        batches: data, e.g. a DataLoader.
+        limit: how many at most; None for all.
+        who: name of the caller, for the message.
+
+    Yields:
+        the batches.
+
+    Raises:
+        ValueError: if the limit is below 1 or there is no batch.
+
+    Example:
+        >>> list(first_batches(range(9), 2, "calibrate"))
+        [0, 1]
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"{who}: limit={limit} must be at least 1 batch, e.g. limit=100.")
+    empty = True
+    for batch in islice(batches, limit):
+        empty = False
+        yield batch
+    if empty:
+        raise ValueError(f"{who} got no batch: the data loader is empty. Give at least one.")

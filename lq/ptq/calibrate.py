@@ -1,0 +1,86 @@
+"""Ranges of activations from a few batches, without training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sized
+from typing import Any
+
+import torch
+from torch import fx
+
+from lq.backends.prepare import set_phase, state_of
+from lq.console import BatchCounter
+from lq.core.state import QATState
+from lq.ptq.batches import Call, first_batches, run_batch
+
+
+def calibrate(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None, limit: int = 100) -> int:
+    """Let the observers of a prepared module see batches, in evaluation mode; afterwards it is fake-quantized.
+
+    Args:
+        prepared: from :func:`lq.prepare`.
+        batches: data, e.g. a DataLoader.
+        call: how to run one batch, ``call(prepared, batch)``; by default as in
+            :func:`~lq.ptq.batches.run_batch`: the first element of ``(x, y)`` is the input.
+        limit: batches to use; about 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
+
+    Returns:
+        number of batches used.
+
+    Raises:
+        ValueError: if there was no batch, a batch held no tensor, an activation was NaN or infinite, or no observer
+            saw anything.
+
+    Warns:
+        UserWarning: if some observers saw nothing; what they stand for stays float.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared = prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> calibrate(prepared, [torch.randn(8, 4) for _ in range(3)])
+        3
+    """
+    state = state_of(prepared)
+    bad_before = state.nonfinite.clone()
+    prepared.eval()
+    state.train()
+    set_phase(prepared, fake_quant=False, observer=True, freeze_bn=True)
+    used = 0
+    total = min(limit, len(batches)) if isinstance(batches, Sized) else limit
+    try:
+        with torch.no_grad(), BatchCounter("lq: calibrating", total) as counter:
+            for batch in first_batches(batches, limit, "calibrate()"):
+                (call or run_batch)(prepared, batch)
+                used += 1
+                counter.advance()
+    finally:
+        prepared.eval()
+        set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    _check_finite(state, (state.nonfinite - bad_before).tolist(), used)
+    _check_seen(state)
+    return used
+
+
+def _check_finite(state: QATState, bad: list[int], used: int) -> None:
+    found = [f"{name} ({count} of {used})" for name, count in zip(state.names, bad, strict=True) if count]
+    if found:
+        raise ValueError(
+            f"calibrate() met NaN or infinity in {len(found)} of {len(bad)} tensors, first in {found[0]} batches. "
+            "Look for it in the data (torch.isfinite(x).all()) or in the weights; such batches have no range."
+        )
+
+
+def _check_seen(state: QATState) -> None:
+    unseen = [name for slot, name in enumerate(state.names) if not state.ready(slot)]
+    if state.names and len(unseen) == len(state.names):
+        raise ValueError(
+            "calibrate() ran its batches, but no observer saw a tensor: call= has to call the prepared module itself, "
+            "e.g. call=lambda prepared, batch: prepared(batch['image'])."
+        )
+    if unseen:
+        warnings.warn(
+            f"lq: {len(unseen)} of {len(state.names)} observers saw no tensor in calibration, e.g. {unseen[0]}; "
+            "what they stand for stays float. Are these parts used in evaluation?",
+            stacklevel=3,
+        )

@@ -1,0 +1,64 @@
+"""Dynamic quantization: int8 weights, activations quantized on the fly; for recurrent and linear layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lq.backends.int8 import quantized_engine
+from lq.backends.prepare import is_prepared
+from lq.deprecations import quiet_torch_ao, quiet_torchscript
+from lq.qconfig import PRESETS
+from lq.target import detached_copy
+
+DYNAMIC_LAYERS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Linear": nn.Linear}
+
+
+def quantize_dynamic(
+    model: nn.Module, layers: Sequence[str] = tuple(DYNAMIC_LAYERS), engine: str | None = None
+) -> nn.Module:
+    """A copy of a model whose LSTM, GRU and linear layers have int8 weights; no data are needed.
+
+    Their inputs are quantized at every call, over the range that they have then, so it pays where reading the weights
+    is what takes the time: recurrent layers, large linear layers, small batches. Convolutions stay float.
+
+    Args:
+        model: any module, on any device.
+        layers: which kinds, of "LSTM", "GRU" and "Linear".
+        engine: ``torch.backends.quantized`` engine; None for that of the preset "portable".
+
+    Returns:
+        the copy, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: if a kind is unknown, the model is prepared for QAT or holds no such layer.
+
+    Source:
+        ``torch.ao.quantization.quantize_dynamic``, deprecated, without a successor for LSTM and GRU in torch 2.15.
+
+    Example:
+        >>> quantize_dynamic(nn.Sequential(nn.Linear(4, 2)))[0]
+        DynamicQuantizedLinear(in_features=4, out_features=2, dtype=torch.qint8, qscheme=torch.per_tensor_affine)
+    """
+    unknown = [kind for kind in layers if kind not in DYNAMIC_LAYERS]
+    if unknown or isinstance(layers, str):
+        raise ValueError(f"layers={layers!r} must be a list of some of {list(DYNAMIC_LAYERS)}.")
+    if is_prepared(model):
+        raise ValueError("The model is prepared for QAT: convert it with lq.convert, or give the float model.")
+    kinds = {DYNAMIC_LAYERS[kind] for kind in layers}
+    if not any(type(module) in kinds for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no {', '.join(layers)} to quantize dynamically. Convolutions are quantized "
+            "with data: lq.quantize_static(model, batches)."
+        )
+    twin: Any = detached_copy(model) if isinstance(model, LightningModule) else copy.deepcopy(model).cpu()
+    twin = twin.float().eval()
+    with quantized_engine(engine or PRESETS["portable"].engine), quiet_torchscript(), quiet_torch_ao():
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        quantized: nn.Module = quantize(twin, kinds, dtype=torch.qint8, inplace=True)
+    return quantized

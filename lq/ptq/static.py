@@ -1,0 +1,146 @@
+"""Static post-training quantization: prepare, calibrate, convert, with what can be mended without training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import fx, nn
+
+from lq.backends.convert import convert
+from lq.backends.prepare import is_prepared, prepare
+from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.calibrate import calibrate
+from lq.ptq.correction import correct_bias, reestimate_batch_norm
+from lq.qconfig import QConfig, as_qconfig
+from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
+
+
+@dataclass(frozen=True)
+class StaticOptions:
+    """What to do beside calibrating.
+
+    Args:
+        batch_norm: measure BatchNorm statistics anew behind quantized weights, before the ranges; see
+            :func:`~lq.ptq.correction.reestimate_batch_norm`.
+        bias: correct biases for the mean error of the weights; see :func:`~lq.ptq.correction.correct_bias`.
+        limit: batches to use for each.
+        target: dotted name of the part of a LightningModule to quantize; None finds it.
+    """
+
+    batch_norm: bool = False
+    bias: bool = False
+    limit: int = 100
+    target: str | None = None
+
+
+def quantize_static(
+    model: nn.Module,
+    batches: Iterable[Any],
+    qconfig: QConfig | str = "portable",
+    call: Call | None = None,
+    options: StaticOptions | None = None,
+) -> nn.Module:
+    """An int8 copy of a float model, quantized after training; the model itself is left as it is.
+
+    Args:
+        model: any module that can be traced, or a LightningModule, of which the target is quantized.
+        batches: data, e.g. a DataLoader; about 100 of them are used.
+        qconfig: preset name or :class:`~lq.qconfig.QConfig`; activations are calibrated by their histogram unless
+            ``qconfig.activation`` says otherwise.
+        call: how to run one batch, ``call(model, batch)``; see :func:`~lq.ptq.batches.run_batch`.
+        options: see :class:`StaticOptions`.
+
+    Returns:
+        the int8 model on the CPU, in evaluation mode; of a LightningModule, a copy whose target is the int8 model
+        (the int8 model alone if the LightningModule itself is the target).
+
+    Raises:
+        ValueError: as :func:`lq.prepare` and :func:`lq.calibrate` do.
+
+    Example:
+        >>> import torch
+        >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(64, 4)
+        >>> int8 = quantize_static(model, x.split(16))
+        >>> bool((int8(x) - model(x)).abs().max() < 0.05)
+        True
+    """
+    prepared, owner, name = _prepared(model, batches, qconfig, call, options or StaticOptions())
+    int8 = convert(prepared)
+    if owner is None or not name:
+        return int8
+    owner.set_submodule(name, int8)
+    return owner.eval()
+
+
+def prepare_static(
+    model: nn.Module,
+    batches: Iterable[Any],
+    qconfig: QConfig | str = "portable",
+    call: Call | None = None,
+    options: StaticOptions | None = None,
+) -> fx.GraphModule:
+    """The fake-quantized model that :func:`quantize_static` converts, for analysis or as the start of QAT.
+
+    Args:
+        model: as for :func:`quantize_static`, and so are the others.
+        batches: data.
+        qconfig: grids.
+        call: how to run one batch.
+        options: what else to do.
+
+    Returns:
+        a prepared copy of the model (of a LightningModule, of its target), calibrated.
+
+    Example:
+        >>> import torch
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)])
+        >>> prepared.qat_state.specs[0].observer
+        'histogram'
+    """
+    return _prepared(model, batches, qconfig, call, options or StaticOptions())[0]
+
+
+def with_histograms(qconfig: QConfig | str) -> QConfig:
+    """The qconfig with histogram observers, if it does not say what its activations are observed by.
+
+    Example:
+        >>> with_histograms("portable").activation.observer
+        'histogram'
+    """
+    qconfig = as_qconfig(qconfig)
+    if qconfig.activation is not None:
+        return qconfig
+    return replace(qconfig, activation=replace(qconfig.resolved_activation, observer="histogram"))
+
+
+def _prepared(
+    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call | None, options: StaticOptions
+) -> tuple[fx.GraphModule, nn.Module | None, str]:
+    if is_prepared(model):
+        raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
+    qconfig, run = with_histograms(qconfig), call or run_batch
+    if not isinstance(model, LightningModule):
+        prepared = prepare(copy.deepcopy(model).cpu().float().eval(), qconfig)
+        _go_through(prepared, batches, run, options)
+        return prepared, None, ""
+    name = find_target(model, options.target)
+    owner = detached_copy(model).float().eval()
+    graft(owner, name, prepare(target_of(owner, name), qconfig))
+    prepared = prepared_graph(owner, name)
+    _go_through(prepared, batches, lambda _, batch: run(owner, batch), options)
+    return prepared, owner, name
+
+
+def _go_through(prepared: fx.GraphModule, batches: Iterable[Any], call: Call, options: StaticOptions) -> None:
+    passes = 1 + options.batch_norm + options.bias
+    if passes > 1 and iter(batches) is batches:  # an iterator can be gone through only once
+        batches = list(first_batches(batches, options.limit, "quantize_static()"))
+    if options.batch_norm:
+        reestimate_batch_norm(prepared, first_batches(batches, options.limit, "quantize_static()"), call)
+    if options.bias:
+        correct_bias(prepared, first_batches(batches, options.limit, "quantize_static()"), call)
+    calibrate(prepared, batches, call, options.limit)

@@ -1,0 +1,138 @@
+"""Quantize only some layers of a prepared model for a while, as if the others had been excluded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+
+from lq.backends.prepare import state_of
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.modules import QATLayer
+from lq.core.state import QATState
+from lq.tracing import ops
+
+
+def quantized_layers(prepared: fx.GraphModule) -> list[str]:
+    """Names of the layers with a quantized weight, in the order in which they first run.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> quantized_layers(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2))))
+        ['0', '2']
+    """
+    modules = dict(prepared.named_modules())
+    calls = [node for node in prepared.graph.nodes if isinstance(ops.module_of(node, modules), QATLayer)]
+    return list(dict.fromkeys(str(node.target) for node in calls))
+
+
+@contextmanager
+def quantize_only(prepared: fx.GraphModule, layers: Collection[str]) -> Iterator[None]:
+    """Within the block only these layers, and the tensors that their int8 kernels would read and write, are quantized.
+
+    It is what ``prepare`` with the other layers in ``exclude`` places, but with the ranges that are there.
+
+    Args:
+        prepared: from :func:`lq.prepare`, with ranges and ``fake_quant`` on.
+        layers: names of layers.
+
+    Raises:
+        ValueError: if one of them is not a quantized layer of the model.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq.calibrate import calibrate
+        >>> model, x = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)), torch.randn(8, 4)
+        >>> prepared = prepare(model)
+        >>> _ = calibrate(prepared, [x])
+        >>> with quantize_only(prepared, []):
+        ...     print(torch.equal(prepared(x), model(x)))
+        True
+        >>> torch.equal(prepared(x), model(x))
+        False
+    """
+    known = quantized_layers(prepared)
+    unknown = sorted(set(layers) - set(known))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no quantized layer of this model; those are {', '.join(known)}.")
+    state = state_of(prepared)
+    active = _Reach(prepared, set(layers)).active_modules()
+    float_state = _FloatState(state)
+    parts = [m for m in prepared.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
+    for part in parts:
+        part.__dict__["state"] = float_state
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.__dict__["state"] = state
+
+
+class _FloatState:
+    """Stands for the state of a part that is not quantized."""
+
+    fake_quant = False
+    observer = False
+
+    def __init__(self, state: QATState) -> None:
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+
+class _Reach:
+    """Which quantizers a choice of layers needs: those that an active layer or join writes or reads."""
+
+    def __init__(self, prepared: fx.GraphModule, layers: set[str]) -> None:
+        self.modules = dict(prepared.named_modules())
+        nodes = list(prepared.graph.nodes)
+        self.quantizers = [node for node in nodes if isinstance(self._module(node), FakeQuantize)]
+        self.layers = {node for node in nodes if isinstance(self._module(node), QATLayer)}
+        self.active = {node for node in self.layers if str(node.target) in layers}
+        joins = {node for q in self.quantizers if ops.joined_tensors(node := q.args[0])}
+        self.kernels = self.layers | joins
+        self.active |= joins
+        while dropped := {join for join in joins & self.active if not self._runs_in_int8(join)}:
+            self.active -= dropped
+
+    def active_modules(self) -> set[nn.Module]:
+        """The layers and fake quantizers that stay on."""
+        on = {q for q in self.quantizers if q.args[0] in self.active or self._readers(q) & self.active}
+        return {self.modules[str(node.target)] for node in on | (self.active & self.layers)}
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return ops.module_of(node, self.modules)
+
+    def _runs_in_int8(self, join: fx.Node) -> bool:
+        writers = [self._writer(node) for node in ops.joined_tensors(join) or ()]
+        quantizer = next(iter(join.users))
+        return all(writer in self.active for writer in writers) and self._readers(quantizer, cheap=True) <= self.active
+
+    def _writer(self, node: fx.Node) -> fx.Node | None:
+        while node not in self.kernels:
+            parent = node.args[0] if node.args else None
+            if not isinstance(parent, fx.Node):
+                return None
+            node = parent
+        return node
+
+    def _readers(self, quantizer: fx.Node, cheap: bool = False) -> set[fx.Node]:
+        """Layers and joins that read the quantized values; with ``cheap`` also past cheap float operations."""
+        found, waiting = set(), list(quantizer.users)
+        while waiting:
+            node = waiting.pop()
+            if node in self.kernels:
+                found.add(node)
+            elif self._passes(node) or (cheap and self._passes_cheaply(node)):
+                waiting += node.users
+        return found
+
+    def _passes(self, node: fx.Node) -> bool:
+        return ops.is_same_grid(node, self.modules) or ops.relu_kind(node, self.modules) is not None
+
+    def _passes_cheaply(self, node: fx.Node) -> bool:
+        return ops.is_cheap(node, self.modules) or isinstance(self._module(node), FakeQuantize)
