@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
-from lq.core.clipping import ClippedRanges, needs_histogram
 from lq.core.float32 import Float32Buffers
 from lq.core.functional import Scalar, affine_qparams
 from lq.qconfig import ActivationSpec

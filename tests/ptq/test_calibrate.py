@@ -4,7 +4,7 @@ from torch import nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import prepare, state_of
-from lq.core.clipping import SEARCHES
+from lq.core.calibration.clipping import SEARCHES
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 from lq.qconfig import ActivationSpec, QConfig, WeightSpec

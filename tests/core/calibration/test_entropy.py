@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lq.core.calibration import Grid, minmax_range
-from lq.core.entropy import candidate_bins, entropy_range
-from lq.core.histogram import Histogram, HistogramBank
+from lq.core.calibration.entropy import candidate_bins, entropy_range
+from lq.core.calibration.histogram import Histogram, HistogramBank
+from lq.core.calibration.ranges import Grid, minmax_range
 
 UINT8, INT8, UINT4 = (0, 255, False), (-128, 127, True), (0, 15, False)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lq.core.calibration import (
+from lq.core.calibration.histogram import Histogram, HistogramBank
+from lq.core.calibration.ranges import (
     Grid,
     histogram_range,
     minmax_range,
@@ -21,7 +22,6 @@ from lq.core.calibration import (
     within,
 )
 from lq.core.functional import affine_qparams, fake_quantize
-from lq.core.histogram import Histogram, HistogramBank
 from lq.metrics import sqnr
 
 UINT8, INT8, UINT4 = (0, 255, False), (-128, 127, True), (0, 15, False)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lq.core.calibration.histogram import Histogram
 from lq.core.functional import affine_qparams
-from lq.core.histogram import Histogram
 
 Range = tuple[Tensor, Tensor]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq.core.calibration import Grid, histogram_range, mse_range, percentile_range
-from lq.core.entropy import entropy_range
-from lq.core.histogram import Histogram, HistogramBank
+from lq.core.calibration.entropy import entropy_range
+from lq.core.calibration.histogram import Histogram, HistogramBank
+from lq.core.calibration.ranges import Grid, histogram_range, mse_range, percentile_range
 from lq.qconfig import ActivationSpec
 
 SEARCHES = {"histogram": histogram_range, "mse": mse_range, "entropy": entropy_range}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lq.core.histogram import Histogram, HistogramBank, rebin
+from lq.core.calibration.histogram import Histogram, HistogramBank, rebin
 
 NO_LIMITS = (-math.inf, math.inf)
 
@@ -221,7 +221,7 @@ RANK = (
     DATA
     + """
 import sys, torch.distributed as dist
-from lq.core.histogram import HistogramBank
+from lq.core.calibration.histogram import HistogramBank
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
 bank = HistogramBank([(-torch.inf, torch.inf)] * 5, bins=64)

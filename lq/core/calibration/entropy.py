@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lq.core.calibration import Grid, Range, within
-from lq.core.histogram import Histogram
+from lq.core.calibration.histogram import Histogram
+from lq.core.calibration.ranges import Grid, Range, within
 
 _LEVELS = 256  # the most that a grid can have; known without asking the device
 _CHUNK = 32
