@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from lq.qconfig import QConfig, as_qconfig
 from lq.tracing.fuse import Layer, find_layers
 from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
 from lq.tracing.place import Placement, Site
-from lq.tracing.plan import LayerPlan, Plan
-from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace
+from lq.tracing.plan import LayerPlan, Plan, UntraceablePlan
+from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace, untraceable_parts
 
 
 def prepare(
@@ -80,14 +81,18 @@ def prepare_without_example(
     """
     qconfig.check_patterns({name: m for name, m in module.named_modules() if name})
     graph_module = trace(module, passed)
-    layers, floats = find_layers(graph_module, qconfig)
+    untraceable = untraceable_parts(graph_module)
+    layers, floats = find_layers(graph_module, qconfig, untraceable)
     if not layers:
-        raise ValueError(_nothing_to_quantize(module, floats))
+        raise ValueError(_nothing_to_quantize(module, floats, untraceable))
     sites = Placement(graph_module.graph, dict(graph_module.named_modules()), layers).sites()
     float_ops = _float_operations(graph_module, layers, sites)
     state, rows, tensors = insert_quantization(graph_module, layers, sites, qconfig)
     ordered = _in_module_order(module, rows + floats)
-    state.plan = Plan(type(module).__name__, qconfig.preset, ordered, tensors, float_ops, tuple(sorted(passed)))
+    parts = tuple(UntraceablePlan(name, reason) for name, reason in untraceable.items())
+    kind, names = type(module).__name__, tuple(sorted(passed))
+    state.plan = Plan(kind, qconfig.preset, ordered, tensors, float_ops, parts, names)
+    _warn_of_untraceable(state.plan)
     state.qconfig = qconfig
     copy_modes(module, graph_module)
     return graph_module
@@ -159,12 +164,24 @@ def _in_module_order(module: nn.Module, rows: list[LayerPlan]) -> tuple[LayerPla
     return tuple(sorted(unique.values(), key=lambda row: order.get(row.name, len(order))))
 
 
-def _nothing_to_quantize(module: nn.Module, floats: list[LayerPlan]) -> str:
+def _warn_of_untraceable(plan: Plan) -> None:
+    for part in plan.untraceable:
+        inner = [layer.name for layer in plan.layers if layer.name.startswith(f"{part.name}.")]
+        if inner:
+            warnings.warn(
+                f"lq: {part.name} stays float, with the {len(inner)} layers in it: {part.reason}. To have these "
+                "quantized, move what has no graph into a module of its own that holds no layers.",
+                stacklevel=4,
+            )
+
+
+def _nothing_to_quantize(module: nn.Module, floats: list[LayerPlan], untraceable: Mapping[str, str]) -> str:
     kinds = "Linear, Conv1d-3d, ConvTranspose1d-3d"
     if floats:
         rows = "; ".join(f"{row.name} ({row.kind}): {row.reason}" for row in floats[:5])
+        why = "".join(f" {reason}." for reason in untraceable.values())
         return (
-            f"{type(module).__name__} has no layer to quantize: {rows}. "
+            f"{type(module).__name__} has no layer to quantize: {rows}.{why} "
             "Widen include, shorten exclude, or choose another target."
         )
     return f"{type(module).__name__} has no quantizable layer ({kinds}). Choose a target that has one."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -41,8 +42,19 @@ class Layer:
         return self.bn or self.node
 
 
-def find_layers(graph_module: fx.GraphModule, qconfig: QConfig) -> tuple[list[Layer], list[LayerPlan]]:
-    """The layers to quantize with their BatchNorm, and the plan rows of those that stay float."""
+def find_layers(
+    graph_module: fx.GraphModule, qconfig: QConfig, untraceable: Collection[str] = ()
+) -> tuple[list[Layer], list[LayerPlan]]:
+    """The layers to quantize with their BatchNorm, and the plan rows of those that stay float.
+
+    Args:
+        graph_module: the traced module.
+        qconfig: which layers are wanted.
+        untraceable: dotted names of submodules that run as they are, with all layers in them.
+
+    Returns:
+        both, in execution order.
+    """
     modules = dict(graph_module.named_modules())
     calls = Counter(str(n.target) for n in graph_module.graph.nodes if n.op == "call_module")
     layers: list[Layer] = []
@@ -52,7 +64,11 @@ def find_layers(graph_module: fx.GraphModule, qconfig: QConfig) -> tuple[list[La
         if module is None:
             continue
         name = str(node.target)
-        reason = _why_float(name, module, qconfig)
+        if name in untraceable:
+            floats += _layers_inside(name, module)
+            continue
+        outer = next((part for part in untraceable if name.startswith(f"{part}.")), None)
+        reason = _inside(outer) if outer else _why_float(name, module, qconfig)
         if reason is None and (len(node.args) != 1 or node.kwargs):
             reason = "it is called with more than its input"
         if reason is None:
@@ -60,6 +76,15 @@ def find_layers(graph_module: fx.GraphModule, qconfig: QConfig) -> tuple[list[La
         elif reason and not any(row.name == name for row in floats):
             floats.append(LayerPlan(name, type(module).__name__, reason=reason))
     return layers, floats
+
+
+def _layers_inside(name: str, module: nn.Module) -> list[LayerPlan]:
+    inner = [(path, m) for path, m in module.named_modules() if isinstance(m, tuple(QAT_LAYERS))]
+    return [LayerPlan(f"{name}.{path}", type(m).__name__, reason=_inside(name)) for path, m in inner]
+
+
+def _inside(part: str) -> str:
+    return f"inside {part}, which cannot be traced"
 
 
 def _why_float(name: str, module: nn.Module, qconfig: QConfig) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from lq.core.fake_quantize import FakeQuantize
-from lq.tracing.errors import UntraceableError
+from lq.tracing.errors import UntraceableError, owner_of
 from lq.tracing.ops import is_same_grid, module_of
 
 _OPERATORS: Mapping[object, object] = {
@@ -65,10 +65,11 @@ def read_results_of_inplace_operations(graph: fx.Graph, modules: Mapping[str, nn
         for whole in _viewed(overwritten, modules):
             late = [user for user in whole.users if position[user] > position[node]]
             if late:
-                raise UntraceableError(
-                    f"`{node.format_node()}` overwrites a view of `{whole.name}`, which `{late[0].name}` reads "
-                    "later; no graph of values can say that. Write that operation without inplace."
+                reason = (
+                    f"`{node.format_node()}` overwrites a view of `{whole.name}`, which `{late[0].name}` reads later"
                 )
+                remedy = "No graph of values can say that. Write that operation without inplace."
+                raise UntraceableError(reason, remedy, owner_of(node))
 
 
 def make_out_of_place(graph_module: fx.GraphModule) -> None:

@@ -37,6 +37,14 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
+class UntraceablePlan:
+    """A submodule that runs in float as it was written, because its ``forward`` has no graph, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that ``prepare`` decided.
 
@@ -46,6 +54,7 @@ class Plan:
         layers: one row for every quantizable layer.
         tensors: one row for every fake quantizer.
         float_ops: names of the graph's nodes that compute in float.
+        untraceable: submodules that run as they were written, with all layers in them.
         passed: parameters of ``forward`` that calls pass; all others keep their default.
 
     Example:
@@ -60,6 +69,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     tensors: tuple[TensorPlan, ...]
     float_ops: tuple[str, ...] = ()
+    untraceable: tuple[UntraceablePlan, ...] = ()
     passed: tuple[str, ...] = ()
 
     @property
@@ -83,6 +93,7 @@ class Plan:
         for tensor in self.tensors:
             absorbs = "" if tensor.absorbs == "none" else f", absorbs {tensor.absorbs}"
             rows.append(f"  fake quantizer {tensor.name} behind {tensor.after}: {tensor.grid}{absorbs}")
+        rows += [f"  {part.name} runs in float as it is: {part.reason}" for part in self.untraceable]
         if self.float_ops:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
         return "\n".join(rows)

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of, set_phase, state_of
 from lq.qconfig import ActivationSpec, LayerQConfig, QConfig, WeightSpec
 
@@ -100,6 +103,99 @@ def test_overrides_reach_weights_and_activations():
     grids = {t.name: t.grid for t in plan_of(prepared).tensors}
     assert grids["fq__3"] == "uint4 [0, 15] affine, moving_average_minmax"
     assert grids["fq__0"].startswith("uint8")
+
+
+# ---- what cannot be traced ---------------------------------------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """Chooses between two layers by the values that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive, self.negative = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return self.positive(x)
+        return self.negative(x)
+
+
+class Sign(nn.Module):
+    """A branch without layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def gated() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), Gate(), nn.Linear(8, 3))
+
+
+def test_an_untraceable_part_stays_float_and_the_plan_says_why():
+    x = torch.randn(6, 4)
+    with pytest.warns(
+        UserWarning, match=r"lq: 2 stays float, with the 2 layers in it: Gate cannot be traced: .*x\.sum"
+    ):
+        prepared = prepare(gated(), example_args=(x,))
+    plan = plan_of(prepared)
+    assert [(row.name, row.weight is not None) for row in plan.layers] == [
+        ("0", True), ("2.positive", False), ("2.negative", False), ("3", True),
+    ]  # fmt: skip
+    assert plan.layers[1].reason == "inside 2, which cannot be traced"
+    (part,) = plan.untraceable
+    assert re.search(rf"{__file__}:\d+, in forward: `if x\.sum\(\) > 0:`", part.reason)
+    assert f"  2 runs in float as it is: {part.reason}" in str(plan).splitlines()
+    json.dumps(plan.to_dict())
+
+
+@pytest.mark.filterwarnings("ignore:lq. 2 stays float")
+def test_an_untraceable_part_trains_copies_and_converts():
+    net = gated()
+    prepared = prepare(net, example_args=(torch.randn(6, 4),))
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    for x in 3 * torch.randn(32, 2, 4):  # enough for both signs
+        prepared(x).square().mean().backward()
+    assert all(p.grad is not None for p in prepared.parameters())
+    inner: Any = prepared.get_submodule("2")
+    assert inner is net[2]
+    copies = copy.deepcopy(prepared.eval()), pickle.loads(pickle.dumps(prepared))
+    int8, signs = convert(prepared), set()
+    inner.register_forward_pre_hook(lambda module, args: signs.add(bool(args[0].sum() > 0)))
+    with torch.no_grad():
+        for x in 3 * torch.randn(32, 2, 4):
+            expected = prepared(x)
+            assert all(torch.equal(copied(x), expected) for copied in copies)
+            assert (int8(x) - expected).abs().max() < 0.05
+    assert signs == {True, False}
+
+
+def test_an_untraceable_part_without_layers_costs_nothing():
+    prepared = prepare(nn.Sequential(nn.Linear(4, 8), Sign(), nn.Linear(8, 3)), example_args=(torch.randn(6, 4),))
+    plan = plan_of(prepared)
+    assert len(plan.quantized) == len(plan.layers) == 2
+    assert [part.name for part in plan.untraceable] == ["1"]
+
+
+def test_layers_called_from_outside_their_untraceable_module_stay_float():
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.last = Gate(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.gate.positive(self.gate(x)))
+
+    net, x = Shares(), torch.randn(6, 8)
+    with pytest.warns(UserWarning, match="gate stays float"):
+        prepared = prepare(net, example_args=(x,))
+    assert type(net.gate.positive) is nn.Linear
+    assert [row.name for row in plan_of(prepared).quantized] == ["last"]
+
+
+def test_where_everything_is_untraceable_the_error_names_the_line():
+    with pytest.raises(ValueError, match=r"0\.positive \(Linear\): inside 0, which .*`if x\.sum\(\) > 0:`"):
+        prepare(nn.Sequential(Gate()))
 
 
 # ---- life -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.tracing.errors import UntraceableError
-from lq.tracing.trace import STATE, passed_parameters, trace
+from lq.tracing.trace import STATE, passed_parameters, trace, untraceable_parts
 
 
 def assert_same_in_both_modes(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> nn.Module:
@@ -142,23 +143,131 @@ class OtherNumber(OtherInEvaluation):
         return self.fc(x) * (2.0 if self.training else 3.0)
 
 
-def test_untraceable_code_is_named_with_file_line_and_remedy():
-    with pytest.raises(UntraceableError) as caught:
-        trace(Branches())
-    message = str(caught.value)
-    assert f"{__file__}:" in message
-    assert "`if y.sum() > 0:" in message
-    assert "QATCallback(target='backbone')" in message
-    assert "torch.fx.wrap" in message
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(OtherInEvaluation(), "in evaluation but not in training"), (OtherNumber(), r"passes 2\.0 in training .* 3\.0")],
+    [
+        (
+            OtherInEvaluation(),
+            "OtherInEvaluation cannot be traced: `.*sigmoid.*` is computed in evaluation but not in tr",
+        ),
+        (OtherNumber(), r"`mul` is passed 2\.0 in training and 3\.0 in evaluation"),
+    ],
 )
 def test_models_without_one_graph_are_refused(model: nn.Module, message: str):
     with pytest.raises(UntraceableError, match=message):
         trace(model)
+
+
+def test_untraceable_code_is_named_with_file_line_and_remedy():
+    with pytest.raises(UntraceableError) as caught:
+        trace(Branches())
+    message = str(caught.value)
+    assert f"Branches cannot be traced: {__file__}:" in message
+    assert "`if y.sum() > 0:" in message
+    assert "Move that branch into a module of its own" in message
+    assert "QATCallback(target='backbone')" in message
+
+
+# ---- what has no graph inside a module that has one --------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """Two layers that can be traced around one part that cannot."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.first, self.body, self.last = nn.Linear(8, 8), nn.Sequential(nn.ReLU(), part), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body(self.first(x)))
+
+
+class Reraises(nn.Module):
+    """Its failure looks like another one from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Branches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.inner(x)
+        except Exception as error:
+            raise RuntimeError("something broke") from error
+
+
+class LayerInTrainingBranch(nn.Module):
+    """Branches on its mode and holds a layer, so it is neither a leaf nor one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if self.training:
+            x = x + torch.zeros(())
+        return x
+
+
+class OverwritesAView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        y.reshape(-1).mul_(2.0)
+        return y + 1
+
+
+@pytest.mark.parametrize(
+    ("part", "path", "reason"),
+    [
+        (Branches(), "body.1", r"Branches cannot be traced: .*test_trace\.py:\d+, in forward: `if y\.sum\(\) > 0:"),
+        (nn.Sequential(nn.Linear(8, 8), Branches()), "body.1.1", "Branches cannot be traced"),
+        (Reraises(), "body.1", r"Reraises cannot be traced: .*something broke"),
+        (OtherInEvaluation(), "body.1", "OtherInEvaluation cannot be traced: .*in evaluation but not in training"),
+        (OtherNumber(), "body.1", r"OtherNumber cannot be traced: .*2\.0 in training and 3\.0"),
+        (LayerInTrainingBranch(), "body.1", "LayerInTrainingBranch cannot be traced: `last` is passed"),
+        (OverwritesAView(), "body.1", "OverwritesAView cannot be traced: .*overwrites a view"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_a_part_without_a_graph_stays_as_it_is(part: nn.Module, path: str, reason: str):
+    model = Deep(copy.deepcopy(part))
+    graph_module = assert_same_in_both_modes(model, torch.randn(6, 8))
+    parts = untraceable_parts(graph_module)
+    assert list(parts) == [path]
+    assert re.search(reason, parts[path])
+    assert graph_module.get_submodule(path) is model.get_submodule(path)
+    assert graph_module.state_dict().keys() == model.state_dict().keys()
+
+
+def test_both_branches_run_in_the_graph():
+    graph_module, part = trace(model := Deep(Branches())), {}
+    model.body[1].register_forward_hook(lambda module, args, output: part.update({bool(output.sum() > 0): True}))
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            model.body[1].fc.bias.fill_(sign * 100)
+        x = torch.randn(6, 8)
+        assert torch.equal(graph_module(x), model(x))
+
+
+def test_several_parts_and_the_outermost_wins():
+    class Chooses(Branches):
+        """Fails itself once what it holds no longer does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Branches()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            return y if y.sum() > 0 else self.fc(y)
+
+    graph_module = trace(nn.Sequential(Deep(Branches()), nn.Linear(3, 8), Chooses()))
+    assert list(untraceable_parts(graph_module)) == ["0.body.1", "2"]
 
 
 class WithConstants(nn.Module):
@@ -201,22 +310,3 @@ def test_the_name_of_the_state_is_reserved():
     model.qat_state = nn.Identity()
     with pytest.raises(ValueError, match=f"already has an attribute '{STATE}'; rename it"):
         trace(model)
-
-
-class LayerInTrainingBranch(nn.Module):
-    """Branches on its mode and holds a layer, so it is neither a leaf nor one graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc(x)
-        if self.training:
-            x = x + torch.zeros(())
-        return x
-
-
-def test_more_work_in_training_needs_its_own_module():
-    with pytest.raises(UntraceableError, match="single graph"):
-        trace(nn.Sequential(LayerInTrainingBranch(), nn.Linear(8, 2)))
