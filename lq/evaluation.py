@@ -25,13 +25,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
 from lq.console import BatchCounter
+from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
-from lq.metrics import ModelComparison, main_tensor, max_abs_error, sqnr, targets_of, top1_agreement
+from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.target import target_of
 
 Results = dict[str, dict[str, float]]
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+FP32 = "fp32"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class ValidationComparison:
         metric: any torchmetrics metric, or ``None`` for multiclass accuracy.
         target_fn: batch -> what the metric compares with; ``None`` for :func:`lq.metrics.targets_of`.
         sync: whether the metrics are reduced over all processes.
+        keep: how many of the target's calls are kept in ``calls``, with what it returned.
     """
 
     def __init__(
@@ -118,9 +121,11 @@ class ValidationComparison:
         target_fn: Callable[[Any], Any] | None,
         sync: bool,
         device: torch.device | str = "cpu",
+        keep: int = 0,
     ) -> None:
-        self.others = dict(others)
-        pairs = [("fake", "int8")] if "int8" in self.others else []
+        self.others, self.keep = dict(others), keep
+        self.calls: list[tuple[Inputs, Tensor]] = []
+        pairs = [("fake", name) for name in self.others if name != FP32]
         self.comparison = ModelComparison(["fake", *self.others], metric, pairs, device, sync_on_compute=sync)
         self.target_fn = target_fn or targets_of
         self.tap = Tap(target)
@@ -129,6 +134,8 @@ class ValidationComparison:
         """Take the call that ``validation_step`` made for this batch."""
         args, kwargs, output = self.tap.take()
         outputs = {"fake": output}
+        if len(self.calls) < self.keep:
+            self.calls.append((on_cpu((args, kwargs)), on_cpu(main_tensor(output))))
         with torch.no_grad(), int8_kernels():
             for name, model in self.others.items():
                 inputs = tree_map_only(Tensor, _as_float32, (args, kwargs))
@@ -170,8 +177,8 @@ class _CompareDuringValidation(Callback):
 
 
 def compare_on_validation_data(
-    module: LightningModule, name: str, others: Mapping[str, Callable[..., Any]], judge: Judge
-) -> Results:
+    module: LightningModule, name: str, others: Mapping[str, Callable[..., Any]], judge: Judge, keep: int = 0
+) -> tuple[Results, list[tuple[Inputs, Tensor]]]:
     """Run ``validation_step`` over all validation data on the CPU and compare ``others`` with the module's own target.
 
     It runs in this process alone, over the data of all processes.
@@ -181,11 +188,14 @@ def compare_on_validation_data(
         name: of its target.
         others: versions of the target to compare.
         judge: data and metric.
+        keep: how many of the target's calls to return.
 
     Returns:
-        what :meth:`lq.metrics.ModelComparison.compute` returns; empty if there were no data.
+        what :meth:`lq.metrics.ModelComparison.compute` returns, and the first calls: inputs and main output of each.
+        Both are empty if there were no data.
     """
-    comparison = ValidationComparison(target_of(module, name), others, judge.metric, judge.target_fn, sync=False)
+    target = target_of(module, name)
+    comparison = ValidationComparison(target, others, judge.metric, judge.target_fn, sync=False, keep=keep)
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
         metric.distributed_available_fn = _alone
     _without_prepare_data(module)
@@ -205,24 +215,7 @@ def compare_on_validation_data(
         if judge.datamodule is not None:
             data = {"datamodule": _ready_datamodule(judge.datamodule, loaders)}
         trainer.validate(module, verbose=False, **data)
-    return comparison.finish()
-
-
-def compare_on_example(reference: Callable[..., Any], other: Callable[..., Any], example: Inputs) -> dict[str, float]:
-    """How far two versions agree on the inputs of a single call.
-
-    Returns:
-        ``sqnr_db``, ``max_abs_error`` and, for classifiers, ``agreement``.
-    """
-    outputs = []
-    with torch.no_grad(), int8_kernels():
-        for model in (reference, other):
-            args, kwargs = on_cpu(example)  # a model may work in place
-            outputs.append(main_tensor(model(*args, **kwargs)))
-    a, b = outputs
-    found = {"sqnr_db": float(sqnr(a, b)), "max_abs_error": float(max_abs_error(a, b))}
-    has_classes = a.ndim >= 2 and a.shape[1] >= 2
-    return {"agreement": float(top1_agreement(a, b)), **found} if has_classes else found
+    return comparison.finish(), comparison.calls
 
 
 def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:

@@ -1,19 +1,20 @@
-"""The artifact of a run: written by one call, loaded by another in a process without the training code."""
+"""The artifact of a run: written as a whole, loaded by :func:`load` in a process without the training code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lq.deprecations import quiet_torchscript
 from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
-from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest, write_manifest
-from lq.export.torchscript import int8_kernels
+from lq.export.exporters import EXPORTERS
+from lq.export.manifest import checked_file, is_artifact, read_manifest
+from lq.export.signature import Signature
 
-INT8_NAME = "int8.pt"
 PREPARED_NAME = "prepared.pt"
 
 
@@ -21,7 +22,7 @@ def check_writable(directory: AnyPath) -> None:
     """Check, before hours of training, that an artifact can be written to a directory.
 
     Args:
-        directory: where :func:`write_artifact` will write; it need not exist, and nothing is left behind.
+        directory: where :func:`new_artifact` will write; it need not exist, and nothing is left behind.
 
     Raises:
         NotADirectoryError: if the path, or a part of it, is a file.
@@ -41,74 +42,83 @@ def check_writable(directory: AnyPath) -> None:
         )
 
 
-def write_artifact(
-    directory: AnyPath, files: Mapping[str, Callable[[Path], object]], manifest: Mapping[str, Any]
-) -> Path:
-    """Write an artifact atomically; an older one in the same place stays valid until this one is complete.
+@contextmanager
+def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
+    """A place to write an artifact into, which becomes ``directory`` when the block ends well.
+
+    An older artifact there stays valid until then. The block has to write ``lq.json``
+    (:func:`lq.export.manifest.write_manifest`) last.
 
     Args:
-        directory: where the artifact shall be.
-        files: for each file name a function that writes it to the path it is given. The int8 model as
-            TorchScript is ``"int8.pt"``, the prepared state dict ``"prepared.pt"``.
-        manifest: plain data for ``lq.json``, beside versions and checksums. ``"engine"`` is the quantized
-            engine that :func:`load` selects.
+        directory: where the artifact shall be; ``None`` throws it away.
 
-    Returns:
-        The directory.
+    Yields:
+        an empty directory.
 
     Raises:
         OSError: as in :func:`check_writable`, or if the disk refuses.
-        ValueError: if a file name leaves the directory or is ``lq.json``, or a manifest entry has a name that lq needs.
-        TypeError: if the manifest is not plain data.
 
     Example:
-        >>> import tempfile
+        >>> from lq.export.manifest import write_manifest
         >>> directory = Path(tempfile.mkdtemp()) / "int8"
-        >>> files = {"notes.txt": lambda path: path.write_text("hello")}
-        >>> sorted(file.name for file in write_artifact(directory, files, {"engine": "x86"}).iterdir())
+        >>> with new_artifact(directory) as place:
+        ...     _ = (place / "notes.txt").write_text("hello")
+        ...     write_manifest(place, {})
+        >>> sorted(file.name for file in directory.iterdir())
         ['lq.json', 'notes.txt']
     """
-    for name in files:
-        if Path(name).name != name or name in ("", "..", MANIFEST_NAME):
-            raise ValueError(f"file name {name!r} is not a plain name of its own; write e.g. {INT8_NAME!r}.")
+    if directory is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
     check_writable(directory)
     with atomic_directory(directory) as place:
-        for name, write in files.items():
-            write(place / name)
-        write_manifest(place, manifest)
-    return Path(directory)
+        yield place
 
 
 class Int8Model:
     """An int8 model that needs none of the code it was trained with; call it like the float one.
 
     Args:
-        module: the loaded TorchScript module.
+        call: the loaded model.
         path: the artifact.
+        kind: name of the exporter.
         manifest: the content of its ``lq.json``.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule, path: Path, manifest: Mapping[str, Any]) -> None:
-        self.module = module
-        self.path = path
-        self.manifest = manifest
+    def __init__(self, call: Callable[..., Any], path: Path, kind: str, manifest: Mapping[str, Any]) -> None:
+        self.call, self.path, self.kind, self.manifest = call, path, kind, manifest
+        self.signature = Signature.from_dict(manifest["signature"])
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on CPU tensors, without gradients."""
-        with int8_kernels():
-            return self.module(*args, **kwargs)
+        """Run the model on CPU tensors, without gradients.
+
+        Raises:
+            ValueError: if it cannot be run and the inputs are not as those that it was exported for.
+        """
+        try:
+            return self.call(*args, **kwargs)
+        except Exception as error:
+            misfit = self.signature.misfit(args, kwargs)
+            if misfit is None:
+                raise
+            raise ValueError(f"{self.path} ({self.kind}): {misfit}.") from error
 
     def __repr__(self) -> str:
-        engine, lq = self.manifest.get("engine", "default"), self.manifest["versions"]["lq"]
-        return f"Int8Model({str(self.path)!r}, engine={engine!r}, written by lq {lq})"
+        lq = self.manifest["versions"]["lq"]
+        return f"Int8Model({str(self.path)!r}, kind={self.kind!r}, inputs={self.signature}, written by lq {lq})"
 
 
-def load(directory: AnyPath) -> Int8Model:
-    """Load the int8 model of an artifact and select the quantized engine that it was exported for.
+def load(directory: AnyPath, kind: str | None = None, threads: int | None = None, compile: bool = False) -> Int8Model:
+    """Load the int8 model of an artifact.
 
     Args:
         directory: the artifact.
+        kind: which of its models: "torch", "onnx", "pt2", "openvino", ...; ``None`` takes the first that it was
+            exported as.
+        threads: of ONNX Runtime and OpenVINO; torch has ``torch.set_num_threads``.
+        compile: let inductor turn a "pt2" program into int8 kernels, once for each input shape.
 
     Returns:
         A callable that takes and returns CPU tensors as the float model did.
@@ -116,23 +126,29 @@ def load(directory: AnyPath) -> Int8Model:
     Raises:
         FileNotFoundError: if the directory or its int8 model is missing.
         NotADirectoryError: if the path is a file.
-        ValueError: if the directory is not an lq artifact, is of a newer format, was changed, or needs an
-            engine that this build of PyTorch does not have.
-
-    Example:
-        >>> import tempfile
-        >>> with quiet_torchscript():
-        ...     traced = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))
-        ...     path = write_artifact(Path(tempfile.mkdtemp()) / "int8", {"int8.pt": traced.save}, {})
-        >>> load(path)(torch.tensor([-1.0, 2.0]))
-        tensor([0., 2.])
+        ValueError: if the directory is not an lq artifact, is of a newer format, was changed, has no model of this
+            kind, or needs an engine that this build of PyTorch does not have.
+        ImportError: if the runtime is not installed; the message says how to.
     """
-    path, manifest = _open(directory)
-    file = checked_file(path, manifest, INT8_NAME)
-    _select_engine(path, manifest.get("engine"))
-    with quiet_torchscript():
-        module = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
-    return Int8Model(module, path, manifest)
+    path = complete_directory(directory)
+    manifest = read_manifest(path)
+    kinds = manifest.get("artifacts", {})
+    if not kinds:
+        raise FileNotFoundError(f"{path} holds no int8 model{_why(manifest)}.")
+    kind = kind or next(iter(kinds))
+    if kind not in kinds or kind not in EXPORTERS:
+        raise ValueError(f"{path} has no {kind!r} model; it was exported as {', '.join(kinds)}.")
+    if compile and kind != "pt2":
+        raise ValueError(f"compile=True is for kind='pt2'; {kind!r} models hold kernels already.")
+    exporter = EXPORTERS[kind]
+    for file in exporter.files:
+        checked_file(path, manifest, file)
+    call = exporter.load(path, Signature.from_dict(manifest["signature"]), kinds[kind], threads)
+    if compile:
+        from lq.export.pt2 import lower
+
+        call = lower(call)
+    return Int8Model(call, path, kind, manifest)
 
 
 def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
@@ -149,24 +165,12 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
         NotADirectoryError: if the path is a file.
         ValueError: if the directory is not an lq artifact, is of a newer format, or was changed.
     """
-    path, manifest = _open(directory)
-    file = checked_file(path, manifest, PREPARED_NAME)
+    path = complete_directory(directory)
+    file = checked_file(path, read_manifest(path), PREPARED_NAME)
     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 
-def _open(directory: AnyPath) -> tuple[Path, dict[str, Any]]:
-    path = complete_directory(directory)
-    return path, read_manifest(path)
-
-
-def _select_engine(path: Path, engine: str | None) -> None:
-    if engine is None:
-        return
-    supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
-    if engine not in supported:
-        raise ValueError(
-            f"{path} was exported for the quantized engine {engine!r}, which this build of PyTorch lacks; "
-            f"it has {', '.join(supported) or 'none'}. Export again with a preset for one of these."
-        )
-    torch.backends.quantized.engine = engine
+def _why(manifest: Mapping[str, Any]) -> str:
+    error = manifest.get("error")
+    return f", because it could not be made: {error}" if error else ""

@@ -1,21 +1,27 @@
-"""Any converted or float model as frozen TorchScript, which loads without the code that made it."""
+"""``torch``: the int8 model as frozen TorchScript, which loads without the code that made it; float models too."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.jit._trace import TracerWarning
 
+from lq.backends.convert import convert
+from lq.backends.int8 import Int8Layer
+from lq.backends.prepare import qconfig_of
+from lq.core.modules import QAT_LAYERS
 from lq.deprecations import quiet_torchscript
+from lq.export.signature import Inputs, Signature, one_sample
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+FILE = "int8.pt"
 
 _STRUCTURES = (Tensor, list, tuple, dict)
 
@@ -70,10 +76,58 @@ def export_torchscript(
         return torch.jit.optimize_for_inference(frozen) if optimize else frozen
 
 
-def save_torchscript(model: torch.jit.ScriptModule, path: Path) -> None:
-    """Write a TorchScript module."""
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write ``int8.pt``.
+
+    Returns:
+        the engine whose weight layout it holds, how it is called, and which layers run in int8 and in float.
+    """
+    int8 = convert(prepared)
+    sample = one_sample(example)
+    scripted = export_torchscript(int8, *sample)
     with quiet_torchscript():
-        torch.jit.save(model, str(path))
+        torch.jit.save(scripted, str(directory / FILE))
+    return {
+        "engine": qconfig_of(prepared).resolved_engine,
+        "named_arguments": bool(tensor_inputs(int8, *sample)[1]),
+        "int8_layers": dict(Counter(m.kind for m in int8.modules() if isinstance(m, Int8Layer))),
+        "float_layers": [name for name, m in int8.named_modules() if isinstance(m, tuple(QAT_LAYERS))],
+    }
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.pt``, with the engine selected that it was exported for; ``threads`` is torch's own setting.
+
+    Raises:
+        ValueError: if this build of PyTorch lacks the engine.
+    """
+    select_engine(directory, info["engine"])
+    with quiet_torchscript():
+        scripted: Callable[..., Any] = torch.jit.load(str(directory / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.arguments(args, kwargs)
+        with int8_kernels():
+            return scripted(**arguments) if info["named_arguments"] else scripted(*arguments.values())
+
+    return call
+
+
+def select_engine(directory: Path, engine: str) -> None:
+    """Make ``engine`` the one that runs quantized kernels in this process.
+
+    Raises:
+        ValueError: if this build of PyTorch lacks it.
+    """
+    supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if engine not in supported:
+        raise ValueError(
+            f"{directory} was exported for the quantized engine {engine!r}, which this build of PyTorch lacks; "
+            f"it has {', '.join(supported) or 'none'}. Export again with a preset for one of these."
+        )
+    torch.backends.quantized.engine = engine
 
 
 def like_original(
@@ -89,12 +143,6 @@ def like_original(
         return scripted(*positional, **named)
 
     return call
-
-
-def torchscript_mb(model: torch.jit.ScriptModule) -> float:
-    """Size on disk of a TorchScript module in MB (1e6 bytes)."""
-    with quiet_torchscript():
-        return len(model.save_to_buffer()) / 1e6
 
 
 def tensor_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:

@@ -1,0 +1,163 @@
+"""The table of exporters: one file each, loaded when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from lq.export.signature import Inputs, Signature
+
+Choice = str | Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A kind of artifact.
+
+    Args:
+        name: its name in the table.
+        files: what it writes.
+        module: where its functions are.
+        needs: packages that it imports.
+        extra: of lq that installs them.
+        suffix: of the names of its functions ``export`` and ``load``.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    module: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    suffix: str = ""
+
+    def check_installed(self) -> None:
+        """Look whether its packages are here.
+
+        Raises:
+            ImportError: with the line that installs them.
+        """
+        missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        if missing:
+            raise ImportError(
+                f'exporter {self.name!r} needs {", ".join(missing)}, not installed here: pip install "lq[{self.extra}]"'
+            )
+
+    def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
+        """Write the files into a directory; returns what ``lq.json`` shall say of them."""
+        written: dict[str, Any] = self._function("export")(prepared, example, directory, **options)
+        return written
+
+    def load(
+        self, directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+    ) -> Callable[..., Any]:
+        """The model in the files, callable as the original one is."""
+        self.check_installed()
+        loaded: Callable[..., Any] = self._function("load")(directory, signature, info, threads)
+        return loaded
+
+    def options(self) -> tuple[str, ...]:
+        """Names of the options of ``export``."""
+        return tuple(inspect.signature(self._function("export")).parameters)[3:]
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(importlib.import_module(self.module), name + self.suffix)
+        return function
+
+
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+EXPORTERS: dict[str, Exporter] = {
+    exporter.name: exporter
+    for exporter in (
+        Exporter("torch", ("int8.pt",), "lq.export.torchscript"),
+        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx"),
+        Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.onnx", _ONNX, "onnx", "_tensorrt"),
+        Exporter("pt2", ("int8.pt2",), "lq.export.pt2"),
+        Exporter(
+            "openvino",
+            ("int8.xml", "int8.bin"),
+            "lq.export.openvino",
+            ("openvino", "onnx", "onnxscript"),
+            "openvino",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An exporter and its options."""
+
+    exporter: Exporter
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The exporter's name."""
+        return self.exporter.name
+
+    def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
+        """Write the files; returns what ``lq.json`` shall say of them."""
+        return self.exporter.export(prepared, example, directory, **self.options)
+
+
+def chosen(choices: Sequence[Choice]) -> list[Chosen]:
+    """The exporters of a configuration, checked.
+
+    Args:
+        choices: names, or ``{name: options}``.
+
+    Returns:
+        one for each, in order.
+
+    Raises:
+        ValueError: for unknown or repeated names and unknown options.
+        TypeError: if a choice is neither.
+        ImportError: if one needs a package that is not installed.
+
+    Example:
+        >>> [c.name for c in chosen(["torch", {"pt2": {}}])]
+        ['torch', 'pt2']
+        >>> chosen(["onx"])
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino.
+    """
+    if isinstance(choices, str):
+        raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")
+    pairs = [pair for choice in choices for pair in _pairs(choice)]
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"exporters name {', '.join(twice)} more than once; keep one each.")
+    return [_checked(name, options) for name, options in pairs]
+
+
+def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
+    if isinstance(choice, str):
+        return [(choice, {})]
+    if isinstance(choice, Mapping):
+        return [(name, options or {}) for name, options in choice.items()]
+    raise TypeError(f"exporter {choice!r} must be a name, or a mapping such as {{'onnx': {{'opset': 20}}}}.")
+
+
+def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
+    if name not in EXPORTERS:
+        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
+    exporter = EXPORTERS[name]
+    exporter.check_installed()
+    known = exporter.options() if options else ()
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"exporter {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    check = getattr(importlib.import_module(exporter.module), "check_options", None)
+    if check is not None:
+        check(**options)
+    return Chosen(exporter, dict(options))

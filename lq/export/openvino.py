@@ -1,0 +1,73 @@
+"""``openvino``: an IR made by OpenVINO's own converter from the QDQ graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lq.export import onnx as onnx_export
+from lq.export.signature import FlatModel, Inputs, Signature
+
+FILE, WEIGHTS = "int8.xml", "int8.bin"
+_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_INTEGERS = ("u8", "i8")
+
+
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write ``int8.xml`` and ``int8.bin``.
+
+    Returns:
+        whether the batch is dynamic, and in which type each kind of layer runs on this machine.
+    """
+    import openvino
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made = onnx_export.write(prepared, example, Path(scratch, "int8.onnx"))
+        model = openvino.convert_model(made.path)
+        openvino.save_model(model, directory / FILE, compress_to_fp16=False)
+    precisions = _precisions(_compile(directory / FILE, None))
+    return {"dynamic_batch": made.dynamic, **precisions}
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """The compiled model, callable like the original; without ``threads`` OpenVINO chooses."""
+    compiled = _compile(directory / FILE, threads)
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        # A copy: the arrays are the runtime's own memory, which the next call overwrites.
+        return [torch.from_numpy(out.copy()) for out in compiled([t.numpy() for t in tensors]).values()]
+
+    return FlatModel(run, signature)
+
+
+def _compile(path: Path, threads: int | None) -> Any:
+    import openvino
+
+    # On CPUs with bfloat16 OpenVINO would compute what is not int8 in that.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return openvino.Core().compile_model(path, "CPU", options)
+
+
+def _precisions(compiled: Any) -> dict[str, Any]:
+    """How many layers run on integers, and which in float."""
+    int8: Counter[str] = Counter()
+    floating = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        kind, precision = info["layerType"].value, info["runtimePrecision"].value
+        if kind in _LAYERS:
+            if precision in _INTEGERS:
+                int8[kind] += 1
+            else:
+                floating.append(f"{node.get_friendly_name()} ({kind}, {precision})")
+    return {"int8_layers": dict(int8), "float_layers": floating}

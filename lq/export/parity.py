@@ -1,0 +1,217 @@
+"""The parity gate: does what is deployed compute what was trained, and if not, from which layer on?"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lq.backends.prepare import plan_of, state_of
+from lq.core.fake_quantize import FakeQuantize
+from lq.export.exporters import Chosen
+from lq.export.signature import Inputs, Signature
+from lq.export.worker import run_in_fresh_process
+from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
+from lq.metrics.outputs import main_tensor
+from lq.tracing import ops
+
+ON_FAILURE = ("error", "warn")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an artifact has to reach, against the fake-quantized model on real batches.
+
+    Args:
+        batches: how many validation batches are compared.
+        min_agreement: share of samples with the same largest output, of classifiers; ``None`` does not look. A single
+            sample may always differ, so that few samples are judged by SQNR.
+        min_sqnr_db: signal to quantization-noise ratio in dB; ``None`` does not look. Saturating kernels give 16-26 dB,
+            sound ones 35-60.
+        on_failure: "error" leaves the artifact out and lets the run fail; "warn" keeps it.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Example:
+        >>> Gate(min_agreement=0.998, min_sqnr_db=40).batches
+        10
+    """
+
+    batches: int = 10
+    min_agreement: float | None = 0.99
+    min_sqnr_db: float | None = 30.0
+    on_failure: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ValueError(f"batches={self.batches} must be at least 1.")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise ValueError(f"min_agreement={self.min_agreement} must be from 0 to 1 (0.99 is 99 %), or None.")
+        if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
+            raise ValueError(f"min_sqnr_db={self.min_sqnr_db} must be a number of dB, or None.")
+        if self.on_failure not in ON_FAILURE:
+            raise ValueError(f"on_failure={self.on_failure!r} must be one of {', '.join(ON_FAILURE)}.")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an artifact agrees with the fake-quantized model.
+
+    Args:
+        samples: compared.
+        sqnr_db: of the outputs, in dB.
+        max_abs_error: largest difference of two outputs.
+        agreement: share of samples with the same largest output; ``None`` if it is no classifier.
+        complaint: what the gate objects to, or "".
+        first_layer: where the two part, if there is a complaint.
+    """
+
+    samples: int
+    sqnr_db: float
+    max_abs_error: float
+    agreement: float | None = None
+    complaint: str = ""
+    first_layer: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate lets it through."""
+        return not self.complaint
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def measure(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Parity:
+    """Compare outputs, batch by batch.
+
+    Args:
+        expected: of the fake-quantized model, each of shape (samples, ...).
+        got: of the artifact, of the same shapes.
+        gate: what they have to reach.
+
+    Returns:
+        the comparison, without ``first_layer``.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+        >>> measure([scores], [scores * 1.5], Gate()).complaint
+        'SQNR 6.0 dB is below 30.0 dB'
+    """
+    for a, b in zip(expected, got, strict=True):
+        if a.shape != b.shape:
+            shapes = f"{tuple(b.shape)} instead of {tuple(a.shape)}"
+            return Parity(len(a), -math.inf, math.inf, complaint=f"its output has shape {shapes}")
+    a, b = torch.cat([t.float().flatten() for t in expected]), torch.cat([t.float().flatten() for t in got])
+    samples = sum(len(t) if t.dim() else 1 for t in expected)
+    parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(expected, got))
+    return replace(parity, complaint=_complaint(parity, gate))
+
+
+def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Tensor], gate: Gate) -> Parity:
+    """Load a model from the disk in a fresh process and compare it.
+
+    Args:
+        directory: the artifact.
+        kind: which of its models.
+        calls: inputs of the fake-quantized model.
+        expected: its main outputs.
+        gate: what has to be reached.
+
+    Returns:
+        the comparison; a model that does not run there is a complaint.
+    """
+    try:
+        got = run_in_fresh_process(directory, kind, calls)
+    except RuntimeError as error:
+        return Parity(0, -math.inf, math.inf, complaint=str(error))
+    return measure(expected, got, gate)
+
+
+def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = 30.0) -> str:
+    """The first layer behind which an exported model leaves the fake-quantized one.
+
+    Both are cut off behind a fake quantizer, exported and compared; bisection over the quantizers, in the order in
+    which they run, takes log2 of their number of exports.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        choice: the exporter.
+        inputs: of one call, on the CPU.
+        min_sqnr_db: what a tensor has to reach to count as equal.
+
+    Returns:
+        the layer's name and the SQNR behind it; "the output" if all tensors before it agree.
+    """
+    state = state_of(prepared)
+    modules = dict(prepared.named_modules())
+    nodes = []
+    for node in prepared.graph.nodes:
+        module = ops.module_of(node, modules)
+        if isinstance(module, FakeQuantize) and state.ready(module.slot):
+            nodes.append((node, state.names[module.slot]))
+    low, high, ratio = 0, len(nodes), math.nan
+    while low < high:
+        middle = (low + high) // 2
+        found = _behind(prepared, nodes[middle][0], choice, inputs)
+        if found < min_sqnr_db:
+            high, ratio = middle, found
+        else:
+            low = middle + 1
+    if low == len(nodes):
+        return "the output"
+    after = {tensor.name: tensor.after for tensor in plan_of(prepared).tensors}
+    name = nodes[low][1]
+    return f"{after.get(name, name)} ({ratio:.1f} dB)"
+
+
+def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inputs) -> float:
+    cut = _cut_behind(prepared, node)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
+        expected = main_tensor(cut(*inputs[0], **inputs[1]))
+        directory = Path(scratch)
+        info = choice.export(cut, inputs, directory)
+        signature = Signature.of(cut, inputs, expected)
+        got = choice.exporter.load(directory, signature, info)(*inputs[0], **inputs[1])
+    return float(sqnr(expected, main_tensor(got)))
+
+
+def _cut_behind(prepared: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
+    """The model that returns the tensor of a node."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for old in prepared.graph.nodes:
+        copies[old] = graph.node_copy(old, lambda n: copies[n])
+        if old is node:
+            break
+    graph.output(copies[node])
+    # Dead code goes, but arguments stay as they are: the call is the same.
+    graph.eliminate_dead_code()
+    return fx.GraphModule(prepared, graph, class_name=type(prepared).__name__).eval()
+
+
+def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | None:
+    if any(t.dim() < 2 or t.shape[1] < 2 for t in expected):
+        return None
+    counts = [t.numel() / t.shape[1] for t in expected]
+    shares = [float(top1_agreement(a, b)) for a, b in zip(expected, got, strict=True)]
+    return sum(n * share for n, share in zip(counts, shares, strict=True)) / sum(counts)
+
+
+def _complaint(parity: Parity, gate: Gate) -> str:
+    if gate.min_sqnr_db is not None and not parity.sqnr_db >= gate.min_sqnr_db:
+        return f"SQNR {parity.sqnr_db:.1f} dB is below {gate.min_sqnr_db:.1f} dB"
+    if gate.min_agreement is None or parity.agreement is None:
+        return ""
+    differing = round((1 - parity.agreement) * parity.samples)
+    if differing > 1 and parity.agreement < gate.min_agreement:
+        return f"agreement {parity.agreement:.2%} is below {gate.min_agreement:.2%}"
+    return ""

@@ -1,0 +1,79 @@
+"""A prepared module as a ``torch.export`` program: what pt2, ONNX and ExecuTorch start from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map
+
+from lq.backends.reference import reference
+from lq.export.signature import Inputs, batch_size
+
+BATCH = "batch"
+
+
+def export_program(
+    prepared: fx.GraphModule, example: Inputs, *, signed: bool = False, dynamic: bool = True
+) -> tuple[ExportedProgram, bool]:
+    """Export the QDQ graph of a prepared module.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        example: inputs of one call, on the CPU.
+        signed: as in :func:`lq.backends.reference.reference`.
+        dynamic: let the first dimension of the inputs be any, if they share it.
+
+    Returns:
+        the program, and whether its batch is dynamic: a model whose code fixes the size stays fixed to the example's.
+
+    Raises:
+        ValueError: if the model cannot be exported.
+    """
+    model = reference(prepared, signed)
+    size = batch_size(example)
+    with quiet_export(), torch.no_grad():
+        if dynamic and size is not None:
+            # torch.export takes a size of 0 or 1 for a constant.
+            args, kwargs = tree_map(_doubled, example) if size == 1 else example
+            dims = tree_map(_batch_dimension, (args, kwargs))
+            shapes = {**dict(zip(_names(model), dims[0], strict=False)), **dims[1]}
+            try:
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes), True
+            except Exception:
+                logging.getLogger(__name__).debug("no dynamic batch", exc_info=True)
+        try:
+            return torch.export.export(model, *example), False
+        except Exception as error:
+            raise ValueError(f"torch.export cannot export {type(prepared).__name__}: {error}") from error
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Without what torch.export logs of attempts that are repeated in another way."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx.experimental")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _doubled(leaf: Any) -> Any:
+    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+
+def _batch_dimension(leaf: Any) -> Any:
+    return {0: Dim(BATCH)} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+
+def _names(model: fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in model.graph.nodes if node.op == "placeholder"]

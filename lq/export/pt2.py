@@ -1,0 +1,68 @@
+"""``pt2``: a ``torch.export`` program with quantize and dequantize operations.
+
+It needs no lq, only the operations' registration: ``import torch.ao.quantization.fx._decomposed`` before
+``torch.export.load``. As it is it computes in float, which is slow but runs wherever PyTorch runs; on x86 inductor
+turns it into int8 kernels, with the passes of torchao.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from lq.backends.reference import register_operations
+from lq.export.program import export_program
+from lq.export.signature import Inputs, Signature
+
+FILE = "int8.pt2"
+
+
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write ``int8.pt2``.
+
+    Returns:
+        whether the batch is dynamic.
+    """
+    program, dynamic = export_program(prepared, example)
+    torch.export.save(program, directory / FILE)
+    return {"dynamic_batch": dynamic}
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """The program as a module; ``threads`` is torch's own setting."""
+    register_operations()
+    return torch.export.load(directory / FILE).module()
+
+
+def lower(module: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a loaded program to int8 kernels for this machine, once for each input shape.
+
+    Not AOTInductor: with a dynamic batch its frozen int8 code (torch 2.15, torchao 0.18) returns wrong numbers.
+
+    Raises:
+        ImportError: if torchao is missing.
+    """
+    try:
+        # It registers the passes that put int8 weights into the layout of the kernels.
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    except ImportError as error:
+        raise ImportError('inductor\'s int8 kernels need torchao: pip install "lq[pt2]"') from error
+    from torch._inductor import config
+
+    compiled: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        with torch.no_grad(), config.patch(freezing=True):
+            if shapes not in compiled:
+                compiled[shapes] = torch.compile(module, dynamic=False)
+            return compiled[shapes](*args, **kwargs)
+
+    return call

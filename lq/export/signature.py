@@ -1,0 +1,229 @@
+"""How an exported model is called: its tensors in order, whatever arguments the original one takes them from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten, treespec_dumps, treespec_loads
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+_TENSOR = "tensor"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input tensor; ``None`` in its shape is the batch, which may have any size."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor has this shape and type."""
+        same = all(want in (None, got) for want, got in zip(self.shape, tensor.shape, strict=False))
+        return tensor.dim() == len(self.shape) and same and str(tensor.dtype) == f"torch.{self.dtype}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}({', '.join('batch' if n is None else str(n) for n in self.shape)})"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The call that a model was exported for.
+
+    Args:
+        parameters: names of the arguments of the original ``forward``, in order.
+        constants: what its arguments that are no tensors were, or have as default: the exported model knows no other.
+        inputs: its tensors, in the order in which the exported model takes them.
+        output: structure of what it returns, as :func:`torch.utils._pytree.treespec_dumps` writes it.
+        leaves: what stands in the places of that structure: "tensor", or a constant.
+
+    Example:
+        >>> net = nn.Linear(4, 2)
+        >>> signature = Signature.of(net, ((torch.zeros(8, 4),), {}), net(torch.zeros(8, 4)))
+        >>> print(signature)
+        (input: float32(batch, 4))
+        >>> [tuple(t.shape) for t in signature.tensors((), {"input": torch.zeros(3, 4)})]
+        [(3, 4)]
+    """
+
+    parameters: tuple[str, ...]
+    constants: Mapping[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    output: str
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Inputs, output: Any) -> Signature:
+        """The signature of a call of ``model`` by ``example`` that returned ``output``."""
+        declared = inspect.signature(model.forward).parameters
+        parameters = tuple(declared)
+        named = _named(parameters, *example)
+        defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
+        constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
+        batch = batch_size(example)
+        specs = []
+        for name, value in named.items():
+            tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            for index, tensor in enumerate(tensors):
+                shape = tuple(None if i == 0 and n == batch else n for i, n in enumerate(tensor.shape))
+                unique = name if len(tensors) == 1 else f"{name}_{index}"
+                specs.append(TensorSpec(unique, shape, str(tensor.dtype).removeprefix("torch.")))
+        leaves, spec = tree_flatten(output)
+        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)))
+
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call that hold tensors, by name and in order.
+
+        Raises:
+            ValueError: if another one is not what the model was exported with.
+        """
+        named = _named(self.parameters, tuple(args), kwargs)
+        for name, value in named.items():
+            if not _holds_tensors(value) and value != self.constants.get(name):
+                raise ValueError(
+                    f"the model was exported with {name}={self.constants.get(name)!r}, which is fixed in it, but was "
+                    f"called with {name}={value!r}."
+                )
+        return {name: value for name, value in named.items() if _holds_tensors(value)}
+
+    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors of a call in the order of ``inputs``.
+
+        Raises:
+            ValueError: if they are not as many, or another argument is not what the model was exported with.
+        """
+        values = self.arguments(args, kwargs).values()
+        found = [leaf for value in values for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        if len(found) != len(self.inputs):
+            raise ValueError(f"the exported model takes {self}, but was called with {len(found)} tensors.")
+        return found
+
+    def restore(self, tensors: Sequence[Tensor]) -> Any:
+        """The output as the original model returns it, from its tensors.
+
+        Example:
+            >>> net = nn.Linear(4, 2)
+            >>> signature = Signature.of(net, ((torch.zeros(1, 4),), {}), {"logits": torch.zeros(1, 2), "loss": None})
+            >>> signature.restore([torch.ones(1)])
+            {'logits': tensor([1.]), 'loss': None}
+        """
+        rest = iter(tensors)
+        return tree_unflatten([next(rest) if leaf == _TENSOR else leaf for leaf in self.leaves], _loads(self.output))
+
+    @property
+    def outputs(self) -> int:
+        """Number of output tensors."""
+        return self.leaves.count(_TENSOR)
+
+    def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""
+        tensors = self.tensors(args, kwargs)
+        wrong = [
+            f"{spec.name} is {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}"
+            for spec, t in zip(self.inputs, tensors, strict=True)
+            if not spec.fits(t)
+        ]
+        return f"the model was exported for {self}, but {', '.join(wrong)}" if wrong else None
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.inputs))})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Signature:
+        """From plain data."""
+        inputs = tuple(TensorSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in data["inputs"])
+        return cls(tuple(data["parameters"]), data["constants"], inputs, data["output"], tuple(data["leaves"]))
+
+
+class FlatModel:
+    """A runtime that takes and returns lists of tensors, callable as the original model is.
+
+    Args:
+        run: the runtime.
+        signature: of the original model.
+        at_once: batch sizes that the runtime can take; ``None`` is any, 1 runs sample by sample.
+    """
+
+    def __init__(
+        self, run: Callable[[list[Tensor]], list[Tensor]], signature: Signature, at_once: int | None = None
+    ) -> None:
+        self.run, self.signature, self.at_once = run, signature, at_once
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tensors on the CPU, in the structure that the original model takes and returns."""
+        tensors = [t.detach().cpu().contiguous() for t in self.signature.tensors(args, kwargs)]
+        return self.signature.restore(self.run(tensors) if self.at_once is None else self._in_parts(tensors))
+
+    def _in_parts(self, tensors: list[Tensor]) -> list[Tensor]:
+        assert self.at_once is not None
+        batched = [spec.shape[:1] == (None,) for spec in self.signature.inputs]
+        split = [t.split(self.at_once) for t, b in zip(tensors, batched, strict=True) if b]
+        if not split or any(len(part[-1]) != self.at_once for part in split):
+            return self.run(tensors)
+        results = []
+        for parts in zip(*split, strict=True):
+            rest = iter(parts)
+            results.append(self.run([next(rest) if b else t for t, b in zip(tensors, batched, strict=True)]))
+        return [torch.cat(column) for column in zip(*results, strict=True)]
+
+
+def batch_size(example: Inputs) -> int | None:
+    """The first dimension that all tensors of a call share, or ``None``.
+
+    Example:
+        >>> batch_size(((torch.zeros(8, 3), torch.zeros(8)), {}))
+        8
+    """
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    sizes = {t.shape[0] for t in tensors}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def one_sample(example: Inputs) -> Inputs:
+    """The example cut to a batch of one, where all its tensors share their first dimension."""
+    if batch_size(example) is None:
+        return example
+    args, kwargs = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf, example)
+    return args, kwargs
+
+
+def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, in the order of the parameters; those of ``*args`` by their position."""
+    named = {parameters[i] if i < len(parameters) else f"argument_{i}": value for i, value in enumerate(args)}
+    named |= kwargs
+    order = {name: position for position, name in enumerate(parameters)}
+    return dict(sorted(named.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _constant(leaf: Any) -> Any:
+    return _TENSOR if isinstance(leaf, Tensor) else leaf if _is_plain(leaf) else None
+
+
+def _dumps(spec: Any, count: int) -> str:
+    try:
+        return treespec_dumps(spec)
+    except Exception:  # a class that torch cannot write down: what it holds comes as a tuple
+        return treespec_dumps(tree_flatten(tuple(range(count)))[1])
+
+
+def _loads(text: str) -> Any:
+    return treespec_loads(text)
