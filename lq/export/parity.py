@@ -20,6 +20,7 @@ from lq.export.worker import run_in_fresh_process
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.metrics.outputs import main_tensor
 from lq.tracing import ops
+from lq.tracing.trace import STATE
 
 ON_FAILURE = ("error", "warn")
 
@@ -193,9 +194,11 @@ def _cut_behind(prepared: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
         if old is node:
             break
     graph.output(copies[node])
-    # Dead code goes, but arguments stay as they are: the call is the same.
-    graph.eliminate_dead_code()
-    return fx.GraphModule(prepared, graph, class_name=type(prepared).__name__).eval()
+    cut = fx.GraphModule(prepared, graph, class_name=type(prepared).__name__)
+    cut.add_module(STATE, state_of(prepared))
+    cut.graph.eliminate_dead_code()
+    cut.recompile()
+    return cut.eval()
 
 
 def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | None:
