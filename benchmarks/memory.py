@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks._common import Row, label, number, parse, parser, ratio, report, synchronize
 from benchmarks._variants import FLOAT, VARIANTS, Case, Step, UnavailableError, build, cases
+from lq.core.weight import Scratch
 
 COLUMNS = (
     label("model", "model"),
@@ -95,10 +96,11 @@ def _saved(step: Step, model: nn.Module) -> float:
 
 
 def _held(model: nn.Module) -> Iterator[Tensor]:
-    """What the modules hold beside parameters and gradients: buffers, and tensors kept as plain attributes."""
+    """What modules hold beside parameters and gradients: buffers, plain attributes, memory for quantized weights."""
     yield from model.buffers()
     for module in model.modules():
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+        values = (value.free if isinstance(value, Scratch) else value for value in vars(module).values())
+        yield from (value for value in values if isinstance(value, Tensor))
 
 
 def _megabytes(tensors: Iterable[Tensor], excluded: Iterable[Tensor] = ()) -> float:

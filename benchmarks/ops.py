@@ -15,12 +15,14 @@ from torch.nn import functional as F
 
 from benchmarks._common import TIMING_COLUMNS, Row, Work, compare, label, parse, parser, report
 from lq.core.fake_quantize import FakeQuantize
-from lq.core.functional import EPS, affine_qparams, fake_quantize, fake_quantize_weight, weight_scale
+from lq.core.functional import EPS, affine_qparams, fake_quantize
 from lq.core.state import QATState
-from lq.qconfig import ActivationSpec
+from lq.core.weight import Scratch, fake_quantize_weight, weight_scale
+from lq.qconfig import ActivationSpec, WeightSpec
 
 COLUMNS = (label("group", "what"), label("op", "by"), *TIMING_COLUMNS)
 _LOOP = "loop over channels"
+_WEIGHT = WeightSpec(-127, 127)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -129,7 +131,7 @@ def _looped_qparams(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scales(weight: Tensor) -> dict[str, Work]:
-    return {_LOOP: partial(_looped_scales, weight), "lq": partial(weight_scale, weight, 127, True)}
+    return {_LOOP: partial(_looped_scales, weight), "lq": partial(weight_scale, weight, _WEIGHT)}
 
 
 def _looped_scales(weight: Tensor) -> Tensor:
@@ -141,8 +143,8 @@ def _fake_quantized(weight: Tensor) -> dict[str, Work]:
     return {
         _LOOP: partial(_looped_fake_quantize, weight),
         "stock fused module": partial(_stock_fused_per_channel(weight), weight),
-        "lq": lambda: fake_quantize_weight(weight, weight_scale(weight, 127, True)),
-        "lq, into a buffer": _lq_into_buffer(weight),
+        "lq": lambda: fake_quantize_weight(weight, weight_scale(weight, _WEIGHT)),
+        "lq, with its backward pass, memory used again": _lq_with_backward(weight),
     }
 
 
@@ -159,9 +161,15 @@ def _stock_fused_per_channel(weight: Tensor) -> nn.Module:
     return module.to(weight.device)
 
 
-def _lq_into_buffer(weight: Tensor) -> Work:
-    buffer = torch.empty_like(weight)
-    return lambda: fake_quantize_weight(weight, weight_scale(weight, 127, True), None, buffer)
+def _lq_with_backward(weight: Tensor) -> Work:
+    """As in training; the backward pass hands the gradient on as it is, and the memory back."""
+    weight, grad, scratch = weight.clone().requires_grad_(), torch.ones_like(weight), Scratch()
+
+    def work() -> Tensor:
+        out = fake_quantize_weight(weight, weight_scale(weight, _WEIGHT), scratch=scratch)
+        return torch.autograd.grad(out, weight, grad)[0]
+
+    return work
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+WEIGHT_OBSERVERS = ("minmax", "mse")
 OBSERVERS = ("moving_average_minmax", "minmax", "histogram", "mse", "percentile", "entropy")
 
 
@@ -27,16 +28,17 @@ def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """Symmetric integer grid of a weight; its scale follows the current weights (min/max) or is learned.
+    """Symmetric integer grid of a weight; its scale follows the current weights or is learned.
 
     Args:
         quant_min: lowest integer; must be ``-quant_max``, so that folding a negative BatchNorm weight loses nothing.
         quant_max: highest integer.
         per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
-        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from min/max.
+        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
+        observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error.
 
     Raises:
-        ValueError: if the range is not symmetric or holds more than 8 bits.
+        ValueError: if the range is not symmetric or holds more than 8 bits, or on an unknown observer.
 
     Example:
         >>> WeightSpec(quant_min=-7, quant_max=7).bits
@@ -47,8 +49,11 @@ class WeightSpec:
     quant_max: int = 63
     per_channel: bool = True
     learned_scale: bool = False
+    observer: str = "minmax"
 
     def __post_init__(self) -> None:
+        if self.observer not in WEIGHT_OBSERVERS:
+            raise ValueError(f"weight: unknown observer {self.observer!r}; choose one of {list(WEIGHT_OBSERVERS)}.")
         _check_range("weight", self.quant_min, self.quant_max)
         if self.quant_min != -self.quant_max:
             raise ValueError(
@@ -63,8 +68,9 @@ class WeightSpec:
 
     def __str__(self) -> str:
         shared_by = "channel" if self.per_channel else "tensor"
+        observer = "" if self.observer == "minmax" else f", {self.observer}"
         learned = ", learned scale" if self.learned_scale else ""
-        return f"int{self.bits} [{self.quant_min}, {self.quant_max}] per {shared_by}{learned}"
+        return f"int{self.bits} [{self.quant_min}, {self.quant_max}] per {shared_by}{observer}{learned}"
 
 
 @dataclass(frozen=True)

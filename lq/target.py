@@ -96,10 +96,28 @@ def graft(module: LightningModule, name: str, prepared: fx.GraphModule) -> None:
         if isinstance(layer, QATLayer):
             module.set_submodule(path, layer)
     module.add_module(STATE, prepared.get_submodule(STATE))
-    module.__dict__[_GRAPH] = prepared.graph
+    _run_graph(module, prepared)
+
+
+def _run_graph(module: nn.Module, graph_module: fx.GraphModule) -> None:
+    module.__dict__[_GRAPH] = graph_module.graph
     cls = type(module)
+    members = {"forward": type(graph_module).forward, "__module__": cls.__module__, "__reduce_ex__": _reduce}
     # Like torch.nn.utils.parametrize: a subclass per instance, not a patched method.
-    module.__class__ = type(cls.__name__, (cls,), {"forward": type(prepared).forward, "__module__": cls.__module__})
+    module.__class__ = type(cls.__name__, (cls,), members)
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """For pickle and copy, which look a class up by its name: that of the user and the graph, which makes the other."""
+    state: dict[str, Any] = {**module.__getstate__()}  # type: ignore[dict-item]  # that of a module is its __dict__
+    state.pop(_GRAPH)
+    return _rebuild, (type(module).__bases__[0], prepared_graph(module, "")), state
+
+
+def _rebuild(cls: type[nn.Module], graph_module: fx.GraphModule) -> nn.Module:
+    module = cls.__new__(cls)
+    _run_graph(module, graph_module)
+    return module
 
 
 def prepared_graph(module: nn.Module, name: str) -> fx.GraphModule:
@@ -113,7 +131,9 @@ def prepared_graph(module: nn.Module, name: str) -> fx.GraphModule:
         return target
     if not is_prepared(target) or _GRAPH not in target.__dict__:
         raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
-    return fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
+    graph_module = fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
+    graph_module._tracer_cls = None  # as lq.tracing.trace.trace does: unpickling traces once more
+    return graph_module
 
 
 def prepared_name(module: nn.Module) -> str:

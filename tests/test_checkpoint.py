@@ -17,7 +17,7 @@ from lq.callback import QATCallback
 from lq.checkpoint import KEY, CheckpointEntry, load_checkpoint
 from lq.qconfig import LayerQConfig, QConfig, WeightSpec
 from lq.target import prepared_graph, prepared_name
-from tests.tiny import Tiny, keeper, make_net, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Tiny, keeper, make_net, make_trainer, qat, quicken_deployment, train_loader, val_loader
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -81,8 +81,8 @@ def trained(folder: Path, module: L.LightningModule, *callbacks: L.Callback, **k
 
 
 @pytest.fixture(autouse=True)
-def _short_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lq.deploy.LATENCY_SECONDS", 0.005)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
 
 
 @pytest.mark.parametrize("make", [Tiny, Direct, Late, Passing])
@@ -99,7 +99,7 @@ def test_into_a_fresh_lightning_module(tmp_path: Path, make: Any) -> None:
         assert torch.equal(loaded(X), module.eval()(X))
         inputs = (X, torch.full((1,), 2.0)) if make is Passing else (X,)
         assert callback.deployment is not None
-        assert torch.equal(convert(graph)(*inputs), callback.deployment.int8(*inputs))
+        assert torch.equal(convert(graph)(*inputs), callback.deployment.models["torch"](*inputs))
 
 
 def test_into_the_quantized_part_alone(tmp_path: Path) -> None:

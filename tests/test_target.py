@@ -109,12 +109,21 @@ def test_grafted_module_can_be_copied(make: Any) -> None:
     assert not torch.equal(twin(x), module(x)), "the copy shares parameters"
 
 
-def test_named_target_pickles() -> None:
-    module = Tiny()
-    graft(module, "model", prepare(module.model))
-    twin = pickle.loads(pickle.dumps(module.model))
+@pytest.mark.parametrize("make", [Tiny, Direct])
+def test_grafted_module_pickles(make: Any) -> None:
+    module = make()
+    name = find_target(module)
+    graft(module, name, prepare(target_of(module, name)))
     x = torch.randn(2, 1, 6, 6)
-    assert torch.equal(twin.eval()(x), module.model.eval()(x))
+    for twin in (pickle.loads(pickle.dumps(module)), pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(module))))):
+        assert isinstance(twin, make)
+        assert is_grafted(twin, name)
+        assert torch.equal(twin.eval()(x), module.eval()(x))
+        assert twin.state_dict().keys() == module.state_dict().keys()
+        set_phase(prepared_graph(twin, name), fake_quant=True, observer=True, freeze_bn=False)
+        twin.train()(x).sum().backward()
+        assert all(p.grad is not None for p in twin.parameters())
+        assert not torch.equal(twin.eval()(x), module.eval()(x)), "the copy shares its state"
 
 
 def test_prepared_graph_refuses_a_float_module() -> None:

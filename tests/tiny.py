@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lq.callback import QATCallback
+from lq.export.artifact import load
+from lq.metrics import main_tensor
 from lq.schedule import QATSchedule
 
 
@@ -101,3 +105,14 @@ def qat(**schedule: Any) -> QATCallback:
 def keeper(folder: Path, **kwargs: Any) -> ModelCheckpoint:
     """A ModelCheckpoint that keeps the last state."""
     return ModelCheckpoint(folder, save_last=True, **kwargs)
+
+
+def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short latency measurements, and the gate in this process: tests/export/test_worker.py has one of its own."""
+
+    def run_here(directory: Path, kind: str, calls: Sequence[Any]) -> list[Tensor]:
+        model = load(directory, kind)
+        return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
+
+    monkeypatch.setattr("lq.deploy.LATENCY_SECONDS", 0.005)
+    monkeypatch.setattr("lq.export.parity.run_in_fresh_process", run_here)

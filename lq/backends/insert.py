@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer, qat_twin
@@ -51,6 +52,14 @@ def _install_state(graph_module: fx.GraphModule, state: QATState) -> None:
     for name, helper in graph_module.get_submodule(STATE).named_children() if hasattr(graph_module, STATE) else ():
         state.add_module(name, helper)
     graph_module.add_module(STATE, state)
+    graph_module.register_load_state_dict_pre_hook(_refuse_other_plans)
+
+
+def _refuse_other_plans(graph_module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before anything is loaded: the layers come before the state, and fit many a checkpoint of another plan."""
+    state = getattr(graph_module, STATE)
+    assert isinstance(state, QATState)
+    state.check_checkpoint(state_dict, f"{prefix}{STATE}.")
 
 
 def _insert_fake_quantizers(graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str]) -> None:

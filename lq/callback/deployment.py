@@ -10,7 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lq.callback.best import load_best
 from lq.callback.progress import close_progress_bar
 from lq.deploy import Baseline, Deployment, deploy
-from lq.evaluation import Inputs, Judge
+from lq.evaluation import Judge
+from lq.export.signature import Inputs
 from lq.report.table import print_table
 from lq.schedule import QATSchedule
 from lq.target import detached_copy

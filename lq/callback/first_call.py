@@ -13,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lq.backends.self_check import self_check
 from lq.deploy import rehearse
-from lq.evaluation import Inputs, is_own_forward, on_cpu
+from lq.evaluation import is_own_forward, on_cpu
+from lq.export.signature import Inputs
 from lq.target import float_state, prepared_graph, target_of
 
 

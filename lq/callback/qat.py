@@ -26,7 +26,8 @@ from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_
 from lq.callback.validation import log_results, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
 from lq.deploy import Deployment
-from lq.evaluation import Inputs, Judge, ValidationComparison
+from lq.evaluation import Judge, ValidationComparison
+from lq.export.signature import Inputs
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
 from lq.target import target_of
@@ -253,6 +254,8 @@ class QATCallback(Callback):
         with others_wait():
             if trainer.is_global_zero:
                 self.deployment = self._deploy(trainer, pl_module, self._example)
+        if self.deployment is not None:
+            self.deployment.raise_failures()
 
     def _deploy(self, trainer: Trainer, pl_module: LightningModule, example: Inputs) -> Deployment:
         judge = Judge(

@@ -21,12 +21,18 @@ def require_same_slots(theirs: list[str], ours: list[str]) -> None:
         ...
         ValueError: The checkpoint was prepared with another plan: it lacks the fake quantizers [] and has ['fq_b'] ...
     """
-    if theirs != ours:
-        missing, extra = _difference(ours, theirs), _difference(theirs, ours)
-        raise ValueError(
-            f"The checkpoint was prepared with another plan: it lacks the fake quantizers {missing} "
-            f"and has {extra} that this model does not. Use the target, qconfig and architecture of that run."
-        )
+    if theirs == ours:
+        return
+    missing, extra = _difference(ours, theirs), _difference(theirs, ours)
+    if missing or extra:
+        what = f"it lacks the fake quantizers {missing} and has {extra} that this model does not"
+    else:
+        a, b = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
+        what = f"its fake quantizers run in another order, {a!r} where this model has {b!r}"
+    raise ValueError(
+        f"The checkpoint was prepared with another plan: {what}. "
+        "Nothing was loaded; use the target, qconfig and architecture of that run."
+    )
 
 
 def _difference(a: Iterable[str], b: Iterable[str]) -> list[str]:

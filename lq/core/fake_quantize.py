@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.core.functional import Scalar, fake_quantize
-from lq.core.lsq import learned_fake_quantize
+from lq.core.functional import fake_quantize
+from lq.core.lsq import learned_fake_quantize, started_scale
 from lq.core.state import QATState
 
 
@@ -18,7 +18,7 @@ class FakeQuantize(nn.Module):
 
     Its range is a slot of the model's :class:`~lq.core.state.QATState`. With fake quantization off, or before the slot
     has seen a batch, it is just the activation function that it absorbed. A learned scale is a parameter, ``scale``, 0
-    until the observer has a range to start it from; the zero point stays with the observer.
+    until the state starts it from the observed range; the zero point stays with the observer.
 
     Args:
         state: the model's quantization state.
@@ -33,7 +33,6 @@ class FakeQuantize(nn.Module):
         self.__dict__["state"] = state
         self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
         self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
-        self._scale_is_set = False
 
     @property
     def activation(self) -> str:
@@ -44,34 +43,22 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` on the grid, any shape."""
         state: QATState = self.__dict__["state"]
-        if state.observer and self.training and x.numel() > 0:
+        qparams = None
+        if self.training and state.observer and x.numel() > 0:
             qparams = state.observe(self.slot, x)
-        elif state.fake_quant and state.ready(self.slot):
-            qparams = state.qparams()[self.slot]
-        else:
-            qparams = None
+        elif state.fake_quant:
+            qparams = state.slot_qparams(self.slot)
         if qparams is None:
             return self._activate(x)
         scale, low, high = qparams
         if self.scale is not None:
-            return learned_fake_quantize(x, self._learned_scale(scale, self.scale), low, high)
+            return learned_fake_quantize(x, started_scale(self.scale, scale), low, high)
         return fake_quantize(x, scale, low, high, self.owns_input)
-
-    def _learned_scale(self, observed: Scalar, learned: nn.Parameter) -> Tensor:
-        """The parameter; before it is set, the observed scale, with the parameter's gradient at 0."""
-        state: QATState = self.__dict__["state"]
-        if not self._scale_is_set and state.ready(self.slot) and self.training:
-            # From the second step on, when the range is that of all processes.
-            with torch.no_grad():
-                learned.copy_(torch.where(learned == 0, observed, learned))
-            self._scale_is_set = True
-        return learned if self._scale_is_set else torch.where(learned == 0, observed, learned)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.scale is not None and f"{prefix}scale" not in state_dict:  # a float checkpoint: start anew
             state_dict = {**state_dict, f"{prefix}scale": torch.zeros_like(self.scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._scale_is_set = False
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "relu":

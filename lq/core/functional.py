@@ -1,4 +1,4 @@
-"""The arithmetic of fake quantization: pure functions on tensors, one formula for training, conversion and export.
+"""The arithmetic of activations on a grid: pure functions, one formula for training, conversion and export.
 
 Mapping function (Krishnamoorthi, arXiv:1806.08342): ``q = clamp(round(x / scale) + zero_point, quant_min, quant_max)``
 and back ``x = (q - zero_point) * scale``.
@@ -49,35 +49,6 @@ def affine_qparams(
     scale = torch.where(symmetric, symmetric_scale, affine_scale).clamp(min=EPS)
     zero_point = (quant_min - torch.round(low / scale)).clamp(quant_min, quant_max)
     return scale, torch.where(symmetric, torch.zeros_like(zero_point), zero_point)
-
-
-def weight_scale(weight: Tensor, quant_max: int, per_channel: bool, channel_axis: int = 0) -> Tensor:
-    """Symmetric scale of a weight, ``max|w| / quant_max``, at least ``EPS``.
-
-    Args:
-        weight: float tensor, any shape.
-        quant_max: highest integer.
-        per_channel: one scale per slice along ``channel_axis``, else one for all.
-        channel_axis: the output channels' axis.
-
-    Returns:
-        float32 scales, shaped so that they broadcast against ``weight`` (0-dim if per tensor).
-
-    Example:
-        >>> weight_scale(torch.tensor([[1.27, -0.5], [0.0, 0.0]]), 127, per_channel=True)
-        tensor([[1.0000e-02],
-                [1.1921e-07]])
-    """
-    if weight.numel() == 0:
-        raise ValueError(f"A weight of shape {tuple(weight.shape)} holds no numbers; it cannot be quantized.")
-    with torch.no_grad():
-        w = weight.detach().float()
-        if per_channel:
-            dims = [d for d in range(w.dim()) if d != channel_axis]
-            largest = torch.maximum(w.amax(dims, keepdim=True), -w.amin(dims, keepdim=True))
-        else:
-            largest = torch.maximum(w.amax(), -w.amin())
-        return (largest / quant_max).clamp(min=EPS)
 
 
 # In training, values that saturate stay this much (relative) outside the grid, so that the backward pass can tell
@@ -178,70 +149,3 @@ def fake_quantize(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: 
     else:
         out = _FakeQuantize.apply(x, scale, low, high, inplace and not torch.compiler.is_compiling())
     return out
-
-
-def round_weight(weight: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
-    """The integers of a weight, as float32."""
-    return torch.mul(weight.float(), scale.reciprocal(), out=out).round_()
-
-
-class _FakeQuantizeWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, factor: Tensor | None, buffer: Tensor | None) -> Tensor:
-        # Through ``data``: a layer that is called twice writes the same values twice, which must not count as a change.
-        out = round_weight(weight, scale, None if buffer is None else buffer.data)
-        out.mul_(scale if factor is None else scale * factor)
-        # The weight is kept for the sake of its version: changing it before the backward pass is an error.
-        ctx.save_for_backward(weight, *((out, factor) if factor is not None else ()))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *folded = ctx.saved_tensors
-        if not folded:
-            return grad.to(weight.dtype), None, None, None
-        out, factor = folded
-        grad_factor = None
-        if ctx.needs_input_grad[2]:
-            grad_factor = _sum_of_products(out, grad, factor) / factor
-        # In place: a convolution makes this gradient for this function alone, and a copy costs more than the rest.
-        return grad.mul_(factor).to(weight.dtype), None, grad_factor, None
-
-
-def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """``(a * b).sum_to_size(like.shape)`` without the product in memory, where the channels come first."""
-    if like.numel() == like.shape[0]:
-        summed: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-        return summed.view_as(like)
-    return (a * b).sum_to_size(like.shape)
-
-
-def fake_quantize_weight(
-    weight: Tensor, scale: Tensor, factor: Tensor | None = None, buffer: Tensor | None = None
-) -> Tensor:
-    """Round a weight to its grid, and multiply by a factor per channel if given: ``round(w / scale) * scale * factor``.
-
-    The scale covers every value, so nothing saturates and the gradient passes straight through.
-
-    Args:
-        weight: float tensor.
-        scale: from :func:`weight_scale`.
-        factor: one number per channel, not 0, shaped to broadcast against ``weight``; gets a gradient.
-        buffer: float32 tensor like ``weight`` to write into, valid until the next call with it.
-
-    Returns:
-        float32 tensor of the weight's shape.
-
-    Example:
-        >>> w = torch.tensor([[1.27, -0.504]])
-        >>> fake_quantize_weight(w, weight_scale(w, 127, per_channel=True))
-        tensor([[ 1.2700, -0.5000]])
-    """
-    out: Tensor = _FakeQuantizeWeight.apply(weight, scale, factor, buffer)
-    return out
-
-
-def quantize_weight(weight: Tensor, scale: Tensor, quant_max: int = 127) -> Tensor:
-    """The integers of :func:`fake_quantize_weight`, as int8; a learned scale may leave some beyond ``quant_max``."""
-    return round_weight(weight, scale).clamp_(-quant_max, quant_max).to(torch.int8)

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.core.functional import EPS, fake_quantize_weight, quantize_weight, weight_scale
-from lq.core.lsq import learned_fake_quantize
+from lq.core.functional import EPS
+from lq.core.lsq import learned_fake_quantize, started_scale
 from lq.core.state import QATState
+from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
 from lq.qconfig import WeightSpec
-
-_BUFFER = "_quantized_weight"
 
 
 class QATLayer(nn.Module):
@@ -34,6 +33,7 @@ class QATLayer(nn.Module):
     weight_scale: nn.Parameter | None
     channel_axis = 0
     _scale_is_set: bool
+    _memory: Scratch
 
     @classmethod
     def from_float(cls, module: nn.Module, spec: WeightSpec, state: QATState) -> QATLayer:
@@ -48,8 +48,8 @@ class QATLayer(nn.Module):
             twin.__dict__[name] = copy.copy(module.__dict__[name])
         twin.__dict__["state"] = state
         twin.weight_spec = spec
-        twin._scale_is_set = False
-        shape = twin._minmax_scale(twin.weight).shape
+        twin._scale_is_set, twin._memory = False, Scratch()
+        shape = twin._observed_scale(twin.weight).shape
         scale = nn.Parameter(torch.zeros(shape, device=twin.weight.device)) if spec.learned_scale else None
         twin.register_parameter("weight_scale", scale)
         return twin
@@ -91,8 +91,9 @@ class QATLayer(nn.Module):
         spec, weight = self.weight_spec, self.weight
         factor = None if factor is None else self._along_channels(factor)
         commutes = spec.per_channel or running is None
-        if commutes and not spec.learned_scale:
-            return fake_quantize_weight(weight, self._minmax_scale(weight), factor, self._buffer()).to(weight.dtype)
+        if commutes and not spec.learned_scale and spec.observer == "minmax":
+            memory = None if torch.compiler.is_compiling() else self._memory
+            return fake_quantize_weight(weight, self._observed_scale(weight), factor, memory).to(weight.dtype)
         if commutes:
             quantized = self._on_grid(weight)
         else:
@@ -102,27 +103,27 @@ class QATLayer(nn.Module):
         return (quantized if factor is None else quantized * factor).to(weight.dtype)
 
     def _on_grid(self, weight: Tensor) -> Tensor:
-        spec = self.weight_spec
-        if spec.learned_scale:
-            return learned_fake_quantize(weight, self._learned_scale(weight), spec.quant_min, spec.quant_max)
-        return fake_quantize_weight(weight, self._minmax_scale(weight))
+        spec, scale = self.weight_spec, self._scale(weight)
+        if spec.learned_scale or spec.observer != "minmax":  # such a scale may clip
+            return learned_fake_quantize(weight, scale, spec.quant_min, spec.quant_max)
+        return fake_quantize_weight(weight, scale)
 
-    def _minmax_scale(self, weight: Tensor) -> Tensor:
-        return weight_scale(weight, self.weight_spec.quant_max, self.weight_spec.per_channel, self.channel_axis)
+    def _observed_scale(self, weight: Tensor) -> Tensor:
+        return weight_scale(weight, self.weight_spec, self.channel_axis)
 
-    def _learned_scale(self, weight: Tensor) -> Tensor:
-        """The parameter; where it is still 0, the scale that covers the weight, which training then starts from."""
+    def _scale(self, weight: Tensor) -> Tensor:
+        """The observed scale, or the learned one; training starts that from the observed one."""
         learned = self.weight_scale
-        assert learned is not None
-        if self._scale_is_set:
-            return learned
-        with torch.no_grad():
-            start = torch.where(learned == 0, self._minmax_scale(weight), learned)
+        if learned is None:
+            return self._observed_scale(weight)
+        if not self._scale_is_set:
+            observed = self._observed_scale(weight)
             if not self.training:
-                return start
-            learned.copy_(start)
-        self._scale_is_set = True
-        return learned
+                return started_scale(learned, observed)
+            with torch.no_grad():
+                learned.copy_(torch.where(learned == 0, observed, learned))
+            self._scale_is_set = True
+        return started_scale(learned, EPS)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A float checkpoint has no learned scales: they start anew from its weights.
@@ -130,24 +131,6 @@ class QATLayer(nn.Module):
             state_dict = {**state_dict, f"{prefix}weight_scale": torch.zeros_like(self.weight_scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._scale_is_set = False
-
-    def _buffer(self) -> Tensor | None:
-        """Memory for the quantized weight: a fresh tensor per step costs more than the arithmetic."""
-        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
-            return None  # an evaluation between a forward and its backward pass must not overwrite what that needs
-        weight = self.weight
-        kept: Tensor | None = self.__dict__.get(_BUFFER)
-        if (
-            kept is None
-            or kept.shape != weight.shape
-            or kept.device != weight.device
-            or kept.stride() != weight.stride()
-        ):
-            kept = self.__dict__[_BUFFER] = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
-        return kept
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != _BUFFER}
 
     def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
         """What weight and bias become with ``bn`` folded in: a factor per channel and the new bias, in float32."""
@@ -189,12 +172,9 @@ class QATLayer(nn.Module):
         return integers, scale, bias
 
     def _integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.weight_spec.learned_scale:
-            scale = self._minmax_scale(weight)
-        else:
-            assert self.weight_scale is not None
-            known = self.weight_scale.detach().to(weight.device)
-            scale = torch.where(known == 0, self._minmax_scale(weight), known).clamp(min=EPS)
+        scale = self._observed_scale(weight)
+        if self.weight_scale is not None:
+            scale = started_scale(self.weight_scale.detach().to(weight.device), scale)
         return quantize_weight(weight, scale, self.weight_spec.quant_max), scale
 
     def extra_repr(self) -> str:

@@ -30,7 +30,9 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         # Rounding moves a value by at most half a step; more than that is saturation.
         inside = (real - integer).abs() <= 0.5
         slope = torch.where(inside, integer - real, integer)
-        grad_scale = (grad32 * slope).sum_to_size(scale.shape) * ctx.gradient_scale
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_scale = (grad32 * slope).sum_to_size(scale.shape) * ctx.gradient_scale
         return torch.where(inside, grad, 0.0), grad_scale, None, None, None
 
 
@@ -46,7 +48,7 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -
 
     Args:
         x: floating tensor, any shape.
-        scale: float32, positive, broadcasts against ``x``; values below the smallest scale are raised to it.
+        scale: float32, positive, broadcasts against ``x``.
         low: lowest multiple.
         high: highest multiple, positive.
 
@@ -65,5 +67,23 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -
     """
     shared = x.numel() / max(scale.numel(), 1)
     gradient_scale = (shared * high) ** -0.5
-    out: Tensor = _LearnedFakeQuantize.apply(x, scale.clamp(min=EPS), low, high, gradient_scale)
+    out: Tensor = _LearnedFakeQuantize.apply(x, scale, low, high, gradient_scale)
     return out
+
+
+def started_scale(learned: Tensor, start: Scalar) -> Tensor:
+    """The scale that a learned one stands for: at least ``EPS``, and ``start`` while it is 0, which is to say not set.
+
+    Args:
+        learned: the parameter; gets no gradient where it is not what is returned.
+        start: where it will start, a number or a tensor that broadcasts.
+
+    Returns:
+        float32 tensor of the shape of ``learned``.
+
+    Example:
+        >>> started_scale(torch.tensor([0.0, 0.25, -1.0]), 0.5)
+        tensor([5.0000e-01, 2.5000e-01, 1.1921e-07])
+    """
+    # No ``clamp``, which would keep ``learned`` itself for the backward pass, and it may be set before that.
+    return torch.where(learned == 0, start, torch.where(learned < EPS, EPS, learned))

@@ -2,12 +2,14 @@
 
 Layers write the minimum and maximum of their output into a slot; one vectorised update per training step moves every
 range of the network, with one collective when several processes train. Flags are plain Python, so that reading
-them neither synchronises a GPU nor breaks a compiled graph.
+them neither synchronises a GPU nor breaks a compiled graph; what depends on data is a tensor, and compiled code never
+asks for its value. A slot without a range has qparams that round and clip nothing, so it needs no flag at all.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,17 @@ ACTIVATIONS: dict[str, tuple[float, float]] = {
 
 QParams = tuple[Scalar, Scalar, Scalar]
 
+# A grid so fine that rounding to it changes no float32 between 2^-41 and 2^63: that of a slot without a range.
+_NO_SCALE = 2.0**-64
+
+
+class _Known(NamedTuple):
+    """What eager code has read of the ranges, and of which version of them."""
+
+    version: object
+    qparams: list[QParams]
+    ready: list[bool]
+
 
 class QATState(Float32Buffers):
     """Ranges, flags and slots of one prepared model; it is the submodule ``qat_state`` of that model.
@@ -33,7 +46,8 @@ class QATState(Float32Buffers):
     Its buffers have their final shape from the start: ``min_val`` and ``max_val`` (float32, one entry per slot,
     infinite until the slot has seen a batch) and ``nonfinite`` (int64, batches with NaN or infinity per slot, which
     never enter the ranges). Slots whose observer works on a histogram have theirs in ``histograms`` (``None`` without
-    such slots); their ranges are searched for when they are next needed after an update.
+    such slots); their ranges are searched for after every update, but while fake quantization is off only once they
+    are asked for.
 
     Args:
         names: one per slot, in execution order.
@@ -56,8 +70,9 @@ class QATState(Float32Buffers):
         self.observer = False
         self.freeze_bn = False
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
-        self._seen = [False] * len(names)
-        self._cache: tuple[Any, list[QParams]] | None = None
+        self._known: _Known | None = None
+        self._unsearched = False
+        self._learned = [slot for slot, spec in enumerate(specs) if spec.learned_scale]
         count = len(names)
         self.register_buffer("min_val", torch.full((count,), torch.inf))
         self.register_buffer("max_val", torch.full((count,), -torch.inf))
@@ -78,14 +93,12 @@ class QATState(Float32Buffers):
         """
         self.settle()
         if torch.compiler.is_compiling():
-            return self._qparams(self.min_val, self.max_val)
-        if self.min_val.is_inference():
-            return self._qparams(self.min_val, self.max_val)
-        ends = (self.min_val, self.max_val)
-        key = tuple((end._version, end.data_ptr(), end.device) for end in ends)
-        if self._cache is None or self._cache[0] != key:
-            self._cache = key, self._qparams(self.min_val, self.max_val)
-        return self._cache[1]
+            return self._qparams(self.min_val, self.max_val, self._grid)
+        return self._read().qparams
+
+    def ready(self, slot: int) -> bool:
+        """Whether the slot has a range."""
+        return self._read().ready[slot]
 
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every slot, float32 of shape (slots,)."""
@@ -94,38 +107,66 @@ class QATState(Float32Buffers):
 
     def settle(self) -> None:
         """Search the ranges of slots with histograms, if those changed since the last search."""
-        if self.histograms is not None and self.histograms.stale:
+        if self.histograms is not None and self._unsearched:
             self.histograms.write(self.min_val, self.max_val)
+            self._unsearched = False
+
+    def _read(self) -> _Known:
+        """Qparams of the present ranges, computed when these have changed: once a step."""
+        version = None
+        if not self.min_val.is_inference():
+            version = tuple((end._version, end.data_ptr(), end.device) for end in (self.min_val, self.max_val))
+        known = self._known
+        if known is None or version is None or known.version != version:
+            qparams = self._qparams(self.min_val, self.max_val, self._grid)
+            # Ranges do not go away again, so a GPU is waited for only until all are there.
+            ready = known.ready if known is not None and all(known.ready) else torch.isfinite(self.min_val).tolist()
+            known = self._known = _Known(version, qparams, ready)
+        return known
 
     @torch.no_grad()
-    def _qparams(self, min_val: Tensor, max_val: Tensor, slots: slice = slice(None)) -> list[QParams]:
-        grid = self._grid[:, slots]
-        quant_min, quant_max, _, floor, _ = grid.unbind()
+    def _qparams(self, min_val: Tensor, max_val: Tensor, grid: Tensor) -> list[QParams]:
+        quant_min, quant_max, _, floor, ceiling = grid.unbind()
         scale, zero_point = _scale_zero_point(min_val, max_val, grid)
         # An absorbed ReLU shows in a symmetric grid, whose lowest value would be negative.
         bottom = torch.clamp(quant_min - zero_point, min=floor)
         top = quant_max - zero_point
-        table = torch.stack([scale, bottom, top], dim=1)
+        table = torch.stack([scale, bottom, top])
+        no_range = torch.stack([torch.full_like(scale, _NO_SCALE), floor / _NO_SCALE, ceiling / _NO_SCALE])
+        table = torch.where(torch.isfinite(max_val - min_val), table, no_range).T
         if table.is_cpu and not torch.compiler.is_compiling():
             return [(s, b, t) for s, b, t in table.tolist()]
         return [(row[0], row[1], row[2]) for row in table.unbind()]
+
+    def slot_qparams(self, slot: int) -> QParams:
+        """:meth:`qparams` of one slot."""
+        if not torch.compiler.is_compiling():
+            return self.qparams()[slot]
+        self.settle()
+        return self._one(slot, self.min_val[slot], self.max_val[slot])
 
     def observe(self, slot: int, x: Tensor) -> QParams | None:
         """Note the range of ``x`` for the update at the end of this step.
 
         Returns:
-            qparams to use now, ``None`` while fake quantization is off.
+            qparams to use now, ``None`` while fake quantization is off: those of the slot's range, or of ``x`` if it
+            has none yet.
         """
         with torch.no_grad():
-            low, high = self._note(slot, x.detach())
-            self._batch[slot] = (low.float(), high.float())
+            low, high = (end.float() for end in self._range_of(slot, x.detach()))
+            self._batch[slot] = (low, high)
             if not self.fake_quant:
                 return None
-            if self._seen[slot]:
-                return self.qparams()[slot]
-            return self._qparams(low.float()[None], high.float()[None], slice(slot, slot + 1))[0]
+            if torch.compiler.is_compiling():
+                known_low, known_high = self.min_val[slot], self.max_val[slot]
+                is_known = torch.isfinite(known_low)
+                return self._one(slot, torch.where(is_known, known_low, low), torch.where(is_known, known_high, high))
+            return self.slot_qparams(slot) if self.ready(slot) else self._one(slot, low, high)
 
-    def _note(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _one(self, slot: int, low: Tensor, high: Tensor) -> QParams:
+        return self._qparams(low[None], high[None], self._grid[:, slot : slot + 1])[0]
+
+    def _range_of(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.histograms is not None and slot in self.histograms.rows:
             return self.histograms.observe(self.histograms.rows[slot], x)
         if ACTIVATIONS[self.activations[slot]][0] == 0.0:  # a ReLU cuts the lower end off: half the work
@@ -134,14 +175,12 @@ class QATState(Float32Buffers):
         low, high = torch.aminmax(x)
         return low, high
 
-    def ready(self, slot: int) -> bool:
-        """Whether the slot has a range."""
-        return self._seen[slot]
-
     def forward(self, output: Any) -> Any:
         """Last node of a prepared graph: passes the model's output on and updates the ranges once per training step."""
-        if self.observer and self.training:
+        if self.training and self.observer:
             self.update()
+        if self.training and self.fake_quant and self._learned:
+            self._start_learned_scales()
         return output
 
     @torch.no_grad()
@@ -165,10 +204,12 @@ class QATState(Float32Buffers):
         self.min_val.copy_(new[0])
         self.max_val.copy_(new[1])
         self.nonfinite.add_(nonfinite.to(self.nonfinite.dtype))
-        self._note_seen(usable)
         self._batch = [None] * len(self.names)
         if self.histograms is not None:
             self.histograms.update()
+            self._unsearched = True
+            if self.fake_quant:
+                self.settle()
 
     def _reduced_batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Lowest and highest value of every slot over all processes, and where a value was not finite.
@@ -185,13 +226,15 @@ class QATState(Float32Buffers):
             torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
         return -ends[0], ends[1], (ends == torch.inf).any(dim=0)
 
-    def _note_seen(self, usable: Tensor) -> None:
-        """A slot is ready once it has a range; reading ``usable`` waits for a GPU, so not once all are ready."""
-        ran = [pair is not None for pair in self._batch]
-        if torch.compiler.is_compiling():
-            self._seen = [was or now for was, now in zip(self._seen, ran, strict=True)]
-        elif any(now and not was for was, now in zip(self._seen, ran, strict=True)):
-            self._seen = [was or now for was, now in zip(self._seen, usable.tolist(), strict=True)]
+    @torch.no_grad()
+    def _start_learned_scales(self) -> None:
+        """Start those that are still 0 from the observed ranges, which by now are those of all processes."""
+        scale, _ = self.scale_zero_point()
+        has_range = torch.isfinite(self.min_val)
+        for slot in self._learned:
+            learned = self.get_submodule(self.names[slot]).scale
+            assert isinstance(learned, Tensor)
+            learned.copy_(torch.where((learned == 0) & has_range[slot], scale[slot], learned))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names and flags, so that a checkpoint says by itself what it holds."""
@@ -199,26 +242,40 @@ class QATState(Float32Buffers):
         return {"names": list(self.names), **flags}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the flags; refuse a checkpoint of another plan.
-
-        Raises:
-            ValueError: if the checkpoint's quantizers are not those of this model.
-        """
-        require_same_slots(state["names"], self.names)
+        """Take the flags."""
         self.fake_quant, self.observer, self.freeze_bn = state["fake_quant"], state["observer"], state["freeze_bn"]
 
+    def check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Refuse a checkpoint of another plan, before anything of it is loaded.
+
+        Args:
+            state_dict: the checkpoint's.
+            prefix: of the keys in it that are those of this state.
+
+        Raises:
+            ValueError: if the checkpoint's fake quantizers are not those of this model.
+        """
+        extra = state_dict.get(f"{prefix}_extra_state")
+        if extra is not None:
+            require_same_slots(extra["names"], self.names)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.check_checkpoint(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._seen = torch.isfinite(self.min_val).tolist()
         self._batch = [None] * len(self.names)
-        self._cache = None
+        self._known = None
+        self._unsearched = self._unsearched and f"{prefix}min_val" not in state_dict
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()  # so that what is loaded needs no search
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QATState:
-        self._cache = None
+        self._known = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_batch": [None] * len(self.names)}
+        return {**self.__dict__, "_known": None, "_batch": [None] * len(self.names)}
 
     def extra_repr(self) -> str:
         """Number of slots and the flags."""

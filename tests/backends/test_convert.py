@@ -145,7 +145,7 @@ def test_a_layer_without_ranges_stays_float_on_its_trained_grid():
     prepared = calibrated(Skippable(), x)
     state = state_of(prepared)
     for slot in (1, 2):
-        state.min_val[slot], state.max_val[slot], state._seen[slot] = torch.inf, -torch.inf, False
+        state.min_val[slot], state.max_val[slot] = torch.inf, -torch.inf
     int8 = convert(prepared)
     assert not any(isinstance(m, Int8Layer) for m in int8.modules())
     torch.testing.assert_close(int8(x), prepared(x), rtol=1e-5, atol=1e-5)  # order of multiplications in the fold

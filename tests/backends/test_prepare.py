@@ -249,6 +249,25 @@ def test_a_float_checkpoint_loads_strictly():
     assert torch.equal(state_of(prepared).max_val, ranges)
 
 
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy])
+def test_a_checkpoint_of_another_plan_is_refused_before_anything_is_loaded(copied: Any):
+    """Same layers, same shapes, same number of fake quantizers: only their names tell the plans apart."""
+    prepared = copied(trained())
+    checkpoint = {k: v + 1 if isinstance(v, Tensor) else dict(v) for k, v in prepared.state_dict().items()}
+    names = checkpoint["qat_state._extra_state"]["names"]
+    checkpoint["qat_state._extra_state"]["names"] = [*names[:-1], "fq_other"]
+    model = nn.Sequential(nn.Identity(), prepared)
+    before = copy.deepcopy(model.state_dict())
+    for target, prefix in ((prepared, ""), (model, "1.")):
+        with pytest.raises(ValueError, match=rf"lacks the fake quantizers \['{names[-1]}'\] and has \['fq_other'\]"):
+            target.load_state_dict({prefix + key: value for key, value in checkpoint.items()})
+        after = model.state_dict()
+        changed = [
+            k for k, v in before.items() if not (torch.equal(v, after[k]) if isinstance(v, Tensor) else v == after[k])
+        ]
+        assert not changed
+
+
 def test_aliases_and_unused_layers_keep_their_keys_and_their_tie():
     net = make_net()
     net.alias, net.unused = net[0], nn.Linear(2, 2)

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from benchmarks import ops
-from lq.core.functional import affine_qparams, fake_quantize_weight, weight_scale
+from lq.core.functional import affine_qparams
+from lq.core.weight import fake_quantize_weight, weight_scale
+from lq.qconfig import WeightSpec
 
 
 def test_every_operation_is_measured(tmp_path, capsys):
@@ -34,7 +36,7 @@ def test_looped_qparams_are_the_vectorised_ones(weight):
 
 
 def test_the_looped_weight_is_the_vectorised_one(weight):
-    scale = weight_scale(weight, 127, True)
+    scale = weight_scale(weight, WeightSpec(-127, 127))
     assert torch.equal(ops._looped_scales(weight), scale.flatten())
     # multiplying by the reciprocal instead of dividing moves a value by an ulp, or by a step at a rounding boundary
     difference = (ops._looped_fake_quantize(weight) - fake_quantize_weight(weight, scale)).abs() / scale

@@ -9,14 +9,14 @@ from typing import Any
 import lightning as L
 import pytest
 
-from tests.tiny import make_trainer, train_loader, val_loader
+from tests.tiny import make_trainer, quicken_deployment, train_loader, val_loader
 
 Fit = Callable[..., L.Trainer]
 
 
 @pytest.fixture(autouse=True)
-def _short_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lq.deploy.LATENCY_SECONDS", 0.005)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ def test_two_processes(tmp_path: Path) -> None:
     assert first["results"]["fake"] == one["results"]["fake"]
     assert first["logged"] == second["logged"]
     assert {"qat/fp32/accuracy", "qat/fake/accuracy", "qat/int8/accuracy"} <= first["logged"].keys()
-    assert first["results"]["int8_vs_fake"]["agreement"] == 1.0
+    assert first["results"]["torch_vs_fake"]["agreement"] == 1.0
     log = (tmp_path / "two" / "log.txt").read_text()
     assert log.count("lq: model: Sequential") == 1
-    assert log.count("QAT int8 ") == 1
+    assert log.count("int8 torch ") == 1
     assert "sync_dist" not in log

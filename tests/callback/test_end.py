@@ -150,7 +150,7 @@ def test_logged_names_table_and_manifest(fit: Fit, tmp_path: Path, capsys: pytes
     manifest = _manifest(callback)
     assert callback.deployment.directory == Path(trainer.log_dir or "") / "int8"
     assert manifest["results"]["fake"] == callback.deployment.results["fake"]
-    assert [row["model"] for row in manifest["table"]] == ["FP32", "QAT fake", "QAT int8"]
+    assert [row["model"] for row in manifest["table"]] == ["FP32", "QAT fake", "int8 torch"]
     printed = capsys.readouterr().out
     for row in manifest["table"]:
         line = next(line for line in printed.splitlines() if line.startswith(f" {row['model']} ") and ":" not in line)
@@ -231,7 +231,7 @@ def test_validation_that_logs_images_and_reads_the_datamodule(fit: Fit, tmp_path
     Demanding.seen = []
     trainer.fit(Demanding(), datamodule=Data())
     assert callback.deployment is not None
-    assert "int8" in callback.deployment.results
+    assert "torch" in callback.deployment.results
     during, after = Demanding.seen[:2], Demanding.seen[2:]
     assert after == pytest.approx(during)
 
@@ -257,12 +257,12 @@ def test_failing_conversion_keeps_what_was_trained(fit: Fit, tmp_path: Path) -> 
             state_of(pl_module.model).min_val.fill_(torch.inf)
 
     module, checkpoint = Tiny(), keeper(tmp_path / "kept")
-    with pytest.raises(RuntimeError, match=r"training is over, but its int8 model could not be made.*prepared\.pt"):
+    with pytest.raises(RuntimeError, match=r"training is over, but its int8 model could not be exported as 'torch'.*else is in"):
         fit(module, qat(), checkpoint, Spoil(), max_epochs=1)
     assert Path(checkpoint.last_model_path).is_file()
     (directory,) = tmp_path.rglob("int8")
     assert torch.equal(load_prepared_state(directory)["5.weight"], module.model.get_submodule("5").weight)
-    with pytest.raises(FileNotFoundError, match=r"without int8\.pt"):
+    with pytest.raises(FileNotFoundError, match="holds no int8 model, because it could not be made"):
         load(directory)
 
 
@@ -291,9 +291,9 @@ def test_trained_model_and_its_int8_model_agree(digits: tuple[QATCallback, Digit
     assert deployment is not None
     results = deployment.results
     assert results["fp32"]["accuracy"] > 0.95
-    assert results["int8"]["accuracy"] > results["fp32"]["accuracy"] - 0.01
-    assert results["int8_vs_fake"]["agreement"] >= 0.998
-    assert results["int8_vs_fake"]["sqnr_db"] >= 39
+    assert results["torch"]["accuracy"] > results["fp32"]["accuracy"] - 0.01
+    assert results["torch_vs_fake"]["agreement"] >= 0.998
+    assert results["torch_vs_fake"]["sqnr_db"] >= 39
 
 
 def test_artifact_runs_in_a_process_without_the_training_code(
@@ -303,7 +303,7 @@ def test_artifact_runs_in_a_process_without_the_training_code(
     assert deployment is not None
     x = torch.rand(32, 1, 8, 8)
     with torch.no_grad():
-        torch.save({"x": x, "y": deployment.int8(x)}, tmp_path / "call.pt")
+        torch.save({"x": x, "y": deployment.models["torch"](x)}, tmp_path / "call.pt")
     code = (
         "import sys, torch, lq\n"
         f"call = torch.load({str(tmp_path / 'call.pt')!r}, weights_only=True)\n"

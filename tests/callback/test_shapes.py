@@ -77,9 +77,9 @@ def test_several_inputs_keywords_dict_batches_and_structured_outputs(fit: Fit, k
     deployment = callback.deployment
     assert deployment is not None
     assert deployment.directory is not None
-    assert deployment.results["int8_vs_fake"]["sqnr_db"] > 30
+    assert deployment.results["torch_vs_fake"]["sqnr_db"] > 30
     x, extra = torch.randn(5, 1, 6, 6), torch.ones(5, 3)
-    expected = deployment.int8(x, extra)
+    expected = deployment.models["torch"](x, extra)
     got = load(deployment.directory)(x, extra=extra) if keywords else load(deployment.directory)(x, extra)
     assert type(got) is type(expected)
     key: Any = "logits" if kind == "dict" else 0
@@ -122,7 +122,7 @@ def test_layers_directly_on_the_module(fit: Fit, tmp_path: Path) -> None:
     assert callback.deployment is not None
     assert callback.deployment.directory is not None
     x = torch.randn(4, 1, 6, 6)
-    assert torch.equal(load(callback.deployment.directory)(x), callback.deployment.int8(x))
+    assert torch.equal(load(callback.deployment.directory)(x), callback.deployment.models["torch"](x))
     assert {"val_accuracy", "f1", "qat/fake/accuracy", "qat/fp32/accuracy"} <= trainer.callback_metrics.keys()
     fresh = Direct()
     make_trainer(tmp_path, qat(start=1), keeper(tmp_path / "unused")).validate(
@@ -186,7 +186,7 @@ def test_several_validation_loaders(fit: Fit) -> None:
     assert "qat/fake/accuracy" in trainer.callback_metrics
     assert callback.deployment is not None
     seen = callback.deployment.results
-    assert {"fp32", "fake", "int8"} <= seen.keys()
+    assert {"fp32", "fake", "torch"} <= seen.keys()
 
 
 @pytest.mark.parametrize("how", ["no loader", "no step", "limit"])
@@ -244,7 +244,7 @@ def test_fast_dev_run_tries_everything_and_writes_nothing(fit: Fit, tmp_path: Pa
     module, callback = Tiny(), qat(start=2)
     fit(module, callback, fast_dev_run=True)
     assert callback.deployment is not None
-    assert callback.deployment.results["int8_vs_fake"]["agreement"] >= 0
+    assert callback.deployment.results["torch_vs_fake"]["agreement"] >= 0
     assert callback.deployment.directory is None
     assert not list(tmp_path.rglob("int8"))
 
@@ -283,7 +283,7 @@ def test_other_precisions(fit: Fit, precision: str) -> None:
     assert callback.deployment is not None
     assert state_of(module.model).min_val.dtype == torch.float32
     assert callback.deployment.results["fp32"].keys() == {"accuracy"}
-    assert callback.deployment.results["int8_vs_fake"]["sqnr_db"] > 30
+    assert callback.deployment.results["torch_vs_fake"]["sqnr_db"] > 30
 
 
 def test_two_fits_in_a_row(fit: Fit, tmp_path: Path) -> None:

@@ -48,5 +48,5 @@ def test_lines_and_table_stand_beside_the_progress_bar(tmp_path: Path, bar: str)
     lines = [line.strip() for line in plain.splitlines()]
     for start in ("lq: learning rate of QAT", "lq: after 1 epoch, 3 steps: fake quantization on", "lq: int8 model in"):
         assert sum(line.startswith(start) for line in lines) == 1, f"{start!r} is not a line of its own:\n{plain}"
-    table = next(index for index, line in enumerate(lines) if line.startswith("QAT int8"))
+    table = next(index for index, line in enumerate(lines) if line.startswith("int8 torch"))
     assert not any("Epoch" in line for line in lines[table:]), "a bar below the table"

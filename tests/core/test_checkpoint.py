@@ -12,7 +12,7 @@ def test_the_same_slots_pass():
     [
         (["fq_a"], r"lacks the fake quantizers \['fq_b'\] and has \[\]"),
         (["fq_a", "fq_b", "fq_c"], r"lacks the fake quantizers \[\] and has \['fq_c'\]"),
-        (["fq_b", "fq_a"], "another plan"),
+        (["fq_b", "fq_a"], r"run in another order, 'fq_b' where this model has 'fq_a'"),
         (["fq_a", "fq_b", *"cdefgh"], r"has \['c', 'd', 'e', 'f', 'g', '\.\.\.'\]"),
     ],
 )

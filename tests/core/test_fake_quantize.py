@@ -59,10 +59,19 @@ def test_evaluation_does_not_observe():
     assert state.max_val.item() == pytest.approx(2.55)
 
 
-def test_without_a_range_evaluation_stays_float():
-    _, quantizer = make(fake_quant=True)
-    x = torch.randn(5)
-    assert quantizer.eval()(x) is x
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_range_it_stays_float_to_the_bit(activation: str, dtype: torch.dtype):
+    _, quantizer = make(activation, fake_quant=True)
+    x = torch.cat([torch.randn(50) * 10.0**exponent for exponent in range(-9, 10, 3)])
+    x = torch.cat([x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf])]).to(dtype).requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(quantizer.eval()(x), ACTIVATIONS[activation](x))
+    y = quantizer(x)
+    torch.testing.assert_close(y, ACTIVATIONS[activation](x), rtol=2e-6, atol=1e-38)  # a mark for the backward pass
+    inside = torch.isfinite(x)
+    gradient, expected = (torch.autograd.grad(z[inside].float().sum(), x)[0] for z in (y, ACTIVATIONS[activation](x)))
+    assert torch.equal(gradient[x != 0], expected[x != 0])  # a ReLU's gradient at 0 is a convention
 
 
 @pytest.mark.parametrize("seen", [False, True])

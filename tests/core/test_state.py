@@ -191,18 +191,24 @@ def test_copies_are_equal_to_the_bit(copied: Callable[[QATState], QATState]):
     other = copied(state)
     for name, buffer in state.named_buffers():
         assert torch.equal(buffer, other.get_buffer(name)), name
-    for name in ("fake_quant", "observer", "freeze_bn", "names", "specs", "activations", "_seen"):
+    for name in ("fake_quant", "observer", "freeze_bn", "names", "specs", "activations"):
         assert getattr(other, name) == getattr(state, name), name
     assert other.qparams() == state.qparams()
+    assert [other.ready(slot) for slot in range(len(SPECS))] == [True] * NEVER_RUNS + [False]
     before = other.min_val.clone()
     other.update()
     assert torch.equal(other.min_val, before)
 
 
-def test_a_checkpoint_of_another_plan_is_refused_by_name():
+def test_a_checkpoint_of_another_plan_is_refused_by_name_before_anything_is_loaded():
     other = QATState(["fq_0", "fq_x", *[f"fq_{i}" for i in range(2, 6)]], SPECS, ACTIVATIONS)
+    state = trained_state()
+    before = copy.deepcopy(state.state_dict())
     with pytest.raises(ValueError, match=r"lacks the fake quantizers \['fq_1'\] and has \['fq_x'\]"):
-        make_state().load_state_dict(other.state_dict())
+        state.load_state_dict(other.state_dict())
+    after = state.state_dict()
+    assert before.pop("_extra_state") == after.pop("_extra_state")
+    assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 class Model(nn.Module):
@@ -324,18 +330,21 @@ def test_qparams_and_scales_follow_the_histograms():
     assert state.qparams()[3][0] > 2 * before
 
 
-def test_while_only_observing_nothing_is_searched():
-    state = clipped_state()
+@pytest.mark.parametrize("reads", [QATState.qparams, QATState.scale_zero_point, QATState.state_dict])
+def test_while_only_observing_nothing_is_searched_until_it_is_asked_for(reads: Callable[[QATState], object]):
+    state = clipped_state(batches=0)
     state.fake_quant = False
-    assert state.observe(1, torch.randn(5)) is None
+    x = torch.cat([torch.randn(2000), torch.tensor([30.0])])
+    assert state.observe(3, x) is None
     state.update()
-    assert state.histograms is not None
-    assert state.histograms.stale
-    before = state.max_val.clone()
-    state.fake_quant = True
-    state.qparams()
-    assert not state.histograms.stale
-    assert not torch.equal(state.max_val, before)
+    assert state.max_val[3].item() == 30.0
+    reads(state)
+    assert state.max_val[3].item() < 25.0
+
+
+def test_with_fake_quantization_every_update_searches():
+    state = clipped_state(batches=1)
+    assert state.max_val[3].item() < 25.0
 
 
 @pytest.mark.parametrize("settled", [False, True])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,9 +22,6 @@ class ClippedRanges(HistogramBank):
         specs: of all slots of the model.
         limits: what each slot's absorbed activation lets pass.
 
-    Attributes:
-        stale: whether a batch was taken in since the ranges were last written.
-
     Example:
         >>> clipped = ClippedRanges([ActivationSpec(observer="percentile", percentile=75.0)], [(0.0, 6.0)])
         >>> _ = clipped.observe(clipped.rows[0], torch.arange(9.0))
@@ -45,7 +40,6 @@ class ClippedRanges(HistogramBank):
         slots = sorted((i for i, spec in enumerate(specs) if needs_histogram(spec)), key=lambda i: specs[i].observer)
         super().__init__([limits[slot] for slot in slots])
         self.rows = {slot: row for row, slot in enumerate(slots)}
-        self.stale = False
         ours = [specs[slot] for slot in slots]
         self._parts: list[tuple[str, slice]] = []
         for name in sorted({spec.observer for spec in ours}):
@@ -55,11 +49,6 @@ class ClippedRanges(HistogramBank):
         self.register_buffer("_slots", torch.tensor(slots, dtype=torch.int64), persistent=False)
         self.register_buffer("_grid", grid.contiguous(), persistent=False)
         self.register_buffer("_percentile", torch.tensor([s.percentile for s in ours]), persistent=False)
-
-    def update(self) -> None:
-        """Take in the noted batches; the ranges are stale then."""
-        super().update()
-        self.stale = True
 
     @torch.no_grad()
     def write(self, low: Tensor, high: Tensor) -> None:
@@ -72,16 +61,11 @@ class ClippedRanges(HistogramBank):
         for target, ends in zip((low, high), zip(*found, strict=True), strict=True):
             kept = target.index_select(0, self._slots)
             target.index_copy_(0, self._slots, torch.where(has_data, torch.cat(ends), kept))
-        self.stale = False
 
     def _search(self, name: str, part: slice) -> tuple[Tensor, Tensor]:
         percentile = self._percentile[part]
         low, high = _search(self.counts[part], self.low[part], self.high[part], self._grid[:, part], percentile, name)
         return low, high
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.stale = True
 
 
 def needs_histogram(spec: ActivationSpec) -> bool:

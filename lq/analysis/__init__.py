@@ -1,0 +1,23 @@
+"""What quantization does to a model, tensor by tensor and layer by layer; everything comes out as plain rows."""
+
+from lq.analysis.costs import layer_costs as layer_costs
+from lq.analysis.exclusions import Exclusions as Exclusions
+from lq.analysis.exclusions import propose_exclusions as propose_exclusions
+from lq.analysis.ranges import activation_scales as activation_scales
+from lq.analysis.ranges import range_statistics as range_statistics
+from lq.analysis.sensitivity import SensitivityOptions as SensitivityOptions
+from lq.analysis.sensitivity import most_sensitive as most_sensitive
+from lq.analysis.sensitivity import sensitivity as sensitivity
+from lq.analysis.sqnr import sqnr_per_layer as sqnr_per_layer
+
+__all__ = [
+    "Exclusions",
+    "SensitivityOptions",
+    "activation_scales",
+    "layer_costs",
+    "most_sensitive",
+    "propose_exclusions",
+    "range_statistics",
+    "sensitivity",
+    "sqnr_per_layer",
+]

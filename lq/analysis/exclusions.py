@@ -1,0 +1,182 @@
+"""Which layers to leave in float: what each brings against what it costs."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lq.analysis.costs import CostRow
+from lq.analysis.sensitivity import SensitivityRow
+from lq.qconfig import QConfig, as_qconfig
+
+ENOUGH_DB = 30.0  # the noise has a thousandth of the signal's power
+ENOUGH_LOSS = 0.002
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layer, and what was decided.
+
+    Args:
+        layer: its name.
+        share: of the harm that quantization does, in [0, 1].
+        slowdown: what leaving it in float would add to the time of all int8 layers, as a share of that.
+        excluded: whether to leave it in float.
+        reason: why.
+    """
+
+    layer: str
+    share: float
+    slowdown: float
+    excluded: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """A proposal; ``str`` of it is a table.
+
+    Args:
+        candidates: the layers that do harm worth mentioning, in the order in which they were considered.
+        verdict: one sentence on the whole.
+    """
+
+    candidates: tuple[Candidate, ...]
+    verdict: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers to leave in float."""
+        return tuple(candidate.layer for candidate in self.candidates if candidate.excluded)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The same as patterns for ``QConfig(exclude=...)``."""
+        return tuple(glob.escape(layer) for layer in self.layers)
+
+    @property
+    def slowdown(self) -> float:
+        """What all of them together add to the time of the int8 layers, as a share."""
+        return sum(candidate.slowdown for candidate in self.candidates if candidate.excluded)
+
+    def apply(self, qconfig: QConfig | str) -> QConfig:
+        """The qconfig with these layers excluded too."""
+        qconfig = as_qconfig(qconfig)
+        return replace(qconfig, exclude=(*qconfig.exclude, *(p for p in self.patterns if p not in qconfig.exclude)))
+
+    def __str__(self) -> str:
+        width = max((len(candidate.layer) for candidate in self.candidates), default=0)
+        lines = [self.verdict]
+        for c in self.candidates:
+            mark = "exclude" if c.excluded else "keep   "
+            lines.append(f"  {mark} {c.layer:<{width}}  {c.share:6.1%} of the harm, +{c.slowdown:.1%} time: {c.reason}")
+        return "\n".join(lines)
+
+
+def propose_exclusions(
+    rows: Sequence[SensitivityRow],
+    costs: Sequence[CostRow] | None = None,
+    *,
+    enough: float | None = None,
+    max_slowdown: float = 0.25,
+    min_share: float = 0.05,
+) -> Exclusions:
+    """Layers to leave in float, the most harm per time first, until the rest is good enough or the time is spent.
+
+    The expected result takes the harms of several layers as additive, which is a guess: measure the model with the
+    proposal applied.
+
+    Args:
+        rows: from :func:`~lq.analysis.sensitivity.sensitivity`, best with ``direction="all_but_one"``.
+        costs: from :func:`~lq.analysis.costs.layer_costs`; without them layers are taken by harm alone.
+        enough: stop there: an SQNR in dB (30 if None) or a loss of the metric against float (0.002).
+        max_slowdown: how much longer all int8 layers together may take, as a share.
+        min_share: layers that do less than this share of the harm are not considered.
+
+    Returns:
+        the proposal.
+
+    Raises:
+        ValueError: if there are no rows, they are of several measurements, or ``costs`` lacks a layer.
+
+    Example:
+        >>> rows = [
+        ...     SensitivityRow(layer=name, direction="all_but_one", metric="accuracy", value=0.0, float_value=0.92,
+        ...         quantized_value=0.82, harm=harm, share=harm / 0.1)
+        ...     for name, harm in (("stem", 0.09), ("body", 0.002))
+        ... ]
+        >>> print(propose_exclusions(rows))
+        1 layer in float would leave an expected loss of 0.0100 in accuracy instead of 0.1000, for +0.0% time
+          exclude stem   90.0% of the harm, +0.0% time: most harm per time
+    """
+    _check(rows, costs)
+    whole, limit = _whole(rows), _limit(rows[0], enough)
+    if whole <= limit:
+        return Exclusions((), f"nothing to exclude: {_expected(rows[0], whole)} is enough")
+    slowdown = _slowdowns(costs)
+    worth = [row for row in rows if row["harm"] >= min_share * whole]
+    worth.sort(key=lambda row: -row["harm"] / max(slowdown.get(row["layer"], 0.0), 1e-4))
+    left, spent, found = whole, 0.0, []
+    for row in worth:
+        cost = slowdown.get(row["layer"], 0.0)
+        if left <= limit:
+            excluded, reason = False, "good enough without"
+        elif spent + cost > max_slowdown:
+            excluded, reason = False, f"would exceed max_slowdown={max_slowdown:g}"
+        else:
+            excluded, reason = True, "most harm per time"
+            left, spent = max(left - row["harm"], 0.0), spent + cost
+        found.append(Candidate(row["layer"], row["harm"] / whole, cost, excluded, reason))
+    return Exclusions(tuple(found), _verdict(rows[0], found, whole, left, spent))
+
+
+def _verdict(row: SensitivityRow, found: list[Candidate], whole: float, left: float, spent: float) -> str:
+    count = sum(candidate.excluded for candidate in found)
+    if not count:
+        return f"nothing worth excluding: the harm is spread over all layers ({_expected(row, whole)})"
+    plural = "" if count == 1 else "s"
+    return (
+        f"{count} layer{plural} in float would leave an expected {_expected(row, left)} instead of "
+        f"{_expected(row, whole).removeprefix('loss of ').partition(' in ')[0]}, for +{spent:.1%} time"
+    )
+
+
+def _expected(row: SensitivityRow, harm: float) -> str:
+    if row["metric"] == "sqnr_db":
+        return f"SQNR of {-10 * math.log10(harm):.1f} dB" if harm > 0 else "SQNR far beyond"
+    return f"loss of {harm:.4f} in {row['metric']}"
+
+
+def _whole(rows: Sequence[SensitivityRow]) -> float:
+    """The harm of quantizing everything; none if the quantized model is no worse than the float one."""
+    first = rows[0]
+    if first["metric"] == "sqnr_db":
+        return float(10 ** (-first["quantized_value"] / 10))
+    if first["share"] is None or first["float_value"] is None:
+        return 0.0
+    return abs(first["float_value"] - first["quantized_value"])
+
+
+def _limit(row: SensitivityRow, enough: float | None) -> float:
+    if row["metric"] == "sqnr_db":
+        return float(10 ** (-(ENOUGH_DB if enough is None else enough) / 10))
+    return ENOUGH_LOSS if enough is None else enough
+
+
+def _slowdowns(costs: Sequence[CostRow] | None) -> dict[str, float]:
+    timed = [row for row in costs or () if row["int8_ms"] is not None and row["float_ms"] is not None]
+    whole = sum(row["int8_ms"] or 0.0 for row in timed)
+    return {row["layer"]: max((row["float_ms"] or 0.0) - (row["int8_ms"] or 0.0), 0.0) / whole for row in timed}
+
+
+def _check(rows: Sequence[SensitivityRow], costs: Sequence[CostRow] | None) -> None:
+    if not rows:
+        raise ValueError("rows is empty; give what sensitivity(prepared, batches) returns.")
+    kinds = {(row["metric"], row["direction"]) for row in rows}
+    if len(kinds) > 1:
+        raise ValueError(f"rows of several measurements: {sorted(kinds)}; propose from one at a time.")
+    missing = {row["layer"] for row in rows} - {row["layer"] for row in costs or rows}
+    if missing:
+        raise ValueError(f"costs lack {sorted(missing)}; take them from the same model: layer_costs(prepared, batch).")

@@ -1,0 +1,116 @@
+"""One figure for how good a version of a model is: SQNR against float, or any metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lq.metrics import SQNR, ModelComparison, main_tensor, metric_name, targets_of
+from lq.metrics.comparison import AnyMetric
+from lq.ptq.batches import Call, run_batch
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a version of a model is judged by, always on the same batches.
+
+    Args:
+        batches: the data.
+        metric: any torchmetrics metric with a single value; None for the SQNR of the output against the float one.
+        call: how to run one batch; None for :func:`~lq.ptq.batches.run_batch`.
+        target_fn: batch -> labels; None for :func:`lq.metrics.targets_of`.
+        higher_is_better: needed where the metric does not say so itself.
+
+    Raises:
+        TypeError: if ``metric`` is not a torchmetrics metric.
+        ValueError: if nobody says which way the metric is better.
+
+    Example:
+        >>> import torch
+        >>> from lq.metrics import classification_metric
+        >>> batches = [(torch.eye(3), torch.tensor([0, 1, 1]))]
+        >>> score = Score(batches, classification_metric(3))
+        >>> score.name, round(score.of(nn.Identity()), 3)
+        ('accuracy', 0.667)
+    """
+
+    batches: Sequence[Any]
+    metric: AnyMetric | None = None
+    call: Call | None = None
+    target_fn: Callable[[Any], Any] | None = None
+    higher_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric is None:
+            return
+        if isinstance(self.metric, MetricCollection) or not isinstance(self.metric, Metric):
+            raise TypeError(
+                f"metric={self.metric!r} ({type(self.metric).__name__}): layers are ranked by one figure, so give a "
+                "single torchmetrics metric, e.g. MulticlassAccuracy(num_classes=10, average='micro')."
+            )
+        if self.higher_is_better is None and self.metric.higher_is_better is None:
+            raise ValueError(
+                f"{type(self.metric).__name__} does not say whether higher is better; "
+                "say it: higher_is_better=True or higher_is_better=False."
+            )
+
+    @property
+    def name(self) -> str:
+        """Short name of the figure."""
+        return "sqnr_db" if self.metric is None else metric_name(self.metric)
+
+    @property
+    def sign(self) -> int:
+        """1 if higher is better, else -1."""
+        given = self.higher_is_better
+        if given is None:
+            given = True if self.metric is None else bool(self.metric.higher_is_better)
+        return 1 if given else -1
+
+    def outputs(self, model: nn.Module, advance: Callable[[], None] | None = None) -> list[Tensor]:
+        """The tensor of each batch's output that is compared."""
+        kept = []
+        for batch in self.batches:
+            kept.append(main_tensor((self.call or run_batch)(model, batch)).clone())
+            if advance is not None:
+                advance()
+        return kept
+
+    def of(
+        self, model: nn.Module, reference: Sequence[Tensor] = (), advance: Callable[[], None] | None = None
+    ) -> float:
+        """The figure of a model.
+
+        Args:
+            model: runs the batches.
+            reference: outputs of the float model, for SQNR.
+            advance: is called behind every batch.
+
+        Returns:
+            the metric, or SQNR in dB.
+
+        Raises:
+            ValueError: if the metric does not fit the batches or has several values.
+        """
+        if self.metric is None:
+            sqnr = SQNR()
+            for exact, output in zip(reference, self.outputs(model, advance), strict=True):
+                sqnr.update(exact, output)
+            return float(sqnr.compute())
+        comparison = ModelComparison(["model"], self.metric)
+        for batch in self.batches:
+            output = (self.call or run_batch)(model, batch)
+            comparison.update({"model": output}, (self.target_fn or targets_of)(batch))
+            if advance is not None:
+                advance()
+        values = comparison.compute()["model"]
+        if len(values) != 1:
+            raise ValueError(
+                f"{type(self.metric).__name__} gives {len(values)} values ({', '.join(list(values)[:3])}, ...), but "
+                "layers are ranked by one; average them, e.g. average='macro'."
+            )
+        return next(iter(values.values()))

@@ -1,0 +1,125 @@
+"""The tensors of a prepared model that are quantized, by names that people know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.backends.prepare import set_phase, state_of
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.functional import EPS, fake_quantize
+from lq.core.modules import QATLayer
+from lq.core.state import QATState
+from lq.tracing import ops
+
+
+class QuantizedLayer(NamedTuple):
+    """A layer with a quantized weight, and the BatchNorm that is folded into it."""
+
+    name: str
+    module: QATLayer
+    norm: _BatchNorm | None
+
+
+class QuantizedTensor(NamedTuple):
+    """A fake quantizer, named by the layer or operation whose output it rounds."""
+
+    name: str
+    quantizer: FakeQuantize
+    node: fx.Node
+
+    @property
+    def grid(self) -> tuple[float, float, float]:
+        """Scale, and the lowest and highest multiple of it."""
+        state: QATState = self.quantizer.__dict__["state"]
+        scale, low, high = (float(part) for part in state.qparams()[self.quantizer.slot])
+        learned = 0.0 if self.quantizer.scale is None else float(self.quantizer.scale.detach())
+        scale = max(learned, EPS) if learned else scale  # 0 until training sets it
+        return scale, low, high
+
+    def round(self, x: Tensor) -> Tensor:
+        """``x`` on the grid."""
+        return fake_quantize(x, *self.grid)
+
+
+def layers_of(prepared: fx.GraphModule) -> list[QuantizedLayer]:
+    """The layers with quantized weights, each once, in the order in which they run.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> [layer.name for layer in layers_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))))]
+        ['0']
+    """
+    modules = dict(prepared.named_modules())
+    found: dict[str, QuantizedLayer] = {}
+    for node in prepared.graph.nodes:
+        module = ops.module_of(node, modules)
+        if isinstance(module, QATLayer) and str(node.target) not in found:
+            norm = prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)) if len(node.args) > 1 else None
+            found[str(node.target)] = QuantizedLayer(str(node.target), module, cast("_BatchNorm | None", norm))
+    return list(found.values())
+
+
+def tensors_of(prepared: fx.GraphModule) -> list[QuantizedTensor]:
+    """The quantized activations, in the order in which they are computed.
+
+    A layer that is called several times has a tensor for each call; their names tell the calls apart.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> [tensor.name for tensor in tensors_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU())))]
+        ['input_1', '0']
+    """
+    modules = dict(prepared.named_modules())
+    found: dict[str, QuantizedTensor] = {}
+    for node in prepared.graph.nodes:
+        quantizer = ops.module_of(node, modules)
+        if isinstance(quantizer, FakeQuantize):
+            source = cast(fx.Node, node.args[0])
+            name = str(source.target) if source.op == "call_module" else source.name
+            name = f"{name} ({source.name})" if name in found else name
+            found[name] = QuantizedTensor(name, quantizer, source)
+    return list(found.values())
+
+
+def require_ranges(prepared: nn.Module, who: str) -> None:
+    """Refuse a model whose quantizers have no ranges.
+
+    Raises:
+        ValueError: if it is not prepared, or not one of its quantizers has a range.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> require_ranges(prepare(nn.Sequential(nn.Linear(4, 2))), "sensitivity()")
+        Traceback (most recent call last):
+        ValueError: sensitivity() needs ranges, and no fake quantizer has one: call lq.calibrate(prepared, batches) ...
+    """
+    state = state_of(prepared)
+    state.settle()
+    if not torch.isfinite(state.min_val).any():
+        raise ValueError(
+            f"{who} needs ranges, and no fake quantizer has one: call lq.calibrate(prepared, batches) first, "
+            "or load a QAT checkpoint."
+        )
+
+
+@contextmanager
+def evaluating(prepared: nn.Module) -> Iterator[QATState]:
+    """Within the block the model is in evaluation, fake-quantized, observers off, without gradients; then as before."""
+    state = state_of(prepared)
+    flags = {"fake_quant": state.fake_quant, "observer": state.observer, "freeze_bn": state.freeze_bn}
+    modes = [(module, module.training) for module in prepared.modules()]
+    prepared.eval()
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    try:
+        with torch.no_grad():
+            yield state
+    finally:
+        set_phase(prepared, **flags)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,161 @@
+"""Fake quantization of weights: the scale is a function of the weight, the same in training, conversion and export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lq.core.functional import EPS
+from lq.qconfig import WeightSpec
+
+# Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
+_CANDIDATES = tuple(2.0 ** (-k / 3) for k in range(9))
+
+
+def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Tensor:
+    r"""Symmetric scale of a weight, at least ``EPS``.
+
+    ``observer="minmax"``: :math:`s = \max|w| / q` with q = ``spec.quant_max``, so that nothing is clipped.
+    ``"mse"``: of some scales from there down the one with the least squared error, and then, for the integers
+    :math:`n = \text{clamp}(\text{round}(w / s), -q, q)` that it gives, the best scale in closed form,
+    :math:`\langle w, n \rangle / \langle n, n \rangle`; never a larger error than that of min/max.
+
+    Args:
+        weight: float tensor, any shape.
+        spec: ``quant_max``, ``per_channel`` and ``observer`` count.
+        channel_axis: the output channels' axis.
+
+    Returns:
+        float32 scales, shaped so that they broadcast against ``weight`` (0-dim if per tensor).
+
+    Raises:
+        ValueError: if the weight is empty.
+
+    Source:
+        of "mse": Zhang et al., "LQ-Nets", https://arxiv.org/abs/1807.10029, section 3.2, alternates between integers
+        and scale in this way; here each candidate gets one turn.
+
+    Example:
+        >>> weight_scale(torch.tensor([[1.27, -0.5], [0.0, 0.0]]), WeightSpec(-127, 127))
+        tensor([[1.0000e-02],
+                [1.1921e-07]])
+    """
+    if weight.numel() == 0:
+        raise ValueError(f"A weight of shape {tuple(weight.shape)} holds no numbers; it cannot be quantized.")
+    with torch.no_grad():
+        w = weight.detach().float()
+        dims = [d for d in range(w.dim()) if d != channel_axis] if spec.per_channel else list(range(w.dim()))
+        largest = torch.maximum(w.amax(dims, keepdim=spec.per_channel), -w.amin(dims, keepdim=spec.per_channel))
+        scale = (largest / spec.quant_max).clamp(min=EPS)
+        if spec.observer == "minmax":
+            return scale
+        rows = w.movedim(channel_axis, 0).flatten(1) if spec.per_channel else w.reshape(1, -1)
+        return _least_squares(rows, scale.reshape(-1, 1), spec.quant_max).reshape(scale.shape).clamp(min=EPS)
+
+
+def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
+    """The scale of each row; one candidate after the other, because all at once would take nine times the memory."""
+    best, scale = torch.zeros_like(covering), covering
+    for part in _CANDIDATES:
+        integers = (rows * (covering * part).reciprocal()).round_().clamp_(-quant_max, quant_max)
+        product = torch.linalg.vecdot(rows, integers)[:, None]
+        square = torch.linalg.vecdot(integers, integers)[:, None]
+        # With the best scale for these integers, the error is |w|^2 less this.
+        explained = product * product / square
+        better = explained > best
+        scale, best = torch.where(better, product / square, scale), torch.where(better, explained, best)
+    return scale
+
+
+class Scratch:
+    """Memory for a quantized weight: a forward pass borrows it, its backward pass gives it back.
+
+    A fresh tensor at every step would cost more than the arithmetic. Whoever asks while it is lent gets fresh memory,
+    so that a layer can be called twice, evaluated or changed in between, and every backward pass finds its own values.
+    """
+
+    def __init__(self) -> None:
+        self.free: Tensor | None = None
+
+    def take(self, like: Tensor) -> Tensor:
+        """A float32 tensor of the shape, strides and device of ``like``."""
+        free, self.free = self.free, None
+        if free is None or (free.shape, free.stride(), free.device) != (like.shape, like.stride(), like.device):
+            return torch.empty_like(like, dtype=torch.float32, requires_grad=False)
+        return free
+
+    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
+        return Scratch, ()
+
+
+class _FakeQuantizeWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, factor: Tensor | None, scratch: Scratch | None) -> Tensor:
+        ctx.scratch, ctx.dtype, memory = scratch, weight.dtype, None
+        if scratch is not None:
+            ctx.memory = scratch.take(weight)
+            # With the version counter of the memory: a graph that is kept beyond its backward pass will notice.
+            memory = ctx.memory.detach()
+        out = torch.mul(weight.float(), scale.reciprocal(), out=memory).round_()
+        out.mul_(scale if factor is None else scale * factor)
+        if factor is not None:
+            ctx.save_for_backward(out, factor)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_factor = None
+        if ctx.saved_tensors:
+            out, factor = ctx.saved_tensors
+            if ctx.needs_input_grad[2]:
+                grad_factor = _sum_of_products(out, grad, factor) / factor
+            # In place: a convolution makes this gradient for this function alone, and a copy costs more than the rest.
+            grad = grad.mul_(factor)
+        if ctx.scratch is not None:
+            ctx.scratch.free = ctx.memory
+        return grad.to(ctx.dtype), None, grad_factor, None
+
+
+def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """``(a * b).sum_to_size(like.shape)`` without the product in memory, where the channels come first."""
+    if like.numel() == like.shape[0]:
+        summed: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+        return summed.view_as(like)
+    return (a * b).sum_to_size(like.shape)
+
+
+def fake_quantize_weight(
+    weight: Tensor, scale: Tensor, factor: Tensor | None = None, scratch: Scratch | None = None
+) -> Tensor:
+    """Round a weight to its grid, and multiply by a factor per channel if given: ``round(w / scale) * scale * factor``.
+
+    The scale has to cover every value, as that of min/max does: nothing is clipped, and the gradient passes straight
+    through.
+
+    Args:
+        weight: float tensor.
+        scale: from :func:`weight_scale`.
+        factor: one number per channel, not 0, shaped to broadcast against ``weight``; gets a gradient.
+        scratch: memory to use.
+
+    Returns:
+        float32 tensor of the weight's shape.
+
+    Example:
+        >>> w = torch.tensor([[1.27, -0.504]])
+        >>> fake_quantize_weight(w, weight_scale(w, WeightSpec(-127, 127)))
+        tensor([[ 1.2700, -0.5000]])
+    """
+    if not (torch.is_grad_enabled() and (weight.requires_grad or (factor is not None and factor.requires_grad))):
+        scratch = None  # without a backward pass nobody would give it back
+    out: Tensor = _FakeQuantizeWeight.apply(weight, scale, factor, scratch)
+    return out
+
+
+def quantize_weight(weight: Tensor, scale: Tensor, quant_max: int = 127) -> Tensor:
+    """The integers of a fake-quantized weight, as int8; only a learned or "mse" scale leaves some to be clipped."""
+    return (weight.float() * scale.reciprocal()).round_().clamp_(-quant_max, quant_max).to(torch.int8)

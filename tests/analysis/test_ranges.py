@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from lq.analysis.ranges import activation_scales, range_statistics
+from lq.backends.prepare import prepare
+from lq.ptq import calibrate, prepare_static
+from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+
+
+def rows_of(prepared, batches):
+    return {(row["name"], row["kind"]): row for row in range_statistics(prepared, batches)}
+
+
+def test_saturation_is_the_share_beyond_the_range():
+    model = nn.Sequential(nn.Linear(4, 2))
+    prepared = prepare(model, QConfig(activation=ActivationSpec(observer="minmax")))
+    calibrate(prepared, [torch.tensor([[-1.0, 0.0, 0.5, 1.0]])])
+    row = rows_of(prepared, [torch.tensor([[-2.0, 0.0, 0.5, 1.5]])])["input_1", "activation"]
+    assert row["saturated"] == 0.5
+    assert row["low"] == pytest.approx(-1.0, abs=0.01)
+    assert row["high"] == pytest.approx(1.0, abs=0.01)
+    assert (row["used_levels"], row["levels"], row["dead"]) == (4, 256, 0)
+
+
+def test_what_a_relu_cuts_off_is_not_saturated():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 2))
+    x = 30 * torch.randn(64, 4)
+    row = rows_of(prepare_static(model, [x], QConfig(activation=ActivationSpec(observer="minmax"))), [x])
+    assert row["0", "activation"]["saturated"] == 0
+    assert row["0", "activation"]["high"] == pytest.approx(6.0)
+    assert row["0", "activation"]["low"] == 0
+
+
+def test_symmetric_grids_waste_half_their_levels_behind_a_relu():
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(500, 8)
+    found = rows_of(prepare_static(model, [x], "tensorrt"), [x])
+    assert found["0", "activation"]["used_levels"] <= 128
+    assert found["input_1", "activation"]["used_levels"] > 150
+
+
+def test_dead_channels_and_dead_tensors():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[2:4] = 0
+        model[0].bias.fill_(-100)
+    found = rows_of(prepare_static(model, [torch.randn(8, 4)]), [torch.randn(8, 4)])
+    assert found["0", "weight"]["dead"] == 2
+    assert found["0", "activation"]["dead"] == 1
+    assert found["2", "weight"]["dead"] == 0
+
+
+def test_weights_use_their_levels_and_only_learned_scales_leave_some_beyond():
+    model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64)
+    row = rows_of(prepare_static(model, [x], QConfig(weight=WeightSpec(-7, 7))), [x])["0", "weight"]
+    assert (row["levels"], row["used_levels"], row["saturated"]) == (15, 15, 0.0)
+    prepared = prepare_static(model, [x], QConfig(weight=WeightSpec(-7, 7, learned_scale=True)))
+    with torch.no_grad():
+        layer = prepared.get_submodule("0")
+        layer.weight_scale.copy_(layer.weight.abs().amax(1, keepdim=True) / 14)
+    assert 0.2 < rows_of(prepared, [x])["0", "weight"]["saturated"] < 0.8
+
+
+def test_no_batch_is_refused():
+    prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)])
+    with pytest.raises(ValueError, match=r"range_statistics\(\) got no batch"):
+        range_statistics(prepared, [])
+
+
+def test_scales_are_those_of_the_grids_learned_ones_too():
+    activation = ActivationSpec(observer="minmax", learned_scale=True)
+    prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)], QConfig(activation=activation))
+    before = activation_scales(prepared)
+    assert before == {"input_1": pytest.approx(before["input_1"]), "0": pytest.approx(before["0"])}
+    with torch.no_grad():
+        prepared.qat_state.fq_input_1.scale.fill_(0.5)
+    assert activation_scales(prepared) == {**before, "input_1": 0.5}
+
+
+def test_tensors_without_a_range_have_no_scale():
+    assert activation_scales(prepare(nn.Sequential(nn.Linear(4, 2)))) == {}
