@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
 from lq.console import BatchCounter
+from lq.export.rows import FP32
 from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
@@ -32,8 +33,6 @@ from lq.metrics.comparison import AnyMetric
 from lq.target import target_of
 
 Results = dict[str, dict[str, float]]
-
-FP32 = "fp32"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from lq.evaluation import (
     Judge,
     Tap,
     ValidationComparison,
-    compare_on_example,
     compare_on_validation_data,
     on_cpu,
     quiet_lightning,
@@ -83,9 +82,12 @@ def test_all_validation_data_are_used(layout: str) -> None:
         def compute(self) -> torch.Tensor:
             return self.total  # type: ignore[return-value]
 
-    results = compare_on_validation_data(module, "model", {}, Judge(loaders, metric=Count()))
+    results, _ = compare_on_validation_data(module, "model", {}, Judge(loaders, metric=Count()))
     assert results == {"fake": {"count": 12.0}}
-    limited = compare_on_validation_data(module, "model", {}, Judge(val_loader(), metric=Count(), limit=1))
+    limited, calls = compare_on_validation_data(
+        module, "model", {}, Judge(val_loader(), metric=Count(), limit=1), keep=3
+    )
+    assert len(calls) == 1
     assert limited == {"fake": {"count": 6.0}}
 
 
@@ -110,16 +112,8 @@ def test_nothing_is_prepared_or_set_up_again() -> None:
         def prepare_data(self) -> None:
             raise AssertionError("downloads again")
 
-    results = compare_on_validation_data(Own(), "model", {}, Judge(val_loader(), datamodule=Data()))
+    results, _ = compare_on_validation_data(Own(), "model", {}, Judge(val_loader(), datamodule=Data()))
     assert results.keys() == {"fake"}
-
-
-def test_compare_on_example() -> None:
-    net, x = make_net().eval(), torch.randn(4, 1, 6, 6)
-    close = compare_on_example(net, lambda x: net(x) * 1.1, ((x,), {}))
-    assert close["agreement"] == 1.0
-    assert close["sqnr_db"] == pytest.approx(20.0, abs=1e-3)
-    assert compare_on_example(torch.sum, torch.sum, ((x,), {})).keys() == {"sqnr_db", "max_abs_error"}
 
 
 def test_on_cpu_copies_and_casts() -> None:

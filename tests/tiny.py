@@ -114,5 +114,5 @@ def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
         model = load(directory, kind)
         return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
 
-    monkeypatch.setattr("lq.deploy.LATENCY_SECONDS", 0.005)
+    monkeypatch.setattr("lq.export.rows.LATENCY_SECONDS", 0.005)
     monkeypatch.setattr("lq.export.parity.run_in_fresh_process", run_here)

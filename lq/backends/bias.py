@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import state_of
@@ -37,13 +37,13 @@ def round_biases(prepared: fx.GraphModule) -> None:
         source = _quantizer_of(node.args[0], modules)
         if source is None or targets.count(node.target) > 1 or not state.ready(source.slot):
             continue
-        learned = source.scale is not None and float(source.scale) != 0.0
-        scale = source.scale if learned else scales[source.slot]
+        observed = float(scales[source.slot])
+        scale = observed if source.scale is None else float(source.scale) or observed
         layer: Any = modules[str(node.target)]
-        _round(layer, _batch_norm(prepared, node), float(scale))  # type: ignore[arg-type]
+        _round(layer, _batch_norm(prepared, node), scale)
 
 
-def _round(layer: QATLayer, bn: _BatchNorm | None, input_scale: float) -> None:
+def _round(layer: QATLayer, bn: Any, input_scale: float) -> None:
     _, weight_scale, bias = layer.integer_weight(bn)
     if bias is None:
         return
@@ -57,8 +57,6 @@ def _round(layer: QATLayer, bn: _BatchNorm | None, input_scale: float) -> None:
     elif bn.bias is not None:
         bn.bias.add_(change.to(bn.bias.dtype))
     else:
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
         bn.running_mean.sub_((change * torch.sqrt(bn.running_var.double() + bn.eps)).to(bn.running_mean.dtype))
 
 

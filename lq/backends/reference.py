@@ -1,7 +1,7 @@
 """``reference``: a prepared module as a float graph with explicit quantize and dequantize operations ("QDQ").
 
 It is what runtimes import: each finds its own int8 kernels around the pairs. Weights are int8 tensors with a scale per
-channel; nothing is quantized twice, and a ReLU or ReLU6 that a quantizer's clamp has absorbed is left to its saturation.
+channel, and a ReLU or ReLU6 that a quantizer's clamp has absorbed is left to its saturation.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ReferenceLayer(nn.Module):
         else:
             scale = self.weight_scale.item()
             weight = decomposed.dequantize_per_tensor(self.weight, scale, 0, -128, 127, torch.int8)
-        return self.compute(self.__dict__["hyperparameters"], x, weight, self.bias)  # type: ignore[arg-type]
+        return self.compute(self.__dict__["hyperparameters"], x, weight, self.bias)
 
     def extra_repr(self) -> str:
         """Kind of layer."""

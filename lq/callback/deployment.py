@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.callback.best import load_best
 from lq.callback.progress import close_progress_bar
-from lq.deploy import Baseline, Deployment, deploy
+from lq.deploy import Baseline, deploy
 from lq.evaluation import Judge
+from lq.export.delivery import Deployment, Order
 from lq.export.signature import Inputs
 from lq.report.table import print_table
 from lq.schedule import QATSchedule
@@ -25,7 +26,7 @@ def deploy_best(
     *,
     judge: Judge,
     baseline: Baseline,
-    directory: Path | None,
+    order: Order,
     schedule: QATSchedule,
 ) -> Deployment:
     """Deploy the best weights of a fit that is over, and say what came out.
@@ -37,7 +38,7 @@ def deploy_best(
         example: inputs of one call of the target, on the CPU.
         judge: data and metric.
         baseline: for the FP32 row.
-        directory: of the artifact; ``None`` writes nothing.
+        order: what to deliver.
         schedule: for the manifest.
 
     Returns:
@@ -48,10 +49,10 @@ def deploy_best(
     weights = load_best(trainer, twin, name)
     rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
     manifest = {"weights": weights, "schedule": vars(schedule), "target": name}
-    deployment = deploy(twin, name, example, judge, baseline=baseline, directory=directory, manifest=manifest)
+    deployment = deploy(twin, name, example, judge, replace(order, manifest=manifest), baseline)
     print_table(deployment.rows)
     for note in deployment.notes:
         rank_zero_info(f"lq: {note}")
     if deployment.directory is not None:
-        rank_zero_info(f"lq: int8 model in {deployment.directory}")
+        rank_zero_info(f"lq: artifact in {deployment.directory}")
     return deployment

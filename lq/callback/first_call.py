@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lq.backends.self_check import self_check
-from lq.deploy import rehearse
 from lq.evaluation import is_own_forward, on_cpu
+from lq.export.delivery import Order, rehearse
 from lq.export.signature import Inputs
 from lq.target import float_state, prepared_graph, target_of
 
@@ -32,7 +32,7 @@ def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs]
     return handle
 
 
-def check_first_call(module: LightningModule, name: str, float_model: nn.Module, example: Inputs) -> None:
+def check_first_call(module: LightningModule, name: str, float_model: nn.Module, example: Inputs, order: Order) -> None:
     """Check that the prepared target computes what the float one does, and that its int8 model can be exported.
 
     Args:
@@ -40,6 +40,7 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
         name: of its target.
         float_model: the float target on the CPU; it takes over the current weights.
         example: inputs of one call, on the CPU.
+        order: what is to be delivered at the end.
 
     Raises:
         ValueError: if either is not so.
@@ -47,4 +48,4 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
     prepared = copy.deepcopy(prepared_graph(module, name)).cpu().float()
     float_model.load_state_dict(float_state(target_of(module, name)))
     self_check(float_model, prepared, *example)
-    rehearse(prepared, example)
+    rehearse(prepared, example, order.exporters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from lq.callback.processes import others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.validation import log_results, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
-from lq.deploy import Deployment
 from lq.evaluation import Judge, ValidationComparison
+from lq.export.delivery import Deployment, Order
+from lq.export.parity import Gate
 from lq.export.signature import Inputs
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
@@ -50,9 +51,13 @@ class QATCallback(Callback):
         target_fn: batch -> labels; ``None`` takes the last of ``(x, y)`` or "labels"/"label"/"target"/"y" of a dict.
         int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
         export_dir: directory of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
+        exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", or ``{name: options}``; the
+            first is what :func:`lq.load` loads by default.
+        gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
 
     Raises:
         TypeError: if ``metric`` is not a torchmetrics metric.
+        ImportError: if an exporter needs a package that is not installed.
         ValueError: for what can be seen at once to be wrong; the rest is checked before the first step of a training.
 
     Example:
@@ -69,6 +74,8 @@ class QATCallback(Callback):
         target_fn: Callable[[Any], Any] | None = None,
         int8_every_n_epochs: int | None = None,
         export_dir: str | None = None,
+        exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
+        gate: Gate | None = None,
     ) -> None:
         if int8_every_n_epochs is not None and int8_every_n_epochs < 1:
             raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
@@ -82,6 +89,7 @@ class QATCallback(Callback):
         self.schedule = schedule or QATSchedule()
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
+        self.order = Order(tuple(exporters), gate or Gate())
         self.plan: Plan | None = None
         self.deployment: Deployment | None = None
         self._name = ""
@@ -135,7 +143,7 @@ class QATCallback(Callback):
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
         self._example = example
         if self._float.model is not None and self._float.is_usable:
-            check_first_call(pl_module, self._name, self._float.model, example)
+            check_first_call(pl_module, self._name, self._float.model, example, self.order)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
@@ -273,7 +281,7 @@ class QATCallback(Callback):
             example,
             judge=judge,
             baseline=self._float.baseline(),
-            directory=self._directory,
+            order=replace(self.order, directory=self._directory),
             schedule=self.schedule,
         )
 

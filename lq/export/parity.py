@@ -86,6 +86,12 @@ class Parity:
         """Whether the gate lets it through."""
         return not self.complaint
 
+    @property
+    def fidelity(self) -> dict[str, float]:
+        """The measures without the verdict."""
+        found = {"sqnr_db": self.sqnr_db, "max_abs_error": self.max_abs_error}
+        return found if self.agreement is None else {"agreement": self.agreement, **found}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {**asdict(self), "passed": self.passed}

@@ -168,7 +168,7 @@ class FlatModel:
     def _in_parts(self, tensors: list[Tensor]) -> list[Tensor]:
         assert self.at_once is not None
         batched = [spec.shape[:1] == (None,) for spec in self.signature.inputs]
-        split = [t.split(self.at_once) for t, b in zip(tensors, batched, strict=True) if b]
+        split = [torch.split(t, self.at_once) for t, b in zip(tensors, batched, strict=True) if b]
         if not split or any(len(part[-1]) != self.at_once for part in split):
             return self.run(tensors)
         results = []

@@ -1,0 +1,257 @@
+"""From a trained model to an artifact: export, load again, compare, let through what agrees, write it as a whole."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lq.backends.bias import round_biases
+from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
+from lq.export.artifact import PREPARED_NAME, Int8Model, load, new_artifact
+from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.manifest import write_manifest
+from lq.export.parity import Gate, Parity, check, first_difference
+from lq.export.rows import FAKE, FP32, LATENCY_THREADS, comparison_rows
+from lq.export.signature import Inputs, Signature, one_sample
+from lq.metrics.outputs import main_tensor
+
+DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
+
+Calls = Sequence[tuple[Inputs, Tensor]]
+Compare = Callable[[Mapping[str, Int8Model], int], tuple[dict[str, dict[str, float]], Calls]]
+
+
+@dataclass
+class Deployment:
+    """What a run leaves.
+
+    Args:
+        models: the int8 models by exporter, as they were loaded again from the disk.
+        rows: of the closing table.
+        results: metrics by version, and how far each int8 model agrees with the fake-quantized one.
+        parity: what the gate found, by exporter.
+        directory: of the artifact, if one was written.
+        notes: to be read beside the table.
+        failures: what went wrong with single exporters; their files are not in the artifact.
+    """
+
+    models: dict[str, Int8Model] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+    parity: dict[str, Parity] = field(default_factory=dict)
+    directory: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def raise_failures(self) -> None:
+        """End with an error if an exporter failed.
+
+        Raises:
+            RuntimeError: with what failed, and what stands nevertheless.
+        """
+        if self.failures:
+            where = "nothing was written" if self.directory is None else f"everything else is in {self.directory}"
+            raise RuntimeError(f"{'; '.join(self.failures)}. The trained weights are safe; {where}.")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be delivered, checked when it is made.
+
+    Args:
+        exporters: names from :data:`lq.export.exporters.EXPORTERS`, or ``{name: options}``.
+        gate: what each artifact has to reach.
+        directory: where to write; ``None`` writes nothing.
+        manifest: what else ``lq.json`` shall hold.
+
+    Raises:
+        ValueError: for an unknown exporter or option.
+        ImportError: if an exporter needs a package that is not installed.
+    """
+
+    exporters: Sequence[Choice] = DEFAULT_EXPORTERS
+    gate: Gate = field(default_factory=Gate)
+    directory: Path | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        chosen(self.exporters)
+
+    @property
+    def choices(self) -> list[Chosen]:
+        """The exporters."""
+        return chosen(self.exporters)
+
+
+def deliver(
+    prepared: fx.GraphModule, example: Inputs, compare: Compare, order: Order, float_model: nn.Module | None = None
+) -> Deployment:
+    """Export a trained model, compare each artifact with the fake-quantized model, and write those that agree.
+
+    Args:
+        prepared: on the CPU, trained or calibrated; its biases are rounded (:func:`lq.backends.bias.round_biases`), and
+            it is left in evaluation mode.
+        example: inputs of one call, on the CPU.
+        compare: takes the loaded int8 models and a number of calls; returns results as
+            :class:`Deployment` has them, and at most that many calls of ``prepared``: inputs and main output.
+        order: what to deliver.
+        float_model: for the FP32 row, on the CPU.
+
+    Returns:
+        the deployment; see :meth:`Deployment.raise_failures`.
+
+    Raises:
+        ValueError: if ``prepared`` has no ranges.
+        OSError: if the artifact cannot be written.
+    """
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    trained = copy.deepcopy(prepared.eval().state_dict())
+    round_biases(prepared)
+    with torch.no_grad():
+        output = prepared(*copy.deepcopy(example[0]), **copy.deepcopy(example[1]))
+    entries = {
+        **_provenance(prepared, float_model),
+        "signature": Signature.of(prepared, example, output).to_dict(),
+        **order.manifest,
+    }
+    deployment, gate = Deployment(), order.gate
+    with new_artifact(order.directory) as place:
+        torch.save(trained, place / PREPARED_NAME)
+        infos = _export(deployment, prepared, order.choices, example, place)
+        write_manifest(place, {**entries, "artifacts": infos})
+        deployment.models = {kind: load(place, kind, LATENCY_THREADS) for kind in infos}
+        results, calls = compare(deployment.models, gate.batches)
+        deployment.results |= results
+        if not calls:
+            deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
+        _pass_gate(deployment, prepared, order, place, calls or [(example, main_tensor(output))])
+        deployment.rows = comparison_rows(
+            deployment.models, float_model, place, deployment.results, one_sample(example)
+        )
+        if gate.on_failure == "error":
+            _leave_out(deployment, place, infos)
+        entries["parity"] = {kind: parity.to_dict() for kind, parity in deployment.parity.items()}
+        entries |= {"results": deployment.results, "table": deployment.rows}
+        if deployment.failures:
+            entries["error"] = "; ".join(deployment.failures)
+        write_manifest(place, {**entries, "artifacts": infos})
+    if order.directory is not None:
+        deployment.directory = order.directory
+        for model in deployment.models.values():
+            model.path = order.directory
+    return deployment
+
+
+def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> None:
+    """Export a copy with made-up ranges and run it, so that what would fail after the training fails before it.
+
+    Args:
+        prepared: a copy that nothing else uses, on the CPU; it is spoilt.
+        example: inputs of one call, on the CPU.
+        exporters: as for :class:`Order`.
+
+    Raises:
+        ValueError: if an exporter cannot export the model.
+    """
+    state = state_of(prepared)
+    made_up = {"min_val": torch.full_like(state.min_val, -1.0), "max_val": torch.ones_like(state.max_val)}
+    state.load_state_dict({**state.state_dict(), **made_up})
+    prepared.eval()
+    with torch.no_grad():
+        output = prepared(*copy.deepcopy(example[0]), **copy.deepcopy(example[1]))
+    signature = Signature.of(prepared, example, output)
+    args, kwargs = one_sample(example)
+    for choice in chosen(exporters):
+        try:
+            with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+                info = choice.export(prepared, example, Path(scratch))
+                choice.exporter.load(Path(scratch), signature, info)(*args, **kwargs)
+        except Exception as error:
+            raise ValueError(
+                f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
+                f"show at the end of the training: {_one_line(error)}. Name an inner module without that part, "
+                f"QATCallback(target=...), or choose other exporters, of {', '.join(EXPORTERS)}."
+            ) from error
+
+
+def _export(
+    deployment: Deployment, prepared: fx.GraphModule, choices: Sequence[Chosen], example: Inputs, place: Path
+) -> dict[str, dict[str, Any]]:
+    """Write the files of every exporter that can; returns what they say of them."""
+    infos = {}
+    for choice in choices:
+        try:
+            infos[choice.name] = choice.export(prepared, example, place)
+        except OSError:
+            raise  # a full disk is no fault of one exporter
+        except Exception as error:
+            _remove(choice.name, place)
+            deployment.failures.append(f"The int8 model could not be exported as {choice.name!r} ({_one_line(error)})")
+    return infos
+
+
+def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, place: Path, calls: Calls) -> None:
+    """Fill ``parity``; complaints become failures or warnings, with the layer to look at."""
+    inputs, expected, gate = [call for call, _ in calls], [output for _, output in calls], order.gate
+    for choice in order.choices:
+        if choice.name not in deployment.models:
+            continue
+        parity = check(place, choice.name, inputs, expected, gate)
+        if not parity.passed:
+            layer = first_difference(prepared, choice, inputs[0], gate.min_sqnr_db or 30.0)
+            parity = replace(parity, first_layer=layer)
+            message = f"{choice.name!r} does not compute what was trained: {parity.complaint}; they part at {layer}"
+            if gate.on_failure == "error":
+                deployment.failures.append(message)
+            else:
+                warnings.warn(f"lq: {message}", stacklevel=2)
+        deployment.parity[choice.name] = parity
+        deployment.results.setdefault(f"{choice.name}_vs_{FAKE}", parity.fidelity)
+
+
+def _leave_out(deployment: Deployment, place: Path, infos: dict[str, Any]) -> None:
+    """Take out of the artifact what did not pass the gate."""
+    for kind, parity in deployment.parity.items():
+        if not parity.passed:
+            _remove(kind, place)
+            del infos[kind], deployment.models[kind]
+
+
+def _remove(kind: str, place: Path) -> None:
+    for file in EXPORTERS[kind].files:
+        (place / file).unlink(missing_ok=True)
+
+
+def _provenance(prepared: fx.GraphModule, float_model: nn.Module | None) -> dict[str, Any]:
+    """What an artifact says of where it comes from."""
+    state = state_of(prepared)
+    ends = zip(state.names, state.min_val.tolist(), state.max_val.tolist(), strict=True)
+    return {
+        "qconfig": qconfig_of(prepared).to_dict(),
+        "plan": plan_of(prepared).to_dict(),
+        "ranges": {name: [low, high] for name, low, high in ends},
+        f"{FP32}_weights_sha256": None if float_model is None else _digest(float_model),
+    }
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of the names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
