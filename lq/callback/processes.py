@@ -1,4 +1,4 @@
-"""One process works, the others wait for it."""
+"""Several processes: which ways to start them are refused, and how all wait for one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import distributed
 
+_SPLITTING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 _LONG = timedelta(days=30)
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that leave no process with a whole weight.
+
+    Raises:
+        ValueError: for fully sharded, tensor-parallel and DeepSpeed training.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, _SPLITTING):
+        raise ValueError(
+            f"{type(strategy).__name__} splits the model among processes, but QAT needs whole weights for their "
+            "scales and for the int8 model. Use strategy='ddp', 'ddp_spawn', 'ddp_notebook' or a single device; where "
+            "memory is short, accumulate_grad_batches, precision='bf16-mixed' or a smaller batch."
+        )
 
 
 @contextmanager

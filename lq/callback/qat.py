@@ -21,7 +21,7 @@ from lq.callback.float_reference import FloatReference
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_directory, prepare_target
-from lq.callback.processes import others_wait
+from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.validation import log_results, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
@@ -139,6 +139,7 @@ class QATCallback(Callback):
                 "(its qconfig.overrides can treat layers differently)."
             )
         check_averaging(self, trainer)
+        check_strategy(trainer)
 
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
         self._example = example

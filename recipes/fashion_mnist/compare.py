@@ -26,9 +26,9 @@ from torch import Tensor, nn
 import lq
 from lq.benchmark import compare_latency, size_mb
 from lq.data import FashionMNISTDataModule
-from lq.deploy import fastest_float, float_forms
 from lq.deprecations import quiet_torchscript
 from lq.export.artifact import load_prepared_state
+from lq.export.rows import fastest_float, float_forms
 from lq.metrics import ModelComparison
 from lq.models import Classifier
 from lq.report.table import print_table

@@ -257,9 +257,7 @@ def test_failing_conversion_keeps_what_was_trained(fit: Fit, tmp_path: Path) -> 
             state_of(pl_module.model).min_val.fill_(torch.inf)
 
     module, checkpoint = Tiny(), keeper(tmp_path / "kept")
-    with pytest.raises(
-        RuntimeError, match=r"int8 model could not be exported as 'torch'.*else is in"
-    ):
+    with pytest.raises(RuntimeError, match=r"int8 model could not be exported as 'torch'.*else is in"):
         fit(module, qat(), checkpoint, Spoil(), max_epochs=1)
     assert Path(checkpoint.last_model_path).is_file()
     (directory,) = tmp_path.rglob("int8")

@@ -46,7 +46,7 @@ def test_lines_and_table_stand_beside_the_progress_bar(tmp_path: Path, bar: str)
     assert process.wait(timeout=60) == 0, screen[-3000:]
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen).replace("\r", "\n")
     lines = [line.strip() for line in plain.splitlines()]
-    for start in ("lq: learning rate of QAT", "lq: after 1 epoch, 3 steps: fake quantization on", "lq: int8 model in"):
+    for start in ("lq: learning rate of QAT", "lq: after 1 epoch, 3 steps: fake quantization on", "lq: artifact in"):
         assert sum(line.startswith(start) for line in lines) == 1, f"{start!r} is not a line of its own:\n{plain}"
     table = next(index for index, line in enumerate(lines) if line.startswith("int8 torch"))
     assert not any("Epoch" in line for line in lines[table:]), "a bar below the table"
