@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from lq.backends.prepare import set_phase as set_phase
     from lq.callback import QATCallback as QATCallback
     from lq.checkpoint import load_checkpoint as load_checkpoint
+    from lq.deploy import export_artifact as export_artifact
     from lq.export.artifact import load as load
+    from lq.export.bench import bench as bench
+    from lq.export.parity import Gate as Gate
     from lq.ptq import calibrate as calibrate
     from lq.ptq import prepare_static as prepare_static
     from lq.ptq import quantize_dynamic as quantize_dynamic
@@ -35,8 +38,11 @@ _HOMES = {
     "QATSchedule": "lq.schedule",
     "QConfig": "lq.qconfig",
     "WeightSpec": "lq.qconfig",
+    "bench": "lq.export.bench",
     "convert": "lq.backends.convert",
     "calibrate": "lq.ptq",
+    "export_artifact": "lq.deploy",
+    "Gate": "lq.export.parity",
     "load": "lq.export.artifact",
     "load_checkpoint": "lq.checkpoint",
     "plan_of": "lq.backends.prepare",

@@ -130,6 +130,15 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
     return loaded.eval()  # type: ignore[return-value]  # a GraphModule in the place of a plain module
 
 
+def read_entry(path: str | Path) -> CheckpointEntry:
+    """What a QAT run has written into a checkpoint.
+
+    Raises:
+        ValueError: as in :func:`load_checkpoint`.
+    """
+    return _entry(_read(Path(path), weights_only=False), path)
+
+
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=weights_only)

@@ -17,14 +17,17 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lq.console import LineProgress, is_terminal
+from lq.trainer import QATTrainer
 
 DESCRIPTION = """Quantization-aware training for PyTorch Lightning.
 
-Train, validate, test or predict with the model, the data and the
-callbacks that a YAML file names:
+Train, validate, test, predict, export or measure with the model, the data
+and the callbacks that a YAML file names:
 
   lq fit --config recipes/digits/qat.yaml
   lq fit --config recipes/digits/qat.yaml --trainer.max_epochs 30
+  lq export --config recipes/digits/qat.yaml --ckpt_path last.ckpt --exporters [onnx]
+  lq bench --config recipes/digits/qat.yaml --artifact runs/digits/version_0/int8
   lq fit --help
 
 Set LQ_DEBUG=1 to see the whole traceback of an error."""
@@ -53,6 +56,11 @@ class _Parser(LightningArgumentParser):
 class LQCLI(LightningCLI):
     """LightningCLI that writes one line an epoch where its output is not a terminal."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and those of :class:`lq.trainer.QATTrainer`."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}, "bench": {"model", "datamodule"}}
+
     def before_instantiate_classes(self) -> None:
         """Choose the progress callback, unless the configuration has one or wants none."""
         trainer = self.config[self.subcommand]["trainer"]
@@ -71,6 +79,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     try:
         LQCLI(
+            trainer_class=QATTrainer,
             parser_class=_Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,

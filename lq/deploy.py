@@ -72,7 +72,7 @@ def deploy(
     return deliver(prepared, example, compare, order or Order(), baseline.model)
 
 
-def export(
+def export_artifact(
     prepared: fx.GraphModule,
     batches: Iterable[Any],
     directory: str | Path,
@@ -103,7 +103,7 @@ def export(
         >>> x = torch.randn(64, 4)
         >>> prepared = lq.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         >>> _ = lq.calibrate(prepared, [x])
-        >>> done = export(prepared, [x], Path(tempfile.mkdtemp()) / "int8", ["torch", "pt2"])
+        >>> done = export_artifact(prepared, [x], Path(tempfile.mkdtemp()) / "int8", ["torch", "pt2"])
         >>> {kind: parity.passed for kind, parity in done.parity.items()}
         {'torch': True, 'pt2': True}
     """

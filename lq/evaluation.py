@@ -30,7 +30,7 @@ from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
-from lq.target import target_of
+from lq.target import detached_copy, target_of
 
 Results = dict[str, dict[str, float]]
 
@@ -200,21 +200,51 @@ def compare_on_validation_data(
     _without_prepare_data(module)
     loaders = _undistributed(judge.loaders)
     with quiet_lightning():
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=DummyLogger(),  # for modules that log images and the like
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,  # it would end that of the run, which is still on the screen
-            limit_val_batches=judge.limit,
-            callbacks=[_CompareDuringValidation(comparison, judge.show_progress)],
+        trainer = _quiet_trainer(
+            limit_val_batches=judge.limit, callbacks=[_CompareDuringValidation(comparison, judge.show_progress)]
         )
         data: dict[str, Any] = {"dataloaders": loaders}
         if judge.datamodule is not None:
             data = {"datamodule": _ready_datamodule(judge.datamodule, loaders)}
         trainer.validate(module, verbose=False, **data)
     return comparison.finish(), comparison.calls
+
+
+def first_validation_call(
+    module: LightningModule, name: str, datamodule: LightningDataModule | None = None
+) -> tuple[Inputs, Any]:
+    """What reaches the target in the first validation step, and the loaders that it came from.
+
+    Args:
+        module: any LightningModule; a copy runs, on the CPU.
+        name: of its target.
+        datamodule: its data; ``None`` takes the module's own ``val_dataloader``.
+
+    Returns:
+        inputs of the call, on the CPU, and the validation loaders.
+
+    Raises:
+        ValueError: if the validation step does not call the target.
+    """
+    twin = detached_copy(module)
+    tap = Tap(target_of(twin, name))
+    with quiet_lightning():
+        trainer = _quiet_trainer(limit_val_batches=1)
+        trainer.validate(twin, datamodule=datamodule, verbose=False)
+    args, kwargs, _ = tap.take()
+    return on_cpu((args, kwargs)), trainer.val_dataloaders
+
+
+def _quiet_trainer(**settings: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=DummyLogger(),  # for modules that log images and the like
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,  # it would end that of the run, which is still on the screen
+        **settings,
+    )
 
 
 def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:

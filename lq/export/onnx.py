@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
 from lq.export.program import export_program, quiet_export
@@ -84,10 +85,7 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
 
     check_options(opset)
     program, dynamic = export_program(prepared, example)
-    with quiet_export():
-        made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
-    assert made is not None
-    made.save(path)
+    write_program(program, path, opset)
     model = onnx.load(path)
     _name_layers(model)
     onnx.save(model, path)
@@ -96,6 +94,14 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(f"the ONNX file is not valid: {error}") from error
     return Written(path, dynamic)
+
+
+def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
+    """Write a ``torch.export`` program as it is, quantized or float."""
+    with quiet_export():
+        made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
+    assert made is not None
+    made.save(path)
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
@@ -126,17 +132,18 @@ def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
     """``int8.onnx`` in an ONNX Runtime session on the CPU; without ``threads`` it chooses."""
-    return _session_model(directory / FILE, signature, threads)
+    return session_model(directory / FILE, signature, threads)
 
 
 def load_tensorrt(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
     """``int8.tensorrt.onnx`` in an ONNX Runtime session on the CPU, which computes the same graph."""
-    return _session_model(directory / TENSORRT_FILE, signature, threads)
+    return session_model(directory / TENSORRT_FILE, signature, threads)
 
 
-def _session_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
+def session_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
+    """Any ONNX file in an ONNX Runtime session on the CPU, callable as its signature says."""
     session = _session(path, threads)
     names = [value.name for value in session.get_inputs()]
 

@@ -39,7 +39,12 @@ def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
     """The compiled model, callable like the original; without ``threads`` OpenVINO chooses."""
-    compiled = _compile(directory / FILE, threads)
+    return compiled_model(directory / FILE, signature, threads)
+
+
+def compiled_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
+    """Any model that OpenVINO reads, compiled for the CPU, callable as its signature says."""
+    compiled = _compile(path, threads)
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         # A copy: the arrays are the runtime's own memory, which the next call overwrites.

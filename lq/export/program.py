@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
@@ -35,14 +36,33 @@ def export_program(
     Raises:
         ValueError: if the model cannot be exported.
     """
-    model = reference(prepared, signed)
+    try:
+        return float_program(reference(prepared, signed), example, dynamic)
+    except RuntimeError as error:
+        raise ValueError(f"torch.export cannot export {type(prepared).__name__}: {error}") from error
+
+
+def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tuple[ExportedProgram, bool]:
+    """Export any module as it is.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: inputs of one call.
+        dynamic: let the first dimension of the inputs be any, if they share it.
+
+    Returns:
+        the program, and whether its batch is dynamic.
+
+    Raises:
+        RuntimeError: if it cannot be exported.
+    """
     size = batch_size(example)
     with quiet_export(), torch.no_grad():
         if dynamic and size is not None:
             # torch.export takes a size of 0 or 1 for a constant.
             args, kwargs = tree_map(_doubled, example) if size == 1 else example
             dims = tree_map(_batch_dimension, (args, kwargs))
-            shapes = {**dict(zip(_names(model), dims[0], strict=False)), **dims[1]}
+            shapes = {**dict(zip(inspect.signature(model.forward).parameters, dims[0], strict=False)), **dims[1]}
             try:
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes), True
             except Exception:
@@ -50,7 +70,7 @@ def export_program(
         try:
             return torch.export.export(model, *example), False
         except Exception as error:
-            raise ValueError(f"torch.export cannot export {type(prepared).__name__}: {error}") from error
+            raise RuntimeError(str(error)) from error
 
 
 @contextmanager
@@ -73,7 +93,3 @@ def _doubled(leaf: Any) -> Any:
 
 def _batch_dimension(leaf: Any) -> Any:
     return {0: Dim(BATCH)} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-
-def _names(model: fx.GraphModule) -> list[str]:
-    return [str(node.target) for node in model.graph.nodes if node.op == "placeholder"]

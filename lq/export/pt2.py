@@ -54,6 +54,11 @@ def lower(module: Callable[..., Any]) -> Callable[..., Any]:
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError as error:
         raise ImportError('inductor\'s int8 kernels need torchao: pip install "lq[pt2]"') from error
+    return compile_frozen(module)
+
+
+def compile_frozen(module: Callable[..., Any]) -> Callable[..., Any]:
+    """``module`` compiled by inductor with its weights as constants, once for each input shape."""
     from torch._inductor import config
 
     compiled: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}

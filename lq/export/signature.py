@@ -207,7 +207,7 @@ def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def _holds_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+    return isinstance(value, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _is_plain(value: Any) -> bool:

@@ -32,15 +32,15 @@ def int8_kernels() -> Iterator[None]:
 
     They are deterministic, but not on torch's list (2.15: ``quantized_resize_cpu_``), which makes it refuse them.
     """
-    asked, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    if not torch.are_deterministic_algorithms_enabled():
+        yield  # setting what is set already takes a tenth of a millisecond
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(asked, warn_only=warn_only)
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 def export_torchscript(

@@ -1,0 +1,77 @@
+"""The table of ``lq bench``: size, latency and throughput of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+_ABSENT = "-"
+
+
+def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """Lay measurements out, one model a line, with three columns for each batch size.
+
+    Args:
+        rows: as :class:`lq.export.bench.Benchmark` has them.
+        title: line above the table.
+
+    Returns:
+        the table: size in MB, and for each batch size the median latency in ms, how many samples a second that is, and
+        how much faster than eager float.
+
+    Example:
+        >>> row = {"model": "int8 onnx", "batch_size": 1, "latency_ms": 2.5, "per_second": 400.0, "speedup": 4.0,
+        ...        "size_mb": 3.5, "threads": 1}
+        >>> Console(width=80, color_system=None).print(bench_table([row]))  # doctest: +SKIP
+    """
+    batches = sorted({row["batch_size"] for row in rows})
+    columns = [Column("model", no_wrap=True, style="cyan"), Column("size\nMB", justify="right")]
+    for size in batches:
+        columns += [
+            Column(f"batch {size}\nms", justify="right", no_wrap=True),
+            Column("\nper second", justify="right", no_wrap=True),
+            Column("\nspeed-up", justify="right", no_wrap=True),
+        ]
+    threads = sorted({row["threads"] for row in rows})
+    plural = "" if threads == [1] else "s"
+    caption = f"{', '.join(map(str, threads))} thread{plural}; speed-up over eager float; median and quartile range"
+    table = Table(
+        *columns, title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+    )
+    table.caption_justify = "left"
+    by_model: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["batch_size"]] = row
+    for model, found in by_model.items():
+        size_mb = next(iter(found.values()))["size_mb"]
+        cells = [model, _ABSENT if size_mb is None else f"{size_mb:.2f}"]
+        for size in batches:
+            cells += _cells(found.get(size))
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def print_bench(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console | None = None) -> None:
+    """Print the table and what to know of it; lines in a log are never broken."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, 160))
+    console.print(bench_table(rows))
+    for note in notes:
+        console.print(Text(f" {note}"))
+
+
+def _cells(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return [_ABSENT] * 3
+    speedup = row["speedup"]
+    return [
+        f"{row['latency_ms']:.2f} ± {row['iqr_ms']:.2f}",
+        f"{row['per_second']:.0f}",
+        _ABSENT if speedup is None else f"{speedup:.2f}x",
+    ]
