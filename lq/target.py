@@ -109,7 +109,8 @@ def _run_graph(module: nn.Module, graph_module: fx.GraphModule) -> None:
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """For pickle and copy, which look a class up by its name: that of the user and the graph, which makes the other."""
-    state: dict[str, Any] = {**module.__getstate__()}  # type: ignore[dict-item]  # that of a module is its __dict__
+    attributes: Any = module
+    state = dict(attributes.__getstate__())
     state.pop(_GRAPH)
     return _rebuild, (type(module).__bases__[0], prepared_graph(module, "")), state
 

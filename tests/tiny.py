@@ -82,6 +82,37 @@ def val_loader(count: int = 12, batch_size: int = 6) -> DataLoader[Any]:
     return DataLoader(make_data(count, seed=1), batch_size=batch_size)
 
 
+class NoNoise(Tiny):
+    """Without dropout: its random numbers are not part of a checkpoint."""
+
+    def __init__(self, scheduler: str | None = "step") -> None:
+        super().__init__(scheduler)
+        self.model = nn.Sequential(*(m for m in make_net() if not isinstance(m, nn.Dropout)))
+
+
+class Resumable(DataLoader[Any]):
+    """Goes on in the middle of an epoch."""
+
+    skip = done = 0
+
+    def __iter__(self) -> Any:
+        skip, self.skip = self.skip, 0
+        for index, batch in enumerate(super().__iter__()):
+            if index >= skip:
+                self.done = index + 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skip = state["done"] % len(self)
+
+
+def resumable(count: int = 24) -> Resumable:
+    return Resumable(make_data(count), batch_size=8)
+
+
 def make_trainer(folder: Path, *callbacks: Any, **kwargs: Any) -> L.Trainer:
     settings: dict[str, Any] = {
         "accelerator": "cpu",

@@ -1,5 +1,7 @@
 """What quantization does to a model, tensor by tensor and layer by layer; everything comes out as plain rows."""
 
+from lq.analysis.compare import CompareOptions as CompareOptions
+from lq.analysis.compare import compare as compare
 from lq.analysis.costs import layer_costs as layer_costs
 from lq.analysis.exclusions import Exclusions as Exclusions
 from lq.analysis.exclusions import propose_exclusions as propose_exclusions
@@ -11,9 +13,11 @@ from lq.analysis.sensitivity import sensitivity as sensitivity
 from lq.analysis.sqnr import sqnr_per_layer as sqnr_per_layer
 
 __all__ = [
+    "CompareOptions",
     "Exclusions",
     "SensitivityOptions",
     "activation_scales",
+    "compare",
     "layer_costs",
     "most_sensitive",
     "propose_exclusions",

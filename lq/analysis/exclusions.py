@@ -85,8 +85,8 @@ def propose_exclusions(
 ) -> Exclusions:
     """Layers to leave in float, the most harm per time first, until the rest is good enough or the time is spent.
 
-    The expected result takes the harms of several layers as additive, which is a guess: measure the model with the
-    proposal applied.
+    The expected result takes the harms of several layers as additive, scaled to that of the whole model, which is a
+    guess: measure the model with the proposal applied.
 
     Args:
         rows: from :func:`~lq.analysis.sensitivity.sensitivity`, best with ``direction="all_but_one"``.
@@ -115,21 +115,28 @@ def propose_exclusions(
     whole, limit = _whole(rows), _limit(rows[0], enough)
     if whole <= limit:
         return Exclusions((), f"nothing to exclude: {_expected(rows[0], whole)} is enough")
-    slowdown = _slowdowns(costs)
-    worth = [row for row in rows if row["harm"] >= min_share * whole]
-    worth.sort(key=lambda row: -row["harm"] / max(slowdown.get(row["layer"], 0.0), 1e-4))
+    slowdown, harm = _slowdowns(costs), _additive_harms(rows, whole)
+    worth = [layer for layer, value in harm.items() if value >= min_share * whole]
+    worth.sort(key=lambda layer: -harm[layer] / max(slowdown.get(layer, 0.0), 1e-4))
     left, spent, found = whole, 0.0, []
-    for row in worth:
-        cost = slowdown.get(row["layer"], 0.0)
+    for layer in worth:
+        cost = slowdown.get(layer, 0.0)
         if left <= limit:
             excluded, reason = False, "good enough without"
         elif spent + cost > max_slowdown:
             excluded, reason = False, f"would exceed max_slowdown={max_slowdown:g}"
         else:
             excluded, reason = True, "most harm per time"
-            left, spent = max(left - row["harm"], 0.0), spent + cost
-        found.append(Candidate(row["layer"], row["harm"] / whole, cost, excluded, reason))
+            left, spent = max(left - harm[layer], 0.0), spent + cost
+        found.append(Candidate(layer, harm[layer] / whole, cost, excluded, reason))
     return Exclusions(tuple(found), _verdict(rows[0], found, whole, left, spent))
+
+
+def _additive_harms(rows: Sequence[SensitivityRow], whole: float) -> dict[str, float]:
+    """Harms that do not add up to more than that of the whole model; alone ("one"), neither to less."""
+    total = sum(max(row["harm"], 0.0) for row in rows)
+    factor = whole / total if total > whole or (rows[0]["direction"] == "one" and total > 0) else 1.0
+    return {row["layer"]: row["harm"] * factor for row in rows}
 
 
 def _verdict(row: SensitivityRow, found: list[Candidate], whole: float, left: float, spent: float) -> str:

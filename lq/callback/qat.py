@@ -23,6 +23,7 @@ from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_directory, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
+from lq.callback.resumed import inputs_without_training, validation_loaders
 from lq.callback.validation import log_results, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
 from lq.evaluation import Judge, ValidationComparison
@@ -257,16 +258,18 @@ class QATCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Convert the best weights, compare, export and print the table, on rank 0."""
         self._stop_listening()
-        if not self._started or self._example is None:
+        if not self._started:
             rank_zero_warn("lq: the training ended before QAT started; nothing was quantized or exported.")
             return
+        if self._example is None:  # resumed from the end: no batch ran
+            self._loaders = validation_loaders(trainer)
         with others_wait():
             if trainer.is_global_zero:
-                self.deployment = self._deploy(trainer, pl_module, self._example)
+                self.deployment = self._deploy(trainer, pl_module)
         if self.deployment is not None:
             self.deployment.raise_failures()
 
-    def _deploy(self, trainer: Trainer, pl_module: LightningModule, example: Inputs) -> Deployment:
+    def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Deployment:
         judge = Judge(
             self._loaders,
             trainer.datamodule,  # type: ignore[attr-defined]
@@ -279,7 +282,7 @@ class QATCallback(Callback):
             trainer,
             pl_module,
             self._name,
-            example,
+            self._example or inputs_without_training(pl_module, self._name, judge),
             judge=judge,
             baseline=self._float.baseline(),
             order=replace(self.order, directory=self._directory),

@@ -15,11 +15,11 @@ from lq.metrics.outputs import LABEL_KEYS, describe
 Call = Callable[[Any, Any], Any]
 
 
-def run_batch(model: nn.Module, batch: Any) -> Any:
+def run_batch(model: Callable[..., Any], batch: Any) -> Any:
     """Call a model with the inputs that a batch holds, on the model's device.
 
     Args:
-        model: any module.
+        model: any module, or another callable, which then gets its inputs on the CPU.
         batch: the input tensor itself; ``(inputs, ...)``, of which the first element counts; or a mapping, whose
             entries become keywords, all but the labels.
 
@@ -44,8 +44,8 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
             "and a mapping of keywords; for another layout give call=, e.g. "
             "call=lambda model, batch: model(batch['image'])."
         )
-    tensors = model.parameters()
-    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    device = next((parameter.device for parameter in parameters), torch.device("cpu"))
     inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -69,11 +70,13 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any], call
 
 @torch.no_grad()
 def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None) -> dict[str, float]:
-    r"""Take the mean error that rounding the weights makes out of every layer's output.
+    r"""Take the mean error that rounded weights make out of every layer's output, layer by layer.
 
-    .. math:: b \leftarrow b - \mathbb{E}[\hat W x - W x]
+    .. math:: b \leftarrow b - \mathbb{E}[\hat y - y]
 
-    per output channel, the expectation over the batches, ``x`` from the float model.
+    per output channel, BatchNorm included; :math:`y` from the float model, :math:`\hat y` from the one with rounded
+    weights, in which all layers before this one are corrected already. The expectation is the average over the
+    batches.
 
     Args:
         prepared: from :func:`lq.prepare`; biases (those of the BatchNorm, where there is one) are changed.
@@ -85,7 +88,7 @@ def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | 
 
     Source:
         Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction",
-        https://arxiv.org/abs/1906.04721, section 4.2, with the expectations measured rather than derived.
+        https://arxiv.org/abs/1906.04721, appendix D (empirical bias correction).
 
     Example:
         >>> from lq.backends.prepare import prepare
@@ -97,56 +100,75 @@ def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | 
     calls = {
         str(node.target): node for node in prepared.graph.nodes if isinstance(ops.module_of(node, modules), QATLayer)
     }
-    norms = {name: _norm_of(prepared, node) for name, node in calls.items()}
-    means = {name: _RunningMean() for name in calls}
-    layers = {name: cast(QATLayer, modules[name]) for name in calls}
-    hooks = [layers[name].register_forward_pre_hook(_measuring(norms[name], means[name])) for name in calls]
+    shifts = {name: _Shift(cast(QATLayer, modules[name]), _norm_of(prepared, node)) for name, node in calls.items()}
+    hooks = [shift.layer.register_forward_hook(shift.hear) for shift in shifts.values()]
     prepared.eval()
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     try:
-        with quantize_only(prepared, []), BatchCounter("lq: correcting biases") as counter:
-            for batch in batches:
-                (call or run_batch)(prepared, batch)
+        with BatchCounter("lq: correcting biases") as counter:
+            for number, batch in enumerate(batches, start=1):
+                _both_ways(prepared, list(shifts.values()), number, partial(call or run_batch, prepared, batch))
                 counter.advance()
     finally:
         for hook in hooks:
             hook.remove()
-    errors = {name: mean.value for name, mean in means.items() if mean.value is not None}
-    for name, error in errors.items():
-        _subtract(layers[name], norms[name], error)
-    return {name: float(error.abs().max()) for name, error in errors.items()}
+    for shift in shifts.values():
+        shift.apply()
+    return {name: float(shift.value.abs().max()) for name, shift in shifts.items() if shift.value is not None}
 
 
-class _RunningMean:
-    """Mean per channel over all calls."""
+def _both_ways(prepared: fx.GraphModule, shifts: list[_Shift], number: int, run: Callable[[], Any]) -> None:
+    for shift in shifts:
+        shift.begin(number, exact=True)
+    with quantize_only(prepared, []):
+        run()
+    for shift in shifts:
+        shift.begin(number, exact=False)
+    run()
 
-    def __init__(self) -> None:
+
+class _Shift:
+    """How far the mean output of a layer is off, in each channel; taken away while the batches run."""
+
+    def __init__(self, layer: QATLayer, norm: _BatchNorm | None) -> None:
+        self.layer, self.norm = layer, norm
         self.value: Tensor | None = None
-        self._count = 0
+        self._means: list[Tensor] = []
+        self._number, self._exact, self._call = 1, True, 0
 
-    def add(self, values: Tensor, axis: int) -> None:
-        dims = [d for d in range(values.dim()) if d != axis]
-        mean, count = values.float().mean(dims), values.numel() // values.shape[axis]
-        self._count += count
-        start = torch.zeros_like(mean) if self.value is None else self.value
-        self.value = start + (mean - start) * (count / self._count)
+    def begin(self, number: int, exact: bool) -> None:
+        """The next run is of the float model, or of the one with rounded weights."""
+        self._number, self._exact, self._call = number, exact, 0
+        if exact:
+            self._means = []
+
+    def hear(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Note the means of the float run; correct the output of the other one."""
+        if output.numel() == 0:
+            return None
+        axis = output.dim() - 1 if self.layer.weight.dim() == 2 else 1
+        mean = output.float().mean([d for d in range(output.dim()) if d != axis])
+        if self._exact:
+            self._means.append(mean)
+            return None
+        known = torch.zeros_like(mean) if self.value is None else self.value
+        # Each batch moves the average by what is still wrong on it.
+        if self._call == 0:
+            self.value = known + (mean - known - self._means[0]) / self._number
+        self._call += 1
+        shape = [-1 if d == axis else 1 for d in range(output.dim())]
+        return output - cast(Tensor, self.value).reshape(shape).to(output.dtype)
+
+    def apply(self) -> None:
+        """Move the correction into the bias."""
+        if self.value is not None:
+            _subtract(self.layer, self.norm, self.value)
 
 
 def _norm_of(prepared: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
     if len(node.args) < 2:
         return None
     return cast(_BatchNorm, prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)))
-
-
-def _measuring(norm: _BatchNorm | None, mean: _RunningMean) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def measure(module: nn.Module, args: tuple[Any, ...]) -> None:
-        layer, x = cast(QATLayer, module), args[0]
-        exact, rounded, _ = folded_weights(layer, norm)
-        if x.numel():
-            error = layer._compute(x, (rounded - exact).to(x.dtype), None)
-            mean.add(error, axis=error.dim() - 1 if layer.weight.dim() == 2 else 1)
-
-    return measure
 
 
 @torch.no_grad()

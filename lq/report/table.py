@@ -13,7 +13,7 @@ from rich.text import Text
 
 Row = Mapping[str, Any]
 
-ROW_KEYS = ("model", "metrics", "size_mb", "latency_ms", "threads", "agreement", "sqnr_db")
+ROW_KEYS = ("model", "metrics", "size_mb", "latency_ms", "threads", "recovered", "agreement", "sqnr_db")
 
 _ABSENT = "-"
 _WORTH_SAYING = 1.05  # below that a ratio is noise
@@ -24,7 +24,8 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
 
     Args:
         rows: mappings with ``"model"`` (its name) and any of ``"metrics"`` (name to value), ``"size_mb"``
-            (MB), ``"latency_ms"`` (ms), ``"threads"`` (of the latency), ``"agreement"`` (in [0, 1]) and
+            (MB), ``"latency_ms"`` (ms), ``"threads"`` (of the latency), ``"recovered"`` (share of
+            the loss of post-training quantization, a column only if some row has it), ``"agreement"`` (in [0, 1]) and
             ``"sqnr_db"`` (dB). What is absent or None becomes a dash; ratios are taken against the first row.
         title: line above the table.
         transposed: one model a column instead, which is narrower when there are many metrics.
@@ -54,8 +55,10 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
     threads = sorted({row["threads"] for row in rows if row.get("threads") is not None})
     names = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     headers = ["\nmodel", *(f"\n{name}" for name in names)]
-    headers += ["size\nMB", f"latency\n{_unit(threads)}", "top-1\nagreement", "SQNR\ndB"]
-    grid = [headers, *([str(row["model"]), *_cells(row, names, len(threads) > 1)] for row in rows)]
+    headers += ["size\nMB", f"latency\n{_unit(threads)}"]
+    show_recovered = any(row.get("recovered") is not None for row in rows)
+    headers += ["gap\nrecovered"] * show_recovered + ["top-1\nagreement", "SQNR\ndB"]
+    grid = [headers, *([str(r["model"]), *_cells(r, names, len(threads) > 1, show_recovered)] for r in rows)]
     if transposed:
         grid[0] = [header.strip().replace("\n", " ") for header in headers]
         grid = [list(line) for line in zip(*grid, strict=True)]
@@ -118,19 +121,19 @@ def _unit(threads: Sequence[int]) -> str:
     return f"ms, {threads[0]} thread" + ("" if threads[0] == 1 else "s")
 
 
-def _cells(row: Row, names: Sequence[str], show_threads: bool) -> list[str]:
+def _cells(row: Row, names: Sequence[str], show_threads: bool, show_recovered: bool) -> list[str]:
     metrics = row.get("metrics") or {}
     latency = _number(row.get("latency_ms"), ".2f")
     if show_threads and row.get("threads") is not None:
         latency += f" ({row['threads']})"
-    agreement = row.get("agreement")
-    return [
-        *(_metric(metrics.get(name)) for name in names),
-        _number(row.get("size_mb"), ".2f"),
-        latency,
-        _ABSENT if agreement is None else f"{100 * agreement:.2f} %",
-        _number(row.get("sqnr_db"), ".1f"),
-    ]
+    cells = [*(_metric(metrics.get(name)) for name in names), _number(row.get("size_mb"), ".2f"), latency]
+    if show_recovered:
+        cells.append(_share(row.get("recovered"), ".0f"))
+    return [*cells, _share(row.get("agreement"), ".2f"), _number(row.get("sqnr_db"), ".1f")]
+
+
+def _share(value: float | None, form: str) -> str:
+    return _ABSENT if value is None else f"{100 * value:{form}} %"
 
 
 def _metric(value: float | None) -> str:

@@ -97,6 +97,9 @@ def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if module is not None:
         return isinstance(module, SAME_GRID_MODULES) or type(module).__name__ in STOCHASTIC_DEPTH
     if node.op in ("call_function", "call_method"):
+        if node.target is operator.getitem and isinstance(node.args[1], int):
+            # What it selects from may be no tensor: the outputs of an LSTM, a tuple among the inputs.
+            return is_same_grid(node.args[0], modules)  # type: ignore[arg-type]
         if node.target in SAME_GRID_FUNCTIONS:
             return True
         return getattr(node.target, "__name__", "") == "stochastic_depth"

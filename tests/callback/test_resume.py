@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
+from lq.export.artifact import load
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, keeper, make_data, make_net, make_trainer, qat, train_loader, val_loader
+from tests.tiny import NoNoise, Tiny, keeper, make_trainer, qat, resumable, train_loader, val_loader
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -22,37 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 # start, observers off, BatchNorm frozen: an epoch each, and one more
 SCHEDULE: dict[str, Any] = {"start": 1, "observer_off": 2, "freeze_bn": 3, "lr": 0.5}
 EPOCHS = 5
-
-
-class NoNoise(Tiny):
-    """Without dropout: its random numbers are not part of a checkpoint."""
-
-    def __init__(self, scheduler: str | None = "step") -> None:
-        super().__init__(scheduler)
-        self.model = nn.Sequential(*(m for m in make_net() if not isinstance(m, nn.Dropout)))
-
-
-class Resumable(DataLoader[Any]):
-    """Goes on in the middle of an epoch."""
-
-    skip = done = 0
-
-    def __iter__(self) -> Any:
-        skip, self.skip = self.skip, 0
-        for index, batch in enumerate(super().__iter__()):
-            if index >= skip:
-                self.done = index + 1
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.skip = state["done"] % len(self)
-
-
-def resumable() -> Resumable:
-    return Resumable(make_data(), batch_size=8)
 
 
 class Crash(L.Callback):
@@ -135,6 +104,47 @@ def test_resumed_run_remembers_the_float_figures(tmp_path: Path) -> None:
     assert first.deployment is not None
     assert callback.deployment is not None
     assert callback.deployment.results["fp32"] == first.deployment.results["fp32"]
+
+
+def _ended(tmp_path: Path, module: Tiny) -> Path:
+    """The checkpoint of a run that was killed while it deployed."""
+    trainer = make_trainer(tmp_path, qat(**SCHEDULE), keeper(tmp_path / "kept"), max_epochs=EPOCHS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lq.callback.qat.deploy_best", _killed)
+        with pytest.raises(SystemExit):
+            trainer.fit(module, train_loader(), val_loader())
+    return tmp_path / "kept" / "last.ckpt"
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise SystemExit
+
+
+def test_run_that_died_while_it_deployed_deploys_when_it_is_resumed(tmp_path: Path) -> None:
+    trained = NoNoise()
+    path = _ended(tmp_path, trained)
+    module, callback = NoNoise(), qat(**SCHEDULE)
+    trainer = make_trainer(tmp_path / "b", callback, keeper(tmp_path / "unused"), max_epochs=EPOCHS)
+    trainer.fit(module, train_loader(), val_loader(), ckpt_path=path)
+    _assert_equal(module.state_dict(), trained.state_dict())
+    assert callback.deployment is not None
+    assert {"fake", "torch"} <= callback.deployment.results.keys()
+    assert callback.deployment.directory is not None
+    load(callback.deployment.directory)(torch.randn(2, 1, 6, 6))
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_and_without_validation_data_it_needs_an_example(tmp_path: Path) -> None:
+    path = _ended(tmp_path, NoNoise())
+    module, callback = NoNoise(), qat(**SCHEDULE)
+    trainer = make_trainer(tmp_path / "b", callback, keeper(tmp_path / "unused"), max_epochs=EPOCHS)
+    with pytest.raises(ValueError, match=r"over when it was resumed.*Set example_input_array of NoNoise"):
+        trainer.fit(module, train_loader(), ckpt_path=path)
+    module = NoNoise()
+    module.example_input_array = torch.zeros(2, 1, 6, 6)
+    trainer = make_trainer(tmp_path / "c", callback, keeper(tmp_path / "unused"), max_epochs=EPOCHS)
+    trainer.fit(module, train_loader(), ckpt_path=path)
+    assert callback.deployment is not None
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])

@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.backends.prepare import prepare
 from lq.deprecations import quiet_torchscript
-from lq.export.torchscript import (
-    export_torchscript,
-    int8_kernels,
-    like_original,
-    save_torchscript,
-    tensor_inputs,
-    torchscript_mb,
-)
+from lq.export import torchscript
+from lq.export.signature import Signature
+from lq.export.torchscript import export_torchscript, int8_kernels, like_original, tensor_inputs
+from lq.metrics import sqnr
+from lq.ptq import calibrate
 
 
 class Net(nn.Module):
@@ -31,15 +29,14 @@ class Net(nn.Module):
         return {"logits": self.layer(x) * scale}
 
 
-def test_saved_module_computes_the_same_on_other_batch_sizes(tmp_path: Path) -> None:
+def test_frozen_module_computes_the_same_on_other_batch_sizes(tmp_path: Path) -> None:
     net = Net().eval()
     frozen = export_torchscript(net, (torch.ones(1, 4),))
-    save_torchscript(frozen, tmp_path / "net.pt")
     with quiet_torchscript():
+        torch.jit.save(frozen, str(tmp_path / "net.pt"))
         loaded = torch.jit.load(str(tmp_path / "net.pt"))
     x = torch.randn(7, 4)
     assert torch.equal(loaded(x)["logits"], net(x)["logits"])
-    assert torchscript_mb(frozen) == pytest.approx((tmp_path / "net.pt").stat().st_size / 1e6, rel=0.05)
 
 
 def test_keywords_dicts_and_defaults() -> None:
@@ -62,6 +59,20 @@ def test_tensor_inputs_by_position_stay_as_they_are() -> None:
 def test_other_values_than_the_default_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scale=2\.0, which is not its default.*QATCallback\(target="):
         tensor_inputs(Net(), (torch.ones(1, 4), None, 2.0))
+
+
+def test_what_is_written_is_loaded_with_the_layers_named(tmp_path: Path) -> None:
+    x = torch.randn(8, 4)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    prepared = prepare(net)
+    calibrate(prepared, [x])
+    info = torchscript.export(prepared, ((x,), {}), tmp_path)
+    assert info["int8_layers"] == {"Linear": 2}
+    assert info["float_layers"] == []
+    with torch.no_grad():
+        expected = prepared(x)
+        got = torchscript.load(tmp_path, Signature.of(prepared, ((x,), {}), expected), info)(input=x)
+    assert sqnr(expected, got) > 40
 
 
 @pytest.mark.parametrize(("asked", "warn_only"), [(True, False), (True, True), (False, False)])

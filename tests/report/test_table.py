@@ -132,3 +132,11 @@ def test_names_are_no_markup_and_infinity_is_a_figure():
 def test_impossible_rows_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         comparison_table(rows)
+
+
+def test_the_recovered_gap_has_a_column_only_if_there_is_one():
+    text = render([FP32, {**INT8, "recovered": 0.974}])
+    assert "recovered" in text
+    assert cells(text, "QAT int8")[5:7] == ["97", "%"]
+    assert cells(text, "FP32")[4] == "-"
+    assert "recovered" not in render([FP32, {**INT8, "recovered": None}])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lq.backends.prepare import plan_of, prepare
 from lq.core.fake_quantize import FakeQuantize
+from lq.ptq import calibrate
 from lq.tracing import ops
 
 
@@ -131,6 +132,23 @@ def test_what_is_excluded_takes_part_in_nothing():
     sites = [f"{t.name}:{t.absorbs}" for t in plan_of(prepared).tensors]
     # `b` computes in float, so the addition does too, and `c` reads its quantized result
     assert sites == ["fq_x:none", "fq_a:relu", "fq_add:relu", "fq_c:none"]
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_one_output_of_several_is_rounded_not_their_tuple(recurrent: type[nn.RNNBase]):
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = recurrent(4, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, pair: tuple[Tensor, int]) -> Tensor:
+            return self.head(self.rnn(pair[0])[0][:, -1])
+
+    x = torch.randn(2, 3, 4)
+    prepared = prepare(Tagger(), example_args=((x, 1),))
+    assert [t.name for t in plan_of(prepared).tensors] == ["fq_getitem_1", "fq_head"]
+    calibrate(prepared, [(x, 1)], call=lambda model, batch: model(batch))
+    assert prepared((x, 1)).shape == (2, 2)
 
 
 def _exclude(name: str):

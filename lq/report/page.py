@@ -1,0 +1,171 @@
+"""The page that joins table, pictures and plan; from plain rows, with a section for whatever is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lq.report.html import Section, write_report
+from lq.report.plots import (
+    plot_learning_rate,
+    plot_metric,
+    plot_scale_drift,
+    plot_sensitivity,
+    plot_sqnr,
+    plot_tradeoff,
+)
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a model; sections without rows are left out.
+
+    Args:
+        comparison: rows of the comparison table.
+        history: of the training, from :func:`lq.report.history.read_history`.
+        sqnr: from :func:`lq.analysis.sqnr_per_layer`.
+        sensitivity: from :func:`lq.analysis.sensitivity`.
+        exclusions: proposal, from :func:`lq.analysis.propose_exclusions`.
+        excluded: layers that it proposes.
+        ranges: from :func:`lq.analysis.range_statistics`.
+        plan: ``str(lq.plan_of(prepared))``.
+        notes: how the figures were taken: data, machine, command.
+    """
+
+    comparison: Rows = ()
+    history: Rows = ()
+    sqnr: Rows = ()
+    sensitivity: Rows = ()
+    exclusions: str = ""
+    excluded: Sequence[str] = ()
+    ranges: Rows = ()
+    plan: str = ""
+    notes: str = ""
+
+
+def write_page(path: str | os.PathLike[str], title: str, findings: Findings) -> Path:
+    """Write the HTML report of one model; needs matplotlib (extra ``plots``).
+
+    Args:
+        path: of the file.
+        title: of the page.
+        findings: what to show.
+
+    Returns:
+        the path.
+
+    Raises:
+        ValueError: if there is nothing to show.
+
+    Example:
+        >>> import tempfile
+        >>> rows = [{"model": "FP32", "metrics": {"accuracy": 0.92}, "size_mb": 14.0}]
+        >>> write_page(tempfile.mkdtemp() + "/report.html", "MobileNetV2", Findings(comparison=rows)).name
+        'report.html'
+    """
+    builders = (_comparison, _training, _sqnr, _sensitivity, _ranges, _plan)
+    sections = [section for build in builders if (section := build(findings)) is not None]
+    return write_report(path, title, sections)
+
+
+def _comparison(findings: Findings) -> Section | None:
+    rows = findings.comparison
+    if not rows:
+        return None
+    names = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
+    extras = [(key, label, form) for key, label, form in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    table = []
+    for row in rows:
+        line = {"model": row["model"], **{name: _number((row.get("metrics") or {}).get(name), ".4f") for name in names}}
+        line |= {label: _number(row.get(key), form) for key, label, form in extras}
+        table.append(line)
+    figures = []
+    if names and any(row.get(key) is not None for row in rows for key in ("latency_ms", "size_mb")):
+        figures = [(plot_tradeoff(rows), "Up and to the left is better. Models without a measured cost are not shown.")]
+    return Section("Comparison", findings.notes, rows=table, figures=figures)
+
+
+_COLUMNS = (
+    ("size_mb", "size, MB", ".2f"),
+    ("latency_ms", "latency, ms", ".2f"),
+    ("threads", "threads", "d"),
+    ("recovered", "gap recovered", ".0%"),
+    ("agreement", "top-1 agreement", ".2%"),
+    ("sqnr_db", "SQNR, dB", ".1f"),
+)
+
+
+def _number(value: Any, form: str) -> str | None:
+    return None if value is None else format(value, form)
+
+
+def _training(findings: Findings) -> Section | None:
+    history = findings.history
+    versions = {
+        tuple(key.split("/")[1:]) for row in history for key in row if key.startswith(("qat/fake/", "qat/int8/"))
+    }
+    figures: list[Any] = [
+        (plot_metric(history, metric), "What the schedule did in between is shaded; epochs end at their number.")
+        for metric in sorted({metric for _, metric in versions})
+    ]
+    if any("qat/lr_scale" in row for row in history):
+        figures.append((plot_learning_rate(history), "Learning rate, as a share of the optimizer's initial one."))
+    if any(key.startswith("qat/scale/") for row in history for key in row):
+        figures.append((plot_scale_drift(history), "A scale that keeps drifting wants its observer to stay on longer."))
+    return Section("Training", figures=figures) if figures else None
+
+
+def _sqnr(findings: Findings) -> Section | None:
+    if not findings.sqnr:
+        return None
+    text = (
+        "A low value alone says that a tensor suits its grid badly. Where the line of accumulated values drops, noise "
+        "gets in."
+    )
+    columns = ("name", "kind", "grid", "sqnr_db", "worst_channel_db", "accumulated_db", "int8_db")
+    rows = [{c: _decibel(row.get(c)) if c.endswith("_db") else row.get(c) for c in columns} for row in findings.sqnr]
+    figures = [(plot_sqnr(findings.sqnr), "Signal-to-quantization-noise ratio, layers in execution order.")]
+    return Section("Noise, tensor by tensor", text, rows, figures, folded=True)
+
+
+def _decibel(value: Any) -> str | None:
+    return _number(value, ".1f")
+
+
+def _sensitivity(findings: Findings) -> Section | None:
+    if not findings.sensitivity:
+        return None
+    picture = plot_sensitivity(findings.sensitivity, top=20, excluded=findings.excluded)
+    words = "What quantizing each layer costs, the most sensitive first."
+    return Section("Sensitive layers", figures=[(picture, words)], code=findings.exclusions)
+
+
+def _ranges(findings: Findings) -> Section | None:
+    if not findings.ranges:
+        return None
+    rows = [
+        {
+            "name": row["name"],
+            "kind": row["kind"],
+            "range": f"[{row['low']:.3g}, {row['high']:.3g}]",
+            "levels used": f"{row['used_levels']} of {row['levels']}",
+            "saturated": f"{row['saturated']:.2%}",
+            "dead": row["dead"],
+        }
+        for row in findings.ranges
+    ]
+    text = (
+        "Levels that never occur are bits that are paid for and not used; saturated values lie beyond the grid. Dead "
+        "are channels of a weight whose integers are all 0, and activations with a single value."
+    )
+    return Section("Ranges", text, rows, folded=True)
+
+
+def _plan(findings: Findings) -> Section | None:
+    return Section("Plan", code=findings.plan, folded=True) if findings.plan else None

@@ -1,0 +1,80 @@
+"""What all pictures share: a figure without global state, and colours that everybody can tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design", https://jfly.uni-koeln.de/color/
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000",
+)  # fmt: skip
+GREY = "#767676"
+CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+WIDTH = 5.8  # inches: narrow enough to be read on a phone
+
+_SETTINGS: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+}
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Any]]:
+    """A figure and its axes in one list; sizes in inches.
+
+    It belongs to nobody but the caller: ``matplotlib.pyplot`` keeps no reference, and no window opens.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+
+    Example:
+        >>> figure, axes = new_figure(6, 3, columns=2)
+        >>> len(axes)
+        2
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lq[plots]'.") from error
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def finish(figure: Figure, title: str, columns: int = 2) -> Figure:
+    """Title at the top left, one legend below all panels, where it hides nothing.
+
+    Args:
+        figure: from :func:`new_figure`.
+        title: short text.
+        columns: of the legend.
+
+    Returns:
+        the figure.
+    """
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+    entries: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=9.5,
+            frameon=False,
+        )
+    return figure

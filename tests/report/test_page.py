@@ -1,0 +1,71 @@
+import re
+
+import pytest
+import torch
+
+from lq.analysis import propose_exclusions, range_statistics, sensitivity, sqnr_per_layer
+from lq.backends.prepare import plan_of
+from lq.ptq import prepare_static
+from lq.report.page import Findings, write_page
+from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
+from tests.report.plots.test_training import HISTORY
+
+COMPARISON = [
+    {"model": "FP32", "metrics": {"accuracy": 0.916}, "size_mb": 14.0, "latency_ms": 9.0, "threads": 1},
+    {"model": "QAT int8", "metrics": {"accuracy": 0.9}, "size_mb": 3.6, "recovered": 0.937, "sqnr_db": 45.04},
+]
+
+
+def headings(path):
+    return re.findall(r"<h2>(.*?)</h2>", path.read_text())
+
+
+def test_everything_that_is_known_has_its_section(tmp_path):
+    batches = make_batches(1)
+    prepared = prepare_static(make_planted(), batches, PER_TENSOR)
+    rows = sensitivity(prepared, batches)
+    proposal = propose_exclusions(rows)
+    findings = Findings(
+        comparison=COMPARISON,
+        history=HISTORY,
+        sqnr=sqnr_per_layer(prepared, batches, int8=True),
+        sensitivity=rows,
+        exclusions=str(proposal),
+        excluded=proposal.layers,
+        ranges=range_statistics(prepared, batches),
+        plan=str(plan_of(prepared)),
+        notes="Made by a test.",
+    )
+    path = write_page(tmp_path / "report.html", "Planted", findings)
+    assert headings(path) == [
+        "Comparison", "Training", "Noise, tensor by tensor", "Sensitive layers", "Ranges", "Plan"
+    ]  # fmt: skip
+    text = path.read_text()
+    assert text.count("<img") == 6  # trade-off; metric, learning rate, scales; SQNR; sensitivity
+    assert f"exclude {BAD} " in text
+    assert "Made by a test." in text
+    for cell in ("0.9160", "14.00", "94%", "45.0"):
+        assert f">{cell}</td>" in text
+
+
+def test_sections_without_rows_are_left_out(tmp_path):
+    path = write_page(
+        tmp_path / "report.html", "x", Findings(comparison=[{"model": "FP32", "metrics": {"accuracy": 1.0}}])
+    )
+    assert headings(path) == ["Comparison"]
+    assert "<img" not in path.read_text()
+    assert headings(write_page(path, "x", Findings(plan="fc  Linear"))) == ["Plan"]
+    assert headings(write_page(path, "x", Findings(history=[{"epoch": 0.0, "loss": 1.0}], plan="p"))) == ["Plan"]
+
+
+def test_nothing_to_show_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no sections"):
+        write_page(tmp_path / "report.html", "x", Findings())
+
+
+def test_the_figures_are_not_kept(tmp_path):
+    from matplotlib import _pylab_helpers
+
+    torch.manual_seed(0)
+    write_page(tmp_path / "report.html", "x", Findings(comparison=COMPARISON))
+    assert not _pylab_helpers.Gcf.get_all_fig_managers()
