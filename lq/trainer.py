@@ -35,6 +35,7 @@ class QATTrainer(Trainer):
         ckpt_path: str | None = None,
         exporters: Sequence[str | dict[str, dict[str, Any]]] | None = None,
         export_dir: str | None = None,
+        weights_only: bool | None = None,
     ) -> Deployment:
         """Export a QAT checkpoint for one or more runtimes, without training again.
 
@@ -46,6 +47,7 @@ class QATTrainer(Trainer):
             ckpt_path: a checkpoint of a QAT run.
             exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", or {name: options}; null is as the callback has.
             export_dir: directory of the artifact; null is beside the checkpoint, with its name and -int8.
+            weights_only: refuse checkpoints that hold more than plain data; null is true.
 
         Returns:
             what was delivered.
@@ -65,7 +67,7 @@ class QATTrainer(Trainer):
         )
         entry = read_entry(ckpt_path)
         float_model = copy.deepcopy(target_of(model, entry.target)) if entry.target else detached_copy(model)
-        load_checkpoint(ckpt_path, model)
+        load_checkpoint(ckpt_path, model, weights_only=weights_only is not False)
         example, loaders = first_validation_call(model, entry.target, datamodule)
         judge = Judge(loaders, datamodule, callback.metric, callback.target_fn, self.limit_val_batches)
         order = replace(order, directory=directory, manifest={"weights": str(ckpt_path), "target": entry.target})
@@ -88,6 +90,8 @@ class QATTrainer(Trainer):
         min_time: float = 1.0,
         compile: bool = True,
         json_file: str | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Measure size, latency and throughput of an artifact's models against the float model.
 
@@ -100,6 +104,8 @@ class QATTrainer(Trainer):
             min_time: seconds of timed calls for each model and batch size.
             compile: also measure what inductor makes of float and of "pt2"; it takes some minutes.
             json_file: where to write the figures.
+            ckpt_path: not used; it stands in the configuration that a fit has written.
+            weights_only: not used, likewise.
 
         Raises:
             ValueError: if there is no artifact, or as :func:`lq.bench`.

@@ -145,8 +145,9 @@ def load(directory: AnyPath, kind: str | None = None, threads: int | None = None
         checked_file(path, manifest, file)
     call = exporter.load(path, Signature.from_dict(manifest["signature"]), kinds[kind], threads)
     if compile:
-        from lq.export.pt2 import lower
+        from lq.export.pt2 import ProgramModel, lower
 
+        assert isinstance(call, ProgramModel)
         call = lower(call)
     return Int8Model(call, path, kind, manifest)
 

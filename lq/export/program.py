@@ -76,7 +76,10 @@ def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tu
 @contextmanager
 def quiet_export() -> Iterator[None]:
     """Without what torch.export logs of attempts that are repeated in another way."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx.experimental")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.reference import register_operations
-from lq.export.program import export_program
+from lq.export.program import export_program, quiet_export
 from lq.export.signature import Inputs, Signature
 
 FILE = "int8.pt2"
@@ -26,11 +26,31 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     """Write ``int8.pt2``.
 
     Returns:
-        whether the batch is dynamic.
+        whether the batch is dynamic, and how many arguments the program takes by position and which by name.
     """
     program, dynamic = export_program(prepared, example)
     torch.export.save(program, directory / FILE)
-    return {"dynamic_batch": dynamic}
+    args, kwargs = example
+    return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs)}
+
+
+class ProgramModel:
+    """A loaded program, which can be called as the original model is; a program only takes what it was exported with.
+
+    Args:
+        module: of the program.
+        signature: of the original model.
+        info: what :func:`export` has returned.
+    """
+
+    def __init__(self, module: Callable[..., Any], signature: Signature, info: Mapping[str, Any]) -> None:
+        self.module, self.signature, self.info = module, signature, info
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tensors on the CPU."""
+        values = {**self.signature.constants, **self.signature.arguments(args, kwargs)}
+        positional = [values[name] for name in self.signature.parameters[: self.info["positional"]]]
+        return self.module(*positional, **{name: values[name] for name in self.info["named"]})
 
 
 def load(
@@ -38,10 +58,10 @@ def load(
 ) -> Callable[..., Any]:
     """The program as a module; ``threads`` is torch's own setting."""
     register_operations()
-    return torch.export.load(directory / FILE).module()
+    return ProgramModel(torch.export.load(directory / FILE).module(), signature, info)
 
 
-def lower(module: Callable[..., Any]) -> Callable[..., Any]:
+def lower(model: ProgramModel) -> ProgramModel:
     """Compile a loaded program to int8 kernels for this machine, once for each input shape.
 
     Not AOTInductor: with a dynamic batch its frozen int8 code (torch 2.15, torchao 0.18) returns wrong numbers.
@@ -50,11 +70,12 @@ def lower(module: Callable[..., Any]) -> Callable[..., Any]:
         ImportError: if torchao is missing.
     """
     try:
-        # It registers the passes that put int8 weights into the layout of the kernels.
-        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        with quiet_export():
+            # It registers the passes that put int8 weights into the layout of the kernels.
+            import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError as error:
         raise ImportError('inductor\'s int8 kernels need torchao: pip install "lq[pt2]"') from error
-    return compile_frozen(module)
+    return ProgramModel(compile_frozen(model.module), model.signature, model.info)
 
 
 def compile_frozen(module: Callable[..., Any]) -> Callable[..., Any]:
