@@ -1,0 +1,129 @@
+"""Crops of the few real photographs that Python packages ship, for networks with ImageNet weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.data.in_memory import InMemoryDataModule, check_at_least
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRAIN = ("astronaut", "coffee", "flower.jpg", "hubble_deep_field", "motorcycle_left", "retina")
+HELD_OUT = ("chelsea", "china.jpg", "rocket")
+_SMALLEST = 0.15  # side of a crop, as a share of the photograph's shorter side
+
+
+class PhotographsDataModule(InMemoryDataModule):
+    """Random crops of photographs in scikit-image and scikit-learn, labelled by a network that knows their classes.
+
+    There is no ImageNet without a download; a few photographs do for what quantization needs: real ranges, and a
+    training that keeps the network where it was. Validation and test crops come from photographs of their own.
+
+    Args:
+        teacher: network with ImageNet weights, images (N, 3, S, S) to logits; its top class is the label of a crop.
+        batch_size: crops a batch.
+        crops: for training, from all training photographs together.
+        val_crops: for validation, and as many for the test.
+        image_size: side of a crop in pixels, after resizing.
+        seed: of the crops.
+        num_workers: worker processes of the loaders; the crops are in memory, so 0 is the fastest.
+
+    Raises:
+        ValueError: a number is out of range.
+        ModuleNotFoundError: scikit-image or scikit-learn is not installed.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        batch_size: int = 16,
+        crops: int = 480,
+        val_crops: int = 480,
+        image_size: int = 224,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, flip=True)
+        for name, value in (("crops", crops), ("val_crops", val_crops), ("image_size", image_size)):
+            check_at_least(name, value, 1)
+        self.teacher = teacher.eval()
+        self.crops, self.val_crops, self.image_size, self.seed = crops, val_crops, image_size, seed
+
+    def setup(self, stage: str) -> None:
+        """Cut and label the crops once."""
+        if self._sets:
+            return
+        generator = torch.Generator().manual_seed(self.seed)
+        for part, names, count in (
+            ("train", TRAIN, self.crops),
+            ("val", HELD_OUT, self.val_crops),
+            ("test", HELD_OUT, self.val_crops),
+        ):
+            images = cut_crops([load_photograph(name) for name in names], count, self.image_size, generator)
+            self._sets[part] = images, self._labels(images)
+
+    @torch.no_grad()
+    def _labels(self, images: Tensor) -> Tensor:
+        return torch.cat([self.teacher(batch).argmax(1) for batch in images.split(self.batch_size)])
+
+
+def load_photograph(name: str) -> Tensor:
+    """A photograph of scikit-image, or of scikit-learn if its name ends in ".jpg".
+
+    Args:
+        name: as in `skimage.data` ("motorcycle_left" is the left image of its stereo pair), or "china.jpg",
+            "flower.jpg".
+
+    Returns:
+        float tensor of shape (3, H, W) in [0, 1].
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+
+    >>> load_photograph("flower.jpg").shape
+    torch.Size([3, 427, 640])
+    """
+    try:
+        if name.endswith(".jpg"):
+            from sklearn.datasets import load_sample_image
+
+            pixels = load_sample_image(name)
+        else:
+            from skimage import data
+
+            pixels = data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(data, name)()
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("PhotographsDataModule needs: pip install scikit-image scikit-learn") from error
+    return torch.as_tensor(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def cut_crops(photographs: Iterable[Tensor], count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Cut square crops of random place and size, resize and normalize them.
+
+    Args:
+        photographs: tensors of shape (3, H, W) in [0, 1]; each gives as many crops, but for the remainder.
+        count: crops in all.
+        size: side of a crop in pixels, after resizing.
+        generator: source of the random numbers.
+
+    Returns:
+        tensor of shape (count, 3, size, size), normalized with ImageNet's mean and standard deviation.
+
+    >>> cut_crops([torch.rand(3, 40, 60)], 2, 32, torch.Generator()).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    sources = list(photographs)
+    crops = []
+    for i in range(count):
+        photograph = sources[i % len(sources)]
+        height, width = photograph.shape[1:]
+        share, top, left = torch.rand(3, generator=generator).tolist()
+        side = max(1, round(min(height, width) * (_SMALLEST + (1 - _SMALLEST) * share)))
+        y, x = round(top * (height - side)), round(left * (width - side))
+        crop = photograph[None, :, y : y + side, x : x + side]
+        crops.append(F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (torch.cat(crops) - mean) / std
