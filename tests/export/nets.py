@@ -37,8 +37,8 @@ class Residual(nn.Module):
         x = x + self.point(F.relu6(self.depthwise(x)))
         x = F.max_pool2d(F.relu(self.second(x)), 2)
         x = F.relu(self.third(x)).flatten(1)
-        x = self.head(F.relu(self.hidden(x)))
-        return x
+        logits: Tensor = self.head(F.relu(self.hidden(x)))
+        return logits
 
 
 class TwoInputs(nn.Module):

@@ -39,11 +39,11 @@ def test_tensors_come_in_the_order_of_the_parameters_however_they_are_given() ->
 
 
 def test_arguments_without_name_are_counted() -> None:
-    class Any_(nn.Module):
+    class Stack(nn.Module):
         def forward(self, *images: Tensor) -> Tensor:
             return images[0]
 
-    taken = Signature.of(Any_(), ((X, X + 1), {}), X)
+    taken = Signature.of(Stack(), ((X, X + 1), {}), X)
     assert len(taken.inputs) == 2
     assert torch.equal(taken.tensors((X, X + 1), {})[1], X + 1)
 
