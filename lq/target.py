@@ -111,7 +111,8 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """For pickle and copy, which look a class up by its name: that of the user and the graph, which makes the other."""
     attributes: Any = module
     state = dict(attributes.__getstate__())
-    state.pop(_GRAPH)
+    for name in (_GRAPH, "_compiled_call_impl"):
+        state.pop(name, None)
     return _rebuild, (type(module).__bases__[0], prepared_graph(module, "")), state
 
 
@@ -156,7 +157,9 @@ def prepared_name(module: nn.Module) -> str:
 
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has."""
-    return {key: value for key, value in prepared.state_dict().items() if not key.startswith(f"{STATE}.")}
+    learned = {f"{name}.weight_scale" for name, layer in prepared.named_modules() if isinstance(layer, QATLayer)}
+    state = prepared.state_dict()
+    return {key: value for key, value in state.items() if not key.startswith(f"{STATE}.") and key not in learned}
 
 
 def is_grafted(module: nn.Module, name: str) -> bool:
@@ -174,4 +177,15 @@ def detached_copy(module: LightningModule) -> LightningModule:
         module._trainer = trainer
     # Lightning (2.6) caches where each metric sits by the identity of the original's metrics.
     twin.__dict__["_metric_attributes"] = None
+    _uncompile(twin)
     return twin
+
+
+def _uncompile(twin: LightningModule) -> None:
+    """Cut a copy off from compiled code, which still runs the original (Lightning 2.6 copies it along)."""
+    for part in twin.modules():
+        part.__dict__.pop("_compiled_call_impl", None)
+    if twin.__dict__.get("_compiler_ctx") is not None:
+        twin.__dict__["_compiler_ctx"] = None
+        for step in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            twin.__dict__.pop(step, None)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from lq.analysis.tensors import QuantizedTensor, evaluating, layers_of, require_ranges, tensors_of
 from lq.backends.prepare import state_of
-from lq.core.state import ACTIVATIONS
+from lq.core.qparams import ACTIVATIONS
 from lq.ptq.batches import Call, first_batches, run_batch
 
 

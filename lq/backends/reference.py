@@ -91,8 +91,8 @@ class ReferenceLayer(nn.Module):
     """
 
     weight: Tensor
-    weight_scale: Tensor
-    weight_zero_point: Tensor
+    weight_scale: Tensor | None
+    weight_zero_point: Tensor | None
     bias: Tensor | None
 
     def __init__(self, module: QATLayer, integers: Tensor, scale: Tensor, bias: Tensor | None) -> None:
@@ -100,20 +100,21 @@ class ReferenceLayer(nn.Module):
         self.kind = type(module).__name__.removeprefix("QAT")
         self.axis, self.compute = module.channel_axis, type(module)._compute
         self.__dict__["hyperparameters"] = bare_layer(module)
+        # torch.export refuses a number that it would have to read from a tensor.
+        self.per_tensor_scale = None if scale.dim() else float(scale)
         self.register_buffer("weight", integers)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int64))
+        self.register_buffer("weight_scale", scale if scale.dim() else None)
+        self.register_buffer("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int32) if scale.dim() else None)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Float in, float out."""
-        decomposed = torch.ops.quantized_decomposed
-        if self.weight_scale.dim():
-            grid = (self.weight_scale, self.weight_zero_point, self.axis, -128, 127, torch.int8)
-            weight = decomposed.dequantize_per_channel(self.weight, *grid)
+        decomposed, ends = torch.ops.quantized_decomposed, (-128, 127, torch.int8)
+        if self.per_tensor_scale is None:
+            grid = (self.weight_scale, self.weight_zero_point, self.axis)
+            weight = decomposed.dequantize_per_channel(self.weight, *grid, *ends)
         else:
-            scale = self.weight_scale.item()
-            weight = decomposed.dequantize_per_tensor(self.weight, scale, 0, -128, 127, torch.int8)
+            weight = decomposed.dequantize_per_tensor(self.weight, self.per_tensor_scale, 0, *ends)
         return self.compute(self.__dict__["hyperparameters"], x, weight, self.bias)
 
     def extra_repr(self) -> str:

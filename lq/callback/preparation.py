@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lq.backends.prepare import prepare, qconfig_of
+from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.progress import is_dev_run
 from lq.export.artifact import check_writable
 from lq.qconfig import QConfig
@@ -41,6 +42,7 @@ def prepare_target(module: LightningModule, target: str | None, qconfig: QConfig
         _check_same_qconfig(module, name, qconfig)
     else:
         part = target_of(module, name)
+        check_target_is_not_compiled(part, name)
         float_model = (copy.deepcopy(part).cpu() if name else detached_copy(module)).float()
         graft(module, name, prepare(part, qconfig, *declared_example(module, part)))
     if configured:

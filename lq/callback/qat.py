@@ -15,16 +15,18 @@ from torchmetrics import Metric, MetricCollection
 
 from lq.backends.prepare import plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
+from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.deployment import deploy_best
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
 from lq.callback.learning_rate import InitialLearningRates
+from lq.callback.monitors import check_early_stopping, serve_monitors
 from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_directory, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.resumed import inputs_without_training, validation_loaders
-from lq.callback.validation import log_results, other_versions
+from lq.callback.validation import figures_of, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
 from lq.evaluation import Judge, ValidationComparison
 from lq.export.delivery import Deployment, Order
@@ -95,6 +97,7 @@ class QATCallback(Callback):
         self.deployment: Deployment | None = None
         self._name = ""
         self._float = FloatReference()
+        self._pause = CompilationPause()
         self._reset()
 
     def _reset(self) -> None:
@@ -110,6 +113,7 @@ class QATCallback(Callback):
         self._comparison: ValidationComparison | None = None
         self._first_call: RemovableHandle | None = None
         self._loaders: Any = None
+        self._pause.end()
 
     def _target(self, pl_module: LightningModule) -> nn.Module:
         return target_of(pl_module, self._name)
@@ -156,6 +160,8 @@ class QATCallback(Callback):
         length = position_of(trainer, 0)
         for remark in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {remark}")
+        if not self._course.phase(length).fake_quant:
+            check_early_stopping(trainer)
 
     # ---- during training ------------------------------------------------------------------------------------------
 
@@ -173,6 +179,13 @@ class QATCallback(Callback):
         self._rates.apply(trainer.optimizers, phase.lr_scale)
         self._announce(trainer, phase)
         self._phase = phase
+        self._listen_eagerly(pl_module, self._example is None)
+
+    def _listen_eagerly(self, pl_module: LightningModule, listening: bool) -> None:
+        if listening and is_compiled(pl_module):
+            self._pause.begin()
+        else:
+            self._pause.end()
 
     def _announce(self, trainer: Trainer, phase: Phase) -> None:
         if self._phase is None and self._rates.first is not None:
@@ -208,6 +221,7 @@ class QATCallback(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the target: FP32 is judged on the first validation after the start, the rest on every one."""
         self._loaders = trainer.val_dataloaders
+        self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
         others: dict[str, nn.Module] = {}
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._started:
@@ -232,10 +246,19 @@ class QATCallback(Callback):
         results, self._comparison = self._comparison.finish(), None
         if self._float.model is not None:
             self._float.model.cpu()
-        if trainer.sanity_checking or not state_of(self._target(pl_module)).fake_quant:
+        if trainer.sanity_checking:
             return
+        if not state_of(self._target(pl_module)).fake_quant:
+            results = {}
         self._float.results = results.get("fp32", self._float.results)
-        log_results(pl_module, results)
+        figures = figures_of(results)
+        for name, value in figures.items():
+            pl_module.log(name, value, sync_dist=True)
+        serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let compiled code run again."""
+        self._listen_eagerly(pl_module, self._example is None)
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
@@ -253,6 +276,7 @@ class QATCallback(Callback):
         if self._comparison is not None:
             self._comparison.finish()
         self._first_call = self._comparison = None
+        self._pause.end()
         self._switch.thaw()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

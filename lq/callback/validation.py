@@ -35,8 +35,11 @@ def other_versions(
     return versions
 
 
-def log_results(module: LightningModule, results: Results) -> None:
-    """Log ``qat/<version>/<metric>``."""
-    for version, values in results.items():
-        for metric, value in values.items():
-            module.log(f"qat/{version}/{metric}", value, sync_dist=True)
+def figures_of(results: Results) -> dict[str, float]:
+    """What is logged: ``qat/<version>/<metric>``.
+
+    Example:
+        >>> figures_of({"fake": {"accuracy": 0.9}})
+        {'qat/fake/accuracy': 0.9}
+    """
+    return {f"qat/{version}/{metric}": v for version, values in results.items() for metric, v in values.items()}

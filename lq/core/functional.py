@@ -41,14 +41,17 @@ def affine_qparams(
         (tensor([1.0000e-02, 1.1921e-07]), tensor([100.,   0.]))
     """
     low, high = min_val.clamp(max=0.0), max_val.clamp(min=0.0)
-    quant_min = torch.as_tensor(quant_min, dtype=low.dtype, device=low.device)
-    quant_max = torch.as_tensor(quant_max, dtype=low.dtype, device=low.device)
-    symmetric = torch.as_tensor(symmetric, device=low.device)
-    affine_scale = (high - low) / (quant_max - quant_min)
-    symmetric_scale = torch.maximum(low / quant_min.clamp(max=-1.0), high / quant_max.clamp(min=1.0))
-    scale = torch.where(symmetric, symmetric_scale, affine_scale).clamp(min=EPS)
-    zero_point = (quant_min - torch.round(low / scale)).clamp(quant_min, quant_max)
-    return scale, torch.where(symmetric, torch.zeros_like(zero_point), zero_point)
+    scale = (high - low) / (quant_max - quant_min)
+    if symmetric is not False:
+        ends = torch.as_tensor(quant_min, device=low.device), torch.as_tensor(quant_max, device=low.device)
+        covering = torch.maximum(low / ends[0].clamp(max=-1), high / ends[1].clamp(min=1))
+        scale = torch.where(torch.as_tensor(symmetric, device=low.device), covering, scale)
+    scale = scale.clamp(min=EPS)
+    bounds: Any = quant_min, quant_max
+    zero_point = (quant_min - torch.round(low / scale)).clamp(*bounds)
+    if symmetric is not False:
+        zero_point = torch.where(torch.as_tensor(symmetric, device=low.device), 0.0, zero_point)
+    return scale, zero_point
 
 
 # In training, values that saturate stay this much (relative) outside the grid, so that the backward pass can tell

@@ -17,19 +17,8 @@ from torch import Tensor
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
 from lq.core.float32 import Float32Buffers
-from lq.core.functional import Scalar, affine_qparams
+from lq.core.qparams import ACTIVATIONS, QParams, of_each, of_one, scale_zero_point, slot_grid, step_and_ends
 from lq.qconfig import ActivationSpec
-
-ACTIVATIONS: dict[str, tuple[float, float]] = {
-    "none": (-torch.inf, torch.inf),
-    "relu": (0.0, torch.inf),
-    "relu6": (0.0, 6.0),
-}
-
-QParams = tuple[Scalar, Scalar, Scalar]
-
-# A grid so fine that rounding to it changes no float32 between 2^-41 and 2^63: that of a slot without a range.
-_NO_SCALE = 2.0**-64
 
 
 class _Known(NamedTuple):
@@ -77,10 +66,8 @@ class QATState(Float32Buffers):
         self.register_buffer("min_val", torch.full((count,), torch.inf))
         self.register_buffer("max_val", torch.full((count,), -torch.inf))
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
-        grid = [
-            (s.quant_min, s.quant_max, s.symmetric, *ACTIVATIONS[a]) for s, a in zip(specs, activations, strict=True)
-        ]
-        self.register_buffer("_grid", torch.tensor(grid).reshape(count, 5).T.contiguous(), persistent=False)
+        self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
+        self.register_buffer("_grid", torch.tensor(self._grids).reshape(count, 5).T.contiguous(), persistent=False)
         running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
         limits = [ACTIVATIONS[activation] for activation in activations]
@@ -92,9 +79,14 @@ class QATState(Float32Buffers):
         Floats on the CPU, where reading them costs nothing; 0-dim tensors on other devices and under torch.compile.
         """
         self.settle()
-        if torch.compiler.is_compiling():
-            return self._qparams(self.min_val, self.max_val, self._grid)
         return self._read().qparams
+
+    def slot_qparams(self, slot: int) -> QParams:
+        """:meth:`qparams` of one slot."""
+        self.settle()
+        if torch.compiler.is_compiling():
+            return self._one(slot, self.min_val[slot], self.max_val[slot])
+        return self._read().qparams[slot]
 
     def ready(self, slot: int) -> bool:
         """Whether the slot has a range."""
@@ -103,7 +95,7 @@ class QATState(Float32Buffers):
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every slot, float32 of shape (slots,)."""
         self.settle()
-        return _scale_zero_point(self.min_val, self.max_val, self._grid)
+        return scale_zero_point(self.min_val, self.max_val, self._grid)
 
     def settle(self) -> None:
         """Search the ranges of slots with histograms, if those changed since the last search."""
@@ -118,32 +110,11 @@ class QATState(Float32Buffers):
             version = tuple((end._version, end.data_ptr(), end.device) for end in (self.min_val, self.max_val))
         known = self._known
         if known is None or version is None or known.version != version:
-            qparams = self._qparams(self.min_val, self.max_val, self._grid)
+            qparams = of_each(step_and_ends(self.min_val, self.max_val, self._grid))
             # Ranges do not go away again, so a GPU is waited for only until all are there.
             ready = known.ready if known is not None and all(known.ready) else torch.isfinite(self.min_val).tolist()
             known = self._known = _Known(version, qparams, ready)
         return known
-
-    @torch.no_grad()
-    def _qparams(self, min_val: Tensor, max_val: Tensor, grid: Tensor) -> list[QParams]:
-        quant_min, quant_max, _, floor, ceiling = grid.unbind()
-        scale, zero_point = _scale_zero_point(min_val, max_val, grid)
-        # An absorbed ReLU shows in a symmetric grid, whose lowest value would be negative.
-        bottom = torch.clamp(quant_min - zero_point, min=floor)
-        top = quant_max - zero_point
-        table = torch.stack([scale, bottom, top])
-        no_range = torch.stack([torch.full_like(scale, _NO_SCALE), floor / _NO_SCALE, ceiling / _NO_SCALE])
-        table = torch.where(torch.isfinite(max_val - min_val), table, no_range).T
-        if table.is_cpu and not torch.compiler.is_compiling():
-            return [(s, b, t) for s, b, t in table.tolist()]
-        return [(row[0], row[1], row[2]) for row in table.unbind()]
-
-    def slot_qparams(self, slot: int) -> QParams:
-        """:meth:`qparams` of one slot."""
-        if not torch.compiler.is_compiling():
-            return self.qparams()[slot]
-        self.settle()
-        return self._one(slot, self.min_val[slot], self.max_val[slot])
 
     def observe(self, slot: int, x: Tensor) -> QParams | None:
         """Note the range of ``x`` for the update at the end of this step.
@@ -158,13 +129,16 @@ class QATState(Float32Buffers):
             if not self.fake_quant:
                 return None
             if torch.compiler.is_compiling():
-                known_low, known_high = self.min_val[slot], self.max_val[slot]
-                is_known = torch.isfinite(known_low)
-                return self._one(slot, torch.where(is_known, known_low, low), torch.where(is_known, known_high, high))
-            return self.slot_qparams(slot) if self.ready(slot) else self._one(slot, low, high)
+                has_range = torch.isfinite(self.min_val[slot])
+                low = torch.where(has_range, self.min_val[slot], low)
+                high = torch.where(has_range, self.max_val[slot], high)
+            elif self.ready(slot):
+                return self.slot_qparams(slot)
+            return self._one(slot, low, high)
 
     def _one(self, slot: int, low: Tensor, high: Tensor) -> QParams:
-        return self._qparams(low[None], high[None], self._grid[:, slot : slot + 1])[0]
+        # With the grid in numbers: slices of tensors would be many more operations for torch.compile to trace.
+        return of_one(step_and_ends(low, high, self._grids[slot]))
 
     def _range_of(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.histograms is not None and slot in self.histograms.rows:
@@ -281,9 +255,3 @@ class QATState(Float32Buffers):
         """Number of slots and the flags."""
         flags = f"fake_quant={self.fake_quant}, observer={self.observer}, freeze_bn={self.freeze_bn}"
         return f"slots={len(self.names)}, {flags}"
-
-
-def _scale_zero_point(min_val: Tensor, max_val: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    quant_min, quant_max, symmetric, floor, ceiling = grid.unbind()
-    low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
-    return affine_qparams(low, high, quant_min, quant_max, symmetric.bool())

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
-from lq.export.program import export_program, quiet_export
+from lq.export.program import BATCH, export_program, quiet_export
 from lq.export.signature import FlatModel, Inputs, Signature
 
 FILE = "int8.onnx"
@@ -88,6 +88,8 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
     write_program(program, path, opset)
     model = onnx.load(path)
     _name_layers(model)
+    if dynamic:
+        _name_batch(model)
     onnx.save(model, path)
     try:
         onnx.checker.check_model(path, full_check=True)
@@ -192,3 +194,14 @@ def _name_layers(model: Any) -> None:
             holders[node.output[0]] = holders[node.input[0]]
         elif len(node.input) > 1 and node.input[1] in holders:
             node.name = holders[node.input[1]]
+
+
+def _name_batch(model: Any) -> None:
+    """Call the dynamic dimension by its name; torch.onnx takes the symbol that a finished program has for it."""
+    graph = model.graph
+    shapes = [value.type.tensor_type.shape for value in (*graph.input, *graph.output, *graph.value_info)]
+    symbol = next(shape.dim[0].dim_param for shape in shapes if shape.dim and shape.dim[0].dim_param)
+    for shape in shapes:
+        for dimension in shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = dimension.dim_param.replace(symbol, BATCH)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tu
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Without what torch.export logs of attempts that are repeated in another way."""
+    """Without what torch.export logs, and prints on stderr, of attempts that are repeated in another way."""
     loggers = [
         logging.getLogger(name)
         for name in ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree")
@@ -84,7 +85,8 @@ def quiet_export() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

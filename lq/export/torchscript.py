@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.jit._trace import TracerWarning
+from torch.utils._pytree import tree_leaves
 
 from lq.backends.convert import convert
 from lq.backends.int8 import Int8Layer
@@ -81,16 +83,20 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     """Write ``int8.pt``.
 
     Returns:
-        the engine whose weight layout it holds, how it is called, and which layers run in int8 and in float.
+        the engine whose weight layout it holds, how it is called, whether it returns a tuple of tensors in place of a
+        structure that TorchScript has no type for, and which layers run in int8 and in float.
     """
     int8 = convert(prepared)
     sample = one_sample(example)
-    scripted = export_torchscript(int8, *sample)
+    with torch.no_grad(), quiet_torchscript(), int8_kernels():
+        flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
+    scripted = export_torchscript(_flattened(int8) if flat else int8, *sample)
     with quiet_torchscript():
         torch.jit.save(scripted, str(directory / FILE))
     return {
         "engine": qconfig_of(prepared).resolved_engine,
         "named_arguments": bool(tensor_inputs(int8, *sample)[1]),
+        "flat_output": flat,
         "int8_layers": dict(Counter(m.kind for m in int8.modules() if isinstance(m, Int8Layer))),
         "float_layers": [name for name, m in int8.named_modules() if isinstance(m, tuple(QAT_LAYERS))],
     }
@@ -111,9 +117,29 @@ def load(
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.arguments(args, kwargs)
         with int8_kernels():
-            return scripted(**arguments) if info["named_arguments"] else scripted(*arguments.values())
+            output = scripted(**arguments) if info["named_arguments"] else scripted(*arguments.values())
+        return signature.restore(tree_leaves(output)) if info["flat_output"] else output
 
     return call
+
+
+def _has_type(output: Any) -> bool:
+    """Whether TorchScript can return this: it wants one type for all values of a list or dict."""
+    if isinstance(output, tuple):
+        return all(_has_type(value) for value in output)
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list) else [output]
+    return all(isinstance(value, Tensor) for value in values)
+
+
+def _flattened(model: fx.GraphModule) -> fx.GraphModule:
+    """The model that returns the tensors of its output in a tuple."""
+    twin = copy.deepcopy(model)
+    output = next(node for node in twin.graph.nodes if node.op == "output")
+    tensors: list[fx.Node] = []
+    fx.map_arg(output.args[0], tensors.append)
+    output.args = (tuple(tensors),)
+    twin.recompile()
+    return twin
 
 
 def select_engine(directory: Path, engine: str) -> None:

@@ -31,7 +31,7 @@ from lq.export.artifact import load
 from tests.tiny import NoNoise, keeper, make_trainer, qat, quicken_deployment, resumable, val_loader
 
 SCHEDULE: dict[str, Any] = {"start": 1, "observer_off": 2, "freeze_bn": 3, "lr": 0.5}
-# Seven steps an epoch, a checkpoint every five: none falls on the last batch of an epoch. Lightning (2.6.6) takes up such
+# Seven steps an epoch, a checkpoint every five: none falls on an epoch's last batch. Lightning (2.6.6) takes up such
 # a checkpoint, but miscounts the batches of the next one that it takes up after it, with or without a callback of lq.
 EPOCHS, IMAGES, EVERY_N_STEPS, SECONDS_A_STEP = 5, 56, 5, 0.02
 STAGES = ("before training", "float", "QAT", "validation", "deployment")

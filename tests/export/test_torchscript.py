@@ -75,6 +75,35 @@ def test_what_is_written_is_loaded_with_the_layers_named(tmp_path: Path) -> None
     assert sqnr(expected, got) > 40
 
 
+@pytest.mark.parametrize("form", ["mixed dict", "dict", "tuple", "list of tuples"])
+def test_outputs_of_any_structure_come_back(form: str, tmp_path: Path) -> None:
+    class Forms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.layer(x)
+            forms: dict[str, Any] = {
+                "mixed dict": {"logits": y, "hidden": [x, {"y": y}], "loss": None, "scale": 2},
+                "dict": {"logits": y, "x": x},
+                "tuple": (x, (y, x)),
+                "list of tuples": [(x, None), (y, 1.5)],
+            }
+            return forms[form]
+
+    x = torch.randn(8, 4)
+    prepared = prepare(Forms())
+    calibrate(prepared, [x])
+    info = torchscript.export(prepared, ((x,), {}), tmp_path)
+    with torch.no_grad():
+        expected = prepared(x[:3])
+        got = torchscript.load(tmp_path, Signature.of(prepared, ((x,), {}), expected), info)(x[:3])
+    tree = torch.utils._pytree
+    assert tree.tree_structure(got) == tree.tree_structure(expected)
+    torch.testing.assert_close(tree.tree_leaves(got), tree.tree_leaves(expected), rtol=1e-2, atol=1e-2)  # one step
+
+
 @pytest.mark.parametrize(("asked", "warn_only"), [(True, False), (True, True), (False, False)])
 def test_int8_kernels_leaves_the_setting_as_it_was(asked: bool, warn_only: bool) -> None:
     torch.use_deterministic_algorithms(asked, warn_only=warn_only)

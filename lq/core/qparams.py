@@ -1,0 +1,86 @@
+"""From ranges of activations to what the fake quantizers compute with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lq.core.functional import Scalar, affine_qparams
+from lq.qconfig import ActivationSpec
+
+# The ends of what an absorbed activation lets pass.
+ACTIVATIONS: dict[str, tuple[float, float]] = {
+    "none": (-torch.inf, torch.inf),
+    "relu": (0.0, torch.inf),
+    "relu6": (0.0, 6.0),
+}
+
+QParams = tuple[Scalar, Scalar, Scalar]
+
+# quant_min, quant_max, symmetric, and the ends of the absorbed activation: numbers for one slot, tensors for several.
+Grid = tuple[Any, Any, Any, Any, Any]
+
+# So fine a grid that rounding to it changes no float32 between 2^-41 and 2^63: that of a slot without a range.
+_NO_RANGE_SCALE = 2.0**-64
+
+
+def slot_grid(spec: ActivationSpec, activation: str) -> Grid:
+    """The grid of one slot, in numbers."""
+    return (spec.quant_min, spec.quant_max, spec.symmetric, *ACTIVATIONS[activation])
+
+
+def scale_zero_point(min_val: Tensor, max_val: Tensor, grid: Grid | Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the range that is left behind the absorbed activation.
+
+    Args:
+        min_val: lowest values, float32, of any shape.
+        max_val: highest values.
+        grid: from :func:`slot_grid`, or five rows of such.
+
+    Returns:
+        two tensors of that shape.
+    """
+    quant_min, quant_max, symmetric, floor, ceiling = grid
+    low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
+    return affine_qparams(low, high, quant_min, quant_max, symmetric if isinstance(symmetric, bool) else symmetric > 0)
+
+
+@torch.no_grad()
+def step_and_ends(min_val: Tensor, max_val: Tensor, grid: Grid | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``scale``, ``low`` and ``high`` of :func:`~lq.core.functional.fake_quantize`.
+
+    Where a range is not finite, nothing is rounded, and nothing clipped but by the absorbed activation.
+
+    Example:
+        >>> grid = slot_grid(ActivationSpec(), "relu6")
+        >>> step_and_ends(torch.tensor(-1.0), torch.tensor(2.55), grid)
+        (tensor(0.0100), tensor(0.), tensor(255.))
+    """
+    quant_min, quant_max, _, floor, ceiling = grid
+    scale, zero_point = scale_zero_point(min_val, max_val, grid)
+    # An absorbed ReLU shows in a symmetric grid, whose lowest value would be negative.
+    low, high = torch.clamp(quant_min - zero_point, min=floor), quant_max - zero_point
+    has_range = torch.isfinite(max_val - min_val)
+    return (
+        torch.where(has_range, scale, _NO_RANGE_SCALE),
+        torch.where(has_range, low, floor / _NO_RANGE_SCALE),
+        torch.where(has_range, high, ceiling / _NO_RANGE_SCALE),
+    )
+
+
+def of_one(parts: tuple[Tensor, Tensor, Tensor]) -> QParams:
+    """:func:`step_and_ends` of one slot in numbers where reading them costs nothing: on the CPU, not compiling."""
+    scale, low, high = parts
+    return (scale.item(), low.item(), high.item()) if _is_read(scale) else (scale, low, high)
+
+
+def of_each(parts: tuple[Tensor, Tensor, Tensor]) -> list[QParams]:
+    """The same of several slots."""
+    columns = (part.tolist() if _is_read(part) else part.unbind() for part in parts)
+    return list(zip(*columns, strict=True))
+
+
+def _is_read(tensor: Tensor) -> bool:
+    return tensor.is_cpu and not torch.compiler.is_compiling()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from lq.export.openvino import FILE, WEIGHTS
+from lq.metrics import sqnr
+from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
+
+pytest.importorskip("openvino")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[fx.GraphModule, Any, dict[str, Any], Path]:
+    prepared, directory = residual(), tmp_path_factory.mktemp("openvino")
+    return prepared, *round_trip("openvino", prepared, example_of(images(4)), directory), directory
+
+
+Exported = tuple[fx.GraphModule, Any, dict[str, Any], Path]
+
+
+@pytest.mark.parametrize("count", [1, 4, 50])
+def test_any_batch_size_agrees_with_the_prepared_model(exported: Exported, count: int) -> None:
+    prepared, model, _, _ = exported
+    with torch.no_grad():
+        expected = prepared(images(count))
+    # 48 dB over 50 samples: it adds the residual before the branch is rounded.
+    assert sqnr(expected, model(images(count))) >= 30
+
+
+def test_every_layer_runs_on_integers(exported: Exported) -> None:
+    _, _, info, directory = exported
+    assert info["int8_layers"] == {"Convolution": 5, "FullyConnected": 2}
+    assert info["float_layers"] == []
+    assert info["dynamic_batch"] is True
+    assert sorted(file.name for file in directory.iterdir()) == sorted([FILE, WEIGHTS])
+
+
+def test_weights_take_a_byte_each(exported: Exported) -> None:
+    prepared, _, _, directory = exported
+    layers = [p.numel() for p in prepared.parameters() if p.dim() > 1]
+    rest = sum(p.shape[0] * 12 for p in prepared.parameters() if p.dim() > 1)  # scale, zero point, bias of a channel
+    assert (directory / WEIGHTS).stat().st_size < sum(layers) + rest + 1000
+
+
+def test_results_stay_when_the_model_is_called_again(exported: Exported) -> None:
+    model = exported[1]
+    first = model(images(4))
+    kept = first.clone()
+    model(images(4, seed=9))
+    assert torch.equal(first, kept)
+
+
+def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
+    example = example_of(images(4), other=images(4, seed=3))
+    prepared = calibrated(TwoInputs(), example)
+    model, info = round_trip("openvino", prepared, example, tmp_path)
+    x, y = images(3), images(3, seed=5)
+    with torch.no_grad():
+        expected = prepared(x, other=y)
+    got = model(other=y, image=x)
+    assert got.keys() == expected.keys()
+    assert sqnr(expected["logits"], got["logits"]) >= 30
+    assert info["float_layers"] == []
