@@ -102,7 +102,7 @@ class ReferenceLayer(nn.Module):
         self.__dict__["hyperparameters"] = bare_layer(module)
         # torch.export refuses a number that it would have to read from a tensor.
         self.per_tensor_scale = None if scale.dim() else float(scale)
-        self.register_buffer("weight", integers)
+        self.register_buffer("weight", integers.contiguous())
         self.register_buffer("weight_scale", scale if scale.dim() else None)
         self.register_buffer("weight_zero_point", torch.zeros(scale.shape, dtype=torch.int32) if scale.dim() else None)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
