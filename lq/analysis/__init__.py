@@ -11,11 +11,14 @@ from lq.analysis.sensitivity import SensitivityOptions as SensitivityOptions
 from lq.analysis.sensitivity import most_sensitive as most_sensitive
 from lq.analysis.sensitivity import sensitivity as sensitivity
 from lq.analysis.sqnr import sqnr_per_layer as sqnr_per_layer
+from lq.analysis.study import StudyOptions as StudyOptions
+from lq.analysis.study import study as study
 
 __all__ = [
     "CompareOptions",
     "Exclusions",
     "SensitivityOptions",
+    "StudyOptions",
     "activation_scales",
     "compare",
     "layer_costs",
@@ -24,4 +27,5 @@ __all__ = [
     "range_statistics",
     "sensitivity",
     "sqnr_per_layer",
+    "study",
 ]

@@ -23,7 +23,7 @@ from lq.export.signature import Inputs, one_sample
 from lq.export.torchscript import export_torchscript, int8_kernels, like_original
 from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
-from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.batches import Call, first_batches, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.qconfig import PRESETS, QConfig, as_qconfig
@@ -101,13 +101,12 @@ def compare(
     """
     options = options or CompareOptions()
     call = options.call or run_batch
-    tests = list(first_batches(test, options.limit, "compare()"))
+    calibration, test = reusable(calibration, options.calibration), reusable(test, options.limit)
     model = copy.deepcopy(model).cpu().eval()
-    sample = _sample(model, tests[0], call)
-    contest = _Contest(sample, options)
+    example = next(first_batches(test, 1, "compare()"))
+    contest = _Contest(_sample(model, example, call), options)
     contest.add_float(model)
-    batches = list(first_batches(calibration, options.calibration, "compare()"))
-    for name, prepared in _static(model, batches, qconfig, call):
+    for name, prepared in _static(model, calibration, qconfig, call, options.calibration):
         contest.add_int8(name, convert(prepared))
     if _dynamic_pays(model):
         dynamic = quantize_dynamic(model)
@@ -120,7 +119,7 @@ def compare(
         contest.add_artifact(artifact)
     elif qat is not None:
         contest.add_int8(INT8, convert(qat))
-    return contest.rows(tests, call)
+    return contest.rows(test, call)
 
 
 class _Contest:
@@ -157,7 +156,7 @@ class _Contest:
                 continue
             self.add(f"{INT8}, {kind}", loaded, artifact_mb(kind, loaded.path))
 
-    def rows(self, tests: list[Any], call: Call) -> list[dict[str, Any]]:
+    def rows(self, test: Iterable[Any], call: Call) -> list[dict[str, Any]]:
         """Measure everything."""
         args, kwargs = self.sample
         with torch.inference_mode(), int8_kernels():
@@ -165,15 +164,15 @@ class _Contest:
                 self.timed, args, kwargs, threads=self.options.threads, min_time=self.options.seconds
             )
         times[FP32] = fastest_float(times)
-        results = self._judge(tests, call)
+        results = self._judge(test, call)
         rows = [self._row(name, results, times) for name in self.models]
         return _with_recovered(rows, results)
 
-    def _judge(self, tests: list[Any], call: Call) -> dict[str, dict[str, float]]:
+    def _judge(self, test: Iterable[Any], call: Call) -> dict[str, dict[str, float]]:
         pairs = [(FAKE, name) for name in self.models if FAKE in self.models and name.startswith(INT8)]
         comparison = ModelComparison(list(self.models), self.options.metric, pairs)
-        with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", len(tests)) as counter:
-            for batch in tests:
+        with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", self.options.limit) as counter:
+            for batch in first_batches(test, self.options.limit, "compare()"):
                 outputs = {name: call(model, batch) for name, model in self.models.items()}
                 comparison.update(outputs, (self.options.target_fn or targets_of)(batch))
                 counter.advance()
@@ -188,7 +187,7 @@ class _Contest:
 
 
 def _static(
-    model: nn.Module, batches: list[Any], qconfig: QConfig | str, call: Call
+    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call, limit: int
 ) -> Iterable[tuple[str, fx.GraphModule]]:
     qconfig = as_qconfig(qconfig)
     weight = replace(qconfig.weight or PRESETS[qconfig.preset].weight, learned_scale=False)
@@ -196,9 +195,10 @@ def _static(
     minmax, histogram = (replace(activation, observer=observer) for observer in ("minmax", "histogram"))
     per_tensor = replace(qconfig, weight=replace(weight, per_channel=False), activation=minmax)
     per_channel = replace(qconfig, weight=replace(weight, per_channel=True), activation=histogram)
-    yield MINMAX, prepare_static(model, batches, per_tensor, call)
-    yield HISTOGRAM, prepare_static(model, batches, per_channel, call)
-    yield CORRECTED, prepare_static(model, batches, per_channel, call, StaticOptions(bias=True))
+    plain, corrected = StaticOptions(limit=limit), StaticOptions(limit=limit, bias=True)
+    yield MINMAX, prepare_static(model, batches, per_tensor, call, plain)
+    yield HISTOGRAM, prepare_static(model, batches, per_channel, call, plain)
+    yield CORRECTED, prepare_static(model, batches, per_channel, call, corrected)
 
 
 def _dynamic_pays(model: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.backends.prepare import state_of
+from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
 from lq.core.functional import EPS
 from lq.core.modules import QAT_LAYERS, QATLayer
@@ -72,6 +72,7 @@ class Lowering:
 
     def __init__(self, prepared: fx.GraphModule) -> None:
         self.unseen = _without_range(prepared)
+        self.model = plan_of(prepared).model
         self.source = copy.deepcopy(prepared).cpu().float().eval()
         self.modules = dict(self.source.named_modules())
         self.state: QATState = state_of(self.source)
@@ -116,7 +117,7 @@ class Lowering:
                 self.graph.output(fx.map_arg(node.args[0], self.real))
             elif not self.skips(node):
                 self.values[node] = self._emit(node)
-        lowered = fx.GraphModule(self.root, self.graph, class_name=f"{self.prefix}{type(self.source).__name__}")
+        lowered = fx.GraphModule(self.root, self.graph, class_name=f"{self.prefix}{self.model}")
         lowered.graph.eliminate_dead_code()
         lowered.delete_all_unused_submodules()
         lowered.recompile()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import set_phase, state_of
@@ -26,10 +26,17 @@ class PhaseSwitch:
 
     def __init__(self) -> None:
         self._frozen: list[nn.Module] = []
+        self._freezes = False
 
     def apply(self, target: nn.Module, phase: Phase) -> None:
-        """Set the flags of ``target``, and freeze the BatchNorms that no layer has absorbed too."""
+        """Set the flags of ``target``, and freeze the BatchNorms that no layer has absorbed too.
+
+        All processes have to call it, for the same phase.
+        """
         set_phase(target, fake_quant=phase.fake_quant, observer=phase.observer, freeze_bn=phase.freeze_bn)
+        if phase.freeze_bn and not self._freezes:
+            share_statistics(target)
+        self._freezes = phase.freeze_bn
         if phase.freeze_bn:
             found = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.training]
             self._frozen += [module.eval() for module in found]
@@ -39,6 +46,20 @@ class PhaseSwitch:
         for module in self._frozen:
             module.train()
         self._frozen = []
+
+
+def share_statistics(target: nn.Module) -> None:
+    """Give the BatchNorms of all processes the running statistics of the first.
+
+    DDP does so before forward passes, but not before all of them (gradient accumulation, averaged weights); where
+    frozen statistics differ, so do the functions that are trained.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for module in target.modules():
+        if isinstance(module, _BatchNorm):
+            for buffer in module.buffers(recurse=False):
+                distributed.broadcast(buffer, src=0)
 
 
 def take_nonfinite(target: nn.Module) -> str | None:

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
+from lq.core.layer import QATLayer
 from lq.export.exporters import Chosen
 from lq.export.signature import Inputs, Signature
 from lq.export.worker import run_in_fresh_process
@@ -175,9 +176,16 @@ def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, m
             low = middle + 1
     if low == len(nodes):
         return "the output"
-    after = {tensor.name: tensor.after for tensor in plan_of(prepared).tensors}
-    name = nodes[low][1]
-    return f"{after.get(name, name)} ({ratio:.1f} dB)"
+    return f"{_source(prepared, *nodes[low])} ({ratio:.1f} dB)"
+
+
+def _source(prepared: fx.GraphModule, node: fx.Node, name: str) -> str:
+    """The layer or operation whose tensor a fake quantizer rounds."""
+    source = node.args[0]
+    module = ops.module_of(source, dict(prepared.named_modules())) if isinstance(source, fx.Node) else None
+    if isinstance(module, QATLayer):
+        return str(cast(fx.Node, source).target)
+    return next((tensor.after for tensor in plan_of(prepared).tensors if tensor.name == name), name)
 
 
 def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inputs) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
+from lq.backends.prepare import plan_of
 from lq.backends.reference import reference
 from lq.export.signature import Inputs, batch_size
 
@@ -40,7 +41,7 @@ def export_program(
     try:
         return float_program(reference(prepared, signed), example, dynamic)
     except RuntimeError as error:
-        raise ValueError(f"torch.export cannot export {type(prepared).__name__}: {error}") from error
+        raise ValueError(f"torch.export cannot export {plan_of(prepared).model}: {error}") from error
 
 
 def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tuple[ExportedProgram, bool]:

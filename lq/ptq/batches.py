@@ -76,3 +76,14 @@ def first_batches(batches: Iterable[Any], limit: int | None, who: str) -> Iterat
         yield batch
     if empty:
         raise ValueError(f"{who} got no batch: the data loader is empty. Give at least one.")
+
+
+def reusable(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:
+    """The batches themselves if they can be gone through again, as a data loader can; else the first ones, kept.
+
+    Example:
+        >>> kept = reusable(iter(range(9)), 2)
+        >>> list(kept), list(kept)
+        ([0, 1], [0, 1])
+    """
+    return list(islice(batches, limit)) if iter(batches) is batches else batches

@@ -1,9 +1,11 @@
-"""Judge the recipes of this folder on the 10,000 test images: FP32, two kinds of PTQ, QAT.
+"""Judge QAT recipes for Fashion-MNIST on the 10,000 test images: FP32, PTQ of several kinds, QAT, what was exported.
 
-    python recipes/fashion_mnist/compare.py            # after the four trainings, see README.md
-    python recipes/fashion_mnist/compare.py --train    # runs the trainings first (an hour on two cores)
+    python recipes/fashion_mnist/compare.py                    # after the trainings, see README.md
+    python recipes/fashion_mnist/compare.py --train            # runs them first (an hour on two cores)
+    python recipes/fashion_mnist/compare.py recipes/fashion_mnist_4bit/mobilenet_v2_qat.yaml --report
 
-Prints one table per model and writes them to runs/fashion_mnist_comparison.json.
+Prints one table per recipe and writes it to runs/<name>/comparison.json; --report also looks into the model, layer by
+layer (some minutes), and writes runs/<name>/report.html.
 """
 
 from __future__ import annotations
@@ -14,140 +16,116 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from rich.progress import track
 from torch import Tensor, nn
 
 import lq
-from lq.benchmark import compare_latency, size_mb
+from lq.analysis import CompareOptions, StudyOptions, compare, study
+from lq.analysis.study import machine
 from lq.data import FashionMNISTDataModule
-from lq.deprecations import quiet_torchscript
+from lq.deprecations import quiet_torch_ao, quiet_torchscript
 from lq.export.artifact import load_prepared_state
-from lq.export.rows import fastest_float, float_forms
-from lq.metrics import ModelComparison
+from lq.export.manifest import read_manifest
 from lq.models import Classifier
+from lq.qconfig import QConfig
+from lq.report.history import read_history
+from lq.report.page import write_page
 from lq.report.table import print_table
 
 HERE = Path(__file__).parent
 RUNS = Path("runs")
-CALIBRATION_BATCHES = 100
 
 
 def main() -> None:
     """Train if asked, compare, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["mobilenet_v2", "resnet18"])
+    parser.add_argument("recipes", nargs="*", type=Path, default=sorted(HERE.glob("*_qat.yaml")))
     parser.add_argument("--train", action="store_true", help="run the float and QAT recipes first")
     parser.add_argument("--images", type=int, default=10_000, help="test images to use")
+    parser.add_argument("--calibration", type=int, default=100, help="training batches to calibrate PTQ with")
+    parser.add_argument("--report", action="store_true", help="also write an HTML report")
+    parser.add_argument("--torch-ao", action="store_true", help="also quantize after training with torch.ao")
     options = parser.parse_args()
-    tables = {}
-    for name in options.models:
+    for recipe in options.recipes:
         if options.train:
-            for kind in ("float", "qat"):
-                recipe = HERE / f"{name}_{kind}.yaml"
-                subprocess.run([sys.executable, "-m", "lq", "fit", "--config", str(recipe)], check=True)
-        tables[name] = compare(name, options.images)
-        print_table(tables[name], title=f"{name}, {options.images} test images")
-    (RUNS / "fashion_mnist_comparison.json").write_text(json.dumps(tables, indent=2))
+            train(recipe)
+        judge(recipe, options)
 
 
-def compare(name: str, images: int) -> list[dict[str, Any]]:
-    """The rows of one model's table."""
+def train(recipe: Path) -> None:
+    """Run the recipe, and before it the float one that it starts from, if that has not been run."""
+    weights = Path(yaml.safe_load(recipe.read_text())["model"]["init_args"]["weights"])
+    float_recipe = HERE / f"{weights.stem.removeprefix('fashion_mnist_')}.yaml"
+    for path in ([] if weights.exists() else [float_recipe]) + [recipe]:
+        subprocess.run([sys.executable, "-m", "lq", "fit", "--config", str(path)], check=True)
+
+
+def judge(recipe: Path, options: argparse.Namespace) -> None:
+    """The table of one recipe, and its report."""
+    config = yaml.safe_load(recipe.read_text())
+    name = config["trainer"]["logger"]["init_args"]["name"]
+    model, artifact = _float_model(config), _newest_artifact(RUNS / name, recipe)
+    qconfig = QConfig.from_dict(read_manifest(artifact)["qconfig"])
+    trained = lq.prepare(copy.deepcopy(model), qconfig)
+    trained.load_state_dict(load_prepared_state(artifact))
     data = FashionMNISTDataModule()
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    float_model = _network(f"{name}_float.yaml")
-    float_model.load_state_dict(_checkpoint(name))
-    float_model.eval()
-    example = next(iter(data.test_dataloader()))[0][:1]
-    artifact = _newest_artifact(name)
-    int8 = lq.load(artifact)
-    # First of all, in a process that nothing else has warmed, fragmented or filled.
-    times = compare_latency({**float_forms(float_model, ((example,), {})), "QAT int8": int8}, (example,), threads=1)
-    times["FP32"] = fastest_float(times)
-    versions: dict[str, Callable[..., Any]] = {
-        "FP32": float_model,
-        "PTQ int8, torch.ao histogram": _torch_ao_ptq(float_model, data.train_dataloader(), example),
-        "PTQ int8, lq moving average": _lq_ptq(float_model, data.train_dataloader()),
-        "QAT fake": _fake_quantized(name, artifact),
-        "QAT int8": int8,
-    }
-    comparison = ModelComparison(list(versions), pairs=[("QAT fake", "QAT int8")])
-    for x, y in track(list(_first(data.test_dataloader(), images)), description=name):
-        with torch.no_grad():
-            comparison.update({key: model(x) for key, model in versions.items()}, y)
-    results = comparison.compute()
-    sizes = {"FP32": size_mb(float_model), "QAT int8": size_mb(artifact / "int8.pt")}
-    fidelity = results["QAT int8_vs_QAT fake"]
-    rows: list[dict[str, Any]] = []
-    for key in versions:
-        row: dict[str, Any] = {"model": key, "metrics": results[key], "size_mb": sizes.get(key)}
-        if key in times:
-            row |= {"latency_ms": times[key].median_ms, "threads": 1}
-        if key == "QAT int8":
-            row |= {"agreement": fidelity["agreement"], "sqnr_db": fidelity["sqnr_db"]}
-        rows.append(row)
-    return rows
+    calibration = list(islice(data.train_dataloader(), options.calibration))  # the same ones for all
+    tests = list(islice(data.test_dataloader(), -(-options.images // data.test_dataloader().batch_size)))
+    how = CompareOptions(others=_torch_ao(model, calibration) if options.torch_ao else {})
+    title = f"{name}, {sum(len(y) for _, y in tests)} test images"
+    if options.report:
+        history = read_history(artifact.parent)
+        findings = study(model, calibration, tests, qconfig, trained, artifact, history, StudyOptions(how))
+        rows = findings.comparison
+        print(f"report: {write_page(RUNS / name / 'report.html', title, findings)}")
+    else:
+        rows = compare(model, calibration, tests, qconfig, trained, artifact, how)
+    print(machine(how.threads))
+    print_table(rows, title=title)
+    (RUNS / name / "comparison.json").write_text(json.dumps(rows, indent=2))
 
 
-def _network(recipe: str) -> nn.Module:
-    arguments = yaml.safe_load((HERE / recipe).read_text())["model"]["init_args"]
-    return Classifier(**{k: v for k, v in arguments.items() if k not in ("optimizer", "weights")}).model
-
-
-def _checkpoint(name: str) -> dict[str, Tensor]:
-    path = RUNS / "checkpoints" / f"fashion_mnist_{name}_float.ckpt"
+def _float_model(config: dict[str, Any]) -> nn.Module:
+    arguments = {k: v for k, v in config["model"]["init_args"].items() if k != "optimizer"}
+    path = Path(arguments.pop("weights"))
     if not path.is_file():
-        sys.exit(f"{path} is missing: run lq fit --config {HERE / f'{name}_float.yaml'} first, or give --train.")
+        sys.exit(f"{path} is missing: run the float recipe first, or give --train.")
+    model = Classifier(**arguments).model
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    return {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    model.load_state_dict(
+        {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    )
+    return model.eval()
 
 
-def _newest_artifact(name: str) -> Path:
-    found = sorted((RUNS / f"fashion_mnist_{name}_qat").glob("version_*/int8"), key=lambda path: path.stat().st_mtime)
+def _newest_artifact(run: Path, recipe: Path) -> Path:
+    found = sorted(run.glob("version_*/int8"), key=lambda path: path.stat().st_mtime)
     if not found:
-        sys.exit(f"no artifact of {name}: run lq fit --config {HERE / f'{name}_qat.yaml'} first, or give --train.")
+        sys.exit(f"no artifact in {run}: run lq fit --config {recipe} first, or give --train.")
     return found[-1]
 
 
-def _fake_quantized(name: str, artifact: Path) -> nn.Module:
-    prepared = lq.prepare(_network(f"{name}_qat.yaml"))
-    prepared.load_state_dict(load_prepared_state(artifact))
-    return prepared.eval()
-
-
-def _lq_ptq(float_model: nn.Module, loader: Iterable[Any]) -> nn.Module:
-    prepared = lq.prepare(copy.deepcopy(float_model))
-    lq.calibrate(prepared, loader, limit=CALIBRATION_BATCHES)
-    return lq.convert(prepared)
-
-
-def _torch_ao_ptq(float_model: nn.Module, loader: Iterable[Any], example: Tensor) -> nn.Module:
+def _torch_ao(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, nn.Module]:
     """The stock post-training quantization: per-channel weights, histogram observers."""
     from torch.ao.quantization import get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-    with warnings.catch_warnings(), quiet_torchscript():
-        warnings.simplefilter("ignore")
-        prepared = prepare_fx(copy.deepcopy(float_model), get_default_qconfig_mapping("x86"), (example,))
-        with torch.no_grad():
-            for x, _ in _first(loader, CALIBRATION_BATCHES * 128):
-                prepared(x)
-        return convert_fx(prepared)
-
-
-def _first(loader: Iterable[Any], images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in loader:
-        if images <= 0:
-            return
-        yield x[:images], y[:images]
-        images -= len(x)
+    batches = list(batches)
+    with warnings.catch_warnings(), quiet_torchscript(), quiet_torch_ao(), torch.no_grad():
+        warnings.simplefilter("ignore")  # its observers warn of what they are
+        prepared = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("x86"), (batches[0][0],))
+        for x, _ in batches:
+            prepared(x)
+        return {"PTQ, torch.ao histogram": convert_fx(prepared)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""An exporter that can go wrong in every way: it writes the prepared model itself, and spoils it when it is loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from lq.export.exporters import EXPORTERS, Exporter
+from lq.export.signature import FlatModel, Inputs, Signature
+
+FILE = "faulty.pt"
+
+
+def register(monkeypatch: pytest.MonkeyPatch, name: str = "faulty") -> Exporter:
+    """Enter it into the table."""
+    exporter = Exporter(name, (f"{name}.pt",), __name__)
+    monkeypatch.setitem(EXPORTERS, name, exporter)
+    return exporter
+
+
+def export(
+    prepared: fx.GraphModule, example: Inputs, directory: Path, layer: str = "", fails: str = ""
+) -> dict[str, Any]:
+    """Write the model; the weights of ``layer`` shall be halved."""
+    if fails == "disk":
+        raise OSError(28, "No space left on device")
+    (directory / FILE).write_bytes(b"half a mod")
+    if fails == "export":
+        raise ValueError("this cannot\n be exported.")
+    if fails == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.save(prepared, directory / FILE)
+    return {"layer": layer}
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """The spoilt model."""
+    model = torch.load(directory / FILE, weights_only=False)
+    if info["layer"] in dict(model.named_modules()) and info["layer"]:
+        with torch.no_grad():
+            model.get_submodule(info["layer"]).weight.mul_(0.5)
+    return FlatModel(lambda tensors: [model(*tensors)], signature)

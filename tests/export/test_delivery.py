@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from lq.backends.prepare import prepare
+from lq.export.artifact import Int8Model, load, load_prepared_state
+from lq.export.delivery import Calls, Deployment, Order, deliver, rehearse
+from lq.export.parity import Gate
+from lq.export.torchscript import FILE
+from lq.metrics import main_tensor, sqnr
+from tests.export import faulty
+from tests.export.nets import Residual, example_of, images, residual
+from tests.tiny import quicken_deployment
+
+EXAMPLE = example_of(images(4))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
+    faulty.register(monkeypatch)
+
+
+def delivered(order: Order, prepared: fx.GraphModule | None = None, **kwargs: Any) -> Deployment:
+    prepared = prepared or residual()
+
+    def compare(models: Mapping[str, Int8Model], keep: int) -> tuple[dict[str, dict[str, float]], Calls]:
+        calls = [example_of(images(8, seed)) for seed in range(keep)]
+        with torch.no_grad():
+            return {"fake": {"accuracy": 0.5}}, [(call, main_tensor(prepared(*call[0]))) for call in calls]
+
+    return deliver(prepared, EXAMPLE, compare, order, **kwargs)
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / "lq.json").read_text())
+    return content
+
+
+def test_the_manifest_says_what_where_from_and_how_close(tmp_path: Path) -> None:
+    net, directory = Residual(), tmp_path / "int8"
+    done = delivered(Order(["torch", "pt2"], directory=directory, manifest={"recipe": "mine"}), float_model=net)
+    assert done.failures == done.notes == []
+    content = manifest(directory)
+    assert list(content["artifacts"]) == ["torch", "pt2"]
+    assert content["artifacts"]["torch"]["int8_layers"] == {"Conv2d": 5, "Linear": 2}
+    assert content["recipe"] == "mine"
+    assert content["signature"]["inputs"] == [{"name": "x", "shape": [None, 3, 8, 8], "dtype": "float32"}]
+    assert content["parity"]["pt2"]["passed"] is True
+    assert content["parity"]["pt2"]["samples"] == 80
+    assert content["results"]["fake"] == {"accuracy": 0.5}
+    assert content["results"]["pt2_vs_fake"]["agreement"] == 1.0
+    assert [row["model"] for row in content["table"]] == ["FP32", "QAT fake", "int8 torch", "int8 pt2"]
+    assert content["qconfig"]["preset"] == "portable"
+    assert len(content["plan"]["layers"]) == 7
+    assert set(content["ranges"]) == {tensor["name"] for tensor in content["plan"]["tensors"]}
+    assert "error" not in content
+
+
+def test_the_digest_is_that_of_the_float_weights(tmp_path: Path) -> None:
+    digest = hashlib.sha256()
+    torch.manual_seed(0)
+    for name, tensor in Residual().state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    delivered(Order(directory=tmp_path / "b"))
+    assert manifest(tmp_path / "b")["fp32_weights_sha256"] is None
+    torch.manual_seed(0)
+    delivered(Order(directory=tmp_path / "a"), float_model=Residual())
+    assert manifest(tmp_path / "a")["fp32_weights_sha256"] == digest.hexdigest()
+
+
+def test_the_state_is_that_before_biases_were_rounded(tmp_path: Path) -> None:
+    prepared = residual()
+    with torch.no_grad():
+        prepared.get_submodule("head").bias.add_(1e-5)
+    before = prepared.get_submodule("head").bias.detach().clone()
+    delivered(Order(directory=tmp_path / "int8"), prepared)
+    assert torch.equal(load_prepared_state(tmp_path / "int8")["head.bias"], before)
+    assert not torch.equal(prepared.get_submodule("head").bias, before)
+
+
+def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> None:
+    order = Order(["torch", {"faulty": {"layer": "second"}}, "pt2"], directory=tmp_path / "int8")
+    done = delivered(order)
+    assert list(done.models) == ["torch", "pt2"]
+    assert done.failures == [done.failures[0]]
+    assert done.failures[0].startswith("'faulty' does not compute what was trained: SQNR ")
+    assert "they part at second (" in done.failures[0]
+    files = {file.name for file in (tmp_path / "int8").iterdir()}
+    assert files == {"int8.pt", "int8.pt2", "prepared.pt", "lq.json"}
+    content = manifest(tmp_path / "int8")
+    assert list(content["artifacts"]) == ["torch", "pt2"]
+    assert content["parity"]["faulty"]["passed"] is False
+    assert content["parity"]["faulty"]["first_layer"].startswith("second (")
+    assert content["error"] == done.failures[0]
+    with pytest.raises(RuntimeError, match=r"they part at second .* everything else is in .*int8\."):
+        done.raise_failures()
+    load(tmp_path / "int8", "pt2")
+    load_prepared_state(tmp_path / "int8")
+
+
+def test_warn_keeps_what_fails_the_gate(tmp_path: Path) -> None:
+    order = Order([{"faulty": {"layer": "head"}}], Gate(on_failure="warn"), tmp_path / "int8")
+    with pytest.warns(UserWarning, match=r"lq: 'faulty' does not compute what was trained: .*; they part at head \("):
+        done = delivered(order)
+    assert done.failures == []
+    assert (tmp_path / "int8" / faulty.FILE).exists()
+    assert manifest(tmp_path / "int8")["parity"]["faulty"]["passed"] is False
+    load(tmp_path / "int8", "faulty")
+    done.raise_failures()
+
+
+def test_an_exporter_that_fails_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    done = delivered(Order([{"faulty": {"fails": "export"}}, "torch"], directory=tmp_path / "int8"))
+    assert done.failures == ["The int8 model could not be exported as 'faulty' (this cannot be exported)"]
+    assert {file.name for file in (tmp_path / "int8").iterdir()} == {"int8.pt", "prepared.pt", "lq.json"}
+    assert manifest(tmp_path / "int8")["error"] == done.failures[0]
+    assert [row["model"] for row in done.rows] == ["QAT fake", "int8 torch"]
+
+
+def test_if_all_exporters_fail_the_state_remains(tmp_path: Path) -> None:
+    delivered(Order([{"faulty": {"fails": "export"}}], directory=tmp_path / "int8"))
+    load_prepared_state(tmp_path / "int8")
+    with pytest.raises(FileNotFoundError, match=r"holds no int8 model, because .* 'faulty' \(this cannot be"):
+        load(tmp_path / "int8")
+
+
+def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path) -> None:
+    delivered(Order(directory=tmp_path / "int8"))
+    before = load(tmp_path / "int8")(images(3))
+    with pytest.raises(OSError, match="No space left on device"):
+        delivered(Order(["torch", {"faulty": {"fails": "disk"}}], directory=tmp_path / "int8"), residual("tensorrt"))
+    assert torch.equal(load(tmp_path / "int8")(images(3)), before)
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system where nobody may write")
+def test_an_unwritable_directory_is_named() -> None:
+    with pytest.raises(PermissionError, match=r"cannot write /proc/lq/int8: no directory can be created in /proc"):
+        delivered(Order(directory=Path("/proc/lq/int8")))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+
+import pytest
+
+from lq.export.delivery import Order
+from tests.export import faulty
+from tests.export.test_delivery import delivered
+
+faulty.register(pytest.MonkeyPatch())
+delivered(Order(["torch", {"faulty": {"fails": "killed"}}], directory=Path(sys.argv[1])))
+"""
+
+
+def test_a_killed_export_leaves_the_old_artifact(tmp_path: Path) -> None:
+    delivered(Order(directory=tmp_path / "int8"))
+    before = load(tmp_path / "int8")(images(3))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "int8")], capture_output=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    left = [file.name for path in tmp_path.iterdir() if path.name != "int8" for file in path.iterdir()]
+    assert set(left) == {"prepared.pt", FILE, faulty.FILE}, "it was in the middle"
+    assert torch.equal(load(tmp_path / "int8")(images(3)), before)
+    delivered(Order(directory=tmp_path / "int8"))
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+def test_without_calls_the_example_is_compared(tmp_path: Path) -> None:
+    done = deliver(residual(), EXAMPLE, lambda models, keep: ({}, []), Order(directory=tmp_path / "int8"))
+    assert done.parity["torch"].samples == 4
+    assert done.notes == ["without validation results, agreement and SQNR are those of one training batch"]
+
+
+def test_nothing_is_written_without_a_directory() -> None:
+    done = delivered(Order())
+    assert done.directory is None
+    x = images(5)
+    with torch.no_grad():
+        assert sqnr(residual()(x), done.models["torch"](x)) > 40, "the models work nevertheless"
+
+
+def test_an_order_is_checked_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="unknown exporter 'tflite'"):
+        Order(["tflite"])
+
+
+def test_without_ranges_every_exporter_says_so(tmp_path: Path) -> None:
+    done = delivered(Order(["torch", "pt2"], directory=tmp_path / "int8"), prepare(Residual()))
+    assert [failure.partition("(")[2][:34] for failure in done.failures] == ["No fake quantizer has seen a batch"] * 2
+
+
+class Unscriptable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.layer(x) * scale
+
+
+def test_a_rehearsal_fails_before_the_training_does() -> None:
+    x = torch.randn(2, 4)
+    rehearse(prepare(Unscriptable()), example_of(x), ["torch", "pt2"])
+    with pytest.raises(ValueError, match=r"of Unscriptable cannot be exported as 'torch', .*scale=2\.0.*QATCallback"):
+        rehearse(prepare(Unscriptable(), example_args=(x, 2.0)), example_of(x, 2.0), ["torch"])
+    with pytest.raises(ValueError, match=r"exported as 'faulty', which would only show at the end .* this cannot be e"):
+        rehearse(residual(), EXAMPLE, [{"faulty": {"fails": "export"}}])
