@@ -211,7 +211,7 @@ def report(title: str, columns: Sequence[Column], rows: Sequence[Row], options: 
         settings = {key: value for key, value in vars(options).items() if key != "json"}
         content = {"title": title, "machine": about, "settings": settings, "rows": list(rows)}
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        options.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:

@@ -35,7 +35,9 @@ class WeightSpec:
         quant_max: highest integer.
         per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
         learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
-        observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error.
+        observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error: on a
+            ResNet18 trained on Fashion-MNIST 1.8 dB better at 4 bits, 3.6 at 3 bits and 5.7 at 2 bits, the same from
+            6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``).
 
     Raises:
         ValueError: if the range is not symmetric or holds more than 8 bits, or on an unknown observer.

@@ -18,9 +18,10 @@ from lq.qconfig import PRESETS, ActivationSpec, LayerQConfig, QConfig, WeightSpe
         ({"quant_min": -128, "quant_max": 128}, "257 levels; 2 to 8 bits"),
         ({"quant_min": 5, "quant_max": -5}, "must be below"),
         ({"quant_min": 0, "quant_max": 1}, "2 levels"),
+        ({"observer": "histogram"}, r"weight: unknown observer 'histogram'; choose one of \['minmax', 'mse'\]"),
     ],
 )
-def test_impossible_weight_grids_are_refused(arguments: dict[str, int], message: str):
+def test_impossible_weight_grids_are_refused(arguments: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         WeightSpec(**arguments)
 

@@ -59,10 +59,11 @@ def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Ten
 def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
     """The scale of each row; one candidate after the other, because all at once would take nine times the memory."""
     best, scale = torch.zeros_like(covering), covering
+    integers, products = torch.empty_like(rows), torch.empty_like(rows)
     for part in _CANDIDATES:
-        integers = (rows * (covering * part).reciprocal()).round_().clamp_(-quant_max, quant_max)
-        product = torch.linalg.vecdot(rows, integers)[:, None]
-        square = torch.linalg.vecdot(integers, integers)[:, None]
+        torch.mul(rows, (covering * part).reciprocal(), out=integers).round_().clamp_(-quant_max, quant_max)
+        product = torch.mul(rows, integers, out=products).sum(1, keepdim=True)
+        square = integers.square_().sum(1, keepdim=True)
         # With the best scale for these integers, the error is |w|^2 less this.
         explained = product * product / square
         better = explained > best

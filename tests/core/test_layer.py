@@ -6,6 +6,7 @@ from torch import nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare, set_phase
+from lq.core.weight import weight_scale
 from lq.metrics import sqnr
 from lq.qconfig import ActivationSpec, QConfig, WeightSpec
 
@@ -75,6 +76,19 @@ def test_learned_scales_learn_convert_and_round_trip():
     again.load_state_dict(prepared.state_dict())
     assert torch.equal(again.eval()(x), prepared(x))
     assert loss < train(prepare(network(), PLAIN), x) * 1.1
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_scales_of_least_squares_train_convert_and_start_learned_ones(learned: bool):
+    weight = WeightSpec(-7, 7, learned_scale=learned, observer="mse")
+    prepared, x = prepare(network(), QConfig(weight=weight, activation=PLAIN.activation)), torch.randn(64, 3, 6, 6)
+    start = weight_scale(prepared.get_submodule("3").weight, weight)
+    train(prepared, x, steps=1)
+    if learned:
+        torch.testing.assert_close(learned_scales(prepared)["3.weight_scale"], start, atol=0.02, rtol=0)  # one step
+    train(prepared, x, steps=20)
+    with torch.no_grad():
+        assert sqnr(prepared(x), convert(prepared)(x)) > 40
 
 
 def test_a_float_checkpoint_loads_strictly_and_learned_scales_start_anew():

@@ -16,6 +16,7 @@ from lq.core.state import QATState
 from lq.qconfig import WeightSpec
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-127, 127, per_channel=False)
+LEAST_SQUARES = [WeightSpec(-7, 7, per_channel, observer="mse") for per_channel in (True, False)]
 
 
 @dataclass
@@ -246,7 +247,7 @@ def test_one_layer_on_two_sizes_is_folded_for_one_of_them_and_right_for_both():
 
 @pytest.mark.parametrize("name", ["linear", "conv1d", "conv2d", "conv3d"])
 @pytest.mark.parametrize("with_bn", [False, True])
-@pytest.mark.parametrize("spec", [PER_CHANNEL, PER_TENSOR])
+@pytest.mark.parametrize("spec", [PER_CHANNEL, PER_TENSOR, *LEAST_SQUARES], ids=str)
 def test_the_integers_are_those_of_the_forward_pass(name: str, with_bn: bool, spec: WeightSpec):
     case = CASES[name]()
     bn = trained_bn(case.bn) if with_bn else None
@@ -266,6 +267,21 @@ def test_the_integers_are_those_of_the_forward_pass(name: str, with_bn: bool, sp
     with torch.no_grad():
         expected = layer(case.x, *filter(None, (bn,)))
         torch.testing.assert_close(real(case.x), expected, rtol=1e-5, atol=1e-5)  # order of multiplications
+
+
+@pytest.mark.parametrize("phase", ["train", "frozen"])
+@pytest.mark.parametrize("spec", LEAST_SQUARES, ids=str)
+def test_weights_that_least_squares_clips_have_no_gradient(spec: WeightSpec, phase: str):
+    case = conv(nn.Conv2d, 64, 6, 3, bias=False)
+    nn.init.normal_(case.layer.weight)  # at 4 bits worth clipping at some 2.6 standard deviations
+    case.bn = trained_bn(case.bn)
+    _, layer = make(case, spec, freeze_bn=phase == "frozen")
+    factor = torch.ones(6, 1, 1, 1) if spec.per_channel else layer._folding(case.bn)[0].detach().view(6, 1, 1, 1)
+    folded = (layer.weight * factor).detach()
+    clipped = (folded / layer._observed_scale(folded)).abs() > 7.5
+    layer(case.x, case.bn).square().sum().backward()
+    assert clipped.any()
+    assert torch.equal(layer.weight.grad == 0, clipped)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d"])
