@@ -145,7 +145,7 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
 def _float_operations(graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site]) -> tuple[str, ...]:
     modules = dict(graph_module.named_modules())
     int8 = {n for layer in layers for n in (layer.node, layer.bn)} | {n for s in sites for n in (s.node, s.source)}
-    quiet = {"getattr", "size", "dim", "shape", "eq", "_assert", "floordiv", "require_default"}
+    quiet = {"getattr", "size", "dim", "shape", "eq", "_assert", "floordiv", "require_default", "ordered_dict"}
     return tuple(
         node.name
         for node in graph_module.graph.nodes

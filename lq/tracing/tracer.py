@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -29,6 +30,15 @@ def require_default(value: Any, default: Any, name: str) -> None:
             f"The model was traced with {name}={default!r}, but this call passes {name} as {type(value).__name__}. "
             "Give prepare() an example that passes it (LightningModule.example_input_array, a dict for keywords)."
         )
+
+
+@fx.wrap
+def ordered_dict(items: list[tuple[Any, Any]]) -> OrderedDict[Any, Any]:
+    """An ``OrderedDict``, of which a graph would make a plain ``dict``."""
+    return OrderedDict(items)
+
+
+_ordered_dict = ordered_dict  # while it traces, fx has a substitute under the name of what is wrapped
 
 
 def trace_once(
@@ -68,6 +78,13 @@ class _Tracer(fx.Tracer):
         """The innermost submodule whose ``forward`` raised ``error``."""
         raised, path = self._failure
         return path if raised is error else ""
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is OrderedDict:
+            made = self.create_proxy("call_function", _ordered_dict, (list(a.items()),), {})
+            made.node.meta["is_wrapped"] = True  # unpickling traces the code once more, and has to keep the call
+            return made.node
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or isinstance(m, tuple(QAT_LAYERS)):

@@ -93,6 +93,7 @@ def fit(cell: Cell, strategy: str, processes: int, folder: Path, *, break_off: b
         folder,
         qat,
         *others,
+        Record(folder, qat),
         strategy=strategy,
         devices=processes,
         precision=cell.precision,

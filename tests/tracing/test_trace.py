@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -110,6 +112,27 @@ def test_optional_parameters_keep_the_values_of_the_example():
     with pytest.raises(ValueError, match=r"traced with scale=1\.0"):
         plain(x, None, 2.0)
     assert torch.equal(plain(x, None, 1.0), model(x))
+
+
+class Ordered(nn.Module):
+    """Returns an OrderedDict, as torchvision's segmentation models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        y = self.fc(x)
+        return OrderedDict([("out", torch.relu(y)), ("aux", y)])
+
+
+def test_ordered_dicts_stay_ordered_dicts():
+    x = torch.randn(2, 8)
+    graph_module = assert_same_in_both_modes(Ordered(), x)
+    for copied in (graph_module, copy.deepcopy(graph_module), pickle.loads(pickle.dumps(graph_module))):
+        output = copied(x)
+        assert type(output) is OrderedDict
+        assert list(output) == ["out", "aux"]
 
 
 def test_an_example_that_does_not_fit_is_refused():
