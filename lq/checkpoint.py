@@ -130,6 +130,19 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
     return loaded.eval()  # type: ignore[return-value]  # a GraphModule in the place of a plain module
 
 
+def load_float(module: LightningModule, path: str | Path, weights_only: bool = True) -> None:
+    """Load a Lightning checkpoint of a float run.
+
+    Raises:
+        ValueError: if it is none, is one of a QAT run, or does not fit.
+    """
+    saved = _read(Path(path), weights_only)
+    if KEY in saved:
+        raise ValueError(f"{path} is a checkpoint of a QAT run; give one of the float model.")
+    _check_fit(saved["state_dict"], module, f"{path} does not fit {type(module).__name__}")
+    module.load_state_dict(saved["state_dict"])
+
+
 def read_entry(path: str | Path) -> CheckpointEntry:
     """What a QAT run has written into a checkpoint.
 

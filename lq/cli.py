@@ -21,13 +21,16 @@ from lq.trainer import QATTrainer
 
 DESCRIPTION = """Quantization-aware training for PyTorch Lightning.
 
-Train, validate, test, predict, export or measure with the model, the data
-and the callbacks that a YAML file names:
+Train, validate, test or predict with the model, the data and the callbacks
+that a YAML file names; export and measure what came out; or quantize without
+training, and see in a report whether training is worth it:
 
   lq fit --config recipes/digits/qat.yaml
   lq fit --config recipes/digits/qat.yaml --trainer.max_epochs 30
-  lq export --config recipes/digits/qat.yaml --ckpt_path last.ckpt --exporters [onnx]
-  lq bench --config recipes/digits/qat.yaml --artifact runs/digits/version_0/int8
+  lq export --config runs/digits/version_0/config.yaml --ckpt_path last.ckpt --exporters [onnx]
+  lq bench --config runs/digits/version_0/config.yaml --artifact runs/digits/version_0/int8
+  lq ptq --config recipes/digits/qat.yaml --ckpt_path float.ckpt
+  lq report --config runs/digits/version_0/config.yaml --ckpt_path last.ckpt
   lq fit --help
 
 Set LQ_DEBUG=1 to see the whole traceback of an error."""
@@ -59,7 +62,8 @@ class LQCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and those of :class:`lq.trainer.QATTrainer`."""
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}, "bench": {"model", "datamodule"}}
+        own = ("export", "bench", "ptq", "report")
+        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in own}}
 
     def before_instantiate_classes(self) -> None:
         """Choose the progress callback, unless the configuration has one or wants none."""

@@ -235,6 +235,25 @@ def first_validation_call(
     return on_cpu((args, kwargs)), trainer.val_dataloaders
 
 
+def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
+    """The batches of the training data, on the CPU, without a training."""
+    return _batches("fit", "train_dataloader", module, datamodule)
+
+
+def validation_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> list[Any]:
+    """The batches of the validation data, on the CPU."""
+    return list(_batches("validate", "val_dataloader", module, datamodule))
+
+
+def _batches(stage: str, loader: str, module: LightningModule, datamodule: LightningDataModule | None) -> Iterator[Any]:
+    owner: Any = datamodule or module
+    owner.prepare_data()
+    owner.setup(stage)
+    loaders = getattr(owner, loader)()
+    for one in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+        yield from one
+
+
 def _quiet_trainer(**settings: Any) -> Trainer:
     return Trainer(
         accelerator="cpu",

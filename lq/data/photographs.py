@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +69,7 @@ class PhotographsDataModule(InMemoryDataModule):
 
     @torch.no_grad()
     def _labels(self, images: Tensor) -> Tensor:
-        return torch.cat([self.teacher(batch).argmax(1) for batch in images.split(self.batch_size)])
+        return torch.cat([self.teacher(batch).argmax(1) for batch in torch.split(images, self.batch_size)])
 
 
 def load_photograph(name: str) -> Tensor:
@@ -92,8 +94,7 @@ def load_photograph(name: str) -> Tensor:
 
             pixels = load_sample_image(name)
         else:
-            from skimage import data
-
+            data: Any = importlib.import_module("skimage.data")
             pixels = data.stereo_motorcycle()[0] if name == "motorcycle_left" else getattr(data, name)()
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("PhotographsDataModule needs: pip install scikit-image scikit-learn") from error
