@@ -153,6 +153,8 @@ def read_entry(path: str | Path) -> CheckpointEntry:
 
 
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; give a file that ModelCheckpoint has written.")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:

@@ -15,8 +15,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
-from lq.analysis.compare import CompareOptions
-from lq.analysis.study import StudyOptions, study
 from lq.callback import QATCallback
 from lq.checkpoint import load_checkpoint, load_float, read_entry
 from lq.deploy import Baseline, deploy
@@ -27,7 +25,6 @@ from lq.ptq import prepare_static
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
 from lq.report.history import read_history
-from lq.report.page import write_page
 from lq.report.table import print_table
 from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
 
@@ -129,25 +126,32 @@ class QATTrainer(Trainer):
         out: str = "report.html",
         calibration: int = 100,
         batches: int | None = None,
+        float_ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Compare float, post-training quantization and QAT, look into the layers, and write one HTML page.
 
         Args:
-            model: the LightningModule in float, with the weights that QAT started from.
+            model: the LightningModule in float.
             datamodule: its training data calibrate, its validation data judge; batches are (inputs, labels).
             ckpt_path: a checkpoint of a QAT run; null reports on post-training quantization alone.
             artifact: directory of that run's artifact, whose models are judged too.
             out: the page.
             calibration: training batches to calibrate with.
             batches: validation batches to judge on; null takes all.
+            float_ckpt_path: the float checkpoint that QAT started from; null takes the weights as the model has them.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
 
         Raises:
             ValueError: if the checkpoint does not fit, or the data have no batch.
         """
+        from lq.analysis import CompareOptions, StudyOptions, study
+        from lq.report.page import write_page  # and with it matplotlib
+
         callback = self._qat_callback()
         name = find_target(model, callback.target)
+        if float_ckpt_path is not None:
+            load_float(model, float_ckpt_path, weights_only is not False)
         float_model, qat = _float_copy(model, name), None
         train = list(islice(training_batches(model, datamodule), calibration))
         test = validation_batches(model, datamodule)

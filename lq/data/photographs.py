@@ -15,7 +15,7 @@ from lq.data.in_memory import InMemoryDataModule, check_at_least
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRAIN = ("astronaut", "coffee", "flower.jpg", "hubble_deep_field", "motorcycle_left", "retina")
 HELD_OUT = ("chelsea", "china.jpg", "rocket")
-_SMALLEST = 0.15  # side of a crop, as a share of the photograph's shorter side
+_SMALLEST = 0.5  # side of a crop, as a share of the photograph's shorter side
 
 
 class PhotographsDataModule(InMemoryDataModule):
