@@ -17,6 +17,8 @@ from lq.metrics import SQNR, main_tensor, sqnr
 from lq.ptq.batches import Call, first_batches, run_batch
 from lq.ptq.correction import folded_weights
 
+_DEAD = 1e-6  # channels that are smaller than this share of the largest one have nothing to lose
+
 
 class SqnrRow(TypedDict):
     """One tensor.
@@ -154,14 +156,12 @@ def _rows(prepared: fx.GraphModule, heard: _Listener) -> list[SqnrRow]:
     for layer in layers_of(prepared):
         exact, rounded, _ = folded_weights(layer.module, layer.norm)
         grid, alone = str(layer.module.weight_spec), float(sqnr(exact, rounded))
-        axis = layer.module.channel_axis
-        channels = zip(exact.unbind(axis), rounded.unbind(axis), strict=True)
         weights[layer.name] = SqnrRow(
             name=layer.name,
             kind="weight",
             grid=grid,
             sqnr_db=alone,
-            worst_channel_db=min(float(sqnr(a, b)) for a, b in channels),
+            worst_channel_db=_worst_channel(exact, rounded, layer.module.channel_axis),
             accumulated_db=None,
             int8_db=None,
         )
@@ -172,6 +172,13 @@ def _rows(prepared: fx.GraphModule, heard: _Listener) -> list[SqnrRow]:
         grid = str(heard.state.specs[tensor.quantizer.slot])
         rows.append(_row(tensor.name, "activation", grid, heard))
     return [*rows, *weights.values(), _row("output", "output", "float", heard)]
+
+
+def _worst_channel(exact: Tensor, rounded: Tensor, axis: int) -> float:
+    norms = exact.transpose(0, axis).flatten(1).norm(dim=1)
+    alive = (norms > _DEAD * norms.max()).tolist()
+    channels = zip(exact.unbind(axis), rounded.unbind(axis), alive, strict=True)
+    return min((float(sqnr(a, b)) for a, b, lives in channels if lives), default=float("inf"))
 
 
 def _row(name: str, kind: str, grid: str, heard: _Listener) -> SqnrRow:

@@ -165,10 +165,11 @@ pre { overflow-x: auto; background: #f5f6f7; padding: 0.7rem; font-size: 0.8rem;
 summary { cursor: pointer; color: #005a8e; }
 @media (max-width: 30rem) { body { padding: 0.7rem; } table { font-size: 0.8rem; }
   th, td { padding: 0.25rem 0.4rem; } tbody th { white-space: normal; } }
-@media print { body { max-width: none; font-size: 10.5pt; } nav, summary { display: none; }
+@media print { body { max-width: none; font-size: 10.5pt; padding: 0; }
+  img { width: auto; max-height: 22cm; } nav, summary { display: none; }
   details::details-content { content-visibility: visible; display: block; }
   pre { white-space: pre-wrap; font-size: 7.5pt; } .wide { overflow: visible; } h2 { break-after: avoid; }
-  tr { break-inside: avoid; } table { font-size: 8.5pt; } }
+  tr { break-inside: avoid; } table { font-size: 8pt; } th, td { padding: 0.1rem 0.5rem; } }
 """
 
 _PAGE = """<!DOCTYPE html>

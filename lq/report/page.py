@@ -128,14 +128,20 @@ def _sqnr(findings: Findings) -> Section | None:
         "A low value alone says that a tensor suits its grid badly. Where the line of accumulated values drops, noise "
         "gets in."
     )
-    columns = ("name", "kind", "grid", "sqnr_db", "worst_channel_db", "accumulated_db", "int8_db")
-    rows = [{c: _decibel(row.get(c)) if c.endswith("_db") else row.get(c) for c in columns} for row in findings.sqnr]
+    rows = [
+        {"tensor": row["name"], "kind": row["kind"]} | {label: _number(row.get(key), ".1f") for key, label in _DECIBELS}
+        for row in findings.sqnr
+    ]
     figures = [(plot_sqnr(findings.sqnr), "Signal-to-quantization-noise ratio, layers in execution order.")]
     return Section("Noise, tensor by tensor", text, rows, figures, folded=True)
 
 
-def _decibel(value: Any) -> str | None:
-    return _number(value, ".1f")
+_DECIBELS = (
+    ("sqnr_db", "alone, dB"),
+    ("worst_channel_db", "worst channel, dB"),
+    ("accumulated_db", "accumulated, dB"),
+    ("int8_db", "int8, dB"),
+)
 
 
 def _sensitivity(findings: Findings) -> Section | None:
@@ -151,7 +157,7 @@ def _ranges(findings: Findings) -> Section | None:
         return None
     rows = [
         {
-            "name": row["name"],
+            "tensor": row["name"],
             "kind": row["kind"],
             "range": f"[{row['low']:.3g}, {row['high']:.3g}]",
             "levels used": f"{row['used_levels']} of {row['levels']}",

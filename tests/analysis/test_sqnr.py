@@ -101,3 +101,13 @@ def test_ranges_and_phase_are_needed_and_kept():
     sqnr_per_layer(prepared, [x])
     assert (prepared.training, prepared.qat_state.observer, prepared.qat_state.fake_quant) == (True, True, False)
     assert not prepared.qat_state._forward_hooks
+
+
+def test_dead_channels_are_no_worst_channels():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)).eval(), torch.randn(16, 8)
+    qconfig = QConfig(weight=WeightSpec(-127, 127, per_channel=False))
+    with torch.no_grad():
+        model[1].weight[2] = 0
+    row = by_name(sqnr_per_layer(prepare_static(model, [x], qconfig), [x]), "weight")["0"]
+    assert row["worst_channel_db"] > 30
