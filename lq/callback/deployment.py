@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.callback.best import load_best
@@ -48,7 +49,7 @@ def deploy_best(
     twin = detached_copy(module)
     weights = load_best(trainer, twin, name)
     rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
-    manifest = {"weights": weights, "schedule": vars(schedule), "target": name}
+    manifest = {"weights": weights, "schedule": vars(schedule), "target": name, "recipe": _recipe(trainer)}
     deployment = deploy(twin, name, example, judge, replace(order, manifest=manifest), baseline)
     print_table(deployment.rows)
     for note in deployment.notes:
@@ -56,3 +57,11 @@ def deploy_best(
     if deployment.directory is not None:
         rank_zero_info(f"lq: artifact in {deployment.directory}")
     return deployment
+
+
+def _recipe(trainer: Trainer) -> str | None:
+    """The configuration of a run of LightningCLI, as YAML."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfigCallback):
+            return str(callback.parser.dump(callback.config, skip_none=False))
+    return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.console import BatchCounter
 from lq.data.in_memory import InMemoryDataModule, check_at_least
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,13 +23,13 @@ class PhotographsDataModule(InMemoryDataModule):
     """Random crops of photographs in scikit-image and scikit-learn, labelled by a network that knows their classes.
 
     There is no ImageNet without a download; a few photographs do for what quantization needs: real ranges, and a
-    training that keeps the network where it was. Validation and test crops come from photographs of their own.
+    training that keeps the network where it was. Validation crops come from photographs of their own.
 
     Args:
         teacher: network with ImageNet weights, images (N, 3, S, S) to logits; its top class is the label of a crop.
         batch_size: crops a batch.
         crops: for training, from all training photographs together.
-        val_crops: for validation, and as many for the test.
+        val_crops: for validation and test, which are the same.
         image_size: side of a crop in pixels, after resizing.
         seed: of the crops.
         num_workers: worker processes of the loaders; the crops are in memory, so 0 is the fastest.
@@ -59,17 +60,19 @@ class PhotographsDataModule(InMemoryDataModule):
         if self._sets:
             return
         generator = torch.Generator().manual_seed(self.seed)
-        for part, names, count in (
-            ("train", TRAIN, self.crops),
-            ("val", HELD_OUT, self.val_crops),
-            ("test", HELD_OUT, self.val_crops),
-        ):
+        for part, names, count in (("train", TRAIN, self.crops), ("val", HELD_OUT, self.val_crops)):
             images = cut_crops([load_photograph(name) for name in names], count, self.image_size, generator)
             self._sets[part] = images, self._labels(images)
+        self._sets["test"] = self._sets["val"]
 
     @torch.no_grad()
     def _labels(self, images: Tensor) -> Tensor:
-        return torch.cat([self.teacher(batch).argmax(1) for batch in torch.split(images, self.batch_size)])
+        batches, labels = torch.split(images, self.batch_size), []
+        with BatchCounter("labelling crops", len(batches)) as counter:
+            for batch in batches:
+                labels.append(self.teacher(batch).argmax(1))
+                counter.advance()
+        return torch.cat(labels)
 
 
 def load_photograph(name: str) -> Tensor:

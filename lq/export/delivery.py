@@ -19,7 +19,7 @@ from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
 from lq.export.artifact import PREPARED_NAME, Int8Model, load, new_artifact
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.manifest import write_manifest
-from lq.export.parity import Gate, Parity, check, first_difference
+from lq.export.parity import Gate, Parity, check, first_difference, metric_complaint
 from lq.export.rows import FAKE, FP32, LATENCY_THREADS, comparison_rows
 from lq.export.signature import Inputs, Signature, one_sample
 from lq.metrics.outputs import main_tensor
@@ -206,6 +206,9 @@ def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, p
         if choice.name not in deployment.models:
             continue
         parity = check(place, choice.name, inputs, expected, gate)
+        results = deployment.results
+        changed = metric_complaint(results.get(FAKE, {}), results.get(choice.name, {}), gate)
+        parity = replace(parity, complaint=parity.complaint or changed)
         if not parity.passed:
             layer = first_difference(prepared, choice, inputs[0], gate.min_sqnr_db or 30.0)
             parity = replace(parity, first_layer=layer)

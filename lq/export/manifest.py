@@ -17,6 +17,17 @@ import torch
 MANIFEST_NAME = "lq.json"
 FORMAT = "lq-artifact"
 FORMAT_VERSION = 1
+_PACKAGES = (
+    "lightning",
+    "pytorch-lightning",
+    "torchmetrics",
+    "torchao",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "executorch",
+)
 RESERVED = ("format", "format_version", "versions", "files")
 
 
@@ -144,18 +155,17 @@ def _fingerprint(path: Path) -> dict[str, str | int]:
 
 
 def _versions() -> dict[str, str]:
-    names = {"lq": ["lq"], "lightning": ["lightning", "pytorch-lightning"], "torchmetrics": ["torchmetrics"]}
-    installed = {name: _installed(candidates) for name, candidates in names.items()}
-    return {**installed, "torch": str(torch.__version__), "python": platform.python_version()}
+    """Of lq, and of whatever has a part in an artifact and is installed."""
+    found = {name: version for name in _PACKAGES if (version := _installed(name)) is not None}
+    own = {"lq": _installed("lq") or "unknown", "torch": str(torch.__version__), "python": platform.python_version()}
+    return {**own, **found}
 
 
-def _installed(candidates: list[str]) -> str:
-    for name in candidates:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _plain(value: Any, where: str) -> Any:

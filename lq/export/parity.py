@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,8 @@ class Gate:
             sample may always differ, so that few samples are judged by SQNR.
         min_sqnr_db: signal to quantization-noise ratio in dB; ``None`` does not look. Saturating kernels give 16-26 dB,
             sound ones 35-60.
+        max_metric_change: how far the metric of an artifact on the validation data may be from that of the
+            fake-quantized model, in either direction; ``None`` does not look.
         on_failure: "error" leaves the artifact out and lets the run fail; "warn" keeps it.
 
     Raises:
@@ -49,6 +51,7 @@ class Gate:
     batches: int = 10
     min_agreement: float | None = 0.99
     min_sqnr_db: float | None = 30.0
+    max_metric_change: float | None = None
     on_failure: str = "error"
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class Gate:
             raise ValueError(f"min_agreement={self.min_agreement} must be from 0 to 1 (0.99 is 99 %), or None.")
         if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
             raise ValueError(f"min_sqnr_db={self.min_sqnr_db} must be a number of dB, or None.")
+        if self.max_metric_change is not None and not self.max_metric_change >= 0:
+            raise ValueError(f"max_metric_change={self.max_metric_change} must be 0 or more, e.g. 0.005, or None.")
         if self.on_failure not in ON_FAILURE:
             raise ValueError(f"on_failure={self.on_failure!r} must be one of {', '.join(ON_FAILURE)}.")
 
@@ -142,6 +147,24 @@ def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequenc
     except RuntimeError as error:
         return Parity(0, -math.inf, math.inf, complaint=str(error))
     return measure(expected, got, gate)
+
+
+def metric_complaint(exact: Mapping[str, float], got: Mapping[str, float], gate: Gate) -> str:
+    """What the gate objects to in the metrics of an artifact, or "".
+
+    Args:
+        exact: metrics of the fake-quantized model.
+        got: of the artifact.
+        gate: how far they may be apart.
+
+    Example:
+        >>> metric_complaint({"accuracy": 0.92}, {"accuracy": 0.90}, Gate(max_metric_change=0.01))
+        'accuracy is 0.9 instead of 0.92'
+    """
+    if gate.max_metric_change is None:
+        return ""
+    far = [name for name in exact.keys() & got.keys() if not abs(exact[name] - got[name]) <= gate.max_metric_change]
+    return ", ".join(f"{name} is {got[name]:.4g} instead of {exact[name]:.4g}" for name in sorted(far))
 
 
 def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = 30.0) -> str:

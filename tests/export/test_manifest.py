@@ -23,8 +23,8 @@ def edit(directory, **changes):
 def test_manifest_has_versions_checksums_and_what_was_given(artifact):
     manifest = read_manifest(artifact)
     assert manifest["versions"]["torch"] == torch.__version__
-    assert set(manifest["versions"]) == {"lq", "torch", "lightning", "torchmetrics", "python"}
-    assert manifest["versions"]["lightning"] != "unknown"
+    assert set(manifest["versions"]) >= {"lq", "torch", "lightning", "torchmetrics", "python"}
+    assert all(version[0].isdigit() for name, version in manifest["versions"].items() if name != "lq")
     assert manifest["files"] == {
         "int8.pt": {"sha256": "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4", "bytes": 5}
     }
