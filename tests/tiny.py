@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from lq.callback import QATCallback
 from lq.export.artifact import load
 from lq.metrics import main_tensor
 from lq.schedule import QATSchedule
+
+# Lightning reads checkpoints as plain data on demand since 2.6.
+WEIGHTS_ONLY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
 
 
 def make_net() -> nn.Sequential:

@@ -14,7 +14,7 @@ from lq.backends.int8 import Int8Layer
 from lq.benchmark import compare_latency
 from lq.deprecations import quiet_torchscript
 from lq.ptq.batches import Call, run_batch
-from lq.ptq.correction import folded_weights
+from lq.ptq.weights import folded_weights
 
 
 class CostRow(TypedDict):

@@ -15,7 +15,7 @@ from lq.backends.prepare import state_of
 from lq.console import BatchCounter
 from lq.metrics import SQNR, main_tensor, sqnr
 from lq.ptq.batches import Call, first_batches, run_batch
-from lq.ptq.correction import folded_weights
+from lq.ptq.weights import folded_weights
 
 _DEAD = 1e-6  # channels that are smaller than this share of the largest one have nothing to lose
 

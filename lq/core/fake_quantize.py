@@ -27,6 +27,8 @@ class FakeQuantize(nn.Module):
         owns_input: whether nobody else needs the input, so that it can be overwritten.
     """
 
+    state: QATState
+
     def __init__(self, state: QATState, slot: int, inplace: bool = False, owns_input: bool = False) -> None:
         super().__init__()
         # Not registered as a child: the state is its parent.
@@ -37,17 +39,15 @@ class FakeQuantize(nn.Module):
     @property
     def activation(self) -> str:
         """The absorbed activation: "none", "relu" or "relu6"."""
-        state: QATState = self.__dict__["state"]
-        return state.activations[self.slot]
+        return self.state.activations[self.slot]
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` on the grid, any shape."""
-        state: QATState = self.__dict__["state"]
         qparams = None
-        if self.training and state.observer and x.numel() > 0:
-            qparams = state.observe(self.slot, x)
-        elif state.fake_quant:
-            qparams = state.slot_qparams(self.slot)
+        if self.training and self.state.observer and x.numel() > 0:
+            qparams = self.state.observe(self.slot, x)
+        elif self.state.fake_quant:
+            qparams = self.state.slot_qparams(self.slot)
         if qparams is None:
             return self._activate(x)
         scale, low, high = qparams
@@ -69,8 +69,7 @@ class FakeQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""
-        state: QATState = self.__dict__["state"]
-        return f"{state.specs[self.slot]}, activation={self.activation}"
+        return f"{self.state.specs[self.slot]}, activation={self.activation}"
 
 
 class TrainingFlag(nn.Module):

@@ -59,10 +59,10 @@ def affine_qparams(
 _MARK, _MARK_AT_ZERO = 1e-6, 1e-20
 
 
-def _marked(bound: Scalar, sign: float, share: float) -> Scalar:
-    if isinstance(bound, Tensor):
-        return bound + sign * share * torch.clamp(bound.abs() * _MARK, min=_MARK_AT_ZERO)
-    return bound + sign * share * max(abs(bound) * _MARK, _MARK_AT_ZERO)
+def _beyond(low: Scalar, high: Scalar, share: float) -> tuple[Any, Any]:
+    """The ends, ``low <= 0 <= high``, moved outwards by a share of the mark."""
+    stretch, shift = 1.0 + share * _MARK, share * _MARK_AT_ZERO
+    return low * stretch - shift, high * stretch + shift
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -76,10 +76,9 @@ class _FakeQuantize(torch.autograd.Function):
             out = x.mul_(inverse)
         else:
             out = x * inverse
-        bounds: Any = _marked(low, -1.0, 1.0), _marked(high, 1.0, 1.0)
-        out.round_().clamp_(*bounds).mul_(scale)
+        out.round_().clamp_(*_beyond(low, high, 1.0)).mul_(scale)
         ctx.save_for_backward(out)
-        ctx.ends = _marked(low, -1.0, 0.5) * scale, _marked(high, 1.0, 0.5) * scale
+        ctx.ends = tuple(end * scale for end in _beyond(low, high, 0.5))
         return out
 
     @staticmethod
@@ -131,8 +130,8 @@ def fake_quantize(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: 
     Args:
         x: floating tensor, any shape.
         scale: positive step of the grid, a float or a 0-dim float32 tensor on the device of ``x``.
-        low: lowest multiple, integer-valued.
-        high: highest multiple, integer-valued.
+        low: lowest multiple, integer-valued, at most 0.
+        high: highest multiple, integer-valued, at least 0.
         inplace: overwrite ``x``, which must be float32 and needed by nobody else.
 
     Returns:

@@ -27,6 +27,7 @@ from lq.qconfig import WeightSpec
 class QATLayer(nn.Module):
     """What the QAT layers share; each also is the float layer that it stands for, with the same parameters and keys."""
 
+    state: QATState
     weight: Tensor
     bias: Tensor | None
     weight_spec: WeightSpec
@@ -46,7 +47,7 @@ class QATLayer(nn.Module):
         twin.__dict__.update(module.__dict__)
         for name in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[name] = copy.copy(module.__dict__[name])
-        twin.__dict__["state"] = state
+        twin.__dict__["state"] = state  # not registered as a child
         twin.weight_spec = spec
         twin._scale_is_set, twin._memory = False, Scratch()
         shape = twin._observed_scale(twin.weight).shape
@@ -63,44 +64,45 @@ class QATLayer(nn.Module):
         Raises:
             ValueError: if BatchNorm would normalize another axis than the layer's channels.
         """
-        state: QATState = self.__dict__["state"]
         if bn is not None and x.dim() != self.weight.dim():
             raise ValueError(
                 f"{_kind(self)} with a BatchNorm behind it got an input of {x.dim()} dimensions; the two are one "
                 f"layer only with {self.weight.dim()}. Exclude it, e.g. QConfig(exclude=('type:{_kind(self)}',))."
             )
-        if not state.fake_quant:
+        if not self.state.fake_quant:
             plain = self._compute(x, self.weight, self.bias)
             return plain if bn is None else bn(plain)
         if bn is None:
             return self._compute(x, self._quantized(), self.bias)
-        norm = cast(_BatchNorm, bn)
+        norm, frozen = cast(_BatchNorm, bn), self.state.freeze_bn or not self.training
         # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
-        if self.training and not (state.freeze_bn and x.numel() >= self.weight.numel()):
-            running = None if self.weight_spec.per_channel else self._folding(norm)[0].detach()
-            y = self._compute(x, self._quantized(running=running), self.bias)
-            return _normalize_frozen(y, norm) if state.freeze_bn else cast(Tensor, bn(y))
-        factor, bias = self._folding(norm)
-        return self._compute(x, self._quantized(factor, factor.detach()), bias.to(self.weight.dtype))
+        if frozen and (not self.training or x.numel() >= self.weight.numel()):
+            factor, bias = self._folding(norm)
+            return self._compute(x, self._quantized(factor, fold=True), bias.to(self.weight.dtype))
+        grid_factor = None if self.weight_spec.per_channel else self._folding(norm)[0]
+        y = self._compute(x, self._quantized(grid_factor), self.bias)
+        return _normalize_frozen(y, norm) if frozen else cast(Tensor, bn(y))
 
-    def _quantized(self, factor: Tensor | None = None, running: Tensor | None = None) -> Tensor:
-        """The weight on its grid, times the folding factor of a BatchNorm if it is given.
+    def _quantized(self, factor: Tensor | None = None, fold: bool = False) -> Tensor:
+        """The weight on its grid.
 
-        ``running`` is that factor as a constant: the grid of a per-tensor weight depends on it, folded or not.
+        Args:
+            factor: what a BatchNorm multiplies each channel by; the grid of a per-tensor weight depends on it.
+            fold: whether to multiply by it.
         """
         spec, weight = self.weight_spec, self.weight
-        factor = None if factor is None else self._along_channels(factor)
-        commutes = spec.per_channel or running is None
-        if commutes and not spec.learned_scale and spec.observer == "minmax":
-            memory = None if torch.compiler.is_compiling() else self._memory
-            return fake_quantize_weight(weight, self._observed_scale(weight), factor, memory).to(weight.dtype)
-        if commutes:
+        if factor is not None:
+            factor = self._along_channels(factor)
+        if factor is not None and not spec.per_channel:
+            constant = factor.detach()
+            quantized = self._on_grid(weight * constant) / constant
+        elif spec.learned_scale or spec.observer != "minmax":
             quantized = self._on_grid(weight)
         else:
-            assert running is not None
-            running = self._along_channels(running)
-            quantized = self._on_grid(weight * running) / running
-        return (quantized if factor is None else quantized * factor).to(weight.dtype)
+            memory = None if torch.compiler.is_compiling() else self._memory
+            scale = self._observed_scale(weight)
+            return fake_quantize_weight(weight, scale, factor if fold else None, memory).to(weight.dtype)
+        return (quantized * factor if fold and factor is not None else quantized).to(weight.dtype)
 
     def _on_grid(self, weight: Tensor) -> Tensor:
         spec, scale = self.weight_spec, self._scale(weight)

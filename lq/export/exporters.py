@@ -87,6 +87,7 @@ EXPORTERS: dict[str, Exporter] = {
             ("openvino", "onnx", "onnxscript"),
             "openvino",
         ),
+        Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch"),
     )
 }
 
@@ -128,7 +129,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
         >>> chosen(["onx"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino.
+        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch.
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")

@@ -22,7 +22,12 @@ BATCH = "batch"
 
 
 def export_program(
-    prepared: fx.GraphModule, example: Inputs, *, signed: bool = False, dynamic: bool = True
+    prepared: fx.GraphModule,
+    example: Inputs,
+    *,
+    signed: bool = False,
+    dynamic: bool = True,
+    largest_batch: int | None = None,
 ) -> tuple[ExportedProgram, bool]:
     """Export the QDQ graph of a prepared module.
 
@@ -31,6 +36,7 @@ def export_program(
         example: inputs of one call, on the CPU.
         signed: as in :func:`lq.backends.reference.reference`.
         dynamic: let the first dimension of the inputs be any, if they share it.
+        largest_batch: what that dimension may be at most; ``None`` sets no limit.
 
     Returns:
         the program, and whether its batch is dynamic: a model whose code fixes the size stays fixed to the example's.
@@ -39,18 +45,21 @@ def export_program(
         ValueError: if the model cannot be exported.
     """
     try:
-        return float_program(reference(prepared, signed), example, dynamic)
+        return float_program(reference(prepared, signed), example, dynamic, largest_batch)
     except RuntimeError as error:
         raise ValueError(f"torch.export cannot export {plan_of(prepared).model}: {error}") from error
 
 
-def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tuple[ExportedProgram, bool]:
+def float_program(
+    model: nn.Module, example: Inputs, dynamic: bool = True, largest_batch: int | None = None
+) -> tuple[ExportedProgram, bool]:
     """Export any module as it is.
 
     Args:
         model: in evaluation mode, on the CPU.
         example: inputs of one call.
         dynamic: let the first dimension of the inputs be any, if they share it.
+        largest_batch: what that dimension may be at most; ``None`` sets no limit.
 
     Returns:
         the program, and whether its batch is dynamic.
@@ -58,12 +67,16 @@ def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tu
     Raises:
         RuntimeError: if it cannot be exported.
     """
+    example = in_order(model, example)
     size = batch_size(example)
     with quiet_export(), torch.no_grad():
         if dynamic and size is not None:
             # torch.export takes a size of 0 or 1 for a constant.
             args, kwargs = tree_map(_doubled, example) if size == 1 else example
-            dims = tree_map(_batch_dimension, (args, kwargs))
+            batch = Dim(BATCH, max=largest_batch)
+            dims = tree_map(
+                lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, (args, kwargs)
+            )
             shapes = {**dict(zip(inspect.signature(model.forward).parameters, dims[0], strict=False)), **dims[1]}
             try:
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes), True
@@ -73,6 +86,13 @@ def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tu
             return torch.export.export(model, *example), False
         except Exception as error:
             raise RuntimeError(str(error)) from error
+
+
+def in_order(model: nn.Module, example: Inputs) -> Inputs:
+    """The same call with its keywords in the order of the parameters: torch.export 2.15 confuses others."""
+    args, kwargs = example
+    order = {name: position for position, name in enumerate(inspect.signature(model.forward).parameters)}
+    return args, dict(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 @contextmanager
@@ -95,7 +115,3 @@ def quiet_export() -> Iterator[None]:
 
 def _doubled(leaf: Any) -> Any:
     return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
-
-
-def _batch_dimension(leaf: Any) -> Any:
-    return {0: Dim(BATCH)} if isinstance(leaf, Tensor) and leaf.dim() else None

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.reference import register_operations
-from lq.export.program import export_program, quiet_export
+from lq.export.program import export_program, in_order, quiet_export
 from lq.export.signature import Inputs, Signature
 
 FILE = "int8.pt2"
@@ -30,7 +30,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     """
     program, dynamic = export_program(prepared, example)
     torch.export.save(program, directory / FILE)
-    args, kwargs = example
+    args, kwargs = in_order(prepared, example)
     return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs)}
 
 

@@ -152,7 +152,7 @@ class FlatModel:
     Args:
         run: the runtime.
         signature: of the original model.
-        at_once: batch sizes that the runtime can take; ``None`` is any, 1 runs sample by sample.
+        at_once: the largest batch that the runtime takes; a larger one is run in parts. ``None`` is any.
     """
 
     def __init__(
@@ -163,19 +163,13 @@ class FlatModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors on the CPU, in the structure that the original model takes and returns."""
         tensors = [t.detach().cpu().contiguous() for t in self.signature.tensors(args, kwargs)]
-        return self.signature.restore(self.run(tensors) if self.at_once is None else self._in_parts(tensors))
-
-    def _in_parts(self, tensors: list[Tensor]) -> list[Tensor]:
-        assert self.at_once is not None
-        batched = [spec.shape[:1] == (None,) for spec in self.signature.inputs]
-        split = [torch.split(t, self.at_once) for t, b in zip(tensors, batched, strict=True) if b]
-        if not split or any(len(part[-1]) != self.at_once for part in split):
-            return self.run(tensors)
-        results = []
-        for parts in zip(*split, strict=True):
-            rest = iter(parts)
-            results.append(self.run([next(rest) if b else t for t, b in zip(tensors, batched, strict=True)]))
-        return [torch.cat(column) for column in zip(*results, strict=True)]
+        parts = (
+            [tensors] if self.at_once is None else zip(*(torch.split(t, self.at_once) for t in tensors), strict=True)
+        )
+        results = [self.run([t.contiguous() for t in part]) for part in parts]
+        return self.signature.restore(
+            [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*results, strict=True)]
+        )
 
 
 def batch_size(example: Inputs) -> int | None:

@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare
+from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
-from lq.ptq.correction import correct_bias, reestimate_batch_norm
 from lq.qconfig import QConfig, as_qconfig
 from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
 
@@ -25,8 +26,8 @@ class StaticOptions:
 
     Args:
         batch_norm: measure BatchNorm statistics anew behind quantized weights, before the ranges; see
-            :func:`~lq.ptq.correction.reestimate_batch_norm`.
-        bias: correct biases for the mean error of the weights; see :func:`~lq.ptq.correction.correct_bias`.
+            :func:`~lq.ptq.batch_norm.reestimate_batch_norm`.
+        bias: correct biases for the mean error of the weights; see :func:`~lq.ptq.bias.correct_bias`.
         limit: batches to use for each.
         target: dotted name of the part of a LightningModule to quantize; None finds it.
     """

@@ -90,6 +90,8 @@ def _trace_both_modes(
 def _assemble(root: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> fx.GraphModule:
     holder = _with_state_child(root)
     holder.__dict__.update(constants)
+    for node in graph.nodes:
+        node.type = None  # pickling looks annotations up by name, and fails (torch 2.6) where they are text
     graph_module = fx.GraphModule(holder, graph, class_name=type(root).__name__)
     graph_module._non_persistent_buffers_set.update(constants)
     _keep_unused(root, graph_module)

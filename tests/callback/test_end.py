@@ -13,7 +13,8 @@ import lightning as L
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,10 @@ from lq.models import DigitsClassifier, OptimizerConfig
 from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, keeper, make_data, qat, train_loader, val_loader
+
+needs_ema = pytest.mark.skipif(
+    not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning averages weights this way since 2.6"
+)
 
 
 class Scores(Tiny):
@@ -101,6 +106,7 @@ def test_early_stopping(fit: Fit) -> None:
 # ---- averaged weights -------------------------------------------------------------------------------------------
 
 
+@needs_ema
 def test_averaged_weights_are_deployed_with_true_ranges(fit: Fit, tmp_path: Path) -> None:
     module, callback, checkpoint = Tiny(), qat(start=1, lr=0.5), keeper(tmp_path / "kept")
 
@@ -110,7 +116,7 @@ def test_averaged_weights_are_deployed_with_true_ranges(fit: Fit, tmp_path: Path
             self.min_val = state_of(pl_module.model).min_val.clone()
 
     last = Last()
-    fit(module, callback, EMAWeightAveraging(decay=0.5), checkpoint, last)
+    fit(module, callback, callbacks.EMAWeightAveraging(decay=0.5), checkpoint, last)
     deployed = _prepared(callback)
     assert not torch.equal(deployed["5.weight"], last.weight), "not averaged"
     assert torch.equal(deployed["5.weight"], module.model.get_submodule("5").weight)
@@ -121,9 +127,10 @@ def test_averaged_weights_are_deployed_with_true_ranges(fit: Fit, tmp_path: Path
     assert saved["model.qat_state._extra_state"]["fake_quant"]
 
 
+@needs_ema
 def test_averaging_before_qat_is_refused(fit: Fit) -> None:
     with pytest.raises(ValueError, match=r"Put QATCallback first: callbacks=\[QATCallback\(\.\.\.\), EMAWeightAver"):
-        fit(Tiny(), EMAWeightAveraging(), qat())
+        fit(Tiny(), callbacks.EMAWeightAveraging(), qat())
 
 
 # ---- what is said -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from lq.backends.prepare import state_of
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from tests.callback.conftest import Fit
-from tests.tiny import NoNoise, Tiny, keeper, make_trainer, qat, resumable, train_loader, val_loader
+from tests.tiny import WEIGHTS_ONLY, NoNoise, Tiny, keeper, make_trainer, qat, resumable, train_loader, val_loader
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -83,7 +83,7 @@ def test_resumed_run_is_bit_equal(tmp_path: Path, epoch: int, every_n_train_step
     module, record, callback = NoNoise(), Record(), qat(**SCHEDULE)
     again = keeper(tmp_path / "again", every_n_train_steps=every_n_train_steps)
     trainer = make_trainer(tmp_path, callback, again, record, max_epochs=EPOCHS)
-    trainer.fit(module, resumable(), val_loader(), ckpt_path=kept / "last.ckpt", weights_only=True)
+    trainer.fit(module, resumable(), val_loader(), ckpt_path=kept / "last.ckpt", **WEIGHTS_ONLY)
     assert trainer.global_step == EPOCHS * 3
     _assert_equal(module.state_dict(), expected.state_dict(), "module")
     _assert_equal(trainer.optimizers[0].state_dict(), expected_trainer.optimizers[0].state_dict(), "optimizer")
@@ -154,7 +154,7 @@ def test_qat_checkpoint_into_a_fresh_module(tmp_path: Path, verb: str) -> None:
     trainer.fit(module, train_loader(), val_loader())
     fresh = Tiny()
     trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "unused"))
-    results = getattr(trainer, verb)(fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", weights_only=True)
+    results = getattr(trainer, verb)(fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", **WEIGHTS_ONLY)
     assert state_of(fresh.model).fake_quant
     _assert_equal(fresh.state_dict(), module.state_dict())
     if verb == "predict":
@@ -171,7 +171,7 @@ def test_float_checkpoint_is_where_qat_starts(tmp_path: Path) -> None:
     trainer.fit(trained, train_loader(), val_loader())
     module, callback = NoNoise(None), qat(start=2)
     trainer = make_trainer(tmp_path, callback, keeper(tmp_path / "qat"), max_epochs=3)
-    trainer.fit(module, train_loader(), val_loader(), ckpt_path=tmp_path / "float" / "last.ckpt", weights_only=True)
+    trainer.fit(module, train_loader(), val_loader(), ckpt_path=tmp_path / "float" / "last.ckpt", **WEIGHTS_ONLY)
     assert trainer.global_step == 9
     assert callback.deployment is not None
     float_model: Any = callback._float.model

@@ -19,7 +19,7 @@ from lq.backends.prepare import is_prepared, state_of
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, keeper, make_data, make_net, make_trainer, qat, train_loader, val_loader
+from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_data, make_net, make_trainer, qat, train_loader, val_loader
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -126,7 +126,7 @@ def test_layers_directly_on_the_module(fit: Fit, tmp_path: Path) -> None:
     assert {"val_accuracy", "f1", "qat/fake/accuracy", "qat/fp32/accuracy"} <= trainer.callback_metrics.keys()
     fresh = Direct()
     make_trainer(tmp_path, qat(start=1), keeper(tmp_path / "unused")).validate(
-        fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", verbose=False, weights_only=True
+        fresh, val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt", verbose=False, **WEIGHTS_ONLY
     )
     with torch.no_grad():
         assert torch.equal(fresh.eval()(x), module.eval()(x))

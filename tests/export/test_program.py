@@ -33,6 +33,16 @@ def test_keyword_inputs_and_dicts() -> None:
     assert got["loss"] is None
 
 
+def test_keywords_in_another_order_than_the_parameters_do_not_change_places() -> None:
+    example = example_of(other=images(4, seed=3), scale=1.0, image=images(4))
+    prepared = calibrated(TwoInputs(), example)
+    program, _ = export_program(prepared, example)
+    x, y = images(3), images(3, seed=5)
+    with torch.no_grad():
+        got, expected = program.module()(image=x, other=y, scale=1.0), prepared(x, other=y)
+    torch.testing.assert_close(got["logits"], expected["logits"])
+
+
 class FixesItsBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from lq.export import pt2
 from lq.metrics import sqnr
-from tests.export.nets import calibrated, example_of, images, residual, round_trip
+from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
 
 EXAMPLE = example_of(images(4))
 
@@ -37,6 +37,17 @@ def test_weights_are_stored_as_int8_under_their_names(exported: tuple[fx.GraphMo
     weights = {name: tensor.dtype for name, tensor in state.items() if name.endswith(".weight")}
     assert weights.keys() >= {"stem.weight", "head.weight"}
     assert set(weights.values()) == {torch.int8}
+
+
+def test_keywords_in_any_order(tmp_path: Path) -> None:
+    example = example_of(other=images(4, seed=3), image=images(4))
+    prepared = calibrated(TwoInputs(), example)
+    model = round_trip("pt2", prepared, example, tmp_path)[0]
+    x, y = images(3), images(3, seed=5)
+    with torch.no_grad():
+        expected = prepared(x, other=y)["logits"]
+        for got in (model(x, other=y), model(other=y, image=x)):
+            torch.testing.assert_close(got["logits"], expected)
 
 
 WITHOUT_LQ = """

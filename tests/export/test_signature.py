@@ -128,6 +128,18 @@ def test_flat_model_returns_what_the_original_returns() -> None:
     assert found["b"][1] is None
 
 
+def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
+    sizes = []
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        sizes.append(len(tensors[0]))
+        return [tensors[0] + tensors[1]]
+
+    model = FlatModel(run, signature(X, mask=X), at_once=3)
+    assert torch.equal(model(X, mask=X + 1), 2 * X + 1)
+    assert sizes == [3, 1]
+
+
 def test_batch_size_and_one_sample() -> None:
     nested = ((X,), {"pair": [X + 1, 3]})
     assert batch_size(nested) == 4

@@ -1,8 +1,7 @@
-"""What post-training quantization can mend without training: BatchNorm statistics and biases."""
+"""Biases that make up for the mean error of rounded weights."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
@@ -17,55 +16,6 @@ from lq.core.modules import QATLayer
 from lq.ptq.batches import Call, run_batch
 from lq.ptq.switch import quantize_only
 from lq.tracing import ops
-
-
-@torch.no_grad()
-def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None) -> int:
-    """Measure the mean and variance of every BatchNorm anew, behind quantized weights; do it before ``calibrate``.
-
-    Each statistic becomes the plain average over the batches.
-
-    Args:
-        prepared: from :func:`lq.prepare`; its BatchNorms, which it shares with the float model, are changed.
-        batches: data, to be gone through once; batches of some size, or the variances are poor.
-        call: as in :func:`lq.calibrate`.
-
-    Returns:
-        number of BatchNorms.
-
-    Source:
-        Sun et al., "Hybrid 8-bit Floating Point (HFP8) Training and Inference for Deep Neural Networks" (NeurIPS 2019).
-
-    Example:
-        >>> from lq.backends.prepare import prepare
-        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 2)))
-        >>> reestimate_batch_norm(prepared, [torch.randn(32, 4) + 5])
-        1
-    """
-    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return 0
-    prepared.eval()
-    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=False)
-    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    for part in prepared.modules():
-        if isinstance(part, (_BatchNorm, QATLayer)):
-            part.train()
-    try:
-        with BatchCounter("lq: BatchNorm statistics") as counter:
-            for batch in batches:
-                (call or run_batch)(prepared, batch)
-                counter.advance()
-    finally:
-        for norm, (momentum, state) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            if not norm.num_batches_tracked:  # it never ran: what it knew is better than nothing
-                norm.load_state_dict(state)
-        prepared.eval()
-    return len(norms)
 
 
 @torch.no_grad()
@@ -169,33 +119,6 @@ def _norm_of(prepared: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
     if len(node.args) < 2:
         return None
     return cast(_BatchNorm, prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)))
-
-
-@torch.no_grad()
-def folded_weights(layer: QATLayer, norm: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The weight that a layer has in float, the one that int8 gives it, and the bias, BatchNorm folded into all.
-
-    Args:
-        layer: of a prepared model.
-        norm: the BatchNorm behind it, if any.
-
-    Returns:
-        two float32 tensors of the weight's shape, and the bias of shape (channels,) or None.
-
-    Example:
-        >>> from lq.backends.prepare import prepare
-        >>> layer = prepare(nn.Sequential(nn.Linear(4, 2))).get_submodule("0")
-        >>> exact, rounded, bias = folded_weights(layer, None)
-        >>> bool((exact - rounded).abs().max() < exact.abs().max() / 63)
-        True
-    """
-    integers, scale, bias = layer.integer_weight(norm)
-    exact = layer.weight.float()
-    if norm is not None:
-        factor, _ = layer._folding(norm)
-        exact = exact * layer._along_channels(factor)
-    shaped = scale if scale.dim() == 0 else layer._along_channels(scale)
-    return exact, integers.float() * shaped, bias
 
 
 def _subtract(layer: QATLayer, norm: _BatchNorm | None, error: Tensor) -> None:

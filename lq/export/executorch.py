@@ -1,0 +1,137 @@
+"""``executorch``: a ``.pte`` file for phones and other devices, its layers in XNNPACK's int8 kernels.
+
+See https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html. The graph is the QDQ one with
+int8 activations, which are XNNPACK's; grids of uint8 are moved by 128 and keep their values.
+
+Limits: memory is planned for ``largest_batch`` samples; :func:`load` runs larger batches in parts. Layers that stay
+float run in XNNPACK's float kernels or ExecuTorch's portable ones. The number of threads is the runtime's own choice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map
+
+from lq.export.program import export_program, quiet_export
+from lq.export.signature import FlatModel, Inputs, Signature, batch_size
+
+FILE = "int8.pte"
+LARGEST_BATCH = 16
+
+_LAYERS = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "mm", "bmm")
+
+
+def check_options(largest_batch: int = LARGEST_BATCH) -> None:
+    """Check the option of the exporter.
+
+    Raises:
+        ValueError: if it is no size of a batch.
+    """
+    if largest_batch < 2:
+        raise ValueError(f"largest_batch={largest_batch} must be at least 2; single samples fit into every batch.")
+
+
+def export(
+    prepared: fx.GraphModule, example: Inputs, directory: Path, largest_batch: int = LARGEST_BATCH
+) -> dict[str, Any]:
+    """Write ``int8.pte``.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        example: inputs of one call, on the CPU.
+        directory: where to.
+        largest_batch: for how many samples memory is planned.
+
+    Returns:
+        whether the batch is dynamic, how large it may be, and which layers XNNPACK computes on integers.
+
+    Raises:
+        ValueError: if the model cannot be exported.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    check_options(largest_batch)
+    program, dynamic = export_program(
+        prepared, _small(example, largest_batch), signed=True, largest_batch=largest_batch
+    )
+    with quiet_export():
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        layers = _layers(edge.exported_program().graph_module)
+        _restore_bounds(edge.exported_program())
+        content = edge.to_executorch().buffer
+    (directory / FILE).write_bytes(content)
+    return {"dynamic_batch": dynamic, "largest_batch": largest_batch if dynamic else None, **layers}
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.pte`` in ExecuTorch's runtime, which chooses the number of threads."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(directory / FILE).load_method("forward")
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        # A copy: the tensors lie in the runtime's own memory, which the next call overwrites.
+        return [out.clone() for out in method.execute(tensors) if isinstance(out, Tensor)]
+
+    return FlatModel(run, signature, at_once=info["largest_batch"])
+
+
+def _small(example: Inputs, largest_batch: int) -> Inputs:
+    """The example, cut where its batch is too large."""
+    if (batch_size(example) or 0) <= largest_batch:
+        return example
+    args, kwargs = tree_map(lambda leaf: leaf[:largest_batch] if isinstance(leaf, Tensor) else leaf, example)
+    return args, kwargs
+
+
+def _restore_bounds(program: ExportedProgram) -> None:
+    """Tell the memory planning how large the batch may be: lowering has put 15 in its place (executorch 1.5)."""
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    sizes: list[Any] = [size for value in values if isinstance(value, Tensor) for size in value.shape]
+    for size in sizes:
+        if not isinstance(size, int):
+            size.node.shape_env.var_to_range.update(program.range_constraints)
+
+
+def _layers(outer: fx.GraphModule) -> dict[str, Any]:
+    """Which layers compute on integers inside of XNNPACK, and which in float, there or outside."""
+    lowered: list[Any] = [module for module in outer.children() if hasattr(module, "original_module")]
+    inner = [module.original_module.graph_module for module in lowered]
+    int8: Counter[str] = Counter()
+    floating = []
+    for graph in (outer, *inner):
+        for node in graph.graph.nodes:
+            kind = _kind(node)
+            if kind not in _LAYERS:
+                continue
+            if graph is not outer and all(_is_dequantized(arg) for arg in node.args[:2]):
+                int8[kind] += 1
+            else:
+                floating.append(f"{node.name} ({kind})")
+    return {"int8_layers": dict(int8), "float_layers": floating}
+
+
+def _kind(node: fx.Node) -> str:
+    namespace_name_overload = str(getattr(node.target, "__name__", "")).split(".")
+    return namespace_name_overload[1] if len(namespace_name_overload) > 1 else ""
+
+
+def _is_dequantized(arg: Any) -> bool:
+    """Whether a tensor comes from a dequantization, perhaps through a change of its shape."""
+    while isinstance(arg, fx.Node):
+        kind = _kind(arg)
+        if "dequantize" in kind:
+            return True
+        if not kind.startswith(("permute", "t", "view", "transpose", "unsqueeze", "squeeze")):
+            return False
+        arg = arg.args[0]
+    return False
