@@ -13,7 +13,6 @@ from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from lq.analysis.tensors import evaluating
-from lq.backends.bias import round_biases
 from lq.backends.convert import convert
 from lq.benchmark import Latency, compare_latency, size_mb
 from lq.console import BatchCounter
@@ -115,8 +114,6 @@ def compare(
     for name, other in options.others.items():
         contest.add(name, other)
     if qat is not None:
-        qat = copy.deepcopy(qat)
-        round_biases(qat)  # as in what was exported
         contest.models[FAKE] = _fake_quantized(qat)
     if artifact is not None:
         contest.add_artifact(artifact)
