@@ -1,7 +1,7 @@
 """What quantization does to a model, tensor by tensor and layer by layer; everything comes out as plain rows."""
 
-from lq.analysis.compare import CompareOptions as CompareOptions
 from lq.analysis.compare import compare as compare
+from lq.analysis.contest import CompareOptions as CompareOptions
 from lq.analysis.costs import layer_costs as layer_costs
 from lq.analysis.exclusions import Exclusions as Exclusions
 from lq.analysis.exclusions import propose_exclusions as propose_exclusions

@@ -8,12 +8,13 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor, fx, nn
 
-from lq.analysis.tensors import QuantizedLayer, evaluating, layers_of, require_ranges, tensors_of
+from lq.analysis.tensors import evaluating, require_ranges, tensors_of
 from lq.backends.convert import convert
 from lq.backends.int8 import Int8Layer
 from lq.benchmark import compare_latency
 from lq.deprecations import quiet_torchscript
 from lq.ptq.batches import Call, run_batch
+from lq.ptq.layers import QuantizedLayer, layers_of
 from lq.ptq.weights import folded_weights
 
 

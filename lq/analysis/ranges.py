@@ -8,10 +8,11 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, fx, nn
 
-from lq.analysis.tensors import QuantizedTensor, evaluating, layers_of, require_ranges, tensors_of
+from lq.analysis.tensors import QuantizedTensor, evaluating, require_ranges, tensors_of
 from lq.backends.prepare import state_of
 from lq.core.qparams import ACTIVATIONS
 from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.layers import layers_of
 
 
 class RangeRow(TypedDict):

@@ -16,7 +16,8 @@ from lq.backends.prepare import plan_of
 from lq.console import BatchCounter
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
-from lq.ptq.switch import quantize_only, quantized_layers
+from lq.ptq.layers import layers_of
+from lq.ptq.switch import quantize_only
 
 DIRECTIONS = ("one", "all_but_one")
 
@@ -113,7 +114,7 @@ def sensitivity(
     require_ranges(prepared, "sensitivity()")
     kept = list(first_batches(batches, options.limit, "sensitivity()"))
     score = Score(kept, metric, options.call, options.target_fn, options.higher_is_better)
-    layers = quantized_layers(prepared)
+    layers = [layer.name for layer in layers_of(prepared)]
     total = len(kept) * (len(layers) + 2)
     counter = BatchCounter(f"lq: sensitivity of {len(layers)} layers", total, shown=options.show_progress)
     with evaluating(prepared), counter:

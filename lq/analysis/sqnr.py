@@ -8,13 +8,14 @@ from typing import Any, TypedDict
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from lq.analysis.tensors import QuantizedTensor, evaluating, layers_of, require_ranges, tensors_of
+from lq.analysis.tensors import QuantizedTensor, evaluating, require_ranges, tensors_of
 from lq.backends.convert import convert
 from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import state_of
 from lq.console import BatchCounter
 from lq.metrics import SQNR, main_tensor, sqnr
 from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.layers import layers_of
 from lq.ptq.weights import folded_weights
 
 _DEAD = 1e-6  # channels that are smaller than this share of the largest one have nothing to lose

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lq.analysis.compare import CompareOptions, compare
+from lq.analysis.compare import compare
+from lq.analysis.contest import CompareOptions
 from lq.analysis.costs import layer_costs
 from lq.analysis.exclusions import propose_exclusions
 from lq.analysis.ranges import range_statistics

@@ -14,8 +14,8 @@ from lq.backends.prepare import set_phase
 from lq.console import BatchCounter
 from lq.core.modules import QATLayer
 from lq.ptq.batches import Call, run_batch
+from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only
-from lq.tracing import ops
 
 
 @torch.no_grad()
@@ -46,11 +46,7 @@ def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | 
         >>> sorted(correct_bias(prepared, [torch.randn(32, 4) + 5]))
         ['0', '2']
     """
-    modules = dict(prepared.named_modules())
-    calls = {
-        str(node.target): node for node in prepared.graph.nodes if isinstance(ops.module_of(node, modules), QATLayer)
-    }
-    shifts = {name: _Shift(cast(QATLayer, modules[name]), _norm_of(prepared, node)) for name, node in calls.items()}
+    shifts = {layer.name: _Shift(layer.module, layer.norm) for layer in layers_of(prepared)}
     hooks = [shift.layer.register_forward_hook(shift.hear) for shift in shifts.values()]
     prepared.eval()
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
@@ -113,12 +109,6 @@ class _Shift:
         """Move the correction into the bias."""
         if self.value is not None:
             _subtract(self.layer, self.norm, self.value)
-
-
-def _norm_of(prepared: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:
-    if len(node.args) < 2:
-        return None
-    return cast(_BatchNorm, prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)))
 
 
 def _subtract(layer: QATLayer, norm: _BatchNorm | None, error: Tensor) -> None:

@@ -12,20 +12,8 @@ from lq.backends.prepare import state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.core.state import QATState
+from lq.ptq.layers import layers_of
 from lq.tracing import ops
-
-
-def quantized_layers(prepared: fx.GraphModule) -> list[str]:
-    """Names of the layers with a quantized weight, in the order in which they first run.
-
-    Example:
-        >>> from lq.backends.prepare import prepare
-        >>> quantized_layers(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2))))
-        ['0', '2']
-    """
-    modules = dict(prepared.named_modules())
-    calls = [node for node in prepared.graph.nodes if isinstance(ops.module_of(node, modules), QATLayer)]
-    return list(dict.fromkeys(str(node.target) for node in calls))
 
 
 @contextmanager
@@ -54,7 +42,7 @@ def quantize_only(prepared: fx.GraphModule, layers: Collection[str]) -> Iterator
         >>> torch.equal(prepared(x), model(x))
         False
     """
-    known = quantized_layers(prepared)
+    known = [layer.name for layer in layers_of(prepared)]
     unknown = sorted(set(layers) - set(known))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no quantized layer of this model; those are {', '.join(known)}.")

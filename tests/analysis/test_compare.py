@@ -6,7 +6,8 @@ from torch import nn
 from torchmetrics.classification import MulticlassF1Score
 
 from lq.analysis import compare as package_compare
-from lq.analysis.compare import CompareOptions, compare, recovered
+from lq.analysis.compare import compare
+from lq.analysis.contest import CompareOptions
 from lq.backends.prepare import prepare, set_phase
 from lq.qconfig import QConfig, WeightSpec
 from tests.analysis.planted import make_batches, make_planted
@@ -102,14 +103,6 @@ def test_metric_data_and_other_models_can_be_chosen():
     assert rows[-1]["metrics"]["f1_score"] < 0.5
     assert rows[0]["metrics"]["f1_score"] == 1.0
     assert rows[-1]["size_mb"] is None
-
-
-def test_the_share_that_is_recovered():
-    exact, ptq = {"accuracy": 0.9}, {"accuracy": 0.5}
-    assert recovered(exact, ptq, {"accuracy": 0.86}) == pytest.approx(0.9)
-    assert recovered(exact, ptq, {"accuracy": 0.4}) == pytest.approx(-0.25)
-    assert recovered({"mse": 0.1}, {"mse": 0.5}, {"mse": 0.14}) == pytest.approx(0.9)
-    assert recovered(exact, {"accuracy": 0.899}, {"accuracy": 0.9}) is None
 
 
 def test_coarse_weights_are_used_for_every_kind_of_ptq():

@@ -2,7 +2,7 @@ import re
 
 import torch
 
-from lq.analysis.compare import CompareOptions
+from lq.analysis.contest import CompareOptions
 from lq.analysis.study import StudyOptions, machine, study
 from lq.ptq import prepare_static
 from lq.report.page import write_page
