@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lq.callback import QATCallback
@@ -163,6 +163,8 @@ class QATTrainer(Trainer):
         options = StudyOptions(how)
         findings = study(float_model, train, test, callback.qconfig, qat, artifact, history, options)
         print_table(findings.comparison)
+        if ckpt_path is not None:
+            _check_float(read_entry(ckpt_path).fp32, findings.comparison[0]["metrics"])
         rank_zero_info(f"lq: report in {write_page(out, type(target_of(model, name)).__name__, findings)}")
 
     def bench(
@@ -236,6 +238,16 @@ class QATTrainer(Trainer):
 def _order(callback: QATCallback, exporters: Sequence[Any] | None, directory: Path, manifest: dict[str, Any]) -> Order:
     chosen = callback.order.exporters if exporters is None else tuple(exporters)
     return replace(callback.order, exporters=chosen, directory=directory, manifest=manifest)
+
+
+def _check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
+    """Warn if the float model is not the one that QAT started from, as after float epochs in the same fit."""
+    for name in known.keys() & found.keys():
+        if abs(known[name] - found[name]) > 0.05 * abs(known[name]):
+            rank_zero_warn(
+                f"lq: the float model reaches {name} {found[name]:.4g} here, but QAT started from {known[name]:.4g}: its "
+                "weights are not those of then, so the rows of FP32 and PTQ say nothing. Give --float_ckpt_path."
+            )
 
 
 def _beside(ckpt_path: str) -> Path:
