@@ -245,8 +245,8 @@ def _check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None
     for name in known.keys() & found.keys():
         if abs(known[name] - found[name]) > 0.05 * abs(known[name]):
             rank_zero_warn(
-                f"lq: the float model reaches {name} {found[name]:.4g} here, but QAT started from {known[name]:.4g}: its "
-                "weights are not those of then, so the rows of FP32 and PTQ say nothing. Give --float_ckpt_path."
+                f"lq: the float model reaches {name} {found[name]:.4g} here, but QAT started from {known[name]:.4g}: "
+                "its weights are not those of then, so the rows of FP32 and PTQ say nothing. Give --float_ckpt_path."
             )
 
 
