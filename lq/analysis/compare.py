@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lq.analysis.contest import FAKE, HISTOGRAM, INT8, CompareOptions, Contest
 from lq.analysis.tensors import evaluating
+from lq.backends.bias import round_biases
 from lq.backends.convert import convert
 from lq.benchmark import size_mb
 from lq.export.signature import Inputs, one_sample
@@ -80,6 +81,8 @@ def compare(
     for name, other in options.others.items():
         contest.add(name, other)
     if qat is not None:
+        qat = copy.deepcopy(qat)
+        round_biases(qat)  # as in what was exported
         contest.models[FAKE] = _fake_quantized(qat)
     if artifact is not None:
         contest.add_artifact(artifact)
