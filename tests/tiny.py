@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loops import training_epoch_loop
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +24,9 @@ from lq.schedule import QATSchedule
 
 # Lightning reads checkpoints as plain data on demand since 2.6.
 WEIGHTS_ONLY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
+
+# Lightning 2.4 miscounts the batches of an epoch in whose middle it resumes.
+RESUMES_MID_EPOCH = hasattr(training_epoch_loop, "RestartStage")
 
 
 def make_net() -> nn.Sequential:

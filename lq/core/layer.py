@@ -74,14 +74,15 @@ class QATLayer(nn.Module):
             return plain if bn is None else bn(plain)
         if bn is None:
             return self._compute(x, self._quantized(), self.bias)
-        norm, frozen = cast(_BatchNorm, bn), self.state.freeze_bn or not self.training
+        norm = cast(_BatchNorm, bn)
         # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
-        if frozen and (not self.training or x.numel() >= self.weight.numel()):
+        # Evaluation does not ask for the phase, or torch.compile would compile it for each.
+        if not self.training or (self.state.freeze_bn and x.numel() >= self.weight.numel()):
             factor, bias = self._folding(norm)
             return self._compute(x, self._quantized(factor, fold=True), bias.to(self.weight.dtype))
         grid_factor = None if self.weight_spec.per_channel else self._folding(norm)[0]
         y = self._compute(x, self._quantized(grid_factor), self.bias)
-        return _normalize_frozen(y, norm) if frozen else cast(Tensor, bn(y))
+        return _normalize_frozen(y, norm) if self.state.freeze_bn else cast(Tensor, bn(y))
 
     def _quantized(self, factor: Tensor | None = None, fold: bool = False) -> Tensor:
         """The weight on its grid.

@@ -88,6 +88,7 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
     write_program(program, path, opset)
     model = onnx.load(path)
     _name_layers(model)
+    _own_zero_points(model)
     if dynamic:
         _name_batch(model)
     onnx.save(model, path)
@@ -194,6 +195,24 @@ def _name_layers(model: Any) -> None:
             holders[node.output[0]] = holders[node.input[0]]
         elif len(node.input) > 1 and node.input[1] in holders:
             node.name = holders[node.input[1]]
+
+
+def _own_zero_points(model: Any) -> None:
+    """Give every weight a zero point of its own: layers that share one are computed in float by OpenVINO 2026.4."""
+    import onnx
+
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith(".weight") and node.input[2] in initializers:
+            own = onnx.TensorProto()
+            own.CopyFrom(initializers[node.input[2]])
+            own.name = f"{node.input[0]}_zero_point"
+            model.graph.initializer.append(own)
+            node.input[2] = own.name
+    used = {name for node in model.graph.node for name in node.input}
+    for name, tensor in initializers.items():
+        if name not in used:
+            model.graph.initializer.remove(tensor)
 
 
 def _name_batch(model: Any) -> None:

@@ -28,7 +28,7 @@ import pytest
 import torch
 
 from lq.export.artifact import load
-from tests.tiny import NoNoise, keeper, make_trainer, qat, quicken_deployment, resumable, val_loader
+from tests.tiny import RESUMES_MID_EPOCH, NoNoise, keeper, make_trainer, qat, quicken_deployment, resumable, val_loader
 
 SCHEDULE: dict[str, Any] = {"start": 1, "observer_off": 2, "freeze_bn": 3, "lr": 0.5}
 # Seven steps an epoch, a checkpoint every five: none falls on an epoch's last batch. Lightning (2.6.6) takes up such
@@ -53,7 +53,7 @@ class Stage(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._enter("validation")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._enter("deployment")
 
 
@@ -62,7 +62,7 @@ def train(folder: Path, shared: mmap.mmap) -> None:
     torch.manual_seed(1)
     module, callback = NoNoise(), qat(**SCHEDULE)
     callback.export_dir = str(folder / "int8")
-    checkpoint = keeper(folder / "kept", every_n_train_steps=EVERY_N_STEPS)
+    checkpoint = keeper(folder / "kept", every_n_train_steps=EVERY_N_STEPS if RESUMES_MID_EPOCH else None)
     trainer = make_trainer(folder, Stage(shared), callback, checkpoint, max_epochs=EPOCHS, logger=False)
     last = folder / "kept" / "last.ckpt"
     trainer.fit(module, resumable(IMAGES), val_loader(), ckpt_path=last if last.exists() else None)
@@ -92,13 +92,15 @@ def start(folder: Path, shared: mmap.mmap) -> int:
         os._exit(status)
 
 
-def ended_within(child: int, seconds: float) -> bool:
-    """Whether the process ends by itself within this time."""
+def ended_within(child: int, seconds: float, shared: mmap.mmap | None = None) -> bool:
+    """Whether the process ends by itself within this time, which counts from the first step if ``shared`` is given."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if os.waitpid(child, os.WNOHANG)[0]:
             return True
         time.sleep(0.005)
+        if shared is not None and not shared[0]:
+            until = time.monotonic() + seconds
     return False
 
 
@@ -130,8 +132,10 @@ def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     expected = root / "undisturbed"
     expected.mkdir(parents=True)
+    child = start(expected, shared)
+    ended_within(child, 0.01, shared)  # until the first step
     began = time.monotonic()
-    assert os.waitpid(start(expected, shared), 0)[1] == 0, (expected / "log.txt").read_text()[-3000:]
+    assert os.waitpid(child, 0)[1] == 0, (expected / "log.txt").read_text()[-3000:]
     length = time.monotonic() - began
     stages, signals, runs = Counter[str](), Counter[str](), 0
     while True:
@@ -140,8 +144,9 @@ def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
         while not (folder / "final.pt").exists():
             left = kills - stages.total()
             child = start(folder, shared)
-            # A third of the length, so that a run is killed several times; the last one is left alone.
-            if ended_within(child, generator.uniform(0, length / 3) if left > 0 else 120.0):
+            # Within a third of the length, so that a run is killed several times; the last attempt is left alone.
+            delay = generator.uniform(0, length / 3) if left > 0 else 120.0
+            if ended_within(child, delay, shared if generator.random() < 0.8 else None):
                 assert (folder / "final.pt").exists(), (folder / "log.txt").read_text()[-3000:]
                 continue
             assert left > 0, f"{folder}: an undisturbed attempt hangs"

@@ -20,7 +20,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch import callbacks
+from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils import _pytree as pytree
 
 from lq.callback import QATCallback
 from lq.schedule import QATSchedule
@@ -124,9 +126,11 @@ def run(cell: Cell, strategy: str, processes: int, folder: Path) -> None:
         with pytest.raises(BrokenOffError if strategy in ("auto", "ddp") else ProcessRaisedException):
             fit(cell, strategy, processes, broken, break_off=True, ckpt_path=None)
         fit(cell, strategy, processes, broken, break_off=False, ckpt_path=broken / "broken_off" / "last.ckpt")
+        # Two addends have one sum; of three, DDP adds up some in another order in the first step after each start.
+        ulps = 0 if processes <= 2 else 4
         for end, resumed in zip(ends, _ends(broken, processes), strict=True):
-            assert _same(end["module"], resumed["module"]), "the resumed run has other weights or ranges"
-            assert _same(end["optimizer"], resumed["optimizer"]), "the resumed run has another optimizer"
+            assert _same(end["module"], resumed["module"], ulps), "the resumed run has other weights or ranges"
+            assert _same(end["optimizer"], resumed["optimizer"], ulps), "the resumed run has another optimizer"
             assert end["passed"] == resumed["passed"]
 
 
@@ -134,9 +138,18 @@ def _ends(folder: Path, processes: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-def _same(a: Any, b: Any) -> bool:
-    plain = [json.dumps(x, default=lambda tensor: tensor.tolist()) for x in (a, b)]
-    return plain[0] == plain[1]
+def _same(a: Any, b: Any, ulps: int = 0) -> bool:
+    """Whether two structures are equal, or their tensors within some units of the last place of the largest value."""
+    leaves, structure = pytree.tree_flatten(a)
+    others, other_structure = pytree.tree_flatten(b)
+    return structure == other_structure and all(_equal(x, y, ulps) for x, y in zip(leaves, others, strict=True))
+
+
+def _equal(x: Any, y: Any, ulps: int) -> bool:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+        return bool((x == y).all()) if isinstance(x, Tensor) else bool(x == y)
+    limit = ulps * torch.finfo(x.dtype).eps * float(x.abs().max())
+    return bool(((x == y) | ((x - y).abs() <= limit)).all())
 
 
 def main(folder: Path, strategy: str, processes: int, names: list[str]) -> None:

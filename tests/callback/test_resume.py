@@ -14,7 +14,18 @@ from lq.backends.prepare import state_of
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from tests.callback.conftest import Fit
-from tests.tiny import WEIGHTS_ONLY, NoNoise, Tiny, keeper, make_trainer, qat, resumable, train_loader, val_loader
+from tests.tiny import (
+    RESUMES_MID_EPOCH,
+    WEIGHTS_ONLY,
+    NoNoise,
+    Tiny,
+    keeper,
+    make_trainer,
+    qat,
+    resumable,
+    train_loader,
+    val_loader,
+)
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -68,6 +79,8 @@ def _assert_equal(a: Any, b: Any, where: str = "") -> None:
 @pytest.mark.parametrize("every_n_train_steps", [None, 2], ids=["epoch end", "mid-epoch"])
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4], ids=["before start", "observing", "observers off", "frozen"])
 def test_resumed_run_is_bit_equal(tmp_path: Path, epoch: int, every_n_train_steps: int | None) -> None:
+    if every_n_train_steps and not RESUMES_MID_EPOCH:
+        pytest.skip("this Lightning cannot resume in the middle of an epoch")
     expected_trainer, expected, expected_lrs = _whole_run(tmp_path)
     torch.manual_seed(1)
     kept = tmp_path / "kept"

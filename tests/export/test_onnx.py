@@ -64,6 +64,19 @@ def test_weights_are_int8_initializers_of_the_names_that_they_had(exported: Expo
     assert floats == []
 
 
+def test_every_weight_has_a_zero_point_of_its_own(exported: Exported) -> None:
+    shared = Counter(
+        n.input[2]
+        for n in exported.proto.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0].endswith(".weight")
+    )
+    assert len(shared) == 7
+    assert set(shared.values()) == {1}
+    assert "stem.weight_zero_point" in exported.initializers
+    used = {name for node in exported.proto.graph.node for name in node.input}
+    assert exported.initializers.keys() <= used
+
+
 def test_nodes_are_named_after_the_layers(exported: Exported) -> None:
     names = {node.name: node.op_type for node in exported.proto.graph.node}
     assert {n: names.get(n) for n in ("stem", "depthwise", "third", "head")} == {

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from lq.export.openvino import FILE, WEIGHTS
 from lq.metrics import sqnr
@@ -54,6 +55,26 @@ def test_results_stay_when_the_model_is_called_again(exported: Exported) -> None
     kept = first.clone()
     model(images(4, seed=9))
     assert torch.equal(first, kept)
+
+
+class Patches(nn.Module):
+    """A convolution and linear layers with equally many channels, whose zero points an exporter may share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up = nn.Conv2d(3, 16, 2, stride=2), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.up(F.gelu(self.embed(x).flatten(2).transpose(1, 2)))
+        return tokens
+
+
+def test_layers_of_equal_width_stay_on_integers(tmp_path: Path) -> None:
+    prepared = calibrated(Patches(), example_of(images(4)))
+    model, info = round_trip("openvino", prepared, example_of(images(4)), tmp_path)
+    assert info["int8_layers"] == {"Convolution": 1, "FullyConnected": 1}
+    with torch.no_grad():
+        assert sqnr(prepared(images(9)), model(images(9))) >= 30
 
 
 def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
