@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lq.export.exporters import Chosen
-from lq.export.parity import Gate, Parity, check, first_difference, measure
+from lq.export.parity import Gate, Parity, check, first_difference, measure, metric_complaint
 from lq.export.signature import Inputs
 from tests.export import faulty
 from tests.export.nets import example_of, images, residual
@@ -122,3 +122,16 @@ def test_a_real_exporter_is_cut_behind_every_layer() -> None:
     from lq.export.exporters import chosen
 
     assert first_difference(residual(), chosen(["torch"])[0], example_of(images(4)), 25.0) == "the output"
+
+
+def test_metric_of_an_artifact_may_change_by_so_much() -> None:
+    exact, got = {"accuracy": 0.9, "loss": 1.0}, {"accuracy": 0.905, "loss": 1.2}
+    assert metric_complaint(exact, got, Gate()) == ""
+    assert metric_complaint(exact, got, Gate(max_metric_change=0.25)) == ""
+    assert metric_complaint(exact, got, Gate(max_metric_change=0.1)) == "loss is 1.2 instead of 1"
+    assert (
+        metric_complaint(exact, {"accuracy": float("nan")}, Gate(max_metric_change=0.1))
+        == "accuracy is nan instead of 0.9"
+    )
+    with pytest.raises(ValueError, match=r"max_metric_change=-1 must be 0 or more"):
+        Gate(max_metric_change=-1)
