@@ -149,7 +149,12 @@ def _sensitivity(findings: Findings) -> Section | None:
         return None
     picture = plot_sensitivity(findings.sensitivity, top=20, excluded=findings.excluded)
     words = "What quantizing each layer costs, the most sensitive first."
-    return Section("Sensitive layers", figures=[(picture, words)], code=findings.exclusions)
+    text = ""
+    if findings.sensitivity[0]["metric"] == "sqnr_db":
+        text = (
+            "Judged by the noise at the output: where the metric has lost nothing, nothing needs to be left in float."
+        )
+    return Section("Sensitive layers", text, figures=[(picture, words)], code=findings.exclusions)
 
 
 def _ranges(findings: Findings) -> Section | None:
