@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lq.export.artifact import load as load
     from lq.export.bench import bench as bench
     from lq.export.parity import Gate as Gate
+    from lq.ptq import StaticOptions as StaticOptions
     from lq.ptq import calibrate as calibrate
     from lq.ptq import prepare_static as prepare_static
     from lq.ptq import quantize_dynamic as quantize_dynamic
@@ -37,6 +38,7 @@ _HOMES = {
     "QATCallback": "lq.callback",
     "QATSchedule": "lq.schedule",
     "QConfig": "lq.qconfig",
+    "StaticOptions": "lq.ptq",
     "WeightSpec": "lq.qconfig",
     "bench": "lq.export.bench",
     "convert": "lq.backends.convert",

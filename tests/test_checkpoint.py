@@ -17,7 +17,7 @@ from lq.callback import QATCallback
 from lq.checkpoint import KEY, CheckpointEntry, load_checkpoint
 from lq.qconfig import LayerQConfig, QConfig, WeightSpec
 from lq.target import prepared_graph, prepared_name
-from tests.tiny import Tiny, keeper, make_net, make_trainer, qat, quicken_deployment, train_loader, val_loader
+from tests.tiny import Late, Tiny, keeper, make_net, make_trainer, qat, quicken_deployment, train_loader, val_loader
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -37,18 +37,6 @@ class Direct(Tiny):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
         return y
-
-
-class Late(Tiny):
-    """Builds its network when Lightning asks for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = None
-
-    def configure_model(self) -> None:
-        if self.model is None:
-            self.model = make_net()
 
 
 class Scaled(nn.Module):

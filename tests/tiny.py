@@ -90,6 +90,18 @@ def val_loader(count: int = 12, batch_size: int = 6) -> DataLoader[Any]:
     return DataLoader(make_data(count, seed=1), batch_size=batch_size)
 
 
+class Late(Tiny):
+    """Builds its network when Lightning asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = None
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = make_net()
+
+
 class NoNoise(Tiny):
     """Without dropout: its random numbers are not part of a checkpoint."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,8 @@ class Contest:
     def _judge(self, test: Iterable[Any], call: Call) -> dict[str, dict[str, float]]:
         pairs = [(FAKE, name) for name in self.models if FAKE in self.models and name.startswith(INT8)]
         comparison = ModelComparison(list(self.models), self.options.metric, pairs)
-        with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", self.options.limit) as counter:
+        total = self.options.limit or (len(test) if isinstance(test, Sized) else None)
+        with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", total) as counter:
             for batch in first_batches(test, self.options.limit, "compare()"):
                 outputs = {name: call(model, batch) for name, model in self.models.items()}
                 comparison.update(outputs, (self.options.target_fn or targets_of)(batch))

@@ -12,7 +12,7 @@ from lq.backends.insert import insert_quantization
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
 from lq.qconfig import QConfig, as_qconfig
-from lq.tracing.fuse import Layer, find_layers
+from lq.tracing.fuse import Layer, find_layers, uncalled_layers
 from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
 from lq.tracing.place import Placement, Site
 from lq.tracing.plan import LayerPlan, Plan, UntraceablePlan
@@ -83,6 +83,7 @@ def prepare_without_example(
     graph_module = trace(module, passed)
     untraceable = untraceable_parts(graph_module)
     layers, floats = find_layers(graph_module, qconfig, untraceable)
+    floats += uncalled_layers(module, {layer.name for layer in layers} | {row.name for row in floats})
     if not layers:
         raise ValueError(_nothing_to_quantize(module, floats, untraceable))
     sites = Placement(graph_module.graph, dict(graph_module.named_modules()), layers).sites()

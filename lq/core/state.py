@@ -192,8 +192,8 @@ class QATState(Float32Buffers):
         """
         nothing = torch.full((), torch.inf, device=self.min_val.device)
         pairs = [pair or (nothing, -nothing) for pair in self._batch]
-        ran = torch.tensor([pair is not None for pair in self._batch], device=nothing.device)
         ends = torch.stack([torch.stack([-low, high]) for low, high in pairs], dim=1)
+        ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.
         ends = torch.where(ran & ~torch.isfinite(ends), torch.inf, ends)
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -19,7 +19,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
-from lq.export.program import BATCH, export_program, quiet_export
+from lq.export.onnx_graph import tidy
+from lq.export.program import export_program, quiet_export
 from lq.export.signature import FlatModel, Inputs, Signature
 
 FILE = "int8.onnx"
@@ -87,10 +88,7 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
     program, dynamic = export_program(prepared, example)
     write_program(program, path, opset)
     model = onnx.load(path)
-    _name_layers(model)
-    _own_zero_points(model)
-    if dynamic:
-        _name_batch(model)
+    tidy(model, dynamic)
     onnx.save(model, path)
     try:
         onnx.checker.check_model(path, full_check=True)
@@ -183,44 +181,3 @@ def _kernels(path: Path) -> dict[str, Any]:
         "float_layers": [f"{node.name} ({node.op_type})" for node in nodes if node.op_type in _FLOAT_LAYERS],
         "quantize_dequantize": kinds["QuantizeLinear"] + kinds["DequantizeLinear"],
     }
-
-
-def _name_layers(model: Any) -> None:
-    """Give the nodes of layers the names that their modules have."""
-    holders = {}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0].endswith(".weight"):
-            holders[node.output[0]] = node.input[0].removesuffix(".weight")
-        elif node.op_type == "Transpose" and node.input[0] in holders:
-            holders[node.output[0]] = holders[node.input[0]]
-        elif len(node.input) > 1 and node.input[1] in holders:
-            node.name = holders[node.input[1]]
-
-
-def _own_zero_points(model: Any) -> None:
-    """Give every weight a zero point of its own: layers that share one are computed in float by OpenVINO 2026.4."""
-    import onnx
-
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0].endswith(".weight") and node.input[2] in initializers:
-            own = onnx.TensorProto()
-            own.CopyFrom(initializers[node.input[2]])
-            own.name = f"{node.input[0]}_zero_point"
-            model.graph.initializer.append(own)
-            node.input[2] = own.name
-    used = {name for node in model.graph.node for name in node.input}
-    for name, tensor in initializers.items():
-        if name not in used:
-            model.graph.initializer.remove(tensor)
-
-
-def _name_batch(model: Any) -> None:
-    """Call the dynamic dimension by its name; torch.onnx takes the symbol that a finished program has for it."""
-    graph = model.graph
-    shapes = [value.type.tensor_type.shape for value in (*graph.input, *graph.output, *graph.value_info)]
-    symbol = next(shape.dim[0].dim_param for shape in shapes if shape.dim and shape.dim[0].dim_param)
-    for shape in shapes:
-        for dimension in shape.dim:
-            if dimension.dim_param:
-                dimension.dim_param = dimension.dim_param.replace(symbol, BATCH)

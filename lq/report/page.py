@@ -80,6 +80,8 @@ def _comparison(findings: Findings) -> Section | None:
         return None
     names = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     extras = [(key, label, form) for key, label, form in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    if len({row["threads"] for row in rows if row.get("threads") is not None}) == 1:
+        extras = [column for column in extras if column[0] != "threads"]  # the notes say it
     table = []
     for row in rows:
         line = {"model": row["model"], **{name: _number((row.get("metrics") or {}).get(name), ".4f") for name in names}}
@@ -149,7 +151,12 @@ def _sensitivity(findings: Findings) -> Section | None:
         return None
     picture = plot_sensitivity(findings.sensitivity, top=20, excluded=findings.excluded)
     words = "What quantizing each layer costs, the most sensitive first."
-    return Section("Sensitive layers", figures=[(picture, words)], code=findings.exclusions)
+    text = ""
+    if findings.sensitivity[0]["metric"] == "sqnr_db":
+        text = (
+            "Judged by the noise at the output: where the metric has lost nothing, nothing needs to be left in float."
+        )
+    return Section("Sensitive layers", text, figures=[(picture, words)], code=findings.exclusions)
 
 
 def _ranges(findings: Findings) -> Section | None:

@@ -78,6 +78,26 @@ def find_layers(
     return layers, floats
 
 
+def uncalled_layers(root: nn.Module, known: Collection[str]) -> list[LayerPlan]:
+    """Plan rows of layers that the graph does not call, such as those whose weight another module's code reads.
+
+    Args:
+        root: the module that was traced.
+        known: names of the modules that have a row; what is inside them needs none.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> [row.name for row in uncalled_layers(net, {"0"})]
+        ['1']
+    """
+    reason = "it is not called; whatever reads its weight computes in float"
+    return [
+        LayerPlan(name, type(module).__name__, reason=reason)
+        for name, module in root.named_modules()
+        if isinstance(module, tuple(QAT_LAYERS)) and not any(f"{name}.".startswith(f"{k}.") for k in known)
+    ]
+
+
 def _layers_inside(name: str, module: nn.Module) -> list[LayerPlan]:
     inner = [(path, m) for path, m in module.named_modules() if isinstance(m, tuple(QAT_LAYERS))]
     return [LayerPlan(f"{name}.{path}", type(m).__name__, reason=_inside(name)) for path, m in inner]

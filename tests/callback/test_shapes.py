@@ -19,7 +19,18 @@ from lq.backends.prepare import is_prepared, state_of
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from tests.callback.conftest import Fit
-from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_data, make_net, make_trainer, qat, train_loader, val_loader
+from tests.tiny import (
+    WEIGHTS_ONLY,
+    Late,
+    Tiny,
+    keeper,
+    make_data,
+    make_net,
+    make_trainer,
+    qat,
+    train_loader,
+    val_loader,
+)
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -148,15 +159,6 @@ def test_target_by_name_leaves_the_rest_alone(fit: Fit) -> None:
 
 
 def test_configure_model(fit: Fit, tmp_path: Path) -> None:
-    class Late(Tiny):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = None
-
-        def configure_model(self) -> None:
-            if self.model is None:
-                self.model = make_net()
-
     callback = qat()
     fit(Late(), callback, keeper(tmp_path / "kept"), max_epochs=1)
     assert callback.deployment is not None

@@ -101,6 +101,17 @@ def test_a_nan_in_the_first_batch_does_not_poison_the_ranges():
     assert state.qparams()[0][0] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_kind_of_batch_that_is_not_finite_is_counted(value: float, count: int):
+    state = make_state()
+    feed(state, [torch.tensor([value, 1.0, 2.0][:count]) for _ in range(NEVER_RUNS)])
+    # Behind a ReLU nobody looks at the lower end.
+    seen = [activation == "none" or value != -torch.inf or count == 1 for activation in ACTIVATIONS[:NEVER_RUNS]]
+    assert state.nonfinite.tolist() == [*map(int, seen), 0]
+    assert [state.ready(slot) for slot in range(6)] == [not bad for bad in seen] + [False]
+
+
 @pytest.mark.parametrize(
     ("slot", "batch", "expected"),
     [

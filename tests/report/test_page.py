@@ -58,6 +58,13 @@ def test_sections_without_rows_are_left_out(tmp_path):
     assert headings(write_page(path, "x", Findings(history=[{"epoch": 0.0, "loss": 1.0}], plan="p"))) == ["Plan"]
 
 
+@pytest.mark.parametrize(("threads", "shown"), [((1, 1), False), ((1, 4), True)])
+def test_threads_have_a_column_where_they_differ(tmp_path, threads, shown):
+    rows = [{**row, "latency_ms": 1.0, "threads": count} for row, count in zip(COMPARISON, threads, strict=True)]
+    text = write_page(tmp_path / "report.html", "x", Findings(comparison=rows)).read_text()
+    assert (">threads</th>" in text) == shown
+
+
 def test_nothing_to_show_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no sections"):
         write_page(tmp_path / "report.html", "x", Findings())

@@ -46,7 +46,9 @@ def plot_tradeoff(rows: Sequence[Row], metric: str | None = None) -> Figure:
         for index, row in enumerate(shown):
             if row.get(key) is not None:
                 point = {"color": CYCLE[index % len(CYCLE)], "marker": MARKERS[index % len(MARKERS)]}
-                axis.scatter(row[key], row["metrics"][metric], s=72, label=row["model"], zorder=3, **point)
+                axis.scatter(
+                    row[key], row["metrics"][metric], s=72, label=row["model"], zorder=3, clip_on=False, **point
+                )
         axis.set_xlim(0, 1.12 * max(row[key] for row in shown if row.get(key) is not None))
         axis.locator_params(axis="x", nbins=5)
         axis.margins(y=0.15)
