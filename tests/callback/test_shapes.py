@@ -333,3 +333,33 @@ def test_deterministic_algorithms(fit: Fit) -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Gate(nn.Module):
+    """Chooses a layer by the values that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bright, self.dark = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.mean() > 0):
+            return self.bright(x)
+        return self.dark(x)
+
+
+def test_what_cannot_be_traced_is_quantized_in_part(fit: Fit) -> None:
+    module, callback = Tiny(), qat(start=1)
+    module.model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), Gate(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"2 stays float, with the 2 layers in it: Gate cannot be traced: .*x\.mean"):
+        fit(module, callback)
+    assert callback.plan is not None
+    assert [row.name for row in callback.plan.quantized] == ["1", "3"]
+    assert callback.deployment is not None
+    assert callback.deployment.parity["torch"].passed
+    int8, taken = callback.deployment.models["torch"], set()
+    module.model.get_submodule("2").register_forward_pre_hook(lambda _, args: taken.add(bool(args[0].mean() > 0)))
+    with torch.no_grad():
+        for x in torch.randn(16, 2, 1, 6, 6):
+            torch.testing.assert_close(int8(x), module.eval()(x), rtol=0, atol=0.1)
+    assert taken == {True, False}, "one branch only"
