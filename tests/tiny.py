@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lq.benchmark import Latency
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from lq.metrics import main_tensor
@@ -159,11 +160,17 @@ def keeper(folder: Path, **kwargs: Any) -> ModelCheckpoint:
 
 
 def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short latency measurements, and the gate in this process: tests/export/test_worker.py has one of its own."""
+    """The gate in this process and no stopwatch: tests/export has test_worker.py and test_stopwatch.py for those."""
 
     def run_here(directory: Path, kind: str, calls: Sequence[Any]) -> list[Tensor]:
         model = load(directory, kind)
         return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
 
-    monkeypatch.setattr("lq.export.rows.LATENCY_SECONDS", 0.005)
+    def no_stopwatch(
+        directory: Path, kinds: Any, float_model: Any, sample: Any, threads: int = 1
+    ) -> dict[str, Latency]:
+        names = [*kinds, *([] if float_model is None else ["fp32 frozen"])]
+        return {name: Latency(1.0, 1.0, 0.0, threads, 1, 1) for name in names}
+
     monkeypatch.setattr("lq.export.parity.run_in_fresh_process", run_here)
+    monkeypatch.setattr("lq.export.delivery.fresh_latencies", no_stopwatch)

@@ -20,13 +20,12 @@ from lq.export.directory import AnyPath
 from lq.export.manifest import read_manifest
 from lq.export.program import float_program
 from lq.export.pt2 import compile_frozen
-from lq.export.rows import artifact_mb, float_forms
+from lq.export.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
 from lq.export.signature import Inputs, Signature
 
-EAGER = "fp32 eager"
 # The float model in the same runtime, which an int8 model has to beat to be worth its while.
 COUNTERPARTS = {
-    "torch": ("fp32 frozen", "fp32 fused", EAGER),
+    "torch": (FROZEN, FUSED, EAGER),
     "onnx": ("fp32 onnx",),
     "tensorrt": ("fp32 onnx",),
     "openvino": ("fp32 openvino",),

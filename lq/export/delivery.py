@@ -16,12 +16,14 @@ from torch import Tensor, fx, nn
 
 from lq.backends.bias import round_biases
 from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
+from lq.benchmark import Latency
 from lq.export.artifact import PREPARED_NAME, Int8Model, load, new_artifact
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.manifest import write_manifest
-from lq.export.parity import Gate, Parity, check, first_difference, metric_complaint
-from lq.export.rows import FAKE, FP32, LATENCY_THREADS, comparison_rows
+from lq.export.parity import ENOUGH_DB, Gate, Parity, check, first_difference, metric_complaint
+from lq.export.rows import FAKE, FP32, comparison_rows
 from lq.export.signature import Inputs, Signature, one_sample
+from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
 
 DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
@@ -128,15 +130,14 @@ def deliver(
         torch.save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, order.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
-        deployment.models = {kind: load(place, kind, LATENCY_THREADS) for kind in infos}
+        deployment.models = {kind: load(place, kind) for kind in infos}
         results, calls = compare(deployment.models, gate.batches)
         deployment.results |= results
         if not calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
         _pass_gate(deployment, prepared, order, place, calls or [(example, main_tensor(output))])
-        deployment.rows = comparison_rows(
-            deployment.models, float_model, place, deployment.results, one_sample(example)
-        )
+        times = _latencies(deployment, place, float_model, one_sample(example))
+        deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
         if gate.on_failure == "error":
             _leave_out(deployment, place, infos)
         entries["parity"] = {kind: parity.to_dict() for kind, parity in deployment.parity.items()}
@@ -210,7 +211,7 @@ def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, p
         changed = metric_complaint(results.get(FAKE, {}), results.get(choice.name, {}), gate)
         parity = replace(parity, complaint=parity.complaint or changed)
         if not parity.passed:
-            layer = first_difference(prepared, choice, inputs[0], gate.min_sqnr_db or 30.0)
+            layer = first_difference(prepared, choice, inputs[0], gate.min_sqnr_db or ENOUGH_DB)
             parity = replace(parity, first_layer=layer)
             message = f"{choice.name!r} does not compute what was trained: {parity.complaint}; they part at {layer}"
             if gate.on_failure == "error":
@@ -219,6 +220,18 @@ def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, p
                 warnings.warn(f"lq: {message}", stacklevel=2)
         deployment.parity[choice.name] = parity
         deployment.results.setdefault(f"{choice.name}_vs_{FAKE}", parity.fidelity)
+
+
+def _latencies(
+    deployment: Deployment, place: Path, float_model: nn.Module | None, sample: Inputs
+) -> dict[str, Latency]:
+    """Of what runs in a fresh process; a failure costs the figures, not the artifact."""
+    kinds = [kind for kind, parity in deployment.parity.items() if parity.samples]
+    try:
+        return fresh_latencies(place, kinds, float_model, sample)
+    except RuntimeError as error:
+        deployment.notes.append(f"latencies could not be measured: {error}")
+        return {}
 
 
 def _leave_out(deployment: Deployment, place: Path, infos: dict[str, Any]) -> None:

@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from lq.benchmark import Latency, compare_latency, size_mb
+from lq.benchmark import Latency, size_mb
 from lq.export.exporters import EXPORTERS
 from lq.export.signature import Inputs
 from lq.export.torchscript import export_torchscript, like_original
 
 FP32, FAKE = "fp32", "fake"
-LATENCY_THREADS = 1
-LATENCY_SECONDS = 1.0
+EAGER, FROZEN, FUSED = "fp32 eager", "fp32 frozen", "fp32 fused"
 
 Results = Mapping[str, Mapping[str, float]]
 
 
 def comparison_rows(
-    models: Mapping[str, Callable[..., Any]],
+    kinds: Iterable[str],
     float_model: nn.Module | None,
     place: Path,
     results: Results,
-    sample: Inputs,
+    times: Mapping[str, Latency],
 ) -> list[dict[str, Any]]:
     """Rows for FP32 in its fastest form, the fake-quantized model, and each artifact as it is deployed.
 
     Args:
-        models: the loaded int8 models, by exporter.
+        kinds: the exporters.
         float_model: on the CPU, or ``None`` for a row without size and latency.
         place: where their files are.
         results: metrics by version ("fp32", "fake" and the exporters), and fidelity as ``<exporter>_vs_fake``.
-        sample: inputs of one call, whose latency is taken.
+        times: latencies by exporter, and of the float forms as "fp32 ...".
 
     Returns:
         rows as :func:`lq.report.table.comparison_table` takes them.
     """
-    calls = dict[str, Callable[..., Any]](models)
-    if float_model is not None:
-        calls |= float_forms(float_model, sample)
-    times: dict[str, Latency] = {}
-    if calls:
-        with torch.inference_mode():
-            times = compare_latency(calls, *sample, threads=LATENCY_THREADS, min_time=LATENCY_SECONDS)
     rows: list[dict[str, Any]] = []
     if float_model is not None:
         row = {"model": "FP32", "metrics": results.get(FP32, {}), "size_mb": size_mb(float_model)}
@@ -56,7 +47,7 @@ def comparison_rows(
     elif FP32 in results:
         rows.append({"model": "FP32", "metrics": results[FP32]})
     rows.append({"model": "QAT fake", "metrics": results.get(FAKE, {})})
-    return rows + [_int8_row(kind, place, results) | _latency(times[kind]) for kind in models]
+    return rows + [_int8_row(kind, place, results) | _latency(times.get(kind)) for kind in kinds]
 
 
 def artifact_mb(kind: str, place: Path) -> float:
@@ -69,8 +60,8 @@ def float_forms(model: nn.Module, sample: Inputs) -> dict[str, Callable[..., Any
 
     None is the fastest everywhere, and int8 has to be compared with the one that is.
     """
-    forms: dict[str, Callable[..., Any]] = {"fp32 eager": model}
-    for name, optimize in (("fp32 frozen", False), ("fp32 fused", True)):
+    forms: dict[str, Callable[..., Any]] = {EAGER: model}
+    for name, optimize in ((FROZEN, False), (FUSED, True)):
         # Whatever TorchScript cannot do with the user's float model leaves the eager one.
         with suppress(Exception):
             scripted = export_torchscript(copy.deepcopy(model), *sample, optimize=optimize)
@@ -78,9 +69,10 @@ def float_forms(model: nn.Module, sample: Inputs) -> dict[str, Callable[..., Any
     return forms
 
 
-def fastest_float(times: Mapping[str, Latency]) -> Latency:
-    """The latency of the fastest of :func:`float_forms`."""
-    return min((t for name, t in times.items() if name.startswith("fp32")), key=lambda t: t.median_ms)
+def fastest_float(times: Mapping[str, Latency]) -> Latency | None:
+    """The latency of the fastest of :func:`float_forms`, if one was measured."""
+    forms = [t for name, t in times.items() if name.startswith(FP32)]
+    return min(forms, key=lambda t: t.median_ms, default=None)
 
 
 def _int8_row(kind: str, place: Path, results: Results) -> dict[str, Any]:
@@ -94,5 +86,5 @@ def _int8_row(kind: str, place: Path, results: Results) -> dict[str, Any]:
     }
 
 
-def _latency(measured: Latency) -> dict[str, Any]:
-    return {"latency_ms": measured.median_ms, "threads": LATENCY_THREADS}
+def _latency(measured: Latency | None) -> dict[str, Any]:
+    return {} if measured is None else {"latency_ms": measured.median_ms, "threads": measured.threads}

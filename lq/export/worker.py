@@ -34,12 +34,21 @@ def run_in_fresh_process(directory: Path, kind: str, calls: Sequence[Inputs]) ->
     with tempfile.TemporaryDirectory() as scratch:
         given, made = Path(scratch, "calls.pt"), Path(scratch, "outputs.pt")
         torch.save(list(calls), given)
-        command = [sys.executable, "-m", "lq.export.worker", str(directory), kind, str(given), str(made)]
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{kind}: a fresh process could not run it: {_end(done.stderr) or done.returncode}")
+        run_module("lq.export.worker", str(directory), kind, str(given), str(made))
         outputs: list[Tensor] = torch.load(made, weights_only=True)
         return outputs
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run a module of lq in a fresh process.
+
+    Raises:
+        RuntimeError: if it fails, with the end of what it printed.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"a fresh process could not run {arguments[0]}: {_end(done.stderr) or done.returncode}")
 
 
 def main(directory: str, kind: str, given: str, made: str) -> None:

@@ -281,7 +281,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[QATCallback, Digit
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lq.export.rows.LATENCY_SECONDS", 0.05)
+        patch.setattr("lq.export.stopwatch.SECONDS", 0.05)
         L.seed_everything(0, verbose=False)
         callback = QATCallback(schedule=QATSchedule(start=6), export_dir=str(folder / "int8"))
         module = DigitsClassifier(width=8, optimizer=OptimizerConfig(name="adamw", lr=0.01))

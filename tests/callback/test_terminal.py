@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 RUN = """
 import lightning as L
-import lq.export.rows
+import lq.export.stopwatch
 from tests.tiny import Tiny, qat, train_loader, val_loader
-lq.export.rows.LATENCY_SECONDS = 0.01
+lq.export.stopwatch.SECONDS = 0.01
 L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[qat(start=1), *{bar}], logger=False, enable_checkpointing=False,
           default_root_dir={folder!r}).fit(Tiny(), train_loader(), val_loader())
 """

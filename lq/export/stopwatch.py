@@ -1,0 +1,106 @@
+"""Latency of exported and float models in a process of their own: ``python -m lq.export.stopwatch DIRECTORY SCRATCH``.
+
+A process that has trained or run large batches gives int8 latencies that are several times too high.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lq.benchmark import Latency, compare_latency, latency
+from lq.deprecations import quiet_torchscript
+from lq.export.artifact import load
+from lq.export.rows import EAGER, FROZEN, FUSED
+from lq.export.signature import Inputs
+from lq.export.torchscript import export_torchscript, tensor_inputs
+from lq.export.worker import run_module
+
+SECONDS = 1.0
+_JOB, _SAMPLE, _FLOAT, _TIMES = "job.json", "sample.pt", "float.pt", "times.json"
+
+
+def fresh_latencies(
+    directory: Path, kinds: Iterable[str], float_model: nn.Module | None, sample: Inputs, threads: int = 1
+) -> dict[str, Latency]:
+    """Time the models of an artifact and the float model in turns, in a fresh process.
+
+    Args:
+        directory: the artifact.
+        kinds: which of its models.
+        float_model: on the CPU; timed as frozen and as fused TorchScript, or, where it cannot be scripted, eagerly and
+            in this process. ``None`` is left out.
+        sample: inputs of one call.
+        threads: of every runtime.
+
+    Returns:
+        latencies by exporter, and of float as "fp32 ...".
+
+    Raises:
+        RuntimeError: if the process fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
+        torch.save({"int8": sample}, Path(scratch, _SAMPLE))
+        here: dict[str, Latency] = {}
+        if float_model is not None and not _save_float(float_model, sample, Path(scratch)):
+            here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
+        Path(scratch, _JOB).write_text(json.dumps(job))
+        run_module("lq.export.stopwatch", str(directory), scratch)
+        times = json.loads(Path(scratch, _TIMES).read_text())
+    return {**here, **{name: Latency(**values) for name, values in times.items()}}
+
+
+def main(directory: str, scratch: str) -> None:
+    """What the process does."""
+    place = Path(scratch)
+    job = json.loads((place / _JOB).read_text())
+    # Written by the parent a moment ago, and inputs may be of any class.
+    samples: dict[str, Inputs] = torch.load(place / _SAMPLE, weights_only=False)
+    calls: dict[str, Callable[[], Any]] = {}
+    if (place / _FLOAT).exists():
+        args, kwargs = samples["float"]
+        for name, model in _float_forms(place / _FLOAT):
+            calls[name] = _bound(model, args, kwargs)
+    for kind in job["kinds"]:
+        calls[kind] = _bound(load(directory, kind, job["threads"]), *samples["int8"])
+    with torch.inference_mode():
+        times = compare_latency(calls, threads=job["threads"], min_time=job["seconds"]) if calls else {}
+    (place / _TIMES).write_text(json.dumps({name: asdict(value) for name, value in times.items()}))
+
+
+def _save_float(model: nn.Module, sample: Inputs, place: Path) -> bool:
+    # Whatever TorchScript cannot do with the user's float model leaves the eager one.
+    with suppress(Exception):
+        scripted = export_torchscript(copy.deepcopy(model), *sample)
+        given = torch.load(place / _SAMPLE, weights_only=False)
+        with quiet_torchscript():
+            torch.jit.save(scripted, str(place / _FLOAT))
+        torch.save({**given, "float": tensor_inputs(model, *sample)}, place / _SAMPLE)
+        return True
+    return False
+
+
+def _float_forms(path: Path) -> Iterable[tuple[str, Callable[..., Any]]]:
+    with quiet_torchscript():
+        frozen = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        yield FROZEN, frozen
+        yield FUSED, torch.jit.optimize_for_inference(frozen)
+
+
+def _bound(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: model(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
