@@ -61,6 +61,7 @@ def export(
     program, dynamic = export_program(
         prepared, _small(example, largest_batch), signed=True, largest_batch=largest_batch
     )
+    _one_dequantization_each(program)
     with quiet_export():
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         layers = _layers(edge.exported_program().graph_module)
@@ -91,6 +92,17 @@ def _small(example: Inputs, largest_batch: int) -> Inputs:
         return example
     args, kwargs = tree_map(lambda leaf: leaf[:largest_batch] if isinstance(leaf, Tensor) else leaf, example)
     return args, kwargs
+
+
+def _one_dequantization_each(program: ExportedProgram) -> None:
+    """Give every reader of a quantized tensor its own dequantization: XNNPACK's partitions must not share any."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        for user in list(node.users)[1:] if "dequantize_per_tensor" in str(node.target) else ():
+            with graph.inserting_after(node):
+                twin = graph.node_copy(node)
+            user.replace_input_with(node, twin)
+    program.graph_module.recompile()
 
 
 def _restore_bounds(program: ExportedProgram) -> None:

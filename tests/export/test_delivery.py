@@ -156,12 +156,13 @@ from pathlib import Path
 
 import pytest
 
-from lq.export.delivery import Order
+from lq.export.delivery import Order, deliver
 from tests.export import faulty
-from tests.export.test_delivery import delivered
+from tests.export.nets import example_of, images, residual
 
 faulty.register(pytest.MonkeyPatch())
-delivered(Order(["torch", {"faulty": {"fails": "killed"}}], directory=Path(sys.argv[1])))
+order = Order(["torch", {"faulty": {"fails": "killed"}}], directory=Path(sys.argv[1]))
+deliver(residual(), example_of(images(4)), lambda models, keep: ({}, []), order)
 """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from lq.export.executorch import FILE
 from lq.export.exporters import chosen
@@ -51,6 +52,31 @@ def test_results_stay_when_the_model_is_called_again(exported: Exported) -> None
     kept = first.clone()
     model(images(4, seed=9))
     assert torch.equal(first, kept)
+
+
+class Inverted(nn.Module):
+    """What several partitions read: residual blocks around a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.up = nn.ModuleList(nn.Conv2d(8, 16, 1) for _ in range(2))
+        self.depthwise = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, groups=16) for _ in range(2))
+        self.down = nn.ModuleList(nn.Conv2d(16, 8, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x)
+        for up, depthwise, down in zip(self.up, self.depthwise, self.down, strict=True):
+            x = x + down(F.relu6(depthwise(F.relu6(up(x)))))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_tensors_that_several_layers_read(tmp_path: Path) -> None:
+    prepared = calibrated(Inverted(), example_of(images(4)))
+    model, info = round_trip("executorch", prepared, example_of(images(4)), tmp_path)
+    assert info["float_layers"] == []
+    with torch.no_grad():
+        assert sqnr(prepared(images(9)), model(images(9))) >= 35
 
 
 def test_a_batch_of_one_is_no_largest_batch() -> None:
