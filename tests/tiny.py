@@ -170,7 +170,7 @@ def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
         directory: Path, kinds: Any, float_model: Any, sample: Any, threads: int = 1
     ) -> dict[str, Latency]:
         names = [*kinds, *([] if float_model is None else ["fp32 frozen"])]
-        return {name: Latency(1.0, 1.0, 0.0, threads, 1, 1) for name in names}
+        return {name: Latency(1.0, 1.0, 0.0, 1, 1, 1) for name in names}
 
     monkeypatch.setattr("lq.export.parity.run_in_fresh_process", run_here)
     monkeypatch.setattr("lq.export.delivery.fresh_latencies", no_stopwatch)

@@ -17,6 +17,8 @@ from lq.analysis.tensors import evaluating
 from lq.backends.bias import round_biases
 from lq.backends.convert import convert
 from lq.benchmark import size_mb
+from lq.export.delivery import BIAS_ROUNDING
+from lq.export.manifest import read_manifest
 from lq.export.signature import Inputs, one_sample
 from lq.ptq.batches import Call, first_batches, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
@@ -81,8 +83,9 @@ def compare(
     for name, other in options.others.items():
         contest.add(name, other)
     if qat is not None:
-        qat = copy.deepcopy(qat)
-        round_biases(qat)  # as in what was exported
+        if artifact is not None and read_manifest(artifact).get(BIAS_ROUNDING) is not None:
+            qat = copy.deepcopy(qat)
+            round_biases(qat)  # as in what was exported
         contest.models[FAKE] = _fake_quantized(qat)
     if artifact is not None:
         contest.add_artifact(artifact)

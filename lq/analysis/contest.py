@@ -104,7 +104,9 @@ class Contest:
             times = compare_latency(
                 self.timed, args, kwargs, threads=self.options.threads, min_time=self.options.seconds
             )
-        times[FP32] = fastest_float(times)
+        fastest = fastest_float(times)
+        if fastest is not None:
+            times[FP32] = fastest
         results = self._judge(test, call)
         rows = [self._row(name, results, times) for name in self.models]
         return _with_recovered(rows, results)

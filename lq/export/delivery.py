@@ -20,13 +20,15 @@ from lq.benchmark import Latency
 from lq.export.artifact import PREPARED_NAME, Int8Model, load, new_artifact
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.manifest import write_manifest
-from lq.export.parity import ENOUGH_DB, Gate, Parity, check, first_difference, metric_complaint
+from lq.export.parity import ENOUGH_DB, Gate, Parity, check, first_difference, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
 from lq.export.signature import Inputs, Signature, one_sample
 from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
 
 DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
+
+BIAS_ROUNDING = "bias_rounding"  # in lq.json: what rounding the biases has changed, or null
 
 Calls = Sequence[tuple[Inputs, Tensor]]
 Compare = Callable[[Mapping[str, Int8Model], int], tuple[dict[str, dict[str, float]], Calls]]
@@ -100,8 +102,9 @@ def deliver(
     """Export a trained model, compare each artifact with the fake-quantized model, and write those that agree.
 
     Args:
-        prepared: on the CPU, trained or calibrated; its biases are rounded (:func:`lq.backends.bias.round_biases`), and
-            it is left in evaluation mode.
+        prepared: on the CPU, trained or calibrated; it is left in evaluation mode. If a runtime rounds biases,
+            those of the model are rounded beforehand (:func:`lq.backends.bias.round_biases`), so that all artifacts and
+            the fake-quantized model have the same ones; ``lq.json`` says how far that moves its output.
         example: inputs of one call, on the CPU.
         compare: takes the loaded int8 models and a number of calls; returns results as
             :class:`Deployment` has them, and at most that many calls of ``prepared``: inputs and main output.
@@ -117,10 +120,14 @@ def deliver(
     """
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     trained = copy.deepcopy(prepared.eval().state_dict())
-    round_biases(prepared)
-    with torch.no_grad():
-        output = prepared(*copy.deepcopy(example[0]), **copy.deepcopy(example[1]))
+    output = _output(prepared, example)
+    rounding = None
+    if any(choice.exporter.rounds_bias for choice in order.choices):
+        round_biases(prepared)
+        before, output = output, _output(prepared, example)
+        rounding = measure([main_tensor(before)], [main_tensor(output)], order.gate).fidelity
     entries = {
+        BIAS_ROUNDING: rounding,
         **_provenance(prepared, float_model),
         "signature": Signature.of(prepared, example, output).to_dict(),
         **order.manifest,
@@ -167,9 +174,7 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     made_up = {"min_val": torch.full_like(state.min_val, -1.0), "max_val": torch.ones_like(state.max_val)}
     state.load_state_dict({**state.state_dict(), **made_up})
     prepared.eval()
-    with torch.no_grad():
-        output = prepared(*copy.deepcopy(example[0]), **copy.deepcopy(example[1]))
-    signature = Signature.of(prepared, example, output)
+    signature = Signature.of(prepared, example, _output(prepared, example))
     args, kwargs = one_sample(example)
     for choice in chosen(exporters):
         try:
@@ -182,6 +187,12 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
                 f"show at the end of the training: {_one_line(error)}. Name an inner module without that part, "
                 f"QATCallback(target=...), or choose other exporters, of {', '.join(EXPORTERS)}."
             ) from error
+
+
+@torch.no_grad()
+def _output(prepared: fx.GraphModule, example: Inputs) -> Any:
+    args, kwargs = copy.deepcopy(example)  # a model may work in place
+    return prepared(*args, **kwargs)
 
 
 def _export(

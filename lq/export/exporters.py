@@ -28,6 +28,7 @@ class Exporter:
         needs: packages that it imports.
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
+        rounds_bias: whether the runtime adds biases as int32, which rounds them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Exporter:
     needs: tuple[str, ...] = ()
     extra: str = ""
     suffix: str = ""
+    rounds_bias: bool = False
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -77,7 +79,7 @@ EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
         Exporter("torch", ("int8.pt",), "lq.export.torchscript"),
-        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx"),
+        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx", rounds_bias=True),
         Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.onnx", _ONNX, "onnx", "_tensorrt"),
         Exporter("pt2", ("int8.pt2",), "lq.export.pt2"),
         Exporter(
@@ -87,7 +89,7 @@ EXPORTERS: dict[str, Exporter] = {
             ("openvino", "onnx", "onnxscript"),
             "openvino",
         ),
-        Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch"),
+        Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch", rounds_bias=True),
     )
 }
 

@@ -55,5 +55,5 @@ def test_another_process_that_knows_nothing_of_this_one_computes_the_main_output
 
 
 def test_a_model_that_fails_there_gives_its_error(artifact: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"torch: a fresh process could not run it: ValueError: .* was exported for"):
+    with pytest.raises(RuntimeError, match=r"a fresh process could not run .*: ValueError: .* was exported for"):
         run_in_fresh_process(artifact, "torch", [((images(2)[:, :1],), {"other": images(2)})])
