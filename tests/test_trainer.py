@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lq.callback import QATCallback
 from lq.export.artifact import load
@@ -98,17 +99,11 @@ def test_bench_prints_and_writes(
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_command_line(run_lq: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path(__file__).parent.parent / "recipes" / "digits" / "qat.yaml"
-    few = [
-        "--trainer.log_every_n_steps",
-        1,
-        "--trainer.limit_train_batches",
-        2,
-        "--trainer.limit_val_batches",
-        1,
-        "--trainer.max_epochs",
-        1,
-    ]
-    run_lq("fit", "--config", recipe, *few, "--trainer.callbacks.init_args.schedule", "{start: 0}")
+    config = yaml.safe_load(recipe.read_text())
+    config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
+    config["trainer"]["callbacks"][0]["init_args"]["schedule"] = {"start": 0}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(config))
+    run_lq("fit", "--config", "few.yaml")
     run = tmp_path / "runs" / "digits" / "version_0"
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
     given = ["--config", run / "config.yaml"]

@@ -84,9 +84,13 @@ def test_the_state_is_that_before_biases_were_rounded(tmp_path: Path) -> None:
     with torch.no_grad():
         prepared.get_submodule("head").bias.add_(1e-5)
     before = prepared.get_submodule("head").bias.detach().clone()
-    delivered(Order(directory=tmp_path / "int8"), prepared)
-    assert torch.equal(load_prepared_state(tmp_path / "int8")["head.bias"], before)
+    delivered(Order(directory=tmp_path / "torch"), prepared)
+    assert torch.equal(prepared.get_submodule("head").bias, before), "rounded without need"
+    assert manifest(tmp_path / "torch")["bias_rounding"] is None
+    delivered(Order(["onnx"], directory=tmp_path / "onnx"), prepared)
+    assert torch.equal(load_prepared_state(tmp_path / "onnx")["head.bias"], before)
     assert not torch.equal(prepared.get_submodule("head").bias, before)
+    assert manifest(tmp_path / "onnx")["bias_rounding"]["sqnr_db"] > 20
 
 
 def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> None:
