@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
@@ -59,7 +60,7 @@ def export(
 
     check_options(largest_batch)
     program, dynamic = export_program(
-        prepared, _small(example, largest_batch), signed=True, largest_batch=largest_batch
+        prepared, _plain(example, largest_batch), signed=True, largest_batch=largest_batch
     )
     _one_dequantization_each(program)
     with quiet_export():
@@ -80,18 +81,23 @@ def load(
     method = Runtime.get().load_program(directory / FILE).load_method("forward")
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
-        # A copy: the tensors lie in the runtime's own memory, which the next call overwrites.
-        return [out.clone() for out in method.execute(tensors) if isinstance(out, Tensor)]
+        # A copy: the outputs lie in the runtime's own memory, which the next call overwrites.
+        return [out.clone() for out in method.execute([_contiguous(t) for t in tensors]) if isinstance(out, Tensor)]
 
     return FlatModel(run, signature, at_once=info["largest_batch"])
 
 
-def _small(example: Inputs, largest_batch: int) -> Inputs:
-    """The example, cut where its batch is too large."""
-    if (batch_size(example) or 0) <= largest_batch:
-        return example
-    args, kwargs = tree_map(lambda leaf: leaf[:largest_batch] if isinstance(leaf, Tensor) else leaf, example)
+def _plain(example: Inputs, largest_batch: int) -> Inputs:
+    """The example, cut where its batch is too large, and in the order of memory that the runtime expects."""
+    count = largest_batch if batch_size(example) is not None else None
+    cut = lambda leaf: _contiguous(leaf[:count] if leaf.dim() else leaf) if isinstance(leaf, Tensor) else leaf  # noqa: E731
+    args, kwargs = tree_map(cut, example)
     return args, kwargs
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    """A copy with the usual strides, also where a dimension has one element and torch does not care."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 def _one_dequantization_each(program: ExportedProgram) -> None:

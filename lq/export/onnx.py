@@ -3,6 +3,9 @@
 Inference sessions find their int8 kernels around QuantizeLinear and DequantizeLinear pairs; see
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html and, for TensorRT,
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html.
+
+Limits: ONNX Runtime computes linear layers on more than two dimensions as ``MatMulIntegerToFloat``, an int8 product
+whose bias is added in float, and most of a ``tensorrt`` file in float, as its ReLUs stay nodes of their own.
 """
 
 from __future__ import annotations

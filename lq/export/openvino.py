@@ -1,4 +1,9 @@
-"""``openvino``: an IR made by OpenVINO's own converter from the QDQ graph."""
+"""``openvino``: an IR made by OpenVINO's own converter from the QDQ graph.
+
+Limits: a residual is added before the convolution's own output is rounded, so outputs differ by steps from those that
+were trained, and deep networks with random weights by much more. Which layers run on integers is asked of the compiled
+model on this machine.
+"""
 
 from __future__ import annotations
 

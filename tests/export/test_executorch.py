@@ -79,6 +79,17 @@ def test_tensors_that_several_layers_read(tmp_path: Path) -> None:
         assert sqnr(prepared(images(9)), model(images(9))) >= 35
 
 
+def test_a_single_grey_image_in_channels_last(tmp_path: Path) -> None:
+    x = images(4)[:, :1].contiguous(memory_format=torch.channels_last)
+    prepared = calibrated(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), example_of(x))
+    model, _ = round_trip("executorch", prepared, example_of(x), tmp_path)
+    one = x[:1]
+    assert one.is_contiguous()
+    assert one.stride()[1] == 1, "not the strides that the runtime expects"
+    with torch.no_grad():
+        assert sqnr(prepared(one), model(one)) >= 35
+
+
 def test_a_batch_of_one_is_no_largest_batch() -> None:
     with pytest.raises(ValueError, match=r"largest_batch=1 must be at least 2"):
         chosen([{"executorch": {"largest_batch": 1}}])
