@@ -81,8 +81,11 @@ def load(
     method = Runtime.get().load_program(directory / FILE).load_method("forward")
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
-        # A copy: the outputs lie in the runtime's own memory, which the next call overwrites.
-        return [out.clone() for out in method.execute([_contiguous(t) for t in tensors]) if isinstance(out, Tensor)]
+        # It refuses tensors that were made in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            given = [_contiguous(t) for t in tensors]
+            # A copy: the outputs lie in the runtime's own memory, which the next call overwrites.
+            return [out.clone() for out in method.execute(given) if isinstance(out, Tensor)]
 
     return FlatModel(run, signature, at_once=info["largest_batch"])
 

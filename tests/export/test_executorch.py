@@ -46,6 +46,13 @@ def test_every_layer_runs_on_integers_in_one_file(exported: Exported) -> None:
     assert [file.name for file in directory.iterdir()] == [FILE]
 
 
+def test_it_runs_in_inference_mode(exported: Exported) -> None:
+    prepared, model, _, _ = exported
+    with torch.inference_mode():
+        x = images(3) + 0
+        assert sqnr(prepared(x), model(x)) >= 35
+
+
 def test_results_stay_when_the_model_is_called_again(exported: Exported) -> None:
     model = exported[1]
     first = model(images(4))
