@@ -3,8 +3,9 @@
 See https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html. The graph is the QDQ one with
 int8 activations, which are XNNPACK's; grids of uint8 are moved by 128 and keep their values.
 
-Limits: memory is planned for ``largest_batch`` samples; :func:`load` runs larger batches in parts. Layers that stay
-float run in XNNPACK's float kernels or ExecuTorch's portable ones. The number of threads is the runtime's own choice.
+Limits: the file holds a batch of one, and :func:`load` runs sample by sample: with a dynamic batch XNNPACK (executorch
+1.5) fixes tensors between its partitions to the largest one. Layers that stay float run in XNNPACK's float kernels or
+ExecuTorch's portable ones. The number of threads is the runtime's own choice.
 """
 
 from __future__ import annotations
@@ -20,37 +21,23 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
 from lq.export.program import export_program, quiet_export
-from lq.export.signature import FlatModel, Inputs, Signature, batch_size
+from lq.export.signature import FlatModel, Inputs, Signature, batch_size, one_sample
 
 FILE = "int8.pte"
-LARGEST_BATCH = 16
 
 _LAYERS = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "mm", "bmm")
 
 
-def check_options(largest_batch: int = LARGEST_BATCH) -> None:
-    """Check the option of the exporter.
-
-    Raises:
-        ValueError: if it is no size of a batch.
-    """
-    if largest_batch < 2:
-        raise ValueError(f"largest_batch={largest_batch} must be at least 2; single samples fit into every batch.")
-
-
-def export(
-    prepared: fx.GraphModule, example: Inputs, directory: Path, largest_batch: int = LARGEST_BATCH
-) -> dict[str, Any]:
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
     """Write ``int8.pte``.
 
     Args:
         prepared: in evaluation mode, with ranges.
         example: inputs of one call, on the CPU.
         directory: where to.
-        largest_batch: for how many samples memory is planned.
 
     Returns:
-        whether the batch is dynamic, how large it may be, and which layers XNNPACK computes on integers.
+        that the batch is fixed, its size, and which layers XNNPACK computes on integers.
 
     Raises:
         ValueError: if the model cannot be exported.
@@ -58,18 +45,15 @@ def export(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    check_options(largest_batch)
-    program, dynamic = export_program(
-        prepared, _plain(example, largest_batch), signed=True, largest_batch=largest_batch
-    )
+    program, _ = export_program(prepared, _plain(one_sample(example)), signed=True, dynamic=False)
     _one_dequantization_each(program)
     with quiet_export():
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         layers = _layers(edge.exported_program().graph_module)
-        _restore_bounds(edge.exported_program())
         content = edge.to_executorch().buffer
     (directory / FILE).write_bytes(content)
-    return {"dynamic_batch": dynamic, "largest_batch": largest_batch if dynamic else None, **layers}
+    at_once = None if batch_size(example) is None else 1
+    return {"dynamic_batch": False, "largest_batch": at_once, **layers}
 
 
 def load(
@@ -90,11 +74,9 @@ def load(
     return FlatModel(run, signature, at_once=info["largest_batch"])
 
 
-def _plain(example: Inputs, largest_batch: int) -> Inputs:
-    """The example, cut where its batch is too large, and in the order of memory that the runtime expects."""
-    count = largest_batch if batch_size(example) is not None else None
-    cut = lambda leaf: _contiguous(leaf[:count] if leaf.dim() else leaf) if isinstance(leaf, Tensor) else leaf  # noqa: E731
-    args, kwargs = tree_map(cut, example)
+def _plain(example: Inputs) -> Inputs:
+    """The example in the order of memory that the runtime expects."""
+    args, kwargs = tree_map(lambda leaf: _contiguous(leaf) if isinstance(leaf, Tensor) else leaf, example)
     return args, kwargs
 
 
@@ -112,15 +94,6 @@ def _one_dequantization_each(program: ExportedProgram) -> None:
                 twin = graph.node_copy(node)
             user.replace_input_with(node, twin)
     program.graph_module.recompile()
-
-
-def _restore_bounds(program: ExportedProgram) -> None:
-    """Tell the memory planning how large the batch may be: lowering has put 15 in its place (executorch 1.5)."""
-    values = [node.meta.get("val") for node in program.graph.nodes]
-    sizes: list[Any] = [size for value in values if isinstance(value, Tensor) for size in value.shape]
-    for size in sizes:
-        if not isinstance(size, int):
-            size.node.shape_env.var_to_range.update(program.range_constraints)
 
 
 def _layers(outer: fx.GraphModule) -> dict[str, Any]:

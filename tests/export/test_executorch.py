@@ -9,7 +9,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from lq.export.executorch import FILE
-from lq.export.exporters import chosen
 from lq.metrics import sqnr
 from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
 
@@ -42,7 +41,7 @@ def test_every_layer_runs_on_integers_in_one_file(exported: Exported) -> None:
     _, _, info, directory = exported
     assert info["float_layers"] == []
     assert sum(info["int8_layers"].values()) == 7
-    assert (info["dynamic_batch"], info["largest_batch"]) == (True, 16)
+    assert (info["dynamic_batch"], info["largest_batch"]) == (False, 1)
     assert [file.name for file in directory.iterdir()] == [FILE]
 
 
@@ -97,11 +96,6 @@ def test_a_single_grey_image_in_channels_last(tmp_path: Path) -> None:
         assert sqnr(prepared(one), model(one)) >= 35
 
 
-def test_a_batch_of_one_is_no_largest_batch() -> None:
-    with pytest.raises(ValueError, match=r"largest_batch=1 must be at least 2"):
-        chosen([{"executorch": {"largest_batch": 1}}])
-
-
 def test_float_layers_are_named(tmp_path: Path) -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -125,7 +119,7 @@ def test_float_layers_are_named(tmp_path: Path) -> None:
 def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
     example = example_of(images(4), other=images(4, seed=3))
     prepared = calibrated(TwoInputs(), example)
-    model, _ = round_trip("executorch", prepared, example, tmp_path, largest_batch=2)
+    model, _ = round_trip("executorch", prepared, example, tmp_path)
     x, y = images(3), images(3, seed=5)
     with torch.no_grad():
         expected = prepared(x, other=y)
