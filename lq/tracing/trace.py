@@ -97,7 +97,10 @@ def _assemble(root: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> fx
     _keep_unused(root, graph_module)
     _replace_batch_norm_acts(graph_module)
     _erase_identities(graph_module)
-    graph_module._tracer_cls = None  # unpickling retraces, and must not keep defaults or split modules again
+    # Copies take it from the graph.
+    graph_module._tracer_cls = graph_module.graph._tracer_cls = (
+        None  # unpickling retraces, and must not keep defaults or split modules again
+    )
     copy_modes(root, graph_module)
     return graph_module
 

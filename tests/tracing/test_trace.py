@@ -129,7 +129,8 @@ class Ordered(nn.Module):
 def test_ordered_dicts_stay_ordered_dicts():
     x = torch.randn(2, 8)
     graph_module = assert_same_in_both_modes(Ordered(), x)
-    for copied in (graph_module, copy.deepcopy(graph_module), pickle.loads(pickle.dumps(graph_module))):
+    pickled = [pickle.loads(pickle.dumps(g)) for g in (graph_module, copy.deepcopy(graph_module))]
+    for copied in (graph_module, copy.deepcopy(graph_module), *pickled):
         output = copied(x)
         assert type(output) is OrderedDict
         assert list(output) == ["out", "aux"]
