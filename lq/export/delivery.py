@@ -120,12 +120,7 @@ def deliver(
     """
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     trained = copy.deepcopy(prepared.eval().state_dict())
-    output = _output(prepared, example)
-    rounding = None
-    if any(choice.exporter.rounds_bias for choice in order.choices):
-        round_biases(prepared)
-        before, output = output, _output(prepared, example)
-        rounding = measure([main_tensor(before)], [main_tensor(output)], order.gate).fidelity
+    output, rounding = _output_with_rounded_biases(prepared, example, order)
     entries = {
         BIAS_ROUNDING: rounding,
         **_provenance(prepared, float_model),
@@ -187,6 +182,18 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
                 f"show at the end of the training: {_one_line(error)}. Name an inner module without that part, "
                 f"QATCallback(target=...), or choose other exporters, of {', '.join(EXPORTERS)}."
             ) from error
+
+
+def _output_with_rounded_biases(
+    prepared: fx.GraphModule, example: Inputs, order: Order
+) -> tuple[Any, dict[str, float] | None]:
+    """What the model returns, its biases rounded if a runtime does so, and how far that moves it."""
+    before = _output(prepared, example)
+    if not any(choice.exporter.rounds_bias for choice in order.choices):
+        return before, None
+    round_biases(prepared)
+    after = _output(prepared, example)
+    return after, measure([main_tensor(before)], [main_tensor(after)], order.gate).fidelity
 
 
 @torch.no_grad()

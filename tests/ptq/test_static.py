@@ -108,7 +108,9 @@ def test_mending_helps_coarse_weights(data):
 
 def test_an_iterator_is_enough_for_several_passes(data):
     batches = iter(data.split(16))
-    quantize_static(make_net(), batches, options=StaticOptions(batch_norm=True, bias=True))
+    int8 = quantize_static(make_net(), batches, options=StaticOptions(batch_norm=True, bias=True))
+    assert next(batches, None) is None
+    assert len(int8(data)) == len(data)
 
 
 def test_a_prepared_model_is_refused(data):
