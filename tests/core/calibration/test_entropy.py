@@ -11,21 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lq.core.calibration.entropy import candidate_bins, entropy_range
 from lq.core.calibration.histogram import Histogram, HistogramBank
 from lq.core.calibration.ranges import Grid, minmax_range
+from tests.core.calibration.histograms import grid_of, histogram_of
 
 UINT8, INT8, UINT4 = (0, 255, False), (-128, 127, True), (0, 15, False)
-
-
-def histogram_of(*tensors: torch.Tensor, bins: int = 2048) -> Histogram:
-    bank = HistogramBank([(-math.inf, math.inf)] * len(tensors), bins)
-    for slot, x in enumerate(tensors):
-        bank.observe(slot, x)
-    bank.update()
-    return bank.histogram()
-
-
-def grid_of(*specs: tuple[int, int, bool]) -> Grid:
-    quant_min, quant_max, symmetric = zip(*specs, strict=True)
-    return Grid(torch.tensor(quant_min).float(), torch.tensor(quant_max).float(), torch.tensor(symmetric))
 
 
 def divergence_twin(counts: list[int], begin: int, end: int, levels: int) -> float:

@@ -23,6 +23,7 @@ from lq.core.calibration.ranges import (
 )
 from lq.core.functional import affine_qparams, fake_quantize
 from lq.metrics import sqnr
+from tests.core.calibration.histograms import grid_of, histogram_of
 
 UINT8, INT8, UINT4 = (0, 255, False), (-128, 127, True), (0, 15, False)
 SEARCHES = [mse_range, histogram_range]
@@ -45,19 +46,6 @@ def make_data(name: str, count: int = 20_000) -> Tensor:
 
 
 DATA = ["gaussian", "laplace", "relu", "heavy", "outlier", "shifted", "negative", "spiky"]
-
-
-def histogram_of(*tensors: Tensor) -> Histogram:
-    bank = HistogramBank([(-math.inf, math.inf)] * len(tensors))
-    for slot, x in enumerate(tensors):
-        bank.observe(slot, x)
-    bank.update()
-    return bank.histogram()
-
-
-def grid_of(*specs: tuple[int, int, bool]) -> Grid:
-    quant_min, quant_max, symmetric = zip(*specs, strict=True)
-    return Grid(torch.tensor(quant_min).float(), torch.tensor(quant_max).float(), torch.tensor(symmetric))
 
 
 def quantized(x: Tensor, low: float | Tensor, high: float | Tensor, spec: tuple[int, int, bool]) -> Tensor:
