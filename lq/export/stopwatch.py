@@ -93,9 +93,10 @@ def _save_float(model: nn.Module, sample: Inputs, place: Path) -> bool:
 
 def _float_forms(path: Path) -> Iterable[tuple[str, Callable[..., Any]]]:
     with quiet_torchscript():
-        frozen = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        yield FROZEN, frozen
-        yield FUSED, torch.jit.optimize_for_inference(frozen)
+        yield FROZEN, torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        # Loaded once more: the optimization changes the module that it is given.
+        again = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        yield FUSED, torch.jit.optimize_for_inference(again)
 
 
 def _bound(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
