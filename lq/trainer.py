@@ -18,15 +18,17 @@ from torch import nn
 from lq.callback import QATCallback
 from lq.checkpoint import load_checkpoint, load_float, read_entry
 from lq.deploy import Baseline, deploy
-from lq.evaluation import Judge, first_validation_call, training_batches, validation_batches
+from lq.evaluation import Judge
 from lq.export.bench import bench
 from lq.export.delivery import Deployment, Order
+from lq.loaders import training_batches, validation_batches
 from lq.ptq import prepare_static
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
 from lq.report.history import read_history
 from lq.report.table import print_table
 from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
+from lq.validation import first_validation_call
 
 
 class QATTrainer(Trainer):

@@ -1,5 +1,7 @@
 """What quantization does to a model, tensor by tensor and layer by layer; everything comes out as plain rows."""
 
+from lq.analysis.auto_exclude import AutoExclude as AutoExclude
+from lq.analysis.auto_exclude import find_exclusions as find_exclusions
 from lq.analysis.compare import compare as compare
 from lq.analysis.contest import CompareOptions as CompareOptions
 from lq.analysis.costs import layer_costs as layer_costs
@@ -15,12 +17,14 @@ from lq.analysis.study import StudyOptions as StudyOptions
 from lq.analysis.study import study as study
 
 __all__ = [
+    "AutoExclude",
     "CompareOptions",
     "Exclusions",
     "SensitivityOptions",
     "StudyOptions",
     "activation_scales",
     "compare",
+    "find_exclusions",
     "layer_costs",
     "most_sensitive",
     "propose_exclusions",

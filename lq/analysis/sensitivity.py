@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor, fx
 
@@ -69,7 +69,7 @@ class SensitivityOptions:
 def sensitivity(
     prepared: fx.GraphModule,
     batches: Iterable[Any],
-    metric: AnyMetric | None = None,
+    metric: AnyMetric | Literal["accuracy"] | None = None,
     direction: str = "all_but_one",
     resume_file: str | os.PathLike[str] | None = None,
     options: SensitivityOptions | None = None,
@@ -83,8 +83,8 @@ def sensitivity(
     Args:
         prepared: from :func:`lq.prepare`, with ranges; it is left as it is.
         batches: data, e.g. a DataLoader; with labels if there is a metric.
-        metric: any torchmetrics metric with a single value; None for the SQNR of the output against the float one,
-            which needs no labels and few batches.
+        metric: any torchmetrics metric with a single value; "accuracy" for multiclass accuracy; None for the SQNR of
+            the output against the float one, which needs no labels and few batches.
         direction: "one" or "all_but_one".
         resume_file: JSON file in which every result is kept at once, and from which an interrupted run goes on.
         options: see :class:`SensitivityOptions`.

@@ -101,7 +101,7 @@ class _Listener:
         self.state = state_of(prepared)
         self.tensors = [t for t in tensors_of(prepared) if self.state.ready(t.quantizer.slot)]
         names = [*(t.name for t in self.tensors), "output"]
-        self.alone, self.fake, self.real = ({name: SQNR() for name in names} for _ in range(3))
+        self.alone, self.fake, self.real = ({name: SQNR(sync_on_compute=False) for name in names} for _ in range(3))
         self.exact: dict[str, list[Tensor]] = {}
         self.calls: dict[str, int] = {}
         self.run = "float"

@@ -13,16 +13,19 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
+from lq.analysis.auto_exclude import AutoExclude
+from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.deployment import deploy_best
+from lq.callback.exclusions import as_auto_exclude, find_by_validation, known_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.monitors import check_early_stopping, serve_monitors
 from lq.callback.phases import PhaseSwitch, take_nonfinite
-from lq.callback.preparation import choose_directory, prepare_target
+from lq.callback.preparation import choose_directory, choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.resumed import inputs_without_training, validation_loaders
@@ -57,6 +60,8 @@ class QATCallback(Callback):
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or ``{name:
             options}``; the first is what :func:`lq.load` loads by default.
         gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
+        auto_exclude: before the first step, look for a few layers that quantization hurts and leave them in float; see
+            :class:`~lq.analysis.auto_exclude.AutoExclude`. What was found is in ``exclusions``, and in the checkpoints.
 
     Raises:
         TypeError: if ``metric`` is not a torchmetrics metric.
@@ -79,6 +84,7 @@ class QATCallback(Callback):
         export_dir: str | None = None,
         exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
         gate: Gate | None = None,
+        auto_exclude: bool | AutoExclude = False,
     ) -> None:
         if int8_every_n_epochs is not None and int8_every_n_epochs < 1:
             raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
@@ -93,9 +99,11 @@ class QATCallback(Callback):
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.order = Order(tuple(exporters), gate or Gate())
+        self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule)
+        self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None
         self.deployment: Deployment | None = None
-        self._name = ""
+        self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
         self._pause = CompilationPause()
         self._reset()
@@ -128,13 +136,27 @@ class QATCallback(Callback):
             if is_dev_run(trainer):  # a few steps, which shall try all that a run does
                 self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
             self._directory = choose_directory(trainer, self.export_dir)
-        self._name, float_model = prepare_target(pl_module, self.target, self.qconfig)
+        self._name = choose_target(pl_module, self.target)
+        self._applied = self._choose_qconfig(trainer, pl_module, stage)
+        float_model = prepare_target(pl_module, self._name, self._applied)
         if float_model is not None:
             self._float = FloatReference(float_model)
         self.plan = plan_of(self._target(pl_module))
         if stage == "fit":
             rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
+
+    def _choose_qconfig(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> QConfig:
+        if self.auto_exclude is None:
+            return self.qconfig
+        known = known_qconfig(trainer, pl_module, self._name, self.qconfig)
+        if known is not None or stage != "fit":
+            return known or self.qconfig
+        limits = replace(self.auto_exclude, batches=1) if is_dev_run(trainer) else self.auto_exclude
+        self.exclusions = find_by_validation(
+            trainer, pl_module, self._name, self.qconfig, limits, self._judge(trainer, None)
+        )
+        return self.exclusions.apply(self.qconfig)
 
     def _check_callbacks(self, trainer: Trainer) -> None:
         count = sum(isinstance(c, QATCallback) for c in trainer.callbacks)  # type: ignore[attr-defined]
@@ -294,14 +316,7 @@ class QATCallback(Callback):
             self.deployment.raise_failures()
 
     def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Deployment:
-        judge = Judge(
-            self._loaders,
-            trainer.datamodule,  # type: ignore[attr-defined]
-            self.metric,
-            self.target_fn,
-            trainer.limit_val_batches,
-            show_progress=trainer.progress_bar_callback is not None,
-        )
+        judge = self._judge(trainer, self._loaders)
         return deploy_best(
             trainer,
             pl_module,
@@ -313,6 +328,16 @@ class QATCallback(Callback):
             schedule=self.schedule,
         )
 
+    def _judge(self, trainer: Trainer, loaders: Any) -> Judge:
+        return Judge(
+            loaders,
+            trainer.datamodule,  # type: ignore[attr-defined]
+            self.metric,
+            self.target_fn,
+            trainer.limit_val_batches,
+            show_progress=trainer.progress_bar_callback is not None,
+        )
+
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     # Not state_dict(): Lightning refuses two stateful callbacks of a class before this one can say what to do.
@@ -320,7 +345,7 @@ class QATCallback(Callback):
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         share_quantization_state(trainer, pl_module, self._name)
         passed = plan_of(self._target(pl_module)).passed
-        entry = CheckpointEntry(self._name, self.qconfig, passed, self._started, self._float.results)
+        entry = CheckpointEntry(self._name, self._applied, passed, self._started, self._float.results)
         checkpoint[KEY] = entry.to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -329,6 +354,6 @@ class QATCallback(Callback):
             rank_zero_info("lq: the checkpoint is one of the float model")
             return
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
-        entry.require_same_plan(self._name, self.qconfig)
+        entry.require_same_plan(self._name, self._applied)
         self._started, self._float.results = entry.started, dict(entry.fp32)
         self._float.has_weights = not self._started
