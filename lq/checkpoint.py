@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ class CheckpointEntry:
         passed: parameters of its ``forward`` that calls pass.
         started: whether fake quantization had started.
         fp32: figures of the float model.
+        history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
 
     Example:
         >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
@@ -47,10 +48,11 @@ class CheckpointEntry:
     passed: tuple[str, ...] = ()
     started: bool = False
     fp32: Mapping[str, float] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "history": list(self.history)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> CheckpointEntry:
@@ -65,8 +67,9 @@ class CheckpointEntry:
                 f"The checkpoint's QAT entry has format version {version}; this lq reads version {FORMAT_VERSION}. "
                 + ("Install the lq that wrote it, or a newer one." if version > FORMAT_VERSION else "Train it again.")
             )
-        values = {f.name: plain[f.name] for f in dataclasses.fields(cls)}
+        values = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name != "history"}
         values["qconfig"], values["passed"] = QConfig.from_dict(plain["qconfig"]), tuple(plain["passed"])
+        values["history"] = tuple(plain.get("history", ()))  # the first checkpoints have none
         return cls(**values)
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -28,6 +28,7 @@ from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_directory, choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
+from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.resumed import inputs_without_training, validation_loaders
 from lq.callback.validation import figures_of, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
@@ -62,6 +63,8 @@ class QATCallback(Callback):
         gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
         auto_exclude: before the first step, look for a few layers that quantization hurts and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. What was found is in ``exclusions``, and in the checkpoints.
+        log_ranges: "summary" logs the worst saturation, use of levels, dead tensors and drift of scales under
+            ``qat/ranges/``, "tensors" besides each activation's, to the loggers; ``None`` nothing.
 
     Raises:
         TypeError: if ``metric`` is not a torchmetrics metric.
@@ -85,6 +88,7 @@ class QATCallback(Callback):
         exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
         gate: Gate | None = None,
         auto_exclude: bool | AutoExclude = False,
+        log_ranges: Literal["summary", "tensors"] | None = "summary",
     ) -> None:
         if int8_every_n_epochs is not None and int8_every_n_epochs < 1:
             raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
@@ -106,6 +110,8 @@ class QATCallback(Callback):
         self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
         self._pause = CompilationPause()
+        check_detail(log_ranges)
+        self._ranges = RangeMonitor(log_ranges)
         self._reset()
 
     def _reset(self) -> None:
@@ -115,7 +121,9 @@ class QATCallback(Callback):
         self._example: Inputs | None = None
         self._phase: Phase | None = None
         self._started = False
+        self._history: list[dict[str, float]] = []
         self._float.reset()
+        self._ranges.reset()
         self._rates = InitialLearningRates([])
         self._switch = PhaseSwitch()
         self._comparison: ValidationComparison | None = None
@@ -230,13 +238,19 @@ class QATCallback(Callback):
         """Log the phase, and report batches that the observers had to skip."""
         if self._phase is None:
             return
-        # The same in all processes; reducing them says so to Lightning.
-        pl_module.log("qat/phase", float(self._phase.index), sync_dist=True)
+        figures = {"qat/phase": float(self._phase.index)}
         if self._phase.lr_scale is not None:
-            pl_module.log("qat/lr_scale", self._phase.lr_scale, sync_dist=True)
+            figures["qat/lr_scale"] = self._phase.lr_scale
+        # The same in all processes; reducing them says so to Lightning.
+        pl_module.log_dict(figures, sync_dist=True)
+        scales = self._ranges.log_epoch(trainer, pl_module, self._name) if self._started else {}
+        self._note(trainer, {**figures, **scales})
         warning = take_nonfinite(self._target(pl_module))
         if warning is not None:
             rank_zero_warn(warning)
+
+    def _note(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
+        self._history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **figures})
 
     # ---- validation -----------------------------------------------------------------------------------------------
 
@@ -256,8 +270,16 @@ class QATCallback(Callback):
         every = self.int8_every_n_epochs
         return every is not None and (trainer.current_epoch + 1) % every == 0
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the ranges in the first batch."""
+        if trainer.state.fn == "fit" and self._started and (batch_idx, dataloader_idx) == (0, 0):
+            self._ranges.listen(pl_module, self._name)
+
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Feed the comparison; ``args`` are outputs, batch, batch_idx and dataloader_idx."""
+        self._ranges.stop()
         if self._comparison is not None:
             self._comparison.update(args[1])
 
@@ -274,8 +296,10 @@ class QATCallback(Callback):
             results = {}
         self._float.results = results.get("fp32", self._float.results)
         figures = figures_of(results)
-        for name, value in figures.items():
-            pl_module.log(name, value, sync_dist=True)
+        pl_module.log_dict(figures, sync_dist=True)
+        self._ranges.log_validation(trainer, pl_module)
+        if figures:
+            self._note(trainer, figures)
         serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -297,6 +321,7 @@ class QATCallback(Callback):
             self._first_call.remove()
         if self._comparison is not None:
             self._comparison.finish()
+        self._ranges.stop()
         self._first_call = self._comparison = None
         self._pause.end()
         self._switch.thaw()
@@ -326,6 +351,7 @@ class QATCallback(Callback):
             baseline=self._float.baseline(),
             order=replace(self.order, directory=self._directory),
             schedule=self.schedule,
+            history=self._history,
         )
 
     def _judge(self, trainer: Trainer, loaders: Any) -> Judge:
@@ -345,7 +371,7 @@ class QATCallback(Callback):
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         share_quantization_state(trainer, pl_module, self._name)
         passed = plan_of(self._target(pl_module)).passed
-        entry = CheckpointEntry(self._name, self._applied, passed, self._started, self._float.results)
+        entry = CheckpointEntry(self._name, self._applied, passed, self._started, self._float.results, self._history)
         checkpoint[KEY] = entry.to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -356,4 +382,6 @@ class QATCallback(Callback):
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
         self._started, self._float.results = entry.started, dict(entry.fp32)
+        self._history = [dict(row) for row in entry.history]
+        self._ranges.resume(self._history)
         self._float.has_weights = not self._started

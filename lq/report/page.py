@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lq.report.html import Section, write_report
-from lq.report.plots import (
-    plot_learning_rate,
-    plot_metric,
-    plot_scale_drift,
-    plot_sensitivity,
-    plot_sqnr,
-    plot_tradeoff,
-)
+from lq.report.pictures import training_pictures
+from lq.report.plots import plot_sensitivity, plot_sqnr, plot_tradeoff
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -108,18 +102,7 @@ def _number(value: Any, form: str) -> str | None:
 
 
 def _training(findings: Findings) -> Section | None:
-    history = findings.history
-    versions = {
-        tuple(key.split("/")[1:]) for row in history for key in row if key.startswith(("qat/fake/", "qat/int8/"))
-    }
-    figures: list[Any] = [
-        (plot_metric(history, metric), "What the schedule did in between is shaded; epochs end at their number.")
-        for metric in sorted({metric for _, metric in versions})
-    ]
-    if any("qat/lr_scale" in row for row in history):
-        figures.append((plot_learning_rate(history), "Learning rate, as a share of the optimizer's initial one."))
-    if any(key.startswith("qat/scale/") for row in history for key in row):
-        figures.append((plot_scale_drift(history), "A scale that keeps drifting wants its observer to stay on longer."))
+    figures = [(figure, words) for _, figure, words in training_pictures(findings.history)]
     return Section("Training", figures=figures) if figures else None
 
 
