@@ -146,6 +146,16 @@ def load_float(module: LightningModule, path: str | Path, weights_only: bool = T
     module.load_state_dict(saved["state_dict"])
 
 
+def is_qat_checkpoint(path: str | Path, weights_only: bool = True) -> bool:
+    """Whether a checkpoint is one of a QAT run, rather than of the float model.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no Lightning checkpoint.
+    """
+    return KEY in _read(Path(path), weights_only)
+
+
 def read_entry(path: str | Path) -> CheckpointEntry:
     """What a QAT run has written into a checkpoint.
 

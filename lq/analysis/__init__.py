@@ -7,6 +7,8 @@ from lq.analysis.contest import CompareOptions as CompareOptions
 from lq.analysis.costs import layer_costs as layer_costs
 from lq.analysis.exclusions import Exclusions as Exclusions
 from lq.analysis.exclusions import propose_exclusions as propose_exclusions
+from lq.analysis.layers import LayerAnalysis as LayerAnalysis
+from lq.analysis.layers import analyze_layers as analyze_layers
 from lq.analysis.ranges import activation_scales as activation_scales
 from lq.analysis.ranges import range_statistics as range_statistics
 from lq.analysis.sensitivity import SensitivityOptions as SensitivityOptions
@@ -20,9 +22,11 @@ __all__ = [
     "AutoExclude",
     "CompareOptions",
     "Exclusions",
+    "LayerAnalysis",
     "SensitivityOptions",
     "StudyOptions",
     "activation_scales",
+    "analyze_layers",
     "compare",
     "find_exclusions",
     "layer_costs",

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
-from torchmetrics import MetricCollection
 
 from lq.analysis.costs import layer_costs
 from lq.analysis.exclusions import Candidate, Exclusions, rank_layers
-from lq.analysis.score import ACCURACY, Score
+from lq.analysis.score import Score, single_metric
 from lq.analysis.sensitivity import SensitivityOptions, sensitivity
 from lq.analysis.tensors import evaluating, require_ranges
 from lq.console import BatchCounter
@@ -95,9 +94,7 @@ def find_exclusions(
     limits, options = limits or AutoExclude(), options or SensitivityOptions()
     require_ranges(prepared, "find_exclusions()")
     kept = list(first_batches(batches, limits.batches, "find_exclusions()"))
-    single = next(iter(metric.values())) if isinstance(metric, MetricCollection) else metric
-    judge = ACCURACY if single is None else single
-    score = Score(kept, judge, options.call, options.target_fn, options.higher_is_better)
+    score = Score(kept, single_metric(metric), options.call, options.target_fn, options.higher_is_better)
     trials = _Trials(prepared, score, options.show_progress)
     with trials.running(2):
         exact, drop = trials.start()

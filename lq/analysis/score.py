@@ -14,6 +14,19 @@ from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, run_batch
 
 ACCURACY: Literal["accuracy"] = "accuracy"
+OneMetric = AnyMetric | Literal["accuracy"]
+
+
+def single_metric(metric: AnyMetric | None) -> OneMetric:
+    """The one that layers are ranked by: the first of a collection, multiclass accuracy if there is none.
+
+    Example:
+        >>> single_metric(None)
+        'accuracy'
+    """
+    if isinstance(metric, MetricCollection):
+        metric = next(iter(metric.values()))
+    return ACCURACY if metric is None else metric
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Score:
     """
 
     batches: Sequence[Any]
-    metric: AnyMetric | Literal["accuracy"] | None = None
+    metric: OneMetric | None = None
     call: Call | None = None
     target_fn: Callable[[Any], Any] | None = None
     higher_is_better: bool | None = None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor, fx
 
 from lq.analysis.resume import ResultFile, fingerprint
-from lq.analysis.score import Score
+from lq.analysis.score import OneMetric, Score
 from lq.analysis.tensors import evaluating, require_ranges
 from lq.backends.prepare import plan_of
 from lq.console import BatchCounter
-from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
 from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only
@@ -69,7 +68,7 @@ class SensitivityOptions:
 def sensitivity(
     prepared: fx.GraphModule,
     batches: Iterable[Any],
-    metric: AnyMetric | Literal["accuracy"] | None = None,
+    metric: OneMetric | None = None,
     direction: str = "all_but_one",
     resume_file: str | os.PathLike[str] | None = None,
     options: SensitivityOptions | None = None,
