@@ -15,7 +15,7 @@ from torch import nn
 
 from lq.analysis import CompareOptions, SensitivityOptions, StudyOptions, analyze_layers, study
 from lq.analysis.score import single_metric
-from lq.backends.prepare import qconfig_of
+from lq.backends.prepare import plan_of, qconfig_of
 from lq.callback import QATCallback
 from lq.checkpoint import load_checkpoint, load_float, read_entry
 from lq.deploy import Baseline, deploy
@@ -28,7 +28,7 @@ from lq.ptq import prepare_static
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
 from lq.report.layers import print_layers, write_layers
-from lq.report.page import write_page
+from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
 from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
@@ -182,6 +182,7 @@ class QATTrainer(Trainer):
         ckpt_path: str | None = None,
         artifact: str | None = None,
         out: str = "report.html",
+        picture: str | None = None,
         calibration: int = 100,
         batches: int | None = None,
         float_ckpt_path: str | None = None,
@@ -195,6 +196,7 @@ class QATTrainer(Trainer):
             ckpt_path: a checkpoint of a QAT run; null reports on post-training quantization alone.
             artifact: directory of that run's artifact, whose models are judged too.
             out: the page.
+            picture: PNG file for the result and its reason in one picture; null writes none.
             calibration: training batches to calibrate with.
             batches: validation batches to judge on; null takes all.
             float_ckpt_path: the float checkpoint that QAT started from; null takes the weights as the model has them.
@@ -222,7 +224,10 @@ class QATTrainer(Trainer):
         print_table(findings.comparison)
         if ckpt_path is not None:
             check_float(read_entry(ckpt_path).fp32, findings.comparison[0]["metrics"])
-        rank_zero_info(f"lq: report in {write_page(out, type(target_of(model, name)).__name__, findings)}")
+        title = plan_of(prepared_graph(model, name)).model if qat is not None else type(float_model).__name__
+        rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
+        if picture is not None:
+            rank_zero_info(f"lq: picture in {write_picture(picture, title, findings)}")
 
     def bench(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from lq.report.html import Section, write_report
 from lq.report.pictures import training_pictures
-from lq.report.plots import plot_sensitivity, plot_sqnr, plot_tradeoff
+from lq.report.plots import plot_models, plot_overview, plot_sensitivity, plot_sqnr, plot_tradeoff
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -68,6 +68,26 @@ def write_page(path: str | os.PathLike[str], title: str, findings: Findings) -> 
     return write_report(path, title, sections)
 
 
+def write_picture(path: str | os.PathLike[str], title: str, findings: Findings) -> Path:
+    """Write one picture that says it all, for a README: what each model reaches, and which layers do the harm.
+
+    Args:
+        path: of the PNG file; its directory is made.
+        title: of the picture.
+        findings: with comparison and sensitivity.
+
+    Returns:
+        the path.
+
+    Raises:
+        ValueError: if either is missing.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plot_overview(findings.comparison, findings.sensitivity, title).savefig(file, dpi=110)
+    return file
+
+
 def _comparison(findings: Findings) -> Section | None:
     rows = findings.comparison
     if not rows:
@@ -82,8 +102,11 @@ def _comparison(findings: Findings) -> Section | None:
         line |= {label: _number(row.get(key), form) for key, label, form in extras}
         table.append(line)
     figures = []
+    if names and len(rows) > 1:
+        figures.append((plot_models(rows), "The dashed line is FP32; what lies far from it is an arrow at the edge."))
     if names and any(row.get(key) is not None for row in rows for key in ("latency_ms", "size_mb")):
-        figures = [(plot_tradeoff(rows), "Up and to the left is better. Models without a measured cost are not shown.")]
+        words = "Up and to the left is better. Models without a measured cost are not shown."
+        figures.append((plot_tradeoff(rows), words))
     return Section("Comparison", findings.notes, rows=table, figures=figures)
 
 

@@ -5,7 +5,7 @@
     python recipes/fashion_mnist/compare.py recipes/fashion_mnist_4bit/mobilenet_v2_qat.yaml --report
 
 Prints one table per recipe and writes it to runs/<name>/comparison.json; --report also looks into the model, layer by
-layer (some minutes), and writes runs/<name>/report.html.
+layer (some minutes), and writes runs/<name>/report.html and overview.png.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lq.export.manifest import read_manifest
 from lq.models import Classifier
 from lq.qconfig import QConfig
 from lq.report.history import read_history
-from lq.report.page import write_page
+from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 
 HERE = Path(__file__).parent
@@ -87,6 +87,7 @@ def judge(recipe: Path, options: argparse.Namespace) -> None:
         findings = study(model, calibration, tests, qconfig, trained, artifact, history, StudyOptions(how))
         rows = findings.comparison
         print(f"report: {write_page(RUNS / name / 'report.html', title, findings)}")
+        print(f"picture: {write_picture(RUNS / name / 'overview.png', title, findings)}")
     else:
         rows = compare(model, calibration, tests, qconfig, trained, artifact, how)
     print(machine(how.threads))

@@ -82,10 +82,21 @@ def plot_sensitivity(rows: Sequence[Row], top: int | None = None, excluded: Sequ
         >>> plot_sensitivity([row]).axes[0].get_xlabel()
         'loss of accuracy with only this layer quantized'
     """
-    if not rows:
-        raise ValueError("plot_sensitivity: no rows; give those of lq.analysis.sensitivity(prepared, batches).")
     chosen = sorted(rows, key=lambda row: -row["harm"])[:top]
     figure, (axis,) = new_figure(WIDTH, 1.3 + _LINE * len(chosen))
+    draw_sensitivity(axis, chosen, excluded)
+    which = f"the {len(chosen)} most sensitive layers" if len(chosen) < len(rows) else "sensitivity of all layers"
+    return finish(figure, f"{which}, with shares of the harm")
+
+
+def draw_sensitivity(axis: Any, chosen: Sequence[Row], excluded: Sequence[str] = ()) -> None:
+    """The bars of :func:`plot_sensitivity`, from the top in the order of the rows.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not chosen:
+        raise ValueError("no rows; give those of lq.analysis.sensitivity(prepared, batches).")
     values = [row["harm"] for row in chosen]
     bars = axis.barh(range(len(chosen)), values, color=BLUE, height=0.72, zorder=2)
     for bar, row in zip(bars, chosen, strict=True):
@@ -102,8 +113,6 @@ def plot_sensitivity(rows: Sequence[Row], top: int | None = None, excluded: Sequ
     _name_lines(axis, [row["layer"] for row in chosen])
     axis.margins(x=0.12)
     axis.set_xlabel(_harm_of(chosen[0]))
-    which = f"the {len(chosen)} most sensitive layers" if len(chosen) < len(rows) else "sensitivity of all layers"
-    return finish(figure, f"{which}, with shares of the harm")
 
 
 def _harm_of(row: Row) -> str:
