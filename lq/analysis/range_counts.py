@@ -85,7 +85,7 @@ class _Count:
 
     def add(self, x: Tensor) -> None:
         integers = torch.clamp(x.float(), *ACTIVATIONS[self.tensor.quantizer.activation]).div(self.scale).round_()
-        inside = integers.clamp(self.low, self.high)
+        inside = integers.nan_to_num(0.0).clamp(self.low, self.high)  # NaN, which is no index, counts as beyond
         self.beyond = self.beyond + (inside != integers).sum()
         self.total += x.numel()
         self.occurred[(inside - self.low).long().flatten()] = True

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lq.metrics import SQNR, ModelComparison, main_tensor, metric_name, targets_of
+from lq.analysis.tensors import finite_output
+from lq.metrics import SQNR, ModelComparison, metric_name, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, run_batch
 
@@ -93,7 +94,7 @@ class Score:
         """The tensor of each batch's output that is compared."""
         kept = []
         for batch in self.batches:
-            kept.append(main_tensor((self.call or run_batch)(model, batch)).clone())
+            kept.append(finite_output((self.call or run_batch)(model, batch), "sensitivity()").clone())
             if advance is not None:
                 advance()
         return kept
@@ -124,6 +125,7 @@ class Score:
         )
         for batch in self.batches:
             output = (self.call or run_batch)(model, batch)
+            finite_output(output, f"the {self.name} of a model")
             comparison.update({"model": output}, (self.target_fn or targets_of)(batch))
             if advance is not None:
                 advance()
