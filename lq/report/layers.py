@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lq.report.plots import plot_sensitivity, plot_sqnr
+from lq.report.plots.layers import shares_of_harm
 
 Row = Mapping[str, Any]
 
@@ -50,14 +51,14 @@ def layer_table(sqnr: Sequence[Row], sensitivity: Sequence[Row], costs: Sequence
         padding=(0, 1, 0, 0),
     )
     noise = {(row["name"], row["kind"]): row for row in sqnr}
-    times = {row["layer"]: row for row in costs}
+    times, shares = {row["layer"]: row for row in costs}, shares_of_harm(sensitivity)
     for row in sorted(sensitivity, key=lambda row: -row["harm"]):
         weight, output = noise.get((row["layer"], "weight"), {}), noise.get((row["layer"], "activation"), {})
         cells = [
             _number(weight.get("sqnr_db"), ".1f"),
             _number(output.get("sqnr_db"), ".1f"),
             _number(output.get("accumulated_db"), ".1f"),
-            _number(row["share"], ".1%"),
+            _number(shares[row["layer"]], ".1%"),
             _number(times.get(row["layer"], {}).get("int8_ms"), ".3f"),
             _number(times.get(row["layer"], {}).get("float_ms"), ".3f"),
         ]

@@ -29,8 +29,8 @@ def lines(function, *args):
 def test_the_worst_layer_comes_first_and_lines_are_not_broken():
     printed = lines(print_layers, FOUND, "1 layer in float\n  exclude fc")
     fc, conv = (line.split() for line in [line for line in printed if line.startswith((" fc", " conv"))])
-    assert fc == ["fc", "20.0", "-", "-", "60.0%", "-", "-"]
-    assert conv == ["conv", "41.3", "38.0", "inf", "20.0%", "0.012", "-"]
+    assert fc == ["fc", "20.0", "-", "-", "75.0%", "-", "-"]
+    assert conv == ["conv", "41.3", "38.0", "inf", "25.0%", "0.012", "-"]
     assert printed[-3:] == [" 1 layer in float", "   exclude fc", ' qconfig: {exclude: ["fc"]}']
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lq.report.plots.layers import draw_sensitivity
-from lq.report.plots.style import BLACK, BLUE, GREY, ORANGE, WIDTH, finish, new_figure
+from lq.report.plots.style import BLACK, BLUE, GREY, ORANGE, WIDTH, finish, new_figure, window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _LINE = 0.27  # inches for each model
-_WINDOW = 0.15  # of the float metric: what lies further away is drawn at the edge, as an arrow
 
 
 def plot_models(rows: Sequence[Row], metric: str | None = None) -> Figure:
@@ -65,9 +64,10 @@ def plot_overview(rows: Sequence[Row], sensitivity: Sequence[Row], title: str, t
     judged, name = _judged(rows, None)
     figure, (left, right) = new_figure(10.4, 1.6 + _LINE * max(len(judged), top), columns=2)
     _draw_models(left, judged, name)
-    draw_sensitivity(right, sorted(sensitivity, key=lambda row: -row["harm"])[:top])
-    left.set_title("what is left", loc="left", fontsize=10)
-    right.set_title("which layers lose it, with shares of the harm", loc="left", fontsize=10)
+    draw_sensitivity(right, sensitivity, top)
+    lost = "noise" if sensitivity[0]["metric"] == "sqnr_db" else "loss"
+    left.set_title("what each model reaches", loc="left", fontsize=10)
+    right.set_title(f"where the {lost} comes from", loc="left", fontsize=10)
     return finish(figure, title)
 
 
@@ -83,12 +83,8 @@ def _judged(rows: Sequence[Row], metric: str | None) -> tuple[list[Row], str]:
 
 
 def _draw_models(axis: Any, rows: Sequence[Row], metric: str) -> None:
-    exact = rows[0]["metrics"][metric]
     values = [row["metrics"][metric] for row in rows]
-    near = [value for value in values if abs(value - exact) <= _WINDOW * abs(exact)]
-    low, high = min(near), max(near)
-    margin = max(high - low, 0.01 * abs(exact))
-    edges = low - 0.25 * margin, high + 0.45 * margin
+    exact, edges = values[0], window(values)
     for line, (row, value) in enumerate(zip(rows, values, strict=True)):
         trained = str(row["model"]).startswith("QAT")
         colour = BLACK if line == 0 else BLUE if trained else ORANGE
