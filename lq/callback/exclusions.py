@@ -18,6 +18,7 @@ from lq.analysis.exclusions import Exclusions
 from lq.analysis.sensitivity import SensitivityOptions
 from lq.backends.prepare import prepare, qconfig_of
 from lq.callback.processes import others_wait
+from lq.callback.progress import is_dev_run
 from lq.callback.resumed import validation_loaders
 from lq.checkpoint import KEY, CheckpointEntry
 from lq.core.collective import alone
@@ -48,21 +49,40 @@ def as_auto_exclude(given: bool | AutoExclude, schedule: QATSchedule) -> AutoExc
     return limits
 
 
-def known_qconfig(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig) -> QConfig | None:
-    """The qconfig with what an earlier fit has excluded: that of a prepared module or of the checkpoint to be loaded.
+def choose_qconfig(
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude | None, judge: Judge
+) -> tuple[QConfig, Exclusions | None]:
+    """The qconfig to prepare with: the user's, with layers excluded if that was asked for.
+
+    An earlier fit is believed; only a new one looks for layers.
 
     Args:
         trainer: in ``setup``.
         module: the LightningModule.
         name: of its target.
         qconfig: the user's.
+        limits: from :func:`as_auto_exclude`.
+        judge: metric and labels; the loaders are the trainer's.
 
     Returns:
-        the qconfig; ``None`` if there has been no earlier fit.
+        the qconfig, and what was found in this very run.
 
     Raises:
-        ValueError: if the earlier fit had another qconfig.
+        ValueError: if an earlier fit had another qconfig, there are no validation data, or the metric does not fit.
     """
+    if limits is None:
+        return qconfig, None
+    known = _known_qconfig(trainer, module, name, qconfig)
+    if known is not None or trainer.state.fn != "fit":
+        return known or qconfig, None
+    if is_dev_run(trainer):
+        limits = replace(limits, batches=1)
+    found = _find_together(trainer, module, name, qconfig, limits, judge)
+    return found.apply(qconfig), found
+
+
+def _known_qconfig(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig) -> QConfig | None:
+    """That of the prepared module or of the checkpoint to be loaded; ``None`` if there has been no earlier fit."""
     if is_grafted(module, name):
         known: QConfig = qconfig_of(target_of(module, name))
         return known if _extends(known, qconfig) else qconfig  # which is going to be refused
@@ -96,26 +116,12 @@ def _checkpoint_to_load(trainer: Trainer) -> Mapping[str, Any]:
     return loaded
 
 
-def find_by_validation(
+def _find_together(
     trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge
 ) -> Exclusions:
-    """Find the layers to exclude on the validation data, in the first process; the others wait for what it found.
+    """Find layers in the first process, while the others wait for what it found.
 
     The random numbers of the training stay what they would have been.
-
-    Args:
-        trainer: in ``setup`` for a fit.
-        module: the float LightningModule, which stays as it is.
-        name: of its target.
-        qconfig: the user's.
-        limits: see :class:`~lq.analysis.auto_exclude.AutoExclude`.
-        judge: metric and labels; the loaders are the trainer's.
-
-    Returns:
-        what was found, the same in all processes.
-
-    Raises:
-        ValueError: if there are no validation data, or the metric does not fit them.
     """
     judge = replace(judge, loaders=_loaders(trainer, module))
     outcome: Exclusions | Exception | None = None

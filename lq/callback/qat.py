@@ -19,7 +19,7 @@ from lq.backends.prepare import plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.deployment import deploy_best
-from lq.callback.exclusions import as_auto_exclude, find_by_validation, known_qconfig
+from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
 from lq.callback.learning_rate import InitialLearningRates
@@ -145,7 +145,9 @@ class QATCallback(Callback):
                 self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
             self._directory = choose_directory(trainer, self.export_dir)
         self._name = choose_target(pl_module, self.target)
-        self._applied = self._choose_qconfig(trainer, pl_module, stage)
+        judge = self._judge(trainer, None)
+        self._applied, found = choose_qconfig(trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge)
+        self.exclusions = found or self.exclusions
         float_model = prepare_target(pl_module, self._name, self._applied)
         if float_model is not None:
             self._float = FloatReference(float_model)
@@ -153,18 +155,6 @@ class QATCallback(Callback):
         if stage == "fit":
             rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
-
-    def _choose_qconfig(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> QConfig:
-        if self.auto_exclude is None:
-            return self.qconfig
-        known = known_qconfig(trainer, pl_module, self._name, self.qconfig)
-        if known is not None or stage != "fit":
-            return known or self.qconfig
-        limits = replace(self.auto_exclude, batches=1) if is_dev_run(trainer) else self.auto_exclude
-        self.exclusions = find_by_validation(
-            trainer, pl_module, self._name, self.qconfig, limits, self._judge(trainer, None)
-        )
-        return self.exclusions.apply(self.qconfig)
 
     def _check_callbacks(self, trainer: Trainer) -> None:
         count = sum(isinstance(c, QATCallback) for c in trainer.callbacks)  # type: ignore[attr-defined]
@@ -298,7 +288,7 @@ class QATCallback(Callback):
         figures = figures_of(results)
         pl_module.log_dict(figures, sync_dist=True)
         self._ranges.log_validation(trainer, pl_module)
-        if figures:
+        if figures and trainer.state.fn == "fit":
             self._note(trainer, figures)
         serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
 

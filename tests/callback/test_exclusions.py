@@ -74,7 +74,7 @@ def refuse_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("analysed once more")
 
-    monkeypatch.setattr("lq.callback.qat.find_by_validation", refuse)
+    monkeypatch.setattr("lq.callback.exclusions._find_together", refuse)
 
 
 def float_layers(module: Any) -> list[str]:
@@ -244,7 +244,7 @@ def test_an_error_in_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch)
         is_global_zero=True, strategy=SimpleNamespace(broadcast=lambda outcome: sent.append(outcome) or outcome)
     )
     with pytest.raises(AttributeError):  # of None, which is no module
-        exclusions.find_by_validation(trainer, None, "", PER_TENSOR, LIMITS, Judge())  # type: ignore[arg-type]
+        exclusions._find_together(trainer, None, "", PER_TENSOR, LIMITS, Judge())  # type: ignore[arg-type]
     assert isinstance(sent[0], AttributeError)
 
 
