@@ -58,6 +58,7 @@ class QATState(Float32Buffers):
         self.fake_quant = False
         self.observer = False
         self.freeze_bn = False
+        self.writers = [0] * len(names)  # fake quantizers of each slot: usually one
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
         self._known: _Known | None = None
         self._unsearched = False
@@ -125,6 +126,9 @@ class QATState(Float32Buffers):
         """
         with torch.no_grad():
             low, high = (end.float() for end in self._range_of(slot, x.detach()))
+            earlier = self._batch[slot] if self.writers[slot] > 1 else None
+            if earlier is not None:
+                low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
             self._batch[slot] = (low, high)
             if not self.fake_quant:
                 return None
