@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,7 +84,7 @@ class _Reader:
             return
         spec = _activation_spec(observer, _origin(source))
         group = self.groups.setdefault(id(observer), len(self.groups))
-        step = source.meta.get(STEP) or self.placeholders.get(source.name)
+        step = self._step(source)
         if step is not None and all(self._is_observer(user) for user in source.users):
             yield VendorTensor(step.name, None, spec, group)
             return
@@ -96,6 +97,14 @@ class _Reader:
                 self._remark(f"what `{reader.name}` computes inside is not rounded")
             else:
                 yield VendorTensor(read.name, (reader.name,), spec, group)
+
+    def _step(self, source: fx.Node) -> fx.Node | None:
+        """The traced node that computes this tensor."""
+        step: fx.Node | None = source.meta.get(STEP) or self.placeholders.get(source.name)
+        if step is None or source.target is not operator.getitem or step.target is operator.getitem:
+            return step
+        # One of several results of one call.
+        return next((n for n in step.users if n.target is operator.getitem and n.args[1] == source.args[1]), None)
 
     def _is_observer(self, node: fx.Node) -> bool:
         return node.op == "call_module"

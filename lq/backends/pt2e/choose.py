@@ -87,9 +87,17 @@ class _Sites:
         found = [site for site in found if site.source in self.outputs or not all(map(self._is_float, site.users))]
         absorbed: dict[int | None, set[str]] = {}
         for site in found:
-            absorbed.setdefault(site.group, set()).add(site.activation)
-        alike = [site if len(absorbed[site.group]) == 1 else self._plain(site) for site in found]
+            if not self._is_in_range_of_group(site):
+                absorbed.setdefault(site.group, set()).add(site.activation)
+        alike = [site if len(absorbed.get(site.group, ())) <= 1 else self._plain(site) for site in found]
         return sorted(alike, key=lambda site: self.order[site.node])
+
+    def _is_in_range_of_group(self, site: Site) -> bool:
+        """Whether what the group's first member clips leaves this one as it is: it averages or joins such members."""
+        if not ops.stays_in_range(site.node, self.modules):
+            return False
+        groups = [{t.group for t in self.by_node.get(node, ())} for node in site.node.all_input_nodes]
+        return all(site.group in group for group in groups)
 
     def _site(self, node: fx.Node, tensor: VendorTensor) -> Site:
         users = tuple(u for u in node.users if tensor.readers is None or u.name in tensor.readers)
