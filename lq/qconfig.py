@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -191,7 +191,7 @@ class QConfig:
         overrides: pattern -> :class:`LayerQConfig`; the last match wins.
         backend: who decides what is quantized: ``"fx"``, lq itself; ``"eager"``, the QuantStubs, FloatFunctionals and
             ``qconfig = None`` in a model that was written for torch.ao's eager mode; or ``"pt2e"``, a quantizer of
-            torchao's PT2E flow, which also gives the grids that are not given here.
+            torchao's PT2E flow, whose integers and schemes come before those of ``weight`` and ``activation``.
         quantizer: of backend "pt2e": ``"x86_inductor"``, ``"xnnpack"``, or the dotted path of a class or function.
         quantizer_options: what it is called with.
 
@@ -240,9 +240,10 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """The preset's name, and that of the backend if it is another than the default."""
-        name = f"{self.backend} {self.quantizer}".rstrip()
-        return self.preset if self.backend == "fx" else f"{self.preset}, backend {name}"
+        """What gives grids and places: the preset's name, and that of the backend if it is not the default."""
+        if self.backend == "pt2e":
+            return f"pt2e {self.quantizer}"
+        return self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
 
     @property
     def resolved_engine(self) -> str:
@@ -255,14 +256,21 @@ class QConfig:
         return self.activation or PRESETS[self.preset].activation
 
     def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
-        """Grid of the weight of the layer ``name``; what a vendor wants comes before the preset."""
-        return self._override(name, module).weight or self.weight or vendor or PRESETS[self.preset].weight
+        """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
+        override, own = self._override(name, module).weight, self.weight or PRESETS[self.preset].weight
+        if override is not None or vendor is None:
+            return override or own
+        per_channel = own.per_channel and vendor.per_channel
+        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
 
     def activation_spec(
         self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None
     ) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``; what a vendor wants comes before the preset."""
-        return self._override(name, module).activation or self.activation or vendor or PRESETS[self.preset].activation
+        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only."""
+        override, own = self._override(name, module).activation, self.resolved_activation
+        if override is not None or vendor is None:
+            return override or own
+        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, symmetric=vendor.symmetric)
 
     def excludes(self, name: str, module: nn.Module) -> str | None:
         """Why the layer ``name`` stays float, or ``None`` if it is quantized."""

@@ -7,15 +7,16 @@ from collections.abc import Collection, Mapping
 from torch import fx
 
 from lq.backends.base import Choice, Traced
-from lq.tracing import annotations, ops
+from lq.tracing import ops, stubs
 from lq.tracing.errors import owner_of
 from lq.tracing.fuse import Layer, find_layers
 from lq.tracing.place import Placement
 from lq.tracing.plan import LayerPlan
 
 _REMEDY = (
-    "Annotate it, self.quant = torch.ao.quantization.QuantStub() and self.dequant = torch.ao.quantization.DeQuantStub() "
-    "with x = self.quant(x) and y = self.dequant(y) in forward, or leave that to QConfig(backend='fx')."
+    "Annotate it: self.quant = torch.ao.quantization.QuantStub() and self.dequant = "
+    "torch.ao.quantization.DeQuantStub() in __init__, x = self.quant(x) and y = self.dequant(y) in forward. Or leave "
+    "that to QConfig(backend='fx')."
 )
 
 
@@ -30,24 +31,24 @@ def choose(traced: Traced) -> Choice:
         ValueError: if the module has no QuantStub.
     """
     graph_module = traced.graph_module
-    stubs = annotations.quant_stubs(graph_module)
-    if not stubs:
+    entries = stubs.quant_stubs(graph_module)
+    if not entries:
         kind = type(traced.root).__name__
         raise ValueError(
             f"backend='eager' quantizes what lies between a QuantStub and a DeQuantStub, and the graph of {kind} has "
             f"no QuantStub (stubs around it, outside of the target, do not count). {_REMEDY}"
         )
-    inside = annotations.annotated_region(graph_module)
-    annotated = annotations.functionals(graph_module)
-    annotations.erase_stubs(graph_module, keep=tuple(stubs))
+    inside = stubs.annotated_region(graph_module)
+    annotated = stubs.functionals(graph_module)
+    stubs.erase_stubs(graph_module, keep=tuple(entries))
     layers, floats = _split(traced, inside)
     joins = {
         node: name
         for node, name in annotated.items()
-        if node in inside and not annotations.is_switched_off(traced.root, name)
+        if node in inside and not stubs.is_switched_off(traced.root, name)
     }
     modules = dict(graph_module.named_modules())
-    sites = Placement(graph_module.graph, modules, layers, joins, stubs).sites()
+    sites = Placement(graph_module.graph, modules, layers, joins, entries).sites()
     return Choice(layers, floats, sites, _remarks(graph_module, inside, annotated))
 
 
@@ -57,7 +58,7 @@ def _split(traced: Traced, inside: Collection[fx.Node]) -> tuple[list[Layer], li
     for layer in found:
         if layer.node not in inside:
             reasons[layer.name] = "it does not lie between a QuantStub and a DeQuantStub"
-        elif annotations.is_switched_off(traced.root, layer.name):
+        elif stubs.is_switched_off(traced.root, layer.name):
             reasons[layer.name] = "qconfig = None"
     kinds = {layer.name: type(layer.module).__name__ for layer in found if layer.name in reasons}
     floats = floats + [LayerPlan(name, kind, reason=reasons[name]) for name, kind in kinds.items()]

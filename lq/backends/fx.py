@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lq.backends.base import Choice, Traced
-from lq.tracing.annotations import erase_stubs
+from lq.tracing.stubs import erase_stubs
 from lq.tracing.fuse import find_layers
 from lq.tracing.place import Placement
 

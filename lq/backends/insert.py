@@ -37,6 +37,7 @@ def insert_quantization(
     slots = _slots(sites)
     firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
     specs = [_activation_spec(sites[i], by_output, qconfig) for i in firsts]
+    _check_scales(names, slots, specs)
     state = QATState([names[i] for i in firsts], specs, [sites[i].activation for i in firsts])
     _install_state(graph_module, state)
     _insert_fake_quantizers(graph_module, state, sites, names, slots)
@@ -48,6 +49,16 @@ def insert_quantization(
         for name, site, slot in zip(names, sites, slots, strict=True)
     )
     return state, rows, tensors
+
+
+def _check_scales(names: list[str], slots: list[int], specs: list[ActivationSpec]) -> None:
+    both = zip(names, slots, strict=True)
+    together = [name for name, slot in both if slots.count(slot) > 1 and specs[slot].learned_scale]
+    if together:
+        raise ValueError(
+            f"activation.learned_scale=True, but {', '.join(together[:5])} have one grid together, as the quantizer "
+            "wants it, and a learned scale belongs to one tensor. Leave learned_scale out."
+        )
 
 
 def _slots(sites: list[Site]) -> list[int]:

@@ -15,9 +15,9 @@ from lq.backends.insert import insert_quantization
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
 from lq.qconfig import QConfig, as_qconfig
-from lq.tracing.annotations import prepared_by_torch_ao
+from lq.tracing.stubs import prepared_by_torch_ao
 from lq.tracing.fuse import Layer, uncalled_layers
-from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
+from lq.tracing.ops import is_cheap, is_same_grid, joined_tensors, relu_kind
 from lq.tracing.place import Site
 from lq.tracing.plan import LayerPlan, Plan, UntraceablePlan
 from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace, untraceable_parts
@@ -160,7 +160,9 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
 
 def _float_operations(graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site]) -> tuple[str, ...]:
     modules = dict(graph_module.named_modules())
-    int8 = {n for layer in layers for n in (layer.node, layer.bn)} | {n for s in sites for n in (s.node, s.source)}
+    joins = {site.source for site in sites if site.owned and joined_tensors(site.source)}
+    absorbed = {site.node for site in sites if site.node is not site.source}
+    int8 = {n for layer in layers for n in (layer.node, layer.bn)} | joins | absorbed
     quiet = {"getattr", "size", "dim", "shape", "eq", "_assert", "floordiv", "require_default", "ordered_dict"}
     return tuple(
         node.name

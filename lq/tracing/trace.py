@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from lq.core.fake_quantize import ModeSwitch, TrainingFlag
-from lq.tracing.annotations import mark_functional
+from lq.tracing.stubs import mark_functional
 from lq.tracing.errors import UntraceableError
 from lq.tracing.inplace import read_results_of_inplace_operations
 from lq.tracing.modes import STATE, merge_modes

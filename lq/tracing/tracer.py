@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.modules import QAT_LAYERS
-from lq.tracing.annotations import is_stub
+from lq.tracing.stubs import is_stub
 from lq.tracing.errors import UntraceableError
 
 _REMEDY = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lq.backends.base import Inputs
 from lq.tracing.errors import owner_of
@@ -38,7 +40,7 @@ def capture(graph_module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
 
     Args:
         graph_module: from :func:`lq.tracing.trace.trace`.
-        example: inputs of one call; more than one sample, as BatchNorm wants in training.
+        example: inputs of one call; a single sample is doubled, because BatchNorm wants more than one in training.
 
     Returns:
         an ATen graph; ``node.meta["lq_step"]`` is the traced node that a node was made by, and ``nn_module_stack``
@@ -48,8 +50,9 @@ def capture(graph_module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
         ValueError: if torch.export refuses the module.
     """
     steps = list(graph_module.graph.nodes)
-    twin = _in_steps(graph_module, steps)
-    args, kwargs = example
+    # A copy, for what exporting does to modes and statistics.
+    twin = copy.deepcopy(_in_steps(graph_module, steps))
+    args, kwargs = _several(example)
     try:
         # Not without strict=True: quantizers look for the sources that only it notes (torchao 0.18).
         program: Any = torch.export.export(twin.train(), args, kwargs, strict=True)
@@ -57,8 +60,8 @@ def capture(graph_module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ValueError(
             f"backend='pt2e' exports the model, and torch.export refuses {type(graph_module).__name__}: "
-            f"{type(error).__name__}: {first} Quantize a submodule that can be exported, QATCallback(target=...), or use "
-            "QConfig(backend='fx')."
+            f"{type(error).__name__}: {first} Quantize a submodule that can be exported, QATCallback(target=...), or "
+            "use QConfig(backend='fx')."
         ) from error
     quiet = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     captured: fx.GraphModule = program.module(**quiet)
@@ -69,6 +72,14 @@ def capture(graph_module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
             node.meta[STEP] = steps[step]
             node.meta["nn_module_stack"] = _users_stack(steps[step])
     return captured
+
+
+def _several(example: Inputs) -> Inputs:
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    if not all(leaf.dim() and leaf.shape[0] == 1 for leaf in leaves):
+        return example
+    doubled: Inputs = tree_map_only(Tensor, lambda leaf: leaf.repeat(2, *[1] * (leaf.dim() - 1)), example)
+    return doubled
 
 
 def _in_steps(graph_module: fx.GraphModule, steps: list[fx.Node]) -> fx.GraphModule:

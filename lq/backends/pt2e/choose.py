@@ -13,7 +13,7 @@ from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.core.modules import QAT_LAYERS
 from lq.tracing import ops
-from lq.tracing.annotations import erase_stubs
+from lq.tracing.stubs import erase_stubs
 from lq.tracing.fuse import Layer, find_layers
 from lq.tracing.place import Site
 from lq.tracing.plan import LayerPlan
@@ -38,9 +38,9 @@ def _plan_of(traced: Traced) -> VendorPlan:
         return VendorPlan.from_dict(traced.known)
     if traced.example is None:
         raise ValueError(
-            "backend='pt2e' exports the model, which takes an example of its inputs: lq.prepare(..., example_args=(x,)), "
-            "or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the LightningModule, if that is "
-            "what the target takes."
+            "backend='pt2e' exports the model, which takes an example of its inputs: lq.prepare(..., "
+            "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
+            "LightningModule, if that is what the target takes."
         )
     return annotate(traced.graph_module, make_quantizer(traced.qconfig), traced.example)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,11 +27,14 @@ def make_quantizer(qconfig: QConfig) -> Any:
     try:
         quantizer = make(**qconfig.quantizer_options)
     except TypeError as error:
-        raise ValueError(f"quantizer_options={qconfig.quantizer_options} do not fit {qconfig.quantizer}: {error}.") from error
+        raise ValueError(
+            f"quantizer_options={qconfig.quantizer_options} do not fit {qconfig.quantizer}: {error}."
+        ) from error
     if not hasattr(quantizer, "annotate"):
         raise ValueError(
-            f"quantizer={qconfig.quantizer!r} makes a {type(quantizer).__name__}, which has no annotate(); give the path "
-            "of a class derived from torchao.quantization.pt2e.quantizer.Quantizer, or of a function that returns one."
+            f"quantizer={qconfig.quantizer!r} makes a {type(quantizer).__name__}, which has no annotate(); give the "
+            "path of a class derived from torchao.quantization.pt2e.quantizer.Quantizer, or of a function that returns "
+            "one."
         )
     return quantizer
 
@@ -60,7 +64,9 @@ def _xnnpack(**options: Any) -> Any:
     except ImportError:
         home = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
     config = home.get_symmetric_quantization_config(**{"is_per_channel": True, "is_qat": True, **options})
-    return home.XNNPACKQuantizer().set_global(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "XNNPACKQuantizer is deprecated")  # torchao's; that of executorch is not
+        return home.XNNPACKQuantizer().set_global(config)
 
 
 QUANTIZERS: Mapping[str, Callable[..., Any]] = {"x86_inductor": _x86_inductor, "xnnpack": _xnnpack}

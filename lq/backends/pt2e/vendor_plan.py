@@ -1,4 +1,4 @@
-"""What a quantizer wants, as plain data about lq's own graph: it fits into a checkpoint, which then needs no torchao."""
+"""What a quantizer wants, as plain data about lq's own graph; a checkpoint that holds it loads without torchao."""
 
 from __future__ import annotations
 
