@@ -319,8 +319,9 @@ class QATCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         share_quantization_state(trainer, pl_module, self._name)
-        passed = plan_of(self._target(pl_module)).passed
-        entry = CheckpointEntry(self._name, self.qconfig, passed, self._started, self._float.results)
+        plan = plan_of(self._target(pl_module))
+        figures = self._float.results
+        entry = CheckpointEntry(self._name, self.qconfig, plan.passed, self._started, figures, plan.vendor)
         checkpoint[KEY] = entry.to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
