@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lq.backends.pt2e import choice
 from lq.backends.prepare import plan_of, qconfig_of
+from lq.backends.pt2e import choice
 from lq.callback import QATCallback
 from lq.checkpoint import load_checkpoint
 from lq.export.artifact import load
 from lq.export.manifest import read_manifest
+from lq.models.annotated import AnnotatedMobileNetV2
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
-from tests.backends.annotated import AnnotatedMobileNetV2
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, keeper, make_data
 
@@ -93,5 +93,5 @@ def test_a_target_without_stubs_is_refused(fit: Fit) -> None:
 
 
 def test_pt2e_asks_for_an_example(fit: Fit) -> None:
-    with pytest.raises(ValueError, match="self.example_input_array = torch.rand"):
+    with pytest.raises(ValueError, match=r"self\.example_input_array = torch\.rand"):
         fit(Tiny(), callback("x86_inductor"))

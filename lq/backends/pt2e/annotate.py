@@ -137,7 +137,7 @@ def _grid(observer: nn.Module, what: str) -> tuple[int, int, torch.qscheme]:
         ValueError: if it is dynamic or has fixed scales.
     """
     inner: Any = getattr(observer, "activation_post_process", observer)
-    if getattr(inner, "is_dynamic", False) or type(inner).__name__ == "PlaceholderObserver":
+    if getattr(inner, "is_dynamic", False) or getattr(observer, "is_dynamic", False):
         raise ValueError(
             f"The quantizer wants {what} to be quantized dynamically, which is not trained; configure it for static "
             "quantization (is_dynamic=False)."

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torchao.quantization.pt2e import FakeQuantize, FixedQParamsFakeQuantize, MovingAverageMinMaxObserver
+from torchao.quantization.pt2e import FakeQuantize, MovingAverageMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
@@ -71,6 +71,3 @@ def only_linear_of(part: str) -> OnlyLinear:
 def no_quantizer() -> object:
     """Nothing that annotates."""
     return object()
-
-
-__all__ = ["FixedQParamsFakeQuantize", "OnlyLinear", "no_quantizer", "only_linear_of"]
