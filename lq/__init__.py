@@ -5,8 +5,9 @@ Public names are imported when they are first used, so that ``import lq`` stays 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lq.backends.convert import convert as convert
@@ -56,11 +57,7 @@ _HOMES = {
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lq' has no attribute {name!r}; public names: {sorted(_HOMES)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

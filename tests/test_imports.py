@@ -38,9 +38,16 @@ def test_import_is_light():
     assert run(code) == "[]"
 
 
+def test_processes_that_run_an_artifact_import_what_they_need_only():
+    code = "import sys, lq.export.worker, lq.export.stopwatch; print({'torchmetrics', 'lightning'} & {*sys.modules})"
+    assert run(code) == "set()"
+
+
 def test_public_names_exist():
-    code = "import lq; print([name for name in lq.__all__ if not hasattr(lq, name)], len(lq.__all__) > 0)"
-    assert run(code) == "[] True"
+    code = """import lq, lq.metrics
+print([name for package in (lq, lq.metrics) for name in package.__all__ if not hasattr(package, name)])
+print(len(lq.__all__) > 0, len(lq.metrics.__all__) > 0)"""
+    assert run(code) == "[]\nTrue True"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())

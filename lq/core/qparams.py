@@ -70,17 +70,19 @@ def step_and_ends(min_val: Tensor, max_val: Tensor, grid: Grid | Tensor) -> tupl
     )
 
 
-def of_one(parts: tuple[Tensor, Tensor, Tensor]) -> QParams:
-    """:func:`step_and_ends` of one slot in numbers where reading them costs nothing: on the CPU, not compiling."""
-    scale, low, high = parts
-    return (scale.item(), low.item(), high.item()) if _is_read(scale) else (scale, low, high)
-
-
 def of_each(parts: tuple[Tensor, Tensor, Tensor]) -> list[QParams]:
-    """The same of several slots."""
-    columns = (part.tolist() if _is_read(part) else part.unbind() for part in parts)
+    """:func:`step_and_ends` by slot: numbers on the CPU, where reading them costs nothing, else tensors."""
+    columns = (part.tolist() if part.is_cpu else part.unbind() for part in parts)
     return list(zip(*columns, strict=True))
 
 
-def _is_read(tensor: Tensor) -> bool:
-    return tensor.is_cpu and not torch.compiler.is_compiling()
+# A custom operation, because inductor would repeat this arithmetic for every few values of every activation.
+@torch.library.custom_op("lq::step_and_ends", mutates_args=())
+def compiled_step_and_ends(min_val: Tensor, max_val: Tensor, grid: Tensor) -> Tensor:
+    """:func:`step_and_ends` of all slots as three rows, for code that torch.compile sees."""
+    return torch.stack(step_and_ends(min_val, max_val, grid))
+
+
+@compiled_step_and_ends.register_fake
+def _(min_val: Tensor, max_val: Tensor, grid: Tensor) -> Tensor:
+    return min_val.new_empty(3, len(min_val))

@@ -3,7 +3,8 @@
 Layers write the minimum and maximum of their output into a slot; one vectorised update per training step moves every
 range of the network, with one collective when several processes train. Flags are plain Python, so that reading
 them neither synchronises a GPU nor breaks a compiled graph; what depends on data is a tensor, and compiled code never
-asks for its value. A slot without a range has qparams that round and clip nothing, so it needs no flag at all.
+asks for its value. A slot without a range has qparams that round and clip nothing, so it needs no flag at all; the
+first batch is not quantized, since its own range would be another one in every process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from torch import Tensor
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
 from lq.core.float32 import Float32Buffers
-from lq.core.qparams import ACTIVATIONS, QParams, of_each, of_one, scale_zero_point, slot_grid, step_and_ends
+from lq.core.qparams import (
+    ACTIVATIONS,
+    QParams,
+    compiled_step_and_ends,
+    of_each,
+    scale_zero_point,
+    slot_grid,
+    step_and_ends,
+)
 from lq.qconfig import ActivationSpec
 
 
@@ -86,7 +95,8 @@ class QATState(Float32Buffers):
         """:meth:`qparams` of one slot."""
         self.settle()
         if torch.compiler.is_compiling():
-            return self._one(slot, self.min_val[slot], self.max_val[slot])
+            scale, low, high = compiled_step_and_ends(self.min_val, self.max_val, self._grid).unbind()
+            return scale[slot], low[slot], high[slot]
         return self._read().qparams[slot]
 
     def ready(self, slot: int) -> bool:
@@ -121,8 +131,7 @@ class QATState(Float32Buffers):
         """Note the range of ``x`` for the update at the end of this step.
 
         Returns:
-            qparams to use now, ``None`` while fake quantization is off: those of the slot's range, or of ``x`` if it
-            has none yet.
+            qparams to use now, ``None`` while fake quantization is off.
         """
         with torch.no_grad():
             low, high = (end.float() for end in self._range_of(slot, x.detach()))
@@ -130,19 +139,7 @@ class QATState(Float32Buffers):
             if earlier is not None:
                 low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
             self._batch[slot] = (low, high)
-            if not self.fake_quant:
-                return None
-            if torch.compiler.is_compiling():
-                has_range = torch.isfinite(self.min_val[slot])
-                low = torch.where(has_range, self.min_val[slot], low)
-                high = torch.where(has_range, self.max_val[slot], high)
-            elif self.ready(slot):
-                return self.slot_qparams(slot)
-            return self._one(slot, low, high)
-
-    def _one(self, slot: int, low: Tensor, high: Tensor) -> QParams:
-        # With the grid in numbers: slices of tensors would be many more operations for torch.compile to trace.
-        return of_one(step_and_ends(low, high, self._grids[slot]))
+            return self.slot_qparams(slot) if self.fake_quant else None
 
     def _range_of(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.histograms is not None and slot in self.histograms.rows:

@@ -92,6 +92,23 @@ class Scratch:
         return Scratch, ()
 
 
+def _rounded(weight: Tensor, scale: Tensor, step: Tensor, memory: Tensor | None = None) -> Tensor:
+    out = torch.mul(weight.float(), scale.reciprocal(), out=memory)
+    return out.round_().mul_(step)
+
+
+# A custom operation, because inductor would fuse this with bringing the weight into the order that its convolutions
+# want, and then read and write single values.
+@torch.library.custom_op("lq::rounded_weight", mutates_args=())
+def _rounded_apart(weight: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+    return _rounded(weight, scale, step)
+
+
+@_rounded_apart.register_fake
+def _(weight: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=torch.float32)
+
+
 class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, factor: Tensor | None, scratch: Scratch | None) -> Tensor:
@@ -100,8 +117,12 @@ class _FakeQuantizeWeight(torch.autograd.Function):
             ctx.memory = scratch.take(weight)
             # With the version counter of the memory: a graph that is kept beyond its backward pass will notice.
             memory = ctx.memory.detach()
-        out = torch.mul(weight.float(), scale.reciprocal(), out=memory).round_()
-        out.mul_(scale if factor is None else scale * factor)
+        step = scale if factor is None else scale * factor
+        out: Tensor
+        if torch.compiler.is_compiling() and weight.is_cpu:
+            out = _rounded_apart(weight, scale, step)
+        else:
+            out = _rounded(weight, scale, step, memory)
         if factor is not None:
             ctx.save_for_backward(out, factor)
         return out

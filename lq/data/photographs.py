@@ -16,14 +16,16 @@ from lq.data.in_memory import InMemoryDataModule, check_at_least
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRAIN = ("astronaut", "coffee", "flower.jpg", "hubble_deep_field", "motorcycle_left", "retina")
 HELD_OUT = ("chelsea", "china.jpg", "rocket")
-_SMALLEST = 0.5  # side of a crop, as a share of the photograph's shorter side
+# Least side of a crop, as a share of the photograph's shorter side. ImageNet is judged on crops of 0.875.
+SMALLEST, SMALLEST_HELD_OUT = 0.5, 0.85
 
 
 class PhotographsDataModule(InMemoryDataModule):
     """Random crops of photographs in scikit-image and scikit-learn, labelled by a network that knows their classes.
 
     There is no ImageNet without a download; a few photographs do for what quantization needs: real ranges, and a
-    training that keeps the network where it was. Validation crops come from photographs of their own.
+    training that keeps the network where it was. Validation crops come from photographs of their own, and show most of
+    them, as crops do that ImageNet classifiers are judged on.
 
     Args:
         teacher: network with ImageNet weights, images (N, 3, S, S) to logits; its top class is the label of a crop.
@@ -60,8 +62,12 @@ class PhotographsDataModule(InMemoryDataModule):
         if self._sets:
             return
         generator = torch.Generator().manual_seed(self.seed)
-        for part, names, count in (("train", TRAIN, self.crops), ("val", HELD_OUT, self.val_crops)):
-            images = cut_crops([load_photograph(name) for name in names], count, self.image_size, generator)
+        for part, names, count, smallest in (
+            ("train", TRAIN, self.crops, SMALLEST),
+            ("val", HELD_OUT, self.val_crops, SMALLEST_HELD_OUT),
+        ):
+            photographs = [load_photograph(name) for name in names]
+            images = cut_crops(photographs, count, self.image_size, generator, smallest)
             self._sets[part] = images, self._labels(images)
         self._sets["test"] = self._sets["val"]
 
@@ -104,7 +110,9 @@ def load_photograph(name: str) -> Tensor:
     return torch.as_tensor(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
-def cut_crops(photographs: Iterable[Tensor], count: int, size: int, generator: torch.Generator) -> Tensor:
+def cut_crops(
+    photographs: Iterable[Tensor], count: int, size: int, generator: torch.Generator, smallest: float = SMALLEST
+) -> Tensor:
     """Cut square crops of random place and size, resize and normalize them.
 
     Args:
@@ -112,6 +120,7 @@ def cut_crops(photographs: Iterable[Tensor], count: int, size: int, generator: t
         count: crops in all.
         size: side of a crop in pixels, after resizing.
         generator: source of the random numbers.
+        smallest: least side of a crop, as a share of the photograph's shorter side.
 
     Returns:
         tensor of shape (count, 3, size, size), normalized with ImageNet's mean and standard deviation.
@@ -125,7 +134,7 @@ def cut_crops(photographs: Iterable[Tensor], count: int, size: int, generator: t
         photograph = sources[i % len(sources)]
         height, width = photograph.shape[1:]
         share, top, left = torch.rand(3, generator=generator).tolist()
-        side = max(1, round(min(height, width) * (_SMALLEST + (1 - _SMALLEST) * share)))
+        side = max(1, round(min(height, width) * (smallest + (1 - smallest) * share)))
         y, x = round(top * (height - side)), round(left * (width - side))
         crop = photograph[None, :, y : y + side, x : x + side]
         crops.append(F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False))

@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
 from lq.benchmark import Latency
 from lq.export.artifact import PREPARED_NAME, Int8Model, load, new_artifact
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.gatekeeper import Gatekeeper
 from lq.export.manifest import write_manifest
-from lq.export.parity import ENOUGH_DB, Gate, Parity, check, first_difference, measure, metric_complaint
+from lq.export.parity import Gate, Parity, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
 from lq.export.signature import Inputs, Signature, one_sample
 from lq.export.stopwatch import fresh_latencies
@@ -220,24 +221,25 @@ def _export(
 
 def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, place: Path, calls: Calls) -> None:
     """Fill ``parity``; complaints become failures or warnings, with the layer to look at."""
-    inputs, expected, gate = [call for call, _ in calls], [output for _, output in calls], order.gate
+    gate, results = order.gate, deployment.results
+    keeper = Gatekeeper(prepared, calls, gate)
     for choice in order.choices:
         if choice.name not in deployment.models:
             continue
-        parity = check(place, choice.name, inputs, expected, gate)
-        results = deployment.results
         changed = metric_complaint(results.get(FAKE, {}), results.get(choice.name, {}), gate)
-        parity = replace(parity, complaint=parity.complaint or changed)
+        parity = keeper.judge(choice, place, changed)
         if not parity.passed:
-            layer = first_difference(prepared, choice, inputs[0], gate.min_sqnr_db or ENOUGH_DB)
-            parity = replace(parity, first_layer=layer)
-            message = f"{choice.name!r} does not compute what was trained: {parity.complaint}; they part at {layer}"
+            message = (
+                f"{choice.name!r} does not compute what was trained: {parity.complaint}; "
+                f"they part at {parity.first_layer}"
+            )
             if gate.on_failure == "error":
                 deployment.failures.append(message)
             else:
                 warnings.warn(f"lq: {message}", stacklevel=2)
         deployment.parity[choice.name] = parity
         deployment.results.setdefault(f"{choice.name}_vs_{FAKE}", parity.fidelity)
+    deployment.notes += keeper.notes
 
 
 def _latencies(

@@ -1,27 +1,19 @@
-"""The parity gate: does what is deployed compute what was trained, and if not, from which layer on?"""
+"""The parity gate: does what is deployed compute what was trained?"""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from lq.backends.prepare import plan_of, state_of
-from lq.core.fake_quantize import FakeQuantize
-from lq.core.layer import QATLayer
-from lq.export.exporters import Chosen
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Inputs
 from lq.export.worker import run_in_fresh_process
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
-from lq.metrics.outputs import main_tensor
-from lq.tracing import ops
-from lq.tracing.trace import STATE
 
 ENOUGH_DB = 25.0
 ON_FAILURE = ("error", "warn")
@@ -39,6 +31,8 @@ class Gate:
             sound ones 27-60, the least where flips of single values grow through many layers.
         max_metric_change: how far the metric of an artifact on the validation data may be from that of the
             fake-quantized model, in either direction; ``None`` does not look.
+        excuse_rounding: where the fake-quantized model misses half of these distances itself once it is computed in
+            float64 (:func:`lq.export.rounding.rounding_noise`), ask no more of artifacts than twice that noise.
         on_failure: "error" leaves the artifact out and lets the run fail; "warn" keeps it.
 
     Raises:
@@ -53,6 +47,7 @@ class Gate:
     min_agreement: float | None = 0.99
     min_sqnr_db: float | None = ENOUGH_DB
     max_metric_change: float | None = None
+    excuse_rounding: bool = True
     on_failure: str = "error"
 
     def __post_init__(self) -> None:
@@ -66,6 +61,32 @@ class Gate:
             raise ValueError(f"max_metric_change={self.max_metric_change} must be 0 or more, e.g. 0.005, or None.")
         if self.on_failure not in ON_FAILURE:
             raise ValueError(f"on_failure={self.on_failure!r} must be one of {', '.join(ON_FAILURE)}.")
+
+    def complaint(self, parity: Parity) -> str:
+        """What is wrong with these distances, or ""."""
+        if self.min_sqnr_db is not None and not parity.sqnr_db >= self.min_sqnr_db:
+            return f"SQNR {parity.sqnr_db:.1f} dB is below {self.min_sqnr_db:.1f} dB"
+        if self.min_agreement is None or parity.agreement is None:
+            return ""
+        differing = round((1 - parity.agreement) * parity.samples)
+        if differing > 1 and parity.agreement < self.min_agreement:
+            return f"agreement {parity.agreement:.2%} is below {self.min_agreement:.2%}"
+        return ""
+
+    def tolerating(self, noise: Parity) -> Gate:
+        """A gate that asks for no less noise than twice what rounding alone makes.
+
+        Example:
+            >>> lowered = Gate(min_agreement=0.99, min_sqnr_db=25).tolerating(Parity(100, 28.0, 0.1, agreement=0.98))
+            >>> round(lowered.min_agreement, 2), round(lowered.min_sqnr_db, 1)
+            (0.96, 22.0)
+        """
+        agreement, ratio = self.min_agreement, self.min_sqnr_db
+        if agreement is not None and noise.agreement is not None:
+            agreement = max(0.0, min(agreement, 1 - 2 * (1 - noise.agreement)))
+        if ratio is not None:
+            ratio = min(ratio, noise.sqnr_db - 20 * math.log10(2))
+        return replace(self, min_agreement=agreement, min_sqnr_db=ratio)
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,7 @@ def measure(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Pa
     a, b = torch.cat([t.float().flatten() for t in expected]), torch.cat([t.float().flatten() for t in got])
     samples = sum(len(t) if t.dim() else 1 for t in expected)
     parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(expected, got))
-    return replace(parity, complaint=_complaint(parity, gate))
+    return replace(parity, complaint=gate.complaint(parity))
 
 
 def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Tensor], gate: Gate) -> Parity:
@@ -168,91 +189,9 @@ def metric_complaint(exact: Mapping[str, float], got: Mapping[str, float], gate:
     return ", ".join(f"{name} is {got[name]:.4g} instead of {exact[name]:.4g}" for name in sorted(far))
 
 
-def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = ENOUGH_DB) -> str:
-    """The first layer behind which an exported model leaves the fake-quantized one.
-
-    Both are cut off behind a fake quantizer, exported and compared; bisection over the quantizers, in the order in
-    which they run, takes log2 of their number of exports.
-
-    Args:
-        prepared: in evaluation mode, with ranges.
-        choice: the exporter.
-        inputs: of one call, on the CPU.
-        min_sqnr_db: what a tensor has to reach to count as equal.
-
-    Returns:
-        the layer's name and the SQNR behind it; "the output" if all tensors before it agree.
-    """
-    state = state_of(prepared)
-    modules = dict(prepared.named_modules())
-    nodes = []
-    for node in prepared.graph.nodes:
-        module = ops.module_of(node, modules)
-        if isinstance(module, FakeQuantize) and state.ready(module.slot):
-            nodes.append((node, state.names[module.slot]))
-    low, high, ratio = 0, len(nodes), math.nan
-    while low < high:
-        middle = (low + high) // 2
-        found = _behind(prepared, nodes[middle][0], choice, inputs)
-        if found < min_sqnr_db:
-            high, ratio = middle, found
-        else:
-            low = middle + 1
-    if low == len(nodes):
-        return "the output"
-    return f"{_source(prepared, *nodes[low])} ({ratio:.1f} dB)"
-
-
-def _source(prepared: fx.GraphModule, node: fx.Node, name: str) -> str:
-    """The layer or operation whose tensor a fake quantizer rounds."""
-    source = node.args[0]
-    module = ops.module_of(source, dict(prepared.named_modules())) if isinstance(source, fx.Node) else None
-    if isinstance(module, QATLayer):
-        return str(cast(fx.Node, source).target)
-    return next((tensor.after for tensor in plan_of(prepared).tensors if tensor.name == name), name)
-
-
-def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inputs) -> float:
-    cut = _cut_behind(prepared, node)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
-        expected = main_tensor(cut(*inputs[0], **inputs[1]))
-        directory = Path(scratch)
-        info = choice.export(cut, inputs, directory)
-        signature = Signature.of(cut, inputs, expected)
-        got = choice.exporter.load(directory, signature, info)(*inputs[0], **inputs[1])
-    return float(sqnr(expected, main_tensor(got)))
-
-
-def _cut_behind(prepared: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
-    """The model that returns the tensor of a node."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for old in prepared.graph.nodes:
-        copies[old] = graph.node_copy(old, lambda n: copies[n])
-        if old is node:
-            break
-    graph.output(copies[node])
-    cut = fx.GraphModule(prepared, graph, class_name=type(prepared).__name__)
-    cut.add_module(STATE, state_of(prepared))
-    cut.graph.eliminate_dead_code()
-    cut.recompile()
-    return cut.eval()
-
-
 def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | None:
     if any(t.dim() < 2 or t.shape[1] < 2 for t in expected):
         return None
     counts = [t.numel() / t.shape[1] for t in expected]
     shares = [float(top1_agreement(a, b)) for a, b in zip(expected, got, strict=True)]
     return sum(n * share for n, share in zip(counts, shares, strict=True)) / sum(counts)
-
-
-def _complaint(parity: Parity, gate: Gate) -> str:
-    if gate.min_sqnr_db is not None and not parity.sqnr_db >= gate.min_sqnr_db:
-        return f"SQNR {parity.sqnr_db:.1f} dB is below {gate.min_sqnr_db:.1f} dB"
-    if gate.min_agreement is None or parity.agreement is None:
-        return ""
-    differing = round((1 - parity.agreement) * parity.samples)
-    if differing > 1 and parity.agreement < gate.min_agreement:
-        return f"agreement {parity.agreement:.2%} is below {gate.min_agreement:.2%}"
-    return ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lq.metrics.fidelity import SQNR, MaxAbsError, Top1Agreement
+from lq.metrics.accumulated import SQNR, MaxAbsError, Top1Agreement
 from lq.metrics.outputs import describe, main_tensor
 
 AnyMetric = Metric | MetricCollection

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 
 def sqnr(reference: Tensor, other: Tensor) -> Tensor:
@@ -31,7 +28,7 @@ def sqnr(reference: Tensor, other: Tensor) -> Tensor:
         >>> sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
         tensor(20., dtype=torch.float64)
     """
-    return _decibel(*_powers(reference, other))
+    return decibel(*powers(reference, other))
 
 
 def top1_agreement(a: Tensor, b: Tensor) -> Tensor:
@@ -53,7 +50,7 @@ def top1_agreement(a: Tensor, b: Tensor) -> Tensor:
         >>> top1_agreement(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 9.0], [1.0, 2.0]]))
         tensor(0.5000, dtype=torch.float64)
     """
-    same, total = _agreeing(a, b)
+    same, total = agreeing(a, b)
     return same.double() / total
 
 
@@ -80,118 +77,27 @@ def max_abs_error(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() - b.double()).abs().amax()
 
 
-class SQNR(Metric):
-    """:func:`sqnr` over all batches seen: powers are summed, and the ratio is taken once at the end.
-
-    Example:
-        >>> metric = SQNR()
-        >>> metric.update(torch.tensor([3.0]), torch.tensor([3.0]))
-        >>> metric.update(torch.tensor([4.0]), torch.tensor([4.5]))
-        >>> metric.compute()
-        tensor(20., dtype=torch.float64)
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    signal: Tensor
-    noise: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("signal", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("noise", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, reference: Tensor, other: Tensor) -> None:
-        """Add a batch (see :func:`sqnr`)."""
-        signal, noise = _powers(reference, other)
-        self.signal = self.signal + signal
-        self.noise = self.noise + noise
-
-    def compute(self) -> Tensor:
-        """SQNR in dB over everything seen."""
-        return _decibel(self.signal, self.noise)
-
-
-class Top1Agreement(Metric):
-    """:func:`top1_agreement` over all batches seen.
-
-    Example:
-        >>> metric = Top1Agreement()
-        >>> metric.update(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 9.0]]))
-        >>> metric.compute()
-        tensor(1., dtype=torch.float64)
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    same: Tensor
-    total: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("same", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, a: Tensor, b: Tensor) -> None:
-        """Add a batch (see :func:`top1_agreement`)."""
-        same, total = _agreeing(a, b)
-        self.same = self.same + same
-        self.total = self.total + total
-
-    def compute(self) -> Tensor:
-        """Share of equal predictions over everything seen."""
-        return self.same.double() / self.total
-
-
-class MaxAbsError(Metric):
-    """:func:`max_abs_error` over all batches seen.
-
-    Example:
-        >>> metric = MaxAbsError()
-        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
-        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
-        >>> metric.compute()
-        tensor(0.5000, dtype=torch.float64)
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-    largest: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("largest", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
-
-    def update(self, a: Tensor, b: Tensor) -> None:
-        """Add a batch (see :func:`max_abs_error`)."""
-        self.largest = torch.maximum(self.largest, max_abs_error(a, b))
-
-    def compute(self) -> Tensor:
-        """Largest absolute difference over everything seen."""
-        return self.largest
-
-
 def _check_shapes(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)} differ; compare two outputs of the same batch.")
 
 
-def _powers(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def powers(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared norms of a tensor and of its difference from another, float64."""
     _check_shapes(reference, other)
     # float64: at 60 dB the noise power is a millionth of the signal's, and long float32 sums drop such parts
     x = reference.double()
     return x.square().sum(), (x - other.double()).square().sum()
 
 
-def _decibel(signal: Tensor, noise: Tensor) -> Tensor:
+def decibel(signal: Tensor, noise: Tensor) -> Tensor:
+    """The ratio of two powers in dB; infinite without noise."""
     ratio = 10 * (torch.log10(signal) - torch.log10(noise))
     return torch.where(noise == 0, torch.full_like(ratio, torch.inf), ratio)  # zero against zero too
 
 
-def _agreeing(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+def agreeing(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    """How many predictions are equal, and how many there are."""
     _check_shapes(a, b)
     if a.ndim < 2 or a.shape[1] < 2:
         raise ValueError(

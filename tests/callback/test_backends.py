@@ -74,6 +74,7 @@ def test_from_training_to_artifact_and_back(fit: Fit, tmp_path: Path, name: str,
     assert qconfig_of(fresh.model) == BACKENDS[name]
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("name", ["eager", "x86_inductor"])
 def test_resumed_it_goes_on_bit_for_bit(fit: Fit, tmp_path: Path, name: str) -> None:
     whole, parts = Annotated(), Annotated()

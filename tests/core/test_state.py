@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lq.core.fake_quantize import FakeQuantize
-from lq.core.functional import EPS
+from lq.core.functional import EPS, fake_quantize
 from lq.core.state import QATState
 from lq.qconfig import ActivationSpec
 
@@ -82,19 +82,28 @@ def test_one_update_equals_a_loop_over_observers():
     assert (state.min_val[NEVER_RUNS].item(), state.max_val[NEVER_RUNS].item()) == (torch.inf, -torch.inf)
 
 
-def test_a_range_is_used_as_soon_as_the_first_batch_is_there():
+def test_the_first_batch_is_not_quantized_and_the_second_is_on_the_grid_of_the_first():
+    # Each process has its own first batch; on its own range, each would train another model.
     state = make_state()
-    scale, low, high = state.observe(0, torch.tensor([-1.0, 1.55]))
-    assert (scale, low, high) == (pytest.approx(0.01), -100.0, 155.0)
+    x = torch.tensor([-1.0, 1e-9, 1.55])
+    assert torch.equal(fake_quantize(x, *state.observe(0, x)), x)
     assert not state.ready(0)
+    state.update()
+    assert state.observe(0, x) == (pytest.approx(0.01), -100.0, 155.0)
+
+
+def test_a_relu_works_before_there_is_a_range():
+    state = make_state()
+    x = torch.tensor([-1.0, 1.0, 7.0])
+    assert fake_quantize(x, *state.observe(1, x)).tolist() == [0.0, 1.0, 7.0]
+    assert fake_quantize(x, *state.observe(2, x)).tolist() == [0.0, 1.0, 6.0]
 
 
 def test_a_nan_in_the_first_batch_does_not_poison_the_ranges():
     state = make_state()
     feed(state, [torch.tensor([torch.nan, 1.0])])
     assert not state.ready(0)
-    scale, _, _ = state.observe(0, torch.tensor([-1.0, 1.55]))
-    assert scale == pytest.approx(0.01)
+    state.observe(0, torch.tensor([-1.0, 1.55]))
     state.update()
     assert state.ready(0)
     assert state.nonfinite[0] == 1

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchmetrics.audio import SignalNoiseRatio
 
-from lq.metrics.fidelity import SQNR, MaxAbsError, Top1Agreement, max_abs_error, sqnr, top1_agreement
+from lq.metrics.accumulated import SQNR, MaxAbsError, Top1Agreement
+from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 PAIRS = [(sqnr, SQNR), (top1_agreement, Top1Agreement), (max_abs_error, MaxAbsError)]

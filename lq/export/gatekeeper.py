@@ -1,0 +1,70 @@
+"""Judges every artifact of a delivery against the fake-quantized model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor, fx
+
+from lq.export.bisection import first_difference
+from lq.export.exporters import Chosen
+from lq.export.parity import ENOUGH_DB, Gate, Parity, check
+from lq.export.rounding import rounding_noise
+from lq.export.signature import Inputs
+
+
+class Gatekeeper:
+    """One gate for all artifacts of a model; what is costly is computed when the first of them fails.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        calls: inputs, and the main output of ``prepared`` for each.
+        gate: what every artifact has to reach.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Tensor]], gate: Gate) -> None:
+        self.prepared, self.gate = prepared, gate
+        self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
+        self.notes: list[str] = []
+
+    @cached_property
+    def noise(self) -> Parity | None:
+        """What rounding alone does to the model; see :func:`lq.export.rounding.rounding_noise`."""
+        return rounding_noise(self.prepared, self.inputs, self.expected)
+
+    def judge(self, choice: Chosen, place: Path, other_complaint: str = "") -> Parity:
+        """Compare one artifact, and find the layer to look at if there is a complaint.
+
+        Args:
+            choice: its exporter.
+            place: directory with its files.
+            other_complaint: what else speaks against it, or "".
+        """
+        parity = self._excused(choice.name, check(place, choice.name, self.inputs, self.expected, self.gate))
+        parity = replace(parity, complaint=parity.complaint or other_complaint)
+        if parity.passed:
+            return parity
+        enough = self.gate.min_sqnr_db or ENOUGH_DB
+        return replace(parity, first_layer=first_difference(self.prepared, choice, self.inputs[0], enough))
+
+    def _excused(self, name: str, parity: Parity) -> Parity:
+        """Without the complaint, where rounding alone explains it."""
+        measured = math.isfinite(parity.sqnr_db)
+        if parity.passed or not measured or not self.gate.excuse_rounding or self.noise is None:
+            return parity
+        if self.gate.tolerating(self.noise).complaint(parity):
+            return parity
+        self.notes.append(
+            f"{name}: {parity.complaint}; rounding alone explains that: computed in float64, the fake-quantized model "
+            f"itself reaches {_reached(self.noise)}"
+        )
+        return replace(parity, complaint="")
+
+
+def _reached(noise: Parity) -> str:
+    ratio = f"{noise.sqnr_db:.1f} dB"
+    return ratio if noise.agreement is None else f"{noise.agreement:.1%} and {ratio}"

@@ -1,0 +1,105 @@
+"""The distances of :mod:`lq.metrics.fidelity` over many batches and processes, as torchmetrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lq.metrics.fidelity import agreeing, decibel, max_abs_error, powers
+
+
+class SQNR(Metric):
+    """:func:`sqnr` over all batches seen: powers are summed, and the ratio is taken once at the end.
+
+    Example:
+        >>> metric = SQNR()
+        >>> metric.update(torch.tensor([3.0]), torch.tensor([3.0]))
+        >>> metric.update(torch.tensor([4.0]), torch.tensor([4.5]))
+        >>> metric.compute()
+        tensor(20., dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    signal: Tensor
+    noise: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("signal", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("noise", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, reference: Tensor, other: Tensor) -> None:
+        """Add a batch (see :func:`sqnr`)."""
+        signal, noise = powers(reference, other)
+        self.signal = self.signal + signal
+        self.noise = self.noise + noise
+
+    def compute(self) -> Tensor:
+        """SQNR in dB over everything seen."""
+        return decibel(self.signal, self.noise)
+
+
+class Top1Agreement(Metric):
+    """:func:`top1_agreement` over all batches seen.
+
+    Example:
+        >>> metric = Top1Agreement()
+        >>> metric.update(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 9.0]]))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    same: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("same", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """Add a batch (see :func:`top1_agreement`)."""
+        same, total = agreeing(a, b)
+        self.same = self.same + same
+        self.total = self.total + total
+
+    def compute(self) -> Tensor:
+        """Share of equal predictions over everything seen."""
+        return self.same.double() / self.total
+
+
+class MaxAbsError(Metric):
+    """:func:`max_abs_error` over all batches seen.
+
+    Example:
+        >>> metric = MaxAbsError()
+        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+        >>> metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    largest: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("largest", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(self, a: Tensor, b: Tensor) -> None:
+        """Add a batch (see :func:`max_abs_error`)."""
+        self.largest = torch.maximum(self.largest, max_abs_error(a, b))
+
+    def compute(self) -> Tensor:
+        """Largest absolute difference over everything seen."""
+        return self.largest
