@@ -259,7 +259,12 @@ class QConfig:
 
     @property
     def resolved_engine(self) -> str:
-        """The engine that runs the converted model."""
+        """The engine that runs the converted model.
+
+        Vendors' quantizers want weights of 8 bits, with which the kernels of the portable preset's engine saturate.
+        """
+        if self.engine is None and self.backend == "pt2e" and self.preset == "portable":
+            return PRESETS["x86_vnni"].engine
         return self.engine or PRESETS[self.preset].engine
 
     @property

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lq.backends.base import Choice, Traced
-from lq.tracing.stubs import erase_stubs
 from lq.tracing.fuse import find_layers
 from lq.tracing.place import Placement
+from lq.tracing.stubs import erase_stubs
 
 
 def choose(traced: Traced) -> Choice:

@@ -15,11 +15,11 @@ from lq.backends.insert import insert_quantization
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
 from lq.qconfig import QConfig, as_qconfig
-from lq.tracing.stubs import prepared_by_torch_ao
 from lq.tracing.fuse import Layer, uncalled_layers
 from lq.tracing.ops import is_cheap, is_same_grid, joined_tensors, relu_kind
 from lq.tracing.place import Site
 from lq.tracing.plan import LayerPlan, Plan, UntraceablePlan
+from lq.tracing.stubs import prepared_by_torch_ao
 from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace, untraceable_parts
 
 BACKENDS: Mapping[str, Backend] = {"fx": fx_backend.choose, "eager": eager.choose, "pt2e": pt2e.choose}

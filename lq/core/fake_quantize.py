@@ -17,9 +17,9 @@ class FakeQuantize(nn.Module):
     """Quantizes and dequantizes one activation, with a ReLU or ReLU6 absorbed by its clamp.
 
     Its range is a slot of the model's :class:`~lq.core.state.QATState`, which several may share. With fake
-    quantization off, or before the slot has seen a batch, it is just the activation function that it absorbed. A learned
-    scale is a parameter, ``scale``, 0 until the state starts it from the observed range; the zero point stays with the
-    observer.
+    quantization off, or before the slot has seen a batch, it is just the activation function that it absorbed. A
+    learned scale is a parameter, ``scale``, 0 until the state starts it from the observed range; the zero point stays
+    with the observer.
 
     Args:
         state: the model's quantization state.

@@ -8,10 +8,10 @@ from typing import Any
 from torch import fx, nn
 
 from lq.core.fake_quantize import ModeSwitch, TrainingFlag
-from lq.tracing.stubs import mark_functional
 from lq.tracing.errors import UntraceableError
 from lq.tracing.inplace import read_results_of_inplace_operations
 from lq.tracing.modes import STATE, merge_modes
+from lq.tracing.stubs import mark_functional
 from lq.tracing.tracer import is_batch_norm_act, trace_once
 
 __all__ = ["STATE", "copy_modes", "passed_parameters", "trace", "untraceable_parts"]

@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.modules import QAT_LAYERS
-from lq.tracing.stubs import is_stub
 from lq.tracing.errors import UntraceableError
+from lq.tracing.stubs import is_stub
 
 _REMEDY = (
     "Control flow that depends on tensor values or shapes has no graph. Move that branch into a module of its own: it "

@@ -13,9 +13,10 @@ from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.deprecations import quiet_torch_ao
 from lq.metrics import sqnr
+from lq.models.annotated import AnnotatedMobileNetV2
 from lq.ptq import calibrate
 from lq.qconfig import QConfig
-from tests.backends.annotated import AnnotatedMobileNetV2, Functionals, batch_norm_statistics
+from tests.backends.annotated import Functionals, batch_norm_statistics
 
 EAGER = QConfig(backend="eager")
 X = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -85,6 +85,9 @@ class _Reader:
         spec = _activation_spec(observer, _origin(source))
         group = self.groups.setdefault(id(observer), len(self.groups))
         step = self._step(source)
+        if step is not None and {user.meta.get(STEP) for user in node.users} == {step}:
+            self._remark(f"what `{step.name}` computes inside is not rounded")
+            return
         if step is not None and all(self._is_observer(user) for user in source.users):
             yield VendorTensor(step.name, None, spec, group)
             return
@@ -93,9 +96,7 @@ class _Reader:
             if reader is None or self._is_observer(user):
                 continue
             read = step if step in reader.all_input_nodes else _only(reader.all_input_nodes)
-            if reader is step or read is None:
-                self._remark(f"what `{reader.name}` computes inside is not rounded")
-            else:
+            if read is not None and reader is not step:
                 yield VendorTensor(read.name, (reader.name,), spec, group)
 
     def _step(self, source: fx.Node) -> fx.Node | None:
@@ -136,7 +137,7 @@ def _grid(observer: nn.Module, what: str) -> tuple[int, int, torch.qscheme]:
         ValueError: if it is dynamic or has fixed scales.
     """
     inner: Any = getattr(observer, "activation_post_process", observer)
-    if getattr(inner, "is_dynamic", False) or type(inner).__name__ == "PlaceholderObserver":
+    if getattr(inner, "is_dynamic", False) or getattr(observer, "is_dynamic", False):
         raise ValueError(
             f"The quantizer wants {what} to be quantized dynamically, which is not trained; configure it for static "
             "quantization (is_dynamic=False)."

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lq.backends.base import Inputs
@@ -52,6 +53,9 @@ def capture(graph_module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
     steps = list(graph_module.graph.nodes)
     # A copy, for what exporting does to modes and statistics.
     twin = copy.deepcopy(_in_steps(graph_module, steps))
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is None:
+            module.momentum = 0.1  # a cumulative average depends on the value of its counter, which export refuses
     args, kwargs = _several(example)
     try:
         # Not without strict=True: quantizers look for the sources that only it notes (torchao 0.18).

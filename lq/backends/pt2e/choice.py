@@ -13,10 +13,10 @@ from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.core.modules import QAT_LAYERS
 from lq.tracing import ops
-from lq.tracing.stubs import erase_stubs
 from lq.tracing.fuse import Layer, find_layers
 from lq.tracing.place import Site
 from lq.tracing.plan import LayerPlan
+from lq.tracing.stubs import erase_stubs
 
 
 def choose(traced: Traced) -> Choice:
