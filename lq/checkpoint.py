@@ -35,6 +35,7 @@ class CheckpointEntry:
         passed: parameters of its ``forward`` that calls pass.
         started: whether fake quantization had started.
         fp32: figures of the float model.
+        vendor: what its backend took from outside of lq, such as a quantizer of PT2E.
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
 
     Example:
@@ -48,6 +49,7 @@ class CheckpointEntry:
     passed: tuple[str, ...] = ()
     started: bool = False
     fp32: Mapping[str, float] = field(default_factory=dict)
+    vendor: Mapping[str, Any] | None = None
     history: Sequence[Mapping[str, float]] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class CheckpointEntry:
                 f"The checkpoint's QAT entry has format version {version}; this lq reads version {FORMAT_VERSION}. "
                 + ("Install the lq that wrote it, or a newer one." if version > FORMAT_VERSION else "Train it again.")
             )
-        values = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name != "history"}
+        values = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name in plain}
         values["qconfig"], values["passed"] = QConfig.from_dict(plain["qconfig"]), tuple(plain["passed"])
         values["history"] = tuple(plain.get("history", ()))  # the first checkpoints have none
         return cls(**values)
@@ -216,7 +218,7 @@ def _prepared(module: nn.Module, entry: CheckpointEntry) -> Any:
     if is_prepared(module):
         entry.require_same_plan(entry.target, qconfig_of(module))
         return module
-    return prepare_without_example(module, entry.qconfig, frozenset(entry.passed))
+    return prepare_without_example(module, entry.qconfig, frozenset(entry.passed), vendor=entry.vendor)
 
 
 def _part(state: Mapping[str, Any], target: str) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
+BACKENDS = ("fx", "eager", "pt2e")
 WEIGHT_OBSERVERS = ("minmax", "mse")
 OBSERVERS = ("moving_average_minmax", "minmax", "histogram", "mse", "percentile", "entropy")
 
@@ -148,6 +149,7 @@ class Preset:
     weight: WeightSpec
     activation: ActivationSpec
     about: str
+    fuse_add: bool = False
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -162,6 +164,13 @@ PRESETS: Mapping[str, Preset] = {
         WeightSpec(-127, 127),
         ActivationSpec(),
         "8-bit weights and activations for x86 CPUs known to have VNNI",
+    ),
+    "openvino": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(),
+        "for OpenVINO and inductor, on CPUs with VNNI: as x86_vnni, residuals added inside of convolutions",
+        fuse_add=True,
     ),
     "qnnpack": Preset("qnnpack", WeightSpec(-127, 127), ActivationSpec(), "8-bit for ARM CPUs"),
     "tensorrt": Preset(
@@ -188,9 +197,17 @@ class QConfig:
         include: quantize only layers that match one of these; empty means all.
         exclude: leave layers that match one of these in float.
         overrides: pattern -> :class:`LayerQConfig`; the last match wins.
+        backend: who decides what is quantized: ``"fx"``, lq itself; ``"eager"``, the QuantStubs, FloatFunctionals and
+            ``qconfig = None`` in a model that was written for torch.ao's eager mode; or ``"pt2e"``, a quantizer of
+            torchao's PT2E flow, whose integers and schemes come before those of ``weight`` and ``activation``.
+        quantizer: of backend "pt2e": ``"x86_inductor"``, ``"xnnpack"``, or the dotted path of a class or function.
+        quantizer_options: what it is called with.
+        fuse_add: a convolution whose result is only added to another tensor is not rounded before. So compute OpenVINO
+            and inductor (exporters "openvino" and "pt2"), whose kernels add and then round; the kernels of others
+            round both, and leave such a convolution in float. ``None`` leaves it to the preset.
 
     Raises:
-        ValueError: on an unknown preset or an engine that this CPU's torch does not support.
+        ValueError: on an unknown preset or backend, or an engine that this CPU's torch does not support.
 
     Example:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
@@ -205,11 +222,22 @@ class QConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: dict[str, LayerQConfig] = field(default_factory=dict)
+    backend: str = "fx"
+    quantizer: str = ""
+    quantizer_options: dict[str, Any] = field(default_factory=dict)
+    fuse_add: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
+        if (self.backend == "pt2e") != bool(self.quantizer):
+            raise ValueError(
+                f"backend={self.backend!r} with quantizer={self.quantizer!r}: the backend 'pt2e' needs a quantizer, "
+                "e.g. quantizer='x86_inductor', and the others have none."
+            )
         for name in ("include", "exclude"):
             value = getattr(self, name)
             if isinstance(value, str):
@@ -223,22 +251,48 @@ class QConfig:
             )
 
     @property
+    def title(self) -> str:
+        """What gives grids and places: the preset's name, and that of the backend if it is not the default."""
+        if self.backend == "pt2e":
+            return f"pt2e {self.quantizer}"
+        return self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
+
+    @property
     def resolved_engine(self) -> str:
-        """The engine that runs the converted model."""
+        """The engine that runs the converted model.
+
+        Vendors' quantizers want weights of 8 bits, with which the kernels of the portable preset's engine saturate.
+        """
+        if self.engine is None and self.backend == "pt2e" and self.preset == "portable":
+            return PRESETS["x86_vnni"].engine
         return self.engine or PRESETS[self.preset].engine
+
+    @property
+    def resolved_fuse_add(self) -> bool:
+        """Whether residuals are added inside of convolutions."""
+        return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
 
     @property
     def resolved_activation(self) -> ActivationSpec:
         """The activation grid where no override applies."""
         return self.activation or PRESETS[self.preset].activation
 
-    def weight_spec(self, name: str, module: nn.Module) -> WeightSpec:
-        """Grid of the weight of the layer ``name``."""
-        return self._override(name, module).weight or self.weight or PRESETS[self.preset].weight
+    def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
+        """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
+        override, own = self._override(name, module).weight, self.weight or PRESETS[self.preset].weight
+        if override is not None or vendor is None:
+            return override or own
+        per_channel = own.per_channel and vendor.per_channel
+        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
 
-    def activation_spec(self, name: str, module: nn.Module | None) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``."""
-        return self._override(name, module).activation or self.resolved_activation
+    def activation_spec(
+        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None
+    ) -> ActivationSpec:
+        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only."""
+        override, own = self._override(name, module).activation, self.resolved_activation
+        if override is not None or vendor is None:
+            return override or own
+        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, symmetric=vendor.symmetric)
 
     def excludes(self, name: str, module: nn.Module) -> str | None:
         """Why the layer ``name`` stays float, or ``None`` if it is quantized."""
@@ -279,7 +333,7 @@ class QConfig:
         plain = dataclasses.asdict(self)
         plain["weight"] = dataclasses.asdict(self.weight or PRESETS[self.preset].weight)
         plain["activation"] = dataclasses.asdict(self.resolved_activation)
-        plain["engine"] = self.resolved_engine
+        plain["engine"], plain["fuse_add"] = self.resolved_engine, self.resolved_fuse_add
         plain["include"], plain["exclude"] = list(self.include), list(self.exclude)
         return plain
 

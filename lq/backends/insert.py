@@ -33,19 +33,38 @@ def insert_quantization(
         the state that the quantizers share, and the plan's rows of layers and of tensors.
     """
     by_output = {layer.last: layer for layer in layers}
-    specs = [_activation_spec(site, by_output, qconfig) for site in sites]
-    names = [_site_name(site, by_output) for site in sites]
-    state = QATState(names, specs, [site.activation for site in sites])
+    names = _site_names(sites, by_output)
+    slots = _slots(sites)
+    firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
+    specs = [_activation_spec(sites[i], by_output, qconfig) for i in firsts]
+    _check_scales(names, slots, specs)
+    state = QATState([names[i] for i in firsts], specs, [sites[i].activation for i in firsts])
     _install_state(graph_module, state)
-    _insert_fake_quantizers(graph_module, state, sites, names)
+    _insert_fake_quantizers(graph_module, state, sites, names, slots)
     make_out_of_place(graph_module)
     rows = [_swap_layer(graph_module, layer, state, qconfig) for layer in layers]
     _finish(graph_module)
     tensors = tuple(
-        TensorPlan(name, site.source.name, str(spec), site.activation)
-        for name, site, spec in zip(names, sites, specs, strict=True)
+        TensorPlan(name, site.source.name, str(specs[slot]), site.activation)
+        for name, site, slot in zip(names, sites, slots, strict=True)
     )
     return state, rows, tensors
+
+
+def _check_scales(names: list[str], slots: list[int], specs: list[ActivationSpec]) -> None:
+    both = zip(names, slots, strict=True)
+    together = [name for name, slot in both if slots.count(slot) > 1 and specs[slot].learned_scale]
+    if together:
+        raise ValueError(
+            f"activation.learned_scale=True, but {', '.join(together[:5])} have one grid together, as the quantizer "
+            "wants it, and a learned scale belongs to one tensor. Leave learned_scale out."
+        )
+
+
+def _slots(sites: list[Site]) -> list[int]:
+    """The slot of each site, in execution order; those of one group share theirs."""
+    known: dict[object, int] = {}
+    return [known.setdefault(i if s.group is None else ("group", s.group), len(known)) for i, s in enumerate(sites)]
 
 
 def _install_state(graph_module: fx.GraphModule, state: QATState) -> None:
@@ -62,9 +81,11 @@ def _refuse_other_plans(graph_module: nn.Module, state_dict: Mapping[str, Any], 
     state.check_checkpoint(state_dict, f"{prefix}{STATE}.")
 
 
-def _insert_fake_quantizers(graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str]) -> None:
+def _insert_fake_quantizers(
+    graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str], slots: list[int]
+) -> None:
     graph = graph_module.graph
-    for slot, (site, name) in enumerate(zip(sites, names, strict=True)):
+    for site, name, slot in zip(sites, names, slots, strict=True):
         state.add_module(name, FakeQuantize(state, slot, site.inplace, site.owned))
         readers = site.users
         with graph.inserting_after(site.node):
@@ -79,7 +100,7 @@ def _insert_fake_quantizers(graph_module: fx.GraphModule, state: QATState, sites
 def _swap_layer(graph_module: fx.GraphModule, layer: Layer, state: QATState, qconfig: QConfig) -> LayerPlan:
     twin = qat_twin(layer.module)
     assert twin is not None
-    spec = qconfig.weight_spec(layer.name, layer.module)
+    spec = qconfig.weight_spec(layer.name, layer.module, layer.spec)
     if not isinstance(graph_module.get_submodule(layer.name), QATLayer):
         graph_module.set_submodule(layer.name, twin.from_float(layer.module, spec, state))
     fused: tuple[str, ...] = ()
@@ -90,8 +111,9 @@ def _swap_layer(graph_module: fx.GraphModule, layer: Layer, state: QATState, qco
         layer.node.args = (layer.node.args[0], bn)
         layer.bn.replace_all_uses_with(layer.node)
         graph_module.graph.erase_node(layer.bn)
-    quantizer = next(iter(layer.node.users))
-    absorbed = getattr(graph_module.get_submodule(str(quantizer.target)), "activation", "none")
+    reader = next(iter(layer.node.users))
+    quantizer = graph_module.get_submodule(str(reader.target)) if reader.op == "call_module" else None
+    absorbed = quantizer.activation if isinstance(quantizer, FakeQuantize) else "none"
     if absorbed != "none":
         fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
     quantized = graph_module.get_submodule(layer.name)
@@ -111,12 +133,18 @@ def _finish(graph_module: fx.GraphModule) -> None:
 def _activation_spec(site: Site, layers: Mapping[fx.Node, Layer], qconfig: QConfig) -> ActivationSpec:
     layer = layers.get(site.source)
     if layer is not None:
-        return qconfig.activation_spec(layer.name, layer.module)
-    return qconfig.activation_spec(site.source.name, None)
+        return qconfig.activation_spec(layer.name, layer.module, site.spec)
+    return qconfig.activation_spec(site.source.name, None, site.spec)
 
 
-def _site_name(site: Site, layers: Mapping[fx.Node, Layer]) -> str:
+def _site_names(sites: list[Site], layers: Mapping[fx.Node, Layer]) -> list[str]:
     # A layer that is called twice has two quantizers; node names tell them apart. The prefix keeps them off the
     # attributes of a module.
-    layer = layers.get(site.source)
-    return f"fq_{layer.node.name if layer is not None else site.source.name}"
+    names: dict[str, None] = {}
+    for site in sites:
+        layer = layers.get(site.source)
+        name = f"fq_{layer.node.name if layer is not None else site.source.name}"
+        while name in names:  # two stubs may read one tensor, and a vendor may want two grids of one
+            name += "_again"
+        names[name] = None
+    return list(names)

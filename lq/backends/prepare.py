@@ -8,15 +8,21 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.backends import eager, pt2e
+from lq.backends import fx as fx_backend
+from lq.backends.base import Backend, Inputs, Traced
 from lq.backends.insert import insert_quantization
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
 from lq.qconfig import QConfig, as_qconfig
-from lq.tracing.fuse import Layer, find_layers, uncalled_layers
-from lq.tracing.ops import is_cheap, is_same_grid, relu_kind
-from lq.tracing.place import Placement, Site
+from lq.tracing.fuse import Layer, uncalled_layers
+from lq.tracing.ops import is_cheap, is_same_grid, joined_tensors, relu_kind
+from lq.tracing.place import Site
 from lq.tracing.plan import LayerPlan, Plan, UntraceablePlan
+from lq.tracing.stubs import prepared_by_torch_ao
 from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace, untraceable_parts
+
+BACKENDS: Mapping[str, Backend] = {"fx": fx_backend.choose, "eager": eager.choose, "pt2e": pt2e.choose}
 
 
 def prepare(
@@ -57,13 +63,17 @@ def prepare(
         return prepare_without_example(module, as_qconfig(qconfig))
     kwargs = dict(example_kwargs or {})
     passed = passed_parameters(module, example_args, kwargs)
-    graph_module = prepare_without_example(module, as_qconfig(qconfig), passed)
+    graph_module = prepare_without_example(module, as_qconfig(qconfig), passed, (example_args, kwargs))
     self_check(module, graph_module, example_args, kwargs)
     return graph_module
 
 
 def prepare_without_example(
-    module: nn.Module, qconfig: QConfig, passed: frozenset[str] = frozenset()
+    module: nn.Module,
+    qconfig: QConfig,
+    passed: frozenset[str] = frozenset(),
+    example: Inputs | None = None,
+    vendor: Mapping[str, Any] | None = None,
 ) -> fx.GraphModule:
     """What :func:`prepare` does before its self-check.
 
@@ -71,6 +81,8 @@ def prepare_without_example(
         module: a float module.
         qconfig: what to quantize and how.
         passed: names of the ``forward`` parameters with a default that calls pass.
+        example: inputs of one call, for backends that need some.
+        vendor: ``plan.vendor`` of the same module when it was prepared before, instead of asking again.
 
     Returns:
         the prepared GraphModule.
@@ -79,21 +91,24 @@ def prepare_without_example(
         ValueError: if no layer can be quantized or a pattern matches nothing.
         UntraceableError: if the module cannot be traced.
     """
+    _check_is_float(module)
     qconfig.check_patterns({name: m for name, m in module.named_modules() if name})
     graph_module = trace(module, passed)
     untraceable = untraceable_parts(graph_module)
-    layers, floats = find_layers(graph_module, qconfig, untraceable)
-    floats += uncalled_layers(module, {layer.name for layer in layers} | {row.name for row in floats})
+    traced = Traced(module, graph_module, tuple(untraceable), qconfig, example, vendor)
+    choice = BACKENDS[qconfig.backend](traced)
+    layers, sites = choice.layers, choice.sites
+    known = {layer.name for layer in layers} | {row.name for row in choice.floats}
+    floats = choice.floats + uncalled_layers(module, known)
     if not layers:
         raise ValueError(_nothing_to_quantize(module, floats, untraceable))
-    sites = Placement(graph_module.graph, dict(graph_module.named_modules()), layers).sites()
     float_ops = _float_operations(graph_module, layers, sites)
     state, rows, tensors = insert_quantization(graph_module, layers, sites, qconfig)
     ordered = _in_module_order(module, rows + floats)
     parts = tuple(UntraceablePlan(name, reason) for name, reason in untraceable.items())
     kind, names = type(module).__name__, tuple(sorted(passed))
-    state.plan = Plan(kind, qconfig.preset, ordered, tensors, float_ops, parts, names)
-    _warn_of_untraceable(state.plan)
+    state.plan = Plan(kind, qconfig.title, ordered, tensors, float_ops, parts, names, choice.remarks, choice.vendor)
+    _warn(state.plan)
     state.qconfig = qconfig
     copy_modes(module, graph_module)
     return graph_module
@@ -145,7 +160,9 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
 
 def _float_operations(graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site]) -> tuple[str, ...]:
     modules = dict(graph_module.named_modules())
-    int8 = {n for layer in layers for n in (layer.node, layer.bn)} | {n for s in sites for n in (s.node, s.source)}
+    joins = {site.source for site in sites if site.owned and joined_tensors(site.source)}
+    absorbed = {site.node for site in sites if site.node is not site.source}
+    int8 = {n for layer in layers for n in (layer.node, layer.bn)} | joins | absorbed
     quiet = {"getattr", "size", "dim", "shape", "eq", "_assert", "floordiv", "require_default", "ordered_dict"}
     return tuple(
         node.name
@@ -165,7 +182,19 @@ def _in_module_order(module: nn.Module, rows: list[LayerPlan]) -> tuple[LayerPla
     return tuple(sorted(unique.values(), key=lambda row: order.get(row.name, len(order))))
 
 
-def _warn_of_untraceable(plan: Plan) -> None:
+def _check_is_float(module: nn.Module) -> None:
+    found = prepared_by_torch_ao(module)
+    if found is not None:
+        name, kind = found
+        raise ValueError(
+            f"{type(module).__name__} was prepared or converted by torch.ao before: {name or 'it'} is a {kind}. Give "
+            "the float model, as it was before prepare_qat; fuse_modules_qat is not needed either, but does no harm."
+        )
+
+
+def _warn(plan: Plan) -> None:
+    for remark in plan.remarks:
+        warnings.warn(f"lq: {remark}.", stacklevel=4)
     for part in plan.untraceable:
         inner = [layer.name for layer in plan.layers if layer.name.startswith(f"{part.name}.")]
         if inner:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from lq.backends.self_check import self_check
@@ -24,8 +25,9 @@ def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs]
     def first_call(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_own_forward(target):
             handle.remove()
-            # The sanity check runs in inference mode, whose tensors cannot be used in training.
-            with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+            # The sanity check runs in inference mode, whose tensors cannot be used in training, and Lightning's summary
+            # counts operations, which would mistake an export for a part of the model.
+            with torch.inference_mode(False), torch.autocast("cpu", enabled=False), _disable_current_modes():
                 note(on_cpu((args, kwargs)))
 
     handle = target_of(module, name).register_forward_pre_hook(first_call, with_kwargs=True)

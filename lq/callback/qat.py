@@ -360,9 +360,10 @@ class QATCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         share_quantization_state(trainer, pl_module, self._name)
-        passed = plan_of(self._target(pl_module)).passed
-        entry = CheckpointEntry(self._name, self._applied, passed, self._started, self._float.results, self._history)
-        checkpoint[KEY] = entry.to_dict()
+        plan = plan_of(self._target(pl_module))
+        checkpoint[KEY] = CheckpointEntry(
+            self._name, self._applied, plan.passed, self._started, self._float.results, plan.vendor, self._history
+        ).to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""

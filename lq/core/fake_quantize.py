@@ -16,9 +16,10 @@ from lq.core.state import QATState
 class FakeQuantize(nn.Module):
     """Quantizes and dequantizes one activation, with a ReLU or ReLU6 absorbed by its clamp.
 
-    Its range is a slot of the model's :class:`~lq.core.state.QATState`. With fake quantization off, or before the slot
-    has seen a batch, it is just the activation function that it absorbed. A learned scale is a parameter, ``scale``, 0
-    until the state starts it from the observed range; the zero point stays with the observer.
+    Its range is a slot of the model's :class:`~lq.core.state.QATState`, which several may share. With fake
+    quantization off, or before the slot has seen a batch, it is just the activation function that it absorbed. A
+    learned scale is a parameter, ``scale``, 0 until the state starts it from the observed range; the zero point stays
+    with the observer.
 
     Args:
         state: the model's quantization state.
@@ -34,6 +35,7 @@ class FakeQuantize(nn.Module):
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
         self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
+        state.writers[slot] += 1
         self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
 
     @property

@@ -68,6 +68,7 @@ class QATState(Float32Buffers):
         self.fake_quant = False
         self.observer = False
         self.freeze_bn = False
+        self.writers = [0] * len(names)  # fake quantizers of each slot: usually one
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
         self._known: _Known | None = None
         self._unsearched = False
@@ -134,8 +135,11 @@ class QATState(Float32Buffers):
             qparams to use now, ``None`` while fake quantization is off.
         """
         with torch.no_grad():
-            low, high = self._range_of(slot, x.detach())
-            self._batch[slot] = (low.float(), high.float())
+            low, high = (end.float() for end in self._range_of(slot, x.detach()))
+            earlier = self._batch[slot] if self.writers[slot] > 1 else None
+            if earlier is not None:
+                low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
+            self._batch[slot] = (low, high)
             return self.slot_qparams(slot) if self.fake_quant else None
 
     def _range_of(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,43 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
+@torch.no_grad()
+def first_inputs(
+    model: nn.Module, part: nn.Module, batch: Any, call: Call = run_batch
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a part of a model is called with for one batch.
+
+    Args:
+        model: the model.
+        part: one of its modules, or itself.
+        batch: data.
+        call: how to run it, ``call(model, batch)``.
+
+    Returns:
+        positional and keyword inputs of its first call.
+
+    Raises:
+        ValueError: if it is not called.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> first_inputs(net, net[1], torch.zeros(3, 2, 2))[0][0].shape
+        torch.Size([3, 4])
+    """
+    heard: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = part.register_forward_pre_hook(lambda _, args, kwargs: heard.append((args, kwargs)), with_kwargs=True)
+    try:
+        call(model, batch)
+    finally:
+        hook.remove()
+    if not heard:
+        raise ValueError(
+            f"{type(part).__name__} was not called for the first batch; for another layout of batches give call=, e.g. "
+            "call=lambda model, batch: model(batch['image'])."
+        )
+    return heard[0]
+
+
 def first_batches(batches: Iterable[Any], limit: int | None, who: str) -> Iterator[Any]:
     """At most ``limit`` batches, at least one.
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare
 from lq.ptq.batch_norm import reestimate_batch_norm
-from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
 from lq.qconfig import QConfig, as_qconfig
@@ -124,16 +124,26 @@ def _prepared(
     if is_prepared(model):
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
     qconfig, run = with_histograms(qconfig), call or run_batch
+    batches = reusable(batches, options.limit) if qconfig.backend == "pt2e" else batches
     if not isinstance(model, LightningModule):
-        prepared = prepare(copy.deepcopy(model).cpu().float().eval(), qconfig)
+        module = copy.deepcopy(model).cpu().float().eval()
+        prepared = prepare(module, qconfig, *_example(qconfig, module, module, batches, run))
         _go_through(prepared, batches, run, options)
         return prepared, None, ""
     name = find_target(model, options.target)
     owner = detached_copy(model).float().eval()
-    graft(owner, name, prepare(target_of(owner, name), qconfig))
+    part = target_of(owner, name)
+    graft(owner, name, prepare(part, qconfig, *_example(qconfig, owner, part, batches, run)))
     prepared = prepared_graph(owner, name)
     _go_through(prepared, batches, lambda _, batch: run(owner, batch), options)
     return prepared, owner, name
+
+
+def _example(qconfig: QConfig, owner: nn.Module, part: nn.Module, batches: Iterable[Any], run: Call) -> tuple[Any, ...]:
+    """What ``part`` is called with for the first batch, if the backend needs to know."""
+    if qconfig.backend != "pt2e":
+        return ()
+    return first_inputs(owner, part, next(first_batches(batches, 1, "quantize_static()")), run)
 
 
 def _go_through(prepared: fx.GraphModule, batches: Iterable[Any], call: Call, options: StaticOptions) -> None:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from lq.core.modules import QAT_LAYERS, has_running_statistics, qat_twin
-from lq.qconfig import QConfig
+from lq.qconfig import QConfig, WeightSpec
 from lq.tracing.ops import module_of
 from lq.tracing.plan import LayerPlan
 
@@ -29,12 +29,13 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer to quantize: its call, its module and the BatchNorm call behind it."""
+    """A layer to quantize: its call, its module, the BatchNorm call behind it, and the grid that a backend wants."""
 
     node: fx.Node
     name: str
     module: nn.Module
     bn: fx.Node | None = None
+    spec: WeightSpec | None = None
 
     @property
     def last(self) -> fx.Node:

@@ -106,6 +106,31 @@ def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return False
 
 
+def stays_in_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether no value of the node's output lies outside of the range of its inputs' values.
+
+    Example:
+        >>> net = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(1, 1, 1))
+        >>> [stays_in_range(n, dict(net.named_modules())) for n in fx.symbolic_trace(net).graph.nodes]
+        [False, True, False, False]
+    """
+    module = module_of(node, modules)
+    if module is not None:
+        return isinstance(module, _AVERAGE_MODULES) or is_same_grid(node, modules)
+    return node.target in _AVERAGE_FUNCTIONS | CAT or is_same_grid(node, modules)
+
+
+_AVERAGE_MODULES = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+)  # fmt: skip
+_AVERAGE_FUNCTIONS: frozenset[object] = frozenset(
+    {
+        F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+        torch.mean, "mean",
+    }
+)  # fmt: skip
+
+
 def reads_no_values(node: fx.Node) -> bool:
     """Whether the node asks for the shape, dtype or device of a tensor only."""
     if node.op == "call_method":

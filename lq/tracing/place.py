@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx, nn
 
+from lq.qconfig import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Site:
         activation: what the clamp absorbs.
         inplace: whether that worked in place.
         owned: whether ``source`` is a layer or join that makes a tensor which nobody else needs.
+        spec: the grid that the backend wants; ``None`` leaves it to the QConfig.
+        group: sites of one group have one range; ``None`` is a group of its own.
     """
 
     node: fx.Node
@@ -30,6 +35,8 @@ class Site:
     activation: str
     inplace: bool
     owned: bool = False
+    spec: ActivationSpec | None = None
+    group: int | None = None
 
 
 class Placement:
@@ -38,23 +45,57 @@ class Placement:
     A value is quantized where an int8 kernel writes it (behind every quantized layer and join) and where one reads it.
     A join runs in int8 if all its inputs come from quantized layers and all its users lead to quantized ones, so that
     the residual stream of a convolutional net is int8 while that of a transformer, which feeds LayerNorms, stays float.
+    A model that is annotated by hand has decided both by itself.
+
+    Args:
+        graph: of the traced module.
+        modules: its modules by name.
+        layers: what is quantized.
+        joins: the joins that run in int8; ``None`` decides.
+        stubs: calls of QuantStubs, whose results are quantized for all that read them.
+        fuse_add: do not round a convolution that is only added to something; its kernel adds before it rounds.
     """
 
-    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Iterable[Layer]) -> None:
-        self.graph, self.modules = graph, modules
+    def __init__(
+        self,
+        graph: fx.Graph,
+        modules: Mapping[str, nn.Module],
+        layers: Iterable[Layer],
+        joins: Collection[fx.Node] | None = None,
+        stubs: Collection[fx.Node] = (),
+        fuse_add: bool = False,
+    ) -> None:
+        self.graph, self.modules, self.stubs = graph, modules, dict.fromkeys(stubs)
         self.outputs = {layer.last: layer for layer in layers}
         self.inputs = {layer.node: layer for layer in self.outputs.values()}
-        self.joins = {n for n in graph.nodes if ops.joined_tensors(n)}
-        while self._drop_joins():
+        self.joins = {n for n in graph.nodes if ops.joined_tensors(n)} if joins is None else set(joins)
+        while joins is None and self._drop_joins():
             pass
+        self.unrounded = self._added_by_kernels() if fuse_add else set()
+
+    def _added_by_kernels(self) -> set[fx.Node]:
+        """Of every addition the last convolution that nothing else reads."""
+        found = set()
+        for node in self.graph.nodes:
+            if node in self.joins and node.target in ops.ADD:
+                terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and len(n.users) == 1]
+                convolutions = [n for n in terms if isinstance(self.outputs[n].module, _CONVOLUTIONS)]
+                found |= set(sorted(convolutions, key=list(self.graph.nodes).index)[-1:])
+        return found
 
     def sites(self) -> list[Site]:
         """All places, in execution order."""
-        produced = {**dict.fromkeys(self.outputs), **dict.fromkeys(self.joins)}
         found: dict[fx.Node, Site] = {}
-        for node in produced:
+        for stub in self.stubs:
+            source = stub.args[0]
+            assert isinstance(source, fx.Node)
+            found[stub] = Site(stub, source, tuple(stub.users), "none", False)
+        for node in (*self.outputs, *self.joins):
+            if node in self.unrounded:
+                continue
             site = self._site(node, tuple(node.users))
             found[site.node] = site
+        produced = self.outputs.keys() | self.joins | self.stubs.keys()
         for reader in (*self.inputs, *self.joins):
             for value in self._tensor_inputs(reader):
                 path = self._path(value)
@@ -84,8 +125,9 @@ class Placement:
         return Site(source, source, users, "none", False)
 
     def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
-        joined = ops.joined_tensors(reader) if reader in self.joins else None
-        return joined or [n for n in reader.args[:1] if isinstance(n, fx.Node)]
+        if reader in self.joins:
+            return ops.joined_tensors(reader) or [n for n in reader.args if isinstance(n, fx.Node)]
+        return [n for n in reader.args[:1] if isinstance(n, fx.Node)]
 
     def _same_grid(self, node: fx.Node) -> bool:
         if ops.is_same_grid(node, self.modules):
@@ -101,7 +143,7 @@ class Placement:
     def _path(self, node: fx.Node) -> list[fx.Node]:
         """From ``node`` back to where its values were computed, past flattening, pooling maxima, and so on."""
         path = [node]
-        while node not in self.outputs and node not in self.joins:
+        while node not in self.outputs and node not in self.joins and node not in self.stubs:
             parent = node.args[0] if node.args else None
             absorbed = isinstance(parent, fx.Node) and parent in (self.outputs.keys() | self.joins)
             is_relu = ops.relu_kind(node, self.modules) is not None
@@ -122,7 +164,7 @@ class Placement:
         if kind is None or kind[0] != "relu" or not isinstance(parent, fx.Node):
             return False
         source = self._path(parent)[-1]
-        return source in self.outputs or source in self.joins
+        return source in self.outputs or source in self.joins or source in self.stubs
 
     def _drop_joins(self) -> bool:
         """Drop joins that cannot run in int8; true if any was dropped."""

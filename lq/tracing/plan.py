@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,14 @@ class Plan:
 
     Args:
         model: class name.
-        qconfig: name of the preset.
+        qconfig: name of the preset, and of the backend if that is not "fx".
         layers: one row for every quantizable layer.
         tensors: one row for every fake quantizer.
         float_ops: names of the graph's nodes that compute in float.
         untraceable: submodules that run as they were written, with all layers in them.
         passed: parameters of ``forward`` that calls pass; all others keep their default.
+        remarks: what the backend has to say about the model.
+        vendor: what the backend took from outside of lq, as plain data.
 
     Example:
         >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
@@ -71,6 +74,8 @@ class Plan:
     float_ops: tuple[str, ...] = ()
     untraceable: tuple[UntraceablePlan, ...] = ()
     passed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    vendor: Mapping[str, Any] | None = None
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
@@ -96,6 +101,7 @@ class Plan:
         rows += [f"  {part.name} runs in float as it is: {part.reason}" for part in self.untraceable]
         if self.float_ops:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
+        rows += [f"  {remark}" for remark in self.remarks]
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from lq.core.fake_quantize import ModeSwitch, TrainingFlag
 from lq.tracing.errors import UntraceableError
 from lq.tracing.inplace import read_results_of_inplace_operations
 from lq.tracing.modes import STATE, merge_modes
+from lq.tracing.stubs import mark_functional
 from lq.tracing.tracer import is_batch_norm_act, trace_once
 
 __all__ = ["STATE", "copy_modes", "passed_parameters", "trace", "untraceable_parts"]
@@ -24,8 +25,8 @@ def trace(root: nn.Module, optional: frozenset[str] = frozenset()) -> fx.GraphMo
     The module is traced twice, in training and in evaluation mode. Where the two graphs differ by a flag only
     (``F.dropout(x, p, self.training)``) the graph reads the flag when it runs; where training returns more than
     evaluation (auxiliary heads) the graph picks its output when it runs. Small modules that branch on
-    ``self.training`` and hold no quantizable layer (StochasticDepth, DropPath) stay modules, and so does a submodule
-    whose ``forward`` has no graph: see :func:`untraceable_parts`.
+    ``self.training`` and hold no quantizable layer (StochasticDepth, DropPath) stay modules, and so do the stubs of
+    models that are annotated by hand and a submodule whose ``forward`` has no graph: see :func:`untraceable_parts`.
 
     Args:
         root: the module; its own flags and hooks are left as they were.
@@ -96,7 +97,7 @@ def _assemble(root: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> fx
     graph_module._non_persistent_buffers_set.update(constants)
     _keep_unused(root, graph_module)
     _replace_batch_norm_acts(graph_module)
-    _erase_identities(graph_module)
+    _erase_identities(root, graph_module)
     # Copies take it from the graph.
     graph_module._tracer_cls = graph_module.graph._tracer_cls = (
         None  # unpickling retraces, and must not keep defaults or split modules again
@@ -156,10 +157,11 @@ def _replace_batch_norm_acts(graph_module: fx.GraphModule) -> None:
         graph_module.set_submodule(name, plain)
 
 
-def _erase_identities(graph_module: fx.GraphModule) -> None:
+def _erase_identities(root: nn.Module, graph_module: fx.GraphModule) -> None:
     """Drop the calls of ``nn.Identity``, which would stand between a layer and its activation."""
     for node in list(graph_module.graph.nodes):
         if node.op == "call_module" and type(graph_module.get_submodule(str(node.target))) is nn.Identity:
+            mark_functional(root, node)
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     graph_module.recompile()

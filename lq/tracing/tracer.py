@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.modules import QAT_LAYERS
 from lq.tracing.errors import UntraceableError
+from lq.tracing.stubs import is_stub
 
 _REMEDY = (
     "Control flow that depends on tensor values or shapes has no graph. Move that branch into a module of its own: it "
@@ -87,7 +88,7 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.leaves or isinstance(m, tuple(QAT_LAYERS)):
+        if module_qualified_name in self.leaves or isinstance(m, tuple(QAT_LAYERS)) or is_stub(m):
             return True  # a layer with a forward of its own has to show in the plan
         return super().is_leaf_module(m, module_qualified_name) or (_reads_training(m) and not _has_quantizable(m))
 

@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from lq.backends.convert import convert
 from lq.backends.int8 import Int8Layer
-from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.backends.prepare import plan_of, prepare, qconfig_of, set_phase, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.deprecations import quiet_torchscript
 from lq.metrics import sqnr
 from lq.ptq import calibrate
+from lq.qconfig import QConfig
 from lq.tracing import ops
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -191,8 +192,13 @@ class Kept:
     quantization_db: float
 
 
-def keep_contract(entry: Entry) -> Kept:
+def keep_contract(entry: Entry, qconfig: QConfig | str = "portable", kernels: float = 0.9) -> Kept:
     """Prepare, train, copy, save, calibrate and convert a model.
+
+    Args:
+        entry: which.
+        qconfig: how.
+        kernels: share of the quantized layers that have an int8 kernel in torch.
 
     Raises:
         AssertionError: if one of these does not do what it promises.
@@ -200,7 +206,7 @@ def keep_contract(entry: Entry) -> Kept:
     model = _with_statistics(entry.make(), entry)
     args, kwargs = entry.inputs(2)
     # Traced in training, checked in evaluation (prepare compares with the float model, to 1e-5).
-    prepared = prepare(model, example_args=args, example_kwargs=kwargs)
+    prepared = prepare(model, qconfig, example_args=args, example_kwargs=kwargs)
     assert prepare(prepared) is prepared
     theirs = dict(model.named_parameters(remove_duplicate=False))
     assert all(p is theirs[name] for name, p in prepared.named_parameters(remove_duplicate=False))
@@ -212,7 +218,7 @@ def keep_contract(entry: Entry) -> Kept:
     _trains(copy.deepcopy(prepared), entry.inputs(4), untraced)
     calibrate(prepared, [entry.inputs(16) for _ in range(3)], call=lambda net, batch: net(*batch[0], **batch[1]))
     _copies_are_equal(prepared, model, entry.inputs(2))
-    noise, quantization = _int8_follows(model, prepared, entry.inputs(16))
+    noise, quantization = _int8_follows(model, prepared, entry.inputs(16), kernels)
     parts = tuple(dict.fromkeys(_holder(row.name, untraced) for row in explained))
     return Kept(len(plan.quantized), len(plan.layers), parts, noise, quantization)
 
@@ -266,7 +272,7 @@ def _copies_are_equal(prepared: fx.GraphModule, model: nn.Module, inputs: Inputs
     torch.save(prepared.state_dict(), file)
     file.seek(0)
     # Other weights, so that what is not loaded shows.
-    saved = prepare(_shaken(copy.deepcopy(model)), example_args=inputs[0], example_kwargs=inputs[1])
+    saved = prepare(_shaken(copy.deepcopy(model)), qconfig_of(prepared), *inputs)
     saved.load_state_dict(torch.load(file, weights_only=True))
     with torch.no_grad():
         expected = main_tensor(prepared.eval()(*inputs[0], **inputs[1]))
@@ -284,13 +290,13 @@ def _shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-def _int8_follows(model: nn.Module, prepared: fx.GraphModule, inputs: Inputs) -> tuple[float, float]:
+def _int8_follows(model: nn.Module, prepared: fx.GraphModule, inputs: Inputs, share: float) -> tuple[float, float]:
     """SQNR in dB of the int8 model against the fake-quantized one, and of that against the float one."""
     int8 = convert(prepared)
     ran = sum(torch.isfinite(state_of(prepared).min_val).tolist())
     assert ran > len(state_of(prepared).names) * 0.9  # auxiliary heads do not run in evaluation
     kernels = sum(isinstance(m, Int8Layer) for m in int8.modules())
-    assert kernels >= len(plan_of(prepared).quantized) * 0.9
+    assert kernels >= len(plan_of(prepared).quantized) * share
     with torch.no_grad(), quiet_torchscript():
         outputs = [main_tensor(m.eval()(*inputs[0], **inputs[1])) for m in (int8, prepared, model)]
     real, fake, float_ = outputs

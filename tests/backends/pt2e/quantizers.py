@@ -1,0 +1,73 @@
+"""Quantizers of the tests' own, named by their dotted paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e import FakeQuantize, MovingAverageMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+)
+
+OBSERVED = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver)
+
+
+class OnlyLinear(Quantizer):
+    """Inputs, weights and outputs of linear layers.
+
+    Args:
+        activation: fields of the spec of activations other than the default.
+        weight: the same of weights.
+        fixed: whether the scale of activations is fixed.
+    """
+
+    def __init__(
+        self, activation: dict[str, Any] | None = None, weight: dict[str, Any] | None = None, fixed: bool = False
+    ) -> None:
+        def spec(**fields: Any) -> QuantizationSpec:
+            return QuantizationSpec(**{"observer_or_fake_quant_ctr": OBSERVED, **fields})
+
+        symmetric = torch.per_tensor_symmetric
+        self.activation: Any = spec(
+            **{"dtype": torch.uint8, "quant_min": 0, "quant_max": 255, "qscheme": torch.per_tensor_affine}
+            | (activation or {})
+        )
+        self.weight = spec(
+            **{"dtype": torch.int8, "quant_min": -8, "quant_max": 7, "qscheme": symmetric} | (weight or {})
+        )
+        if fixed:
+            self.activation = FixedQParamsQuantizationSpec(torch.uint8, 1 / 256, 0, 0, 255, torch.per_tensor_affine)
+        self.annotates: Callable[[fx.Node], bool] = lambda node: node.target == torch.ops.aten.linear.default
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        for node in model.graph.nodes:
+            if self.annotates(node):
+                inputs = {node.args[0]: self.activation, node.args[1]: self.weight}
+                node.meta["quantization_annotation"] = QuantizationAnnotation(inputs, self.activation, _annotated=True)
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        pass
+
+
+def only_linear_of(part: str) -> OnlyLinear:
+    """Only linear layers inside one module, which it finds as torchao's quantizers do."""
+    quantizer = OnlyLinear()
+
+    def inside(node: fx.Node) -> bool:
+        paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        return node.target == torch.ops.aten.linear.default and f"L['self'].{part}" in paths
+
+    quantizer.annotates = inside
+    return quantizer
+
+
+def no_quantizer() -> object:
+    """Nothing that annotates."""
+    return object()

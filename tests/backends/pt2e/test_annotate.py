@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+pytest.importorskip("torchao")
+
+from torchao.quantization.pt2e import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+
+from lq.backends.pt2e.annotate import annotate
+from lq.backends.pt2e.quantizers import make_quantizer
+from lq.backends.pt2e.vendor_plan import VendorPlan
+from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.tracing.trace import trace
+from tests.backends.pt2e.quantizers import OnlyLinear, only_linear_of
+
+X = torch.rand(2, 4)
+DYNAMIC = {
+    "is_dynamic": True,
+    "observer_or_fake_quant_ctr": MovingAverageMinMaxObserver.with_args(averaging_constant=1),
+}
+PER_CHANNEL = {
+    "qscheme": torch.per_channel_affine,
+    "ch_axis": 1,
+    "observer_or_fake_quant_ctr": MovingAveragePerChannelMinMaxObserver,
+}
+
+
+def plan_of(net: nn.Module, quantizer: Any, *args: Tensor) -> VendorPlan:
+    return annotate(trace(net), quantizer, (args or (X,), {}))
+
+
+def rounded(plan: VendorPlan) -> list[tuple[str, tuple[str, ...] | None, int]]:
+    return [(t.node, t.readers, t.group) for t in plan.tensors]
+
+
+def test_inputs_weights_and_outputs():
+    plan = plan_of(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), OnlyLinear())
+    assert plan.weights == {name: WeightSpec(-7, 7, per_channel=False) for name in ("_0", "_2")}
+    assert rounded(plan) == [("input_1", None, 0), ("_0", None, 1), ("_1", None, 2), ("_2", None, 3)]
+    assert {t.spec for t in plan.tensors} == {ActivationSpec()}
+
+
+def test_a_tensor_that_others_read_in_float():
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.a(x) + self.b(x) + x
+            return y
+
+    assert rounded(plan_of(Fork(), OnlyLinear()))[0] == ("x", ("a", "b"), 0)
+
+
+def test_one_of_several_results():
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = torch.tanh(x).chunk(2, dim=1)
+            return torch.cat([left, self.fc(right)], dim=1)
+
+    assert rounded(plan_of(Halves(), OnlyLinear()))[0] == ("getitem_1", None, 0)
+
+
+def test_quantizers_that_choose_modules_by_name_see_the_users_names():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.body(x))
+            return y
+
+    assert list(plan_of(Two(), only_linear_of("body")).weights) == ["body_0"]
+    assert list(plan_of(Two(), only_linear_of("head")).weights) == ["head"]
+
+
+def test_shared_grids_are_one_group():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.c(torch.cat([self.a(x), self.b(x)], dim=1))
+            return y
+
+    quantizer = make_quantizer(QConfig(backend="pt2e", quantizer="xnnpack"))
+    groups = {t.node: t.group for t in plan_of(Joined(), quantizer, torch.rand(2, 3, 4, 4)).tensors}
+    assert groups["a"] == groups["b"] == groups["cat"]
+    assert len(set(groups.values())) == 3  # the input, these three, and the output
+
+
+def test_weights_and_values_inside_of_a_module_are_left_in_float_and_said():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.fc = nn.Parameter(torch.rand(4, 4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(F.linear(x, self.weight))
+            return y
+
+    plan = plan_of(Functional(), OnlyLinear())
+    assert list(plan.weights) == ["fc"]
+    assert plan.remarks[0].endswith("a weight that `linear` reads stays float, because it is no layer of its own")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "message"),
+    [
+        (OnlyLinear(fixed=True), "wants a fixed scale for x"),
+        (OnlyLinear(DYNAMIC), "wants x to be quantized dynamically, which is not trained"),
+        (OnlyLinear({"dtype": torch.int16, "quant_min": -32768, "quant_max": 32767}), "has 65536 levels; 2 to 8 bits"),
+        (OnlyLinear(weight={"qscheme": torch.per_tensor_affine}), "the weight of fc as .*affine; lq has symmetric"),
+        (OnlyLinear(PER_CHANNEL), "lq has one scale per tensor only"),
+    ],
+)
+def test_what_lq_does_not_have_is_refused(quantizer, message):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x)
+            return y
+
+    with pytest.raises(ValueError, match=message):
+        plan_of(Net(), quantizer)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("torchao")
+
+from lq.backends.convert import convert
+from lq.backends.prepare import plan_of, prepare, prepare_without_example, state_of
+from lq.backends.pt2e import choice
+from lq.backends.reference import reference
+from lq.metrics import sqnr
+from lq.ptq import calibrate, prepare_static
+from lq.qconfig import ActivationSpec, LayerQConfig, QConfig, WeightSpec
+
+X86 = QConfig(backend="pt2e", quantizer="x86_inductor")
+XNNPACK = QConfig(backend="pt2e", quantizer="xnnpack")
+X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Residual(nn.Module):
+    """What a quantizer shares, fuses and passes on: an addition, pooling, a concatenation, flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, eps=1e-3, momentum=0.03)
+        self.body, self.relu = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+        self.pool, self.mean = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2)
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn(self.stem(x)))
+        x = self.pool(self.relu(self.body(x) + x))
+        x = torch.cat([self.relu(self.left(x)), self.relu(self.right(x))], dim=1)
+        y: Tensor = self.head(self.mean(x))
+        return y
+
+
+PLANS: dict[str, Any] = {}
+
+
+def of(qconfig: QConfig, net: nn.Module | None = None) -> Any:
+    """Prepared; a quantizer is asked once, because exporting takes seconds."""
+    torch.manual_seed(0)
+    key = f"{qconfig.quantizer} {qconfig.quantizer_options}"
+    if key not in PLANS:
+        bare = replace(qconfig, exclude=(), overrides={}, activation=None)
+        PLANS[key] = plan_of(prepare(Residual(), bare, example_args=(X,))).vendor
+    torch.manual_seed(0)
+    return prepare_without_example(net or Residual(), qconfig, vendor=PLANS[key])
+
+
+def sites(prepared: Any) -> dict[str, str]:
+    return {t.after: t.absorbs for t in plan_of(prepared).tensors}
+
+
+def test_x86_inductor_leaves_what_it_fuses_with_an_addition_unrounded():
+    prepared = of(X86)
+    assert plan_of(prepared).qconfig == "pt2e x86_inductor"
+    assert len(plan_of(prepared).quantized) == 5
+    assert sites(prepared)["add"] == "relu"
+    assert "body" not in sites(prepared)
+    assert "head_2" not in sites(prepared)  # logits stay float
+    assert {str(row.weight) for row in plan_of(prepared).layers} == {"int8 [-127, 127] per channel"}
+
+
+def test_xnnpack_rounds_all_of_it_on_signed_integers():
+    prepared = of(XNNPACK)
+    assert {"body", "head_2"} <= sites(prepared).keys()
+    assert {spec.quant_min for spec in state_of(prepared).specs} == {-128}
+
+
+@pytest.mark.parametrize("qconfig", [X86, XNNPACK])
+def test_shared_grids_are_one_range_that_covers_all(qconfig):
+    prepared = of(qconfig)
+    state = state_of(prepared)
+    slots = {name: prepared.get_submodule(f"qat_state.{name}").slot for name in ("fq_left", "fq_right")}
+    assert slots["fq_left"] == slots["fq_right"]
+    with torch.no_grad():  # the right one has the larger values
+        prepared.right.bias.add_(5.0)
+        prepared.left.bias.zero_()
+    calibrate(prepared, [X])
+    heard: list[Tensor] = []
+    for name in slots:
+        state.get_submodule(name).register_forward_hook(lambda _, args, out: heard.append(out))
+    state.fake_quant = False
+    with torch.no_grad():
+        prepared.eval()(X)
+    assert float(state.max_val[slots["fq_left"]]) == pytest.approx(max(float(h.max()) for h in heard), rel=0.05)
+    assert float(heard[0].max()) < 2 < float(heard[1].max())
+
+
+@pytest.mark.parametrize("qconfig", [X86, XNNPACK])
+def test_int8_follows(qconfig):
+    prepared = of(qconfig)
+    calibrate(prepared, [X])
+    with torch.no_grad():
+        fake = prepared.eval()(X)
+        assert float(sqnr(fake, reference(prepared)(X))) > 50  # the same arithmetic; BatchNorm is folded elsewhere
+        assert float(sqnr(fake, convert(prepared)(X))) > 35  # ties
+
+
+def test_nothing_is_rounded_twice():
+    for qconfig in (X86, XNNPACK):
+        names = sites(of(qconfig))
+        assert not {"pool", "head_0", "head_1"} & names.keys()  # same values on the same grid
+
+
+def test_batch_norm_and_dropout_keep_their_arguments():
+    net = Residual()
+    prepared = of(X86, net)
+    for _ in range(2):
+        prepared.eval()
+        prepared.train()
+    assert (prepared.bn.eps, prepared.bn.momentum) == (1e-3, 0.03)
+    assert prepared.get_submodule("head.1").p == 0.2
+    assert prepared.get_submodule("head.1").training
+
+
+def test_excluded_layers_and_overrides_have_the_last_word():
+    overrides = {"left": LayerQConfig(WeightSpec(-7, 7), ActivationSpec(0, 15))}
+    prepared = of(replace(XNNPACK, exclude=("stem", "head.*"), overrides=overrides))
+    rows = {row.name: row for row in plan_of(prepared).layers}
+    assert rows["stem"].reason == "exclude 'stem'"
+    assert rows["left"].weight == "int4 [-7, 7] per channel"
+    assert "x" not in sites(prepared)  # only the excluded layer reads it
+    assert "head_2" in sites(prepared)  # but what the quantizer wants behind one may be read by others
+
+
+def test_weights_per_tensor_if_either_says_so():
+    per_tensor = of(replace(XNNPACK, quantizer_options={"is_per_channel": False}))
+    assert {row.weight for row in plan_of(per_tensor).layers} == {"int8 [-127, 127] per tensor"}
+    ours = of(replace(XNNPACK, weight=WeightSpec(per_channel=False)))
+    assert {row.weight for row in plan_of(ours).layers} == {"int8 [-127, 127] per tensor"}
+
+
+def test_learned_scales_cannot_be_shared():
+    learned = ActivationSpec(learned_scale=True)
+    with pytest.raises(ValueError, match=r"fq_left, fq_right.* have one grid together, as the quantizer wants it"):
+        of(replace(X86, activation=learned))
+
+
+def test_without_an_example_it_says_how_to_give_one():
+    with pytest.raises(ValueError, match=r"lq\.prepare\(\.\.\., example_args=\(x,\)\), or self\.example_input_array"):
+        prepare(Residual(), X86)
+
+
+def test_a_known_plan_needs_neither_example_nor_quantizer(monkeypatch):
+    prepared = of(X86)
+    monkeypatch.setattr(choice, "annotate", None)
+    again = prepare_without_example(Residual(), X86, vendor=plan_of(prepared).vendor)
+    assert plan_of(again).tensors == plan_of(prepared).tensors
+    assert state_of(again).names == state_of(prepared).names
+
+
+def test_after_training_the_example_is_taken_from_the_data():
+    prepared = prepare_static(Residual(), iter([X, X]), XNNPACK)
+    assert {spec.observer for spec in state_of(prepared).specs} == {"histogram"}
+    assert {spec.quant_min for spec in state_of(prepared).specs} == {-128}
+    assert all(state_of(prepared).ready(slot) for slot in range(len(state_of(prepared).names)))
