@@ -167,7 +167,7 @@ def _exclude(
     for index, candidate in enumerate(tried):
         reason = f"in float, it takes the loss from {drops[index]:.4g} to {drops[index + 1]:.4g}"
         if index < best and candidate.layer not in needed:
-            reason += ", but the others do without"
+            reason += "; not needed beside the others"
         found.append(replace(candidate, excluded=candidate.layer in needed, reason=reason))
     return found, left
 

@@ -82,7 +82,7 @@ def test_what_came_to_help_first_but_is_not_needed_stays_quantized(monkeypatch):
     monkeypatch.setattr(auto_exclude._Trials, "drop", lambda self, in_float: losses[tuple(in_float)])
     found = find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS))
     assert found.layers == ("3",)
-    assert "takes the loss from 0.5 to 0.49, but the others do without" in str(found)
+    assert "takes the loss from 0.5 to 0.49; not needed beside the others" in str(found)
     losses[("3",)] = 0.006
     assert find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS)).layers == ("8", "3")
 
