@@ -15,7 +15,7 @@ from lq.target import prepared_graph
 Detail = Literal["summary", "tensors"]
 PREFIX = "qat/ranges/"
 SCALE = "qat/scale/"
-_VALUES = 2**20  # of each activation; all of them would take several times the memory of the largest
+_VALUES = 2**18  # of each activation; all of them would take several times the memory of the largest
 # Each process sees a batch of its own.
 _REDUCTIONS = {"saturated_max": "max", "used_levels_min": "min", "dead": "min", "scale_drift_max": "max"}
 
