@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lq.analysis.auto_exclude import AutoExclude as AutoExclude
     from lq.backends.convert import convert as convert
     from lq.backends.prepare import plan_of as plan_of
     from lq.backends.prepare import prepare as prepare
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationSpec": "lq.qconfig",
+    "AutoExclude": "lq.analysis.auto_exclude",
     "LayerQConfig": "lq.qconfig",
     "QATCallback": "lq.callback",
     "QATSchedule": "lq.schedule",

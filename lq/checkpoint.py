@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ class CheckpointEntry:
         started: whether fake quantization had started.
         fp32: figures of the float model.
         vendor: what its backend took from outside of lq, such as a quantizer of PT2E.
+        history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
 
     Example:
         >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
@@ -49,10 +50,11 @@ class CheckpointEntry:
     started: bool = False
     fp32: Mapping[str, float] = field(default_factory=dict)
     vendor: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, float]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "history": list(self.history)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> CheckpointEntry:
@@ -69,6 +71,7 @@ class CheckpointEntry:
             )
         values = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name in plain}
         values["qconfig"], values["passed"] = QConfig.from_dict(plain["qconfig"]), tuple(plain["passed"])
+        values["history"] = tuple(plain.get("history", ()))  # the first checkpoints have none
         return cls(**values)
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:
@@ -143,6 +146,16 @@ def load_float(module: LightningModule, path: str | Path, weights_only: bool = T
         raise ValueError(f"{path} is a checkpoint of a QAT run; give one of the float model.")
     _check_fit(saved["state_dict"], module, f"{path} does not fit {type(module).__name__}")
     module.load_state_dict(saved["state_dict"])
+
+
+def is_qat_checkpoint(path: str | Path, weights_only: bool = True) -> bool:
+    """Whether a checkpoint is one of a QAT run, rather than of the float model.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no Lightning checkpoint.
+    """
+    return KEY in _read(Path(path), weights_only)
 
 
 def read_entry(path: str | Path) -> CheckpointEntry:

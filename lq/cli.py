@@ -30,6 +30,7 @@ training, and see in a report whether training is worth it:
   lq export --config runs/digits/version_0/config.yaml --ckpt_path last.ckpt --exporters [onnx]
   lq bench --config runs/digits/version_0/config.yaml --artifact runs/digits/version_0/int8
   lq ptq --config recipes/digits/qat.yaml --ckpt_path float.ckpt
+  lq analyze --config recipes/digits/qat.yaml --ckpt_path float.ckpt
   lq report --config runs/digits/version_0/config.yaml --ckpt_path last.ckpt
   lq fit --help
 
@@ -62,7 +63,7 @@ class LQCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and those of :class:`lq.trainer.QATTrainer`."""
-        own = ("export", "bench", "ptq", "report")
+        own = ("export", "bench", "ptq", "analyze", "report")
         return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in own}}
 
     def before_instantiate_classes(self) -> None:

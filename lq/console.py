@@ -11,6 +11,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import Progress
 
+_FOR_LOGGERS = "qat/ranges/"  # to be looked up when something is wrong
+
 
 class LineProgress(ProgressBar):
     """Print one line, with the logged metrics, when an epoch ends.
@@ -69,7 +71,7 @@ class LineProgress(ProgressBar):
 
 
 def format_line(what: str, metrics: Mapping[str, Any], seconds: float) -> str:
-    """Write metrics in one line, sorted by name; Lightning's `_step` and `_epoch` doubles are left out.
+    """Write metrics in one line, sorted by name, without Lightning's `_step` and `_epoch` doubles and `qat/ranges/`.
 
     Args:
         what: start of the line.
@@ -85,7 +87,7 @@ def format_line(what: str, metrics: Mapping[str, Any], seconds: float) -> str:
     shown = [
         f"{name} {float(value):.4g}"
         for name, value in sorted(metrics.items())
-        if not name.endswith(("_step", "_epoch"))
+        if not name.endswith(("_step", "_epoch")) and not name.startswith(_FOR_LOGGERS)
     ]
     return " | ".join([what, f"{seconds:.1f} s", *shown])
 

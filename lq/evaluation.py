@@ -6,23 +6,15 @@ keyword works, and every version sees the same tensors.
 
 from __future__ import annotations
 
-import copy
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, DistributedSampler
-from torchmetrics import Metric
 
 from lq.console import BatchCounter
 from lq.export.rows import FP32
@@ -30,7 +22,9 @@ from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
-from lq.target import detached_copy, target_of
+from lq.tap import Tap, as_float32, on_cpu
+from lq.target import target_of
+from lq.validation import validate_alone
 
 Results = dict[str, dict[str, float]]
 
@@ -54,50 +48,6 @@ class Judge:
     target_fn: Callable[[Any], Any] | None = None
     limit: int | float | None = None
     show_progress: bool = True
-
-
-def on_cpu(data: Any) -> Any:
-    """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
-    return tree_map_only(Tensor, lambda t: _as_float32(t.detach()).to("cpu", copy=True), data)
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-class Tap:
-    """Remembers the last call of a module: arguments, keywords and output."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
-        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if is_own_forward(module):
-            self._call = args, kwargs, output
-
-    def take(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        """The last call since the previous ``take``.
-
-        Raises:
-            ValueError: if there was none.
-        """
-        if self._call is None:
-            raise ValueError(
-                "validation_step did not call the quantized target, so there is nothing to compare: name the part that "
-                "it does call, QATCallback(target=...)."
-            )
-        call, self._call = self._call, None
-        return call
-
-    def remove(self) -> None:
-        """Stop listening."""
-        self._handle.remove()
-
-
-def is_own_forward(module: nn.Module) -> bool:
-    """False while a strategy borrows ``forward`` of a LightningModule to reach ``training_step``."""
-    return getattr(module.forward, "__func__", None) is type(module).forward
 
 
 class ValidationComparison:
@@ -137,7 +87,7 @@ class ValidationComparison:
             self.calls.append((on_cpu((args, kwargs)), on_cpu(main_tensor(output))))
         with torch.no_grad(), int8_kernels():
             for name, model in self.others.items():
-                inputs = tree_map_only(Tensor, _as_float32, (args, kwargs))
+                inputs = tree_map_only(Tensor, as_float32, (args, kwargs))
                 moved_args, moved_kwargs = move_data_to_device(inputs, _device_of(model))
                 outputs[name] = model(*moved_args, **moved_kwargs)
         self.comparison.update(outputs, self.target_fn(batch))
@@ -195,126 +145,6 @@ def compare_on_validation_data(
     """
     target = target_of(module, name)
     comparison = ValidationComparison(target, others, judge.metric, judge.target_fn, sync=False, keep=keep)
-    for metric in (m for m in module.modules() if isinstance(m, Metric)):
-        metric.distributed_available_fn = _alone
-    _without_prepare_data(module)
-    loaders = _undistributed(judge.loaders)
-    with quiet_lightning():
-        trainer = _quiet_trainer(
-            limit_val_batches=judge.limit, callbacks=[_CompareDuringValidation(comparison, judge.show_progress)]
-        )
-        data: dict[str, Any] = {"dataloaders": loaders}
-        if judge.datamodule is not None:
-            data = {"datamodule": _ready_datamodule(judge.datamodule, loaders)}
-        trainer.validate(module, verbose=False, **data)
+    listener = _CompareDuringValidation(comparison, judge.show_progress)
+    validate_alone(module, judge.loaders, judge.datamodule, judge.limit, listener)
     return comparison.finish(), comparison.calls
-
-
-def first_validation_call(
-    module: LightningModule, name: str, datamodule: LightningDataModule | None = None
-) -> tuple[Inputs, Any]:
-    """What reaches the target in the first validation step, and the loaders that it came from.
-
-    Args:
-        module: any LightningModule; a copy runs, on the CPU.
-        name: of its target.
-        datamodule: its data; ``None`` takes the module's own ``val_dataloader``.
-
-    Returns:
-        inputs of the call, on the CPU, and the validation loaders.
-
-    Raises:
-        ValueError: if the validation step does not call the target.
-    """
-    twin = detached_copy(module)
-    tap = Tap(target_of(twin, name))
-    with quiet_lightning():
-        trainer = _quiet_trainer(limit_val_batches=1)
-        trainer.validate(twin, datamodule=datamodule, verbose=False)
-    args, kwargs, _ = tap.take()
-    return on_cpu((args, kwargs)), trainer.val_dataloaders
-
-
-def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
-    """The batches of the training data, on the CPU, without a training."""
-    return _batches("fit", "train_dataloader", module, datamodule)
-
-
-def validation_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> list[Any]:
-    """The batches of the validation data, on the CPU."""
-    return list(_batches("validate", "val_dataloader", module, datamodule))
-
-
-def _batches(stage: str, loader: str, module: LightningModule, datamodule: LightningDataModule | None) -> Iterator[Any]:
-    owner: Any = datamodule or module
-    owner.prepare_data()
-    owner.setup(stage)
-    loaders = getattr(owner, loader)()
-    for one in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
-        yield from one
-
-
-def _quiet_trainer(**settings: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=DummyLogger(),  # for modules that log images and the like
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,  # it would end that of the run, which is still on the screen
-        **settings,
-    )
-
-
-def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:
-    """A copy that is set up already and gives these loaders; its transfer hooks are those of the original."""
-    ready: Any = copy.copy(datamodule)
-    _without_prepare_data(ready)
-    ready.setup = ready.teardown = lambda stage: None
-    ready.val_dataloader = lambda: loaders
-    return ready  # type: ignore[no-any-return]
-
-
-def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
-    """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
-    base = LightningModule if isinstance(owner, LightningModule) else LightningDataModule
-    owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
-
-
-def _undistributed(loaders: Any) -> Any:
-    """The loaders without the samplers that leave each process a share of the data."""
-    if isinstance(loaders, (list, tuple)):
-        return [_undistributed(loader) for loader in loaders]
-    if isinstance(loaders, Mapping):
-        return {key: _undistributed(loader) for key, loader in loaders.items()}
-    if not (isinstance(loaders, DataLoader) and isinstance(loaders.sampler, DistributedSampler)):
-        return loaders
-    return DataLoader(
-        loaders.dataset,
-        batch_size=loaders.batch_size,
-        num_workers=loaders.num_workers,
-        collate_fn=loaders.collate_fn,
-        worker_init_fn=loaders.worker_init_fn,
-    )
-
-
-def _alone() -> bool:
-    """Tells a metric that there is no other process: the others wait."""
-    return False
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's lines and warnings on the hardware that it found and the loaders that it was given."""
-    names = [n for n in logging.root.manager.loggerDict if n.startswith(("lightning.pytorch", "lightning.fabric"))]
-    loggers = [logging.getLogger(name) for name in {"lightning.pytorch", "lightning.fabric", *names}]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

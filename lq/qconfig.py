@@ -149,6 +149,7 @@ class Preset:
     weight: WeightSpec
     activation: ActivationSpec
     about: str
+    fuse_add: bool = False
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -163,6 +164,13 @@ PRESETS: Mapping[str, Preset] = {
         WeightSpec(-127, 127),
         ActivationSpec(),
         "8-bit weights and activations for x86 CPUs known to have VNNI",
+    ),
+    "openvino": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(),
+        "for OpenVINO and inductor, on CPUs with VNNI: as x86_vnni, residuals added inside of convolutions",
+        fuse_add=True,
     ),
     "qnnpack": Preset("qnnpack", WeightSpec(-127, 127), ActivationSpec(), "8-bit for ARM CPUs"),
     "tensorrt": Preset(
@@ -194,6 +202,9 @@ class QConfig:
             torchao's PT2E flow, whose integers and schemes come before those of ``weight`` and ``activation``.
         quantizer: of backend "pt2e": ``"x86_inductor"``, ``"xnnpack"``, or the dotted path of a class or function.
         quantizer_options: what it is called with.
+        fuse_add: a convolution whose result is only added to another tensor is not rounded before. So compute OpenVINO
+            and inductor (exporters "openvino" and "pt2"), whose kernels add and then round; the kernels of others
+            round both, and leave such a convolution in float. ``None`` leaves it to the preset.
 
     Raises:
         ValueError: on an unknown preset or backend, or an engine that this CPU's torch does not support.
@@ -214,6 +225,7 @@ class QConfig:
     backend: str = "fx"
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
+    fuse_add: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -254,6 +266,11 @@ class QConfig:
         if self.engine is None and self.backend == "pt2e" and self.preset == "portable":
             return PRESETS["x86_vnni"].engine
         return self.engine or PRESETS[self.preset].engine
+
+    @property
+    def resolved_fuse_add(self) -> bool:
+        """Whether residuals are added inside of convolutions."""
+        return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
 
     @property
     def resolved_activation(self) -> ActivationSpec:
@@ -316,7 +333,7 @@ class QConfig:
         plain = dataclasses.asdict(self)
         plain["weight"] = dataclasses.asdict(self.weight or PRESETS[self.preset].weight)
         plain["activation"] = dataclasses.asdict(self.resolved_activation)
-        plain["engine"] = self.resolved_engine
+        plain["engine"], plain["fuse_add"] = self.resolved_engine, self.resolved_fuse_add
         plain["include"], plain["exclude"] = list(self.include), list(self.exclude)
         return plain
 

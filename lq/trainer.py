@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
+from lq.analysis import CompareOptions, SensitivityOptions, StudyOptions, analyze_layers, study
+from lq.analysis.score import single_metric
+from lq.backends.prepare import plan_of, qconfig_of
 from lq.callback import QATCallback
 from lq.checkpoint import load_checkpoint, load_float, read_entry
 from lq.deploy import Baseline, deploy
-from lq.evaluation import Judge, first_validation_call, training_batches, validation_batches
+from lq.evaluation import Judge
 from lq.export.bench import bench
 from lq.export.delivery import Deployment, Order
+from lq.loaders import training_batches, validation_batches
+from lq.metrics import targets_of
 from lq.ptq import prepare_static
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
-from lq.report.history import read_history
+from lq.report.layers import print_layers, write_layers
+from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
+from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
+from lq.verbs import beside, check_float, float_copy, history_of, order_of, prepared_target
 
 
 class QATTrainer(Trainer):
@@ -64,9 +70,9 @@ class QATTrainer(Trainer):
         if ckpt_path is None:
             raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
         callback = self._qat_callback()
-        order = _order(callback, exporters, Path(export_dir or _beside(ckpt_path)), {"weights": str(ckpt_path)})
+        order = order_of(callback, exporters, Path(export_dir or beside(ckpt_path)), {"weights": str(ckpt_path)})
         entry = read_entry(ckpt_path)
-        float_model = _float_copy(model, entry.target)
+        float_model = float_copy(model, entry.target)
         load_checkpoint(ckpt_path, model, weights_only=weights_only is not False)
         baseline = Baseline(float_model, entry.fp32, has_weights=False)
         return self._deliver(model, entry.target, datamodule, callback, order, baseline)
@@ -111,13 +117,63 @@ class QATTrainer(Trainer):
             load_float(model, ckpt_path, weights_only is not False)
         callback = self._qat_callback()
         directory = Path(export_dir or Path(self.default_root_dir) / "ptq-int8")
-        order = _order(callback, exporters, directory, {"weights": "post-training quantization"})
+        order = order_of(callback, exporters, directory, {"weights": "post-training quantization"})
         name = find_target(model, callback.target)
-        float_model = _float_copy(model, name)
+        float_model = float_copy(model, name)
         options = StaticOptions(batch_norm, bias, batches, callback.target)
         prepared = prepare_static(model, training_batches(model, datamodule), callback.qconfig, options=options)
         graft(model, name, prepared)
         return self._deliver(model, name, datamodule, callback, order, Baseline(float_model))
+
+    def analyze(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        by: Literal["sqnr", "metric"] = "sqnr",
+        direction: Literal["one", "all_but_one"] = "all_but_one",
+        batches: int = 4,
+        calibration: int = 100,
+        out: str = "analysis",
+        weights_only: bool | None = None,
+    ) -> None:
+        """Look at every layer: noise, sensitivity, time in int8 and in float; and propose which to leave in float.
+
+        Prints a table and the proposal, as a line for the configuration too, and writes analysis.json, sqnr.png and
+        sensitivity.png. A run that was broken off goes on where it was.
+
+        Args:
+            model: the LightningModule in float.
+            datamodule: its training data calibrate, its validation data judge.
+            ckpt_path: a checkpoint of a QAT run, or one of the float model, which is quantized after training; null
+                takes the weights as the model has them.
+            by: what layers are ranked by: the SQNR of the output, or the metric of the QATCallback (accuracy without).
+            direction: quantize each layer alone ("one"), or all but it ("all_but_one").
+            batches: validation batches to judge on.
+            calibration: training batches to calibrate a float model with.
+            out: directory to write to.
+            weights_only: refuse checkpoints that hold more than plain data; null is true.
+
+        Raises:
+            ValueError: if the checkpoint does not fit, or the data have no batch or do not fit the metric.
+        """
+        callback, judged = self._qat_callback(), by == "metric"
+        name = prepared_target(model, datamodule, callback, ckpt_path, calibration, weights_only is not False)
+        target_fn = (callback.target_fn or targets_of) if judged else lambda batch: None
+        _, loaders = first_validation_call(model, name, datamodule)
+        samples = validation_samples(model, name, loaders, datamodule, target_fn, batches)
+        found = analyze_layers(
+            prepared_graph(detached_copy(model), name),
+            samples,
+            single_metric(callback.metric) if judged else None,
+            direction,
+            Path(out) / f"{by}-{direction}.json",
+            SensitivityOptions(call=call_sample, target_fn=labels_of, limit=batches),
+        )
+        plain = found.to_dict()
+        print_layers(plain, str(found.exclusions))
+        files = write_layers(out, plain, found.exclusions.layers)
+        rank_zero_info(f"lq: {', '.join(path.name for path in files)} in {out}")
 
     def report(
         self,
@@ -126,6 +182,7 @@ class QATTrainer(Trainer):
         ckpt_path: str | None = None,
         artifact: str | None = None,
         out: str = "report.html",
+        picture: str | None = None,
         calibration: int = 100,
         batches: int | None = None,
         float_ckpt_path: str | None = None,
@@ -139,6 +196,7 @@ class QATTrainer(Trainer):
             ckpt_path: a checkpoint of a QAT run; null reports on post-training quantization alone.
             artifact: directory of that run's artifact, whose models are judged too.
             out: the page.
+            picture: PNG file for the result and its reason in one picture; null writes none.
             calibration: training batches to calibrate with.
             batches: validation batches to judge on; null takes all.
             float_ckpt_path: the float checkpoint that QAT started from; null takes the weights as the model has them.
@@ -147,27 +205,29 @@ class QATTrainer(Trainer):
         Raises:
             ValueError: if the checkpoint does not fit, or the data have no batch.
         """
-        from lq.analysis import CompareOptions, StudyOptions, study
-        from lq.report.page import write_page  # and with it matplotlib
-
         callback = self._qat_callback()
         name = find_target(model, callback.target)
         if float_ckpt_path is not None:
             load_float(model, float_ckpt_path, weights_only is not False)
-        float_model, qat = _float_copy(model, name), None
+        float_model, qat = float_copy(model, name), None
         train = list(islice(training_batches(model, datamodule), calibration))
         test = validation_batches(model, datamodule)
         if ckpt_path is not None:
             load_checkpoint(ckpt_path, model, weights_only=weights_only is not False)
             qat = prepared_graph(model, name)
         how = CompareOptions(callback.metric, target_fn=callback.target_fn, calibration=calibration, limit=batches)
-        history = _history(Path(artifact).parent if artifact else Path(ckpt_path).parents[1] if ckpt_path else None)
-        options = StudyOptions(how)
-        findings = study(float_model, train, test, callback.qconfig, qat, artifact, history, options)
+        run = Path(artifact).parent if artifact else Path(ckpt_path).parents[1] if ckpt_path else None
+        qconfig = callback.qconfig if qat is None else qconfig_of(qat)
+        findings = study(
+            float_model, train, test, qconfig, qat, artifact, history_of(run, ckpt_path), StudyOptions(how)
+        )
         print_table(findings.comparison)
         if ckpt_path is not None:
-            _check_float(read_entry(ckpt_path).fp32, findings.comparison[0]["metrics"])
-        rank_zero_info(f"lq: report in {write_page(out, type(target_of(model, name)).__name__, findings)}")
+            check_float(read_entry(ckpt_path).fp32, findings.comparison[0]["metrics"])
+        title = plan_of(prepared_graph(model, name)).model if qat is not None else type(float_model).__name__
+        rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
+        if picture is not None:
+            rank_zero_info(f"lq: picture in {write_picture(picture, title, findings)}")
 
     def bench(
         self,
@@ -235,33 +295,3 @@ class QATTrainer(Trainer):
     def _qat_callback(self) -> QATCallback:
         found = [c for c in self.callbacks if isinstance(c, QATCallback)]  # type: ignore[attr-defined]
         return found[0] if found else QATCallback()
-
-
-def _order(callback: QATCallback, exporters: Sequence[Any] | None, directory: Path, manifest: dict[str, Any]) -> Order:
-    chosen = callback.order.exporters if exporters is None else tuple(exporters)
-    return replace(callback.order, exporters=chosen, directory=directory, manifest=manifest)
-
-
-def _check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
-    """Warn if the float model is not the one that QAT started from, as after float epochs in the same fit."""
-    for name in known.keys() & found.keys():
-        if abs(known[name] - found[name]) > 0.05 * abs(known[name]):
-            rank_zero_warn(
-                f"lq: the float model reaches {name} {found[name]:.4g} here, but QAT started from {known[name]:.4g}: "
-                "its weights are not those of then, so the rows of FP32 and PTQ say nothing. Give --float_ckpt_path."
-            )
-
-
-def _beside(ckpt_path: str) -> Path:
-    path = Path(ckpt_path)
-    return path.with_name(f"{path.stem}-int8")
-
-
-def _float_copy(model: LightningModule, name: str) -> nn.Module:
-    target = copy.deepcopy(target_of(model, name)) if name else detached_copy(model)
-    return target.cpu().float().eval()
-
-
-def _history(directory: Path | None) -> list[dict[str, float]]:
-    """The log of the run, if it was written by CSVLogger."""
-    return read_history(directory) if directory is not None and (directory / "metrics.csv").is_file() else []

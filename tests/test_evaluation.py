@@ -1,40 +1,13 @@
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torchmetrics
-from torch.utils.data import DataLoader, DistributedSampler
 
-from lq.evaluation import (
-    Judge,
-    Tap,
-    ValidationComparison,
-    compare_on_validation_data,
-    on_cpu,
-    quiet_lightning,
-)
-from tests.tiny import Tiny, make_data, make_net, val_loader
-
-
-def test_tap_gives_the_last_call_once() -> None:
-    net = make_net()
-    tap, x = Tap(net), torch.randn(2, 1, 6, 6)
-    net(torch.zeros(2, 1, 6, 6))
-    y = net(x)
-    args, kwargs, output = tap.take()
-    assert args[0] is x
-    assert kwargs == {}
-    assert output is y
-    with pytest.raises(ValueError, match=r"did not call the quantized target.*QATCallback\(target="):
-        tap.take()
-    tap.remove()
-    net(x)
-    assert not net._forward_hooks
+from lq.evaluation import Judge, ValidationComparison, compare_on_validation_data
+from tests.tiny import Tiny, make_net, val_loader
 
 
 def test_versions_see_what_the_target_saw() -> None:
@@ -89,48 +62,3 @@ def test_all_validation_data_are_used(layout: str) -> None:
     )
     assert len(calls) == 1
     assert limited == {"fake": {"count": 6.0}}
-
-
-def test_share_of_one_process_becomes_all_data() -> None:
-    data = make_data(12)
-    sampler: Any = DistributedSampler(data, num_replicas=3, rank=1, shuffle=False)
-    module, seen = Tiny(), []
-    module.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    compare_on_validation_data(module, "model", {}, Judge(DataLoader(data, batch_size=5, sampler=sampler)))
-    assert torch.equal(torch.cat(seen), data.tensors[0])
-
-
-def test_nothing_is_prepared_or_set_up_again() -> None:
-    class Data(L.LightningDataModule):
-        def prepare_data(self) -> None:
-            raise AssertionError("downloads again")
-
-        def setup(self, stage: str) -> None:
-            raise AssertionError("splits again")
-
-    class Own(Tiny):
-        def prepare_data(self) -> None:
-            raise AssertionError("downloads again")
-
-    results, _ = compare_on_validation_data(Own(), "model", {}, Judge(val_loader(), datamodule=Data()))
-    assert results.keys() == {"fake"}
-
-
-def test_on_cpu_copies_and_casts() -> None:
-    x = torch.ones(2, dtype=torch.bfloat16)
-    copied = on_cpu({"x": x, "ids": torch.ones(2, dtype=torch.int64), "flag": True})
-    assert copied["x"].dtype == torch.float32
-    assert copied["ids"].dtype == torch.int64
-    assert copied["flag"] is True
-    y = torch.ones(2)
-    assert on_cpu((y,))[0].data_ptr() != y.data_ptr()
-
-
-def test_quiet_lightning_restores_levels_and_keeps_other_warnings() -> None:
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    with quiet_lightning():
-        assert logger.level == logging.ERROR
-        with pytest.warns(UserWarning, match="mine"):
-            warnings.warn("mine", stacklevel=1)
-    assert logger.level == before

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torchmetrics
 import yaml
 
+from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
 from lq.export.artifact import load
+from lq.qconfig import QConfig, WeightSpec
 from lq.trainer import QATTrainer
 from tests.tiny import Tiny, keeper, make_data, make_trainer, qat, quicken_deployment, train_loader, val_loader
 
@@ -95,6 +98,74 @@ def test_bench_prints_and_writes(
         quiet_trainer(tmp_path).bench(Tiny())
 
 
+def test_analyze_prints_and_writes(
+    tmp_path: Path, trained: tuple[Path, QATCallback], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    quiet_trainer(tmp_path).analyze(WithData(), ckpt_path=str(trained[0]), out=str(out))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "analysis.json", "sensitivity.png", "sqnr-all_but_one.json", "sqnr.png"
+    ]  # fmt: skip
+    found = json.loads((out / "analysis.json").read_text())
+    assert [row["layer"] for row in found["sensitivity"]] == ["0", "5"]
+    assert {row["metric"] for row in found["sensitivity"]} == {"sqnr_db"}
+    assert "share of" in capsys.readouterr().out
+
+
+def test_analyze_goes_on_where_it_was_broken_off(
+    tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"ckpt_path": str(trained[0]), "by": "metric", "direction": "one"}
+    quiet_trainer(tmp_path).analyze(WithData(), out=str(tmp_path / "a"), **arguments)
+    tried: list[Any] = []
+    monkeypatch.setattr(ResultFile, "add", lambda *args: tried.append(args))
+    quiet_trainer(tmp_path).analyze(WithData(), out=str(tmp_path / "a"), **arguments)
+    assert tried == []
+    rows = json.loads((tmp_path / "a" / "analysis.json").read_text())["sensitivity"]
+    assert {(row["metric"], row["direction"]) for row in rows} == {("accuracy", "one")}
+
+
+class WithAllData(WithData):
+    def train_dataloader(self) -> Any:
+        return train_loader()
+
+
+def test_analyze_finds_a_planted_layer_of_a_float_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = WithAllData()
+    with torch.no_grad():
+        planted.model[1].bias[0] = -100.0  # behind the ReLU, the 16 inputs of channel 0 are 0 in float
+        planted.model[5].weight[:, :16] = 1000.0
+    torch.save({"state_dict": planted.state_dict()}, tmp_path / "float.ckpt")
+    per_tensor = QConfig(weight=WeightSpec(-127, 127, per_channel=False))
+    trainer = quiet_trainer(tmp_path, QATCallback(qconfig=per_tensor))
+    trainer.analyze(WithAllData(), ckpt_path=str(tmp_path / "float.ckpt"), out=str(tmp_path / "a"))
+    rows = json.loads((tmp_path / "a" / "analysis.json").read_text())["sensitivity"]
+    assert max(rows, key=lambda row: row["harm"])["layer"] == "5"
+    assert "\n  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": 0}, "limit=0 must be at least 1 batch"),
+        ({"direction": "both"}, "direction='both' is unknown"),
+        ({"calibration": 0}, r"limit=0 must be at least 1 batch"),
+        ({"ckpt_path": "nowhere.ckpt"}, "there is no checkpoint nowhere.ckpt"),
+    ],
+)
+def test_analyze_refuses(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        quiet_trainer(tmp_path).analyze(WithAllData(), out=str(tmp_path / "a"), **arguments)
+
+
+def test_analyze_by_a_metric_needs_one_that_fits(tmp_path: Path) -> None:
+    undecided = torchmetrics.MeanMetric()
+    with pytest.raises(ValueError, match="MeanMetric does not say whether higher is better"):
+        quiet_trainer(tmp_path, QATCallback(metric=undecided)).analyze(WithAllData(), by="metric", out=str(tmp_path))
+
+
 # Lightning says so whenever a checkpoint is loaded into a new version directory.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_command_line(run_lq: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +182,6 @@ def test_command_line(run_lq: Any, tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(load(tmp_path / "out").manifest["artifacts"]) == ["pt2", "torch"]
     run_lq("bench", *given, "--artifact", "out", "--compile", "false", "--min_time", 0.01, "--batch_sizes", "[1]")
     assert "int8 pt2" in capsys.readouterr().out
+    run_lq("analyze", *given, "--ckpt_path", checkpoint, "--batches", 1, "--out", "layers")
+    assert (tmp_path / "layers" / "analysis.json").is_file()
+    assert "instead of" in (out := capsys.readouterr().out) or "nothing" in out

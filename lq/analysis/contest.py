@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lq.analysis.tensors import finite_output
 from lq.benchmark import Latency, compare_latency, size_mb
 from lq.console import BatchCounter
 from lq.export.artifact import load
@@ -118,6 +119,7 @@ class Contest:
         with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", total) as counter:
             for batch in first_batches(test, self.options.limit, "compare()"):
                 outputs = {name: call(model, batch) for name, model in self.models.items()}
+                finite_output(outputs[FP32], f"compare(), {FP32}")
                 comparison.update(outputs, (self.options.target_fn or targets_of)(batch))
                 counter.advance()
         return comparison.compute()

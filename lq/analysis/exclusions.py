@@ -24,14 +24,14 @@ class Candidate:
         share: of the harm that quantization does, in [0, 1].
         slowdown: what leaving it in float would add to the time of all int8 layers, as a share of that.
         excluded: whether to leave it in float.
-        reason: why.
+        reason: why, or why not.
     """
 
     layer: str
     share: float
     slowdown: float
-    excluded: bool
-    reason: str
+    excluded: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,21 +115,37 @@ def propose_exclusions(
     whole, limit = _whole(rows), _limit(rows[0], enough)
     if whole <= limit:
         return Exclusions((), f"nothing to exclude: {_expected(rows[0], whole)} is enough")
+    left, spent, found = whole, 0.0, []
+    for candidate in rank_layers(rows, costs, min_share):
+        if left <= limit:
+            decided = replace(candidate, reason="good enough without")
+        elif spent + candidate.slowdown > max_slowdown:
+            decided = replace(candidate, reason=f"would exceed max_slowdown={max_slowdown:g}")
+        else:
+            decided = replace(candidate, excluded=True, reason="most harm per time")
+            left, spent = max(left - candidate.share * whole, 0.0), spent + candidate.slowdown
+        found.append(decided)
+    return Exclusions(tuple(found), _verdict(rows[0], found, whole, left, spent))
+
+
+def rank_layers(
+    rows: Sequence[SensitivityRow], costs: Sequence[CostRow] | None = None, min_share: float = 0.05
+) -> list[Candidate]:
+    """The layers that do at least ``min_share`` of the harm, the most harm per time first; nothing is decided yet.
+
+    Example:
+        >>> row = SensitivityRow(layer="stem", direction="one", metric="accuracy", value=0.84, float_value=0.92,
+        ...     quantized_value=0.82, harm=0.08, share=0.8)
+        >>> rank_layers([row, {**row, "layer": "fc", "harm": 0.001}])[0].layer
+        'stem'
+    """
+    whole = _whole(rows)
+    if whole <= 0:
+        return []
     slowdown, harm = _slowdowns(costs), _additive_harms(rows, whole)
     worth = [layer for layer, value in harm.items() if value >= min_share * whole]
     worth.sort(key=lambda layer: -harm[layer] / max(slowdown.get(layer, 0.0), 1e-4))
-    left, spent, found = whole, 0.0, []
-    for layer in worth:
-        cost = slowdown.get(layer, 0.0)
-        if left <= limit:
-            excluded, reason = False, "good enough without"
-        elif spent + cost > max_slowdown:
-            excluded, reason = False, f"would exceed max_slowdown={max_slowdown:g}"
-        else:
-            excluded, reason = True, "most harm per time"
-            left, spent = max(left - harm[layer], 0.0), spent + cost
-        found.append(Candidate(layer, harm[layer] / whole, cost, excluded, reason))
-    return Exclusions(tuple(found), _verdict(rows[0], found, whole, left, spent))
+    return [Candidate(layer, harm[layer] / whole, slowdown.get(layer, 0.0)) for layer in worth]
 
 
 def _additive_harms(rows: Sequence[SensitivityRow], whole: float) -> dict[str, float]:

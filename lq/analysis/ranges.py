@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
-from lq.analysis.tensors import QuantizedTensor, evaluating, require_ranges, tensors_of
+from lq.analysis.range_counts import RangeListener, RangeRow
+from lq.analysis.tensors import evaluating, require_ranges, tensors_of
 from lq.backends.prepare import state_of
-from lq.core.qparams import ACTIVATIONS
 from lq.ptq.batches import Call, first_batches, run_batch
 from lq.ptq.layers import layers_of
-
-
-class RangeRow(TypedDict):
-    """One tensor.
-
-    Args:
-        name: the layer, or the operation behind which it stands.
-        kind: "weight" or "activation".
-        low: lowest value that the grid holds, in the unit of the tensor; of weights, of the widest channel.
-        high: highest value.
-        scale: step of the grid; of weights, the largest of all channels.
-        levels: integers that the grid has.
-        used_levels: integers that occur.
-        saturated: share of the values beyond the grid, in [0, 1].
-        dead: of weights, channels in which every integer is 0; of activations, 1 if only one integer occurs.
-    """
-
-    name: str
-    kind: str
-    low: float
-    high: float
-    scale: float
-    levels: int
-    used_levels: int
-    saturated: float
-    dead: int
 
 
 def range_statistics(
@@ -61,6 +35,7 @@ def range_statistics(
         ValueError: if the model is not prepared or has no ranges, or there is no batch.
 
     Example:
+        >>> from torch import nn
         >>> from lq.backends.prepare import prepare
         >>> from lq.ptq.calibrate import calibrate
         >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
@@ -70,25 +45,59 @@ def range_statistics(
         (1.0, 1, 1)
     """
     require_ranges(prepared, "range_statistics()")
-    with evaluating(prepared) as state:
-        tensors = [tensor for tensor in tensors_of(prepared) if state.ready(tensor.quantizer.slot)]
-        counts = {tensor.name: _Count(tensor) for tensor in tensors}
-        hooks = [t.quantizer.register_forward_pre_hook(_counting(counts[t.name])) for t in tensors]
+    with evaluating(prepared):
+        listener = RangeListener(prepared)
         try:
             for batch in first_batches(batches, limit, "range_statistics()"):
                 (call or run_batch)(prepared, batch)
         finally:
-            for hook in hooks:
-                hook.remove()
-    return [*_weight_rows(prepared), *(counts[tensor.name].row() for tensor in tensors)]
+            listener.remove()
+    return [*weight_ranges(prepared), *listener.rows()]
+
+
+def range_summary(rows: Iterable[RangeRow]) -> dict[str, float]:
+    """The worst of many rows, in three figures.
+
+    Args:
+        rows: of weights and activations.
+
+    Returns:
+        ``saturated_max``, the largest share of values beyond a grid, and ``used_levels_min``, the smallest share of
+        levels that occur, both of the activations; ``dead``, channels of weights and activations that are one number.
+
+    Example:
+        >>> row = RangeRow(name="a", kind="activation", low=0.0, high=2.55, scale=0.01, levels=256, used_levels=64,
+        ...     saturated=0.01, dead=0)
+        >>> range_summary([row, {**row, "kind": "weight", "dead": 3}])
+        {'saturated_max': 0.01, 'used_levels_min': 0.25, 'dead': 3.0}
+    """
+    rows = list(rows)
+    activations = [row for row in rows if row["kind"] == "activation"]
+    return {
+        "saturated_max": max((row["saturated"] for row in activations), default=0.0),
+        "used_levels_min": min((row["used_levels"] / row["levels"] for row in activations), default=1.0),
+        "dead": float(sum(row["dead"] for row in rows)),
+    }
+
+
+def scale_drift(before: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """Largest relative change of a scale between two calls of :func:`activation_scales`.
+
+    Example:
+        >>> round(scale_drift({"a": 0.02, "b": 0.1}, {"a": 0.018, "b": 0.1, "c": 1.0}), 3)
+        0.1
+    """
+    return max((abs(now[name] / before[name] - 1) for name in before.keys() & now.keys()), default=0.0)
 
 
 def activation_scales(prepared: fx.GraphModule) -> dict[str, float]:
     """Scale of every quantized activation that has a range, e.g. to be logged during QAT, where they drift.
 
     Example:
+        >>> from torch import nn
         >>> from lq.ptq.static import prepare_static
-        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.linspace(0, 2.55, 8).reshape(2, 4)])
+        >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.linspace(0, 2.55, 8).reshape(2, 4)
+        >>> prepared = prepare_static(net, [x])
         >>> round(activation_scales(prepared)["input_1"], 4)
         0.01
     """
@@ -96,43 +105,15 @@ def activation_scales(prepared: fx.GraphModule) -> dict[str, float]:
     return {t.name: t.grid[0] for t in tensors_of(prepared) if state.ready(t.quantizer.slot)}
 
 
-class _Count:
-    """Integers that occurred, and how many values lay beyond them."""
+def weight_ranges(prepared: fx.GraphModule) -> list[RangeRow]:
+    """A row per weight, in execution order.
 
-    def __init__(self, tensor: QuantizedTensor) -> None:
-        self.tensor = tensor
-        self.scale, self.low, self.high = tensor.grid
-        self.occurred = torch.zeros(int(self.high - self.low) + 1, dtype=torch.bool)
-        self.beyond = self.total = 0
-
-    def add(self, x: Tensor) -> None:
-        integers = torch.clamp(x.float(), *ACTIVATIONS[self.tensor.quantizer.activation]).div(self.scale).round_()
-        inside = integers.clamp(self.low, self.high)
-        self.beyond += int((inside != integers).sum())
-        self.total += x.numel()
-        self.occurred[(inside - self.low).long().flatten().cpu()] = True
-
-    def row(self) -> RangeRow:
-        spec = self.tensor.quantizer.__dict__["state"].specs[self.tensor.quantizer.slot]
-        used = int(self.occurred.sum())
-        return RangeRow(
-            name=self.tensor.name,
-            kind="activation",
-            low=self.low * self.scale,
-            high=self.high * self.scale,
-            scale=self.scale,
-            levels=spec.quant_max - spec.quant_min + 1,
-            used_levels=used,
-            saturated=self.beyond / max(self.total, 1),
-            dead=int(used <= 1),
-        )
-
-
-def _counting(count: _Count) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda module, args: count.add(args[0])
-
-
-def _weight_rows(prepared: fx.GraphModule) -> list[RangeRow]:
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import prepare
+        >>> weight_ranges(prepare(nn.Sequential(nn.Linear(4, 2))))[0]["levels"]
+        127
+    """
     rows = []
     for layer in layers_of(prepared):
         integers, scale, _ = layer.module.integer_weight(layer.norm)

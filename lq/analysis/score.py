@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lq.metrics import SQNR, ModelComparison, main_tensor, metric_name, targets_of
+from lq.analysis.tensors import finite_output
+from lq.metrics import SQNR, ModelComparison, metric_name, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, run_batch
+
+ACCURACY: Literal["accuracy"] = "accuracy"
+OneMetric = AnyMetric | Literal["accuracy"]
+
+
+def single_metric(metric: AnyMetric | None) -> OneMetric:
+    """The one that layers are ranked by: the first of a collection, multiclass accuracy if there is none.
+
+    Example:
+        >>> single_metric(None)
+        'accuracy'
+    """
+    if isinstance(metric, MetricCollection):
+        metric = next(iter(metric.values()))
+    return ACCURACY if metric is None else metric
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,8 @@ class Score:
 
     Args:
         batches: the data.
-        metric: any torchmetrics metric with a single value; None for the SQNR of the output against the float one.
+        metric: any torchmetrics metric with a single value; "accuracy" for multiclass accuracy; None for the SQNR of
+            the output against the float one.
         call: how to run one batch; None for :func:`~lq.ptq.batches.run_batch`.
         target_fn: batch -> labels; None for :func:`lq.metrics.targets_of`.
         higher_is_better: needed where the metric does not say so itself.
@@ -31,26 +48,26 @@ class Score:
 
     Example:
         >>> import torch
-        >>> from lq.metrics import classification_metric
         >>> batches = [(torch.eye(3), torch.tensor([0, 1, 1]))]
-        >>> score = Score(batches, classification_metric(3))
+        >>> score = Score(batches, "accuracy")
         >>> score.name, round(score.of(nn.Identity()), 3)
         ('accuracy', 0.667)
     """
 
     batches: Sequence[Any]
-    metric: AnyMetric | None = None
+    metric: OneMetric | None = None
     call: Call | None = None
     target_fn: Callable[[Any], Any] | None = None
     higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.metric is None:
+        # Not `==`, which torchmetrics turns into another metric.
+        if self.metric is None or (isinstance(self.metric, str) and self.metric == ACCURACY):
             return
         if isinstance(self.metric, MetricCollection) or not isinstance(self.metric, Metric):
             raise TypeError(
                 f"metric={self.metric!r} ({type(self.metric).__name__}): layers are ranked by one figure, so give a "
-                "single torchmetrics metric, e.g. MulticlassAccuracy(num_classes=10, average='micro')."
+                "single torchmetrics metric, e.g. MulticlassAccuracy(num_classes=10, average='micro'), or 'accuracy'."
             )
         if self.higher_is_better is None and self.metric.higher_is_better is None:
             raise ValueError(
@@ -61,21 +78,23 @@ class Score:
     @property
     def name(self) -> str:
         """Short name of the figure."""
-        return "sqnr_db" if self.metric is None else metric_name(self.metric)
+        if self.metric is None or isinstance(self.metric, str):
+            return self.metric or "sqnr_db"
+        return metric_name(self.metric)
 
     @property
     def sign(self) -> int:
         """1 if higher is better, else -1."""
         given = self.higher_is_better
         if given is None:
-            given = True if self.metric is None else bool(self.metric.higher_is_better)
+            given = bool(self.metric.higher_is_better) if isinstance(self.metric, Metric) else True
         return 1 if given else -1
 
     def outputs(self, model: nn.Module, advance: Callable[[], None] | None = None) -> list[Tensor]:
         """The tensor of each batch's output that is compared."""
         kept = []
         for batch in self.batches:
-            kept.append(main_tensor((self.call or run_batch)(model, batch)).clone())
+            kept.append(finite_output((self.call or run_batch)(model, batch), "sensitivity()").clone())
             if advance is not None:
                 advance()
         return kept
@@ -97,13 +116,16 @@ class Score:
             ValueError: if the metric does not fit the batches or has several values.
         """
         if self.metric is None:
-            sqnr = SQNR()
+            sqnr = SQNR(sync_on_compute=False)
             for exact, output in zip(reference, self.outputs(model, advance), strict=True):
                 sqnr.update(exact, output)
             return float(sqnr.compute())
-        comparison = ModelComparison(["model"], self.metric)
+        comparison = ModelComparison(
+            ["model"], None if isinstance(self.metric, str) else self.metric, sync_on_compute=False
+        )
         for batch in self.batches:
             output = (self.call or run_batch)(model, batch)
+            finite_output(output, f"the {self.name} of a model")
             comparison.update({"model": output}, (self.target_fn or targets_of)(batch))
             if advance is not None:
                 advance()

@@ -10,11 +10,10 @@ from typing import Any, TypedDict
 from torch import Tensor, fx
 
 from lq.analysis.resume import ResultFile, fingerprint
-from lq.analysis.score import Score
+from lq.analysis.score import OneMetric, Score
 from lq.analysis.tensors import evaluating, require_ranges
 from lq.backends.prepare import plan_of
 from lq.console import BatchCounter
-from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
 from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only
@@ -69,7 +68,7 @@ class SensitivityOptions:
 def sensitivity(
     prepared: fx.GraphModule,
     batches: Iterable[Any],
-    metric: AnyMetric | None = None,
+    metric: OneMetric | None = None,
     direction: str = "all_but_one",
     resume_file: str | os.PathLike[str] | None = None,
     options: SensitivityOptions | None = None,
@@ -83,8 +82,8 @@ def sensitivity(
     Args:
         prepared: from :func:`lq.prepare`, with ranges; it is left as it is.
         batches: data, e.g. a DataLoader; with labels if there is a metric.
-        metric: any torchmetrics metric with a single value; None for the SQNR of the output against the float one,
-            which needs no labels and few batches.
+        metric: any torchmetrics metric with a single value; "accuracy" for multiclass accuracy; None for the SQNR of
+            the output against the float one, which needs no labels and few batches.
         direction: "one" or "all_but_one".
         resume_file: JSON file in which every result is kept at once, and from which an interrupted run goes on.
         options: see :class:`SensitivityOptions`.

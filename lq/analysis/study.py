@@ -13,14 +13,11 @@ from torch import fx, nn
 
 from lq.analysis.compare import compare
 from lq.analysis.contest import CompareOptions
-from lq.analysis.costs import layer_costs
-from lq.analysis.exclusions import propose_exclusions
-from lq.analysis.ranges import range_statistics
-from lq.analysis.sensitivity import SensitivityOptions, sensitivity
-from lq.analysis.sqnr import sqnr_per_layer
+from lq.analysis.layers import analyze_layers
+from lq.analysis.sensitivity import SensitivityOptions
 from lq.backends.prepare import plan_of
 from lq.export.directory import AnyPath
-from lq.ptq.batches import first_batches, reusable
+from lq.ptq.batches import reusable
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.qconfig import QConfig
 from lq.report.page import Findings
@@ -86,20 +83,18 @@ def study(
     subject = qat
     if subject is None:
         subject = prepare_static(model, calibration, qconfig, call, StaticOptions(limit=limit))
-    some = list(first_batches(test, options.batches, "study()"))
-    how = SensitivityOptions(call=call, limit=options.batches)
-    sensitive = sensitivity(subject, some, None, options.direction, options.resume_file, how)
-    proposal = propose_exclusions(sensitive, layer_costs(subject, some[0], call, options.compare.threads))
+    how, threads = SensitivityOptions(call=call, limit=options.batches), options.compare.threads
+    found = analyze_layers(subject, test, None, options.direction, options.resume_file, how, threads)
     return Findings(
         comparison=rows,
         history=history,
-        sqnr=sqnr_per_layer(subject, some[:1], call, int8=True),
-        sensitivity=sensitive,
-        exclusions=str(proposal),
-        excluded=proposal.layers,
-        ranges=range_statistics(subject, some, call),
+        sqnr=found.sqnr,
+        sensitivity=found.sensitivity,
+        exclusions=str(found.exclusions),
+        excluded=found.exclusions.layers,
+        ranges=found.ranges,
         plan=str(plan_of(subject)),
-        notes=machine(options.compare.threads),
+        notes=machine(threads),
     )
 
 

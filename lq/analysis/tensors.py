@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,8 @@ from lq.backends.prepare import set_phase, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, fake_quantize
 from lq.core.state import QATState
+from lq.metrics import main_tensor
+from lq.metrics.outputs import describe
 from lq.tracing import ops
 
 
@@ -78,6 +80,26 @@ def require_ranges(prepared: nn.Module, who: str) -> None:
             f"{who} needs ranges, and no fake quantizer has one: call lq.calibrate(prepared, batches) first, "
             "or load a QAT checkpoint."
         )
+
+
+def finite_output(output: Any, who: str) -> Tensor:
+    """The tensor of an output that is compared, refused if there is nothing to compare in it.
+
+    Raises:
+        ValueError: if it holds NaN or infinity.
+
+    Example:
+        >>> finite_output(torch.tensor([[1.0, float("nan")]]), "sensitivity()")
+        Traceback (most recent call last):
+        ValueError: sensitivity(): the output of the model, Tensor float32 (1, 2), holds NaN or infinity. ...
+    """
+    tensor = main_tensor(output)
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{who}: the output of the model, {describe(output)}, holds NaN or infinity. Look for it in the data "
+            "(torch.isfinite(x).all()) or in the weights; nothing can be compared with it."
+        )
+    return tensor
 
 
 @contextmanager

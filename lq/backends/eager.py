@@ -48,8 +48,9 @@ def choose(traced: Traced) -> Choice:
         if node in inside and not stubs.is_switched_off(traced.root, name)
     }
     modules = dict(graph_module.named_modules())
-    sites = Placement(graph_module.graph, modules, layers, joins, entries).sites()
-    return Choice(layers, floats, sites, _remarks(graph_module, inside, annotated))
+    fuse_add = traced.qconfig.resolved_fuse_add
+    placement = Placement(graph_module.graph, modules, layers, joins, entries, fuse_add)
+    return Choice(layers, floats, placement.sites(), _remarks(graph_module, inside, annotated))
 
 
 def _split(traced: Traced, inside: Collection[fx.Node]) -> tuple[list[Layer], list[LayerPlan]]:

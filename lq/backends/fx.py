@@ -13,4 +13,5 @@ def choose(traced: Traced) -> Choice:
     erase_stubs(traced.graph_module)
     layers, floats = find_layers(traced.graph_module, traced.qconfig, traced.untraceable)
     modules = dict(traced.graph_module.named_modules())
-    return Choice(layers, floats, Placement(traced.graph_module.graph, modules, layers).sites())
+    placement = Placement(traced.graph_module.graph, modules, layers, fuse_add=traced.qconfig.resolved_fuse_add)
+    return Choice(layers, floats, placement.sites())

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import fx
 
+from lq.analysis.sqnr import sqnr_per_layer
 from lq.callback.best import load_best
 from lq.callback.progress import close_progress_bar
 from lq.deploy import Baseline, deploy
 from lq.evaluation import Judge
 from lq.export.delivery import Deployment, Order
 from lq.export.signature import Inputs
+from lq.report.pictures import can_draw, log_pictures
 from lq.report.table import print_table
 from lq.schedule import QATSchedule
-from lq.target import detached_copy
+from lq.target import detached_copy, prepared_graph
 
 
 def deploy_best(
@@ -29,6 +33,7 @@ def deploy_best(
     baseline: Baseline,
     order: Order,
     schedule: QATSchedule,
+    history: Sequence[Mapping[str, float]] = (),
 ) -> Deployment:
     """Deploy the best weights of a fit that is over, and say what came out.
 
@@ -41,6 +46,7 @@ def deploy_best(
         baseline: for the FP32 row.
         order: what to deliver.
         schedule: for the manifest.
+        history: of the training, for the pictures.
 
     Returns:
         the deployment.
@@ -56,7 +62,20 @@ def deploy_best(
         rank_zero_info(f"lq: {note}")
     if deployment.directory is not None:
         rank_zero_info(f"lq: artifact in {deployment.directory}")
+    _log_pictures(trainer, prepared_graph(twin, name), example, history)
     return deployment
+
+
+def _log_pictures(
+    trainer: Trainer, prepared: fx.GraphModule, example: Inputs, history: Sequence[Mapping[str, float]]
+) -> None:
+    if not can_draw(trainer.loggers):
+        return
+    try:
+        sqnr = sqnr_per_layer(prepared, [example], lambda model, inputs: model(*inputs[0], **inputs[1]), limit=1)
+        log_pictures(trainer.loggers, history, sqnr, trainer.global_step)
+    except Exception as error:  # loggers reach out to servers; the artifact is safe
+        rank_zero_warn(f"lq: the pictures could not be logged: {error}")
 
 
 def _recipe(trainer: Trainer) -> str | None:

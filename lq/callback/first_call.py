@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from lq.backends.self_check import self_check
-from lq.evaluation import is_own_forward, on_cpu
 from lq.export.delivery import Order, rehearse
 from lq.export.signature import Inputs
+from lq.tap import is_own_forward, on_cpu
 from lq.target import float_state, prepared_graph, target_of
 
 

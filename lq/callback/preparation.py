@@ -19,24 +19,38 @@ from lq.target import detached_copy, find_target, graft, is_grafted, target_of
 from lq.tracing.trace import passed_parameters
 
 
-def prepare_target(module: LightningModule, target: str | None, qconfig: QConfig) -> tuple[str, nn.Module | None]:
-    """Prepare the target in its place; a module that is prepared already is only checked.
+def choose_target(module: LightningModule, target: str | None) -> str:
+    """The name of the part to quantize, once it exists.
 
     Args:
         module: the LightningModule; ``configure_model`` is called if it has one.
         target: dotted name, or ``None`` to find it.
+
+    Returns:
+        the name.
+
+    Raises:
+        ValueError: if there is no such target.
+    """
+    if is_overridden("configure_model", module):
+        module.configure_model()
+    return find_target(module, target)
+
+
+def prepare_target(module: LightningModule, name: str, qconfig: QConfig) -> nn.Module | None:
+    """Prepare the target in its place; a module that is prepared already is only checked.
+
+    Args:
+        module: the LightningModule.
+        name: of its target.
         qconfig: what to quantize and how.
 
     Returns:
-        the target's name, and a float copy of it on the CPU, or ``None`` if it was prepared before.
+        a float copy of the target on the CPU, or ``None`` if it was prepared before.
 
     Raises:
-        ValueError: if there is no target, it was prepared otherwise, or ``configure_model`` undoes the preparation.
+        ValueError: if the target was prepared otherwise, or ``configure_model`` undoes the preparation.
     """
-    configured = is_overridden("configure_model", module)
-    if configured:
-        module.configure_model()
-    name = find_target(module, target)
     float_model: nn.Module | None = None
     if is_grafted(module, name):
         _check_same_qconfig(module, name, qconfig)
@@ -45,9 +59,9 @@ def prepare_target(module: LightningModule, target: str | None, qconfig: QConfig
         check_target_is_not_compiled(part, name)
         float_model = (copy.deepcopy(part).cpu() if name else detached_copy(module)).float()
         graft(module, name, prepare(part, qconfig, *declared_example(module, part)))
-    if configured:
+    if is_overridden("configure_model", module):
         _check_configure_model(module, name)
-    return name, float_model
+    return float_model
 
 
 def _check_same_qconfig(module: LightningModule, name: str, qconfig: QConfig) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -13,18 +13,22 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
+from lq.analysis.auto_exclude import AutoExclude
+from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.deployment import deploy_best
+from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.monitors import check_early_stopping, serve_monitors
 from lq.callback.phases import PhaseSwitch, take_nonfinite
-from lq.callback.preparation import choose_directory, prepare_target
+from lq.callback.preparation import choose_directory, choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
+from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.resumed import inputs_without_training, validation_loaders
 from lq.callback.validation import figures_of, other_versions
 from lq.checkpoint import KEY, CheckpointEntry
@@ -57,6 +61,10 @@ class QATCallback(Callback):
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or ``{name:
             options}``; the first is what :func:`lq.load` loads by default.
         gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
+        auto_exclude: before the first step, look for a few layers that quantization hurts and leave them in float; see
+            :class:`~lq.analysis.auto_exclude.AutoExclude`. What was found is in ``exclusions``, and in the checkpoints.
+        log_ranges: "summary" logs the worst saturation, use of levels, dead tensors and drift of scales under
+            ``qat/ranges/``, "tensors" besides each activation's, to the loggers; ``None`` nothing.
 
     Raises:
         TypeError: if ``metric`` is not a torchmetrics metric.
@@ -79,6 +87,8 @@ class QATCallback(Callback):
         export_dir: str | None = None,
         exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
         gate: Gate | None = None,
+        auto_exclude: bool | AutoExclude = False,
+        log_ranges: Literal["summary", "tensors"] | None = "summary",
     ) -> None:
         if int8_every_n_epochs is not None and int8_every_n_epochs < 1:
             raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
@@ -93,11 +103,15 @@ class QATCallback(Callback):
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.order = Order(tuple(exporters), gate or Gate())
+        self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule)
+        self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None
         self.deployment: Deployment | None = None
-        self._name = ""
+        self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
         self._pause = CompilationPause()
+        check_detail(log_ranges)
+        self._ranges = RangeMonitor(log_ranges)
         self._reset()
 
     def _reset(self) -> None:
@@ -107,7 +121,9 @@ class QATCallback(Callback):
         self._example: Inputs | None = None
         self._phase: Phase | None = None
         self._started = False
+        self._history: list[dict[str, float]] = []
         self._float.reset()
+        self._ranges.reset()
         self._rates = InitialLearningRates([])
         self._switch = PhaseSwitch()
         self._comparison: ValidationComparison | None = None
@@ -128,7 +144,11 @@ class QATCallback(Callback):
             if is_dev_run(trainer):  # a few steps, which shall try all that a run does
                 self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
             self._directory = choose_directory(trainer, self.export_dir)
-        self._name, float_model = prepare_target(pl_module, self.target, self.qconfig)
+        self._name = choose_target(pl_module, self.target)
+        judge = self._judge(trainer, None)
+        self._applied, found = choose_qconfig(trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge)
+        self.exclusions = found or self.exclusions
+        float_model = prepare_target(pl_module, self._name, self._applied)
         if float_model is not None:
             self._float = FloatReference(float_model)
         self.plan = plan_of(self._target(pl_module))
@@ -208,13 +228,19 @@ class QATCallback(Callback):
         """Log the phase, and report batches that the observers had to skip."""
         if self._phase is None:
             return
-        # The same in all processes; reducing them says so to Lightning.
-        pl_module.log("qat/phase", float(self._phase.index), sync_dist=True)
+        figures = {"qat/phase": float(self._phase.index)}
         if self._phase.lr_scale is not None:
-            pl_module.log("qat/lr_scale", self._phase.lr_scale, sync_dist=True)
+            figures["qat/lr_scale"] = self._phase.lr_scale
+        # The same in all processes; reducing them says so to Lightning.
+        pl_module.log_dict(figures, sync_dist=True)
+        scales = self._ranges.log_epoch(trainer, pl_module, self._name) if self._started else {}
+        self._note(trainer, {**figures, **scales})
         warning = take_nonfinite(self._target(pl_module))
         if warning is not None:
             rank_zero_warn(warning)
+
+    def _note(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
+        self._history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **figures})
 
     # ---- validation -----------------------------------------------------------------------------------------------
 
@@ -234,8 +260,16 @@ class QATCallback(Callback):
         every = self.int8_every_n_epochs
         return every is not None and (trainer.current_epoch + 1) % every == 0
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the ranges in the first batch."""
+        if trainer.state.fn == "fit" and self._started and (batch_idx, dataloader_idx) == (0, 0):
+            self._ranges.listen(pl_module, self._name)
+
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Feed the comparison; ``args`` are outputs, batch, batch_idx and dataloader_idx."""
+        self._ranges.stop()
         if self._comparison is not None:
             self._comparison.update(args[1])
 
@@ -252,8 +286,10 @@ class QATCallback(Callback):
             results = {}
         self._float.results = results.get("fp32", self._float.results)
         figures = figures_of(results)
-        for name, value in figures.items():
-            pl_module.log(name, value, sync_dist=True)
+        pl_module.log_dict(figures, sync_dist=True)
+        self._ranges.log_validation(trainer, pl_module)
+        if figures and trainer.state.fn == "fit":
+            self._note(trainer, figures)
         serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,6 +311,7 @@ class QATCallback(Callback):
             self._first_call.remove()
         if self._comparison is not None:
             self._comparison.finish()
+        self._ranges.stop()
         self._first_call = self._comparison = None
         self._pause.end()
         self._switch.thaw()
@@ -294,14 +331,7 @@ class QATCallback(Callback):
             self.deployment.raise_failures()
 
     def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Deployment:
-        judge = Judge(
-            self._loaders,
-            trainer.datamodule,  # type: ignore[attr-defined]
-            self.metric,
-            self.target_fn,
-            trainer.limit_val_batches,
-            show_progress=trainer.progress_bar_callback is not None,
-        )
+        judge = self._judge(trainer, self._loaders)
         return deploy_best(
             trainer,
             pl_module,
@@ -311,6 +341,17 @@ class QATCallback(Callback):
             baseline=self._float.baseline(),
             order=replace(self.order, directory=self._directory),
             schedule=self.schedule,
+            history=self._history,
+        )
+
+    def _judge(self, trainer: Trainer, loaders: Any) -> Judge:
+        return Judge(
+            loaders,
+            trainer.datamodule,  # type: ignore[attr-defined]
+            self.metric,
+            self.target_fn,
+            trainer.limit_val_batches,
+            show_progress=trainer.progress_bar_callback is not None,
         )
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -320,9 +361,9 @@ class QATCallback(Callback):
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         share_quantization_state(trainer, pl_module, self._name)
         plan = plan_of(self._target(pl_module))
-        figures = self._float.results
-        entry = CheckpointEntry(self._name, self.qconfig, plan.passed, self._started, figures, plan.vendor)
-        checkpoint[KEY] = entry.to_dict()
+        checkpoint[KEY] = CheckpointEntry(
+            self._name, self._applied, plan.passed, self._started, self._float.results, plan.vendor, self._history
+        ).to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""
@@ -330,6 +371,8 @@ class QATCallback(Callback):
             rank_zero_info("lq: the checkpoint is one of the float model")
             return
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
-        entry.require_same_plan(self._name, self.qconfig)
+        entry.require_same_plan(self._name, self._applied)
         self._started, self._float.results = entry.started, dict(entry.fp32)
+        self._history = [dict(row) for row in entry.history]
+        self._ranges.resume(self._history)
         self._float.has_weights = not self._started

@@ -8,8 +8,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lq.callback.preparation import declared_example
-from lq.evaluation import Judge, compare_on_validation_data, on_cpu
+from lq.evaluation import Judge, compare_on_validation_data
 from lq.export.signature import Inputs
+from lq.tap import on_cpu
 from lq.target import detached_copy, target_of
 
 

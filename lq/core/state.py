@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
+from lq.core.collective import all_reduce
 from lq.core.float32 import Float32Buffers
 from lq.core.qparams import (
     ACTIVATIONS,
@@ -197,8 +198,7 @@ class QATState(Float32Buffers):
         ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.
         ends = torch.where(ran & ~torch.isfinite(ends), torch.inf, ends)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        all_reduce(ends, "MAX")
         return -ends[0], ends[1], (ends == torch.inf).any(dim=0)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from lq.export.worker import run_in_fresh_process
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 
 ENOUGH_DB = 25.0
+_TWICE_DB = 20 * math.log10(2)
 ON_FAILURE = ("error", "warn")
 
 
@@ -31,8 +32,8 @@ class Gate:
             sound ones 27-60, the least where flips of single values grow through many layers.
         max_metric_change: how far the metric of an artifact on the validation data may be from that of the
             fake-quantized model, in either direction; ``None`` does not look.
-        excuse_rounding: where the fake-quantized model misses half of these distances itself once it is computed in
-            float64 (:func:`lq.export.rounding.rounding_noise`), ask no more of artifacts than twice that noise.
+        excuse_rounding: let pass what is at most twice as far from the fake-quantized model as that is from itself in
+            float64 (:func:`lq.export.rounding.rounding_noise`): no int8 kernel can be expected to be nearer.
         on_failure: "error" leaves the artifact out and lets the run fail; "warn" keeps it.
 
     Raises:
@@ -73,20 +74,16 @@ class Gate:
             return f"agreement {parity.agreement:.2%} is below {self.min_agreement:.2%}"
         return ""
 
-    def tolerating(self, noise: Parity) -> Gate:
-        """A gate that asks for no less noise than twice what rounding alone makes.
+    def excuses(self, parity: Parity, noise: Parity) -> bool:
+        """Whether distances are at most twice those that rounding alone makes.
+
+        The ratio of the outputs decides, since how many predictions change follows from it.
 
         Example:
-            >>> lowered = Gate(min_agreement=0.99, min_sqnr_db=25).tolerating(Parity(100, 28.0, 0.1, agreement=0.98))
-            >>> round(lowered.min_agreement, 2), round(lowered.min_sqnr_db, 1)
-            (0.96, 22.0)
+            >>> Gate().excuses(Parity(100, 24.0, 0.2, agreement=0.97), noise=Parity(100, 28.0, 0.1, agreement=0.99))
+            True
         """
-        agreement, ratio = self.min_agreement, self.min_sqnr_db
-        if agreement is not None and noise.agreement is not None:
-            agreement = max(0.0, min(agreement, 1 - 2 * (1 - noise.agreement)))
-        if ratio is not None:
-            ratio = min(ratio, noise.sqnr_db - 20 * math.log10(2))
-        return replace(self, min_agreement=agreement, min_sqnr_db=ratio)
+        return self.excuse_rounding and parity.sqnr_db >= noise.sqnr_db - _TWICE_DB
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lq.report.html import Section, write_report
-from lq.report.plots import (
-    plot_learning_rate,
-    plot_metric,
-    plot_scale_drift,
-    plot_sensitivity,
-    plot_sqnr,
-    plot_tradeoff,
-)
+from lq.report.pictures import training_pictures
+from lq.report.plots import plot_models, plot_overview, plot_sensitivity, plot_sqnr, plot_tradeoff
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -74,6 +68,26 @@ def write_page(path: str | os.PathLike[str], title: str, findings: Findings) -> 
     return write_report(path, title, sections)
 
 
+def write_picture(path: str | os.PathLike[str], title: str, findings: Findings) -> Path:
+    """Write one picture that says it all, for a README: what each model reaches, and which layers do the harm.
+
+    Args:
+        path: of the PNG file; its directory is made.
+        title: of the picture.
+        findings: with comparison and sensitivity.
+
+    Returns:
+        the path.
+
+    Raises:
+        ValueError: if either is missing.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plot_overview(findings.comparison, findings.sensitivity, title).savefig(file, dpi=110)
+    return file
+
+
 def _comparison(findings: Findings) -> Section | None:
     rows = findings.comparison
     if not rows:
@@ -88,8 +102,11 @@ def _comparison(findings: Findings) -> Section | None:
         line |= {label: _number(row.get(key), form) for key, label, form in extras}
         table.append(line)
     figures = []
+    if names and len(rows) > 1:
+        figures.append((plot_models(rows), "The dashed line is FP32; what lies far from it is an arrow at the edge."))
     if names and any(row.get(key) is not None for row in rows for key in ("latency_ms", "size_mb")):
-        figures = [(plot_tradeoff(rows), "Up and to the left is better. Models without a measured cost are not shown.")]
+        words = "Up and to the left is better. Models without a measured cost are not shown."
+        figures.append((plot_tradeoff(rows), words))
     return Section("Comparison", findings.notes, rows=table, figures=figures)
 
 
@@ -108,18 +125,7 @@ def _number(value: Any, form: str) -> str | None:
 
 
 def _training(findings: Findings) -> Section | None:
-    history = findings.history
-    versions = {
-        tuple(key.split("/")[1:]) for row in history for key in row if key.startswith(("qat/fake/", "qat/int8/"))
-    }
-    figures: list[Any] = [
-        (plot_metric(history, metric), "What the schedule did in between is shaded; epochs end at their number.")
-        for metric in sorted({metric for _, metric in versions})
-    ]
-    if any("qat/lr_scale" in row for row in history):
-        figures.append((plot_learning_rate(history), "Learning rate, as a share of the optimizer's initial one."))
-    if any(key.startswith("qat/scale/") for row in history for key in row):
-        figures.append((plot_scale_drift(history), "A scale that keeps drifting wants its observer to stay on longer."))
+    figures = [(figure, words) for _, figure, words in training_pictures(findings.history)]
     return Section("Training", figures=figures) if figures else None
 
 

@@ -11,6 +11,8 @@ from lq.qconfig import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -51,6 +53,7 @@ class Placement:
         layers: what is quantized.
         joins: the joins that run in int8; ``None`` decides.
         stubs: calls of QuantStubs, whose results are quantized for all that read them.
+        fuse_add: do not round a convolution that is only added to something; its kernel adds before it rounds.
     """
 
     def __init__(
@@ -60,16 +63,25 @@ class Placement:
         layers: Iterable[Layer],
         joins: Collection[fx.Node] | None = None,
         stubs: Collection[fx.Node] = (),
+        fuse_add: bool = False,
     ) -> None:
         self.graph, self.modules, self.stubs = graph, modules, dict.fromkeys(stubs)
         self.outputs = {layer.last: layer for layer in layers}
         self.inputs = {layer.node: layer for layer in self.outputs.values()}
-        if joins is not None:
-            self.joins = set(joins)
-            return
-        self.joins = {n for n in graph.nodes if ops.joined_tensors(n)}
-        while self._drop_joins():
+        self.joins = {n for n in graph.nodes if ops.joined_tensors(n)} if joins is None else set(joins)
+        while joins is None and self._drop_joins():
             pass
+        self.unrounded = self._added_by_kernels() if fuse_add else set()
+
+    def _added_by_kernels(self) -> set[fx.Node]:
+        """Of every addition the last convolution that nothing else reads."""
+        found = set()
+        for node in self.graph.nodes:
+            if node in self.joins and node.target in ops.ADD:
+                terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and len(n.users) == 1]
+                convolutions = [n for n in terms if isinstance(self.outputs[n].module, _CONVOLUTIONS)]
+                found |= set(sorted(convolutions, key=list(self.graph.nodes).index)[-1:])
+        return found
 
     def sites(self) -> list[Site]:
         """All places, in execution order."""
@@ -79,6 +91,8 @@ class Placement:
             assert isinstance(source, fx.Node)
             found[stub] = Site(stub, source, tuple(stub.users), "none", False)
         for node in (*self.outputs, *self.joins):
+            if node in self.unrounded:
+                continue
             site = self._site(node, tuple(node.users))
             found[site.node] = site
         produced = self.outputs.keys() | self.joins | self.stubs.keys()

@@ -5,7 +5,7 @@
     python recipes/fashion_mnist/compare.py recipes/fashion_mnist_4bit/mobilenet_v2_qat.yaml --report
 
 Prints one table per recipe and writes it to runs/<name>/comparison.json; --report also looks into the model, layer by
-layer (some minutes), and writes runs/<name>/report.html.
+layer (some minutes), and writes runs/<name>/report.html and overview.png.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from lq.deprecations import quiet_torch_ao, quiet_torchscript
 from lq.export.artifact import load_prepared_state
 from lq.export.manifest import read_manifest
 from lq.models import Classifier
-from lq.qconfig import QConfig
+from lq.qconfig import PRESETS, QConfig
 from lq.report.history import read_history
-from lq.report.page import write_page
+from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 
 HERE = Path(__file__).parent
@@ -68,6 +68,7 @@ def train(recipe: Path) -> None:
 
 def judge(recipe: Path, options: argparse.Namespace) -> None:
     """The table of one recipe, and its report."""
+    torch.manual_seed(0)  # of the shuffled and shifted images that calibrate
     config = yaml.safe_load(recipe.read_text())
     name = config["trainer"]["logger"]["init_args"]["name"]
     model, artifact = _float_model(config), _newest_artifact(RUNS / name, recipe)
@@ -81,12 +82,15 @@ def judge(recipe: Path, options: argparse.Namespace) -> None:
     calibration = list(islice(data.train_dataloader(), options.calibration))  # the same ones for all
     tests = list(islice(data.test_dataloader(), -(-options.images // data.test_dataloader().batch_size)))
     how = CompareOptions(others=_torch_ao(model, calibration) if options.torch_ao else {})
-    title = f"{name}, {sum(len(y) for _, y in tests)} test images"
+    bits = (qconfig.weight or PRESETS[qconfig.preset].weight).bits
+    images = f"{sum(len(y) for _, y in tests):,} test images"
+    title = f"{config['model']['init_args']['model']} with {bits}-bit weights, {images} of Fashion-MNIST"
     if options.report:
         history = read_history(artifact.parent)
         findings = study(model, calibration, tests, qconfig, trained, artifact, history, StudyOptions(how))
         rows = findings.comparison
         print(f"report: {write_page(RUNS / name / 'report.html', title, findings)}")
+        print(f"picture: {write_picture(RUNS / name / 'overview.png', title, findings)}")
     else:
         rows = compare(model, calibration, tests, qconfig, trained, artifact, how)
     print(machine(how.threads))

@@ -61,6 +61,12 @@ def test_weights_use_their_levels_and_only_learned_scales_leave_some_beyond():
     assert 0.2 < rows_of(prepared, [x])["0", "weight"]["saturated"] < 0.8
 
 
+def test_what_is_no_number_lies_beyond_every_grid():
+    prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)])
+    row = rows_of(prepared, [torch.tensor([[float("nan"), float("inf"), 0.0, 0.1]])])["input_1", "activation"]
+    assert row["saturated"] == 0.5
+
+
 def test_no_batch_is_refused():
     prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.randn(8, 4)])
     with pytest.raises(ValueError, match=r"range_statistics\(\) got no batch"):

@@ -148,7 +148,7 @@ def test_a_metric_has_to_say_which_way_is_better(prepared, batches):
 @pytest.mark.parametrize(
     ("metric", "error", "message"),
     [
-        ("accuracy", TypeError, "metric='accuracy' .* give a single torchmetrics metric"),
+        ("acc", TypeError, "metric='acc' .* give a single torchmetrics metric"),
         (MulticlassAccuracy(4, average=None), ValueError, r"gives 4 values \(accuracy_0, .* average them"),
     ],
 )

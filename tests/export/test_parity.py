@@ -96,14 +96,11 @@ def test_a_model_that_does_not_run_is_a_complaint(monkeypatch: pytest.MonkeyPatc
     assert parity.samples == 0
 
 
-def test_a_gate_tolerates_twice_the_noise_of_rounding() -> None:
-    lowered = Gate(min_agreement=0.99, min_sqnr_db=25).tolerating(Parity(200, 26.0, 1.0, agreement=0.97))
-    assert lowered.min_agreement == pytest.approx(0.94)
-    assert lowered.min_sqnr_db == pytest.approx(26 - 6.02, abs=0.01)
-    quiet = Parity(200, math.inf, 0.0, agreement=1.0)
-    assert Gate().tolerating(quiet) == Gate()
-    assert Gate(min_agreement=None, min_sqnr_db=None).tolerating(quiet).complaint(measured(flipped(9))) == ""
-    assert Gate().tolerating(Parity(4, 3.0, 9.0, agreement=0.25)).min_agreement == 0.0
+@pytest.mark.parametrize(("ratio", "excused"), [(24.0, True), (20.1, True), (19.9, False), (math.nan, False)])
+def test_a_gate_excuses_twice_the_noise_of_rounding(ratio: float, excused: bool) -> None:
+    noise = Parity(200, 26.0, 1.0, agreement=0.99)
+    assert Gate().excuses(Parity(200, ratio, 1.0, agreement=0.9), noise) == excused
+    assert not Gate(excuse_rounding=False).excuses(Parity(200, ratio, 1.0), noise)
 
 
 def test_metric_of_an_artifact_may_change_by_so_much() -> None:

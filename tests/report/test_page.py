@@ -6,7 +6,7 @@ import torch
 from lq.analysis import propose_exclusions, range_statistics, sensitivity, sqnr_per_layer
 from lq.backends.prepare import plan_of
 from lq.ptq import prepare_static
-from lq.report.page import Findings, write_page
+from lq.report.page import Findings, write_page, write_picture
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.report.plots.test_training import HISTORY
 
@@ -41,7 +41,7 @@ def test_everything_that_is_known_has_its_section(tmp_path):
         "Comparison", "Training", "Noise, tensor by tensor", "Sensitive layers", "Ranges", "Plan"
     ]  # fmt: skip
     text = path.read_text()
-    assert text.count("<img") == 6  # trade-off; metric, learning rate, scales; SQNR; sensitivity
+    assert text.count("<img") == 7  # models, trade-off; metric, learning rate, scales; SQNR; sensitivity
     assert f"exclude {BAD} " in text
     assert "Made by a test." in text
     for cell in ("0.9160", "14.00", "94%", "45.0"):
@@ -63,6 +63,14 @@ def test_threads_have_a_column_where_they_differ(tmp_path, threads, shown):
     rows = [{**row, "latency_ms": 1.0, "threads": count} for row, count in zip(COMPARISON, threads, strict=True)]
     text = write_page(tmp_path / "report.html", "x", Findings(comparison=rows)).read_text()
     assert (">threads</th>" in text) == shown
+
+
+def test_one_picture_for_a_readme(tmp_path):
+    harm = [{"layer": "fc", "direction": "one", "metric": "accuracy", "harm": 0.02, "share": 0.5}]
+    path = write_picture(tmp_path / "docs" / "x.png", "Net", Findings(comparison=COMPARISON, sensitivity=harm))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no rows"):
+        write_picture(path, "Net", Findings(comparison=COMPARISON))
 
 
 def test_nothing_to_show_is_refused(tmp_path):

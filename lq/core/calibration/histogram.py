@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lq.core.collective import all_reduce
 from lq.core.float32 import Float32Buffers
 
 BINS = 2048  # as many as in Migacz' talk on 8-bit inference and in torch.ao
@@ -90,10 +91,10 @@ class HistogramBank(Float32Buffers):
         """
         batch = self._stacked_batch()
         ends = torch.stack([-batch.low, batch.high])
-        _all_reduce(ends, "MAX")
+        all_reduce(ends, "MAX")
         low, high = torch.minimum(self.low, -ends[0]), torch.maximum(self.high, ends[1])
         added = rebin(batch, low, high)
-        _all_reduce(added, "SUM")
+        all_reduce(added, "SUM")
         self.counts.copy_(rebin(self.histogram(), low, high) + added)
         self.low.copy_(low)
         self.high.copy_(high)
@@ -166,8 +167,3 @@ def rebin(histogram: Histogram, low: Tensor, high: Tensor) -> Tensor:
     target = first.long()
     out = torch.zeros_like(counts).scatter_add_(1, target, counts - moved)
     return out.scatter_add_(1, (target + 1).clamp_(max=bins - 1), moved)
-
-
-def _all_reduce(tensor: Tensor, operation: str) -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))

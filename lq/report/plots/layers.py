@@ -82,10 +82,23 @@ def plot_sensitivity(rows: Sequence[Row], top: int | None = None, excluded: Sequ
         >>> plot_sensitivity([row]).axes[0].get_xlabel()
         'loss of accuracy with only this layer quantized'
     """
+    count = len(rows[:top])
+    figure, (axis,) = new_figure(WIDTH, 1.3 + _LINE * count)
+    draw_sensitivity(axis, rows, top, excluded)
+    which = f"the {count} most sensitive layers" if count < len(rows) else "sensitivity of all layers"
+    return finish(figure, f"{which}, with shares of the harm")
+
+
+def draw_sensitivity(axis: Any, rows: Sequence[Row], top: int | None = None, excluded: Sequence[str] = ()) -> None:
+    """The bars of :func:`plot_sensitivity`.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
     if not rows:
-        raise ValueError("plot_sensitivity: no rows; give those of lq.analysis.sensitivity(prepared, batches).")
+        raise ValueError("no rows; give those of lq.analysis.sensitivity(prepared, batches).")
+    shares = shares_of_harm(rows)
     chosen = sorted(rows, key=lambda row: -row["harm"])[:top]
-    figure, (axis,) = new_figure(WIDTH, 1.3 + _LINE * len(chosen))
     values = [row["harm"] for row in chosen]
     bars = axis.barh(range(len(chosen)), values, color=BLUE, height=0.72, zorder=2)
     for bar, row in zip(bars, chosen, strict=True):
@@ -94,16 +107,30 @@ def plot_sensitivity(rows: Sequence[Row], top: int | None = None, excluded: Sequ
     if set(excluded) & {row["layer"] for row in chosen}:
         axis.barh(0, 0, color=RED, hatch="///", edgecolor="white", label="proposed to stay in float")
     for index, row in enumerate(chosen):
-        if row.get("share") is not None and row["share"] >= 0.005:
+        share = shares[row["layer"]]
+        if share is not None and share >= 0.005:
             axis.annotate(
-                f"{row['share']:.0%}", (max(row["harm"], 0), index), (4, 0), textcoords="offset points", va="center",
+                f"{share:.0%}", (max(row["harm"], 0), index), (4, 0), textcoords="offset points", va="center",
                 fontsize=8.5, color="#333333",
             )  # fmt: skip
     _name_lines(axis, [row["layer"] for row in chosen])
     axis.margins(x=0.12)
     axis.set_xlabel(_harm_of(chosen[0]))
-    which = f"the {len(chosen)} most sensitive layers" if len(chosen) < len(rows) else "sensitivity of all layers"
-    return finish(figure, f"{which}, with shares of the harm")
+
+
+def shares_of_harm(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Each layer's share of the harm, so that they do not add up to more than all of it.
+
+    Measured one at a time they may: without its worst layer a model has little left to lose.
+
+    Example:
+        >>> row = {"layer": "a", "direction": "all_but_one", "harm": 0.08, "share": 0.8}
+        >>> shares_of_harm([row, {**row, "layer": "b"}])
+        {'a': 0.5, 'b': 0.5}
+    """
+    total = sum(max(row["share"] or 0.0, 0.0) for row in rows)
+    factor = 1 / total if total > 1 or (total > 0 and rows[0]["direction"] == "one") else 1.0
+    return {row["layer"]: None if row.get("share") is None else row["share"] * factor for row in rows}
 
 
 def _harm_of(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +51,25 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
+
+
+def window(values: Sequence[float], reach: float = 0.15) -> tuple[float, float]:
+    """Ends of an axis for figures that are to be told apart, which one far off would squeeze together.
+
+    Args:
+        values: the first one is what the others are compared with.
+        reach: what differs from it by more than this share is not waited for.
+
+    Returns:
+        lowest and highest value of the axis.
+
+    Example:
+        >>> window([1.0, 0.9, 0.1])
+        (0.875, 1.045)
+    """
+    near = [value for value in values if abs(value - values[0]) <= reach * abs(values[0])]
+    margin = max(max(near) - min(near), 0.01 * abs(values[0]))
+    return min(near) - 0.25 * margin, max(near) + 0.45 * margin
 
 
 def finish(figure: Figure, title: str, columns: int = 2) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lq.report.plots.style import CYCLE, MARKERS, finish, new_figure
+from lq.report.plots.style import CYCLE, MARKERS, finish, new_figure, window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,16 +42,20 @@ def plot_tradeoff(rows: Sequence[Row], metric: str | None = None) -> Figure:
         raise ValueError("plot_tradeoff: no row has a metric together with latency_ms or size_mb.")
     figure, axes = new_figure(2.8 * len(panels) + 0.6, 3.4, columns=len(panels))
     shown = [row for row in judged if any(row.get(key) is not None for key, _ in panels)]
+    low, high = window([row["metrics"][metric] for row in shown])
     for axis, (key, label) in zip(axes, panels, strict=True):
         for index, row in enumerate(shown):
             if row.get(key) is not None:
                 point = {"color": CYCLE[index % len(CYCLE)], "marker": MARKERS[index % len(MARKERS)]}
-                axis.scatter(
-                    row[key], row["metrics"][metric], s=72, label=row["model"], zorder=3, clip_on=False, **point
-                )
+                value = row["metrics"][metric]
+                height = min(max(value, low), high)
+                axis.scatter(row[key], height, s=72, label=row["model"], zorder=3, clip_on=False, **point)
+                if height != value:
+                    arrow = "\u2193" if value < low else "\u2191"
+                    axis.annotate(f"{arrow} {value:.4f}", (row[key], height), (8, 4), textcoords="offset points")
         axis.set_xlim(0, 1.12 * max(row[key] for row in shown if row.get(key) is not None))
         axis.locator_params(axis="x", nbins=5)
-        axis.margins(y=0.15)
+        axis.set_ylim(low, high)
         axis.set_xlabel(label)
     axes[0].set_ylabel(metric.replace("_", " "))
     costs = " and ".join(label.partition(" ")[0] for _, label in panels)

@@ -160,7 +160,7 @@ def _spans(history: Sequence[Row]) -> list[tuple[float, int]]:
 
 
 def _shade(axis: Any, spans: Sequence[tuple[float, int]], last: float) -> None:
-    ends = [start for start, _ in spans[1:]] + [last]
+    ends = [*(start for start, _ in spans[1:]), last][: len(spans)]
     for (start, phase), end in zip(spans, ends, strict=True):
         name, colour = PHASES.get(phase, (f"phase {phase}", "#eeeeee"))
         axis.axvspan(start, end, color=colour, linewidth=0, zorder=0, label=name)

@@ -56,7 +56,7 @@ def test_the_most_sensitive_layer_is_on_top_and_the_excluded_one_is_marked():
 def test_shares_stand_at_their_bars_and_top_cuts():
     figure = plot_sensitivity(sensitivity_rows(share=0.25), top=2)
     (axis,) = figure.axes
-    assert [text.get_text() for text in axis.texts] == ["25%", "25%"]
+    assert [text.get_text() for text in axis.texts] == ["33%", "33%"]
     assert figure.get_suptitle() == "the 2 most sensitive layers, with shares of the harm"
 
 

@@ -1,0 +1,178 @@
+"""Which qconfig a run prepares with: the user's, and with ``auto_exclude`` the layers that stay in float besides."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lq.analysis.auto_exclude import AutoExclude, find_exclusions
+from lq.analysis.exclusions import Exclusions
+from lq.analysis.sensitivity import SensitivityOptions
+from lq.backends.prepare import prepare, qconfig_of
+from lq.callback.processes import others_wait
+from lq.callback.progress import is_dev_run
+from lq.callback.resumed import validation_loaders
+from lq.checkpoint import KEY, CheckpointEntry
+from lq.core.collective import alone
+from lq.evaluation import Judge
+from lq.metrics import targets_of
+from lq.progress import Point
+from lq.ptq.calibrate import calibrate
+from lq.ptq.static import with_histograms
+from lq.qconfig import QConfig
+from lq.schedule import QATSchedule
+from lq.target import detached_copy, is_grafted, target_of
+from lq.validation import call_sample, labels_of, validation_samples
+
+
+def as_auto_exclude(given: bool | AutoExclude, schedule: QATSchedule) -> AutoExclude | None:
+    """What was asked for; ``True`` is :class:`AutoExclude` with its defaults.
+
+    Raises:
+        ValueError: if QAT starts later than the training, so that there is nothing to look at before it.
+    """
+    limits = AutoExclude() if given is True else given or None
+    if limits is not None and Point.parse("start", schedule.start).value > 0:
+        raise ValueError(
+            f"auto_exclude looks at the weights that QAT starts from, before the first step, but with "
+            f"schedule.start={schedule.start!r} they are trained in the same fit. Train in float first and start QAT "
+            "from that checkpoint; or let `lq analyze` name the layers, and write them into qconfig.exclude."
+        )
+    return limits
+
+
+def choose_qconfig(
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude | None, judge: Judge
+) -> tuple[QConfig, Exclusions | None]:
+    """The qconfig to prepare with: the user's, with layers excluded if that was asked for.
+
+    An earlier fit is believed; only a new one looks for layers.
+
+    Args:
+        trainer: in ``setup``.
+        module: the LightningModule.
+        name: of its target.
+        qconfig: the user's.
+        limits: from :func:`as_auto_exclude`.
+        judge: metric and labels; the loaders are the trainer's.
+
+    Returns:
+        the qconfig, and what was found in this very run.
+
+    Raises:
+        ValueError: if an earlier fit had another qconfig, there are no validation data, or the metric does not fit.
+    """
+    if limits is None:
+        return qconfig, None
+    known = _known_qconfig(trainer, module, name, qconfig)
+    if known is not None or trainer.state.fn != "fit":
+        return known or qconfig, None
+    if is_dev_run(trainer):
+        limits = replace(limits, batches=1)
+    found = _find_together(trainer, module, name, qconfig, limits, judge)
+    return found.apply(qconfig), found
+
+
+def _known_qconfig(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig) -> QConfig | None:
+    """That of the prepared module or of the checkpoint to be loaded; ``None`` if there has been no earlier fit."""
+    if is_grafted(module, name):
+        known: QConfig = qconfig_of(target_of(module, name))
+        return known if _extends(known, qconfig) else qconfig  # which is going to be refused
+    plain = _checkpoint_to_load(trainer).get(KEY)
+    if plain is None:
+        return None
+    entry = CheckpointEntry.from_dict(plain)
+    if not _extends(entry.qconfig, qconfig):
+        entry.require_same_plan(name, qconfig)
+    return entry.qconfig
+
+
+def _extends(known: QConfig, qconfig: QConfig) -> bool:
+    return replace(known, exclude=known.exclude[: len(qconfig.exclude)]) == qconfig
+
+
+def _checkpoint_to_load(trainer: Trainer) -> Mapping[str, Any]:
+    """The checkpoint that this run is going to load, empty if there is none.
+
+    Lightning (2.4 to 2.6) shows it to callbacks when it has loaded the weights, and by then they must have fitted;
+    until then its path is a variable of the method that runs everything.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
+        frame = frame.f_back
+    path = None if frame is None else frame.f_locals.get("ckpt_path")
+    if frame is None or not path:
+        return {}
+    trust = {"weights_only": frame.f_locals["weights_only"]} if "weights_only" in frame.f_locals else {}
+    loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
+    return loaded
+
+
+def _find_together(
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge
+) -> Exclusions:
+    """Find layers in the first process, while the others wait for what it found.
+
+    The random numbers of the training stay what they would have been.
+    """
+    judge = replace(judge, loaders=_loaders(trainer, module))
+    outcome: Exclusions | Exception | None = None
+    with others_wait(), isolate_rng(), alone():
+        if trainer.is_global_zero:
+            try:
+                twin = _float_twin(module, _checkpoint_to_load(trainer))
+                outcome = _find(twin, name, qconfig, limits, judge)
+                rank_zero_info(f"lq: auto_exclude: {outcome}")
+            except Exception as error:
+                outcome = error
+    outcome = trainer.strategy.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def _loaders(trainer: Trainer, module: LightningModule) -> Any:
+    try:
+        loaders = validation_loaders(trainer)
+    except Exception as error:
+        if trainer.datamodule is None and is_overridden("setup", module):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"auto_exclude asks for the validation data before {type(module).__name__}.setup() has run, and its "
+                f"val_dataloader() failed: {error}. Move the data into a LightningDataModule, or give the loaders to "
+                "Trainer.fit()."
+            ) from error
+        raise
+    if loaders is None:
+        raise ValueError(
+            "auto_exclude judges layers on the validation data, and this fit has none. Give it some, or exclude layers "
+            "by name: QConfig(exclude=[...])."
+        )
+    return loaders
+
+
+def _float_twin(module: LightningModule, checkpoint: Mapping[str, Any]) -> LightningModule:
+    twin = detached_copy(module)
+    if "state_dict" in checkpoint:
+        twin.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    return twin.float().eval()
+
+
+def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge) -> Exclusions:
+    target_fn = judge.target_fn or targets_of
+    samples = validation_samples(twin, name, judge.loaders, judge.datamodule, target_fn, limits.batches)
+    if not samples:
+        raise ValueError("auto_exclude got no validation batch: the data loader is empty. Give it at least one.")
+    args, kwargs = samples[0].inputs
+    prepared = prepare(target_of(twin, name), with_histograms(qconfig), args, kwargs)
+    calibrate(prepared, samples, call_sample, len(samples))
+    options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=judge.show_progress)
+    return find_exclusions(prepared, samples, judge.metric, replace(limits, batches=len(samples)), options)

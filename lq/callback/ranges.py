@@ -1,0 +1,99 @@
+"""How ranges fare while a model trains: measured in a validation batch and at the end of an epoch, never in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import fx
+
+from lq.analysis.range_counts import RangeListener, RangeRow
+from lq.analysis.ranges import activation_scales, range_summary, scale_drift, weight_ranges
+from lq.target import prepared_graph
+
+Detail = Literal["summary", "tensors"]
+PREFIX = "qat/ranges/"
+SCALE = "qat/scale/"
+# Each process sees a batch of its own.
+_REDUCTIONS = {"saturated_max": "max", "used_levels_min": "min", "dead": "min", "scale_drift_max": "max"}
+
+
+def check_detail(detail: str | None) -> None:
+    """Refuse an unknown value of ``log_ranges``.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    if detail not in (None, "summary", "tensors"):
+        raise ValueError(f"log_ranges={detail!r} is unknown; choose 'summary', 'tensors' (each of them) or null.")
+
+
+class RangeMonitor:
+    """Watches the ranges of a prepared target and logs how they fare.
+
+    Args:
+        detail: "summary", four figures; "tensors", three more for each activation; ``None``, nothing.
+    """
+
+    def __init__(self, detail: Detail | None) -> None:
+        self.detail = detail
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last run."""
+        self.scales: dict[str, float] = {}
+        self._graph: fx.GraphModule | None = None
+        self._listener: RangeListener | None = None
+
+    def resume(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Take up the scales where a run was broken off."""
+        for row in history:
+            scales = {key.removeprefix(SCALE): value for key, value in row.items() if key.startswith(SCALE)}
+            self.scales = scales or self.scales
+
+    def listen(self, module: LightningModule, name: str) -> None:
+        """Count in the validation batch that comes next."""
+        if self.detail is not None:
+            self._graph = prepared_graph(module, name)
+            self._listener = RangeListener(self._graph)
+
+    def stop(self) -> None:
+        """Count no further batch."""
+        if self._listener is not None:
+            self._listener.remove()
+
+    def log_validation(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log saturation, levels in use and what is dead; all processes have to call it."""
+        if self._listener is None or self._graph is None:
+            return
+        rows, weights = self._listener.rows(), weight_ranges(self._graph)
+        self._graph = self._listener = None
+        _log(module, range_summary([*weights, *rows]))
+        if self.detail == "tensors":
+            _log_tensors(trainer, rows)
+
+    def log_epoch(self, trainer: Trainer, module: LightningModule, name: str) -> dict[str, float]:
+        """Log how far the scales have moved since the last epoch, and return them."""
+        if self.detail is None:
+            return {}
+        before, self.scales = self.scales, activation_scales(prepared_graph(module, name))
+        if before:
+            _log(module, {"scale_drift_max": scale_drift(before, self.scales)})
+        return {f"{SCALE}{name}": scale for name, scale in self.scales.items()}
+
+
+def _log(module: LightningModule, figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        module.log(f"{PREFIX}{name}", value, sync_dist=True, reduce_fx=_REDUCTIONS[name])
+
+
+def _log_tensors(trainer: Trainer, rows: list[RangeRow]) -> None:
+    """To the loggers alone: so many figures would bury the others on the screen."""
+    figures = {"epoch": float(trainer.current_epoch)}
+    for row in rows:
+        figures[f"{SCALE}{row['name']}"] = row["scale"]
+        figures[f"qat/saturated/{row['name']}"] = row["saturated"]
+        figures[f"qat/used_levels/{row['name']}"] = row["used_levels"] / row["levels"]
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=trainer.global_step)

@@ -1,0 +1,53 @@
+"""What reaches the target while the user's own code runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+
+class Tap:
+    """Remembers the last call of a module: arguments, keywords and output."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if is_own_forward(module):
+            self._call = args, kwargs, output
+
+    def take(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """The last call since the previous ``take``.
+
+        Raises:
+            ValueError: if there was none.
+        """
+        if self._call is None:
+            raise ValueError(
+                "validation_step did not call the quantized target, so there is nothing to compare: name the part that "
+                "it does call, QATCallback(target=...)."
+            )
+        call, self._call = self._call, None
+        return call
+
+    def remove(self) -> None:
+        """Stop listening."""
+        self._handle.remove()
+
+
+def is_own_forward(module: nn.Module) -> bool:
+    """False while a strategy borrows ``forward`` of a LightningModule to reach ``training_step``."""
+    return getattr(module.forward, "__func__", None) is type(module).forward
+
+
+def on_cpu(data: Any) -> Any:
+    """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
+    return tree_map_only(Tensor, lambda t: as_float32(t.detach()).to("cpu", copy=True), data)
+
+
+def as_float32(tensor: Tensor) -> Tensor:
+    """A tensor of half or double precision as float32; integers as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor

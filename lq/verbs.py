@@ -1,0 +1,109 @@
+"""What the verbs of the Trainer have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
+
+from lq.callback import QATCallback
+from lq.callback.ranges import SCALE
+from lq.checkpoint import is_qat_checkpoint, load_checkpoint, load_float, read_entry
+from lq.export.delivery import Order
+from lq.loaders import training_batches
+from lq.ptq.static import StaticOptions, prepare_static
+from lq.report.history import read_history
+from lq.target import detached_copy, find_target, graft, target_of
+
+
+def prepared_target(
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    callback: QATCallback,
+    ckpt_path: str | None,
+    calibration: int,
+    weights_only: bool,
+) -> str:
+    """Prepare the target in its place, with the ranges of a QAT checkpoint or calibrated.
+
+    Args:
+        model: the LightningModule in float.
+        datamodule: its training data calibrate.
+        callback: names target and qconfig, if there is no QAT checkpoint.
+        ckpt_path: of a QAT run or of the float model; None takes the weights as they are.
+        calibration: batches to calibrate with.
+        weights_only: refuse checkpoints that hold more than plain data.
+
+    Returns:
+        the target's name.
+    """
+    if ckpt_path is not None and is_qat_checkpoint(ckpt_path, weights_only):
+        load_checkpoint(ckpt_path, model, weights_only=weights_only)
+        return read_entry(ckpt_path).target
+    if ckpt_path is not None:
+        load_float(model, ckpt_path, weights_only)
+    name = find_target(model, callback.target)
+    options = StaticOptions(limit=calibration, target=name)
+    graft(model, name, prepare_static(model, training_batches(model, datamodule), callback.qconfig, options=options))
+    return name
+
+
+def order_of(
+    callback: QATCallback, exporters: Sequence[Any] | None, directory: Path, manifest: dict[str, Any]
+) -> Order:
+    """What the callback orders, with other exporters if given, for another directory."""
+    chosen = callback.order.exporters if exporters is None else tuple(exporters)
+    return replace(callback.order, exporters=chosen, directory=directory, manifest=manifest)
+
+
+def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
+    """Warn if the float model is not the one that QAT started from, as after float epochs in the same fit."""
+    for name in known.keys() & found.keys():
+        if abs(known[name] - found[name]) > 0.05 * abs(known[name]):
+            rank_zero_warn(
+                f"lq: the float model reaches {name} {found[name]:.4g} here, but QAT started from {known[name]:.4g}: "
+                "its weights are not those of then, so the rows of FP32 and PTQ say nothing. Give --float_ckpt_path."
+            )
+
+
+def beside(ckpt_path: str) -> Path:
+    """Where the artifact of a checkpoint goes.
+
+    Example:
+        >>> beside("kept/last.ckpt").as_posix()
+        'kept/last-int8'
+    """
+    path = Path(ckpt_path)
+    return path.with_name(f"{path.stem}-int8")
+
+
+def float_copy(model: LightningModule, name: str) -> nn.Module:
+    """The float target on the CPU, to compare with."""
+    target = copy.deepcopy(target_of(model, name)) if name else detached_copy(model)
+    return target.cpu().float().eval()
+
+
+def history_of(directory: Path | None, ckpt_path: str | None = None) -> list[dict[str, float]]:
+    """What is known of a training, for the pictures.
+
+    Args:
+        directory: of the run, with the log of a CSVLogger.
+        ckpt_path: of the run; it knows the scales, and all the rest if there is no such log.
+
+    Returns:
+        rows as of :func:`lq.report.history.read_history`.
+    """
+    kept = [dict(row) for row in read_entry(ckpt_path).history] if ckpt_path is not None else []
+    if directory is None or not (directory / "metrics.csv").is_file():
+        return kept
+    logged = read_history(directory)
+    if any(key.startswith(SCALE) for row in logged for key in row):
+        return logged
+    scales = [{k: v for k, v in row.items() if k in ("epoch", "step") or k.startswith(SCALE)} for row in kept]
+    return [*logged, *scales]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from lq.loaders import spread, training_batches, undistributed, validation_batches
+from tests.tiny import Tiny, make_data, train_loader, val_loader
+
+
+class WithData(Tiny):
+    def prepare_data(self) -> None:
+        self.calls = ["prepare_data"]
+
+    def setup(self, stage: str) -> None:
+        self.calls.append(stage)
+
+    def train_dataloader(self) -> Any:
+        return train_loader()
+
+    def val_dataloader(self) -> Any:
+        return [val_loader(6), val_loader(6)]
+
+
+def test_batches_without_a_run() -> None:
+    module = WithData()
+    assert len(list(training_batches(module))) == 3
+    assert module.calls == ["prepare_data", "fit"]
+    assert len(validation_batches(module)) == 2
+    assert module.calls == ["prepare_data", "validate"]
+
+
+def test_each_structure_of_loaders_is_kept() -> None:
+    sampler: Any = DistributedSampler(make_data(6), num_replicas=2, rank=0)
+    share = DataLoader(make_data(6), batch_size=3, sampler=sampler)
+    whole = undistributed({"a": [share, share], "b": share})
+    assert [len(list(loader)) for loader in (*whole["a"], whole["b"])] == [2, 2, 2]
+    assert undistributed([1, 2]) == [1, 2]
+
+
+class _Stream(IterableDataset[int]):
+    def __iter__(self) -> Any:
+        return iter(range(9))
+
+
+def test_batches_are_drawn_from_all_over_the_data() -> None:
+    sorted_by_class = DataLoader(torch.arange(100).tolist(), batch_size=5)  # type: ignore[arg-type]
+    batches = [batch.tolist() for batch in spread(sorted_by_class, 2)]
+    assert batches == [[0, 11, 22, 33, 44], [55, 66, 77, 88, 99]]
+    assert [len(batch) for batch in spread(sorted_by_class, 30)] == [5] * 20
+
+
+@pytest.mark.parametrize(
+    "loader", [DataLoader(_Stream(), batch_size=2), DataLoader([[1, 2]], batch_size=None), [[1, 2]]]
+)
+def test_what_cannot_be_indexed_stays_as_it_is(loader: Any) -> None:
+    assert spread(loader, 1) is loader or spread(loader, 1) == loader

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lq.evaluation import Judge, compare_on_validation_data
+from lq.metrics import targets_of
+from lq.validation import call_sample, labels_of, quiet_lightning, validation_samples
+from tests.tiny import Tiny, make_data, val_loader
+
+
+def test_share_of_one_process_becomes_all_data() -> None:
+    data = make_data(12)
+    sampler: Any = DistributedSampler(data, num_replicas=3, rank=1, shuffle=False)
+    module, seen = Tiny(), []
+    module.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    compare_on_validation_data(module, "model", {}, Judge(DataLoader(data, batch_size=5, sampler=sampler)))
+    assert torch.equal(torch.cat(seen), data.tensors[0])
+
+
+def test_nothing_is_prepared_or_set_up_again() -> None:
+    class Data(L.LightningDataModule):
+        def prepare_data(self) -> None:
+            raise AssertionError("downloads again")
+
+        def setup(self, stage: str) -> None:
+            raise AssertionError("splits again")
+
+    class Own(Tiny):
+        def prepare_data(self) -> None:
+            raise AssertionError("downloads again")
+
+    results, _ = compare_on_validation_data(Own(), "model", {}, Judge(val_loader(), datamodule=Data()))
+    assert results.keys() == {"fake"}
+
+
+class Keywords(Tiny):
+    """Batches are dicts, the target takes a keyword, and the step works in place on what it got."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x = batch["image"]
+        self.model(input=x)
+        x.zero_()
+
+
+def test_samples_are_what_reached_the_target_and_can_be_trained_with() -> None:
+    data = [{"image": x, "label": y} for x, y in (make_data()[index] for index in range(12))]
+    module = Keywords()
+    samples = validation_samples(module, "model", DataLoader(data, batch_size=4), None, targets_of, 2)
+    assert [labels_of(sample).tolist() for sample in samples] == [[0, 2, 0, 0], [1, 2, 1, 2]]
+    args, kwargs = samples[0].inputs
+    assert args == ()
+    assert torch.equal(kwargs["input"][1], data[1]["image"])
+    call_sample(module.model, samples[0]).sum().backward()
+    assert module.model[0].weight.grad is not None
+    assert not module.model._forward_hooks
+
+
+def test_a_module_without_validation_data_gives_no_samples() -> None:
+    assert validation_samples(Tiny(), "model", DataLoader([]), None, targets_of, 2) == []
+
+
+def test_quiet_lightning_restores_levels_and_keeps_other_warnings() -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    with quiet_lightning():
+        assert logger.level == logging.ERROR
+        with pytest.warns(UserWarning, match="mine"):
+            warnings.warn("mine", stacklevel=1)
+    assert logger.level == before
