@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+WORKERS ?= 2
 BENCH_FLAGS ?=
 STEP_FLAGS ?=
 RUN := $(VENV)/bin/python
@@ -25,7 +26,7 @@ demo: $(VENV)/.installed-demo
 	OMP_NUM_THREADS=1 $(RUN) -m lq fit --config recipes/digits/qat.yaml
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -24,11 +24,13 @@ class PhotographsDataModule(InMemoryDataModule):
     """Random crops of photographs in scikit-image and scikit-learn, labelled by a network that knows their classes.
 
     There is no ImageNet without a download; a few photographs do for what quantization needs: real ranges, and a
-    training that keeps the network where it was. Validation crops come from photographs of their own, and show most of
-    them, as crops do that ImageNet classifiers are judged on.
+    training that keeps the network where it was. The names of six things would not: the labels for training are the
+    teacher's probabilities (Hinton et al., https://arxiv.org/abs/1503.02531), those for validation its top class.
+    Validation crops come from photographs of their own and show most of them, as those do that ImageNet classifiers
+    are judged on.
 
     Args:
-        teacher: network with ImageNet weights, images (N, 3, S, S) to logits; its top class is the label of a crop.
+        teacher: network with ImageNet weights, images (N, 3, S, S) to logits.
         batch_size: crops a batch.
         crops: for training, from all training photographs together.
         val_crops: for validation and test, which are the same.
@@ -68,17 +70,18 @@ class PhotographsDataModule(InMemoryDataModule):
         ):
             photographs = [load_photograph(name) for name in names]
             images = cut_crops(photographs, count, self.image_size, generator, smallest)
-            self._sets[part] = images, self._labels(images)
+            probabilities = self._probabilities(images)
+            self._sets[part] = images, probabilities if part == "train" else probabilities.argmax(1)
         self._sets["test"] = self._sets["val"]
 
     @torch.no_grad()
-    def _labels(self, images: Tensor) -> Tensor:
-        batches, labels = torch.split(images, self.batch_size), []
+    def _probabilities(self, images: Tensor) -> Tensor:
+        batches, found = torch.split(images, self.batch_size), []
         with BatchCounter("labelling crops", len(batches)) as counter:
             for batch in batches:
-                labels.append(self.teacher(batch).argmax(1))
+                found.append(self.teacher(batch).softmax(1))
                 counter.advance()
-        return torch.cat(labels)
+        return torch.cat(found)
 
 
 def load_photograph(name: str) -> Tensor:

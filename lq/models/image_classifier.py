@@ -100,7 +100,7 @@ def classification_loss(output: Any, labels: Tensor, label_smoothing: float = 0.
     Args:
         output: logits (N, num_classes), or what GoogLeNet and Inception return in training: an object whose
             attribute `logits` holds them.
-        labels: classes (N,).
+        labels: classes (N,), or probabilities (N, num_classes) of a teacher.
         label_smoothing: share of the target spread over all classes, in [0, 1).
 
     Returns:

@@ -39,6 +39,10 @@ class Site:
     group: int | None = None
 
 
+def _readers(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if not ops.reads_no_values(user)]
+
+
 class Placement:
     """Decides which joins (add, mul, cat) run in int8 and where values are quantized.
 
@@ -78,7 +82,7 @@ class Placement:
         found = set()
         for node in self.graph.nodes:
             if node in self.joins and node.target in ops.ADD:
-                terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and len(n.users) == 1]
+                terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and _readers(n) == [node]]
                 convolutions = [n for n in terms if isinstance(self.outputs[n].module, _CONVOLUTIONS)]
                 found |= set(sorted(convolutions, key=list(self.graph.nodes).index)[-1:])
         return found
