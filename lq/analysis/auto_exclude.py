@@ -66,8 +66,8 @@ def find_exclusions(
 ) -> Exclusions:
     """If quantization hurts, leave the worst layers in float, one by one, until it does not.
 
-    Layers are tried in the order of the noise that each alone adds to the output, per time that float would cost it;
-    each trial is judged by the metric. What brings nothing stays quantized.
+    Layers are tried in the order of the noise that each alone adds to the output, as long as the time allows; each
+    trial is judged by the metric. What turns out not to be needed stays quantized.
 
     Args:
         prepared: from :func:`lq.prepare_static`, with ranges; it is left as it is.
@@ -104,7 +104,8 @@ def find_exclusions(
     some, how = kept[:_NOISE_BATCHES], replace(options, limit=_NOISE_BATCHES)
     noise = sensitivity(prepared, some, None, "one", options=how)
     ranked = rank_layers(noise, layer_costs(prepared, kept[0], options.call), _MIN_SHARE)
-    with trials.running(limits.max_layers):
+    ranked.sort(key=lambda candidate: -candidate.share)
+    with trials.running(2 * limits.max_layers - 1):
         found, left = _exclude(ranked, limits, trials, drop)
     chosen = [candidate for candidate in found if candidate.excluded]
     if not chosen:
@@ -162,7 +163,20 @@ def _exclude(
         spent += candidate.slowdown
         drops.append(trials.drop([candidate.layer for candidate in tried]))
     best = drops.index(min(drops))
+    needed, left = _needed([candidate.layer for candidate in tried[:best]], limits, trials, drops[best])
     for index, candidate in enumerate(tried):
         reason = f"in float, it takes the loss from {drops[index]:.4g} to {drops[index + 1]:.4g}"
-        found.append(replace(candidate, excluded=index < best, reason=reason))
-    return found, drops[best]
+        if index < best and candidate.layer not in needed:
+            reason += "; not needed beside the others"
+        found.append(replace(candidate, excluded=candidate.layer in needed, reason=reason))
+    return found, left
+
+
+def _needed(layers: list[str], limits: AutoExclude, trials: _Trials, left: float) -> tuple[list[str], float]:
+    """The layers without those that came to help before the ones that do, and the loss that is left then."""
+    for layer in layers[:-1]:
+        others = [other for other in layers if other != layer]
+        without = trials.drop(others)
+        if without <= max(left, limits.max_drop):
+            layers, left = others, without
+    return layers, left

@@ -160,9 +160,10 @@ def _verdict(row: SensitivityRow, found: list[Candidate], whole: float, left: fl
     if not count:
         return f"nothing worth excluding: the harm is spread over all layers ({_expected(row, whole)})"
     plural = "" if count == 1 else "s"
+    before = _expected(row, whole).partition(" of ")[2].partition(" in ")[0]
     return (
-        f"{count} layer{plural} in float would leave an expected {_expected(row, left)} instead of "
-        f"{_expected(row, whole).removeprefix('loss of ').partition(' in ')[0]}, for +{spent:.1%} time"
+        f"{count} layer{plural} in float would leave an expected {_expected(row, left)} instead of {before}, "
+        f"for +{spent:.1%} time"
     )
 
 

@@ -44,6 +44,8 @@ class RangeListener:
 
     Args:
         prepared: with ranges that stay as they are while it listens; quantizers without one are left out.
+        limit: values of each tensor and call to count, spread over it; None counts all, which for large activations
+            takes several times their memory.
 
     Example:
         >>> from lq.ptq.static import prepare_static
@@ -56,10 +58,10 @@ class RangeListener:
         ['input_1', '0']
     """
 
-    def __init__(self, prepared: fx.GraphModule) -> None:
+    def __init__(self, prepared: fx.GraphModule, limit: int | None = None) -> None:
         state = state_of(prepared)
         tensors = [tensor for tensor in tensors_of(prepared) if state.ready(tensor.quantizer.slot)]
-        self._counts = [_Count(tensor) for tensor in tensors]
+        self._counts = [_Count(tensor, limit) for tensor in tensors]
         self._hooks = [c.tensor.quantizer.register_forward_pre_hook(_counting(c)) for c in self._counts]
 
     def remove(self) -> None:
@@ -76,14 +78,15 @@ class RangeListener:
 class _Count:
     """Integers that occurred, and how many values lay beyond them."""
 
-    def __init__(self, tensor: QuantizedTensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: QuantizedTensor, limit: int | None) -> None:
+        self.tensor, self.limit = tensor, limit
         self.scale, self.low, self.high = tensor.grid
         device = tensor.quantizer.__dict__["state"].min_val.device
         self.occurred = torch.zeros(int(self.high - self.low) + 1, dtype=torch.bool, device=device)
         self.beyond, self.total = torch.zeros((), dtype=torch.int64, device=device), 0
 
     def add(self, x: Tensor) -> None:
+        x = _some(x, self.limit)
         integers = torch.clamp(x.float(), *ACTIVATIONS[self.tensor.quantizer.activation]).div(self.scale).round_()
         inside = integers.nan_to_num(0.0).clamp(self.low, self.high)  # NaN, which is no index, counts as beyond
         self.beyond = self.beyond + (inside != integers).sum()
@@ -104,6 +107,16 @@ class _Count:
             saturated=int(self.beyond) / max(self.total, 1),
             dead=int(used <= 1),
         )
+
+
+def _some(x: Tensor, limit: int | None) -> Tensor:
+    """At most about ``limit`` values from all over a tensor, without a copy of it if its memory has no gaps."""
+    if limit is None or x.numel() <= limit:
+        return x
+    stride = (x.numel() // limit) | 1  # odd, not to stay in the same channels
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    x = x if dense else x.contiguous()
+    return x.as_strided((x.numel() // stride,), (stride,))
 
 
 def _counting(count: _Count) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -94,7 +94,7 @@ def study(
         excluded=found.exclusions.layers,
         ranges=found.ranges,
         plan=str(plan_of(subject)),
-        notes=machine(threads),
+        notes=f"Judged on {options.compare.limit or 'all'} batches. {machine(threads)}",
     )
 
 

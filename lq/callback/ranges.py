@@ -15,6 +15,7 @@ from lq.target import prepared_graph
 Detail = Literal["summary", "tensors"]
 PREFIX = "qat/ranges/"
 SCALE = "qat/scale/"
+_VALUES = 2**18  # of each activation; all of them would take several times the memory of the largest
 # Each process sees a batch of its own.
 _REDUCTIONS = {"saturated_max": "max", "used_levels_min": "min", "dead": "min", "scale_drift_max": "max"}
 
@@ -56,7 +57,7 @@ class RangeMonitor:
         """Count in the validation batch that comes next."""
         if self.detail is not None:
             self._graph = prepared_graph(module, name)
-            self._listener = RangeListener(self._graph)
+            self._listener = RangeListener(self._graph, _VALUES)
 
     def stop(self) -> None:
         """Count no further batch."""

@@ -49,6 +49,8 @@ def layer_table(sqnr: Sequence[Row], sensitivity: Sequence[Row], costs: Sequence
         *(Column(header, justify="right", no_wrap=True) for header in headers),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        caption="times of one batch" if costs else None,
+        caption_justify="left",
     )
     noise = {(row["name"], row["kind"]): row for row in sqnr}
     times, shares = {row["layer"]: row for row in costs}, shares_of_harm(sensitivity)

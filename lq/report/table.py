@@ -78,7 +78,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None, title: str | None = None) -> None:
-    """Print :func:`comparison_table`, transposed where it would be wider than the console.
+    """Print :func:`comparison_table`, transposed where it would be wider than the console and that makes it narrower.
 
     Args:
         rows: as for :func:`comparison_table`.
@@ -91,7 +91,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None, title: str 
     console = console or Console()
     table = comparison_table(rows, title)
     if _width(table, console) > console.width:
-        table = comparison_table(rows, title, transposed=True)
+        table = min(table, comparison_table(rows, title, transposed=True), key=lambda one: _width(one, console))
     if console.is_terminal:
         console.print(table)
         return

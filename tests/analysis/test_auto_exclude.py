@@ -76,6 +76,17 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in prepared.state_dict().items() if isinstance(v, torch.Tensor))
 
 
+def test_what_came_to_help_first_but_is_not_needed_stays_quantized(monkeypatch):
+    prepared, batches = planted(("3", BAD, "8"))
+    losses = {(): 0.5, ("8",): 0.49, ("8", "3"): 0.0, ("3",): 0.004}
+    monkeypatch.setattr(auto_exclude._Trials, "drop", lambda self, in_float: losses[tuple(in_float)])
+    found = find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS))
+    assert found.layers == ("3",)
+    assert "takes the loss from 0.5 to 0.49; not needed beside the others" in str(found)
+    losses[("3",)] = 0.006
+    assert find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS)).layers == ("8", "3")
+
+
 def test_metrics_that_fall_and_collections_are_judged_too():
     prepared, batches = planted()
     with torch.no_grad():

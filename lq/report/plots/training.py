@@ -92,6 +92,7 @@ def plot_learning_rate(history: Sequence[Row]) -> Figure:
         raise ValueError("plot_learning_rate: no row has qat/lr_scale; QATCallback logs it unless schedule.lr is null.")
     figure, (axis,) = new_figure(WIDTH, 3.2)
     axis.semilogy(*zip(*points, strict=True), color=GREEN, marker="o", markersize=4)
+    axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("steps")
     axis.set_ylabel("share of the initial rate")
     return finish(figure, "learning rate of QAT")
@@ -128,6 +129,7 @@ def plot_scale_drift(history: Sequence[Row], prefix: str = "qat/scale/", top: in
     for name, colour, marker in zip(ranked[:top], CYCLE, MARKERS, strict=False):
         axis.plot(*zip(*series[name], strict=True), color=colour, marker=marker, markersize=4, label=name)
     axis.axhline(1, color=GREY, linewidth=1)
+    axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("steps")
     axis.set_ylabel("scale, relative to its first")
     others = f" ({len(series) - top} others in grey)" if len(series) > top else ""
