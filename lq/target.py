@@ -85,18 +85,45 @@ def target_of(module: nn.Module, name: str) -> nn.Module:
 def graft(module: LightningModule, name: str, prepared: fx.GraphModule) -> None:
     """Put ``prepared`` in the place of the target.
 
-    A submodule is replaced. If the LightningModule itself is the target, its layers are replaced one by one and its
+    A submodule is replaced: what its class has beside ``forward`` is gone with it, and whoever asks for that is told
+    so. If the LightningModule itself is the target, what the graph calls in another form is replaced one by one and its
     class becomes a subclass whose ``forward`` runs the prepared graph, so that ``self.conv1`` and all its other methods
     stay what they were.
     """
     if name:
+        _explain_what_is_gone(prepared, target_of(module, name), name)
         module.set_submodule(name, prepared)
         return
-    for path, layer in prepared.named_modules():
-        if isinstance(layer, QATLayer):
-            module.set_submodule(path, layer)
+    for path in {str(node.target) for node in prepared.graph.nodes if node.op in ("call_module", "get_attr")}:
+        part = _attribute(prepared, path)
+        if isinstance(part, nn.Module) and not path.startswith(STATE) and part is not module.get_submodule(path):
+            module.set_submodule(path, part)
     module.add_module(STATE, prepared.get_submodule(STATE))
     _run_graph(module, prepared)
+
+
+def _explain_what_is_gone(prepared: fx.GraphModule, part: nn.Module, name: str) -> None:
+    gone, kind = frozenset(dir(part)) - frozenset(dir(prepared)), type(part).__name__
+
+    def explain(graph_module: nn.Module, attribute: str) -> Any:
+        try:
+            return nn.Module.__getattr__(graph_module, attribute)
+        except AttributeError as error:
+            if attribute not in gone:
+                raise
+            raise AttributeError(
+                f"{kind}.{attribute} is gone: while it is trained for int8, {name} is a graph with the forward() and "
+                f"the layers of {kind} and nothing else. Move {attribute} into the LightningModule, or make that the "
+                "target, which keeps all it has: QATCallback(target='')."
+            ) from error
+
+    # Every GraphModule has a class of its own.
+    type(prepared).__getattr__ = explain  # type: ignore[method-assign]
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def _run_graph(module: nn.Module, graph_module: fx.GraphModule) -> None:

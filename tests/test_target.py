@@ -172,3 +172,47 @@ def test_float_state_of_a_net_is_that_of_the_float_net() -> None:
     net = make_net()
     keys = net.state_dict().keys()
     assert float_state(prepare(net)).keys() == keys
+
+
+class InPlace(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.head = nn.Linear(4, 4), nn.SiLU(inplace=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.act(self.first(x)))
+        return y
+
+
+def test_what_may_not_work_in_place_behind_a_fake_quantizer_does_not_in_the_lightning_module_either() -> None:
+    module = InPlace()
+    prepared = prepare(module)
+    graft(module, "", prepared)
+    set_phase(module, fake_quant=True, observer=True, freeze_bn=False)
+    x = torch.rand(3, 4)
+    for _ in range(2):
+        module.train()(x).sum().backward()
+    assert torch.equal(module.eval()(x), prepared.eval()(x))
+
+
+class Helpful(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 2))
+        self.classes = 2
+
+    def helper(self) -> str:
+        return "still here"
+
+
+def test_whoever_asks_for_what_a_named_target_had_is_told_where_it_went() -> None:
+    module = Tiny()
+    module.model = Helpful()
+    graft(module, "model", prepare(module.model))
+    for name in ("helper", "classes"):
+        with pytest.raises(AttributeError, match=rf"Helpful\.{name} is gone: .* QATCallback\(target=''\)"):
+            getattr(module.model, name)
+    with pytest.raises(AttributeError, match="has no attribute 'never_there'"):
+        _ = module.model.never_there
+    assert not hasattr(module.model, "helper")
+    assert module.model.get_submodule("0").out_features == 2
+    assert pickle.loads(pickle.dumps(copy.deepcopy(module))).model(torch.rand(1, 4)).shape == (1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +11,11 @@ from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
 from lq.backends.base import Backend, Inputs, Traced
 from lq.backends.insert import insert_quantization
+from lq.backends.planning import all_floats, float_operations, in_module_order, nothing_to_quantize, warn_of
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
 from lq.qconfig import QConfig, as_qconfig
-from lq.tracing.fuse import Layer, uncalled_layers
-from lq.tracing.ops import is_cheap, is_same_grid, joined_tensors, relu_kind
-from lq.tracing.place import Site
-from lq.tracing.plan import LayerPlan, Plan, UntraceablePlan
+from lq.tracing.plan import Plan, UntraceablePlan
 from lq.tracing.stubs import prepared_by_torch_ao
 from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace, untraceable_parts
 
@@ -95,21 +92,24 @@ def prepare_without_example(
     qconfig.check_patterns({name: m for name, m in module.named_modules() if name})
     graph_module = trace(module, passed)
     untraceable = untraceable_parts(graph_module)
-    traced = Traced(module, graph_module, tuple(untraceable), qconfig, example, vendor)
-    choice = BACKENDS[qconfig.backend](traced)
-    layers, sites = choice.layers, choice.sites
-    known = {layer.name for layer in layers} | {row.name for row in choice.floats}
-    floats = choice.floats + uncalled_layers(module, known)
-    if not layers:
-        raise ValueError(_nothing_to_quantize(module, floats, untraceable))
-    float_ops = _float_operations(graph_module, layers, sites)
-    state, rows, tensors = insert_quantization(graph_module, layers, sites, qconfig)
-    ordered = _in_module_order(module, rows + floats)
-    parts = tuple(UntraceablePlan(name, reason) for name, reason in untraceable.items())
-    kind, names = type(module).__name__, tuple(sorted(passed))
-    state.plan = Plan(kind, qconfig.title, ordered, tensors, float_ops, parts, names, choice.remarks, choice.vendor)
-    _warn(state.plan)
+    choice = BACKENDS[qconfig.backend](Traced(module, graph_module, tuple(untraceable), qconfig, example, vendor))
+    if not choice.layers:
+        raise ValueError(nothing_to_quantize(module, all_floats(module, choice), untraceable))
+    float_ops = float_operations(graph_module, choice)
+    state, rows, tensors = insert_quantization(graph_module, choice.layers, choice.sites, qconfig)
     state.qconfig = qconfig
+    state.plan = Plan(
+        type(module).__name__,
+        qconfig.title,
+        in_module_order(module, rows + all_floats(module, choice)),
+        tensors,
+        float_ops,
+        tuple(UntraceablePlan(name, reason) for name, reason in untraceable.items()),
+        tuple(sorted(passed)),
+        choice.remarks,
+        choice.vendor,
+    )
+    warn_of(state.plan)
     copy_modes(module, graph_module)
     return graph_module
 
@@ -158,30 +158,6 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
     state.fake_quant, state.observer, state.freeze_bn = fake_quant, observer, freeze_bn
 
 
-def _float_operations(graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site]) -> tuple[str, ...]:
-    modules = dict(graph_module.named_modules())
-    joins = {site.source for site in sites if site.owned and joined_tensors(site.source)}
-    absorbed = {site.node for site in sites if site.node is not site.source}
-    int8 = {n for layer in layers for n in (layer.node, layer.bn)} | joins | absorbed
-    quiet = {"getattr", "size", "dim", "shape", "eq", "_assert", "floordiv", "require_default", "ordered_dict"}
-    return tuple(
-        node.name
-        for node in graph_module.graph.nodes
-        if node.op in ("call_module", "call_function", "call_method")
-        and (node not in int8 or is_cheap(node, modules))
-        and not is_same_grid(node, modules)
-        and not relu_kind(node, modules)
-        and not str(node.target).startswith(STATE)
-        and getattr(node.target, "__name__", str(node.target)) not in quiet
-    )
-
-
-def _in_module_order(module: nn.Module, rows: list[LayerPlan]) -> tuple[LayerPlan, ...]:
-    order = {name: i for i, (name, _) in enumerate(module.named_modules(remove_duplicate=False))}
-    unique = {row.name: row for row in rows}
-    return tuple(sorted(unique.values(), key=lambda row: order.get(row.name, len(order))))
-
-
 def _check_is_float(module: nn.Module) -> None:
     found = prepared_by_torch_ao(module)
     if found is not None:
@@ -190,28 +166,3 @@ def _check_is_float(module: nn.Module) -> None:
             f"{type(module).__name__} was prepared or converted by torch.ao before: {name or 'it'} is a {kind}. Give "
             "the float model, as it was before prepare_qat; fuse_modules_qat is not needed either, but does no harm."
         )
-
-
-def _warn(plan: Plan) -> None:
-    for remark in plan.remarks:
-        warnings.warn(f"lq: {remark}.", stacklevel=4)
-    for part in plan.untraceable:
-        inner = [layer.name for layer in plan.layers if layer.name.startswith(f"{part.name}.")]
-        if inner:
-            warnings.warn(
-                f"lq: {part.name} stays float, with the {len(inner)} layers in it: {part.reason}. To have these "
-                "quantized, move what has no graph into a module of its own that holds no layers.",
-                stacklevel=4,
-            )
-
-
-def _nothing_to_quantize(module: nn.Module, floats: list[LayerPlan], untraceable: Mapping[str, str]) -> str:
-    kinds = "Linear, Conv1d-3d, ConvTranspose1d-3d"
-    if floats:
-        rows = "; ".join(f"{row.name} ({row.kind}): {row.reason}" for row in floats[:5])
-        why = "".join(f" {reason}." for reason in untraceable.values())
-        return (
-            f"{type(module).__name__} has no layer to quantize: {rows}.{why} "
-            "Widen include, shorten exclude, or choose another target."
-        )
-    return f"{type(module).__name__} has no quantizable layer ({kinds}). Choose a target that has one."

@@ -21,7 +21,8 @@ def make_quantizer(qconfig: QConfig) -> Any:
         importlib.import_module("torchao.quantization.pt2e")
     except ImportError as error:
         raise ImportError(
-            "backend='pt2e' takes its quantizers from torchao, which is not installed: pip install torchao."
+            f"backend='pt2e' takes its quantizers from torchao.quantization.pt2e, which cannot be imported ({error}): "
+            "pip install -U torchao."
         ) from error
     make = QUANTIZERS.get(qconfig.quantizer) or _imported(qconfig.quantizer)
     try:

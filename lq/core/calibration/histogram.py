@@ -68,7 +68,7 @@ class HistogramBank(Float32Buffers):
 
     @torch.no_grad()
     def observe(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Note the histogram of ``x`` for the next update; nothing waits for a GPU.
+        """Note the histogram of ``x``, beside what was noted before, for the next update; nothing waits for a GPU.
 
         Args:
             slot: index.
@@ -79,7 +79,8 @@ class HistogramBank(Float32Buffers):
         """
         x = x.detach().float()
         ends = torch.aminmax(x)
-        self._batch[slot] = _batch_histogram(x, *ends, self.limits[slot], self.bins)
+        noted, new = self._batch[slot], _batch_histogram(x, *ends, self.limits[slot], self.bins)
+        self._batch[slot] = new if noted is None else _joined(noted, new)
         return ends.min, ends.max
 
     @torch.no_grad()
@@ -126,6 +127,13 @@ def _batch_histogram(x: Tensor, low: Tensor, high: Tensor, limits: tuple[float, 
     counts = torch.zeros(bins, dtype=torch.int64, device=x.device)
     counts.scatter_add_(0, index, usable.long().expand_as(index))
     return Histogram(counts, torch.where(usable, low, torch.inf), torch.where(usable, high, -torch.inf))
+
+
+def _joined(a: Histogram, b: Histogram) -> Histogram:
+    """Two histograms of one slot, each of shape (bins,), as one."""
+    low, high = torch.minimum(a.low, b.low).reshape(1), torch.maximum(a.high, b.high).reshape(1)
+    counts = sum(rebin(Histogram(h.counts[None], h.low[None], h.high[None]), low, high) for h in (a, b))
+    return Histogram(torch.as_tensor(counts)[0], low[0], high[0])
 
 
 def rebin(histogram: Histogram, low: Tensor, high: Tensor) -> Tensor:

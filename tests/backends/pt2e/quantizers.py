@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,3 +72,17 @@ def only_linear_of(part: str) -> OnlyLinear:
 def no_quantizer() -> object:
     """Nothing that annotates."""
     return object()
+
+
+def x86_inductor_with_exact_weights() -> Any:
+    """X86InductorQuantizer, but the fake quantizer of weights computes its scale as its observer does."""
+    from torchao.quantization.pt2e import MovingAveragePerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    config = get_default_x86_inductor_quantization_config(is_qat=True)
+    observer = FakeQuantize.with_args(observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0)
+    weight = replace(config.weight, quant_min=-127, observer_or_fake_quant_ctr=observer)
+    return X86InductorQuantizer().set_global(replace(config, weight=weight))

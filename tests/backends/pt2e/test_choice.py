@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 pytest.importorskip("torchao")
 
 from lq.backends.convert import convert
-from lq.backends.prepare import plan_of, prepare, prepare_without_example, state_of
+from lq.backends.prepare import plan_of, prepare, prepare_without_example, set_phase, state_of
 from lq.backends.pt2e import choice
+from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.reference import reference
 from lq.metrics import sqnr
 from lq.ptq import calibrate, prepare_static
@@ -163,3 +165,38 @@ def test_after_training_the_example_is_taken_from_the_data():
     assert {spec.observer for spec in state_of(prepared).specs} == {"histogram"}
     assert {spec.quant_min for spec in state_of(prepared).specs} == {-128}
     assert all(state_of(prepared).ready(slot) for slot in range(len(state_of(prepared).names)))
+
+
+def test_it_computes_what_torchao_would():
+    """The vendor's own flow on the same grids: both differ from float much more than from each other."""
+    from torchao.quantization.pt2e import disable_observer
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+    torch.manual_seed(0)
+    exact = QConfig(backend="pt2e", quantizer="tests.backends.pt2e.quantizers.x86_inductor_with_exact_weights")
+    net: Any = Residual()
+    net.bn, net.head[1].p = nn.Identity(), 0.0  # torchao scales weights by statistics that are one step old
+    exported = torch.export.export(copy.deepcopy(net).train(), (X,), strict=True).module()
+    theirs: Any = prepare_qat_pt2e(exported, make_quantizer(exact))
+    ours = prepare(net, exact, example_args=(X,))
+    set_phase(ours, fake_quant=True, observer=True, freeze_bn=False)
+    with torch.no_grad():
+        for _ in range(2):
+            ours.train()(X)
+            theirs(X)
+        theirs.apply(disable_observer)
+        state_of(ours).observer = False
+        _take_grids(state_of(ours), theirs)
+        fake, real, plain = ours(X), theirs(X), net.train()(X)
+    assert float(sqnr(real, fake)) > float(sqnr(plain, real)) + 20  # ties and the order of sums are left
+
+
+def _take_grids(state: Any, theirs: Any) -> None:
+    """Give lq's slots the ranges of torchao's; the one rounding that lq leaves out is switched off."""
+    calls = [n for n in theirs.graph.nodes if n.op == "call_module" and n.users]  # without the guards on shapes
+    found = {str(n.args[0]): theirs.get_submodule(n.target) for n in calls}
+    for name, source in {"fq_x": "x", "fq_stem": "relu", "fq_add": "relu_1", "fq_left": "relu_2"}.items():
+        slot, observer = state.names.index(name), found[source].activation_post_process
+        state.min_val[slot], state.max_val[slot] = observer.min_val, observer.max_val
+    assert found["relu_2"] is found["relu_3"] is found["cat"]
+    found["dropout"].disable_fake_quant()  # what Linear reads has been rounded before

@@ -57,6 +57,19 @@ def test_one_batch_is_counted_as_a_loop_counts_it():
     assert bank.counts[0].tolist() == expected
 
 
+def test_what_is_observed_twice_before_an_update_counts_twice():
+    bank = HistogramBank([NO_LIMITS], 8)
+    bank.observe(0, torch.tensor([0.0, 1.0]))
+    bank.observe(0, torch.tensor([torch.nan]))  # not counted
+    bank.observe(0, torch.tensor([2.0, 3.0, 4.0]))
+    bank.update()
+    both = HistogramBank([NO_LIMITS], 8)
+    both.observe(0, torch.arange(5.0))
+    both.update()
+    assert (bank.low.item(), bank.high.item()) == (0.0, 4.0)
+    assert int(bank.counts.sum()) == int(both.counts.sum()) == 5
+
+
 def test_lowest_and_highest_value_are_returned_before_the_limits():
     bank = HistogramBank([(0.0, 6.0)])
     low, high = bank.observe(0, torch.tensor([[-3.0], [7.0]], dtype=torch.bfloat16))
