@@ -18,7 +18,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, affine_qparams, fake_quantize
 from lq.core.state import QATState
 from lq.core.weight import Scratch, fake_quantize_weight, weight_scale
-from lq.qconfig import ActivationSpec, WeightSpec
+from lq.specs import ActivationSpec, WeightSpec
 
 COLUMNS = (label("group", "what"), label("op", "by"), *TIMING_COLUMNS)
 _LOOP = "loop over channels"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._common import Row, label, number, parse, parser, report, synchronize
 from lq.core.weight import quantize_weight, weight_scale
-from lq.qconfig import WEIGHT_OBSERVERS, WeightSpec
+from lq.specs import WEIGHT_OBSERVERS, WeightSpec
 
 COLUMNS = (
     label("grid", "grid"),

@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from lq.ptq import prepare_static as prepare_static
     from lq.ptq import quantize_dynamic as quantize_dynamic
     from lq.ptq import quantize_static as quantize_static
-    from lq.qconfig import ActivationSpec as ActivationSpec
     from lq.qconfig import LayerQConfig as LayerQConfig
     from lq.qconfig import QConfig as QConfig
-    from lq.qconfig import WeightSpec as WeightSpec
     from lq.schedule import QATSchedule as QATSchedule
+    from lq.specs import ActivationSpec as ActivationSpec
+    from lq.specs import WeightSpec as WeightSpec
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ActivationSpec": "lq.qconfig",
+    "ActivationSpec": "lq.specs",
     "AutoExclude": "lq.analysis.auto_exclude",
     "LayerQConfig": "lq.qconfig",
     "QATCallback": "lq.callback",
     "QATSchedule": "lq.schedule",
     "QConfig": "lq.qconfig",
     "StaticOptions": "lq.ptq",
-    "WeightSpec": "lq.qconfig",
+    "WeightSpec": "lq.specs",
     "bench": "lq.export.bench",
     "convert": "lq.backends.convert",
     "calibrate": "lq.ptq",

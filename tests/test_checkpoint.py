@@ -15,7 +15,8 @@ from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare, state_of
 from lq.callback import QATCallback
 from lq.checkpoint import KEY, CheckpointEntry, load_checkpoint
-from lq.qconfig import LayerQConfig, QConfig, WeightSpec
+from lq.qconfig import LayerQConfig, QConfig
+from lq.specs import WeightSpec
 from lq.target import prepared_graph, prepared_name
 from tests.tiny import Late, Tiny, keeper, make_net, make_trainer, qat, quicken_deployment, train_loader, val_loader
 

@@ -14,7 +14,8 @@ import yaml
 from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
 from lq.export.artifact import load
-from lq.qconfig import QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 from lq.trainer import QATTrainer
 from tests.tiny import Tiny, keeper, make_data, make_trainer, qat, quicken_deployment, train_loader, val_loader
 

@@ -10,7 +10,8 @@ from torch import fx, nn
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer, qat_twin
 from lq.core.state import QATState
-from lq.qconfig import ActivationSpec, QConfig
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec
 from lq.tracing.fuse import Layer
 from lq.tracing.inplace import make_out_of_place
 from lq.tracing.place import Site

@@ -21,7 +21,7 @@ from lq.core.functional import EPS
 from lq.core.lsq import learned_fake_quantize, started_scale
 from lq.core.state import QATState
 from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
-from lq.qconfig import WeightSpec
+from lq.specs import WeightSpec
 
 
 class QATLayer(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.layer import QATLayer
 from lq.core.state import QATState
-from lq.qconfig import WeightSpec
+from lq.specs import WeightSpec
 
 
 class QATLinear(QATLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear says Tensor of a bias that may be None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lq.core.functional import Scalar, affine_qparams
-from lq.qconfig import ActivationSpec
+from lq.specs import ActivationSpec
 
 # The ends of what an absorbed activation lets pass.
 ACTIVATIONS: dict[str, tuple[float, float]] = {

@@ -28,7 +28,7 @@ from lq.core.qparams import (
     slot_grid,
     step_and_ends,
 )
-from lq.qconfig import ActivationSpec
+from lq.specs import ActivationSpec
 
 
 class _Known(NamedTuple):

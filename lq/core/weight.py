@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lq.core.functional import EPS
-from lq.qconfig import WeightSpec
+from lq.specs import WeightSpec
 
 # Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
 _CANDIDATES = tuple(2.0 ** (-k / 3) for k in range(9))

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from lq.core.modules import QAT_LAYERS, has_running_statistics, qat_twin
-from lq.qconfig import QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 from lq.tracing.ops import module_of
 from lq.tracing.plan import LayerPlan
 

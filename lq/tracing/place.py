@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from lq.qconfig import ActivationSpec
+from lq.specs import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
 

@@ -9,7 +9,8 @@ from lq.analysis import compare as package_compare
 from lq.analysis.compare import compare
 from lq.analysis.contest import CompareOptions
 from lq.backends.prepare import prepare, set_phase
-from lq.qconfig import QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 from tests.analysis.planted import make_batches, make_planted
 from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
 

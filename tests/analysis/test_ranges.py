@@ -5,7 +5,8 @@ from torch import nn
 from lq.analysis.ranges import activation_scales, range_statistics
 from lq.backends.prepare import prepare
 from lq.ptq import calibrate, prepare_static
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 
 def rows_of(prepared, batches):

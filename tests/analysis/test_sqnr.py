@@ -7,7 +7,8 @@ from lq.backends.convert import convert
 from lq.backends.prepare import prepare
 from lq.metrics import sqnr
 from lq.ptq import prepare_static
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.ptq.test_switch import Residual
 

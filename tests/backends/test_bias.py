@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from lq.backends.bias import round_biases
 from lq.backends.prepare import prepare, set_phase, state_of
 from lq.backends.reference import ReferenceLayer, reference
-from lq.qconfig import ActivationSpec, QConfig
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec
 
 
 class Net(nn.Module):

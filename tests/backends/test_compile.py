@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from lq.backends.prepare import prepare, set_phase
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 PHASES = {
     "before start": (False, False, False),

@@ -13,7 +13,8 @@ from lq.backends.int8 import Int8Layer, quantized_engine
 from lq.backends.prepare import prepare, state_of
 from lq.deprecations import quiet_torchscript
 from lq.ptq import calibrate
-from lq.qconfig import PRESETS, ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import PRESETS, QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 SUPPORTED = [p for p in PRESETS if PRESETS[p].engine in torch.backends.quantized.supported_engines]
 

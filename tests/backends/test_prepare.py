@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of, set_phase, state_of
-from lq.qconfig import ActivationSpec, LayerQConfig, QConfig, WeightSpec
+from lq.qconfig import LayerQConfig, QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 
 def make_net() -> nn.Sequential:

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from lq.backends.prepare import prepare, state_of
 from lq.backends.reference import ReferenceLayer, reference
 from lq.ptq import calibrate
-from lq.qconfig import PRESETS, ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import PRESETS, QConfig
+from lq.specs import ActivationSpec, WeightSpec
 from tests.backends.test_convert import BODIES, Net
 from tests.backends.test_int8 import LAYERS
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks import ops
 from lq.core.functional import affine_qparams
 from lq.core.weight import fake_quantize_weight, weight_scale
-from lq.qconfig import WeightSpec
+from lq.specs import WeightSpec
 
 
 def test_every_operation_is_measured(tmp_path, capsys):

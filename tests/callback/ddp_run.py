@@ -19,8 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
-from lq.qconfig import ActivationSpec, QConfig
+from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
+from lq.specs import ActivationSpec
 from tests.tiny import Tiny, make_data
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
 from lq.core.state import QATState
-from lq.qconfig import ActivationSpec
+from lq.specs import ActivationSpec
 
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6}
 

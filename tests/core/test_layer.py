@@ -8,7 +8,8 @@ from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare, set_phase
 from lq.core.weight import weight_scale
 from lq.metrics import sqnr
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 LEARNED = QConfig(weight=WeightSpec(-7, 7, learned_scale=True), activation=ActivationSpec(0, 15, learned_scale=True))
 PLAIN = QConfig(weight=WeightSpec(-7, 7), activation=ActivationSpec(0, 15))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lq.core.modules import QAT_LAYERS, QATLayer, has_running_statistics, qat_twin
 from lq.core.state import QATState
-from lq.qconfig import WeightSpec
+from lq.specs import WeightSpec
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-127, 127, per_channel=False)
 LEAST_SQUARES = [WeightSpec(-7, 7, per_channel, observer="mse") for per_channel in (True, False)]

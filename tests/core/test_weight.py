@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lq.core.functional import EPS
 from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
-from lq.qconfig import WeightSpec
+from lq.specs import WeightSpec
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-63, 63, per_channel=False)
 

@@ -3,7 +3,8 @@ from torch import nn
 
 from lq.backends.prepare import prepare
 from lq.ptq.batch_norm import reestimate_batch_norm
-from lq.qconfig import QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 
 COARSE = QConfig(weight=WeightSpec(-1, 1))
 

@@ -7,7 +7,8 @@ from lq.backends.prepare import prepare, set_phase
 from lq.metrics import sqnr
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 
 COARSE = QConfig(weight=WeightSpec(-1, 1))
 

@@ -7,7 +7,8 @@ from lq.backends.prepare import prepare, state_of
 from lq.core.calibration.clipping import SEARCHES
 from lq.metrics import sqnr
 from lq.ptq import calibrate
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 
 def network() -> nn.Module:

@@ -9,7 +9,8 @@ from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import plan_of, prepare, state_of
 from lq.metrics import sqnr
 from lq.ptq import StaticOptions, prepare_static, quantize_static
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 from tests.tiny import Tiny, make_data, make_net
 
 

@@ -4,7 +4,8 @@ from torch import nn
 
 from lq.backends.prepare import prepare
 from lq.ptq.weights import folded_weights
-from lq.qconfig import QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

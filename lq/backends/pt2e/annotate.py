@@ -14,7 +14,7 @@ from lq.backends.base import Inputs
 from lq.backends.pt2e.capture import STEP, capture
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.core.modules import QAT_LAYERS
-from lq.qconfig import ActivationSpec, WeightSpec
+from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing.ops import module_of
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lq.core.calibration.entropy import entropy_range
 from lq.core.calibration.histogram import Histogram, HistogramBank
 from lq.core.calibration.ranges import Grid, histogram_range, mse_range, percentile_range
-from lq.qconfig import ActivationSpec
+from lq.specs import ActivationSpec
 
 SEARCHES = {"histogram": histogram_range, "mse": mse_range, "entropy": entropy_range}
 

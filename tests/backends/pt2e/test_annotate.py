@@ -14,7 +14,8 @@ from torchao.quantization.pt2e import MovingAverageMinMaxObserver, MovingAverage
 from lq.backends.pt2e.annotate import annotate
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan
-from lq.qconfig import ActivationSpec, QConfig, WeightSpec
+from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing.trace import trace
 from tests.backends.pt2e.quantizers import OnlyLinear, only_linear_of
 

@@ -17,7 +17,8 @@ from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.reference import reference
 from lq.metrics import sqnr
 from lq.ptq import calibrate, prepare_static
-from lq.qconfig import ActivationSpec, LayerQConfig, QConfig, WeightSpec
+from lq.qconfig import LayerQConfig, QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 X86 = QConfig(backend="pt2e", quantizer="x86_inductor")
 XNNPACK = QConfig(backend="pt2e", quantizer="xnnpack")

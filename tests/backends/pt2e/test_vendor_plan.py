@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
-from lq.qconfig import ActivationSpec, WeightSpec
+from lq.specs import ActivationSpec, WeightSpec
 
 
 def test_it_survives_json():

@@ -9,7 +9,7 @@ from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.calibration.entropy import entropy_range
 from lq.core.calibration.histogram import HistogramBank
 from lq.core.calibration.ranges import Grid, histogram_range, mse_range, percentile_range
-from lq.qconfig import OBSERVERS, ActivationSpec
+from lq.specs import OBSERVERS, ActivationSpec
 
 NO_LIMITS, RELU6 = (-math.inf, math.inf), (0.0, 6.0)
 SPECS = [
