@@ -48,8 +48,13 @@ class Gatekeeper:
         parity = replace(parity, complaint=parity.complaint or other_complaint)
         if parity.passed:
             return parity
-        enough = self.gate.min_sqnr_db or ENOUGH_DB
-        return replace(parity, first_layer=first_difference(self.prepared, choice, self.inputs[0], enough))
+        return replace(parity, first_layer=self._first_layer(choice))
+
+    def _first_layer(self, choice: Chosen) -> str:
+        try:
+            return first_difference(self.prepared, choice, self.inputs[0], self.gate.min_sqnr_db or ENOUGH_DB)
+        except Exception as error:  # it explains a failure, and must not become one
+            return f"a layer that could not be found ({error})"
 
     def _excused(self, name: str, parity: Parity) -> Parity:
         """Without the complaint, where rounding alone explains it."""
