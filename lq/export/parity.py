@@ -83,7 +83,7 @@ class Gate:
             >>> Gate().excuses(Parity(100, 24.0, 0.2, agreement=0.97), noise=Parity(100, 28.0, 0.1, agreement=0.99))
             True
         """
-        return self.excuse_rounding and parity.sqnr_db >= noise.sqnr_db - _TWICE_DB
+        return parity.sqnr_db >= noise.sqnr_db - _TWICE_DB
 
 
 @dataclass(frozen=True)
