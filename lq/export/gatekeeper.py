@@ -60,7 +60,7 @@ class Gatekeeper:
         """Without the complaint, where rounding alone explains it."""
         if parity.passed or not math.isfinite(parity.sqnr_db) or not self.gate.excuse_rounding:
             return parity
-        if self.noise is None or not self.gate.excuses(parity, self.noise):
+        if self.noise is None or not parity.is_explained_by(self.noise):
             return parity
         self.notes.append(
             f"{name}: {parity.complaint}; rounding alone explains that: computed in float64, the fake-quantized model "
