@@ -117,6 +117,11 @@ class ModelComparison:
         self._metrics: dict[str, AnyMetric] = {}
         self._fidelity: dict[tuple[str, str], dict[str, Metric]] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch was seen."""
+        return not self._metrics
+
     def update(self, outputs: Mapping[str, Any], target: Any) -> None:
         """Add a batch.
 
@@ -149,7 +154,7 @@ class ModelComparison:
         Raises:
             ValueError: if no batch was seen.
         """
-        if not self._metrics:
+        if self.is_empty:
             raise ValueError("no batch was compared; call update() first (is the data loader empty?).")
         results = {name: dict(_scalars(metric)) for name, metric in self._metrics.items()}
         for (reference, other), group in self._fidelity.items():
