@@ -53,10 +53,12 @@ def undistributed(loaders: Any) -> Any:
 
 
 def _whole(loader: DataLoader[Any]) -> DataLoader[Any]:
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if isinstance(sampler, DistributedSamplerWrapper):  # Lightning's, around the user's
-        return _over(loader, sampler.dataset._sampler)
-    return _over(loader, SequentialSampler(sampler.dataset)) if isinstance(sampler, DistributedSampler) else loader
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not isinstance(sampler, DistributedSampler):
+        return loader
+    shared: Any = sampler.dataset
+    users = shared._sampler if isinstance(sampler, DistributedSamplerWrapper) else SequentialSampler(shared)
+    return _over(loader, users)
 
 
 def spread(loaders: Any, batches: int) -> Any:
@@ -73,7 +75,7 @@ def spread(loaders: Any, batches: int) -> Any:
 
 
 def _spread(loader: DataLoader[Any], batches: int) -> DataLoader[Any]:
-    drawn = loader.batch_sampler
+    drawn: Any = loader.batch_sampler
     indices = _indices(drawn.sampler) if type(drawn) is BatchSampler else None
     if indices is None:
         return loader

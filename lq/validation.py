@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lq.export.signature import Inputs
 from lq.loaders import spread, undistributed
 from lq.tap import Tap, on_cpu
 from lq.target import detached_copy, target_of
+
+_AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
 
 
 class Sample(NamedTuple):
@@ -107,6 +111,37 @@ class _Collect(Callback):
         given, keywords, _ = self.tap.take()
         with torch.inference_mode(False):  # so that they can be used outside of it
             self.samples.append(Sample(on_cpu((given, keywords)), on_cpu(self.target_fn(args[1]))))
+
+
+def samples_of(
+    module: LightningModule, name: str, batches: Iterable[Any], datamodule: LightningDataModule | None
+) -> Iterator[Sample]:
+    """What reaches the target when ``validation_step`` gets these batches, without labels; a few are held at a time.
+
+    Args:
+        module: any LightningModule; a copy runs, with the weights it has now.
+        name: of its target.
+        batches: on the CPU, such as those of the training.
+        datamodule: whose transfer hooks belong to them.
+
+    Yields:
+        a sample for each batch.
+
+    Raises:
+        ValueError: if the validation step does not call the target.
+    """
+    twin = detached_copy(module)
+    collector = _Collect(Tap(target_of(twin, name)), lambda batch: None)
+    remaining = iter(batches)
+    while some := list(islice(remaining, _AT_ONCE)):
+        loader: Any = DataLoader(some, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        validate_alone(twin, loader, datamodule, None, collector)
+        yield from collector.samples
+        collector.samples.clear()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def first_validation_call(
