@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from lq.export.signature import Inputs
 from lq.loaders import spread, undistributed
+from lq.metrics.comparison import keep_local
 from lq.tap import Tap, on_cpu
 from lq.target import detached_copy, target_of
 
@@ -60,7 +61,7 @@ def validate_alone(
         callback: listens.
     """
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
-        metric.distributed_available_fn = _alone
+        keep_local(metric)  # the other processes wait
     _without_prepare_data(module)
     loaders = undistributed(loaders)
     with quiet_lightning():
@@ -194,11 +195,6 @@ def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
     """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
     base = LightningModule if isinstance(owner, LightningModule) else LightningDataModule
     owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
-
-
-def _alone() -> bool:
-    """Tells a metric that there is no other process: the others wait."""
-    return False
 
 
 @contextmanager
