@@ -227,6 +227,25 @@ class LateWithAllData(Late):
     train_dataloader, val_dataloader = WithAllData.train_dataloader, WithAllData.val_dataloader
 
 
+class TwoLoaders(WithAllData):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+    def val_dataloader(self) -> Any:
+        return [val_loader(), val_loader()]
+
+
+def test_analyze_judges_on_batches_of_every_loader(
+    tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(prepared: Any, samples: Any, *given: Any) -> None:
+        raise AskedError(f"{len(samples)} samples, {given[-1].limit} used")
+
+    monkeypatch.setattr("lq.trainer.analyze_layers", ask)
+    with pytest.raises(AskedError, match="4 samples, 4 used"):
+        quiet_trainer(tmp_path).analyze(TwoLoaders(), ckpt_path=str(trained[0]), batches=2)
+
+
 def test_a_module_may_build_its_layers_in_configure_model(
     tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,8 @@ from lq.schedule import QATSchedule
 from lq.target import detached_copy, is_grafted, target_of
 from lq.validation import call_sample, labels_of, validation_samples
 
+_SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was to be excluded
+
 
 def as_auto_exclude(
     given: bool | AutoExclude, schedule: QATSchedule, metric: AnyMetric | None = None
@@ -87,6 +89,7 @@ def choose_qconfig(
     if is_dev_run(trainer):
         limits = replace(limits, batches=1)
     found = _find_together(trainer, module, name, qconfig, limits, judge)
+    module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found
 
 
@@ -95,7 +98,7 @@ def _known_qconfig(trainer: Trainer, module: LightningModule, name: str, qconfig
     grafted = is_grafted(module, name)
     if grafted:
         known: QConfig = qconfig_of(target_of(module, name))
-        if known != qconfig or has_ranges(target_of(module, name)):
+        if known != qconfig or _SEARCHED in module.__dict__ or has_ranges(target_of(module, name)):
             return known if _extends(known, qconfig) else qconfig  # which is going to be refused
     plain = _checkpoint_to_load(trainer).get(KEY)
     if plain is None:

@@ -29,7 +29,7 @@ from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.callback.conftest import Fit
-from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader
+from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader, val_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
@@ -273,6 +273,22 @@ def test_a_module_that_was_only_validated_has_not_been_looked_at(tmp_path: Path)
     trainer.validate(module, loader(), verbose=False)
     with pytest.raises(ValueError, match=r"this Planted was prepared for QAT before and never trained.*Fit first"):
         trainer.fit(module, loader(), loader())
+
+
+def test_a_module_is_looked_at_once_even_if_nothing_came_of_it(tmp_path: Path) -> None:
+    class Stop(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            raise KeyError("stop")
+
+    module = Tiny()
+    with pytest.raises(KeyError):
+        make_trainer(tmp_path, callback(qconfig="portable"), Stop(), num_sanity_val_steps=0).fit(
+            module, train_loader(), val_loader()
+        )
+    again = callback(qconfig="portable")
+    make_trainer(tmp_path, again, max_epochs=1).fit(module, train_loader(), val_loader())
+    assert again.exclusions is None
+    assert float_layers(module) == []
 
 
 def test_the_metric_has_to_say_which_way_it_is_better() -> None:
