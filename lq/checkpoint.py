@@ -158,13 +158,13 @@ def is_qat_checkpoint(path: str | Path, weights_only: bool = True) -> bool:
     return KEY in _read(Path(path), weights_only)
 
 
-def read_entry(path: str | Path) -> CheckpointEntry:
+def read_entry(path: str | Path, weights_only: bool = True) -> CheckpointEntry:
     """What a QAT run has written into a checkpoint.
 
     Raises:
         ValueError: as in :func:`load_checkpoint`.
     """
-    return _entry(_read(Path(path), weights_only=False), path)
+    return _entry(_read(Path(path), weights_only), path)
 
 
 def _read(path: Path, weights_only: bool) -> dict[str, Any]:

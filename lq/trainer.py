@@ -71,9 +71,10 @@ class QATTrainer(Trainer):
             raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
         callback = self._qat_callback()
         order = order_of(callback, exporters, Path(export_dir or beside(ckpt_path)), {"weights": str(ckpt_path)})
-        entry = read_entry(ckpt_path)
+        plain = weights_only is not False
+        entry = read_entry(ckpt_path, plain)
         float_model = float_copy(model, choose_target(model, entry.target or None))
-        load_checkpoint(ckpt_path, model, weights_only=weights_only is not False)
+        load_checkpoint(ckpt_path, model, weights_only=plain)
         baseline = Baseline(float_model, entry.fp32, has_weights=False)
         return self._deliver(model, entry.target, datamodule, callback, order, baseline)
 
@@ -205,25 +206,25 @@ class QATTrainer(Trainer):
         Raises:
             ValueError: if the checkpoint does not fit, or the data have no batch.
         """
-        callback = self._qat_callback()
+        callback, plain = self._qat_callback(), weights_only is not False
         name = choose_target(model, callback.target)
         if float_ckpt_path is not None:
-            load_float(model, float_ckpt_path, weights_only is not False)
+            load_float(model, float_ckpt_path, plain)
         float_model, qat = float_copy(model, name), None
         train = list(islice(training_batches(model, datamodule), calibration))
         test = validation_batches(model, datamodule)
         if ckpt_path is not None:
-            load_checkpoint(ckpt_path, model, weights_only=weights_only is not False)
+            load_checkpoint(ckpt_path, model, weights_only=plain)
             qat = prepared_graph(model, name)
         how = CompareOptions(callback.metric, target_fn=callback.target_fn, calibration=calibration, limit=batches)
         run = Path(artifact).parent if artifact else Path(ckpt_path).parents[1] if ckpt_path else None
         qconfig = callback.qconfig if qat is None else qconfig_of(qat)
         findings = study(
-            float_model, train, test, qconfig, qat, artifact, history_of(run, ckpt_path), StudyOptions(how)
+            float_model, train, test, qconfig, qat, artifact, history_of(run, ckpt_path, plain), StudyOptions(how)
         )
         print_table(findings.comparison)
         if ckpt_path is not None:
-            check_float(read_entry(ckpt_path).fp32, findings.comparison[0]["metrics"])
+            check_float(read_entry(ckpt_path, plain).fp32, findings.comparison[0]["metrics"])
         title = plan_of(prepared_graph(model, name)).model if qat is not None else type(float_model).__name__
         rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
         if picture is not None:

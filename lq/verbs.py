@@ -49,7 +49,7 @@ def prepared_target(
     """
     if ckpt_path is not None and is_qat_checkpoint(ckpt_path, weights_only):
         load_checkpoint(ckpt_path, model, weights_only=weights_only)
-        return read_entry(ckpt_path).target
+        return read_entry(ckpt_path, weights_only).target
     name = choose_target(model, callback.target)
     if ckpt_path is not None:
         load_float(model, ckpt_path, weights_only)
@@ -115,17 +115,20 @@ def float_copy(model: LightningModule, name: str) -> nn.Module:
     return target.cpu().float().eval()
 
 
-def history_of(directory: Path | None, ckpt_path: str | None = None) -> list[dict[str, float]]:
+def history_of(
+    directory: Path | None, ckpt_path: str | None = None, weights_only: bool = True
+) -> list[dict[str, float]]:
     """What is known of a training, for the pictures.
 
     Args:
         directory: of the run, with the log of a CSVLogger.
         ckpt_path: of the run; it knows the scales, and all the rest if there is no such log.
+        weights_only: refuse checkpoints that hold more than plain data.
 
     Returns:
         rows as of :func:`lq.report.history.read_history`.
     """
-    kept = [dict(row) for row in read_entry(ckpt_path).history] if ckpt_path is not None else []
+    kept = [] if ckpt_path is None else [dict(row) for row in read_entry(ckpt_path, weights_only).history]
     if directory is None or not (directory / "metrics.csv").is_file():
         return kept
     logged = read_history(directory)

@@ -14,7 +14,7 @@ import lq
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare, state_of
 from lq.callback import QATCallback
-from lq.checkpoint import KEY, CheckpointEntry, load_checkpoint
+from lq.checkpoint import KEY, CheckpointEntry, load_checkpoint, read_entry
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import WeightSpec
 from lq.target import prepared_graph, prepared_name
@@ -205,6 +205,9 @@ def test_more_than_plain_data_needs_trust(tmp_path: Path) -> None:
     path = trained(tmp_path, Saves(), qat())
     with pytest.raises(ValueError, match="weights_only=False"):
         load_checkpoint(path, Tiny())
+    with pytest.raises(ValueError, match="weights_only=False"):
+        read_entry(path)
+    assert read_entry(path, weights_only=False).started
     assert not load_checkpoint(path, Tiny(), weights_only=False).training
 
 

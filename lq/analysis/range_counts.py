@@ -40,7 +40,9 @@ class RangeRow(TypedDict):
 
 
 class RangeListener:
-    """Counts what passes the fake quantizers of a prepared model while it runs; only ``rows`` waits for a device.
+    """Counts what passes the fake quantizers of a prepared model while it runs.
+
+    It waits for a device at the first batch, for the ends of the grids, and for ``rows``.
 
     Args:
         prepared: with ranges that stay as they are while it listens; quantizers without one are left out.

@@ -52,7 +52,8 @@ class QATCallback(Callback):
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
-        qconfig: preset name ("portable", "x86_vnni", "qnnpack", "tensorrt") or a :class:`~lq.qconfig.QConfig`.
+        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt"), or a
+            :class:`~lq.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
         metric: any torchmetrics metric; ``None`` is multiclass accuracy.
         target_fn: batch -> labels; ``None`` takes the last of ``(x, y)`` or "labels"/"label"/"target"/"y" of a dict.
@@ -310,7 +311,7 @@ class QATCallback(Callback):
         if self._first_call is not None:
             self._first_call.remove()
         if self._comparison is not None:
-            self._comparison.stop()
+            self._comparison.stop()  # and nothing computed: that would wait for other processes
         self._ranges.stop()
         self._first_call = self._comparison = None
         self._pause.end()

@@ -43,23 +43,23 @@ def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, m
     for node in prepared.graph.nodes:
         module = ops.module_of(node, modules)
         if isinstance(module, FakeQuantize) and state.ready(module.slot):
-            nodes.append((node, state.names[module.slot]))
+            nodes.append(node)
     low, high, ratio = 0, len(nodes), math.nan
     while low < high:
         middle = (low + high) // 2
-        found = _behind(prepared, nodes[middle][0], choice, inputs)
-        if found < min_sqnr_db:
+        found = _behind(prepared, nodes[middle], choice, inputs)
+        if not found >= min_sqnr_db:  # NaN is no agreement
             high, ratio = middle, found
         else:
             low = middle + 1
     if low == len(nodes):
         return "the output"
-    return f"{_source(prepared, *nodes[low])} ({ratio:.1f} dB)"
+    return f"{_source(prepared, nodes[low])} ({ratio:.1f} dB)"
 
 
-def _source(prepared: fx.GraphModule, node: fx.Node, name: str) -> str:
+def _source(prepared: fx.GraphModule, node: fx.Node) -> str:
     """The layer or operation whose tensor a fake quantizer rounds."""
-    source = node.args[0]
+    source, name = node.args[0], str(node.target).rpartition(".")[2]
     module = ops.module_of(source, dict(prepared.named_modules())) if isinstance(source, fx.Node) else None
     if isinstance(module, QATLayer):
         return str(cast(fx.Node, source).target)

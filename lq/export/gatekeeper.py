@@ -48,14 +48,19 @@ class Gatekeeper:
         parity = replace(parity, complaint=parity.complaint or other_complaint)
         if parity.passed:
             return parity
-        enough = self.gate.min_sqnr_db or ENOUGH_DB
-        return replace(parity, first_layer=first_difference(self.prepared, choice, self.inputs[0], enough))
+        return replace(parity, first_layer=self._first_layer(choice))
+
+    def _first_layer(self, choice: Chosen) -> str:
+        try:
+            return first_difference(self.prepared, choice, self.inputs[0], self.gate.min_sqnr_db or ENOUGH_DB)
+        except Exception as error:  # it explains a failure, and must not become one
+            return f"a layer that could not be found ({error})"
 
     def _excused(self, name: str, parity: Parity) -> Parity:
         """Without the complaint, where rounding alone explains it."""
         if parity.passed or not math.isfinite(parity.sqnr_db) or not self.gate.excuse_rounding:
             return parity
-        if self.noise is None or not self.gate.excuses(parity, self.noise):
+        if self.noise is None or not parity.is_explained_by(self.noise):
             return parity
         self.notes.append(
             f"{name}: {parity.complaint}; rounding alone explains that: computed in float64, the fake-quantized model "

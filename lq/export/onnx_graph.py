@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from typing import Any
 
 from lq.export.program import BATCH
@@ -27,14 +28,18 @@ def tidy(model: Any, dynamic: bool) -> None:
 
 
 def _name_layers(model: Any) -> None:
-    holders = {}
+    holders: dict[str, str] = {}
+    taken = {name for node in model.graph.node if (name := node.name)}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0].endswith(".weight"):
             holders[node.output[0]] = node.input[0].removesuffix(".weight")
         elif node.op_type == "Transpose" and node.input[0] in holders:
             holders[node.output[0]] = holders[node.input[0]]
         elif len(node.input) > 1 and node.input[1] in holders:
-            node.name = holders[node.input[1]]
+            layer, calls = holders[node.input[1]], count(1)
+            # ONNX Runtime refuses two nodes of one name; a layer may be called more than once.
+            node.name = next(n for n in chain([layer], (f"{layer}_{i}" for i in calls)) if n not in taken)
+            taken.add(node.name)
 
 
 def _own_zero_points(model: Any) -> None:

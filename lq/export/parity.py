@@ -74,17 +74,6 @@ class Gate:
             return f"agreement {parity.agreement:.2%} is below {self.min_agreement:.2%}"
         return ""
 
-    def excuses(self, parity: Parity, noise: Parity) -> bool:
-        """Whether distances are at most twice those that rounding alone makes.
-
-        The ratio of the outputs decides, since how many predictions change follows from it.
-
-        Example:
-            >>> Gate().excuses(Parity(100, 24.0, 0.2, agreement=0.97), noise=Parity(100, 28.0, 0.1, agreement=0.99))
-            True
-        """
-        return self.excuse_rounding and parity.sqnr_db >= noise.sqnr_db - _TWICE_DB
-
 
 @dataclass(frozen=True)
 class Parity:
@@ -110,6 +99,17 @@ class Parity:
     def passed(self) -> bool:
         """Whether the gate lets it through."""
         return not self.complaint
+
+    def is_explained_by(self, noise: Parity) -> bool:
+        """Whether the distances are at most twice those that rounding alone makes.
+
+        The ratio of the outputs decides, since how many predictions change follows from it.
+
+        Example:
+            >>> Parity(100, 24.0, 0.2, agreement=0.97).is_explained_by(Parity(100, 28.0, 0.1, agreement=0.99))
+            True
+        """
+        return self.sqnr_db >= noise.sqnr_db - _TWICE_DB
 
     @property
     def fidelity(self) -> dict[str, float]:

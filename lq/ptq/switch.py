@@ -20,7 +20,8 @@ from lq.tracing import ops
 def quantize_only(prepared: fx.GraphModule, layers: Collection[str]) -> Iterator[None]:
     """Within the block only these layers, and the tensors that their int8 kernels would read and write, are quantized.
 
-    It is what ``prepare`` with the other layers in ``exclude`` places, but with the ranges that are there.
+    It is what ``prepare`` with the other layers in ``exclude`` places, but with the ranges that are there. One thing
+    differs: with ``fuse_add`` a convolution that is added to what has become float stays without a quantizer.
 
     Args:
         prepared: from :func:`lq.prepare`, with ranges and ``fake_quant`` on.

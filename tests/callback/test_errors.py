@@ -11,6 +11,7 @@ import torch
 import torchmetrics
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from lq.callback import QATCallback
 from lq.qconfig import QConfig
@@ -218,7 +219,14 @@ def test_training_that_ends_before_qat_starts_says_so(fit: Fit) -> None:
     assert callback.deployment is None
 
 
-def test_nothing_listens_after_an_error(tmp_path: Path) -> None:
+class NotAsked(MulticlassAccuracy):
+    """Processes would wait for each other to compute it, but only one has failed."""
+
+    def compute(self) -> Tensor:
+        raise AssertionError("computed")
+
+
+def test_nothing_listens_and_nothing_is_computed_after_an_error(tmp_path: Path) -> None:
     class Fails(Tiny):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             super().validation_step(batch, batch_idx)
@@ -226,6 +234,6 @@ def test_nothing_listens_after_an_error(tmp_path: Path) -> None:
 
     module = Fails()
     with pytest.raises(RuntimeError, match="mine"):
-        make_trainer(tmp_path, qat()).fit(module, train_loader(), val_loader())
+        make_trainer(tmp_path, QATCallback(metric=NotAsked(3))).fit(module, train_loader(), val_loader())
     assert not module.model._forward_hooks
     assert not module.model._forward_pre_hooks

@@ -26,9 +26,9 @@ def register(monkeypatch: pytest.MonkeyPatch, name: str = "faulty") -> Exporter:
 
 
 def export(
-    prepared: fx.GraphModule, example: Inputs, directory: Path, layer: str = "", fails: str = ""
+    prepared: fx.GraphModule, example: Inputs, directory: Path, layer: str = "", fails: str = "", factor: float = 0.5
 ) -> dict[str, Any]:
-    """Write the model; the weights of ``layer`` shall be halved."""
+    """Write the model; the weights of ``layer`` shall be halved, or multiplied by ``factor``."""
     if fails == "disk":
         raise OSError(28, "No space left on device")
     (directory / FILE).write_bytes(b"half a mod")
@@ -37,7 +37,7 @@ def export(
     if fails == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     torch.save(prepared, directory / FILE)
-    return {"layer": layer}
+    return {"layer": layer, "factor": factor}
 
 
 def load(
@@ -47,5 +47,5 @@ def load(
     model = torch.load(directory / FILE, weights_only=False)
     if info["layer"] in dict(model.named_modules()) and info["layer"]:
         with torch.no_grad():
-            model.get_submodule(info["layer"]).weight.mul_(0.5)
+            model.get_submodule(info["layer"]).weight.mul_(info["factor"])
     return FlatModel(lambda tensors: [model(*tensors)], signature)

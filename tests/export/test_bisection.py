@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,11 @@ def test_the_layer_where_they_part_is_named(monkeypatch: pytest.MonkeyPatch, lay
     assert found.endswith("dB)")
     # Half the weights are 6 dB; where biases are large or a residual is added there is less to see.
     assert 3 < float(found.split("(")[1].removesuffix(" dB)")) < 20
+
+
+def test_not_a_number_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Chosen(faulty.register(monkeypatch), {"layer": "second", "factor": math.nan})
+    assert first_difference(residual(), choice, example_of(images(4))).startswith("second (")
 
 
 def test_where_nothing_differs_it_is_the_output(monkeypatch: pytest.MonkeyPatch) -> None:

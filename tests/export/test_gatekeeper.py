@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +117,21 @@ def test_a_fault_is_not_excused() -> None:
     done = delivered(deep(), Order([{"faulty": {"layer": "78"}}], Gate(min_sqnr_db=100)))
     assert not done.parity["faulty"].passed
     assert "they part at " in done.failures[0]
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("not in float64")
+
+
+def test_an_explanation_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = copy.deepcopy(residual())
+    stem = model.get_submodule("stem")
+    stem.register_forward_pre_hook(lambda module, args: refuse() if args[0].dtype == torch.float64 else None)
+    assert rounding_noise(model, [example_of(images(4))], [model(images(4))]) is None
+    monkeypatch.setattr("lq.export.gatekeeper.first_difference", refuse)
+    done = delivered(deep(), Order(["torch", {"faulty": {"layer": "78"}}], directory=tmp_path / "int8"))
+    assert list(done.models) == ["torch"]
+    assert "they part at a layer that could not be found (not in float64)" in done.failures[0]
 
 
 def test_noise_is_not_asked_for_where_all_agree() -> None:

@@ -173,3 +173,26 @@ def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
     assert sqnr(expected["logits"], got["logits"]) >= 40
     assert sqnr(expected["features"][1], got["features"][1]) >= 40
     assert info["float_layers"] == []
+
+
+class SharedHead(nn.Module):
+    """Calls one layer for two feature maps, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = F.relu(self.stem(x))
+        return self.head(fine), self.head(F.max_pool2d(fine, 2))
+
+
+def test_a_layer_that_is_called_twice_gives_two_nodes_two_names(tmp_path: Path) -> None:
+    example = example_of(images(4))
+    prepared = calibrated(SharedHead(), example)
+    model, _ = round_trip("onnx", prepared, example, tmp_path)
+    names = [node.name for node in onnx.load(tmp_path / FILE).graph.node if node.op_type == "Conv"]
+    assert sorted(names) == ["head", "head_1", "stem"]
+    with torch.no_grad():
+        for got, expected in zip(model(images(2)), prepared(images(2)), strict=True):
+            assert sqnr(expected, got) > 40

@@ -15,6 +15,7 @@ from lq.backends.prepare import plan_of, prepare, prepare_without_example, set_p
 from lq.backends.pt2e import choice
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.reference import reference
+from lq.export.bisection import _source
 from lq.metrics import sqnr
 from lq.ptq import calibrate, prepare_static
 from lq.qconfig import LayerQConfig, QConfig
@@ -60,6 +61,13 @@ def of(qconfig: QConfig, net: nn.Module | None = None) -> Any:
 
 def sites(prepared: Any) -> dict[str, str]:
     return {t.after: t.absorbs for t in plan_of(prepared).tensors}
+
+
+def test_the_gate_names_what_was_rounded_where_tensors_share_a_range():
+    prepared = of(XNNPACK)
+    named = {str(node.args[0]): _source(prepared, node) for node in prepared.graph.nodes if "fq_" in str(node.target)}
+    assert named["cat"] == "cat"
+    assert named["left"] == "left"
 
 
 def test_x86_inductor_leaves_what_it_fuses_with_an_addition_unrounded():
