@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from itertools import islice
 from types import MethodType
 from typing import Any, NamedTuple
@@ -135,10 +136,16 @@ def samples_of(
     collector = _Collect(Tap(target_of(twin, name)), lambda batch: None)
     remaining = iter(batches)
     while some := list(islice(remaining, _AT_ONCE)):
-        loader: Any = DataLoader(some, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
-        validate_alone(twin, loader, datamodule, None, collector)
+        validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)
         yield from collector.samples
         collector.samples.clear()
+
+
+def _loaders_for(module: LightningModule, batches: list[Any]) -> Any:
+    """Loaders that give these batches; two if the step asks which loader they come from, as Lightning then wants."""
+    loader: Any = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    asks = "dataloader_idx" in signature(module.validation_step).parameters
+    return [loader, DataLoader([])] if asks else loader  # type: ignore[arg-type]
 
 
 def _as_it_is(batch: Any) -> Any:
