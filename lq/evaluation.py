@@ -94,11 +94,12 @@ class ValidationComparison:
 
     def finish(self) -> Results:
         """Stop listening and compute; empty if no batch was seen."""
+        self.stop()
+        return {} if self.comparison.is_empty else self.comparison.compute()
+
+    def stop(self) -> None:
+        """Stop listening."""
         self.tap.remove()
-        try:
-            return self.comparison.compute()
-        except ValueError:
-            return {}
 
 
 def _device_of(model: Callable[..., Any]) -> torch.device:

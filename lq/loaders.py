@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 
 def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
@@ -39,39 +48,63 @@ def _each(loaders: Any, change: Callable[[DataLoader[Any]], DataLoader[Any]]) ->
 
 
 def undistributed(loaders: Any) -> Any:
-    """The loaders without the samplers that leave each process a share of the data."""
+    """The loaders without the samplers that leave each process a share of the data; the user's own samplers stay."""
+    return _each(loaders, _whole)
 
-    def whole(loader: DataLoader[Any]) -> DataLoader[Any]:
-        return _over(loader, loader.dataset) if isinstance(loader.sampler, DistributedSampler) else loader
 
-    return _each(loaders, whole)
+def _whole(loader: DataLoader[Any]) -> DataLoader[Any]:
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not isinstance(sampler, DistributedSampler):
+        return loader
+    shared: Any = sampler.dataset
+    users = shared._sampler if isinstance(sampler, DistributedSamplerWrapper) else SequentialSampler(shared)
+    return _over(loader, users)
 
 
 def spread(loaders: Any, batches: int) -> Any:
-    """The loaders, those of a map-style data set with so many batches from all over it, always the same ones.
+    """The loaders, those whose order may be changed with so many batches from all over their data, always the same.
+
+    Others stay as they are: streams, and what comes from a sampler or batch sampler of the user's own.
 
     Example:
         >>> loader = DataLoader(range(100), batch_size=2)
         >>> [batch.tolist() for batch in spread(loader, 2)]
         [[0, 33], [66, 99]]
     """
-    return _each(loaders, lambda loader: _spread(loader, batches))
+    return _each(undistributed(loaders), lambda loader: _spread(loader, batches))
 
 
 def _spread(loader: DataLoader[Any], batches: int) -> DataLoader[Any]:
-    if loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
+    drawn: Any = loader.batch_sampler
+    indices = _indices(drawn.sampler) if type(drawn) is BatchSampler else None
+    if indices is None:
         return loader
-    size, wanted = len(loader.dataset), batches * loader.batch_size  # type: ignore[arg-type]
-    if size <= wanted:
-        return _over(loader, loader.dataset)
-    return _over(loader, Subset(loader.dataset, torch.linspace(0, size - 1, wanted).long().tolist()))
+    wanted = batches * drawn.batch_size
+    if len(indices) > wanted:
+        indices = [indices[i] for i in torch.linspace(0, len(indices) - 1, wanted).long().tolist()]
+    return _over(loader, indices)
 
 
-def _over(loader: DataLoader[Any], dataset: Any) -> DataLoader[Any]:
+def _indices(sampler: Any) -> Sequence[int] | None:
+    """What a sampler draws, in order; None if only its owner knows."""
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        return range(len(sampler.data_source))
+    return sorted(int(index) for index in sampler.indices) if type(sampler) is SubsetRandomSampler else None
+
+
+def _over(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
+    """The loader with another sampler behind its batches."""
+    draws: dict[str, Any] = {"batch_size": None, "sampler": sampler}
+    if loader.batch_sampler is not None:
+        batch_sampler = copy.copy(loader.batch_sampler)
+        batch_sampler.sampler = sampler  # type: ignore[attr-defined]
+        draws = {"batch_sampler": batch_sampler}
     return DataLoader(
-        dataset,
-        batch_size=loader.batch_size,
+        loader.dataset,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        **draws,
     )

@@ -17,6 +17,7 @@ from lq.analysis import CompareOptions, SensitivityOptions, StudyOptions, analyz
 from lq.analysis.score import single_metric
 from lq.backends.prepare import plan_of, qconfig_of
 from lq.callback import QATCallback
+from lq.callback.preparation import choose_target
 from lq.checkpoint import load_checkpoint, load_float, read_entry
 from lq.deploy import Baseline, deploy
 from lq.evaluation import Judge
@@ -24,15 +25,14 @@ from lq.export.bench import bench
 from lq.export.delivery import Deployment, Order
 from lq.loaders import training_batches, validation_batches
 from lq.metrics import targets_of
-from lq.ptq import prepare_static
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
 from lq.report.layers import print_layers, write_layers
 from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
-from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
+from lq.target import detached_copy, prepared_graph, target_of
 from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
-from lq.verbs import beside, check_float, float_copy, history_of, order_of, prepared_target
+from lq.verbs import beside, calibrate_target, check_float, float_copy, history_of, order_of, prepared_target
 
 
 class QATTrainer(Trainer):
@@ -73,7 +73,7 @@ class QATTrainer(Trainer):
         order = order_of(callback, exporters, Path(export_dir or beside(ckpt_path)), {"weights": str(ckpt_path)})
         plain = weights_only is not False
         entry = read_entry(ckpt_path, plain)
-        float_model = float_copy(model, entry.target)
+        float_model = float_copy(model, choose_target(model, entry.target or None))
         load_checkpoint(ckpt_path, model, weights_only=plain)
         baseline = Baseline(float_model, entry.fp32, has_weights=False)
         return self._deliver(model, entry.target, datamodule, callback, order, baseline)
@@ -114,16 +114,14 @@ class QATTrainer(Trainer):
             ValueError: if the checkpoint does not fit, or the data have no batch.
             RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
         """
+        callback = self._qat_callback()
+        name = choose_target(model, callback.target)
         if ckpt_path is not None:
             load_float(model, ckpt_path, weights_only is not False)
-        callback = self._qat_callback()
         directory = Path(export_dir or Path(self.default_root_dir) / "ptq-int8")
         order = order_of(callback, exporters, directory, {"weights": "post-training quantization"})
-        name = find_target(model, callback.target)
         float_model = float_copy(model, name)
-        options = StaticOptions(batch_norm, bias, batches, callback.target)
-        prepared = prepare_static(model, training_batches(model, datamodule), callback.qconfig, options=options)
-        graft(model, name, prepared)
+        calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(batch_norm, bias, batches))
         return self._deliver(model, name, datamodule, callback, order, Baseline(float_model))
 
     def analyze(
@@ -141,7 +139,7 @@ class QATTrainer(Trainer):
         """Look at every layer: noise, sensitivity, time in int8 and in float; and propose which to leave in float.
 
         Prints a table and the proposal, as a line for the configuration too, and writes analysis.json, sqnr.png and
-        sensitivity.png. A run that was broken off goes on where it was.
+        sensitivity.png. A run that was broken off goes on where it was if weights and data are the same.
 
         Args:
             model: the LightningModule in float.
@@ -150,7 +148,7 @@ class QATTrainer(Trainer):
                 takes the weights as the model has them.
             by: what layers are ranked by: the SQNR of the output, or the metric of the QATCallback (accuracy without).
             direction: quantize each layer alone ("one"), or all but it ("all_but_one").
-            batches: validation batches to judge on.
+            batches: validation batches to judge on, of each data loader.
             calibration: training batches to calibrate a float model with.
             out: directory to write to.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
@@ -169,7 +167,9 @@ class QATTrainer(Trainer):
             single_metric(callback.metric) if judged else None,
             direction,
             Path(out) / f"{by}-{direction}.json",
-            SensitivityOptions(call=call_sample, target_fn=labels_of, limit=batches),
+            SensitivityOptions(
+                call=call_sample, target_fn=labels_of, limit=len(samples) or batches, replace_other=True
+            ),
         )
         plain = found.to_dict()
         print_layers(plain, str(found.exclusions))
@@ -207,7 +207,7 @@ class QATTrainer(Trainer):
             ValueError: if the checkpoint does not fit, or the data have no batch.
         """
         callback, plain = self._qat_callback(), weights_only is not False
-        name = find_target(model, callback.target)
+        name = choose_target(model, callback.target)
         if float_ckpt_path is not None:
             load_float(model, float_ckpt_path, plain)
         float_model, qat = float_copy(model, name), None
@@ -262,7 +262,7 @@ class QATTrainer(Trainer):
         """
         if artifact is None:
             raise ValueError("bench needs an artifact: --artifact runs/.../int8")
-        name = find_target(model, self._qat_callback().target)
+        name = choose_target(model, self._qat_callback().target)
         target: nn.Module = target_of(model, name)
         torch.set_num_threads(threads)
         measured = bench(

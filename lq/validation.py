@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
+from itertools import islice
 from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lq.export.signature import Inputs
 from lq.loaders import spread, undistributed
+from lq.metrics.comparison import keep_local
 from lq.tap import Tap, on_cpu
 from lq.target import detached_copy, target_of
+
+_AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
 
 
 class Sample(NamedTuple):
@@ -56,7 +62,7 @@ def validate_alone(
         callback: listens.
     """
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
-        metric.distributed_available_fn = _alone
+        keep_local(metric)  # the other processes wait
     _without_prepare_data(module)
     loaders = undistributed(loaders)
     with quiet_lightning():
@@ -109,6 +115,43 @@ class _Collect(Callback):
             self.samples.append(Sample(on_cpu((given, keywords)), on_cpu(self.target_fn(args[1]))))
 
 
+def samples_of(
+    module: LightningModule, name: str, batches: Iterable[Any], datamodule: LightningDataModule | None
+) -> Iterator[Sample]:
+    """What reaches the target when ``validation_step`` gets these batches, without labels; a few are held at a time.
+
+    Args:
+        module: any LightningModule; a copy runs, with the weights it has now.
+        name: of its target.
+        batches: on the CPU, such as those of the training.
+        datamodule: whose transfer hooks belong to them.
+
+    Yields:
+        a sample for each batch.
+
+    Raises:
+        ValueError: if the validation step does not call the target.
+    """
+    twin = detached_copy(module)
+    collector = _Collect(Tap(target_of(twin, name)), lambda batch: None)
+    remaining = iter(batches)
+    while some := list(islice(remaining, _AT_ONCE)):
+        validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)
+        yield from collector.samples
+        collector.samples.clear()
+
+
+def _loaders_for(module: LightningModule, batches: list[Any]) -> Any:
+    """Loaders that give these batches; two if the step asks which loader they come from, as Lightning then wants."""
+    loader: Any = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    asks = "dataloader_idx" in signature(module.validation_step).parameters
+    return [loader, DataLoader([])] if asks else loader  # type: ignore[arg-type]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def first_validation_call(
     module: LightningModule, name: str, datamodule: LightningDataModule | None = None
 ) -> tuple[Inputs, Any]:
@@ -159,11 +202,6 @@ def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
     """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
     base = LightningModule if isinstance(owner, LightningModule) else LightningDataModule
     owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
-
-
-def _alone() -> bool:
-    """Tells a metric that there is no other process: the others wait."""
-    return False
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lq.callback import QATCallback
+from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
 from lq.checkpoint import is_qat_checkpoint, load_checkpoint, load_float, read_entry
 from lq.export.delivery import Order
 from lq.loaders import training_batches
 from lq.ptq.static import StaticOptions, prepare_static
+from lq.qconfig import QConfig
 from lq.report.history import read_history
-from lq.target import detached_copy, find_target, graft, target_of
+from lq.target import detached_copy, graft, target_of
+from lq.validation import Sample, call_sample, samples_of
 
 
 def prepared_target(
@@ -46,12 +50,34 @@ def prepared_target(
     if ckpt_path is not None and is_qat_checkpoint(ckpt_path, weights_only):
         load_checkpoint(ckpt_path, model, weights_only=weights_only)
         return read_entry(ckpt_path, weights_only).target
+    name = choose_target(model, callback.target)
     if ckpt_path is not None:
         load_float(model, ckpt_path, weights_only)
-    name = find_target(model, callback.target)
-    options = StaticOptions(limit=calibration, target=name)
-    graft(model, name, prepare_static(model, training_batches(model, datamodule), callback.qconfig, options=options))
+    calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(limit=calibration))
     return name
+
+
+def calibrate_target(
+    model: LightningModule, name: str, datamodule: LightningDataModule | None, qconfig: QConfig, options: StaticOptions
+) -> None:
+    """Quantize the target in its place, calibrated by what ``validation_step`` calls it with on training batches.
+
+    Args:
+        model: the LightningModule in float.
+        name: of its target.
+        datamodule: its training data calibrate.
+        qconfig: grids.
+        options: what to do beside; their target is ``name``.
+
+    Raises:
+        ValueError: if there is no batch, or the validation step does not call the target.
+    """
+
+    def call(owner: nn.Module, sample: Sample) -> Any:
+        return call_sample(target_of(owner, name), sample)
+
+    samples = samples_of(model, name, islice(training_batches(model, datamodule), options.limit), datamodule)
+    graft(model, name, prepare_static(model, samples, qconfig, call, replace(options, target=name)))
 
 
 def order_of(

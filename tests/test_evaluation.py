@@ -34,6 +34,25 @@ def test_no_batch_gives_no_results() -> None:
     assert ValidationComparison(make_net(), {}, None, None, sync=False).finish() == {}
 
 
+class Broken(torchmetrics.MeanMetric):
+    def update(self, output: Any, target: Any) -> None:
+        """Nothing to do."""
+
+    def compute(self) -> Any:
+        raise ValueError("too few samples of class 2")
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_an_error_of_the_users_metric_is_not_taken_for_no_batch() -> None:
+    net = make_net().eval()
+    comparison = ValidationComparison(net, {}, Broken(), None, sync=False)
+    batch = next(iter(val_loader()))
+    net(batch[0])
+    comparison.update(batch)
+    with pytest.raises(ValueError, match="too few samples of class 2"):
+        comparison.finish()
+
+
 @pytest.mark.parametrize("layout", ["one", "list", "dict"])
 def test_all_validation_data_are_used(layout: str) -> None:
     class Several(Tiny):

@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from lq.loaders import spread, training_batches, undistributed, validation_batches
 from tests.tiny import Tiny, make_data, train_loader, val_loader
@@ -38,6 +47,41 @@ def test_each_structure_of_loaders_is_kept() -> None:
     whole = undistributed({"a": [share, share], "b": share})
     assert [len(list(loader)) for loader in (*whole["a"], whole["b"])] == [2, 2, 2]
     assert undistributed([1, 2]) == [1, 2]
+
+
+NUMBERS: Any = list(range(1000))
+
+
+def test_the_users_sampler_chooses_the_samples() -> None:
+    split = DataLoader(NUMBERS, batch_size=4, sampler=SubsetRandomSampler(range(900, 1000)))
+    assert [batch.tolist() for batch in spread(split, 1)] == [[900, 933, 966, 999]]
+    assert sorted(torch.cat(list(spread(split, 100))).tolist()) == NUMBERS[900:]
+    part = DataLoader(NUMBERS, batch_size=2, sampler=SequentialSampler(range(10)))
+    assert [batch.tolist() for batch in spread(part, 1)] == [[0, 9]]
+    weighted = DataLoader(NUMBERS, batch_size=2, sampler=WeightedRandomSampler([1.0], 10))
+    assert spread(weighted, 1) is weighted
+
+
+def test_only_the_sharing_of_lightning_is_taken_away() -> None:
+    def share(of: Any) -> Any:
+        return DistributedSamplerWrapper(of, num_replicas=2, rank=0, shuffle=False)
+
+    split = SubsetRandomSampler(range(900, 1000))
+    loaders = [
+        DataLoader(NUMBERS, batch_size=4, sampler=share(split)),
+        DataLoader(NUMBERS, batch_size=None, sampler=share(split)),
+        DataLoader(NUMBERS, batch_sampler=BatchSampler(share(split), 4, drop_last=False)),
+    ]
+    for whole in undistributed(loaders):
+        drawn = [number for batch in whole for number in torch.as_tensor(batch).flatten().tolist()]
+        assert sorted(drawn) == NUMBERS[900:]
+    assert [batch.tolist() for batch in spread(loaders[0], 1)] == [[900, 933, 966, 999]]
+    assert len(loaders[0].sampler) == 50, "the user's loader stays as it is"  # type: ignore[arg-type]
+
+
+def test_a_last_batch_is_dropped_where_the_loader_drops_it() -> None:
+    loader: Any = DataLoader(NUMBERS[:10], batch_size=4, drop_last=True)
+    assert [len(batch) for batch in spread(loader, 5)] == [4, 4]
 
 
 class _Stream(IterableDataset[int]):

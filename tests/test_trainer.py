@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torchmetrics
 import yaml
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
@@ -17,7 +20,18 @@ from lq.export.artifact import load
 from lq.qconfig import QConfig
 from lq.specs import WeightSpec
 from lq.trainer import QATTrainer
-from tests.tiny import Tiny, keeper, make_data, make_trainer, qat, quicken_deployment, train_loader, val_loader
+from tests.tiny import (
+    Late,
+    Tiny,
+    keeper,
+    make_data,
+    make_net,
+    make_trainer,
+    qat,
+    quicken_deployment,
+    train_loader,
+    val_loader,
+)
 
 
 class WithData(Tiny):
@@ -159,6 +173,92 @@ def test_analyze_finds_a_planted_layer_of_a_float_checkpoint(
 def test_analyze_refuses(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         quiet_trainer(tmp_path).analyze(WithAllData(), out=str(tmp_path / "a"), **arguments)
+
+
+def test_analyze_starts_anew_for_other_weights_and_more_batches(
+    tmp_path: Path, trained: tuple[Path, QATCallback]
+) -> None:
+    trainer, out = quiet_trainer(tmp_path), str(tmp_path / "a")
+    trainer.analyze(WithAllData(), ckpt_path=str(trained[0]), out=out, batches=1)
+    first = json.loads((tmp_path / "a" / "sqnr-all_but_one.json").read_text())
+    trainer.analyze(WithAllData(), ckpt_path=str(trained[0]), out=out, batches=2)
+    trainer.analyze(WithAllData(), out=out, calibration=1)
+    last = json.loads((tmp_path / "a" / "sqnr-all_but_one.json").read_text())
+    assert last["key"]["model"] != first["key"]["model"]
+    assert last["results"].keys() == first["results"].keys() == {"0", "5"}
+
+
+class OwnLayout(L.LightningModule):
+    """Without forward; its batches are dicts with more than the model takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = make_net()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self.model(batch["image"]), batch["label"]))
+
+    def train_dataloader(self) -> Any:
+        x, y = make_data().tensors
+        return DataLoader(
+            [{"image": a, "label": b, "index": i} for i, (a, b) in enumerate(zip(x, y, strict=True))], batch_size=8
+        )  # type: ignore[arg-type]
+
+    val_dataloader = train_dataloader
+
+
+def test_data_are_given_to_the_target_as_the_users_step_gives_them(tmp_path: Path) -> None:
+    quiet_trainer(tmp_path).analyze(OwnLayout(), out=str(tmp_path / "a"))
+    assert (tmp_path / "a" / "analysis.json").is_file()
+    done = quiet_trainer(tmp_path).ptq(OwnLayout(), batch_norm=True)
+    assert done.results["torch"].keys() == {"accuracy"}
+
+
+class AskedError(Exception):
+    pass
+
+
+def study_only_asks(float_model: Any, train: Any, test: Any, qconfig: Any, qat: Any, *_: Any) -> None:
+    """In the place of the study, which takes its time."""
+    raise AskedError(f"{type(float_model).__name__} {type(qat).__base__.__name__}")
+
+
+class LateWithAllData(Late):
+    train_dataloader, val_dataloader = WithAllData.train_dataloader, WithAllData.val_dataloader
+
+
+class TwoLoaders(WithAllData):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+    def val_dataloader(self) -> Any:
+        return [val_loader(), val_loader()]
+
+
+def test_analyze_judges_on_batches_of_every_loader(
+    tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(prepared: Any, samples: Any, *given: Any) -> None:
+        raise AskedError(f"{len(samples)} samples, {given[-1].limit} used")
+
+    monkeypatch.setattr("lq.trainer.analyze_layers", ask)
+    with pytest.raises(AskedError, match="4 samples, 4 used"):
+        quiet_trainer(tmp_path).analyze(TwoLoaders(), ckpt_path=str(trained[0]), batches=2)
+
+
+def test_a_module_may_build_its_layers_in_configure_model(
+    tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, path = quiet_trainer(tmp_path), str(trained[0])
+    torch.save({"state_dict": Tiny().state_dict()}, tmp_path / "float.ckpt")
+    done = trainer.export(LateWithAllData(), ckpt_path=path)
+    assert done.results["fp32"].keys() == {"accuracy"}
+    trainer.ptq(LateWithAllData(), ckpt_path=str(tmp_path / "float.ckpt"))
+    trainer.analyze(LateWithAllData(), out=str(tmp_path / "a"))
+    monkeypatch.setattr("lq.trainer.study", study_only_asks)
+    with pytest.raises(AskedError, match="Sequential GraphModule"):
+        trainer.report(LateWithAllData(), ckpt_path=path)
+    trainer.bench(LateWithAllData(), artifact=str(done.directory), batch_sizes=[1], min_time=0.01, compile=False)
 
 
 def test_analyze_by_a_metric_needs_one_that_fits(tmp_path: Path) -> None:

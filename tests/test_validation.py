@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lq.evaluation import Judge, compare_on_validation_data
 from lq.metrics import targets_of
-from lq.validation import call_sample, labels_of, quiet_lightning, validation_samples
+from lq.validation import call_sample, labels_of, quiet_lightning, samples_of, validation_samples
 from tests.tiny import Tiny, make_data, val_loader
 
 
@@ -45,6 +45,22 @@ class Keywords(Tiny):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.model(input=batch["image"])
+
+
+class Asks(Tiny):
+    """Its step wants to know the loader."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:  # type: ignore[override]
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [Tiny, Asks])
+def test_other_batches_reach_the_target_through_the_step(kind: type[Tiny]) -> None:
+    module, batches = kind(), list(DataLoader(make_data(20), batch_size=2))
+    samples = samples_of(module, "model", iter(batches), None)
+    assert torch.equal(next(samples).inputs[0][0], batches[0][0])
+    rest = torch.cat([sample.inputs[0][0] for sample in samples])
+    assert torch.equal(rest, make_data(20).tensors[0][2:]), "each once, in order"
 
 
 def test_samples_are_what_reached_the_target_and_can_be_trained_with() -> None:

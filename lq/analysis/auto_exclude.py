@@ -50,8 +50,9 @@ class AutoExclude:
 
     def __post_init__(self) -> None:
         for name in ("max_layers", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"auto_exclude: {name}={getattr(self, name)} must be at least 1.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"auto_exclude: {name}={value!r} must be a whole number of at least 1.")
         for name in ("max_drop", "max_slowdown"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"auto_exclude: {name}={getattr(self, name)} must be 0 or more, e.g. 0.005.")
@@ -154,7 +155,7 @@ def _exclude(
     tried: list[Candidate] = []
     drops, spent = [drop], 0.0
     for candidate in ranked:
-        if len(tried) == limits.max_layers or drops[-1] <= limits.max_drop:
+        if len(tried) >= limits.max_layers or drops[-1] <= limits.max_drop:
             break
         if spent + candidate.slowdown > limits.max_slowdown:
             found.append(replace(candidate, reason=f"would exceed max_slowdown={limits.max_slowdown:g}"))

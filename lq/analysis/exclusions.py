@@ -11,8 +11,8 @@ from lq.analysis.costs import CostRow
 from lq.analysis.sensitivity import SensitivityRow
 from lq.qconfig import QConfig, as_qconfig
 
-ENOUGH_DB = 30.0  # the noise has a thousandth of the signal's power
-ENOUGH_LOSS = 0.002
+HARMLESS_DB = 30.0  # the noise has a thousandth of the signal's power
+HARMLESS_LOSS = 0.002
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def _whole(rows: Sequence[SensitivityRow]) -> float:
 
 def _limit(row: SensitivityRow, enough: float | None) -> float:
     if row["metric"] == "sqnr_db":
-        return float(10 ** (-(ENOUGH_DB if enough is None else enough) / 10))
-    return ENOUGH_LOSS if enough is None else enough
+        return float(10 ** (-(HARMLESS_DB if enough is None else enough) / 10))
+    return HARMLESS_LOSS if enough is None else enough
 
 
 def _slowdowns(costs: Sequence[CostRow] | None) -> dict[str, float]:

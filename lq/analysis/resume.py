@@ -17,6 +17,7 @@ class ResultFile:
     Args:
         path: of the file, or None to keep nothing.
         key: plain data that says what the results are of; a file with another key is refused.
+        replace_other: whether such a file is started anew instead.
 
     Raises:
         ValueError: if the file is not one of these, or belongs to something else.
@@ -29,12 +30,14 @@ class ResultFile:
         {'fc': 1.5}
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None, key: Mapping[str, object], replace_other: bool = False
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.key = dict(key)
         self.results: dict[str, float] = {}
         if self.path is not None and self.path.exists():
-            self.results = self._read(self.path)
+            self.results = self._read(self.path, replace_other)
 
     def add(self, name: str, value: float) -> None:
         """Keep a result, whatever happens next."""
@@ -46,13 +49,15 @@ class ResultFile:
         half.write_text(json.dumps({"key": self.key, "results": self.results}, indent=1))
         os.replace(half, self.path)
 
-    def _read(self, path: Path) -> dict[str, float]:
+    def _read(self, path: Path, replace_other: bool) -> dict[str, float]:
         try:
             found = json.loads(path.read_text())
             key, results = found["key"], {str(name): float(value) for name, value in found["results"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"resume_file={str(path)!r} holds no results ({error!r}); delete it.") from error
         different = [name for name in self.key if key.get(name) != json.loads(json.dumps(self.key[name]))]
+        if different and replace_other:
+            return {}
         if different:
             raise ValueError(
                 f"resume_file={str(path)!r} belongs to something else: {', '.join(different)} differ. "

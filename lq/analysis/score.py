@@ -30,6 +30,26 @@ def single_metric(metric: AnyMetric | None) -> OneMetric:
     return ACCURACY if metric is None else metric
 
 
+def require_direction(metric: OneMetric) -> None:
+    """Refuse a metric that does not say which way it is better.
+
+    Raises:
+        ValueError: naming it.
+
+    Example:
+        >>> from torchmetrics import MeanMetric
+        >>> require_direction(MeanMetric())
+        Traceback (most recent call last):
+        ...
+        ValueError: MeanMetric does not say whether higher is better; set higher_is_better = True (or False) ...
+    """
+    if isinstance(metric, Metric) and metric.higher_is_better is None:
+        raise ValueError(
+            f"{type(metric).__name__} does not say whether higher is better; set higher_is_better = True (or False) on "
+            "the metric's class."
+        )
+
+
 @dataclass(frozen=True)
 class Score:
     """What a version of a model is judged by, always on the same batches.
@@ -69,11 +89,8 @@ class Score:
                 f"metric={self.metric!r} ({type(self.metric).__name__}): layers are ranked by one figure, so give a "
                 "single torchmetrics metric, e.g. MulticlassAccuracy(num_classes=10, average='micro'), or 'accuracy'."
             )
-        if self.higher_is_better is None and self.metric.higher_is_better is None:
-            raise ValueError(
-                f"{type(self.metric).__name__} does not say whether higher is better; "
-                "say it: higher_is_better=True or higher_is_better=False."
-            )
+        if self.higher_is_better is None:
+            require_direction(self.metric)
 
     @property
     def name(self) -> str:

@@ -56,6 +56,7 @@ class SensitivityOptions:
         higher_is_better: needed where the metric does not say so itself.
         limit: batches to use; they are kept in memory, so that every layer is judged by the same ones.
         show_progress: whether to show how far it is.
+        replace_other: whether a ``resume_file`` of another model, metric or data is started anew, rather than refused.
     """
 
     call: Call | None = None
@@ -63,6 +64,7 @@ class SensitivityOptions:
     higher_is_better: bool | None = None
     limit: int = 8
     show_progress: bool = True
+    replace_other: bool = False
 
 
 def sensitivity(
@@ -117,7 +119,7 @@ def sensitivity(
     total = len(kept) * (len(layers) + 2)
     counter = BatchCounter(f"lq: sensitivity of {len(layers)} layers", total, shown=options.show_progress)
     with evaluating(prepared), counter:
-        return _measure(_Run(prepared, score, direction, counter.advance), layers, resume_file)
+        return _measure(_Run(prepared, score, direction, counter.advance), layers, resume_file, options.replace_other)
 
 
 def most_sensitive(rows: Iterable[SensitivityRow]) -> list[SensitivityRow]:
@@ -156,7 +158,9 @@ def _noise(decibel: float) -> float:
     return float(10 ** (-decibel / 10))
 
 
-def _measure(run: _Run, layers: list[str], path: str | os.PathLike[str] | None) -> list[SensitivityRow]:
+def _measure(
+    run: _Run, layers: list[str], path: str | os.PathLike[str] | None, replace_other: bool
+) -> list[SensitivityRow]:
     float_value = None
     if run.score.metric is None:
         with quantize_only(run.prepared, []):
@@ -171,7 +175,7 @@ def _measure(run: _Run, layers: list[str], path: str | os.PathLike[str] | None) 
         "direction": run.direction,
         "results on the data": [float_value, quantized],
     }
-    file = ResultFile(path, key)
+    file = ResultFile(path, key, replace_other)
     rows = []
     for layer in layers:
         chosen = [layer] if run.direction == "one" else [other for other in layers if other != layer]

@@ -61,6 +61,19 @@ def tensors_of(prepared: fx.GraphModule) -> list[QuantizedTensor]:
     return list(found.values())
 
 
+def has_ranges(prepared: nn.Module) -> bool:
+    """Whether a fake quantizer of a prepared model has seen a batch.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> has_ranges(prepare(nn.Sequential(nn.Linear(4, 2))))
+        False
+    """
+    state = state_of(prepared)
+    state.settle()
+    return bool(torch.isfinite(state.min_val).any())
+
+
 def require_ranges(prepared: nn.Module, who: str) -> None:
     """Refuse a model whose quantizers have no ranges.
 
@@ -73,9 +86,7 @@ def require_ranges(prepared: nn.Module, who: str) -> None:
         Traceback (most recent call last):
         ValueError: sensitivity() needs ranges, and no fake quantizer has one: call lq.calibrate(prepared, batches) ...
     """
-    state = state_of(prepared)
-    state.settle()
-    if not torch.isfinite(state.min_val).any():
+    if not has_ranges(prepared):
         raise ValueError(
             f"{who} needs ranges, and no fake quantizer has one: call lq.calibrate(prepared, batches) first, "
             "or load a QAT checkpoint."

@@ -11,11 +11,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.analysis.auto_exclude import AutoExclude, find_exclusions
 from lq.analysis.exclusions import Exclusions
+from lq.analysis.score import require_direction, single_metric
 from lq.analysis.sensitivity import SensitivityOptions
+from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import prepare, qconfig_of
 from lq.callback.processes import others_wait
 from lq.callback.progress import is_dev_run
@@ -24,6 +26,7 @@ from lq.checkpoint import KEY, CheckpointEntry
 from lq.core.collective import alone
 from lq.evaluation import Judge
 from lq.metrics import targets_of
+from lq.metrics.comparison import AnyMetric
 from lq.progress import Point
 from lq.ptq.calibrate import calibrate
 from lq.ptq.static import with_histograms
@@ -32,15 +35,23 @@ from lq.schedule import QATSchedule
 from lq.target import detached_copy, is_grafted, target_of
 from lq.validation import call_sample, labels_of, validation_samples
 
+_SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was to be excluded
 
-def as_auto_exclude(given: bool | AutoExclude, schedule: QATSchedule) -> AutoExclude | None:
+
+def as_auto_exclude(
+    given: bool | AutoExclude, schedule: QATSchedule, metric: AnyMetric | None = None
+) -> AutoExclude | None:
     """What was asked for; ``True`` is :class:`AutoExclude` with its defaults.
 
     Raises:
-        ValueError: if QAT starts later than the training, so that there is nothing to look at before it.
+        ValueError: if QAT starts later than the training, so that there is nothing to look at before it, or the metric
+            does not say which way it is better.
     """
     limits = AutoExclude() if given is True else given or None
-    if limits is not None and Point.parse("start", schedule.start).value > 0:
+    if limits is None:
+        return None
+    require_direction(single_metric(metric))
+    if Point.parse("start", schedule.start).value > 0:
         raise ValueError(
             f"auto_exclude looks at the weights that QAT starts from, before the first step, but with "
             f"schedule.start={schedule.start!r} they are trained in the same fit. Train in float first and start QAT "
@@ -78,16 +89,25 @@ def choose_qconfig(
     if is_dev_run(trainer):
         limits = replace(limits, batches=1)
     found = _find_together(trainer, module, name, qconfig, limits, judge)
+    module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found
 
 
 def _known_qconfig(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig) -> QConfig | None:
     """That of the prepared module or of the checkpoint to be loaded; ``None`` if there has been no earlier fit."""
-    if is_grafted(module, name):
+    grafted = is_grafted(module, name)
+    if grafted:
         known: QConfig = qconfig_of(target_of(module, name))
-        return known if _extends(known, qconfig) else qconfig  # which is going to be refused
+        if known != qconfig or _SEARCHED in module.__dict__ or has_ranges(target_of(module, name)):
+            return known if _extends(known, qconfig) else qconfig  # which is going to be refused
     plain = _checkpoint_to_load(trainer).get(KEY)
     if plain is None:
+        if grafted and trainer.state.fn == "fit":
+            raise ValueError(
+                f"auto_exclude looks for layers in a float module, but this {type(module).__name__} was prepared for "
+                "QAT before and never trained since, as by Trainer.validate() or test(). Fit first, fit a new module, "
+                "or validate the float one with a Trainer that has no QATCallback."
+            )
         return None
     entry = CheckpointEntry.from_dict(plain)
     if not _extends(entry.qconfig, qconfig):
@@ -108,8 +128,14 @@ def _checkpoint_to_load(trainer: Trainer) -> Mapping[str, Any]:
     frame: FrameType | None = sys._getframe()
     while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
         frame = frame.f_back
-    path = None if frame is None else frame.f_locals.get("ckpt_path")
-    if frame is None or not path:
+    if frame is None:
+        rank_zero_warn(
+            "lq: auto_exclude cannot tell which checkpoint this version of Lightning is going to load; it looks at the "
+            "weights that the module has."
+        )
+        return {}
+    path = frame.f_locals.get("ckpt_path")
+    if not path:
         return {}
     trust = {"weights_only": frame.f_locals["weights_only"]} if "weights_only" in frame.f_locals else {}
     loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
@@ -173,6 +199,6 @@ def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclud
         raise ValueError("auto_exclude got no validation batch: the data loader is empty. Give it at least one.")
     args, kwargs = samples[0].inputs
     prepared = prepare(target_of(twin, name), with_histograms(qconfig), args, kwargs)
-    calibrate(prepared, samples, call_sample, len(samples))
+    calibrate(prepared, samples, call_sample, len(samples), show_progress=judge.show_progress)
     options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=judge.show_progress)
     return find_exclusions(prepared, samples, judge.metric, replace(limits, batches=len(samples)), options)

@@ -104,7 +104,7 @@ class QATCallback(Callback):
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.order = Order(tuple(exporters), gate or Gate())
-        self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule)
+        self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None
         self.deployment: Deployment | None = None
@@ -311,7 +311,7 @@ class QATCallback(Callback):
         if self._first_call is not None:
             self._first_call.remove()
         if self._comparison is not None:
-            self._comparison.tap.remove()  # and nothing computed: that would wait for other processes
+            self._comparison.stop()  # and nothing computed: that would wait for other processes
         self._ranges.stop()
         self._first_call = self._comparison = None
         self._pause.end()

@@ -57,6 +57,24 @@ def metric_name(metric: AnyMetric) -> str:
     return _WORD_START.sub("_", _TASK.sub("", type(metric).__name__)).lower()
 
 
+def keep_local(metric: Metric) -> None:
+    """Let a metric compute over what this process has seen, whatever other processes do.
+
+    ``sync_on_compute`` only acts in its constructor.
+
+    Example:
+        >>> metric = classification_metric(3)
+        >>> keep_local(metric)
+        >>> metric.distributed_available_fn()
+        False
+    """
+    metric.distributed_available_fn = _no_other_process
+
+
+def _no_other_process() -> bool:  # not a lambda, which would not pickle
+    return False
+
+
 class ModelComparison:
     """Collects the metric of several models on the same batches, and how far pairs of them agree.
 
@@ -117,6 +135,11 @@ class ModelComparison:
         self._metrics: dict[str, AnyMetric] = {}
         self._fidelity: dict[tuple[str, str], dict[str, Metric]] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch was seen."""
+        return not self._metrics
+
     def update(self, outputs: Mapping[str, Any], target: Any) -> None:
         """Add a batch.
 
@@ -149,7 +172,7 @@ class ModelComparison:
         Raises:
             ValueError: if no batch was seen.
         """
-        if not self._metrics:
+        if self.is_empty:
             raise ValueError("no batch was compared; call update() first (is the data loader empty?).")
         results = {name: dict(_scalars(metric)) for name, metric in self._metrics.items()}
         for (reference, other), group in self._fidelity.items():
@@ -174,7 +197,7 @@ class ModelComparison:
         members = metric.values() if isinstance(metric, MetricCollection) else [metric]
         if not self._sync_on_compute:
             for member in members:
-                member.distributed_available_fn = _alone
+                keep_local(member)
         return metric.to(self._device)
 
     def _move(self, data: Any) -> Any:
@@ -184,11 +207,6 @@ class ModelComparison:
         # metrics that sum half-precision scores would saturate
         dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
         return tensor.detach().to(self._device, dtype)
-
-
-def _alone() -> bool:
-    """Tells a metric that there is no other process (``sync_on_compute`` only acts in its constructor)."""
-    return False
 
 
 def _check_labels(output: Any, target: Any) -> None:

@@ -15,7 +15,14 @@ from lq.core.state import QATState
 from lq.ptq.batches import Call, first_batches, run_batch
 
 
-def calibrate(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None, limit: int = 100) -> int:
+def calibrate(
+    prepared: fx.GraphModule,
+    batches: Iterable[Any],
+    call: Call | None = None,
+    limit: int = 100,
+    *,
+    show_progress: bool = True,
+) -> int:
     """Let the observers of a prepared module see batches, in evaluation mode; afterwards it is fake-quantized.
 
     Args:
@@ -24,6 +31,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | Non
         call: how to run one batch, ``call(prepared, batch)``; by default as in
             :func:`~lq.ptq.batches.run_batch`: the first element of ``(x, y)`` is the input.
         limit: batches to use; about 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
+        show_progress: whether to show how far it is.
 
     Returns:
         number of batches used.
@@ -49,7 +57,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | Non
     used = 0
     total = min(limit, len(batches)) if isinstance(batches, Sized) else limit
     try:
-        with torch.no_grad(), BatchCounter("lq: calibrating", total) as counter:
+        with torch.no_grad(), BatchCounter("lq: calibrating", total, shown=show_progress) as counter:
             for batch in first_batches(batches, limit, "calibrate()"):
                 (call or run_batch)(prepared, batch)
                 used += 1

@@ -111,8 +111,9 @@ def test_other_layouts_of_batches():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max_layers": 0}, "max_layers=0 must be at least 1"),
-        ({"batches": 0}, "batches=0 must be at least 1"),
+        ({"max_layers": 0}, "max_layers=0 must be a whole number of at least 1"),
+        ({"batches": 0}, "batches=0 must be a whole number of at least 1"),
+        ({"max_layers": 1.5}, r"max_layers=1.5 must be a whole number"),
         ({"max_drop": -0.1}, "max_drop=-0.1 must be 0 or more"),
         ({"max_slowdown": float("nan")}, "max_slowdown=nan must be 0 or more"),
     ],

@@ -32,6 +32,15 @@ def test_what_differs_is_named(tmp_path):
         ResultFile(tmp_path / "rows.json", {"model": "b", "metric": "m"})
 
 
+def test_or_replaced_if_that_is_wanted(tmp_path):
+    path = tmp_path / "rows.json"
+    ResultFile(path, {"model": "a"}).add("conv", 1.0)
+    assert ResultFile(path, {"model": "a"}, replace_other=True).results == {"conv": 1.0}
+    other = ResultFile(path, {"model": "b"}, replace_other=True)
+    other.add("fc", 2.0)
+    assert ResultFile(path, {"model": "b"}).results == {"fc": 2.0}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"key": {}}', '{"key": {}, "results": {"a": "b"}}'])
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "rows.json"

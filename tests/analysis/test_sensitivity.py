@@ -139,7 +139,7 @@ class Quiet(Metric):
 
 
 def test_a_metric_has_to_say_which_way_is_better(prepared, batches):
-    with pytest.raises(ValueError, match=r"Quiet does not say whether higher is better; say it: higher_is_better=True"):
+    with pytest.raises(ValueError, match=r"Quiet does not say whether higher is better; set higher_is_better = True"):
         sensitivity(prepared, batches, Quiet())
     rows = sensitivity(prepared, batches, Quiet(), options=SensitivityOptions(higher_is_better=True))
     assert most_sensitive(rows)[0]["layer"] == BAD

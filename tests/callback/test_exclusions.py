@@ -23,12 +23,13 @@ from lq.analysis.auto_exclude import AutoExclude
 from lq.backends.prepare import plan_of, prepare, qconfig_of
 from lq.callback import QATCallback, exclusions
 from lq.checkpoint import load_checkpoint, read_entry
+from lq.console import BatchCounter
 from lq.evaluation import Judge
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.callback.conftest import Fit
-from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader
+from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader, val_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
@@ -237,6 +238,7 @@ def test_all_processes_exclude_what_the_first_has_found(tmp_path: Path) -> None:
     assert (done.stdout + done.stderr).count("lq: auto_exclude: quantization takes") == 1
 
 
+@pytest.mark.filterwarnings("ignore:lq. auto_exclude cannot tell")  # outside of a run
 def test_an_error_in_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(exclusions, "_loaders", lambda *_: [])
@@ -263,6 +265,57 @@ def test_one_line_of_yaml(run_lq: Any, tmp_path: Path, value: Any, caplog: pytes
     with caplog.at_level("INFO"):
         run_lq("fit", "--config", "run.yaml")
     assert "lq: auto_exclude: nothing" in caplog.text
+
+
+def test_a_module_that_was_only_validated_has_not_been_looked_at(tmp_path: Path) -> None:
+    module, found = Planted(), callback()
+    trainer = make_trainer(tmp_path, found, max_epochs=1)
+    trainer.validate(module, loader(), verbose=False)
+    with pytest.raises(ValueError, match=r"this Planted was prepared for QAT before and never trained.*Fit first"):
+        trainer.fit(module, loader(), loader())
+
+
+def test_a_module_is_looked_at_once_even_if_nothing_came_of_it(tmp_path: Path) -> None:
+    class Stop(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            raise KeyError("stop")
+
+    module = Tiny()
+    with pytest.raises(KeyError):
+        make_trainer(tmp_path, callback(qconfig="portable"), Stop(), num_sanity_val_steps=0).fit(
+            module, train_loader(), val_loader()
+        )
+    again = callback(qconfig="portable")
+    make_trainer(tmp_path, again, max_epochs=1).fit(module, train_loader(), val_loader())
+    assert again.exclusions is None
+    assert float_layers(module) == []
+
+
+def test_the_metric_has_to_say_which_way_it_is_better() -> None:
+    with pytest.raises(
+        ValueError, match=r"MeanMetric does not say .*; set higher_is_better = True \(or False\) on the"
+    ):
+        QATCallback(auto_exclude=True, metric=torchmetrics.MeanMetric())
+    QATCallback(metric=torchmetrics.MeanMetric())
+
+
+def test_the_bars_are_shown_if_those_of_the_run_are(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, bool]] = []
+    make = BatchCounter.__init__
+
+    def note(self: BatchCounter, label: str, *args: Any, shown_: list[Any] = shown, **kwargs: Any) -> None:
+        shown_.append((label, kwargs.get("shown", True)))
+        make(self, label, *args, **kwargs)
+
+    monkeypatch.setattr(BatchCounter, "__init__", note)
+    fit(Tiny(), callback(qconfig="portable"), max_epochs=1, enable_progress_bar=False)
+    assert ("lq: calibrating", False) in shown
+    assert not any(is_shown for _, is_shown in shown)
+
+
+def test_a_checkpoint_that_cannot_be_found_is_said() -> None:
+    with pytest.warns(UserWarning, match="auto_exclude cannot tell which checkpoint"):
+        assert exclusions._checkpoint_to_load(SimpleNamespace()) == {}  # type: ignore[arg-type]
 
 
 def test_a_dev_run_looks_at_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
