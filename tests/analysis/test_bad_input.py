@@ -93,7 +93,7 @@ class Quiet(torchmetrics.MeanMetric):
 
 @pytest.mark.parametrize("use", [sensitivity, find_exclusions, analyze_layers])
 def test_a_metric_that_does_not_say_which_way_is_better(use: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="Quiet does not say whether higher is better; say it: higher_is_better=True"):
+    with pytest.raises(ValueError, match="Quiet does not say whether higher is better; set higher_is_better = True"):
         use(_prepared(), GOOD, Quiet())
     use(_prepared(), GOOD, Quiet(), options=SensitivityOptions(higher_is_better=True))
 
