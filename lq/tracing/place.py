@@ -80,11 +80,12 @@ class Placement:
     def _added_by_kernels(self) -> set[fx.Node]:
         """Of every addition the last convolution that nothing else reads."""
         found = set()
-        for node in self.graph.nodes:
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        for node in order:
             if node in self.joins and node.target in ops.ADD:
                 terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and _readers(n) == [node]]
                 convolutions = [n for n in terms if isinstance(self.outputs[n].module, _CONVOLUTIONS)]
-                found |= set(sorted(convolutions, key=list(self.graph.nodes).index)[-1:])
+                found |= set(sorted(convolutions, key=order.__getitem__)[-1:])
         return found
 
     def sites(self) -> list[Site]:
