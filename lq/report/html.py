@@ -121,7 +121,9 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _is_figure(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float)) or (isinstance(value, str) and value[:1] in "-+0123456789")
+    if isinstance(value, str):
+        return value[:1] in "-+0123456789" or value in ("inf", "nan")
+    return value is None or isinstance(value, (int, float))
 
 
 def _cell(value: Any) -> str:

@@ -76,6 +76,12 @@ def test_tables_have_all_columns_and_figures_stand_right(page):
     assert '<th scope="col">model' in rows[0]
 
 
+def test_an_infinite_figure_is_a_figure(tmp_path):
+    rows = [{"model": "a", "SQNR, dB": "45.9"}, {"model": "b", "SQNR, dB": "inf"}]
+    text = write_report(tmp_path / "x.html", "T", [Section("S", rows=rows)]).read_text()
+    assert '<td class="n">inf</td>' in text
+
+
 def test_links_lead_somewhere(page):
     names = re.findall(r'href="#(\w+)"', page)
     assert len(names) == 3

@@ -1,7 +1,10 @@
+from itertools import pairwise
+
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
-from lq.report.plots.layers import plot_sensitivity, plot_sqnr
+from lq.report.plots.layers import draw_sensitivity, plot_sensitivity, plot_sqnr
 from lq.report.plots.style import RED
 
 
@@ -58,6 +61,17 @@ def test_shares_stand_at_their_bars_and_top_cuts():
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.texts] == ["33%", "33%"]
     assert figure.get_suptitle() == "the 2 most sensitive layers, with shares of the harm"
+
+
+@pytest.mark.parametrize("size", [1.0, 3e-3, 1e-6])
+def test_figures_at_the_axis_do_not_run_into_each_other(size):
+    figure = Figure(figsize=(4.5, 3))
+    axis = figure.subplots()
+    draw_sensitivity(axis, [{**row, "harm": row["harm"] * size} for row in sensitivity_rows()])
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+    assert len(boxes) > 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 @pytest.mark.parametrize(
