@@ -116,7 +116,7 @@ def draw_sensitivity(axis: Any, rows: Sequence[Row], top: int | None = None, exc
     _name_lines(axis, [row["layer"] for row in chosen])
     axis.margins(x=0.12)
     axis.ticklabel_format(axis="x", scilimits=(-3, 4))  # digits of small numbers would run into each other
-    axis.set_xlabel(_harm_of(chosen[0]))
+    axis.set_xlabel(_harm_of(chosen[0]), loc="left")  # the power of ten stands at the right
 
 
 def shares_of_harm(rows: Sequence[Row]) -> dict[str, float | None]:
