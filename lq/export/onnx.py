@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
-from lq.export.onnx_graph import tidy
+from lq.export.onnx_graph import align_channels, tidy
 from lq.export.program import export_program, quiet_export
 from lq.export.signature import FlatModel, Inputs, Signature
 
@@ -70,7 +70,9 @@ def check_symmetric(prepared: fx.GraphModule) -> None:
         )
 
 
-def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OPSET) -> Written:
+def write(
+    prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OPSET, *, aligned: bool = False
+) -> Written:
     """Write a QDQ file.
 
     Args:
@@ -78,6 +80,7 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
         example: inputs of one call, on the CPU.
         path: where to.
         opset: version of the ONNX operators.
+        aligned: whether a first layer gets channels in fours, which ONNX Runtime likes.
 
     Returns:
         what was written.
@@ -92,6 +95,8 @@ def write(prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OP
     write_program(program, path, opset)
     model = onnx.load(path)
     tidy(model, dynamic)
+    if aligned:
+        align_channels(model)
     onnx.save(model, path)
     try:
         onnx.checker.check_model(path, full_check=True)
@@ -109,12 +114,12 @@ def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> N
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
-    """Write ``int8.onnx``.
+    """Write ``int8.onnx``; its first layer takes channels in fours (:func:`lq.export.onnx_graph.align_channels`).
 
     Returns:
         opset, whether the batch is dynamic, and what ONNX Runtime makes of the graph on this machine.
     """
-    made = write(prepared, example, directory / FILE, opset)
+    made = write(prepared, example, directory / FILE, opset, aligned=True)
     return {"opset": opset, "dynamic_batch": made.dynamic, **_kernels(made.path)}
 
 

@@ -1,11 +1,18 @@
-"""What is left to do to the graph that torch.onnx writes: names, and a zero point for every weight."""
+"""What is left to do to the graph that torch.onnx writes: names, zero points of their own, channels in fours."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from itertools import chain, count
+from math import prod
 from typing import Any
 
 from lq.export.program import BATCH
+
+# Where more channels pay in ONNX Runtime (1.31, AVX-512): layers of one to six channels are 1.4 to 1.9 times as fast
+# up to 3x3 and 1.1 to 1.3 times with 5x5; slower are those with 7x7 or fewer outputs, and those of 58 channels.
+_MOST_CHANNELS, _FEWEST_OUTPUTS, _LARGEST_KERNEL = 7, 16, 5 * 5
 
 
 def tidy(model: Any, dynamic: bool) -> None:
@@ -68,3 +75,67 @@ def _name_batch(model: Any) -> None:
         for dimension in shape.dim:
             if dimension.dim_param:
                 dimension.dim_param = dimension.dim_param.replace(symbol, BATCH)
+
+
+def align_channels(model: Any) -> None:
+    """Fill up the input channels of a first layer, three for a colour image, to a multiple of four, in place.
+
+    ONNX Runtime has direct int8 convolutions for channels in fours, and first copies the patches of others (function
+    ``MlasConvSymPackWSize`` in its onnxruntime/core/mlas/lib/convsym.cpp). The weights of the new channels are zeros:
+    outputs stay the same to the bit.
+
+    Args:
+        model: an ``onnx.ModelProto``: a QDQ graph as :func:`tidy` leaves it.
+    """
+    graph = model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(chain.from_iterable(node.input for node in graph.node))
+    for conv in [node for node in graph.node if node.op_type == "Conv"]:
+        activation, weight = (makers.get(name) for name in conv.input[:2])
+        if not _dequantizes(activation) or not _dequantizes(weight) or weight.input[0] not in weights:
+            continue
+        stored = weights[weight.input[0]]
+        if uses[conv.input[1]] == uses[stored.name] == 1 and _pays(conv, stored.dims):
+            _add_channels(graph, conv, activation, stored)
+
+
+def _dequantizes(node: Any) -> bool:
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _pays(conv: Any, dims: Sequence[int]) -> bool:
+    outputs, channels, *kernel = dims
+    groups = next((attribute.i for attribute in conv.attribute if attribute.name == "group"), 1)
+    return (
+        groups == 1
+        and channels % 4 != 0
+        and channels <= _MOST_CHANNELS
+        and outputs >= _FEWEST_OUTPUTS
+        and prod(kernel) <= _LARGEST_KERNEL
+    )
+
+
+def _add_channels(graph: Any, conv: Any, activation: Any, weight: Any) -> None:
+    """Pad the integers of activation and weight; what else takes the activation keeps it as it is."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    values = numpy_helper.to_array(weight)
+    added = [0, -values.shape[1] % 4, *[0] * (values.ndim - 2)]
+    weight.CopyFrom(numpy_helper.from_array(np.pad(values, [(0, n) for n in added]), weight.name))
+    for info in [info for info in graph.value_info if info.name in (weight.name, conv.input[1])]:
+        graph.value_info.remove(info)  # the shape that it had
+
+    name = f"{conv.name}.added_channels"
+    graph.initializer.append(numpy_helper.from_array(np.array([0] * values.ndim + added), name))
+    integers, scale, zero_point = activation.input
+    padded, dequantized = f"{name}_padded", f"{name}_dequantized"
+    place = list(graph.node).index(conv)
+    graph.node.insert(place, helper.make_node("Pad", [integers, name, zero_point], [padded], padded))
+    again = helper.make_node("DequantizeLinear", [padded, scale, zero_point], [dequantized], dequantized)
+    graph.node.insert(place + 1, again)
+    conv.input[0] = dequantized
+    taken = chain.from_iterable(node.input for node in graph.node)
+    if activation.output[0] not in {*taken, *(value.name for value in graph.output)}:
+        graph.node.remove(activation)

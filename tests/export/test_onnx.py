@@ -117,6 +117,18 @@ def _zero_points(exported: Exported, kind: str) -> list[Any]:
     return [constants[node.input[2]] for node in exported.proto.graph.node if node.op_type == kind]
 
 
+def test_a_first_layer_of_sixteen_outputs_gets_a_fourth_channel(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    prepared = calibrated(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()), EXAMPLE)
+    made = Exported("onnx", prepared, tmp_path, FILE)
+    assert made.initializers["0.weight"].shape == (16, 4, 3, 3)
+    assert made.info["int8_layers"] == {"QLinearConv": 1}
+    x = images(5)
+    with torch.no_grad():
+        assert sqnr(prepared(x), made.model(x)) >= 50
+    assert made.model(x[:1]).shape == (1, 16, 6, 6), "any batch"
+
+
 def test_tensorrt_is_symmetric_int8_everywhere(tensorrt: Exported) -> None:
     onnx.checker.check_model(tensorrt.path, full_check=True)
     assert {o.domain: o.version for o in tensorrt.proto.opset_import}[""] == tensorrt.info["opset"] == 19

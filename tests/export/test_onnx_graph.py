@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lq.export.onnx_graph import tidy
+from lq.export.onnx_graph import align_channels, tidy
 
 onnx = pytest.importorskip("onnx")
 
@@ -51,3 +51,73 @@ def test_names_of_layers_and_batch_and_zero_points(dynamic: bool) -> None:
     assert "zeros" not in stored
     pairs = [list(node.input) for node in model.graph.node if node.op_type == "DequantizeLinear"]
     assert [pair[2] for pair in pairs] == ["block.conv.weight_zero_point", "head.weight_zero_point"]
+
+
+def first_layers(channels: int = 3, outputs: int = 16, kernel: int = 3, groups: int = 1) -> Any:
+    """Two convolutions of one quantized input, the second a pointwise one."""
+    helper, arrays = onnx.helper, onnx.numpy_helper
+    numbers = np.random.default_rng(0)
+    weights = {
+        "stem.weight": numbers.integers(-127, 128, (outputs, channels // groups, kernel, kernel), np.int8),
+        "side.weight": numbers.integers(-127, 128, (16, channels, 1, 1), np.int8),
+    }
+    constants = {"scale": np.float32(0.02), "zero": np.uint8(114), "weight_scale": np.float32(0.01), "none": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["input"]),
+        helper.make_node("DequantizeLinear", ["stem.weight", "weight_scale", "none"], ["w1"]),
+        helper.make_node("Conv", ["input", "w1"], ["stem_out"], "stem", group=groups, pads=[kernel // 2] * 4),
+        helper.make_node("DequantizeLinear", ["side.weight", "weight_scale", "none"], ["w2"]),
+        helper.make_node("Conv", ["input", "w2"], ["side_out"], "side"),
+    ]
+    shapes = {"x": [2, channels, 9, 9], "stem_out": [2, outputs, 9, 9], "side_out": [2, 16, 9, 9]}
+    infos = {name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    initializers = [arrays.from_array(np.asarray(value), name) for name, value in (weights | constants).items()]
+    graph = helper.make_graph(nodes, "g", [infos["x"]], [infos["stem_out"], infos["side_out"]], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def shapes_of_weights(model: Any) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(t.dims) for t in model.graph.initializer if t.name.endswith(".weight")}
+
+
+def outputs_of(model: Any) -> list[np.ndarray]:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape
+    found: list[np.ndarray] = session.run(None, {"x": np.random.default_rng(1).normal(size=shape).astype(np.float32)})
+    return found
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 6, 7])
+def test_first_layers_get_channels_in_fours_and_the_same_outputs(channels: int) -> None:
+    model = first_layers(channels)
+    expected = outputs_of(model)
+    align_channels(model)
+    onnx.checker.check_model(model, full_check=True)
+    fours = 4 if channels < 4 else 8
+    assert shapes_of_weights(model) == {"stem.weight": (16, fours, 3, 3), "side.weight": (16, fours, 1, 1)}
+    assert [node.op_type for node in model.graph.node].count("Pad") == 2
+    made = {name for node in model.graph.node for name in node.output}
+    assert "input" not in made, "nothing takes it any more"
+    assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))
+
+
+@pytest.mark.parametrize(
+    "left", [{"channels": 4}, {"channels": 58}, {"channels": 6, "groups": 2}, {"outputs": 8}, {"kernel": 7}], ids=str
+)
+def test_layers_that_would_not_gain_stay(left: dict[str, int]) -> None:
+    model = first_layers(**left)
+    before = shapes_of_weights(model)["stem.weight"]
+    align_channels(model)
+    assert shapes_of_weights(model)["stem.weight"] == before
+    assert model.graph.node[3].input[0] == "input" or model.graph.node[2].input[0] == "input"
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_a_layer_that_is_called_twice_stays() -> None:
+    model = first_layers()
+    model.graph.node[5].input[1] = "w1"
+    align_channels(model)
+    assert shapes_of_weights(model)["stem.weight"] == (16, 3, 3, 3)
