@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-demo
 	OMP_NUM_THREADS=1 $(RUN) -m lq fit --config recipes/digits/qat.yaml
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -77,6 +77,7 @@ def _process(rank: int, options: argparse.Namespace, scratch: str) -> None:
     rows = [row for name in options.models for row in _measure(name, options, device)]
     if rank == 0:
         Path(scratch, "rows.json").write_text(json.dumps(rows))
+    dist.barrier()  # gloo aborts a process whose peer hangs up on it
     dist.destroy_process_group()
 
 

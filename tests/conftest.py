@@ -6,12 +6,44 @@ import gzip
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 RunLq = Callable[..., None]
+
+
+class SecondChance:
+    """Where a worker of pytest-xdist dies, its test runs once more in a fresh process, and that counts.
+
+    A worker runs the native code of half a dozen runtimes for minutes; a crash that the test itself causes comes again.
+    """
+
+    def __init__(self) -> None:
+        self.given: set[str] = set()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+        """Schedule it again, the first time."""
+        if crashitem not in self.given:
+            self.given.add(crashitem)
+            sched.mark_test_pending(crashitem)
+            report.outcome = "crashed"  # type: ignore[assignment]
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Neither passed nor failed yet."""
+        return ("crashed, ran again", "C", "CRASHED") if report.outcome == "crashed" else None  # type: ignore[comparison-overlap]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Name them."""
+        for report in terminalreporter.stats.get("crashed, ran again", ()):
+            terminalreporter.write_line(f"CRASHED, RAN AGAIN {report.nodeid} ({report.longrepr})")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SecondChance())
 
 
 @pytest.fixture(autouse=True, scope="session")
