@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, count
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from lq.export.program import BATCH
 
@@ -100,7 +100,7 @@ def align_channels(model: Any) -> None:
             _add_channels(graph, conv, activation, stored)
 
 
-def _dequantizes(node: Any) -> bool:
+def _dequantizes(node: Any | None) -> TypeGuard[Any]:
     return node is not None and node.op_type == "DequantizeLinear"
 
 
