@@ -20,7 +20,8 @@ def tidy(model: Any, dynamic: bool) -> None:
 
     Nodes of layers get the names of their modules, and the batch dimension its own; what the exporter notes of each
     node's origin goes, a quarter of the file of a small network. Every weight gets a zero point of
-    its own: layers that share one are computed in float by OpenVINO 2026.4.
+    its own: layers that share one are computed in float by OpenVINO 2026.4. The mean of an image becomes
+    GlobalAveragePool, which ONNX Runtime has for integers, other than ReduceMean.
 
     Args:
         model: an ``onnx.ModelProto`` whose weights are initializers with names ending in ".weight".
@@ -28,6 +29,7 @@ def tidy(model: Any, dynamic: bool) -> None:
     """
     _name_layers(model)
     _own_zero_points(model)
+    _pool_globally(model)
     if dynamic:
         _name_batch(model)
     for node in model.graph.node:
@@ -62,8 +64,31 @@ def _own_zero_points(model: Any) -> None:
             model.graph.initializer.append(own)
             shared.add(node.input[2])
             node.input[2] = own.name
-    for name in shared - {name for node in model.graph.node for name in node.input}:
-        model.graph.initializer.remove(initializers[name])
+    _drop_unused(model.graph, shared)
+
+
+def _pool_globally(model: Any) -> None:
+    import onnx
+
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    replaced = set()
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        rank = ranks.get(node.input[0], 0)
+        axes = {int(axis) % rank for axis in onnx.numpy_helper.to_array(constants[node.input[1]])} if rank > 2 else ()
+        keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+        if keeps and axes == set(range(2, rank)):
+            replaced.add(node.input[1])
+            node.CopyFrom(onnx.helper.make_node("GlobalAveragePool", node.input[:1], node.output, node.name))
+    _drop_unused(model.graph, replaced)
+
+
+def _drop_unused(graph: Any, names: set[str]) -> None:
+    unused = names - {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in unused]:
+        graph.initializer.remove(tensor)
 
 
 def _name_batch(model: Any) -> None:

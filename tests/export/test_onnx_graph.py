@@ -53,6 +53,42 @@ def test_names_of_layers_and_batch_and_zero_points(dynamic: bool) -> None:
     assert [pair[2] for pair in pairs] == ["block.conv.weight_zero_point", "head.weight_zero_point"]
 
 
+def means(axes: list[int], keepdims: int) -> Any:
+    """The mean of a sum, over some of its four dimensions."""
+    helper, arrays = onnx.helper, onnx.numpy_helper
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["sum"]),
+        helper.make_node("ReduceMean", ["sum", "axes"], ["out"], "pool", keepdims=keepdims),
+    ]
+    infos = {
+        "x": helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3, 4, 5]),
+        "out": helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None),
+    }
+    graph = helper.make_graph(nodes, "g", [infos["x"]], [infos["out"]], [arrays.from_array(np.array(axes), "axes")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "kind"),
+    [
+        ([-1, -2], 1, "GlobalAveragePool"),
+        ([2, 3], 1, "GlobalAveragePool"),
+        ([2, 3], 0, "ReduceMean"),
+        ([3], 1, "ReduceMean"),
+        ([1, 2], 1, "ReduceMean"),
+    ],
+)
+def test_means_of_images_are_pooled(axes: list[int], keepdims: int, kind: str) -> None:
+    model = means(axes, keepdims)
+    expected = outputs_of(model)
+    tidy(model, dynamic=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert (model.graph.node[1].op_type, model.graph.node[1].name) == (kind, "pool")
+    assert [tensor.name for tensor in model.graph.initializer] == (["axes"] if kind == "ReduceMean" else [])
+    np.testing.assert_allclose(outputs_of(model)[0], expected[0], rtol=1e-5, atol=1e-6)
+
+
 def first_layers(channels: int = 3, outputs: int = 16, kernel: int = 3, groups: int = 1) -> Any:
     """Two convolutions of one quantized input, the second a pointwise one."""
     helper, arrays = onnx.helper, onnx.numpy_helper
