@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any, cast
 
 import torch
@@ -81,6 +82,7 @@ class Lowering:
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.values: dict[fx.Node, Any] = {}
+        self._names: dict[str, str] = {}  # what is copied as it is, by its old name
 
     # ---- for subclasses -----------------------------------------------------------------------------------------
 
@@ -145,13 +147,17 @@ class Lowering:
         value = getattr(self.source.get_submodule(owner), name)
         if isinstance(value, nn.Module):
             return value
-        new_name = str(node.target).replace(".", "_")
-        if not hasattr(self.root, new_name):
+        if str(node.target) not in self._names:
+            new_name = self._new_name(node)
             if isinstance(value, torch.Tensor):
                 self.root.register_buffer(new_name, value.detach())
             else:
                 setattr(self.root, new_name, value)
-        return self.wrap(self.graph.get_attr(new_name))
+        return self.wrap(self.graph.get_attr(self._names[str(node.target)]))
+
+    def _new_name(self, node: fx.Node) -> str:
+        name = self._names[str(node.target)] = _free_name(self.root, str(node.target).replace(".", "_"))
+        return name
 
     # ---- helpers ------------------------------------------------------------------------------------------------
 
@@ -181,8 +187,7 @@ class Lowering:
             if not hasattr(owner, holder):
                 owner.add_module(holder, nn.Module())
             owner = getattr(owner, holder)
-        if hasattr(owner, last):
-            last = f"{last}_{len(owner._modules)}"
+        last = _free_name(owner, last)
         owner.add_module(last, module)
         return self.graph.call_module(".".join([*holders, last]), args)
 
@@ -190,10 +195,9 @@ class Lowering:
         """The same operation on new arguments."""
         new = self.graph.node_copy(node, value_of)
         if node.op == "call_module":
-            name = str(node.target).replace(".", "_")
-            if not hasattr(self.root, name):
-                self.root.add_module(name, self.modules[str(node.target)])
-            new.target = name
+            if str(node.target) not in self._names:
+                self.root.add_module(self._new_name(node), self.modules[str(node.target)])
+            new.target = self._names[str(node.target)]
         return new
 
     def activated(self, x: fx.Node, activation: str) -> fx.Node:
@@ -211,6 +215,12 @@ def bare_layer(module: QATLayer) -> nn.Module:
     layer.__dict__.update({key: value for key, value in copy.deepcopy(module).__dict__.items() if key != "state"})
     layer._parameters = {"weight": None, "bias": None}
     return layer
+
+
+def _free_name(owner: nn.Module, wanted: str) -> str:
+    """``wanted``, with a number behind it if the module has an attribute of that name."""
+    names = (f"{wanted}_{number}" for number in count(1))
+    return next(name for name in chain([wanted], names) if not hasattr(owner, name))
 
 
 def _without_range(prepared: fx.GraphModule) -> set[str]:

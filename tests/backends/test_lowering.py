@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.backends.convert import convert
 from lq.backends.lowering import Grid, Lowering, bare_layer
 from lq.backends.prepare import prepare
+from lq.backends.reference import reference
 from lq.core.modules import QATConv2d
 from lq.ptq import calibrate
 
@@ -72,6 +74,32 @@ def test_a_lowering_that_does_nothing_gives_the_float_model() -> None:
     assert {"block.conv", "block.twice"} <= names
     assert len(names) == 3, "a layer that is called twice is lowered for each call"
     assert {name for name, _ in lowered.named_buffers()} == {"shift"}
+
+
+class Namesakes(nn.Module):
+    """Names that are one when their dots are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act_0, self.act_1 = nn.Tanh(), nn.Softplus()
+        self.act = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4))
+        self.inner = nn.Module()
+        self.inner.register_buffer("shift", torch.full((4,), 2.0))
+        self.register_buffer("inner_shift", torch.full((4,), -1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act_1(self.act_0(self.act(x) + self.inner.shift)) * self.inner_shift
+        return y
+
+
+@pytest.mark.parametrize("lower", [convert, reference], ids=["convert", "reference"])
+def test_namesakes_stay_apart(lower: Any) -> None:
+    x = torch.randn(64, 4)
+    prepared = prepare(Namesakes())
+    calibrate(prepared, [x])
+    expected = prepared(x).detach()
+    # A grid has 255 steps or so; another activation or buffer is off by more than a hundred of them.
+    torch.testing.assert_close(lower(prepared)(x), expected, atol=float(expected.abs().max()) / 50, rtol=0)
 
 
 def test_a_bare_layer_has_the_hyperparameters_and_no_weights() -> None:
