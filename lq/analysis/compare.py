@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from lq.analysis.contest import FAKE, HISTOGRAM, INT8, CompareOptions, Contest
 from lq.analysis.tensors import evaluating
@@ -19,8 +17,8 @@ from lq.backends.convert import convert
 from lq.benchmark import size_mb
 from lq.export.delivery import BIAS_ROUNDING
 from lq.export.manifest import read_manifest
-from lq.export.signature import Inputs, one_sample
-from lq.ptq.batches import Call, first_batches, reusable, run_batch
+from lq.export.signature import one_sample
+from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.qconfig import PRESETS, QConfig, as_qconfig
@@ -73,7 +71,7 @@ def compare(
     calibration, test = reusable(calibration, options.calibration), reusable(test, options.limit)
     model = copy.deepcopy(model).cpu().eval()
     example = next(first_batches(test, 1, "compare()"))
-    contest = Contest(_sample(model, example, call), options)
+    contest = Contest(one_sample(first_inputs(model, model, example, call)), options)
     contest.add_float(model)
     for name, prepared in _static(model, calibration, qconfig, call, options.calibration):
         contest.add_int8(name, convert(prepared))
@@ -82,6 +80,11 @@ def compare(
         contest.add(DYNAMIC, dynamic, size_mb(dynamic))
     for name, other in options.others.items():
         contest.add(name, other)
+    _add_qat(contest, qat, artifact)
+    return contest.rows(test, call)
+
+
+def _add_qat(contest: Contest, qat: fx.GraphModule | None, artifact: str | os.PathLike[str] | None) -> None:
     if qat is not None:
         if artifact is not None and read_manifest(artifact).get(BIAS_ROUNDING) is not None:
             qat = copy.deepcopy(qat)
@@ -91,7 +94,6 @@ def compare(
         contest.add_artifact(artifact)
     elif qat is not None:
         contest.add_int8(INT8, convert(qat))
-    return contest.rows(test, call)
 
 
 def _static(
@@ -122,21 +124,3 @@ def _fake_quantized(prepared: fx.GraphModule) -> Callable[..., Any]:
             return prepared(*args, **kwargs)
 
     return run
-
-
-def _sample(model: nn.Module, batch: Any, call: Call) -> Inputs:
-    """What the model is called with for one sample of a batch."""
-    heard: list[Inputs] = []
-
-    def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        heard.append((args, kwargs))
-
-    hook: RemovableHandle = model.register_forward_pre_hook(hear, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            call(model, batch)
-    finally:
-        hook.remove()
-    if not heard:
-        raise ValueError("compare(): call= did not call the model: write call=lambda model, batch: model(batch[0]).")
-    return one_sample(heard[0])

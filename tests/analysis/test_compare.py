@@ -117,7 +117,7 @@ def test_coarse_weights_are_used_for_every_kind_of_ptq():
     [
         ([], make_batches(1), None, "no batch"),
         (make_batches(1), [], None, "no batch"),
-        (make_batches(1), make_batches(1), lambda model, batch: batch[0], "call= did not call the model"),
+        (make_batches(1), make_batches(1), lambda model, batch: batch[0], "was not called for the first batch"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused(calibration, test, call, message):
