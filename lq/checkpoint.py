@@ -1,11 +1,10 @@
-"""QAT checkpoints: what the callback adds to them, and how they load without it."""
+"""Checkpoints of QAT runs and of float ones, as they load without the callback."""
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,84 +13,104 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lq.backends.prepare import is_prepared, prepare_without_example, qconfig_of
-from lq.qconfig import QConfig
+from lq.backends.prepare import is_prepared, qconfig_of
+from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
 from lq.target import find_target, graft, is_grafted, target_of
 from lq.tracing.trace import STATE
-
-KEY = "lq"
-FORMAT_VERSION = 1
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class CheckpointEntry:
-    """What a QAT checkpoint holds beside weights: enough to prepare the float module again, as plain data.
+class Checkpoint:
+    """A Lightning checkpoint, read once.
 
     Args:
-        target: dotted name of the quantized part; "" is the LightningModule itself.
-        qconfig: what it was prepared with.
-        passed: parameters of its ``forward`` that calls pass.
-        started: whether fake quantization had started.
-        fp32: figures of the float model.
-        vendor: what its backend took from outside of lq, such as a quantizer of PT2E.
-        history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
-
-    Example:
-        >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
-        >>> CheckpointEntry.from_dict(entry.to_dict()) == entry
-        True
+        path: of the file.
+        content: what is in it.
     """
 
-    target: str
-    qconfig: QConfig
-    passed: tuple[str, ...] = ()
-    started: bool = False
-    fp32: Mapping[str, float] = field(default_factory=dict)
-    vendor: Mapping[str, Any] | None = None
-    history: Sequence[Mapping[str, float]] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that loads with ``weights_only=True``."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "history": list(self.history)}
+    path: Path
+    content: Mapping[str, Any]
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> CheckpointEntry:
-        """Read what :meth:`to_dict` wrote.
+    def read(cls, path: str | Path, weights_only: bool = True) -> Checkpoint:
+        """Read a file.
+
+        Args:
+            path: of the file.
+            weights_only: refuse files that hold more than plain data.
 
         Raises:
-            ValueError: if another version of lq wrote it in a way that this one does not know.
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no Lightning checkpoint, or holds more than plain data.
         """
-        version = plain.get("format_version", 0)
-        if version != FORMAT_VERSION:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint {path}; give a file that ModelCheckpoint has written.")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=weights_only)
+        except pickle.UnpicklingError as error:
+            if not weights_only:
+                raise
             raise ValueError(
-                f"The checkpoint's QAT entry has format version {version}; this lq reads version {FORMAT_VERSION}. "
-                + ("Install the lq that wrote it, or a newer one." if version > FORMAT_VERSION else "Train it again.")
+                f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust "
+                "where it comes from: load_checkpoint(path, module, weights_only=False)."
+            ) from error
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise ValueError(
+                f"{path} is no Lightning checkpoint: it has no 'state_dict'. Give a file of ModelCheckpoint."
             )
-        values = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name in plain}
-        values["qconfig"], values["passed"] = QConfig.from_dict(plain["qconfig"]), tuple(plain["passed"])
-        values["history"] = tuple(plain.get("history", ()))  # the first checkpoints have none
-        return cls(**values)
+        return cls(path, content)
 
-    def require_same_plan(self, target: str, qconfig: QConfig) -> None:
-        """Refuse to go on with another target or other grids than those of the checkpoint.
+    @property
+    def is_qat(self) -> bool:
+        """Whether it is one of a QAT run, rather than of the float model."""
+        return KEY in self.content
+
+    @property
+    def entry(self) -> CheckpointEntry:
+        """What the QAT run has written into it.
 
         Raises:
-            ValueError: naming the difference.
+            ValueError: if it is one of a float run, of another version of lq, or from before QAT started.
         """
-        if self.target != target:
+        if not self.is_qat:
             raise ValueError(
-                f"The checkpoint quantizes {_quoted(self.target)}, but this run {_quoted(target)}. "
-                f"Use the target of that run: QATCallback(target={self.target or None!r})."
+                f"{self.path} is a checkpoint of a float model: QATCallback has added nothing to it. Load it into the "
+                "float module, module.load_state_dict(torch.load(path)['state_dict']), and train or calibrate that."
             )
-        theirs, ours = dataclasses.asdict(self.qconfig), dataclasses.asdict(qconfig)
-        differing = [f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in theirs if theirs[key] != ours[key]]
-        if differing:
+        entry = CheckpointEntry.from_dict(self.content[KEY])
+        if not entry.started:
             raise ValueError(
-                f"The checkpoint was prepared with another qconfig: {', '.join(differing)}. Use the qconfig of that "
-                "run, or start a new one from the float checkpoint."
+                f"{self.path} was written before QAT started (step {self.content.get('global_step', '?')}), so it has "
+                "no ranges. Choose a later checkpoint of that run, or resume it: trainer.fit(module, ckpt_path=path)."
             )
+        return entry
+
+    def load_qat(self, module: Module) -> Module:
+        """Prepare a float module as it was in the QAT run, and give it the weights; see :func:`load_checkpoint`."""
+        entry, state = self.entry, dict(self.content["state_dict"])
+        if isinstance(module, LightningModule):
+            _prepare_lightning_module(module, entry)
+            loaded: nn.Module = module
+        else:
+            loaded = _prepared(module, entry)
+            state = _part(state, entry.target)
+        _check_fit(state, loaded, f"{self.path} does not fit {type(module).__name__}")
+        loaded.load_state_dict(state, strict=True)
+        return loaded.eval()  # type: ignore[return-value]  # a GraphModule in the place of a plain module
+
+    def load_float(self, module: nn.Module) -> None:
+        """Give a module the weights of a float run.
+
+        Raises:
+            ValueError: if it is one of a QAT run, or does not fit.
+        """
+        if self.is_qat:
+            raise ValueError(f"{self.path} is a checkpoint of a QAT run; give one of the float model.")
+        _check_fit(self.content["state_dict"], module, f"{self.path} does not fit {type(module).__name__}")
+        module.load_state_dict(self.content["state_dict"])
 
 
 def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = True) -> Module:
@@ -121,82 +140,7 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
         ...
         ValueError: .../float.ckpt is a checkpoint of a float model: ...
     """
-    saved = _read(Path(path), weights_only)
-    entry = _entry(saved, path)
-    if isinstance(module, LightningModule):
-        _prepare_lightning_module(module, entry)
-        loaded: nn.Module = module
-        state = dict(saved["state_dict"])
-    else:
-        loaded = _prepared(module, entry)
-        state = _part(saved["state_dict"], entry.target)
-    _check_fit(state, loaded, f"{path} does not fit {type(module).__name__}")
-    loaded.load_state_dict(state, strict=True)
-    return loaded.eval()  # type: ignore[return-value]  # a GraphModule in the place of a plain module
-
-
-def load_float(module: LightningModule, path: str | Path, weights_only: bool = True) -> None:
-    """Load a Lightning checkpoint of a float run.
-
-    Raises:
-        ValueError: if it is none, is one of a QAT run, or does not fit.
-    """
-    saved = _read(Path(path), weights_only)
-    if KEY in saved:
-        raise ValueError(f"{path} is a checkpoint of a QAT run; give one of the float model.")
-    _check_fit(saved["state_dict"], module, f"{path} does not fit {type(module).__name__}")
-    module.load_state_dict(saved["state_dict"])
-
-
-def is_qat_checkpoint(path: str | Path, weights_only: bool = True) -> bool:
-    """Whether a checkpoint is one of a QAT run, rather than of the float model.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no Lightning checkpoint.
-    """
-    return KEY in _read(Path(path), weights_only)
-
-
-def read_entry(path: str | Path, weights_only: bool = True) -> CheckpointEntry:
-    """What a QAT run has written into a checkpoint.
-
-    Raises:
-        ValueError: as in :func:`load_checkpoint`.
-    """
-    return _entry(_read(Path(path), weights_only), path)
-
-
-def _read(path: Path, weights_only: bool) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; give a file that ModelCheckpoint has written.")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        if not weights_only:
-            raise
-        raise ValueError(
-            f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust where it "
-            "comes from: load_checkpoint(path, module, weights_only=False)."
-        ) from error
-    if not isinstance(saved, dict) or "state_dict" not in saved:
-        raise ValueError(f"{path} is no Lightning checkpoint: it has no 'state_dict'. Give a file of ModelCheckpoint.")
-    return saved
-
-
-def _entry(saved: Mapping[str, Any], path: str | Path) -> CheckpointEntry:
-    if KEY not in saved:
-        raise ValueError(
-            f"{path} is a checkpoint of a float model: QATCallback has added nothing to it. Load it into the float "
-            "module, module.load_state_dict(torch.load(path)['state_dict']), and train or calibrate that."
-        )
-    entry = CheckpointEntry.from_dict(saved[KEY])
-    if not entry.started:
-        raise ValueError(
-            f"{path} was written before QAT started (step {saved.get('global_step', '?')}), so it has no ranges. "
-            "Choose a later checkpoint of that run, or resume it: trainer.fit(module, ckpt_path=path)."
-        )
-    return entry
+    return Checkpoint.read(path, weights_only).load_qat(module)
 
 
 def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -> None:
@@ -205,8 +149,8 @@ def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -
     name = find_target(module, entry.target or None)
     if name != entry.target:
         raise ValueError(
-            f"In the checkpoint {_quoted(entry.target)} is quantized, but of this {type(module).__name__} "
-            f"{_quoted(name)} would be. Build the module as it was trained."
+            f"In the checkpoint {quoted(entry.target)} is quantized, but of this {type(module).__name__} "
+            f"{quoted(name)} would be. Build the module as it was trained."
         )
     if is_grafted(module, name):
         entry.require_same_plan(name, qconfig_of(target_of(module, name)))
@@ -218,7 +162,7 @@ def _prepared(module: nn.Module, entry: CheckpointEntry) -> Any:
     if is_prepared(module):
         entry.require_same_plan(entry.target, qconfig_of(module))
         return module
-    return prepare_without_example(module, entry.qconfig, frozenset(entry.passed), vendor=entry.vendor)
+    return entry.prepare(module, entry.target, entry.qconfig)
 
 
 def _part(state: Mapping[str, Any], target: str) -> dict[str, Any]:
@@ -244,7 +188,3 @@ def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> N
 def _first(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
-
-
-def _quoted(target: str) -> str:
-    return repr(target) if target else "the LightningModule itself"

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import Progress
 
-_FOR_LOGGERS = "qat/ranges/"  # to be looked up when something is wrong
+FOR_LOGGERS = "qat/ranges/"  # what figures begin with that are looked up when something is wrong, and not shown
 
 
 class LineProgress(ProgressBar):
@@ -87,7 +87,7 @@ def format_line(what: str, metrics: Mapping[str, Any], seconds: float) -> str:
     shown = [
         f"{name} {float(value):.4g}"
         for name, value in sorted(metrics.items())
-        if not name.endswith(("_step", "_epoch")) and not name.startswith(_FOR_LOGGERS)
+        if not name.endswith(("_step", "_epoch")) and not name.startswith(FOR_LOGGERS)
     ]
     return " | ".join([what, f"{seconds:.1f} s", *shown])
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -20,22 +21,23 @@ from torch.utils.data import (
 
 
 def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
-    """The batches of the training data, on the CPU, without a training."""
-    return _batches("fit", "train_dataloader", module, datamodule)
-
-
-def validation_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> list[Any]:
-    """The batches of the validation data, on the CPU."""
-    return list(_batches("validate", "val_dataloader", module, datamodule))
-
-
-def _batches(stage: str, loader: str, module: LightningModule, datamodule: LightningDataModule | None) -> Iterator[Any]:
+    """The batches of the training data, on the CPU, without a training; those of several loaders one after another."""
     owner: Any = datamodule or module
     owner.prepare_data()
-    owner.setup(stage)
-    loaders = getattr(owner, loader)()
-    for one in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+    owner.setup("fit")
+    for one in _flat(owner.train_dataloader()):
         yield from one
+
+
+def _flat(loaders: Any) -> list[Any]:
+    """The loaders, whatever structure holds them."""
+    if isinstance(loaders, CombinedLoader):
+        return list(loaders.flattened)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return [loader for each in loaders for loader in _flat(each)]
+    return [loaders]
 
 
 def _each(loaders: Any, change: Callable[[DataLoader[Any]], DataLoader[Any]]) -> Any:

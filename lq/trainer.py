@@ -15,15 +15,15 @@ from torch import nn
 
 from lq.analysis import CompareOptions, SensitivityOptions, StudyOptions, analyze_layers, study
 from lq.analysis.score import single_metric
-from lq.backends.prepare import plan_of, qconfig_of
+from lq.backends.prepare import qconfig_of
 from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
-from lq.checkpoint import load_checkpoint, load_float, read_entry
+from lq.checkpoint import Checkpoint
 from lq.deploy import Baseline, deploy
 from lq.evaluation import Judge
 from lq.export.bench import bench
 from lq.export.delivery import Deployment, Order
-from lq.loaders import training_batches, validation_batches
+from lq.loaders import training_batches
 from lq.metrics import targets_of
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
@@ -31,8 +31,18 @@ from lq.report.layers import print_layers, write_layers
 from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 from lq.target import detached_copy, prepared_graph, target_of
-from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
-from lq.verbs import beside, calibrate_target, check_float, float_copy, history_of, order_of, prepared_target
+from lq.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
+from lq.verbs import (
+    beside,
+    calibrate_target,
+    check_float,
+    float_copy,
+    history_of,
+    order_of,
+    prepared_target,
+    read_checkpoint,
+    run_of,
+)
 
 
 class QATTrainer(Trainer):
@@ -71,10 +81,10 @@ class QATTrainer(Trainer):
             raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
         callback = self._qat_callback()
         order = order_of(callback, exporters, Path(export_dir or beside(ckpt_path)), {"weights": str(ckpt_path)})
-        plain = weights_only is not False
-        entry = read_entry(ckpt_path, plain)
+        checkpoint = Checkpoint.read(ckpt_path, weights_only is not False)
+        entry = checkpoint.entry
         float_model = float_copy(model, choose_target(model, entry.target or None))
-        load_checkpoint(ckpt_path, model, weights_only=plain)
+        checkpoint.load_qat(model)
         baseline = Baseline(float_model, entry.fp32, has_weights=False)
         return self._deliver(model, entry.target, datamodule, callback, order, baseline)
 
@@ -116,8 +126,9 @@ class QATTrainer(Trainer):
         """
         callback = self._qat_callback()
         name = choose_target(model, callback.target)
-        if ckpt_path is not None:
-            load_float(model, ckpt_path, weights_only is not False)
+        checkpoint = read_checkpoint(ckpt_path, weights_only)
+        if checkpoint is not None:
+            checkpoint.load_float(model)
         directory = Path(export_dir or Path(self.default_root_dir) / "ptq-int8")
         order = order_of(callback, exporters, directory, {"weights": "post-training quantization"})
         float_model = float_copy(model, name)
@@ -157,7 +168,8 @@ class QATTrainer(Trainer):
             ValueError: if the checkpoint does not fit, or the data have no batch or do not fit the metric.
         """
         callback, judged = self._qat_callback(), by == "metric"
-        name = prepared_target(model, datamodule, callback, ckpt_path, calibration, weights_only is not False)
+        checkpoint = read_checkpoint(ckpt_path, weights_only)
+        name = prepared_target(model, datamodule, callback, checkpoint, calibration)
         target_fn = (callback.target_fn or targets_of) if judged else lambda batch: None
         _, loaders = first_validation_call(model, name, datamodule)
         samples = validation_samples(model, name, loaders, datamodule, target_fn, batches)
@@ -193,39 +205,40 @@ class QATTrainer(Trainer):
 
         Args:
             model: the LightningModule in float.
-            datamodule: its training data calibrate, its validation data judge; batches are (inputs, labels).
+            datamodule: its training data calibrate, its validation data judge.
             ckpt_path: a checkpoint of a QAT run; null reports on post-training quantization alone.
             artifact: directory of that run's artifact, whose models are judged too.
             out: the page.
             picture: PNG file for the result and its reason in one picture; null writes none.
             calibration: training batches to calibrate with.
-            batches: validation batches to judge on; null takes all.
+            batches: validation batches to judge on, of each data loader; null takes all.
             float_ckpt_path: the float checkpoint that QAT started from; null takes the weights as the model has them.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
 
         Raises:
             ValueError: if the checkpoint does not fit, or the data have no batch.
         """
-        callback, plain = self._qat_callback(), weights_only is not False
-        name = choose_target(model, callback.target)
-        if float_ckpt_path is not None:
-            load_float(model, float_ckpt_path, plain)
+        callback = self._qat_callback()
+        checkpoint, before = read_checkpoint(ckpt_path, weights_only), read_checkpoint(float_ckpt_path, weights_only)
+        entry = None if checkpoint is None else checkpoint.entry
+        name = choose_target(model, callback.target if entry is None else entry.target or None)
+        if before is not None:
+            before.load_float(model)
         float_model, qat = float_copy(model, name), None
-        train = list(islice(training_batches(model, datamodule), calibration))
-        test = validation_batches(model, datamodule)
-        if ckpt_path is not None:
-            load_checkpoint(ckpt_path, model, weights_only=plain)
+        if checkpoint is not None:
+            checkpoint.load_qat(model)
             qat = prepared_graph(model, name)
-        how = CompareOptions(callback.metric, target_fn=callback.target_fn, calibration=calibration, limit=batches)
-        run = Path(artifact).parent if artifact else Path(ckpt_path).parents[1] if ckpt_path else None
+        train = list(samples_of(model, name, islice(training_batches(model, datamodule), calibration), datamodule))
+        _, loaders = first_validation_call(model, name, datamodule)
+        test = validation_samples(model, name, loaders, datamodule, callback.target_fn or targets_of, batches)
+        how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=batches and len(test))
         qconfig = callback.qconfig if qat is None else qconfig_of(qat)
-        findings = study(
-            float_model, train, test, qconfig, qat, artifact, history_of(run, ckpt_path, plain), StudyOptions(how)
-        )
+        history = history_of(run_of(artifact, ckpt_path), entry)
+        findings = study(float_model, train, test, qconfig, qat, artifact, history, StudyOptions(how))
         print_table(findings.comparison)
-        if ckpt_path is not None:
-            check_float(read_entry(ckpt_path, plain).fp32, findings.comparison[0]["metrics"])
-        title = plan_of(prepared_graph(model, name)).model if qat is not None else type(float_model).__name__
+        if entry is not None:
+            check_float(entry.fp32, findings.comparison[0]["metrics"])
+        title = type(float_model).__name__
         rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
         if picture is not None:
             rank_zero_info(f"lq: picture in {write_picture(picture, title, findings)}")

@@ -79,7 +79,7 @@ def validation_samples(
     loaders: Any,
     datamodule: LightningDataModule | None,
     target_fn: Callable[[Any], Any],
-    batches: int,
+    batches: int | None,
 ) -> list[Sample]:
     """What reaches the target in some validation batches, and their labels.
 
@@ -90,7 +90,7 @@ def validation_samples(
             the first ones may show a few classes only.
         datamodule: as for :func:`validate_alone`.
         target_fn: batch -> labels.
-        batches: how many at most, of each loader.
+        batches: how many at most, of each loader; None for all.
 
     Returns:
         the samples; none if there are no data.
@@ -100,7 +100,8 @@ def validation_samples(
     """
     twin = detached_copy(module)
     collector = _Collect(Tap(target_of(twin, name)), target_fn)
-    validate_alone(twin, spread(loaders, batches), datamodule, batches, collector)
+    chosen = loaders if batches is None else spread(loaders, batches)
+    validate_alone(twin, chosen, datamodule, batches, collector)
     return collector.samples
 
 

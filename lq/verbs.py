@@ -16,7 +16,8 @@ from torch import nn
 from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
-from lq.checkpoint import is_qat_checkpoint, load_checkpoint, load_float, read_entry
+from lq.checkpoint import Checkpoint
+from lq.checkpoint_entry import CheckpointEntry
 from lq.export.delivery import Order
 from lq.loaders import training_batches
 from lq.ptq.static import StaticOptions, prepare_static
@@ -26,13 +27,17 @@ from lq.target import detached_copy, graft, target_of
 from lq.validation import Sample, call_sample, samples_of
 
 
+def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
+    """The checkpoint that a verb was given, if it was given any; plain data only, unless the user says otherwise."""
+    return None if ckpt_path is None else Checkpoint.read(ckpt_path, weights_only is not False)
+
+
 def prepared_target(
     model: LightningModule,
     datamodule: LightningDataModule | None,
     callback: QATCallback,
-    ckpt_path: str | None,
+    checkpoint: Checkpoint | None,
     calibration: int,
-    weights_only: bool,
 ) -> str:
     """Prepare the target in its place, with the ranges of a QAT checkpoint or calibrated.
 
@@ -40,19 +45,18 @@ def prepared_target(
         model: the LightningModule in float.
         datamodule: its training data calibrate.
         callback: names target and qconfig, if there is no QAT checkpoint.
-        ckpt_path: of a QAT run or of the float model; None takes the weights as they are.
+        checkpoint: of a QAT run or of the float model; None takes the weights as they are.
         calibration: batches to calibrate with.
-        weights_only: refuse checkpoints that hold more than plain data.
 
     Returns:
         the target's name.
     """
-    if ckpt_path is not None and is_qat_checkpoint(ckpt_path, weights_only):
-        load_checkpoint(ckpt_path, model, weights_only=weights_only)
-        return read_entry(ckpt_path, weights_only).target
+    if checkpoint is not None and checkpoint.is_qat:
+        checkpoint.load_qat(model)
+        return checkpoint.entry.target
     name = choose_target(model, callback.target)
-    if ckpt_path is not None:
-        load_float(model, ckpt_path, weights_only)
+    if checkpoint is not None:
+        checkpoint.load_float(model)
     calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(limit=calibration))
     return name
 
@@ -98,6 +102,18 @@ def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
             )
 
 
+def run_of(artifact: str | None, ckpt_path: str | None) -> Path | None:
+    """The directory of a run, from what lies in it: the artifact, or a checkpoint in ``checkpoints``.
+
+    Example:
+        >>> run_of(None, "runs/x/version_0/checkpoints/last.ckpt").name
+        'version_0'
+    """
+    if artifact is not None:
+        return Path(artifact).absolute().parent
+    return None if ckpt_path is None else Path(ckpt_path).absolute().parent.parent
+
+
 def beside(ckpt_path: str) -> Path:
     """Where the artifact of a checkpoint goes.
 
@@ -115,20 +131,17 @@ def float_copy(model: LightningModule, name: str) -> nn.Module:
     return target.cpu().float().eval()
 
 
-def history_of(
-    directory: Path | None, ckpt_path: str | None = None, weights_only: bool = True
-) -> list[dict[str, float]]:
+def history_of(directory: Path | None, entry: CheckpointEntry | None = None) -> list[dict[str, float]]:
     """What is known of a training, for the pictures.
 
     Args:
         directory: of the run, with the log of a CSVLogger.
-        ckpt_path: of the run; it knows the scales, and all the rest if there is no such log.
-        weights_only: refuse checkpoints that hold more than plain data.
+        entry: of its checkpoint; it knows the scales, and all the rest if there is no such log.
 
     Returns:
         rows as of :func:`lq.report.history.read_history`.
     """
-    kept = [] if ckpt_path is None else [dict(row) for row in read_entry(ckpt_path, weights_only).history]
+    kept = [] if entry is None else [dict(row) for row in entry.history]
     if directory is None or not (directory / "metrics.csv").is_file():
         return kept
     logged = read_history(directory)

@@ -14,7 +14,8 @@ import lq
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare, state_of
 from lq.callback import QATCallback
-from lq.checkpoint import KEY, CheckpointEntry, load_checkpoint, read_entry
+from lq.checkpoint import Checkpoint, load_checkpoint
+from lq.checkpoint_entry import KEY
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import WeightSpec
 from lq.target import prepared_graph, prepared_name
@@ -206,8 +207,8 @@ def test_more_than_plain_data_needs_trust(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weights_only=False"):
         load_checkpoint(path, Tiny())
     with pytest.raises(ValueError, match="weights_only=False"):
-        read_entry(path)
-    assert read_entry(path, weights_only=False).started
+        Checkpoint.read(path)
+    assert Checkpoint.read(path, weights_only=False).entry.started
     assert not load_checkpoint(path, Tiny(), weights_only=False).training
 
 
@@ -241,9 +242,3 @@ def test_resuming_with_another_target_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, QATCallback(target="model.1"), keeper(tmp_path / "unused"), max_epochs=2).fit(
             Nested(), train_loader(), val_loader(), ckpt_path=path
         )
-
-
-def test_entry_of_another_target_is_refused() -> None:
-    entry = CheckpointEntry("model", QConfig())
-    with pytest.raises(ValueError, match=r"quantizes 'model', but this run the LightningModule itself.*target='model'"):
-        entry.require_same_plan("", QConfig())

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -15,8 +16,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lq.loaders import spread, training_batches, undistributed, validation_batches
-from tests.tiny import Tiny, make_data, train_loader, val_loader
+from lq.loaders import spread, training_batches, undistributed
+from tests.tiny import Tiny, make_data, train_loader
 
 
 class WithData(Tiny):
@@ -29,16 +30,11 @@ class WithData(Tiny):
     def train_dataloader(self) -> Any:
         return train_loader()
 
-    def val_dataloader(self) -> Any:
-        return [val_loader(6), val_loader(6)]
-
 
 def test_batches_without_a_run() -> None:
     module = WithData()
     assert len(list(training_batches(module))) == 3
     assert module.calls == ["prepare_data", "fit"]
-    assert len(validation_batches(module)) == 2
-    assert module.calls == ["prepare_data", "validate"]
 
 
 def test_each_structure_of_loaders_is_kept() -> None:
@@ -101,3 +97,21 @@ def test_batches_are_drawn_from_all_over_the_data() -> None:
 )
 def test_what_cannot_be_indexed_stays_as_it_is(loader: Any) -> None:
     assert spread(loader, 1) is loader or spread(loader, 1) == loader
+
+
+@pytest.mark.parametrize(
+    "loaders",
+    [
+        {"a": train_loader(16), "b": train_loader(8)},
+        [train_loader(16), {"b": [train_loader(8)]}],
+        CombinedLoader({"a": train_loader(16), "b": train_loader(8)}, "max_size_cycle"),
+    ],
+    ids=["mapping", "nested", "combined"],
+)
+def test_several_loaders_come_one_after_another(loaders: Any) -> None:
+    class Several(Tiny):
+        def train_dataloader(self) -> Any:
+            return loaders
+
+    batches = list(training_batches(Several()))
+    assert [len(images) for images, _ in batches] == [8, 8, 8]

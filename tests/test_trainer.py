@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from lq.analysis import study
 from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
 from lq.export.artifact import load
@@ -212,6 +214,58 @@ def test_data_are_given_to_the_target_as_the_users_step_gives_them(tmp_path: Pat
     assert (tmp_path / "a" / "analysis.json").is_file()
     done = quiet_trainer(tmp_path).ptq(OwnLayout(), batch_norm=True)
     assert done.results["torch"].keys() == {"accuracy"}
+
+
+@pytest.fixture
+def quick_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The real study, with a short look at the clock; what it was given and what it found."""
+    seen: list[Any] = []
+
+    def quick(*given: Any) -> Any:
+        *others, options = given
+        hurried = replace(options.compare, seconds=0.01)
+        seen.extend([given, study(*others, replace(options, compare=hurried, batches=1))])
+        return seen[-1]
+
+    monkeypatch.setattr("lq.trainer.study", quick)
+    return seen
+
+
+class Scaling(OwnLayout):
+    """Whose images become what the network wants on their way to the step."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**batch, "image": batch["image"] * 100}
+
+
+def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, quick_study: list[Any]) -> None:
+    module = Scaling()
+    quiet_trainer(tmp_path).report(module, out=str(tmp_path / "page.html"), batches=2, calibration=1)
+    (_, train, test, *_), findings = quick_study
+    assert (len(train), len(test)) == (1, 2)
+    assert torch.equal(train[0].inputs[0][0], 100 * make_data().tensors[0][:8])
+    with torch.no_grad():
+        x, y = torch.cat([s.inputs[0][0] for s in test]), torch.cat([s.labels for s in test])
+        accuracy = float((module.model.eval()(x).argmax(1) == y).float().mean())
+    assert findings.comparison[0]["metrics"] == {"accuracy": pytest.approx(accuracy)}
+    assert "Judged on 2 batches" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:lq. the float model reaches")  # with weights of its own
+def test_a_checkpoint_is_read_once(
+    tmp_path: Path, trained: tuple[Path, QATCallback], quick_study: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Any] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **how: reads.append(str(file)) or load(file, **how))
+    monkeypatch.chdir(trained[0].parent)
+    path = trained[0].name
+    trainer, module = quiet_trainer(tmp_path), WithAllData()
+    trainer.report(module, ckpt_path=path, out=str(tmp_path / "page.html"))
+    assert [row["model"] for row in quick_study[-1].comparison][-2:] == ["QAT fake", "QAT int8"]
+    trainer.export(WithAllData(), ckpt_path=path)
+    trainer.analyze(WithAllData(), ckpt_path=path, out=str(tmp_path / "a"), batches=1)
+    assert reads.count(path) == 3
 
 
 class AskedError(Exception):

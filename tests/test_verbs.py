@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from lq.checkpoint import read_entry
+from lq.checkpoint import Checkpoint
 from lq.report.plots import plot_metric, plot_scale_drift
-from lq.verbs import beside, float_copy, history_of
+from lq.verbs import beside, float_copy, history_of, run_of
 from tests.tiny import Tiny, keeper, make_trainer, qat, train_loader, val_loader
 
 
@@ -14,17 +15,22 @@ def test_history_is_the_log_with_the_scales_of_the_checkpoint(tmp_path: Path) ->
     kept = keeper(tmp_path / "kept")
     trainer = make_trainer(tmp_path, qat(), kept, max_epochs=2)
     trainer.fit(Tiny(), train_loader(), val_loader())
-    both = history_of(Path(trainer.log_dir or ""), kept.last_model_path)
+    entry = Checkpoint.read(kept.last_model_path).entry
+    both = history_of(Path(trainer.log_dir or ""), entry)
     assert any("val_loss" in row for row in both)
     assert plot_metric(both).axes
     assert len(plot_scale_drift(both).axes[0].lines) == 4
     assert sum("qat/fake/accuracy" in row for row in both) == 2, "nothing comes twice"
-    alone = history_of(tmp_path / "nowhere", kept.last_model_path)
-    assert alone == list(read_entry(kept.last_model_path).history)
+    alone = history_of(tmp_path / "nowhere", entry)
+    assert alone == list(entry.history)
     assert history_of(None) == []
 
 
-def test_small_things() -> None:
+def test_small_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_of(None, "last.ckpt") == tmp_path.parent, "a checkpoint may lie right here"
+    assert run_of("int8", "elsewhere/last.ckpt") == tmp_path
+    assert run_of(None, None) is None
     assert beside("a/last.ckpt") == Path("a/last-int8")
     module = Tiny()
     twin = float_copy(module, "model")

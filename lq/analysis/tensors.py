@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from lq.backends.prepare import set_phase, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, fake_quantize
+from lq.core.modes import modes_kept
 from lq.core.state import QATState
 from lq.metrics import main_tensor
 from lq.metrics.outputs import describe
@@ -118,13 +119,10 @@ def evaluating(prepared: nn.Module) -> Iterator[QATState]:
     """Within the block the model is in evaluation, fake-quantized, observers off, without gradients; then as before."""
     state = state_of(prepared)
     flags = {"fake_quant": state.fake_quant, "observer": state.observer, "freeze_bn": state.freeze_bn}
-    modes = [(module, module.training) for module in prepared.modules()]
-    prepared.eval()
-    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     try:
-        with torch.no_grad():
+        with modes_kept(prepared), torch.no_grad():
+            prepared.eval()
+            set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
             yield state
     finally:
         set_phase(prepared, **flags)
-        for module, training in modes:
-            module.training = training

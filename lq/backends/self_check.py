@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lq.core.modes import modes_kept
 from lq.core.state import QATState
 from lq.tracing.trace import STATE
 
@@ -28,15 +29,13 @@ def self_check(
     state = getattr(prepared, STATE)
     assert isinstance(state, QATState)
     flags = (state.fake_quant, state.observer)
-    modes = {m: m.training for root in (module, prepared) for m in root.modules()}
     state.fake_quant = state.observer = False
     try:
-        expected = module.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
-        got = prepared.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
+        with modes_kept(module, prepared):
+            expected = module.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
+            got = prepared.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
     finally:
         state.fake_quant, state.observer = flags
-        for m, training in modes.items():
-            m.training = training
     _compare_outputs(expected, got, type(module).__name__)
 
 

@@ -1,17 +1,22 @@
-"""A fit that resumes from the end of its training: no batch runs, but there is still something to deploy."""
+"""Inputs of one call of the target, before it is called in the training or where it never is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 
-from lq.callback.preparation import declared_example
-from lq.evaluation import Judge, compare_on_validation_data
+from lq.core.modes import modes_kept
+from lq.evaluation import Judge
 from lq.export.signature import Inputs
+from lq.ptq.batches import first_inputs
 from lq.tap import on_cpu
-from lq.target import detached_copy, target_of
+from lq.target import target_of
+from lq.validation import validation_samples
 
 
 def validation_loaders(trainer: Trainer) -> Any:
@@ -24,8 +29,79 @@ def validation_loaders(trainer: Trainer) -> Any:
     return trainer.val_dataloaders
 
 
-def inputs_without_training(module: LightningModule, name: str, judge: Judge) -> Inputs:
-    """Inputs of one call of the target, from the first validation batch or else from ``example_input_array``.
+def early_validation_loaders(trainer: Trainer, module: LightningModule, who: str) -> Any:
+    """The validation data loaders in ``setup`` already; ``None`` if there are none.
+
+    Args:
+        trainer: of a fit; all processes have to call it.
+        module: the LightningModule.
+        who: asks for them.
+
+    Raises:
+        ValueError: if the module makes its data in ``setup``, which comes later.
+    """
+    try:
+        return validation_loaders(trainer)
+    except Exception as error:
+        if trainer.datamodule is None and is_overridden("setup", module):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{who} asks for the validation data before {type(module).__name__}.setup() has run, and its "
+                f"val_dataloader() failed: {error}. Move the data into a LightningDataModule, or give the loaders to "
+                "Trainer.fit()."
+            ) from error
+        raise
+
+
+def declared_example(module: LightningModule, name: str) -> Inputs | None:
+    """What the target is called with when the module is called with its ``example_input_array``.
+
+    Args:
+        module: the LightningModule, which stays as it is; one that has no ``forward``, or none that works yet, may
+            declare the inputs of the target itself.
+        name: of its target.
+
+    Returns:
+        positional and keyword inputs; ``None`` if nothing is declared, or neither can be called with it.
+    """
+    declared = module.example_input_array
+    if declared is None:
+        return None
+    part = target_of(module, name)
+    for owner in (module, part):
+        try:
+            # What is compiled would be compiled for the float model.
+            with modes_kept(module), isolate_rng(), torch.compiler.set_stance("force_eager"):
+                return first_inputs(owner.eval(), part, copy.deepcopy(declared), _call)
+        except Exception:  # whatever the user's code cannot do before the training
+            continue
+    return None
+
+
+def _call(owner: Any, declared: Any) -> Any:
+    if isinstance(declared, dict):
+        return owner(**declared)
+    return owner(*declared) if isinstance(declared, tuple) else owner(declared)
+
+
+def validation_example(module: LightningModule, name: str, judge: Judge) -> Inputs | None:
+    """What the user's validation calls the target with first, on the CPU; ``None`` without validation data.
+
+    Args:
+        module: the LightningModule; a copy runs.
+        name: of its target.
+        judge: the validation data.
+
+    Raises:
+        ValueError: if the validation step does not call the target.
+    """
+    if judge.loaders is None:
+        return None
+    samples = validation_samples(module, name, judge.loaders, judge.datamodule, lambda batch: None, 1)
+    return samples[0].inputs if samples else None
+
+
+def example_without_training(module: LightningModule, name: str, judge: Judge) -> Inputs:
+    """Inputs for a fit that resumes from the end of its training, so that no batch runs.
 
     Args:
         module: the trained module, which stays as it is.
@@ -33,22 +109,17 @@ def inputs_without_training(module: LightningModule, name: str, judge: Judge) ->
         judge: the validation data.
 
     Returns:
-        positional and keyword inputs, on the CPU.
+        positional and keyword inputs of the target, on the CPU.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there are neither validation data nor an ``example_input_array``.
     """
-    if judge.loaders is not None:
-        once = replace(judge, limit=1, show_progress=False)
-        _, calls = compare_on_validation_data(detached_copy(module), name, {}, once, keep=1)
-        if calls:
-            return calls[0][0]
-    declared = declared_example(module, target_of(module, name))
-    if not declared:
+    example = validation_example(module, name, judge) or declared_example(module, name)
+    if example is None:
         raise ValueError(
             "This training was over when it was resumed, so nothing has called the quantized target, and without "
             "validation data there are no inputs to export with. Set example_input_array of "
             f"{type(module).__name__}, or give the fit validation data."
         )
-    args, kwargs = on_cpu(declared)
+    args, kwargs = on_cpu(example)
     return args, kwargs

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.analysis.auto_exclude import AutoExclude, find_exclusions
 from lq.analysis.exclusions import Exclusions
@@ -19,10 +16,11 @@ from lq.analysis.score import require_direction, single_metric
 from lq.analysis.sensitivity import SensitivityOptions
 from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import prepare, qconfig_of
+from lq.callback.checkpoint_to_load import checkpoint_to_load
+from lq.callback.example import early_validation_loaders
 from lq.callback.processes import others_wait
 from lq.callback.progress import is_dev_run
-from lq.callback.resumed import validation_loaders
-from lq.checkpoint import KEY, CheckpointEntry
+from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.core.collective import alone
 from lq.evaluation import Judge
 from lq.metrics import targets_of
@@ -35,6 +33,7 @@ from lq.schedule import QATSchedule
 from lq.target import detached_copy, is_grafted, target_of
 from lq.validation import call_sample, labels_of, validation_samples
 
+_WHO = "auto_exclude"
 _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was to be excluded
 
 
@@ -62,10 +61,10 @@ def as_auto_exclude(
 
 def choose_qconfig(
     trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude | None, judge: Judge
-) -> tuple[QConfig, Exclusions | None]:
+) -> tuple[QConfig | None, Exclusions | None]:
     """The qconfig to prepare with: the user's, with layers excluded if that was asked for.
 
-    An earlier fit is believed; only a new one looks for layers.
+    An earlier fit is believed; only a new one looks for layers. Before there is one, nothing is prepared.
 
     Args:
         trainer: in ``setup``.
@@ -76,86 +75,60 @@ def choose_qconfig(
         judge: metric and labels; the loaders are the trainer's.
 
     Returns:
-        the qconfig, and what was found in this very run.
+        the qconfig, ``None`` as long as nobody knows it, and what was found in this very run.
 
     Raises:
         ValueError: if an earlier fit had another qconfig, there are no validation data, or the metric does not fit.
     """
     if limits is None:
         return qconfig, None
-    known = _known_qconfig(trainer, module, name, qconfig)
-    if known is not None or trainer.state.fn != "fit":
-        return known or qconfig, None
+    if is_grafted(module, name) and _was_fitted(module, name, qconfig):
+        known: QConfig = qconfig_of(target_of(module, name))
+        return known if _extends(known, qconfig) else qconfig, None  # which is going to be refused
+    checkpoint = checkpoint_to_load(trainer, _WHO)
+    if KEY in checkpoint:
+        entry = CheckpointEntry.from_dict(checkpoint[KEY])
+        if not _extends(entry.qconfig, qconfig):
+            entry.require_same_plan(name, qconfig)
+        return entry.qconfig, None
+    if trainer.state.fn != "fit":
+        return qconfig if is_grafted(module, name) else None, None
+    _require_float(module, name)
     if is_dev_run(trainer):
         limits = replace(limits, batches=1)
-    found = _find_together(trainer, module, name, qconfig, limits, judge)
+    judge = replace(judge, loaders=_loaders(trainer, module))
+    found = _find_together(trainer, lambda: _find(_float_twin(module, checkpoint), name, qconfig, limits, judge))
     module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found
 
 
-def _known_qconfig(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig) -> QConfig | None:
-    """That of the prepared module or of the checkpoint to be loaded; ``None`` if there has been no earlier fit."""
-    grafted = is_grafted(module, name)
-    if grafted:
-        known: QConfig = qconfig_of(target_of(module, name))
-        if known != qconfig or _SEARCHED in module.__dict__ or has_ranges(target_of(module, name)):
-            return known if _extends(known, qconfig) else qconfig  # which is going to be refused
-    plain = _checkpoint_to_load(trainer).get(KEY)
-    if plain is None:
-        if grafted and trainer.state.fn == "fit":
-            raise ValueError(
-                f"auto_exclude looks for layers in a float module, but this {type(module).__name__} was prepared for "
-                "QAT before and never trained since, as by Trainer.validate() or test(). Fit first, fit a new module, "
-                "or validate the float one with a Trainer that has no QATCallback."
-            )
-        return None
-    entry = CheckpointEntry.from_dict(plain)
-    if not _extends(entry.qconfig, qconfig):
-        entry.require_same_plan(name, qconfig)
-    return entry.qconfig
+def _was_fitted(module: LightningModule, name: str, qconfig: QConfig) -> bool:
+    target = target_of(module, name)
+    return qconfig_of(target) != qconfig or _SEARCHED in module.__dict__ or has_ranges(target)
+
+
+def _require_float(module: LightningModule, name: str) -> None:
+    if is_grafted(module, name):
+        raise ValueError(
+            f"auto_exclude looks for layers in a float module, but this {type(module).__name__} was prepared for QAT "
+            "before and never trained since. Fit a new module, or leave the preparation to this QATCallback."
+        )
 
 
 def _extends(known: QConfig, qconfig: QConfig) -> bool:
     return replace(known, exclude=known.exclude[: len(qconfig.exclude)]) == qconfig
 
 
-def _checkpoint_to_load(trainer: Trainer) -> Mapping[str, Any]:
-    """The checkpoint that this run is going to load, empty if there is none.
-
-    Lightning (2.4 to 2.6) shows it to callbacks when it has loaded the weights, and by then they must have fitted;
-    until then its path is a variable of the method that runs everything.
-    """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
-        frame = frame.f_back
-    if frame is None:
-        rank_zero_warn(
-            "lq: auto_exclude cannot tell which checkpoint this version of Lightning is going to load; it looks at the "
-            "weights that the module has."
-        )
-        return {}
-    path = frame.f_locals.get("ckpt_path")
-    if not path:
-        return {}
-    trust = {"weights_only": frame.f_locals["weights_only"]} if "weights_only" in frame.f_locals else {}
-    loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
-    return loaded
-
-
-def _find_together(
-    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge
-) -> Exclusions:
+def _find_together(trainer: Trainer, find: Callable[[], Exclusions]) -> Exclusions:
     """Find layers in the first process, while the others wait for what it found.
 
     The random numbers of the training stay what they would have been.
     """
-    judge = replace(judge, loaders=_loaders(trainer, module))
     outcome: Exclusions | Exception | None = None
     with others_wait(), isolate_rng(), alone():
         if trainer.is_global_zero:
             try:
-                twin = _float_twin(module, _checkpoint_to_load(trainer))
-                outcome = _find(twin, name, qconfig, limits, judge)
+                outcome = find()
                 rank_zero_info(f"lq: auto_exclude: {outcome}")
             except Exception as error:
                 outcome = error
@@ -167,16 +140,7 @@ def _find_together(
 
 
 def _loaders(trainer: Trainer, module: LightningModule) -> Any:
-    try:
-        loaders = validation_loaders(trainer)
-    except Exception as error:
-        if trainer.datamodule is None and is_overridden("setup", module):  # type: ignore[attr-defined]
-            raise ValueError(
-                f"auto_exclude asks for the validation data before {type(module).__name__}.setup() has run, and its "
-                f"val_dataloader() failed: {error}. Move the data into a LightningDataModule, or give the loaders to "
-                "Trainer.fit()."
-            ) from error
-        raise
+    loaders = early_validation_loaders(trainer, module, _WHO)
     if loaders is None:
         raise ValueError(
             "auto_exclude judges layers on the validation data, and this fit has none. Give it some, or exclude layers "

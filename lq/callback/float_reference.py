@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from lq.deploy import Baseline
@@ -33,6 +36,11 @@ class FloatReference:
         """Whether ``model`` holds, or will hold, the weights that QAT starts from."""
         return self.model is not None and self.has_weights
 
+    def forget_unless_fit(self, target: nn.Module) -> None:
+        """Forget a model whose weights are not those of this prepared target: a callback may serve several modules."""
+        if self.model is not None and _shapes(self.model.state_dict()) != _shapes(float_state(target)):
+            self.model = None
+
     def take_weights(self, target: nn.Module) -> None:
         """Copy the weights of the prepared target."""
         if self.model is not None:
@@ -41,3 +49,7 @@ class FloatReference:
     def baseline(self) -> Baseline:
         """For the FP32 row of the closing table."""
         return Baseline(self.model, dict(self.results), self.has_weights)
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}

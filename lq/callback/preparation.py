@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import nn
+from torch import fx, nn
 
 from lq.backends.prepare import prepare, qconfig_of
+from lq.callback.checkpoint_to_load import checkpoint_to_load
 from lq.callback.compilation import check_target_is_not_compiled
+from lq.callback.example import declared_example, early_validation_loaders, validation_example
 from lq.callback.progress import is_dev_run
+from lq.checkpoint_entry import KEY, CheckpointEntry
+from lq.evaluation import Judge
 from lq.export.artifact import check_writable
 from lq.qconfig import QConfig
 from lq.target import detached_copy, find_target, graft, is_grafted, target_of
-from lq.tracing.trace import passed_parameters
 
 
 def choose_target(module: LightningModule, target: str | None) -> str:
@@ -37,13 +40,17 @@ def choose_target(module: LightningModule, target: str | None) -> str:
     return find_target(module, target)
 
 
-def prepare_target(module: LightningModule, name: str, qconfig: QConfig) -> nn.Module | None:
+def prepare_target(
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge
+) -> nn.Module | None:
     """Prepare the target in its place; a module that is prepared already is only checked.
 
     Args:
+        trainer: in ``setup``.
         module: the LightningModule.
         name: of its target.
         qconfig: what to quantize and how.
+        judge: how the user's validation runs, should it have to show what the target is called with.
 
     Returns:
         a float copy of the target on the CPU, or ``None`` if it was prepared before.
@@ -58,10 +65,23 @@ def prepare_target(module: LightningModule, name: str, qconfig: QConfig) -> nn.M
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
         float_model = (copy.deepcopy(part).cpu() if name else detached_copy(module)).float()
-        graft(module, name, prepare(part, qconfig, *declared_example(module, part)))
+        graft(module, name, _prepared(trainer, module, name, qconfig, judge))
     if is_overridden("configure_model", module):
         _check_configure_model(module, name)
     return float_model
+
+
+def _prepared(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> fx.GraphModule:
+    part, example = target_of(module, name), declared_example(module, name)
+    if example is None and qconfig.backend == "pt2e":  # which exports it
+        who = "backend='pt2e'"
+        plain = checkpoint_to_load(trainer, who).get(KEY)
+        if plain is not None:
+            return CheckpointEntry.from_dict(plain).prepare(part, name, qconfig)
+        if trainer.state.fn == "fit":
+            judge = replace(judge, loaders=early_validation_loaders(trainer, module, who))
+            example = validation_example(module, name, judge)
+    return prepare(part, qconfig, *(example or ()))
 
 
 def _check_same_qconfig(module: LightningModule, name: str, qconfig: QConfig) -> None:
@@ -81,20 +101,6 @@ def _check_configure_model(module: LightningModule, name: str) -> None:
             "undoes the preparation for QAT. Lightning wants it to build them once: begin with "
             "`if self.model is not None: return`, with self.model = None in __init__."
         )
-
-
-def declared_example(module: LightningModule, part: nn.Module) -> tuple[Any, ...]:
-    """``example_input_array`` as positional and keyword inputs, if it fits ``part.forward``; else empty."""
-    declared = module.example_input_array
-    if declared is None:
-        return ()
-    args, kwargs = ((), declared) if isinstance(declared, dict) else (declared, {})
-    args = args if isinstance(args, tuple) else (args,)
-    try:
-        passed_parameters(part, args, kwargs)
-    except ValueError:
-        return ()
-    return args, kwargs
 
 
 def choose_directory(trainer: Trainer, export_dir: str | None) -> Path | None:

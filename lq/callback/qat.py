@@ -19,6 +19,7 @@ from lq.backends.prepare import plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.deployment import deploy_best
+from lq.callback.example import example_without_training, validation_loaders
 from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
@@ -29,16 +30,15 @@ from lq.callback.preparation import choose_directory, choose_target, prepare_tar
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.ranges import RangeMonitor, check_detail
-from lq.callback.resumed import inputs_without_training, validation_loaders
 from lq.callback.validation import figures_of, other_versions
-from lq.checkpoint import KEY, CheckpointEntry
+from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.evaluation import Judge, ValidationComparison
 from lq.export.delivery import Deployment, Order
 from lq.export.parity import Gate
 from lq.export.signature import Inputs
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
-from lq.target import target_of
+from lq.target import is_grafted, target_of
 from lq.tracing.plan import Plan
 
 
@@ -107,7 +107,6 @@ class QATCallback(Callback):
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None
-        self.deployment: Deployment | None = None
         self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
         self._pause = CompilationPause()
@@ -117,6 +116,7 @@ class QATCallback(Callback):
 
     def _reset(self) -> None:
         """Forget the last run."""
+        self.deployment: Deployment | None = None
         self._course = self.schedule
         self._directory: Path | None = None
         self._example: Inputs | None = None
@@ -147,11 +147,14 @@ class QATCallback(Callback):
             self._directory = choose_directory(trainer, self.export_dir)
         self._name = choose_target(pl_module, self.target)
         judge = self._judge(trainer, None)
-        self._applied, found = choose_qconfig(trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge)
-        self.exclusions = found or self.exclusions
-        float_model = prepare_target(pl_module, self._name, self._applied)
+        applied, found = choose_qconfig(trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge)
+        if applied is None:
+            return  # a float module until a fit has found what to exclude
+        self._applied, self.exclusions = applied, found or self.exclusions
+        float_model = prepare_target(trainer, pl_module, self._name, applied, judge)
         if float_model is not None:
             self._float = FloatReference(float_model)
+        self._float.forget_unless_fit(self._target(pl_module))
         self.plan = plan_of(self._target(pl_module))
         if stage == "fit":
             rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")
@@ -247,6 +250,8 @@ class QATCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the target: FP32 is judged on the first validation after the start, the rest on every one."""
+        if not is_grafted(pl_module, self._name):
+            return
         self._loaders = trainer.val_dataloaders
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
@@ -289,13 +294,15 @@ class QATCallback(Callback):
         figures = figures_of(results)
         pl_module.log_dict(figures, sync_dist=True)
         self._ranges.log_validation(trainer, pl_module)
-        if figures and trainer.state.fn == "fit":
+        if trainer.state.fn != "fit":
+            return
+        if figures:
             self._note(trainer, figures)
         serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let compiled code run again."""
-        self._listen_eagerly(pl_module, self._example is None)
+        self._listen_eagerly(pl_module, trainer.state.fn == "fit" and self._example is None)
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
@@ -323,7 +330,7 @@ class QATCallback(Callback):
         if not self._started:
             rank_zero_warn("lq: the training ended before QAT started; nothing was quantized or exported.")
             return
-        if self._example is None:  # resumed from the end: no batch ran
+        if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
         with others_wait():
             if trainer.is_global_zero:
@@ -337,7 +344,7 @@ class QATCallback(Callback):
             trainer,
             pl_module,
             self._name,
-            self._example or inputs_without_training(pl_module, self._name, judge),
+            self._example or example_without_training(pl_module, self._name, judge),
             judge=judge,
             baseline=self._float.baseline(),
             order=replace(self.order, directory=self._directory),
@@ -360,6 +367,8 @@ class QATCallback(Callback):
     # Not state_dict(): Lightning refuses two stateful callbacks of a class before this one can say what to do.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
+        if not is_grafted(pl_module, self._name):
+            return
         share_quantization_state(trainer, pl_module, self._name)
         plan = plan_of(self._target(pl_module))
         checkpoint[KEY] = CheckpointEntry(

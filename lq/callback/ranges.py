@@ -10,10 +10,10 @@ from torch import fx
 
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.ranges import activation_scales, range_summary, scale_drift, weight_ranges
+from lq.console import FOR_LOGGERS
 from lq.target import prepared_graph
 
 Detail = Literal["summary", "tensors"]
-PREFIX = "qat/ranges/"
 SCALE = "qat/scale/"
 _VALUES = 2**18  # of each activation; all of them would take several times the memory of the largest
 # Each process sees a batch of its own.
@@ -86,7 +86,7 @@ class RangeMonitor:
 
 def _log(module: LightningModule, figures: dict[str, float]) -> None:
     for name, value in figures.items():
-        module.log(f"{PREFIX}{name}", value, sync_dist=True, reduce_fx=_REDUCTIONS[name])
+        module.log(f"{FOR_LOGGERS}{name}", value, sync_dist=True, reduce_fx=_REDUCTIONS[name])
 
 
 def _log_tensors(trainer: Trainer, rows: list[RangeRow]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 from torch import fx, nn
 
 from lq.core.fake_quantize import ModeSwitch, TrainingFlag
+from lq.core.modes import modes_kept
 from lq.tracing.errors import UntraceableError
 from lq.tracing.inplace import read_results_of_inplace_operations
 from lq.tracing.modes import STATE, merge_modes
 from lq.tracing.stubs import mark_functional
-from lq.tracing.tracer import is_batch_norm_act, trace_once
+from lq.tracing.tracer import is_batch_norm_act, is_default, trace_once
 
 __all__ = ["STATE", "copy_modes", "passed_parameters", "trace", "untraceable_parts"]
 
@@ -76,13 +77,9 @@ def untraceable_parts(graph_module: fx.GraphModule) -> dict[str, str]:
 def _trace_both_modes(
     root: nn.Module, optional: frozenset[str], leaves: dict[str, str]
 ) -> tuple[fx.Graph, dict[str, Any]]:
-    modes = {name: module.training for name, module in root.named_modules()}
-    try:
+    with modes_kept(root):
         graph, constants = trace_once(root.train(), optional, leaves)
         eval_graph, _ = trace_once(root.eval(), optional, leaves)
-    finally:
-        for name, module in root.named_modules():
-            module.training = modes[name]
     merge_modes(graph, eval_graph)
     read_results_of_inplace_operations(graph, dict(root.named_modules()))
     return graph, constants
@@ -168,8 +165,11 @@ def _erase_identities(root: nn.Module, graph_module: fx.GraphModule) -> None:
 
 
 def passed_parameters(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
-    """Names of the ``forward`` parameters that this call passes."""
+    """Names of the ``forward`` parameters that this call passes, but for those to which it passes their default."""
+    signature = inspect.signature(root.forward)
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     try:
-        return frozenset(inspect.signature(root.forward).bind(*args, **kwargs).arguments)
+        passed = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise ValueError(f"The example inputs do not fit {type(root).__name__}.forward: {error}.") from None
+    return frozenset(name for name, value in passed.items() if not is_default(value, defaults[name]))

@@ -26,11 +26,16 @@ _REMEDY = (
 @fx.wrap
 def require_default(value: Any, default: Any, name: str) -> None:
     """Refuse a call that passes another value than the one that the graph was traced with."""
-    if value is not default and (isinstance(value, torch.Tensor) or value != default):
+    if not is_default(value, default):
         raise ValueError(
             f"The model was traced with {name}={default!r}, but this call passes {name} as {type(value).__name__}. "
             "Give prepare() an example that passes it (LightningModule.example_input_array, a dict for keywords)."
         )
+
+
+def is_default(value: Any, default: Any) -> bool:
+    """Whether a call that passes ``value`` does the same as one that leaves it out."""
+    return value is default or (not isinstance(value, torch.Tensor) and bool(value == default))
 
 
 @fx.wrap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lq.models.annotated import AnnotatedMobileNetV2
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, keeper, make_data
+from tests.tiny import Tiny, keeper, make_data, make_trainer, train_loader, val_loader
 
 pytest.importorskip("torchao")
 
@@ -93,6 +94,40 @@ def test_a_target_without_stubs_is_refused(fit: Fit) -> None:
         fit(Tiny(), callback("eager"))
 
 
-def test_pt2e_asks_for_an_example(fit: Fit) -> None:
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_pt2e_looks_for_an_example_where_there_is_none(fit: Fit, tmp_path: Path, monkeypatch: Any) -> None:
+    module = Tiny()
+    fit(module, callback("x86_inductor"), keeper(tmp_path / "kept"), max_epochs=2)
+    path = tmp_path / "kept" / "last.ckpt"
+    monkeypatch.setattr(choice, "annotate", None)
+
+    def test(name: str) -> Tiny:
+        tested, trainer = Tiny(), make_trainer(tmp_path, callback(name), keeper(tmp_path / "unused"))
+        trainer.test(tested, val_loader(), ckpt_path=path, verbose=False)
+        return tested
+
+    assert plan_of(test("x86_inductor").model) == plan_of(module.model)
+    with pytest.raises(ValueError, match="prepared with another qconfig"):
+        test("xnnpack")
+
+
+def test_pt2e_asks_for_an_example(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"self\.example_input_array = torch\.rand"):
-        fit(Tiny(), callback("x86_inductor"))
+        make_trainer(tmp_path, callback("x86_inductor"), limit_val_batches=0).fit(Tiny(), train_loader(), val_loader())
+
+
+def test_pt2e_from_yaml(run_lq: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    qconfig = {"backend": "pt2e", "quantizer": "x86_inductor"}
+    config = {
+        "trainer": {
+            "accelerator": "cpu",
+            "fast_dev_run": True,
+            "callbacks": [{"class_path": "lq.QATCallback", "init_args": {"qconfig": qconfig}}],
+        },
+        "model": {"class_path": "lq.models.DigitsClassifier", "init_args": {"width": 4}},
+        "data": {"class_path": "lq.data.DigitsDataModule"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        run_lq("fit", "--config", "run.yaml")
+    assert "qconfig pt2e x86_inductor: 10 of 10 layers quantized" in caplog.text

@@ -20,11 +20,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lq.analysis.auto_exclude import AutoExclude
-from lq.backends.prepare import plan_of, prepare, qconfig_of
+from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of
 from lq.callback import QATCallback, exclusions
-from lq.checkpoint import load_checkpoint, read_entry
+from lq.checkpoint import Checkpoint, load_checkpoint
 from lq.console import BatchCounter
-from lq.evaluation import Judge
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
@@ -88,7 +87,7 @@ def test_the_planted_layer_stays_in_float_and_everybody_knows(trained: tuple[Pat
     assert found.exclusions.layers == (BAD,)
     assert float_layers(module) == [BAD]
     assert found.qconfig == PER_TENSOR, "the user's own stays as it is"
-    assert read_entry(path).qconfig.exclude == (BAD,)
+    assert Checkpoint.read(path).entry.qconfig.exclude == (BAD,)
     assert found.deployment is not None
     assert found.deployment.directory is not None
     manifest = json.loads((found.deployment.directory / "lq.json").read_text())
@@ -123,7 +122,7 @@ def test_no_second_analysis(
         module = Planted()
         trainer.fit(module, loader(), loader(), ckpt_path=path, **(WEIGHTS_ONLY if how == "weights only" else {}))
         assert trainer.current_epoch == 2
-        assert read_entry(tmp_path / "again" / "last.ckpt").qconfig.exclude == (BAD,)
+        assert Checkpoint.read(tmp_path / "again" / "last.ckpt").entry.qconfig.exclude == (BAD,)
     assert float_layers(module) == [BAD]
     assert again.exclusions is None
 
@@ -238,16 +237,18 @@ def test_all_processes_exclude_what_the_first_has_found(tmp_path: Path) -> None:
     assert (done.stdout + done.stderr).count("lq: auto_exclude: quantization takes") == 1
 
 
-@pytest.mark.filterwarnings("ignore:lq. auto_exclude cannot tell")  # outside of a run
-def test_an_error_in_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_first_process_ends_all() -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(exclusions, "_loaders", lambda *_: [])
     trainer: Any = SimpleNamespace(
         is_global_zero=True, strategy=SimpleNamespace(broadcast=lambda outcome: sent.append(outcome) or outcome)
     )
-    with pytest.raises(AttributeError):  # of None, which is no module
-        exclusions._find_together(trainer, None, "", PER_TENSOR, LIMITS, Judge())  # type: ignore[arg-type]
-    assert isinstance(sent[0], AttributeError)
+
+    def fail() -> Any:
+        raise KeyError("here")
+
+    with pytest.raises(KeyError, match="here"):
+        exclusions._find_together(trainer, fail)
+    assert isinstance(sent[0], KeyError)
 
 
 @pytest.mark.parametrize("value", [True, {"max_drop": 1.0}], ids=str)
@@ -267,12 +268,26 @@ def test_one_line_of_yaml(run_lq: Any, tmp_path: Path, value: Any, caplog: pytes
     assert "lq: auto_exclude: nothing" in caplog.text
 
 
-def test_a_module_that_was_only_validated_has_not_been_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_before_its_first_fit_a_module_stays_float(tmp_path: Path, verb: str) -> None:
     module, found = Planted(), callback()
     trainer = make_trainer(tmp_path, found, max_epochs=1)
+    getattr(trainer, verb)(module, loader(), verbose=False)
+    assert not is_prepared(module.model)
+    trainer.save_checkpoint(tmp_path / "float.ckpt")
+    assert "lq" not in torch.load(tmp_path / "float.ckpt", weights_only=True)
+    trainer.fit(module, loader(), loader())
+    assert float_layers(module) == [BAD]
     trainer.validate(module, loader(), verbose=False)
-    with pytest.raises(ValueError, match=r"this Planted was prepared for QAT before and never trained.*Fit first"):
-        trainer.fit(module, loader(), loader())
+    assert "qat/fake/accuracy" in trainer.callback_metrics
+
+
+def test_a_module_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> None:
+    module = Planted()
+    make_trainer(tmp_path, callback(False)).validate(module, loader(), verbose=False)
+    make_trainer(tmp_path, callback()).validate(module, loader(), verbose=False)
+    with pytest.raises(ValueError, match=r"this Planted was prepared for QAT before and never trained.*Fit a new"):
+        make_trainer(tmp_path, callback()).fit(module, loader(), loader())
 
 
 def test_a_module_is_looked_at_once_even_if_nothing_came_of_it(tmp_path: Path) -> None:
@@ -311,11 +326,6 @@ def test_the_bars_are_shown_if_those_of_the_run_are(fit: Fit, monkeypatch: pytes
     fit(Tiny(), callback(qconfig="portable"), max_epochs=1, enable_progress_bar=False)
     assert ("lq: calibrating", False) in shown
     assert not any(is_shown for _, is_shown in shown)
-
-
-def test_a_checkpoint_that_cannot_be_found_is_said() -> None:
-    with pytest.warns(UserWarning, match="auto_exclude cannot tell which checkpoint"):
-        assert exclusions._checkpoint_to_load(SimpleNamespace()) == {}  # type: ignore[arg-type]
 
 
 def test_a_dev_run_looks_at_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import fx
 
-from lq.backends.prepare import is_prepared, state_of
+from lq.backends.prepare import is_prepared, prepare, state_of
 from lq.callback.progress import position_of
 from lq.schedule import Position, QATSchedule
 from tests.callback.conftest import Fit
@@ -193,3 +193,17 @@ def test_position_counts_accumulated_steps(fit: Fit) -> None:
 
     fit(Tiny(), qat(), Positions(), max_epochs=1, accumulate_grad_batches=2, gradient_clip_val=0.1)
     assert [(p.epoch, p.step, p.steps_per_epoch) for p in seen] == [(0, 0, 2), (1 / 3, 0, 2), (2 / 3, 1, 2)]
+
+
+def test_one_callback_may_train_several_modules(fit: Fit) -> None:
+    class Other(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = prepare(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)))  # before the callback
+
+    callback = qat()
+    fit(Tiny(), callback, max_epochs=1)
+    assert callback.deployment is not None
+    assert "fp32" in callback.deployment.results
+    fit(Other(), callback, max_epochs=1)
+    assert "fp32" not in callback.deployment.results, "nobody has a float copy of that one"

@@ -244,6 +244,14 @@ def test_torch_compile(fit: Fit, how: str, sanity: int) -> None:
     assert torch.isfinite(state_of(module.model).min_val).all()
 
 
+def test_compiled_code_runs_again_behind_a_validation_on_its_own(tmp_path: Any) -> None:
+    module: Any = torch.compile(Tiny(), backend="eager")
+    make_trainer(tmp_path, qat()).validate(module, val_loader(), verbose=False)
+    compiled: list[Any] = []
+    torch.compile(lambda x: x + 1, backend=lambda graph, _: compiled.append(graph) or graph.forward)(torch.ones(2))
+    assert compiled
+
+
 def test_compiled_steps_are_those_of_eager_code(fit: Fit) -> None:
     weights = []
     for compiled in (False, True):
@@ -317,3 +325,11 @@ def test_checkpoint_by_the_float_figure_of_the_first_epoch(fit: Fit, tmp_path: A
     kept = keeper(tmp_path / "kept", monitor="qat/fp32/accuracy", mode="max")
     fit(Tiny(), qat(start=1), kept, max_epochs=4)
     assert "epoch=1" in kept.best_model_path
+
+
+def test_a_validation_on_its_own_asks_for_no_figure(tmp_path: Any) -> None:
+    module, kept = Tiny(), keeper(tmp_path / "kept", monitor="qat/ranges/saturated_max")
+    trainer = make_trainer(tmp_path, qat(), kept, max_epochs=1)
+    trainer.fit(module, train_loader(), val_loader())
+    assert kept.best_model_path
+    assert "qat/fake/accuracy" in trainer.validate(module, val_loader(), verbose=False)[0]

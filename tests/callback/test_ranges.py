@@ -11,8 +11,8 @@ import torch
 
 from lq.analysis.ranges import activation_scales, range_statistics, range_summary
 from lq.callback import QATCallback
-from lq.callback.ranges import PREFIX
-from lq.checkpoint import read_entry
+from lq.checkpoint import Checkpoint
+from lq.console import FOR_LOGGERS as PREFIX
 from lq.report.history import read_history
 from lq.report.plots import plot_learning_rate, plot_metric, plot_scale_drift
 from lq.schedule import QATSchedule
@@ -95,7 +95,7 @@ def test_the_history_goes_on_where_a_run_was_broken_off(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, again, keeper(tmp_path / "again"), max_epochs=5, limit_train_batches=2)
     with pytest.warns(UserWarning, match="The dirpath has changed"):
         trainer.fit(Tiny(), train_loader(), val_loader(), ckpt_path=kept.last_model_path)
-    history = read_entry(tmp_path / "again" / "last.ckpt").history
+    history = Checkpoint.read(tmp_path / "again" / "last.ckpt").entry.history
     assert [row["epoch"] for row in history if "qat/scale/input_1" in row] == [1, 2, 3, 4]
     assert [row["epoch"] for row in history if "qat/fake/accuracy" in row] == [1, 2, 3, 4]
     for plot in (plot_metric, plot_learning_rate, plot_scale_drift):
