@@ -7,9 +7,11 @@ model on this machine.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +61,24 @@ def compiled_model(path: Path, signature: Signature, threads: int | None) -> Fla
 
 
 def _compile(path: Path, threads: int | None) -> Any:
-    import openvino
-
     # On CPUs with bfloat16 OpenVINO would compute what is not int8 in that.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(path, "CPU", options)
+    return _core(os.getpid()).compile_model(path, "CPU", options)
+
+
+@cache
+def _core(process: int) -> Any:
+    """One for the whole process, which is never given up.
+
+    On CPUs with AMX every Core of OpenVINO 2026.4 lays a stack of its own under the thread's signal handlers. Two that
+    go in the order in which they came leave the handlers on memory that is gone, and the next signal, such as that of
+    a DataLoader's worker that ends, kills the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _precisions(compiled: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,26 @@ def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
     assert got.keys() == expected.keys()
     assert sqnr(expected["logits"], got["logits"]) >= 30
     assert info["float_layers"] == []
+
+
+MODELS_THAT_COME_AND_GO = """
+import gc, signal, subprocess, sys
+from pathlib import Path
+from lq.export.openvino import compiled_model
+
+signal.signal(signal.SIGCHLD, lambda *_: print("a child ended"))  # as torch's DataLoader does for its workers
+first, second = (compiled_model(Path(sys.argv[1]), None, 1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+subprocess.run([sys.executable, "-c", ""])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGCHLD")
+def test_signals_still_arrive_when_models_have_gone(exported: Exported) -> None:
+    command = [sys.executable, "-c", MODELS_THAT_COME_AND_GO, str(exported[3] / FILE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"died of signal {-done.returncode}: {done.stderr}"
+    assert "a child ended" in done.stdout
