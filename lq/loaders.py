@@ -95,18 +95,12 @@ def _indices(sampler: Any) -> Sequence[int] | None:
 
 
 def _over(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
-    """The loader with another sampler behind its batches."""
-    draws: dict[str, Any] = {"batch_size": None, "sampler": sampler}
+    """The loader with another sampler behind its batches; of a subclass, with all that it does to them."""
+    twin = copy.copy(loader)
+    changes: dict[str, Any] = {"sampler": sampler, "pin_memory": False, "persistent_workers": False, "_iterator": None}
     if loader.batch_sampler is not None:
-        batch_sampler = copy.copy(loader.batch_sampler)
-        batch_sampler.sampler = sampler  # type: ignore[attr-defined]
-        draws = {"batch_sampler": batch_sampler}
-    return DataLoader(
-        loader.dataset,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        **draws,
-    )
+        changes["batch_sampler"] = copy.copy(loader.batch_sampler)
+        changes["batch_sampler"].sampler = sampler
+    # A DataLoader refuses assignments, for the sake of an iterator that may be under way; a copy has none.
+    twin.__dict__.update(changes)
+    return twin

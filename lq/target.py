@@ -192,27 +192,3 @@ def float_state(prepared: nn.Module) -> dict[str, Any]:
 def is_grafted(module: nn.Module, name: str) -> bool:
     """Whether the target is prepared already."""
     return is_prepared(target_of(module, name))
-
-
-def detached_copy(module: LightningModule) -> LightningModule:
-    """A deep copy without its trainer, on the CPU."""
-    trainer: Any = module._trainer
-    module._trainer = None
-    try:
-        twin = copy.deepcopy(module).cpu()
-    finally:
-        module._trainer = trainer
-    # Lightning (2.6) caches where each metric sits by the identity of the original's metrics.
-    twin.__dict__["_metric_attributes"] = None
-    _uncompile(twin)
-    return twin
-
-
-def _uncompile(twin: LightningModule) -> None:
-    """Cut a copy off from compiled code, which still runs the original (Lightning 2.6 copies it along)."""
-    for part in twin.modules():
-        part.__dict__.pop("_compiled_call_impl", None)
-    if twin.__dict__.get("_compiler_ctx") is not None:
-        twin.__dict__["_compiler_ctx"] = None
-        for step in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
-            twin.__dict__.pop(step, None)

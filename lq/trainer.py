@@ -20,6 +20,7 @@ from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
 from lq.checkpoint import Checkpoint
 from lq.deploy import Baseline, deploy
+from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.bench import bench
 from lq.export.delivery import Deployment, Order
@@ -30,7 +31,7 @@ from lq.report.bench import print_bench
 from lq.report.layers import print_layers, write_layers
 from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
-from lq.target import detached_copy, prepared_graph, target_of
+from lq.target import prepared_graph, target_of
 from lq.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
 from lq.verbs import (
     beside,

@@ -18,11 +18,12 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from lq.detached import detached_copy
 from lq.export.signature import Inputs
 from lq.loaders import spread, undistributed
 from lq.metrics.comparison import keep_local
 from lq.tap import Tap, on_cpu
-from lq.target import detached_copy, target_of
+from lq.target import target_of
 
 _AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
 

@@ -18,12 +18,13 @@ from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
 from lq.checkpoint import Checkpoint
 from lq.checkpoint_entry import CheckpointEntry
+from lq.detached import detached_copy
 from lq.export.delivery import Order
 from lq.loaders import training_batches
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.qconfig import QConfig
 from lq.report.history import read_history
-from lq.target import detached_copy, graft, target_of
+from lq.target import graft, target_of
 from lq.validation import Sample, call_sample, samples_of
 
 

@@ -115,3 +115,22 @@ def test_several_loaders_come_one_after_another(loaders: Any) -> None:
 
     batches = list(training_batches(Several()))
     assert [len(images) for images, _ in batches] == [8, 8, 8]
+
+
+class Hundredfold(DataLoader[Any]):
+    """Changes its batches."""
+
+    def __iter__(self) -> Any:
+        for x, y in super().__iter__():
+            yield 100 * x, y
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_changes_its_batches_still_does(workers: int) -> None:
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "batch_size": 4}
+    loader = Hundredfold(make_data(24), **options)
+    first = next(iter(loader))[0]
+    (x, _), (last, _) = list(spread(loader, 2))
+    assert torch.equal(x[0], first[0])
+    assert torch.equal(last[-1], 100 * make_data(24)[23][0])
+    assert len(list(loader)) == 6, "the loader itself is as it was"

@@ -8,12 +8,10 @@ import lightning as L
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import prepare, set_phase
 from lq.target import (
-    detached_copy,
     find_target,
     float_state,
     graft,
@@ -140,32 +138,6 @@ def test_prepared_name(make: Any) -> None:
     name = find_target(module)
     graft(module, name, prepare(target_of(module, name)))
     assert prepared_name(module) == name
-
-
-def test_detached_copy_leaves_the_trainer_behind() -> None:
-    module = Tiny()
-    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    twin = detached_copy(module)
-    assert twin._trainer is None
-    assert module.trainer is not None
-    assert twin.model is not module.model
-
-
-@pytest.mark.parametrize("how", ["module.compile()", "torch.compile(module)"])
-def test_detached_copy_of_a_compiled_module_runs_its_own_weights(how: str) -> None:
-    module: Any = Tiny().eval()
-    if how == "module.compile()":
-        module.compile(backend="eager")
-    else:
-        module = from_compiled(torch.compile(module, backend="eager"))
-    x = torch.randn(2, 1, 6, 6)
-    module(x)
-    twin = detached_copy(module)
-    with torch.no_grad():
-        next(twin.parameters()).add_(1.0)
-    batch = x, torch.zeros(2, dtype=torch.int64)
-    assert not torch.equal(twin(x), module(x))
-    assert not torch.equal(twin.training_step(batch, 0), module.training_step(batch, 0))
 
 
 def test_float_state_of_a_net_is_that_of_the_float_net() -> None:

@@ -14,13 +14,14 @@ from lq.analysis.sqnr import sqnr_per_layer
 from lq.callback.best import load_best
 from lq.callback.progress import close_progress_bar
 from lq.deploy import Baseline, deploy
+from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.delivery import Deployment, Order
 from lq.export.signature import Inputs
 from lq.report.pictures import can_draw, log_pictures
 from lq.report.table import print_table
 from lq.schedule import QATSchedule
-from lq.target import detached_copy, prepared_graph
+from lq.target import prepared_graph
 
 
 def deploy_best(

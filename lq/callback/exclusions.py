@@ -22,6 +22,7 @@ from lq.callback.processes import others_wait
 from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.core.collective import alone
+from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.metrics import targets_of
 from lq.metrics.comparison import AnyMetric
@@ -30,7 +31,7 @@ from lq.ptq.calibrate import calibrate
 from lq.ptq.static import with_histograms
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
-from lq.target import detached_copy, is_grafted, target_of
+from lq.target import is_grafted, target_of
 from lq.validation import call_sample, labels_of, validation_samples
 
 _WHO = "auto_exclude"

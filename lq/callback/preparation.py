@@ -16,10 +16,11 @@ from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.example import declared_example, early_validation_loaders, validation_example
 from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
+from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.artifact import check_writable
 from lq.qconfig import QConfig
-from lq.target import detached_copy, find_target, graft, is_grafted, target_of
+from lq.target import find_target, graft, is_grafted, target_of
 
 
 def choose_target(module: LightningModule, target: str | None) -> str:

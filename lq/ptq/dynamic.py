@@ -13,8 +13,8 @@ from torch import nn
 from lq.backends.int8 import quantized_engine
 from lq.backends.prepare import is_prepared
 from lq.deprecations import quiet_torch_ao, quiet_torchscript
+from lq.detached import detached_copy
 from lq.qconfig import PRESETS
-from lq.target import detached_copy
 
 DYNAMIC_LAYERS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Linear": nn.Linear}
 

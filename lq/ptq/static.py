@@ -12,12 +12,13 @@ from torch import fx, nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare
+from lq.detached import detached_copy
 from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
 from lq.qconfig import QConfig, as_qconfig
-from lq.target import detached_copy, find_target, graft, prepared_graph, target_of
+from lq.target import find_target, graft, prepared_graph, target_of
 
 
 @dataclass(frozen=True)

@@ -363,3 +363,18 @@ def test_what_cannot_be_traced_is_quantized_in_part(fit: Fit) -> None:
         for x in torch.randn(16, 2, 1, 6, 6):
             torch.testing.assert_close(int8(x), module.eval()(x), rtol=0, atol=0.1)
     assert taken == {True, False}, "one branch only"
+
+
+class KeepsItsLoss(Tiny):
+    """As many do to look at it later: a tensor with its graph, which cannot be copied."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.last = super().training_step(batch, batch_idx)
+        return self.last
+
+
+def test_a_module_may_keep_what_cannot_be_copied(fit: Fit) -> None:
+    callback = qat()
+    fit(KeepsItsLoss(), callback, max_epochs=1)
+    assert callback.deployment is not None
+    assert callback.deployment.results["torch"].keys() == {"accuracy"}

@@ -1,0 +1,61 @@
+"""A copy of the user's module that may run beside the original, outside of its Trainer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def detached_copy(module: LightningModule) -> LightningModule:
+    """A deep copy without its trainer, on the CPU.
+
+    What Python cannot copy, such as a lock or the client of a service, both have in common; a tensor that was kept with
+    its graph, such as the last loss, loses that in the copy.
+    """
+    trainer: Any = module._trainer
+    module._trainer = None
+    try:
+        twin = _deep_copy(module).cpu()
+    finally:
+        module._trainer = trainer
+    # Lightning (2.6) caches where each metric sits by the identity of the original's metrics.
+    twin.__dict__["_metric_attributes"] = None
+    _uncompile(twin)
+    return twin
+
+
+def _deep_copy(module: LightningModule) -> LightningModule:
+    try:
+        return copy.deepcopy(module)
+    except Exception:  # whatever the user's attributes raise
+        return copy.deepcopy(module, _stand_ins(module))
+
+
+def _stand_ins(module: LightningModule) -> dict[int, Any]:
+    """What a copy gets in the place of attributes that cannot be copied, by their identity."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            graphs = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.is_leaf]
+            memo |= {id(tensor): tensor.detach().clone() for tensor in graphs}
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:
+                memo[id(value)] = value
+    return memo
+
+
+def _uncompile(twin: LightningModule) -> None:
+    """Cut a copy off from compiled code, which still runs the original (Lightning 2.6 copies it along)."""
+    for part in twin.modules():
+        part.__dict__.pop("_compiled_call_impl", None)
+    if twin.__dict__.get("_compiler_ctx") is not None:
+        twin.__dict__["_compiler_ctx"] = None
+        for step in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            twin.__dict__.pop(step, None)
