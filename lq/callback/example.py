@@ -96,7 +96,8 @@ def validation_example(module: LightningModule, name: str, judge: Judge) -> Inpu
     """
     if judge.loaders is None:
         return None
-    samples = validation_samples(module, name, judge.loaders, judge.datamodule, lambda batch: None, 1)
+    with isolate_rng():
+        samples = validation_samples(module, name, judge.loaders, judge.datamodule, lambda batch: None, 1)
     return samples[0].inputs if samples else None
 
 

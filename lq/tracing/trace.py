@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from lq.core.fake_quantize import ModeSwitch, TrainingFlag
 from lq.core.modes import modes_kept
+from lq.tracing.arguments import give_input_by_position
 from lq.tracing.errors import UntraceableError
 from lq.tracing.inplace import read_results_of_inplace_operations
 from lq.tracing.modes import STATE, merge_modes
@@ -81,7 +82,9 @@ def _trace_both_modes(
         graph, constants = trace_once(root.train(), optional, leaves)
         eval_graph, _ = trace_once(root.eval(), optional, leaves)
     merge_modes(graph, eval_graph)
-    read_results_of_inplace_operations(graph, dict(root.named_modules()))
+    modules = dict(root.named_modules())
+    give_input_by_position(graph, modules)
+    read_results_of_inplace_operations(graph, modules)
     return graph, constants
 
 
