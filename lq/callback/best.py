@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -27,11 +27,12 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
     key = f"{name}.qat_state._extra_state" if name else "qat_state._extra_state"
     paths = list(_best_first(trainer))
     for path in paths:
-        # Written by this very run, so it may hold whatever the user's hyperparameters are.
-        saved = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+        with get_filesystem(path).open(path, "rb") as file:
+            # Written by this very run, so it may hold whatever the user's hyperparameters are.
+            saved = torch.load(file, map_location="cpu", weights_only=False)["state_dict"]
         if saved.get(key, {}).get("fake_quant", False):
             module.load_state_dict(saved, strict=module.strict_loading)
-            return str(path)
+            return path
     if paths:
         rank_zero_info(
             f"lq: the best checkpoint, {paths[0]}, is from before QAT started; converting the last weights. "
@@ -40,11 +41,12 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
     return LAST
 
 
-def _best_first(trainer: Trainer) -> Iterator[Path]:
+def _best_first(trainer: Trainer) -> Iterator[str]:
+    """Paths or URLs of what the first ModelCheckpoint with a monitor has kept."""
     checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     if not checkpoints:
         return
     kept = checkpoints[0].best_k_models
     ranked = sorted(kept, key=lambda path: float(kept[path]), reverse=checkpoints[0].mode == "max")
     best = checkpoints[0].best_model_path
-    yield from (Path(path) for path in dict.fromkeys([best, *ranked]) if path and Path(path).is_file())
+    yield from (path for path in dict.fromkeys([best, *ranked]) if path and get_filesystem(path).isfile(path))

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchmetrics
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -75,6 +75,13 @@ def test_best_checkpoint_is_deployed(fit: Fit, tmp_path: Path) -> None:
     fit(Scores([1, 3, 2]), callback, checkpoint)
     assert "epoch=1" in checkpoint.best_model_path
     _assert_weights(callback, checkpoint.best_model_path)
+    assert _manifest(callback)["weights"] == checkpoint.best_model_path
+
+
+def test_best_checkpoint_may_lie_elsewhere(fit: Fit) -> None:
+    callback, checkpoint = qat(), ModelCheckpoint("memory://kept", monitor="score", mode="max")
+    fit(Scores([1, 3, 2]), callback, checkpoint)
+    assert "epoch=1" in checkpoint.best_model_path
     assert _manifest(callback)["weights"] == checkpoint.best_model_path
 
 
