@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from lq.models.image_classifier import ImageClassifier
 from lq.models.optimizer import OptimizerConfig
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
+from lq.validation import quiet_lightning
 
 BACKENDS = {
     "fx": QConfig(),
@@ -78,9 +78,8 @@ def _options() -> argparse.ArgumentParser:
 
 def fidelity(epochs: int) -> list[Row]:
     """One row for every artifact of every backend."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data, module = DigitsDataModule(), _classifier(AnnotatedMobileNetV2(16))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, quiet_lightning(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _trainer(folder, 2 * epochs).fit(module, data)
         return [row for name in BACKENDS for row in _fidelity(name, copy.deepcopy(module.model), data, folder, epochs)]

@@ -1,11 +1,11 @@
 """Judge QAT recipes for Fashion-MNIST on the 10,000 test images: FP32, PTQ of several kinds, QAT, what was exported.
 
     python recipes/fashion_mnist/compare.py                    # after the trainings, see README.md
-    python recipes/fashion_mnist/compare.py --train            # runs them first (an hour on two cores)
+    python recipes/fashion_mnist/compare.py --train --exporters torch onnx openvino pt2    # runs them first
     python recipes/fashion_mnist/compare.py recipes/fashion_mnist_4bit/mobilenet_v2_qat.yaml --report
 
 Prints one table per recipe and writes it to runs/<name>/comparison.json; --report also looks into the model, layer by
-layer (some minutes), and writes runs/<name>/report.html and overview.png.
+layer (some minutes), and writes runs/<name>/report.html and overview.png. The trainings take an hour on two cores.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", type=Path, default=sorted(HERE.glob("*_qat.yaml")))
     parser.add_argument("--train", action="store_true", help="run the float and QAT recipes first")
+    parser.add_argument("--exporters", nargs="+", metavar="NAME", help="for --train (default: those of the recipe)")
     parser.add_argument("--images", type=int, default=10_000, help="test images to use")
     parser.add_argument("--calibration", type=int, default=100, help="training batches to calibrate PTQ with")
     parser.add_argument("--report", action="store_true", help="also write an HTML report")
@@ -54,16 +55,17 @@ def main() -> None:
     options = parser.parse_args()
     for recipe in options.recipes:
         if options.train:
-            train(recipe)
+            train(recipe, options.exporters)
         judge(recipe, options)
 
 
-def train(recipe: Path) -> None:
+def train(recipe: Path, exporters: list[str] | None = None) -> None:
     """Run the recipe, and before it the float one that it starts from, if that has not been run."""
+    more = [f"--trainer.callbacks.exporters=[{','.join(exporters)}]"] if exporters else []
     weights = Path(yaml.safe_load(recipe.read_text())["model"]["init_args"]["weights"])
     float_recipe = HERE / f"{weights.stem.removeprefix('fashion_mnist_')}.yaml"
-    for path in ([] if weights.exists() else [float_recipe]) + [recipe]:
-        subprocess.run([sys.executable, "-m", "lq", "fit", "--config", str(path)], check=True)
+    for path, added in ([] if weights.exists() else [(float_recipe, [])]) + [(recipe, more)]:
+        subprocess.run([sys.executable, "-m", "lq", "fit", "--config", str(path), *added], check=True)
 
 
 def judge(recipe: Path, options: argparse.Namespace) -> None:
