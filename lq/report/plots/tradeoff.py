@@ -43,20 +43,25 @@ def plot_tradeoff(rows: Sequence[Row], metric: str | None = None) -> Figure:
     figure, axes = new_figure(2.8 * len(panels) + 0.6, 3.4, columns=len(panels))
     shown = [row for row in judged if any(row.get(key) is not None for key, _ in panels)]
     low, high = window([row["metrics"][metric] for row in shown])
-    for axis, (key, label) in zip(axes, panels, strict=True):
+    for axis, (key, cost) in zip(axes, panels, strict=True):
         for index, row in enumerate(shown):
             if row.get(key) is not None:
                 point = {"color": CYCLE[index % len(CYCLE)], "marker": MARKERS[index % len(MARKERS)]}
                 value = row["metrics"][metric]
-                height = min(max(value, low), high)
-                axis.scatter(row[key], height, s=72, label=row["model"], zorder=3, clip_on=False, **point)
-                if height != value:
-                    arrow = "\u2193" if value < low else "\u2191"
-                    axis.annotate(f"{arrow} {value:.4f}", (row[key], height), (8, 4), textcoords="offset points")
+                label = row["model"] + _beyond(value, low, high)
+                axis.scatter(row[key], min(max(value, low), high), s=72, label=label, zorder=3, clip_on=False, **point)
         axis.set_xlim(0, 1.12 * max(row[key] for row in shown if row.get(key) is not None))
         axis.locator_params(axis="x", nbins=5)
         axis.set_ylim(low, high)
-        axis.set_xlabel(label)
+        axis.set_xlabel(cost)
     axes[0].set_ylabel(metric.replace("_", " "))
     costs = " and ".join(label.partition(" ")[0] for _, label in panels)
     return finish(figure, f"{metric.replace('_', ' ')} against {costs}")
+
+
+def _beyond(value: float, low: float, high: float) -> str:
+    """For the legend: beside their points, on the edge, such figures would lie on top of each other."""
+    if low <= value <= high:
+        return ""
+    arrow = "\u2193" if value < low else "\u2191"
+    return f" ({arrow} {value:.4f})"

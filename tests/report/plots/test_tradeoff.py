@@ -28,6 +28,16 @@ def test_a_model_has_the_same_look_in_both_panels():
         assert (a.get_facecolor() == b.get_facecolor()).all()
 
 
+def test_what_lies_far_below_stands_on_the_edge_and_in_the_legend():
+    broken = [
+        {"model": name, "metrics": {"accuracy": value}, "size_mb": 3.6} for name, value in (("a", 0.1), ("b", 0.2))
+    ]
+    _, size = plot_tradeoff([*ROWS, *broken]).axes
+    shown = points(size)
+    assert shown["a (\u2193 0.1000)"] == shown["b (\u2193 0.2000)"] == (3.6, size.get_ylim()[0])
+    assert not size.texts
+
+
 def test_another_metric_can_be_chosen():
     _, size = plot_tradeoff(ROWS, "f1").axes
     assert points(size) == {"FP32": (14.0, 0.9)}
