@@ -60,6 +60,12 @@ class _Parser(LightningArgumentParser):
 class LQCLI(LightningCLI):
     """LightningCLI that writes one line an epoch where its output is not a terminal."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, as one of lq's own class, for which LightningCLI before 2.6 has no argument."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = _Parser
+        return parser
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and those of :class:`lq.trainer.QATTrainer`."""
@@ -85,7 +91,6 @@ def main() -> None:
     try:
         LQCLI(
             trainer_class=QATTrainer,
-            parser_class=_Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
