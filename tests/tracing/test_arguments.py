@@ -35,6 +35,8 @@ OPERATIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "relu": lambda net, y: net.relu(input=y),
     "function": lambda net, y: F.relu6(input=y, inplace=True),
     "cat": lambda net, y: torch.cat(tensors=[y, y], dim=1)[:, 2:6],
+    "max_pool": lambda net, y: F.max_pool2d(input=y, kernel_size=2),
+    "where": lambda net, y: torch.where(condition=y > 0, input=y, other=0.5 * y),
     "mean": lambda net, y: torch.mean(input=y, dim=(2, 3), keepdim=True),
 }
 
