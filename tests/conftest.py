@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,28 @@ class SecondChance:
 
     def __init__(self) -> None:
         self.given: set[str] = set()
+        self.pending: set[str] = set()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
         """Schedule it again, the first time."""
-        if crashitem not in self.given:
-            self.given.add(crashitem)
+        if crashitem in self.given:
+            return
+        self.given.add(crashitem)
+        with suppress(NotImplementedError):  # --dist loadfile and the like cannot
             sched.mark_test_pending(crashitem)
+            self.pending.add(crashitem)
             report.outcome = "crashed"  # type: ignore[assignment]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note what has run again."""
+        if report.outcome != "crashed":  # type: ignore[comparison-overlap]
+            self.pending.discard(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail if the second time never came, as when no more workers may be started."""
+        if self.pending:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Neither passed nor failed yet."""
