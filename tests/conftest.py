@@ -49,12 +49,13 @@ class SecondChance:
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Neither passed nor failed yet."""
-        return ("crashed, ran again", "C", "CRASHED") if report.outcome == "crashed" else None  # type: ignore[comparison-overlap]
+        return ("crashed", "C", "CRASHED") if report.outcome == "crashed" else None  # type: ignore[comparison-overlap]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Name them."""
-        for report in terminalreporter.stats.get("crashed, ran again", ()):
-            terminalreporter.write_line(f"CRASHED, RAN AGAIN {report.nodeid} ({report.longrepr})")
+        for report in terminalreporter.stats.get("crashed", ()):
+            ran = "NEVER RAN AGAIN" if report.nodeid in self.pending else "RAN AGAIN"
+            terminalreporter.write_line(f"CRASHED, {ran} {report.nodeid} ({report.longrepr})")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -64,3 +64,23 @@ def test_only_the_first_argument_moves() -> None:
     give_input_by_position(graph, {})
     assert [str(arg) for arg in call.args] == ["y"]
     assert {key: str(value) for key, value in call.kwargs.items()} == {"input": "x"}
+
+
+@pytest.mark.parametrize(
+    ("function", "first", "others"),
+    [
+        (torch.where, "condition", ["input", "other"]),
+        (torch.searchsorted, "sorted_sequence", ["input"]),
+        (torch.special.polygamma, "n", ["input"]),
+        (F.max_pool2d, "input", ["kernel_size"]),
+        (torch.cat, "tensors", []),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_it_is_what_the_function_takes_first(function: Any, first: str, others: list[str]) -> None:
+    graph = fx.Graph()
+    given = {name: graph.placeholder(name) for name in [*others, first]}
+    call = graph.call_function(function, (), given)
+    give_input_by_position(graph, {})
+    assert call.args == (given.pop(first),)
+    assert call.kwargs == given
