@@ -61,6 +61,7 @@ def compare(
         ValueError: if there are no data, or the metric does not fit them.
 
     Example:
+        >>> import torch
         >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(64, 4)
         >>> rows = compare(net, [x], [(x, net(x).argmax(1))], options=CompareOptions(seconds=0.01))
         >>> [row["model"] for row in rows][:3]
