@@ -79,7 +79,7 @@ def test_only_the_first_argument_moves() -> None:
 )
 def test_it_is_what_the_function_takes_first(function: Any, first: str, others: list[str]) -> None:
     graph = fx.Graph()
-    given = {name: graph.placeholder(name) for name in [*others, first]}
+    given: dict[str, Any] = {name: graph.placeholder(name) for name in [*others, first]}
     call = graph.call_function(function, (), given)
     give_input_by_position(graph, {})
     assert call.args == (given.pop(first),)
