@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -37,15 +38,17 @@ def _deep_copy(module: LightningModule) -> LightningModule:
 
 def _stand_ins(module: LightningModule) -> dict[int, Any]:
     """What a copy gets in the place of attributes that cannot be copied, by their identity."""
+    # What leads back to a part of the module, such as a hook that is one of its methods, can be copied with it.
+    parts = {id(part): part for part in chain(module.modules(), module.parameters())}
     memo: dict[int, Any] = {}
     for part in module.modules():
         for name, value in vars(part).items():
-            if name in ("_parameters", "_buffers", "_modules"):
+            if name in ("_parameters", "_modules", "_trainer"):
                 continue
             graphs = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.is_leaf]
             memo |= {id(tensor): tensor.detach().clone() for tensor in graphs}
             try:
-                copy.deepcopy(value, dict(memo))
+                copy.deepcopy(value, parts | memo)
             except Exception:
                 memo[id(value)] = value
     return memo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,38 @@ class SecondChance:
 
     def __init__(self) -> None:
         self.given: set[str] = set()
+        self.pending: set[str] = set()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
         """Schedule it again, the first time."""
-        if crashitem not in self.given:
-            self.given.add(crashitem)
+        if crashitem in self.given:
+            return
+        self.given.add(crashitem)
+        with suppress(NotImplementedError):  # --dist loadfile and the like cannot
             sched.mark_test_pending(crashitem)
+            self.pending.add(crashitem)
             report.outcome = "crashed"  # type: ignore[assignment]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note what has run again."""
+        if report.outcome != "crashed":  # type: ignore[comparison-overlap]
+            self.pending.discard(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail if the second time never came, as when no more workers may be started."""
+        if self.pending:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Neither passed nor failed yet."""
-        return ("crashed, ran again", "C", "CRASHED") if report.outcome == "crashed" else None  # type: ignore[comparison-overlap]
+        return ("crashed", "C", "CRASHED") if report.outcome == "crashed" else None  # type: ignore[comparison-overlap]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Name them."""
-        for report in terminalreporter.stats.get("crashed, ran again", ()):
-            terminalreporter.write_line(f"CRASHED, RAN AGAIN {report.nodeid} ({report.longrepr})")
+        for report in terminalreporter.stats.get("crashed", ()):
+            ran = "NEVER RAN AGAIN" if report.nodeid in self.pending else "RAN AGAIN"
+            terminalreporter.write_line(f"CRASHED, {ran} {report.nodeid} ({report.longrepr})")
 
 
 def pytest_configure(config: pytest.Config) -> None:

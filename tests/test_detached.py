@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.utilities.compile import from_compiled
-from torch import nn
+from torch import Tensor, nn
 
 from lq.detached import detached_copy
 from tests.tiny import Tiny
@@ -66,3 +66,28 @@ def test_what_cannot_be_copied_is_no_hindrance() -> None:
     assert twin.outputs[0]["loss"] is twin.last
     assert all(a is not b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
     assert isinstance(twin.model, nn.Sequential)
+
+
+class Listens(Keeps):
+    """Keeps what one of its layers gives, as a method of its own hears it: a buffer with a graph, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Tensor] = []
+        self.model[0].register_forward_hook(self.hear)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def hear(self, layer: nn.Module, args: Any, output: Tensor) -> None:
+        self.heard.append(output)
+        self.mean = output.mean()
+
+
+def test_a_copy_has_hooks_of_its_own() -> None:
+    module = Listens()
+    module.keep()
+    twin: Any = detached_copy(module)
+    twin.model[0].register_forward_hook(lambda *_: pytest.fail("the original has called what listens to its copy"))
+    module.keep()
+    assert (len(module.heard), len(twin.heard)) == (2, 1)
+    assert not twin.heard[0].requires_grad
+    assert float(twin.mean) == float(twin.heard[0].mean())

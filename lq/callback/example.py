@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lq.core.modes import modes_kept
+from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.signature import Inputs
 from lq.ptq.batches import first_inputs
@@ -115,12 +116,15 @@ def example_without_training(module: LightningModule, name: str, judge: Judge) -
     Raises:
         ValueError: if there are neither validation data nor an ``example_input_array``.
     """
-    example = validation_example(module, name, judge) or declared_example(module, name)
+    # It is on its accelerator, and perhaps in half precision; the data are not.
+    twin = detached_copy(module).float()
+    twin.example_input_array = on_cpu(module.example_input_array)
+    example = validation_example(twin, name, judge) or declared_example(twin, name)
     if example is None:
         raise ValueError(
             "This training was over when it was resumed, so nothing has called the quantized target, and without "
             "validation data there are no inputs to export with. Set example_input_array of "
-            f"{type(module).__name__}, or give the fit validation data."
+            f"{type(module).__name__} to what it can be called with, or give the fit validation data."
         )
     args, kwargs = on_cpu(example)
     return args, kwargs

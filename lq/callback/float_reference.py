@@ -36,7 +36,7 @@ class FloatReference:
         """Whether ``model`` holds, or will hold, the weights that QAT starts from."""
         return self.model is not None and self.has_weights
 
-    def forget_unless_fit(self, target: nn.Module) -> None:
+    def forget_unless_matching(self, target: nn.Module) -> None:
         """Forget a model whose weights are not those of this prepared target: a callback may serve several modules."""
         if self.model is not None and _shapes(self.model.state_dict()) != _shapes(float_state(target)):
             self.model = None

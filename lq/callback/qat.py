@@ -154,7 +154,7 @@ class QATCallback(Callback):
         float_model = prepare_target(trainer, pl_module, self._name, applied, judge)
         if float_model is not None:
             self._float = FloatReference(float_model)
-        self._float.forget_unless_fit(self._target(pl_module))
+        self._float.forget_unless_matching(self._target(pl_module))
         self.plan = plan_of(self._target(pl_module))
         if stage == "fit":
             rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")

@@ -21,7 +21,7 @@ def tidy(model: Any, dynamic: bool) -> None:
     Nodes of layers get the names of their modules, and the batch dimension its own; what the exporter notes of each
     node's origin goes, a quarter of the file of a small network. Every weight gets a zero point of
     its own: layers that share one are computed in float by OpenVINO 2026.4. The mean of an image becomes
-    GlobalAveragePool, which ONNX Runtime has for integers, other than ReduceMean.
+    GlobalAveragePool, which ONNX Runtime computes on integers, unlike ReduceMean.
 
     Args:
         model: an ``onnx.ModelProto`` whose weights are initializers with names ending in ".weight".
@@ -154,11 +154,11 @@ def _add_channels(graph: Any, conv: Any, activation: Any, weight: Any) -> None:
 
     name = f"{conv.name}.added_channels"
     graph.initializer.append(numpy_helper.from_array(np.array([0] * values.ndim + added), name))
-    integers, scale, zero_point = activation.input
+    integers, *grid = activation.input  # scale and zero point, which may be left out where it is 0
     padded, dequantized = f"{name}_padded", f"{name}_dequantized"
     place = list(graph.node).index(conv)
-    graph.node.insert(place, helper.make_node("Pad", [integers, name, zero_point], [padded], padded))
-    again = helper.make_node("DequantizeLinear", [padded, scale, zero_point], [dequantized], dequantized)
+    graph.node.insert(place, helper.make_node("Pad", [integers, name, *grid[1:]], [padded], padded))
+    again = helper.make_node("DequantizeLinear", [padded, *grid], [dequantized], dequantized)
     graph.node.insert(place + 1, again)
     conv.input[0] = dequantized
     taken = chain.from_iterable(node.input for node in graph.node)

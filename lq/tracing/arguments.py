@@ -6,9 +6,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from lq.tracing.ops import module_of
+
+# Of torch's functions without a signature: those whose "input" comes second.
+_FIRST: Mapping[Any, str] = {
+    torch.where: "condition",
+    torch.searchsorted: "sorted_sequence",
+    torch.polygamma: "n",
+    torch.special.polygamma: "n",
+}
 
 
 def give_input_by_position(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
@@ -44,8 +54,12 @@ def _first_parameter(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     module = module_of(node, modules)
     function: Any = node.target if module is None else module.forward
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # torch's built-in functions have no signature, and one of these names
-        return next((name for name in ("input", "tensors") if name in node.kwargs), "")
-    first = next(iter(parameters), None)
-    return first.name if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD else ""
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except (TypeError, ValueError):
+        return _FIRST.get(function) or next((name for name in ("input", "tensors") if name in node.kwargs), "")
+    if first is None:
+        return ""
+    # Such as F.max_pool2d, which passes all on to one of two functions.
+    if first.kind is first.VAR_POSITIONAL and getattr(function, "__module__", "") == F.__name__:
+        return "input"
+    return first.name if first.kind is first.POSITIONAL_OR_KEYWORD else ""

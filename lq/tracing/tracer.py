@@ -29,7 +29,8 @@ def require_default(value: Any, default: Any, name: str) -> None:
     if not is_default(value, default):
         raise ValueError(
             f"The model was traced with {name}={default!r}, but this call passes {name} as {type(value).__name__}. "
-            "Give prepare() an example that passes it (LightningModule.example_input_array, a dict for keywords)."
+            "Give prepare() an example that passes something else than the default "
+            "(LightningModule.example_input_array, a dict for keywords)."
         )
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import plan_of
 from lq.callback import QATCallback
-from lq.callback.example import declared_example
+from lq.callback.example import declared_example, example_without_training
+from lq.evaluation import Judge
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny
+from tests.tiny import Tiny, val_loader
 
 
 class Head(nn.Module):
@@ -101,3 +102,21 @@ def test_without_a_validation_the_validation_data_still_judge(fit: Fit) -> None:
     fit(Tiny(), callback, max_epochs=1, check_val_every_n_epoch=2, num_sanity_val_steps=0)
     assert callback.deployment is not None
     assert callback.deployment.results.keys() >= {"fp32", "fake", "torch"}
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float64], ids=str)
+def test_an_example_of_a_module_that_is_not_as_it_was(precision: torch.dtype) -> None:
+    module = Flattens()
+    expected = module.example_input_array.flatten(1)  # type: ignore[union-attr]
+    module.to(precision)
+    (x,), _ = example_without_training(module, "model", Judge())
+    assert torch.equal(x, expected)
+    (x,), _ = example_without_training(module, "model", Judge(val_loader()))
+    assert x.shape[1:] == (36,)
+
+
+def test_an_example_that_cannot_be_called_is_none() -> None:
+    module = Flattens()
+    module.example_input_array = torch.rand(2, 5)
+    with pytest.raises(ValueError, match="Set example_input_array of Flattens to what it can be called with"):
+        example_without_training(module, "model", Judge())

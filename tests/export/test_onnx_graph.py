@@ -157,3 +157,13 @@ def test_a_layer_that_is_called_twice_stays() -> None:
     model.graph.node[5].input[1] = "w1"
     align_channels(model)
     assert shapes_of_weights(model)["stem.weight"] == (16, 3, 3, 3)
+
+
+def test_a_zero_point_may_be_left_out() -> None:
+    model = first_layers()
+    del model.graph.node[0].input[2], model.graph.node[1].input[2]
+    expected = outputs_of(model)
+    align_channels(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert shapes_of_weights(model)["stem.weight"] == (16, 4, 3, 3)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))

@@ -35,6 +35,8 @@ OPERATIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "relu": lambda net, y: net.relu(input=y),
     "function": lambda net, y: F.relu6(input=y, inplace=True),
     "cat": lambda net, y: torch.cat(tensors=[y, y], dim=1)[:, 2:6],
+    "max_pool": lambda net, y: F.max_pool2d(input=y, kernel_size=2),
+    "where": lambda net, y: torch.where(condition=y > 0, input=y, other=0.5 * y),
     "mean": lambda net, y: torch.mean(input=y, dim=(2, 3), keepdim=True),
 }
 
@@ -62,3 +64,23 @@ def test_only_the_first_argument_moves() -> None:
     give_input_by_position(graph, {})
     assert [str(arg) for arg in call.args] == ["y"]
     assert {key: str(value) for key, value in call.kwargs.items()} == {"input": "x"}
+
+
+@pytest.mark.parametrize(
+    ("function", "first", "others"),
+    [
+        (torch.where, "condition", ["input", "other"]),
+        (torch.searchsorted, "sorted_sequence", ["input"]),
+        (torch.special.polygamma, "n", ["input"]),
+        (F.max_pool2d, "input", ["kernel_size"]),
+        (torch.cat, "tensors", []),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_it_is_what_the_function_takes_first(function: Any, first: str, others: list[str]) -> None:
+    graph = fx.Graph()
+    given: dict[str, Any] = {name: graph.placeholder(name) for name in [*others, first]}
+    call = graph.call_function(function, (), given)
+    give_input_by_position(graph, {})
+    assert call.args == (given.pop(first),)
+    assert call.kwargs == given

@@ -40,7 +40,7 @@ def _plan_of(traced: Traced) -> VendorPlan:
         raise ValueError(
             "backend='pt2e' exports the model, which takes an example of its inputs: lq.prepare(..., "
             "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
-            "LightningModule, if that is what the target takes."
+            "LightningModule, if it or its target can be called with that, or a fit that has validation data."
         )
     return annotate(traced.graph_module, make_quantizer(traced.qconfig), traced.example)
 
