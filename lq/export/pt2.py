@@ -29,7 +29,8 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         whether the batch is dynamic, and how many arguments the program takes by position and which by name.
     """
     program, dynamic = export_program(prepared, example)
-    program.example_inputs = None  # a batch of images would be most of the file
+    # A batch of images would be most of the file; torch 2.6 takes no None for the public attribute.
+    program._example_inputs = None
     torch.export.save(program, directory / FILE)
     args, kwargs = in_order(prepared, example)
     return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs)}
