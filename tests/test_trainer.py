@@ -118,6 +118,7 @@ def test_bench_prints_and_writes(
 def test_analyze_prints_and_writes(
     tmp_path: Path, trained: tuple[Path, QATCallback], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("matplotlib")
     out = tmp_path / "analysis"
     quiet_trainer(tmp_path).analyze(WithData(), ckpt_path=str(trained[0]), out=str(out))
     assert sorted(path.name for path in out.iterdir()) == [
@@ -219,6 +220,7 @@ def test_data_are_given_to_the_target_as_the_users_step_gives_them(tmp_path: Pat
 @pytest.fixture
 def quick_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The real study, with a short look at the clock; what it was given and what it found."""
+    pytest.importorskip("matplotlib")  # of its page
     seen: list[Any] = []
 
     def quick(*given: Any) -> Any:

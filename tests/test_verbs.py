@@ -12,6 +12,7 @@ from tests.tiny import Tiny, keeper, make_trainer, qat, train_loader, val_loader
 
 
 def test_history_is_the_log_with_the_scales_of_the_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     kept = keeper(tmp_path / "kept")
     trainer = make_trainer(tmp_path, qat(), kept, max_epochs=2)
     trainer.fit(Tiny(), train_loader(), val_loader())
