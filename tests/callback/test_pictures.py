@@ -31,6 +31,7 @@ class Images(Logger):
 
 
 def test_pictures_reach_a_logger_that_takes_them(fit: Fit) -> None:
+    pytest.importorskip("matplotlib")
     logger = Images()
     fit(Tiny(), qat(), max_epochs=2, logger=logger)
     assert logger.keys == ["qat/accuracy", "qat/learning_rate", "qat/scale_drift", "qat/sqnr"]
@@ -42,6 +43,7 @@ def test_other_loggers_cost_nothing(fit: Fit, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_server_that_is_away_costs_the_pictures_only(fit: Fit) -> None:
+    pytest.importorskip("matplotlib")
     callback = qat()
     with pytest.warns(UserWarning, match="lq: the pictures could not be logged: the server is away"):
         fit(Tiny(), callback, max_epochs=1, logger=Images(broken=True))

@@ -63,6 +63,7 @@ def test_figures_are_those_of_the_first_validation_batch_and_of_the_epoch(fit: F
 
 
 def test_each_activation_on_request_and_in_the_loggers_only(fit: Fit) -> None:
+    pytest.importorskip("matplotlib")
     trainer = fit(Tiny(), callback("tensors"), max_epochs=3)
     rows = read_history(trainer.log_dir or "")
     keys = {key for row in rows for key in row}
@@ -87,6 +88,7 @@ def test_without_validation_the_scales_are_watched(fit: Fit) -> None:
 
 
 def test_the_history_goes_on_where_a_run_was_broken_off(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     kept = keeper(tmp_path / "kept")
     make_trainer(tmp_path, callback(), kept, max_epochs=3, limit_train_batches=2).fit(
         Tiny(), train_loader(), val_loader()
