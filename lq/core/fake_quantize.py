@@ -35,6 +35,7 @@ class FakeQuantize(nn.Module):
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
         self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
+        self.number = -1  # among the quantizers of an instrumented module
         state.writers[slot] += 1
         self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
 
@@ -43,10 +44,16 @@ class FakeQuantize(nn.Module):
         """The absorbed activation: "none", "relu" or "relu6"."""
         return self.state.activations[self.slot]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` on the grid, any shape."""
+    def forward(self, x: Tensor, owned: bool | None = None, recomputing: bool = False) -> Tensor:
+        """``x`` on the grid.
+
+        Args:
+            x: floating tensor, any shape.
+            owned: whether nobody else needs ``x``; ``None`` is what the constructor was told.
+            recomputing: whether this was computed before, and has been observed then.
+        """
         qparams = None
-        if self.training and self.state.observer and x.numel() > 0:
+        if self.training and self.state.observer and not recomputing and x.numel() > 0:
             qparams = self.state.observe(self.slot, x)
         elif self.state.fake_quant:
             qparams = self.state.slot_qparams(self.slot)
@@ -55,7 +62,7 @@ class FakeQuantize(nn.Module):
         scale, low, high = qparams
         if self.scale is not None:
             return learned_fake_quantize(x, started_scale(self.scale, scale), low, high)
-        return fake_quantize(x, scale, low, high, self.owns_input)
+        return fake_quantize(x, scale, low, high, self.owns_input if owned is None else owned)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.scale is not None and f"{prefix}scale" not in state_dict:  # a float checkpoint: start anew

@@ -1,11 +1,4 @@
-"""What layers with quantized weights share: the grid of the weight, and BatchNorm folded where it pays.
-
-With one weight scale per output channel, folding BatchNorm commutes with fake quantization:
-``fq(w * g / sigma) = (g / sigma) * fq(w)``. So while the statistics move the layer is simply ``bn(conv(x, fq(w)))``,
-with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and
-bias, where that is less work. Per-tensor weights do not commute; there the folded weight is quantized,
-``fq(w * f) / f`` with ``f = g / sigma`` of the running statistics (Jacob et al., arXiv:1712.05877).
-"""
+"""A layer with a quantized weight as a module of a graph, alone or with the BatchNorm behind it."""
 
 from __future__ import annotations
 
@@ -17,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.core.functional import EPS
-from lq.core.lsq import learned_fake_quantize, started_scale
 from lq.core.state import QATState
-from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.weight_quantizer import WeightQuantizer, along_channels, fold_batch_norm
 from lq.specs import WeightSpec
 
 
@@ -32,9 +23,8 @@ class QATLayer(nn.Module):
     bias: Tensor | None
     weight_spec: WeightSpec
     weight_scale: nn.Parameter | None
+    quantizer: WeightQuantizer
     channel_axis = 0
-    _scale_is_set: bool
-    _memory: Scratch
 
     @classmethod
     def from_float(cls, module: nn.Module, spec: WeightSpec, state: QATState) -> QATLayer:
@@ -48,11 +38,9 @@ class QATLayer(nn.Module):
         for name in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[name] = copy.copy(module.__dict__[name])
         twin.__dict__["state"] = state  # not registered as a child
-        twin.weight_spec = spec
-        twin._scale_is_set, twin._memory = False, Scratch()
-        shape = twin._observed_scale(twin.weight).shape
-        scale = nn.Parameter(torch.zeros(shape, device=twin.weight.device)) if spec.learned_scale else None
-        twin.register_parameter("weight_scale", scale)
+        quantizer = WeightQuantizer(spec, twin.channel_axis, twin.weight)
+        twin.weight_spec, twin.__dict__["quantizer"] = spec, quantizer  # not a child: its scale is a parameter here
+        twin.register_parameter("weight_scale", quantizer.scale)
         return twin
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,71 +73,25 @@ class QATLayer(nn.Module):
         return _normalize_frozen(y, norm) if self.state.freeze_bn else cast(Tensor, bn(y))
 
     def _quantized(self, factor: Tensor | None = None, fold: bool = False) -> Tensor:
-        """The weight on its grid.
-
-        Args:
-            factor: what a BatchNorm multiplies each channel by; the grid of a per-tensor weight depends on it.
-            fold: whether to multiply by it.
-        """
-        spec, weight = self.weight_spec, self.weight
-        if factor is not None:
-            factor = self._along_channels(factor)
-        if factor is not None and not spec.per_channel:
-            constant = factor.detach()
-            quantized = self._on_grid(weight * constant) / constant
-        elif spec.learned_scale or spec.observer != "minmax":
-            quantized = self._on_grid(weight)
-        else:
-            memory = None if torch.compiler.is_compiling() else self._memory
-            scale = self._observed_scale(weight)
-            return fake_quantize_weight(weight, scale, factor if fold else None, memory).to(weight.dtype)
-        return (quantized * factor if fold and factor is not None else quantized).to(weight.dtype)
-
-    def _on_grid(self, weight: Tensor) -> Tensor:
-        spec, scale = self.weight_spec, self._scale(weight)
-        if spec.learned_scale or spec.observer != "minmax":  # such a scale may clip
-            return learned_fake_quantize(weight, scale, spec.quant_min, spec.quant_max)
-        return fake_quantize_weight(weight, scale)
+        """The weight on its grid; as :meth:`WeightQuantizer.quantized`."""
+        return self.quantizer.quantized(self.weight, self.training, factor, fold)
 
     def _observed_scale(self, weight: Tensor) -> Tensor:
-        return weight_scale(weight, self.weight_spec, self.channel_axis)
-
-    def _scale(self, weight: Tensor) -> Tensor:
-        """The observed scale, or the learned one; training starts that from the observed one."""
-        learned = self.weight_scale
-        if learned is None:
-            return self._observed_scale(weight)
-        if not self._scale_is_set:
-            observed = self._observed_scale(weight)
-            if not self.training:
-                return started_scale(learned, observed)
-            with torch.no_grad():
-                learned.copy_(torch.where(learned == 0, observed, learned))
-            self._scale_is_set = True
-        return started_scale(learned, EPS)
+        return self.quantizer.observed_scale(weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A float checkpoint has no learned scales: they start anew from its weights.
         if self.weight_scale is not None and f"{prefix}weight_scale" not in state_dict:
             state_dict = {**state_dict, f"{prefix}weight_scale": torch.zeros_like(self.weight_scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._scale_is_set = False
+        self.quantizer.forget()
 
     def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
         """What weight and bias become with ``bn`` folded in: a factor per channel and the new bias, in float32."""
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        factor = torch.rsqrt(bn.running_var.float() + bn.eps)
-        if bn.weight is not None:
-            factor = factor * bn.weight
-        factor = _away_from_zero(factor)
-        bias = (-bn.running_mean if self.bias is None else self.bias - bn.running_mean) * factor
-        return factor, bias if bn.bias is None else bias + bn.bias
+        return fold_batch_norm(bn, self.bias)
 
     def _along_channels(self, vector: Tensor) -> Tensor:
-        shape = [1] * self.weight.dim()
-        shape[self.channel_axis] = -1
-        return vector.reshape(shape)
+        return along_channels(vector, self.weight, self.channel_axis)
 
     @torch.no_grad()
     def integer_weight(self, bn: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -163,9 +105,9 @@ class QATLayer(nn.Module):
         if bn is not None:
             factor, bias = self._folding(bn)
         if self.weight_spec.per_channel or factor is None:
-            integers, scale = self._integers(weight)
+            integers, scale = self.quantizer.integers(weight)
         else:
-            integers, scale = self._integers(weight * self._along_channels(factor))
+            integers, scale = self.quantizer.integers(weight * self._along_channels(factor))
             factor = None
         if self.weight_spec.per_channel:
             scale = scale.flatten()
@@ -174,12 +116,6 @@ class QATLayer(nn.Module):
             scale = scale * factor.abs()
         return integers, scale, bias
 
-    def _integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self._observed_scale(weight)
-        if self.weight_scale is not None:
-            scale = started_scale(self.weight_scale.detach().to(weight.device), scale)
-        return quantize_weight(weight, scale, self.weight_spec.quant_max), scale
-
     def extra_repr(self) -> str:
         """The float layer's, and the grid of the weight."""
         return f"{super().extra_repr()}, weight={self.weight_spec}"
@@ -187,11 +123,6 @@ class QATLayer(nn.Module):
 
 def _normalize_frozen(y: Tensor, bn: _BatchNorm) -> Tensor:
     return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, training=False, eps=bn.eps)
-
-
-def _away_from_zero(factor: Tensor) -> Tensor:
-    """A channel whose BatchNorm weight is 0 still has to learn; 1e-12 instead is 0 to everything downstream."""
-    return torch.where(factor.abs() < 1e-12, factor + 1e-12, factor)
 
 
 def _kind(layer: QATLayer) -> str:

@@ -71,6 +71,8 @@ class QATState(Float32Buffers):
         self.writers = [0] * len(names)  # fake quantizers of each slot: usually one
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
         self._known: _Known | None = None
+        self.pinned: list[QParams] | None = None
+        self.waits = False
         self._unsearched = False
         self._learned = [slot for slot, spec in enumerate(specs) if spec.learned_scale]
         count = len(names)
@@ -94,6 +96,8 @@ class QATState(Float32Buffers):
 
     def slot_qparams(self, slot: int) -> QParams:
         """:meth:`qparams` of one slot."""
+        if self.pinned is not None:
+            return self.pinned[slot]
         self.settle()
         if torch.compiler.is_compiling():
             scale, low, high = compiled_step_and_ends(self.min_val, self.max_val, self._grid).unbind()
@@ -108,6 +112,10 @@ class QATState(Float32Buffers):
         """Scale and zero point of every slot, float32 of shape (slots,)."""
         self.settle()
         return scale_zero_point(self.min_val, self.max_val, self._grid)
+
+    def pin(self) -> list[QParams]:
+        """The qparams of now, for :attr:`pinned`: what is computed again has to be rounded as it was before."""
+        return self.pinned if self.pinned is not None else self.qparams()
 
     def settle(self) -> None:
         """Search the ranges of slots with histograms, if those changed since the last search."""
@@ -136,7 +144,7 @@ class QATState(Float32Buffers):
         """
         with torch.no_grad():
             low, high = (end.float() for end in self._range_of(slot, x.detach()))
-            earlier = self._batch[slot] if self.writers[slot] > 1 else None
+            earlier = self._batch[slot] if self.waits or self.writers[slot] > 1 else None
             if earlier is not None:
                 low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
             self._batch[slot] = (low, high)
@@ -153,11 +161,24 @@ class QATState(Float32Buffers):
 
     def forward(self, output: Any) -> Any:
         """Last node of a prepared graph: passes the model's output on and updates the ranges once per training step."""
+        self.end_of_call()
+        return output
+
+    def end_of_call(self) -> None:
+        """The model has been called: update the ranges, unless somebody else says when a step is over."""
+        if not self.waits:
+            self.end_of_step()
+
+    def end_of_step(self) -> None:
+        """Update the ranges by all calls since the last step; with several processes all of them have to call it.
+
+        Whoever trains may say when that is (:attr:`waits`), so that it need not be in a forward pass, which one process
+        may make more often than another.
+        """
         if self.training and self.observer:
             self.update()
         if self.training and self.fake_quant and self._learned:
             self._start_learned_scales()
-        return output
 
     @torch.no_grad()
     def update(self) -> None:
@@ -250,7 +271,7 @@ class QATState(Float32Buffers):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None, "_batch": [None] * len(self.names)}
+        return {**self.__dict__, "_known": None, "pinned": None, "_batch": [None] * len(self.names)}
 
     def extra_repr(self) -> str:
         """Number of slots and the flags."""

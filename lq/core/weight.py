@@ -130,9 +130,9 @@ class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_factor = None
-        if ctx.saved_tensors:
-            out, factor = ctx.saved_tensors
+        saved, grad_factor = ctx.saved_tensors, None  # read once: torch.utils.checkpoint gives them out once
+        if saved:
+            out, factor = saved
             if ctx.needs_input_grad[2]:
                 grad_factor = _sum_of_products(out, grad, factor) / factor
             # In place: a convolution makes this gradient for this function alone, and a copy costs more than the rest.

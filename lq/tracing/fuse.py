@@ -30,18 +30,43 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer to quantize: its call, its module, the BatchNorm call behind it, and the grid that a backend wants."""
+    """A layer to quantize.
+
+    Args:
+        node: its call.
+        name: that it has in the plan.
+        module: whose layer it is.
+        bn: the BatchNorm call behind it.
+        spec: the grid that a backend wants.
+        input: what it reads; ``None`` is the first argument.
+        kind: of a recorded call, the operation.
+    """
 
     node: fx.Node
     name: str
     module: nn.Module
     bn: fx.Node | None = None
     spec: WeightSpec | None = None
+    input: fx.Node | None = None
+    kind: str = ""
 
     @property
     def last(self) -> fx.Node:
         """The node whose value is the layer's output."""
         return self.bn or self.node
+
+    @property
+    def source(self) -> fx.Node | None:
+        """The node that it reads."""
+        found = self.input or (self.node.args[0] if self.node.args else None)
+        return found if isinstance(found, fx.Node) else None
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution that is not transposed."""
+        if self.kind:
+            return self.kind in ("conv1d", "conv2d", "conv3d")
+        return isinstance(self.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def find_layers(

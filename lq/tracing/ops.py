@@ -57,7 +57,28 @@ SAME_GRID_FUNCTIONS: frozenset[object] = frozenset(
         "T", "mT", "detach",
     }
 )  # fmt: skip
+SAME_GRID = frozenset(
+    {
+        "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "unbind", "clone",
+        "max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices",
+        "max_pool3d_with_indices", "channel_shuffle", "narrow", "select", "swapaxes", "movedim", "roll",
+        "adaptive_max_pool1d", "adaptive_max_pool2d", "dropout", "dropout1d", "dropout2d", "dropout3d",
+        "pixel_shuffle", "pixel_unshuffle", "view", "contiguous", "expand", "repeat", "unflatten", "T", "mT", "detach",
+        "getitem", "flip", "native_channel_shuffle", "tensor_split", "swapdims", "moveaxis", "view_as", "reshape_as",
+        "expand_as", "ravel",
+    }
+)  # fmt: skip
 STOCHASTIC_DEPTH = frozenset({"StochasticDepth", "DropPath"})
+
+
+# What a recorded call is known by: see lq.tracing.recording.Seen.
+SEEN = "lq_seen"
+
+
+def recorded(node: fx.Node) -> str:
+    """The operation of a recorded call, "" for other nodes."""
+    seen = node.meta.get(SEEN)
+    return "" if seen is None else str(seen.operation)
 
 
 def module_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
@@ -73,6 +94,8 @@ def relu_kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, boo
         if kind is None and type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
             kind = "relu6"
         return (kind, bool(getattr(module, "inplace", False))) if kind else None
+    if recorded(node):
+        return _recorded_relu(node)
     if node.op in ("call_function", "call_method"):
         if node.target in RELU_FUNCTIONS:
             inplace = node.kwargs.get("inplace", node.args[1] if len(node.args) > 1 else False)
@@ -82,6 +105,21 @@ def relu_kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[str, boo
         if node.target in (torch.clamp, "clamp") and _bounds(node) == (0.0, math.inf):
             return "relu", False
     return None
+
+
+def _recorded_relu(node: fx.Node) -> tuple[str, bool] | None:
+    name = recorded(node)
+    if name in ("relu", "relu6"):
+        return name, False
+    if name not in ("hardtanh", "clamp", "clip", "clamp_min"):
+        return None
+    low_name, high_name = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+    defaults = (-1.0, 1.0) if name == "hardtanh" else (None, None)
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get(low_name, defaults[0])
+    high = node.args[2] if len(node.args) > 2 else node.kwargs.get(high_name, defaults[1])
+    if (low, high) == (0.0, 6.0):
+        return "relu6", False
+    return ("relu", False) if (low, high) == (0.0, None) else None
 
 
 def _bounds(node: fx.Node) -> tuple[object, object]:
@@ -96,6 +134,8 @@ def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = module_of(node, modules)
     if module is not None:
         return isinstance(module, SAME_GRID_MODULES) or type(module).__name__ in STOCHASTIC_DEPTH
+    if recorded(node):
+        return recorded(node) in SAME_GRID
     if node.op in ("call_function", "call_method"):
         if node.target is operator.getitem and isinstance(node.args[1], int):
             # What it selects from may be no tensor: the outputs of an LSTM, a tuple among the inputs.
@@ -145,6 +185,8 @@ def joined_tensors(node: fx.Node) -> list[fx.Node] | None:
     """Inputs of an addition or multiplication of two tensors or of a concatenation, else ``None``."""
     if node.op not in ("call_function", "call_method"):
         return None
+    if recorded(node) and any(n.meta.get("constant") for n in node.all_input_nodes):
+        return None  # a parameter is no activation
     if node.target in ADD | MUL and len(node.args) == 2 and not node.kwargs:
         both = [a for a in node.args if isinstance(a, fx.Node)]
         return both if len(both) == 2 else None
@@ -168,8 +210,19 @@ CHEAP_FUNCTIONS: frozenset[object] = frozenset(
 )  # fmt: skip
 
 
+CHEAP = frozenset(
+    {
+        "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+        "mean", "hardswish", "hardsigmoid", "sigmoid", "silu", "leaky_relu", "tanh", "elu", "hardtanh", "relu6",
+        "interpolate",
+    }
+)  # fmt: skip
+
+
 def is_cheap(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the node is a cheap float operation of one tensor (pooling, hardswish, ...)."""
+    if recorded(node):
+        return recorded(node) in CHEAP
     module = module_of(node, modules)
     if module is not None:
         # timm wraps these in classes of its own, with the same names.

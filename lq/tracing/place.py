@@ -11,9 +11,6 @@ from lq.specs import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
 @dataclass(frozen=True)
 class Site:
     """A place for a fake quantizer.
@@ -84,7 +81,7 @@ class Placement:
         for node in order:
             if node in self.joins and node.target in ops.ADD:
                 terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and _readers(n) == [node]]
-                convolutions = [n for n in terms if isinstance(self.outputs[n].module, _CONVOLUTIONS)]
+                convolutions = [n for n in terms if self.outputs[n].is_convolution]
                 found |= set(sorted(convolutions, key=order.__getitem__)[-1:])
         return found
 
@@ -132,7 +129,8 @@ class Placement:
     def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
         if reader in self.joins:
             return ops.joined_tensors(reader) or [n for n in reader.args if isinstance(n, fx.Node)]
-        return [n for n in reader.args[:1] if isinstance(n, fx.Node)]
+        source = self.inputs[reader].source
+        return [] if source is None else [source]
 
     def _same_grid(self, node: fx.Node) -> bool:
         if ops.is_same_grid(node, self.modules):

@@ -1,0 +1,162 @@
+"""The weight of one layer on its grid, with BatchNorm folded where that pays.
+
+With one weight scale per output channel, folding BatchNorm commutes with fake quantization:
+``fq(w * g / sigma) = (g / sigma) * fq(w)``. So while the statistics move the layer is simply ``bn(conv(x, fq(w)))``,
+with no rescaling by running statistics; once they are frozen, and in evaluation, BatchNorm is folded into weight and
+bias, where that is less work. Per-tensor weights do not commute; there the folded weight is quantized,
+``fq(w * f) / f`` with ``f = g / sigma`` of the running statistics (Jacob et al., arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lq.core.functional import EPS
+from lq.core.lsq import learned_fake_quantize, started_scale
+from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
+from lq.specs import WeightSpec
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds the weight of one layer.
+
+    Args:
+        spec: its grid.
+        channel_axis: the output channels' axis of the weight.
+        like: a weight, of whose shape and device a learned scale is made; only ``spec.learned_scale`` needs one.
+
+    Example:
+        >>> quantizer = WeightQuantizer(WeightSpec(-127, 127))
+        >>> quantizer.quantized(torch.tensor([[1.27, -0.504]]), training=True)
+        tensor([[ 1.2700, -0.5000]])
+    """
+
+    def __init__(self, spec: WeightSpec, channel_axis: int = 0, like: Tensor | None = None) -> None:
+        super().__init__()
+        self.spec, self.channel_axis = spec, channel_axis
+        self._scale_is_set, self._memory = False, Scratch()
+        self.scale: nn.Parameter | None = None
+        if spec.learned_scale:
+            assert like is not None
+            shape = self.observed_scale(like).shape
+            self.scale = nn.Parameter(torch.zeros(shape, device=like.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid, without a BatchNorm."""
+        return self.quantized(weight, self.training)
+
+    def quantized(self, weight: Tensor, training: bool, factor: Tensor | None = None, fold: bool = False) -> Tensor:
+        """The weight on its grid.
+
+        Args:
+            weight: float tensor, of any shape.
+            training: whether a learned scale that is not set yet may be started from the weight.
+            factor: what a BatchNorm multiplies each channel by; the grid of a per-tensor weight depends on it.
+            fold: whether to multiply by it.
+
+        Returns:
+            tensor like ``weight``.
+        """
+        spec = self.spec
+        if factor is not None:
+            factor = along_channels(factor, weight, self.channel_axis)
+        if factor is not None and not spec.per_channel:
+            constant = factor.detach()
+            on_grid = self._on_grid(weight * constant, training) / constant
+        elif spec.learned_scale or spec.observer != "minmax":
+            on_grid = self._on_grid(weight, training)
+        else:
+            memory = None if torch.compiler.is_compiling() else self._memory
+            scale = self.observed_scale(weight)
+            return fake_quantize_weight(weight, scale, factor if fold else None, memory).to(weight.dtype)
+        return (on_grid * factor if fold and factor is not None else on_grid).to(weight.dtype)
+
+    def _on_grid(self, weight: Tensor, training: bool) -> Tensor:
+        spec, scale = self.spec, self._scale(weight, training)
+        if spec.learned_scale or spec.observer != "minmax":  # such a scale may clip
+            return learned_fake_quantize(weight, scale, spec.quant_min, spec.quant_max)
+        return fake_quantize_weight(weight, scale)
+
+    def observed_scale(self, weight: Tensor) -> Tensor:
+        """The scale that the observer finds, shaped to broadcast against ``weight``."""
+        return weight_scale(weight, self.spec, self.channel_axis)
+
+    def _scale(self, weight: Tensor, training: bool) -> Tensor:
+        """The observed scale, or the learned one; training starts that from the observed one."""
+        learned = self.scale
+        if learned is None:
+            return self.observed_scale(weight)
+        if not self._scale_is_set:
+            observed = self.observed_scale(weight)
+            if not training:
+                return started_scale(learned, observed)
+            with torch.no_grad():
+                learned.copy_(torch.where(learned == 0, observed, learned))
+            self._scale_is_set = True
+        return started_scale(learned, EPS)
+
+    def forget(self) -> None:
+        """A learned scale has been loaded: 0 in it means that it is still to be started."""
+        self._scale_is_set = False
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The int8 weight of the deployed model, and its scale, shaped to broadcast."""
+        scale = self.observed_scale(weight)
+        if self.scale is not None:
+            scale = started_scale(self.scale.detach().to(weight.device), scale)
+        return quantize_weight(weight, scale, self.spec.quant_max), scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A float checkpoint has no learned scales: they start anew from its weights.
+        if self.scale is not None and f"{prefix}scale" not in state_dict:
+            state_dict = {**state_dict, f"{prefix}scale": torch.zeros_like(self.scale)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.forget()
+
+    def extra_repr(self) -> str:
+        """The grid."""
+        return str(self.spec)
+
+
+def fold_batch_norm(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What weight and bias become with a BatchNorm folded in.
+
+    Args:
+        norm: module with ``running_mean``, ``running_var``, ``weight``, ``bias`` and ``eps``.
+        bias: of the layer in front of it, or ``None``.
+
+    Returns:
+        a factor for each output channel and the new bias, float32 of shape (channels,).
+
+    Example:
+        >>> factor, bias = fold_batch_norm(nn.BatchNorm2d(2, eps=0.0), None)
+        >>> factor.tolist(), bias.tolist()
+        ([1.0, 1.0], [0.0, 0.0])
+    """
+    factor = torch.rsqrt(norm.running_var.float() + getattr(norm, "eps", 1e-5))
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    factor = _away_from_zero(factor)
+    moved = (-norm.running_mean if bias is None else bias - norm.running_mean) * factor
+    return factor, moved if norm.bias is None else moved + norm.bias
+
+
+def along_channels(vector: Tensor, weight: Tensor, channel_axis: int) -> Tensor:
+    """A number for each output channel, shaped to broadcast against a weight.
+
+    Example:
+        >>> along_channels(torch.ones(8), torch.ones(8, 3, 3, 3), 0).shape
+        torch.Size([8, 1, 1, 1])
+    """
+    shape = [1] * weight.dim()
+    shape[channel_axis] = -1
+    return vector.reshape(shape)
+
+
+def _away_from_zero(factor: Tensor) -> Tensor:
+    """A channel whose BatchNorm weight is 0 still has to learn; 1e-12 instead is 0 to everything downstream."""
+    return torch.where(factor.abs() < 1e-12, factor + 1e-12, factor)

@@ -1,0 +1,189 @@
+"""From a plan to sites: the target stays the user's object, and notices from now on which calls its modules make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.state import QATState
+from lq.core.weight_quantizer import WeightQuantizer
+from lq.instrument.classes import place_of, swap, unswap
+from lq.instrument.places import Instrument, Place, Row
+from lq.instrument.plan import CallAt, Sites
+from lq.instrument.sites import Site
+from lq.tracing.functions import functions_of, is_frozen_batch_norm
+
+STATE = "qat_state"
+
+
+class _Attaching:
+    """One attachment, with what its steps have in common."""
+
+    def __init__(self, target: nn.Module, sites: Sites, state: QATState | None) -> None:
+        self.target, self.plan = target, sites
+        self.modules = dict(target.named_modules(remove_duplicate=False))
+        self.known = state is not None
+        self.state = state or QATState(list(sites.names), list(sites.specs), list(sites.activations))
+        self.instrument = Instrument(self.state, sites)
+        self.places: dict[str, Place] = {}
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.sites: dict[CallAt, Site] = {}
+
+    def run(self) -> QATState:
+        self._make_places()
+        for slot, name in enumerate(() if self.known else self.plan.names):
+            quantizer = FakeQuantize(self.state, slot)
+            quantizer.number = slot
+            self.state.add_module(name, quantizer)
+        self.state.writers = [sum(t.slot == slot for t in self.plan.tensors) for slot in range(len(self.plan.names))]
+        for number, layer in enumerate(self.plan.layers):
+            self._layer(number, layer)
+        for tensor in self.plan.tensors:
+            self._tensor(tensor)
+        for call in self.plan.fresh:
+            self._site(call).fresh = True
+        for place, name, pairs in self.plan.training:
+            if (place, name) in self.rows:
+                self.rows[place, name].in_training = dict(pairs)
+        self.instrument.calls = list(self.sites)
+        if not self.known:
+            self.target.add_module(STATE, self.state)
+        return self.state
+
+    def _make_places(self) -> None:
+        made: dict[int, Place] = {}
+        for path in self.plan.places:
+            module = self.modules.get(path)
+            if module is None:
+                raise ValueError(
+                    f"{type(self.target).__name__} has no module {path!r}, which was quantized when it was prepared "
+                    "before; use the architecture of that run."
+                )
+            if id(module) in made:
+                self.places[path] = made[id(module)]
+                continue
+            place = self.places[path] = made[id(module)] = Place(path, module, self.instrument)
+            place.is_root = module is self.target
+            swap(module, place)
+
+    def _site(self, call: CallAt) -> Site:
+        if call in self.sites:
+            return self.sites[call]
+        site = self.sites[call] = Site(len(self.sites), call.operation)
+        place = self.places[call.place]
+        if call.operation == "batch_norm" and (
+            is_frozen_batch_norm(place.module) or isinstance(place.module, nn.SyncBatchNorm)
+        ):
+            place.whole = site
+            return site
+        key = (place.path, call.operation)
+        row = self.rows.get(key)
+        if row is None:
+            row = self.rows[key] = Row(len(self.rows), call.operation)
+            place.rows.update(dict.fromkeys(functions_of(call.operation), row))
+        row.put(call.nth, site)
+        return site
+
+    def _layer(self, number: int, layer: Any) -> None:
+        name = f"wq_{layer.name.replace('.', '_')}"
+        known: Any = self.state._modules.get(name)
+        quantizer = known or WeightQuantizer(layer.spec, layer.channel_axis, self._weight(layer))
+        if known is None:
+            self.state.add_module(name, quantizer)
+        site = self._site(layer.call)
+        site.layer, site.number = quantizer, number
+        if layer.norm is None:
+            return
+        norm = self._site(layer.norm)
+        norm.folds_with = site.index
+        site.norm = self.places[layer.norm.place].module
+        if isinstance(site.norm, _BatchNorm) and site.norm.num_batches_tracked is not None:
+            self._site(CallAt(layer.norm.place, "add", 0)).counter = True
+
+    def _weight(self, layer: Any) -> torch.Tensor | None:
+        if not layer.spec.learned_scale:
+            return None
+        owner, _, name = layer.weight.rpartition(".")
+        weight = getattr(self.modules.get(owner), name, None) if layer.weight else None
+        if not isinstance(weight, torch.Tensor):
+            raise ValueError(
+                f"{layer.name}: its weight is computed in forward, and a learned scale belongs to a parameter. Leave "
+                f"learned_scale out for it: QConfig(overrides={{{layer.name!r}: LayerQConfig(weight=WeightSpec(...))}})."
+            )
+        return weight
+
+    def _tensor(self, tensor: Any) -> None:
+        quantizer: Any = self.state.get_submodule(self.plan.names[tensor.slot])
+        site = self._site(tensor.call)
+        if tensor.argument:
+            site.inputs = (*site.inputs, (tensor.argument, quantizer))
+            return
+        site.output, site.absorbs, site.owned, site.clones = quantizer, tensor.absorbs, tensor.owned, tensor.cloned
+        site.makers = tuple(self.modules[maker] for maker in tensor.makers)
+        if tensor.absorbs:
+            row = self.rows[self.places[tensor.call.place].path, tensor.call.operation]
+            row.activation = row.activation or site
+        if tensor.behind is not None:
+            site.expects = True
+            self._site(tensor.behind).gives = site
+
+
+def attach(target: nn.Module, sites: Sites, state: QATState | None = None) -> QATState:
+    """Instrument a module in place, as a plan says.
+
+    Args:
+        target: the user's module; it keeps its identity, its parameters and all that it can do, and gets a submodule
+            ``qat_state``.
+        sites: the plan.
+        state: that submodule, if the module has it already.
+
+    Returns:
+        the state: ranges and phase.
+
+    Raises:
+        ValueError: if the module lacks a part that the plan names.
+    """
+    return _Attaching(target, sites, state).run()
+
+
+def detach(target: nn.Module) -> None:
+    """Give every part of an instrumented module its own class back; ``qat_state`` stays."""
+    for module in target.modules():
+        if place_of(module) is not None:
+            unswap(module)
+
+
+def instrument_of(target: nn.Module) -> Instrument | None:
+    """What an instrumented module has in common with its parts; ``None`` if it is none.
+
+    Example:
+        >>> instrument_of(nn.ReLU()) is None
+        True
+    """
+    place = place_of(target)
+    return None if place is None or not place.is_root else place.instrument
+
+
+def attach_again(target: nn.Module) -> dict[str, str]:
+    """Take in modules that have been exchanged since, as Lightning exchanges BatchNorms by SyncBatchNorms.
+
+    Returns:
+        dotted names of the modules that are new, and their classes.
+    """
+    instrument = instrument_of(target)
+    if instrument is None:
+        return {}
+    modules = {path: target.get_submodule(path) for path in instrument.plan.places}
+    new = {path: type(module).__name__ for path, module in modules.items() if place_of(module) is None}
+    if new:
+        example = instrument.example
+        detach(target)
+        attach(target, instrument.plan, instrument.state)
+        found = instrument_of(target)
+        assert found is not None
+        found.example = example
+    return new

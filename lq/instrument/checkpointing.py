@@ -1,0 +1,66 @@
+"""What ``torch.utils.checkpoint`` computes again: with the sites, counters and ranges of the first time.
+
+It runs in the backward pass, outside of the call of the target. Whatever of ours runs first within a checkpointed part
+looks for the frame that the checkpoint keeps, and wraps what it will compute again; there is no public way to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lq.instrument.places import Call, Instrument
+
+# Private, with a probe in tests/instrument/test_checkpointing.py: the innermost pair of hooks on saved tensors.
+_innermost_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def is_backward() -> bool:
+    """Whether this thread is in a backward pass, so that a forward in it is a recomputation."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+class _Again:
+    """A recomputation, with the call as it was when the checkpointed part began."""
+
+    def __init__(self, recompute: Callable[..., Any], instrument: Instrument, call: Call, enter: Any) -> None:
+        self.recompute, self.instrument, self.call, self.enter = recompute, instrument, call, enter
+        self.place, self.counts, self.folded = call.place, dict(call.counts), set(call.folded)
+        state = instrument.state
+        assert state is not None
+        self.state, self.ranges = state, state.pin()
+
+    def __call__(self, *args: Any) -> Any:
+        call = Call()
+        call.place, call.counts, call.folded = self.place, dict(self.counts), set(self.folded)
+        call.recomputing = call.in_mode = True
+        # A GPU's backward pass has a thread of its own.
+        former = self.instrument.use(call)
+        before = self.state.pinned
+        self.state.pinned = self.ranges
+        try:
+            with self.enter(self.instrument, call):
+                return self.recompute(*args)
+        finally:
+            self.state.pinned = before
+            self.instrument.leave(former)
+
+
+def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
+    """If this runs within a checkpointed part, let its recomputation know of the present call.
+
+    Args:
+        instrument: of the target.
+        call: the running one.
+        enter: makes the mode that the recomputation runs under.
+    """
+    hooks = _innermost_hooks(False)
+    if hooks is None or torch.compiler.is_compiling():
+        return
+    for cell in getattr(hooks[0], "__closure__", None) or ():
+        frame = cell.cell_contents
+        recompute = getattr(frame, "recompute_fn", None)
+        if recompute is not None and not isinstance(recompute, _Again):
+            frame.recompute_fn = _Again(recompute, instrument, call, enter)

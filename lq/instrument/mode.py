@@ -1,0 +1,129 @@
+"""From the call of a torch function to its site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from lq.instrument.checkpointing import is_backward, notice_checkpoint
+from lq.instrument.places import Call, Instrument, Place, Row
+from lq.instrument.sites import Site, run_site
+from lq.tracing.functions import TRANSPARENT
+
+Body = Callable[..., Any]
+
+
+class SiteMode(TorchFunctionMode):
+    """Sees every call of a torch function, and lets that happen which the place that makes it has a site for."""
+
+    def __init__(self, instrument: Instrument, call: Call) -> None:
+        super().__init__()
+        self.instrument, self.call = instrument, call
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = self.call
+        place = call.place
+        if func in TRANSPARENT:
+            with self:
+                return TRANSPARENT[func](*args, **(kwargs or {}))
+        row = None if place is None or call.busy else place.rows.get(func)
+        if row is None:
+            if isinstance(func, torch._ops.HigherOrderOperator):
+                args = tuple(self._inside(arg) for arg in args)
+            return func(*args, **(kwargs or {}))
+        assert place is not None
+        notice_checkpoint(self.instrument, call, SiteMode)
+        site = _next(self.instrument, call, place, row)
+        if site is None:
+            return func(*args, **(kwargs or {}))
+        call.busy = True  # against a mode that sees its own calls
+        try:
+            return run_site(self.instrument, call, place, site, func, args, kwargs or {})
+        finally:
+            call.busy = False
+
+    def _inside(self, arg: Any) -> Any:
+        """The body of an operation such as ``torch.cond`` or a compiled checkpoint, which runs without modes."""
+        if not callable(arg) or isinstance(arg, (torch.Tensor, type)):
+            return arg
+
+        def body(*args: Any, **kwargs: Any) -> Any:
+            with SiteMode(self.instrument, self.call):
+                return arg(*args, **kwargs)
+
+        return body
+
+
+def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | None:
+    nth = call.counts.get(row.number, 0)
+    call.counts[row.number] = nth + 1
+    if row.in_training is not None and place.module.training:
+        planned = row.in_training.get(nth)
+        if planned is None:
+            return None
+        nth = planned
+    if nth < len(row.sites):
+        return row.sites[nth] or row.activation
+    if row.activation is None and not torch.compiler.is_compiling():
+        instrument.unplanned[f"{place.path}.{row.name}".lstrip(".")] += 1
+    return row.activation
+
+
+def run_place(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:
+    """Run the ``forward`` of a module of the target, with its sites."""
+    instrument = place.instrument
+    if instrument.recorder is not None:
+        return instrument.recorder.run(place, module, body, args, kwargs)
+    call = instrument.call()
+    outer = call.place
+    if outer is None:
+        return _begin(instrument, call, place, module, body, args, kwargs)
+    if not torch.compiler.is_compiling():
+        notice_checkpoint(instrument, call, SiteMode)
+    call.place = place
+    try:
+        return _inside_call(instrument, call, place, module, body, args, kwargs)
+    finally:
+        call.place = outer
+
+
+def _inside_call(
+    instrument: Instrument, call: Call, place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any
+) -> Any:
+    if place.whole is not None:
+        plain = lambda *a, **k: body(module, *a, **k)  # noqa: E731
+        return run_site(instrument, call, place, place.whole, plain, args, kwargs)
+    if call.in_mode:
+        return body(module, *args, **kwargs)
+    call.in_mode = True
+    try:
+        with SiteMode(instrument, call):
+            return body(module, *args, **kwargs)
+    finally:
+        call.in_mode = False
+
+
+def _begin(
+    instrument: Instrument, call: Call, place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any
+) -> Any:
+    """The target is called, or a part of it alone: by the user, or because a checkpointed block is computed again."""
+    state = instrument.state
+    assert state is not None
+    observing = state.observer and state.training
+    if not (state.fake_quant or observing or instrument.marking):
+        return body(module, *args, **kwargs)
+    call.start()
+    call.place = place
+    call.recomputing = not torch.compiler.is_compiling() and is_backward()
+    try:
+        return _inside_call(instrument, call, place, module, body, args, kwargs)
+    finally:
+        recomputed = call.recomputing
+        call.place, call.recomputing = None, False
+        call.start()
+        if place.is_root and not recomputed:
+            state.end_of_call()

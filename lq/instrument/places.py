@@ -1,0 +1,139 @@
+"""Modules whose ``forward`` makes calls that matter, and the call of the target that is running."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lq.core.state import QATState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lq.instrument.sites import Site
+
+
+class Call:
+    """What belongs to a running call of the target; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.place: Place | None = None
+        self.in_mode = self.recomputing = self.busy = False
+        self.start()
+
+    def start(self) -> None:
+        """Forget the last call."""
+        self.counts: dict[int, int] = {}
+        self.folded: set[int] = set()
+        self.pending: list[tuple[Any, Site]] = []
+
+
+class Instrument:
+    """What all places of one target have in common.
+
+    It holds no module but the state, so that a copy of one part drags nothing else along.
+
+    Args:
+        state: ranges and phase.
+        sites: the plan, a :class:`~lq.instrument.plan.Sites`.
+    """
+
+    def __init__(self, state: QATState | None = None, sites: Any = None) -> None:
+        self.state, self.plan = state, sites
+        self.calls: list[Any] = []  # the call of each site, by its index
+        self.example: Any = None
+        self._forget_calls()
+
+    def _forget_calls(self) -> None:
+        self.recorder: Any = None
+        self.marking = False
+        self.ran: set[int] = set()
+        self.unplanned: Counter[str] = Counter()
+        self.main = Call()
+        self._calls: dict[int, Call] = {}
+
+    def call(self) -> Call:
+        """The running call of this thread."""
+        # Not threading.local, what is in it is lost where torch.compile breaks its graph.
+        if torch.compiler.is_compiling():
+            return self.main
+        ident = threading.get_ident()
+        found = self._calls.get(ident)
+        if found is None:
+            found = self._calls[ident] = Call() if self._calls else self.main
+        return found
+
+    def use(self, call: Call) -> Call | None:
+        """Make ``call`` that of this thread; returns the former one."""
+        ident = threading.get_ident()
+        former = self._calls.get(ident)
+        self._calls[ident] = call
+        return former
+
+    def leave(self, former: Call | None) -> None:
+        """Undo :meth:`use`."""
+        if former is None:
+            del self._calls[threading.get_ident()]
+        else:
+            self._calls[threading.get_ident()] = former
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"state": self.state, "plan": self.plan, "calls": self.calls, "example": self.example}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self._forget_calls()
+
+
+class Row:
+    """The sites of one operation in one place, in the order of the calls.
+
+    Args:
+        number: of the row, within its instrument.
+        name: of the operation.
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number, self.name = number, name
+        self.sites: list[Site | None] = []
+        self.in_training: dict[int, int] | None = None  # nth call in training -> nth in evaluation
+        self.activation: Site | None = None  # any that absorbs
+
+    def put(self, nth: int, site: Site) -> None:
+        """Enter the site of the nth call."""
+        self.sites += [None] * (nth + 1 - len(self.sites))
+        self.sites[nth] = site
+        if site.absorbs:
+            self.activation = self.activation or site
+
+
+class Place:
+    """A module of the target, and the sites of the calls that its ``forward`` makes.
+
+    Args:
+        path: dotted name within the target.
+        module: the module.
+        instrument: what it shares with the others.
+    """
+
+    def __init__(self, path: str, module: nn.Module, instrument: Instrument) -> None:
+        self.path, self.module, self.instrument = path, module, instrument
+        self.rows: dict[Any, Row] = {}
+        self.own_forward: Callable[..., Any] | None = None
+        self.whole: Site | None = None  # a site that is the whole module
+        self.is_root = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions of torch do not all pickle; their names lead back to them.
+        rows = {row.number: row for row in self.rows.values()}
+        return {**self.__dict__, "rows": list(rows.values())}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        from lq.tracing.functions import functions_of
+
+        self.__dict__.update(values)
+        self.rows = {function: row for row in values["rows"] for function in functions_of(row.name)}

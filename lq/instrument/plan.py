@@ -1,0 +1,142 @@
+"""Where an instrumented module quantizes: plain data, which a checkpoint keeps and another process attaches again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lq.specs import ActivationSpec, WeightSpec
+
+
+@dataclass(frozen=True)
+class CallAt:
+    """One call of a torch function.
+
+    Args:
+        place: dotted name of the module whose ``forward`` makes it; "" is the target itself.
+        operation: what it computes, see :func:`lq.tracing.functions.operation`.
+        nth: how many such calls the same place has made before it, within one call of the target.
+    """
+
+    place: str
+    operation: str
+    nth: int
+
+
+@dataclass(frozen=True)
+class LayerAt:
+    """A layer with a quantized weight.
+
+    Args:
+        name: that it has in the plan.
+        call: the call that computes it.
+        spec: grid of the weight.
+        channel_axis: of the weight, the axis of output channels.
+        norm: the call of the BatchNorm that belongs to it.
+        weight: dotted name of the weight, "" if it is computed.
+    """
+
+    name: str
+    call: CallAt
+    spec: WeightSpec
+    channel_axis: int = 0
+    norm: CallAt | None = None
+    weight: str = ""
+
+
+@dataclass(frozen=True)
+class TensorAt:
+    """A place where a tensor is rounded.
+
+    Args:
+        slot: its range.
+        call: the call whose result, or one of whose arguments, is rounded.
+        argument: path to the argument, positions and keywords; empty is the result.
+        absorbs: whether the call is an activation that the rounding's clamp computes.
+        behind: the call in front of that activation, if a layer or join makes the value.
+        owned: whether nobody else needs the tensor.
+        makers: dotted names of the modules whose hooks may keep it.
+        cloned: whether somebody writes into the result later.
+    """
+
+    slot: int
+    call: CallAt
+    argument: tuple[int | str, ...] = ()
+    absorbs: bool = False
+    behind: CallAt | None = None
+    owned: bool = False
+    makers: tuple[str, ...] = ()
+    cloned: bool = False
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All that :func:`lq.instrument.attach.attach` has to know.
+
+    Args:
+        places: dotted names of the modules that notice when they are called.
+        names: of the slots, in execution order.
+        specs: their grids.
+        activations: what each absorbs.
+        layers: quantized weights.
+        tensors: rounded tensors.
+        fresh: joins that were written in place, and make a new tensor instead.
+        training: for places whose calls differ in training: operation, and pairs of the nth call in training and the
+            one in evaluation that it is.
+    """
+
+    places: tuple[str, ...]
+    names: tuple[str, ...]
+    specs: tuple[ActivationSpec, ...]
+    activations: tuple[str, ...]
+    layers: tuple[LayerAt, ...]
+    tensors: tuple[TensorAt, ...]
+    fresh: tuple[CallAt, ...] = ()
+    training: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data.
+
+        Example:
+            >>> sites = Sites(("",), ("fq_x",), (ActivationSpec(),), ("none",), (), (TensorAt(0, CallAt("", "add", 0)),))
+            >>> Sites.from_dict(sites.to_dict()) == sites
+            True
+        """
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Sites:
+        """What :meth:`to_dict` made plain."""
+        layers = tuple(
+            LayerAt(**{**row, "call": CallAt(**row["call"]), "spec": WeightSpec(**row["spec"]), "norm": _call(row["norm"])})
+            for row in plain["layers"]
+        )
+        tensors = tuple(
+            TensorAt(
+                **{
+                    **row,
+                    "call": CallAt(**row["call"]),
+                    "argument": tuple(row["argument"]),
+                    "behind": _call(row["behind"]),
+                    "makers": tuple(row["makers"]),
+                }
+            )
+            for row in plain["tensors"]
+        )
+        training = tuple((place, name, tuple((a, b) for a, b in pairs)) for place, name, pairs in plain["training"])
+        return cls(
+            tuple(plain["places"]),
+            tuple(plain["names"]),
+            tuple(ActivationSpec(**spec) for spec in plain["specs"]),
+            tuple(plain["activations"]),
+            layers,
+            tensors,
+            tuple(CallAt(**call) for call in plain["fresh"]),
+            training,
+        )
+
+
+def _call(plain: Mapping[str, Any] | None) -> CallAt | None:
+    return None if plain is None else CallAt(**plain)

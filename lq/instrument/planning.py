@@ -1,0 +1,233 @@
+"""From a recorded call, and what of it is to be quantized, to a plan of sites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from lq.instrument.classes import own_class
+from lq.instrument.plan import CallAt, LayerAt, Sites, TensorAt
+from lq.qconfig import QConfig
+from lq.tracing import ops
+from lq.tracing.fuse import Layer
+from lq.tracing.layers import LAYERS, seen_of
+from lq.tracing.place import Site as Rounding
+from lq.tracing.plan import LayerPlan, TensorPlan
+from lq.tracing.recording import Seen
+
+Calls = list[tuple[Seen, fx.Node | None]]
+
+
+class SitePlanner:
+    """Names the calls of a recorded graph, and says what happens at each.
+
+    Args:
+        target: the module that was recorded.
+        calls: every call, in the order in which they were made, in evaluation.
+        layers: what is quantized.
+        roundings: where values are rounded.
+        qconfig: the grids.
+        training: every call of a second recording, in training; empty if there is none.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        calls: Calls,
+        layers: list[Layer],
+        roundings: list[Rounding],
+        qconfig: QConfig,
+        training: Calls = [],  # noqa: B006
+    ) -> None:
+        self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
+        self.modules = dict(target.named_modules(remove_duplicate=False))
+        self.by_output = {layer.last: layer for layer in layers}
+        self.places = self._places(calls, training)
+        self.calls = {node: at for node, at in self._named(calls) if node is not None}
+        self.training = self._in_training(calls, training)
+
+    # ---- naming -------------------------------------------------------------------------------------------------
+
+    def _places(self, calls: Calls, training: Calls) -> dict[str, None]:
+        """The target, whatever lies on the way to a call that counts, and modules of the user's that call anything."""
+        found: dict[str, None] = {"": None}
+        counts = {n for layer in self.layers for n in (layer.node, layer.bn) if n is not None}
+        for rounding in self.roundings:
+            counts |= {rounding.node, rounding.source, *rounding.users}
+        for seen, node in [*calls, *training]:
+            if node in counts:
+                found |= dict.fromkeys(seen.stack)
+            elif not own_class(self.modules[seen.stack[-1]]).__module__.startswith("torch.nn."):
+                found[seen.stack[-1]] = None
+        return found
+
+    def _place(self, seen: Seen) -> str:
+        return next(path for path in reversed(seen.stack) if path in self.places)
+
+    def _named(self, calls: Calls) -> Iterable[tuple[fx.Node | None, CallAt]]:
+        counts: Counter[tuple[str, str]] = Counter()
+        for seen, node in calls:
+            key = (self._place(seen), seen.operation)
+            yield node, CallAt(*key, counts[key])
+            counts[key] += 1
+
+    def _in_training(self, calls: Calls, training: Calls) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
+        """Of operations that a place calls more or less often in training: which call there is which in evaluation."""
+        found = []
+        there = self._lines(training)
+        for key, lines in self._lines(calls).items():
+            if key in there and there[key] != lines:
+                known: dict[tuple[str, int], int] = {line: nth for nth, line in enumerate(lines)}
+                pairs = [(nth, known[line]) for nth, line in enumerate(there[key]) if line in known]
+                found.append((*key, tuple(pairs)))
+        return tuple(found)
+
+    def _lines(self, calls: Calls) -> dict[tuple[str, str], list[tuple[str, int]]]:
+        """Of each operation in each place the lines that call it, numbered if one does so more than once."""
+        found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        for seen, _ in calls:
+            lines = found.setdefault((self._place(seen), seen.operation), [])
+            lines.append((seen.line, sum(line == seen.line for line, _ in lines)))
+        return found
+
+    # ---- the plan -----------------------------------------------------------------------------------------------
+
+    def label(self, node: fx.Node) -> str:
+        """How the plan calls a value: a layer's name, or the operation in its place."""
+        layer = self.by_output.get(node)
+        if layer is not None:
+            return layer.name
+        at = self.calls.get(node)
+        if at is None:
+            return str(node.name)
+        module = self.modules[at.place]
+        plain = own_class(module).__module__.startswith("torch.nn.") and at.place and not len(list(module.children()))
+        name = at.place if plain else f"{at.place}.{at.operation}".lstrip(".")
+        return name if at.nth == 0 else f"{name}_{at.nth}"
+
+    def labels(self) -> list[str]:
+        """Names of all values that are rounded."""
+        return [self.label(rounding.source) for rounding in self.roundings]
+
+    def sites(self) -> tuple[Sites, list[LayerPlan], tuple[TensorPlan, ...]]:
+        """The plan, and the rows of layers and tensors that people read."""
+        names, slots = self._slot_names(), self._slots()
+        firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
+        specs = [self._activation_spec(self.roundings[i]) for i in firsts]
+        layers = [self._layer(layer) for layer in self.layers]
+        tensors = [t for r, slot in zip(self.roundings, slots, strict=True) for t in self._tensors(r, slot)]
+        fresh = tuple(self.calls[r.source] for r in self.roundings if self._is_fresh(r.source))
+        plan = Sites(
+            tuple(path for path in self.modules if path in self.places),
+            tuple(names[i] for i in firsts),
+            tuple(specs),
+            tuple(self.roundings[i].activation for i in firsts),
+            tuple(layers),
+            tuple(tensors),
+            fresh,
+            self.training,
+        )
+        rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
+        tensor_rows = tuple(
+            TensorPlan(name, self.label(r.source), str(specs[slot]), r.activation)
+            for name, r, slot in zip(names, self.roundings, slots, strict=True)
+        )
+        return plan, rows, tensor_rows
+
+    def _slot_names(self) -> list[str]:
+        names: dict[str, None] = {}
+        for rounding in self.roundings:
+            base = name = f"fq_{self.label(rounding.source).replace('.', '_')}"
+            number = 1
+            while name in names:
+                name, number = f"{base}_{number}", number + 1
+            names[name] = None
+        return list(names)
+
+    def _slots(self) -> list[int]:
+        known: dict[object, int] = {}
+        groups = (i if r.group is None else ("group", r.group) for i, r in enumerate(self.roundings))
+        return [known.setdefault(group, len(known)) for group in groups]
+
+    def _activation_spec(self, rounding: Rounding) -> Any:
+        layer = self.by_output.get(rounding.source)
+        if layer is not None:
+            return self.qconfig.activation_spec(layer.name, layer.module, rounding.spec)
+        return self.qconfig.activation_spec(self.label(rounding.source), None, rounding.spec)
+
+    def _layer(self, layer: Layer) -> LayerAt:
+        _, _, at, axis = LAYERS[layer.kind]
+        weight = layer.node.args[at] if len(layer.node.args) > at else None
+        name = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+        spec = self.qconfig.weight_spec(layer.name, layer.module, layer.spec)
+        if layer.kind.startswith("conv_transpose"):
+            spec = per_tensor(spec)  # the int8 kernels know no more
+        norm = None if layer.bn is None else self.calls[layer.bn]
+        return LayerAt(layer.name, self.calls[layer.node], spec, axis, norm, name)
+
+    def _row(self, layer: Layer, at: LayerAt) -> LayerPlan:
+        fused: tuple[str, ...] = ()
+        if at.norm is not None:
+            fused = (own_class(self.modules[at.norm.place]).__name__,)
+        absorbed = next((r.activation for r in self.roundings if r.source is layer.last), "none")
+        if absorbed != "none":
+            fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
+        held = isinstance(layer.module, LAYERS[layer.kind][0])
+        kind = own_class(layer.module).__name__ if held else layer.kind
+        return LayerPlan(layer.name, kind, fused, str(at.spec))
+
+    def _is_fresh(self, node: fx.Node) -> bool:
+        """Whether a join is written in place; it makes a new tensor, which can be rounded where it lies."""
+        if node not in self.calls or not ops.joined_tensors(node):
+            return False
+        return any(node in n.meta.get("writers", ()) for n in node.all_input_nodes)
+
+    def _tensors(self, rounding: Rounding, slot: int) -> list[TensorAt]:
+        node = rounding.node
+        if node in self.calls and set(rounding.users) >= set(node.users) and _is_one_tensor(node):
+            return [self._result(rounding, slot)]
+        found = []
+        for user in rounding.users:
+            if user in self.calls:
+                paths = [("args", path) for path in _paths(user.args, node)] + [
+                    ("kwargs", path) for path in _paths(user.kwargs, node)
+                ]
+                found += [TensorAt(slot, self.calls[user], path) for _, path in paths]
+        return found
+
+    def _result(self, rounding: Rounding, slot: int) -> TensorAt:
+        node, source = rounding.node, rounding.source
+        absorbs = node is not source
+        layer = self.by_output.get(source)
+        makers = [self.calls[n].place for n in ((layer.node, layer.bn) if layer else (source,)) if n in self.calls]
+        writers = [w for w in node.meta.get("writers", ()) if w is not node and not self._is_fresh(w)]
+        behind = self.calls.get(source) if absorbs and rounding.owned else None
+        cloned = any(w not in (rounding.node, rounding.source) for w in writers)
+        return TensorAt(
+            slot, self.calls[node], (), absorbs, behind, rounding.owned, tuple(m for m in makers if m), cloned
+        )
+
+
+def per_tensor(spec: Any) -> Any:
+    """The same grid with one scale for all channels."""
+    from dataclasses import replace
+
+    return replace(spec, per_channel=False)
+
+
+def _is_one_tensor(node: fx.Node) -> bool:
+    return "shape" in node.meta
+
+
+def _paths(value: Any, node: fx.Node) -> list[tuple[int | str, ...]]:
+    if value is node:
+        return [()]
+    items: Iterable[tuple[int | str, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    return [(key, *path) for key, inner in items for path in _paths(inner, node)]

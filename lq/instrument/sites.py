@@ -1,0 +1,217 @@
+"""What happens at one call of a torch function: weights and tensors are rounded, activations absorbed, norms folded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.marks import rounding_mark, weight_mark
+from lq.core.weight_quantizer import WeightQuantizer, fold_batch_norm
+from lq.instrument.places import Call, Instrument, Place
+
+# Where a layer's call has its input, weight and bias.
+POSITIONS = {"addmm": (1, 2, 0)}
+NAMES = {"addmm": ("mat1", "mat2", "input")}
+DEFAULT_POSITIONS, DEFAULT_NAMES = (0, 1, 2), ("input", "weight", "bias")
+
+_FRESH: Mapping[Any, Any] = {
+    Tensor.add_: torch.add,
+    Tensor.__iadd__: torch.add,
+    Tensor.mul_: torch.mul,
+    Tensor.__imul__: torch.mul,
+}
+
+
+@dataclass(eq=False)
+class Site:
+    """What happens at one call; all of it optional.
+
+    Args:
+        index: of the site within the instrument.
+        function: the operation.
+        inputs: positions of arguments that are rounded, each with its quantizer.
+        layer: quantizer of the weight.
+        norm: the BatchNorm behind a layer, which it takes in where that is less work.
+        folds_with: index of the layer's site, at the site of its BatchNorm.
+        counter: whether the call counts batches for a BatchNorm that may be frozen.
+        output: quantizer of the result; of an activation it absorbs that.
+        absorbs: whether ``output`` takes the call's input, and computes the activation too.
+        expects: whether a layer or join makes that input.
+        gives: at a layer or join in front of an activation that absorbs: the site of that.
+        owned: whether nobody else needs the tensor that is rounded.
+        makers: modules whose hooks might keep it.
+        clones: whether somebody writes into the result later, which a backward pass needs.
+        fresh: whether a join that is written in place makes a new tensor.
+        number: of the layer, in a captured graph.
+    """
+
+    index: int
+    function: str
+    inputs: tuple[tuple[tuple[int | str, ...], FakeQuantize], ...] = ()
+    layer: WeightQuantizer | None = None
+    norm: nn.Module | None = None
+    folds_with: int | None = None
+    counter: bool = False
+    output: FakeQuantize | None = None
+    absorbs: bool = False
+    expects: bool = False
+    gives: Site | None = None
+    owned: bool = False
+    makers: tuple[nn.Module, ...] = ()
+    clones: bool = False
+    fresh: bool = False
+    number: int = -1
+
+
+def run_site(
+    instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """Make the call that a site stands for."""
+    if not torch.compiler.is_compiling():
+        instrument.ran.add(site.index)
+    for path, quantizer in site.inputs:
+        args, kwargs = _with_rounded(instrument, call, (args, kwargs), path, quantizer)
+    if site.absorbs:
+        return _activation(instrument, call, site, func, args, kwargs)
+    if site.layer is not None:
+        out = _layer(instrument, call, place, site, func, args, kwargs)
+    elif site.folds_with is not None:
+        out = _norm(instrument, call, place, site, func, args, kwargs)
+    elif site.counter and args[0] is place.module.num_batches_tracked:
+        state = instrument.state
+        assert state is not None
+        return args[0] if state.freeze_bn and state.fake_quant else func(*args, **kwargs)
+    else:
+        out = (_FRESH.get(func, func) if site.fresh else func)(*args, **kwargs)
+    if site.output is not None:
+        return _rounded(instrument, call, site, site.output, out)
+    if site.gives is not None:
+        call.pending.append((out, site.gives))
+    return out
+
+
+def _with_rounded(
+    instrument: Instrument, call: Call, given: tuple[Any, Any], path: tuple[int | str, ...], quantizer: FakeQuantize
+) -> tuple[Any, Any]:
+    """Arguments and keywords with the tensor at ``path`` rounded; they are copied, a list may be the user's own."""
+    round_it = lambda x: _quantize(instrument, call, quantizer, x, False)  # noqa: E731
+    args, kwargs = given
+    if isinstance(path[0], str):
+        return args, _replaced(kwargs, path, round_it)
+    return _replaced(args, path, round_it), kwargs
+
+
+def _replaced(values: Any, path: tuple[int | str, ...], change: Callable[[Tensor], Tensor]) -> Any:
+    if not path:
+        return change(values) if isinstance(values, Tensor) else values
+    first, rest = path[0], path[1:]
+    if isinstance(first, str):
+        return {**values, first: _replaced(values[first], rest, change)} if first in values else values
+    if not isinstance(values, (tuple, list)) or first >= len(values):
+        return values  # it was given in another way this time
+    new = [*values[:first], _replaced(values[first], rest, change), *values[first + 1 :]]
+    return new if isinstance(values, list) else tuple(new)
+
+
+def _quantize(instrument: Instrument, call: Call, quantizer: FakeQuantize, x: Tensor, owned: bool) -> Tensor:
+    if instrument.marking:
+        marked: Tensor = rounding_mark(x, quantizer.number, quantizer.activation)
+        return marked
+    out: Tensor = quantizer(x, owned, call.recomputing)
+    return out
+
+
+def _rounded(instrument: Instrument, call: Call, site: Site, quantizer: FakeQuantize, x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    out = _quantize(instrument, call, quantizer, x, site.owned and not _is_heard(site.makers))
+    return out.clone() if site.clones else out
+
+
+def _is_heard(makers: tuple[nn.Module, ...]) -> bool:
+    """Whether a hook of the user's may have kept the tensor."""
+    return any(maker._forward_hooks for maker in makers)
+
+
+def _activation(instrument: Instrument, call: Call, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
+    """An activation behind a value that is still to be rounded; what made the value says on which grid."""
+    x, owner = args[0] if args else kwargs["input"], None
+    for i, (tensor, wanted) in enumerate(call.pending):
+        if tensor is x:
+            owner = wanted
+            del call.pending[i]
+            break
+    if owner is None:
+        # The input of a checkpointed part is another object when it is computed again, and so it may be for dynamo.
+        if site.expects and not (call.recomputing or torch.compiler.is_compiling()):
+            instrument.unplanned[site.function] += 1
+            return func(*args, **kwargs)
+        owner = site
+    assert owner.output is not None
+    return _rounded(instrument, call, owner, owner.output, x)
+
+
+def _layer(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
+    state, quantizer = instrument.state, site.layer
+    assert state is not None
+    assert quantizer is not None
+    if not (state.fake_quant or instrument.marking):
+        return func(*args, **kwargs)
+    at, names = POSITIONS.get(site.function, DEFAULT_POSITIONS), NAMES.get(site.function, DEFAULT_NAMES)
+    x, weight, bias = (args[i] if i < len(args) else kwargs.get(name) for i, name in zip(at, names, strict=True))
+    if instrument.marking:
+        weight = weight_mark(weight, site.number)
+    else:
+        weight, bias = _quantized(call, place, site, quantizer, x, weight, bias, state.freeze_bn)
+    given = list(args)
+    for i, name, value in zip(at[1:], names[1:], (weight, bias), strict=True):
+        if i < len(given):
+            given[i] = value
+        elif value is not None or name in kwargs:
+            kwargs = {**kwargs, name: value}
+    return func(*given, **kwargs)
+
+
+def _quantized(
+    call: Call, place: Place, site: Site, quantizer: WeightQuantizer, x: Tensor, weight: Tensor, bias: Any, frozen: bool
+) -> tuple[Tensor, Any]:
+    norm, training = site.norm, place.module.training
+    if norm is None or not _may_fold(place.module, norm) or x.dim() != weight.dim():
+        return quantizer.quantized(weight, training), bias
+    # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
+    # Evaluation does not ask for the phase, or torch.compile would compile it for each.
+    if not training or (frozen and x.numel() >= weight.numel()):
+        call.folded.add(site.index)
+        factor, bias = fold_batch_norm(norm, bias)
+        return quantizer.quantized(weight, training, factor, fold=True), bias.to(weight.dtype)
+    factor = None if quantizer.spec.per_channel else fold_batch_norm(norm, bias)[0]
+    return quantizer.quantized(weight, training, factor), bias
+
+
+def _may_fold(layer: nn.Module, norm: nn.Module) -> bool:
+    """A layer with a hook of the user's is not folded, so that the hook sees what it always saw."""
+    return not (layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+
+
+def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
+    state = instrument.state
+    assert state is not None
+    if instrument.marking:
+        return func(*args, **kwargs) if site is not place.whole else _statistics(place.module, args[0])
+    if site.folds_with in call.folded:
+        return args[0]
+    if state.fake_quant and state.freeze_bn and place.module.training:
+        return _statistics(place.module, args[0])
+    return func(*args, **kwargs)
+
+
+def _statistics(norm: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=getattr(norm, "eps", 1e-5)
+    )

@@ -1,0 +1,107 @@
+"""One name for each operation, however it is written: ``x + y``, ``x += y``, ``x.add(y)`` and ``torch.add(x, y)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import get_overridable_functions, resolve_name
+
+_ALIASES: Mapping[str, str] = {
+    "concat": "cat", "concatenate": "cat", "rsub": "sub", "rtruediv": "div", "truediv": "div", "true_divide": "div",
+    "radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "multiply": "mul", "rmatmul": "matmul",
+    "getitem": "getitem", "setitem": "setitem", "group_norm": "group_norm",
+}  # fmt: skip
+# Not among torch's list of what can be overridden, though calls of them can.
+_UNLISTED = (torch.relu_, torch.celu_, torch.selu_, torch.rrelu_, torch.threshold_, torch.dropout_)
+_WRITERS = frozenset({"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"})
+
+
+def operation(func: Any) -> str:
+    """The name of the operation that a torch function computes, in place or not.
+
+    Example:
+        >>> [operation(f) for f in (torch.add, torch.Tensor.__iadd__, torch.Tensor.add_, F.relu, torch.relu_)]
+        ['add', 'add', 'add', 'relu', 'relu']
+        >>> operation(torch.Tensor.T.__get__)
+        'T'
+    """
+    name = _own_name(func)
+    plain = name.strip("_") if name.startswith("__") else name.rstrip("_") or name
+    return _ALIASES.get(plain, plain)
+
+
+def _own_name(func: Any) -> str:
+    name = str(getattr(func, "__name__", type(func).__name__))
+    if name in ("__get__", "__set__"):  # a property of tensors
+        found = resolve_name(func) or name
+        return found.removesuffix(f".{name}").rpartition(".")[2]
+    return name
+
+
+def writes(func: Any) -> bool:
+    """Whether a function works in place on its first argument.
+
+    Example:
+        >>> writes(torch.Tensor.add_), writes(torch.Tensor.__setitem__), writes(torch.Tensor.add)
+        (True, True, False)
+    """
+    name = str(getattr(func, "__name__", ""))
+    if name.startswith("__"):
+        return name.strip("_") in _WRITERS
+    return name.endswith("_") and not name.startswith("_")
+
+
+@lru_cache(maxsize=1)
+def _index() -> dict[str, tuple[Any, ...]]:
+    found: dict[str, dict[Any, None]] = {}
+    for functions in (*get_overridable_functions().values(), list(_UNLISTED)):
+        for function in functions:
+            found.setdefault(operation(function), {})[function] = None
+    return {name: tuple(functions) for name, functions in found.items()}
+
+
+def functions_of(name: str) -> tuple[Any, ...]:
+    """All functions of torch whose :func:`operation` is ``name``; empty if torch has none.
+
+    Example:
+        >>> F.relu in functions_of("relu"), torch.Tensor.relu_ in functions_of("relu"), functions_of("nonsense")
+        (True, True, ())
+    """
+    return _index().get(name, ())
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _opened(function: Callable[..., Any]) -> FunctionType:
+    """A copy that never hands itself over to a mode, so that the calls that it makes are seen one by one."""
+    assert isinstance(function, FunctionType)
+    namespace = {**function.__globals__, "has_torch_function": _never}
+    opened = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
+    opened.__kwdefaults__ = function.__kwdefaults__
+    return opened
+
+
+# One call to a mode, but there are layers inside.
+TRANSPARENT: Mapping[Any, Callable[..., Any]] = {
+    F.multi_head_attention_forward: _opened(F.multi_head_attention_forward),
+}
+
+
+def is_frozen_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm with constant statistics, as detectors have them.
+
+    Source:
+        ``torchvision.ops.misc.FrozenBatchNorm2d``, and the classes of that name in detectron2 and transformers (there
+        with a prefix); known by name and buffers, so that none of these packages is imported.
+    """
+    return type(module).__name__.endswith("FrozenBatchNorm2d") and {"weight", "bias", "running_mean", "running_var"} <= (
+        module._buffers.keys()
+    )

@@ -1,0 +1,44 @@
+"""The arguments of a call by the names that the user gave them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, in the order of the parameters of ``forward``.
+
+    Args:
+        module: that is called.
+        args: positional arguments; those that ``*args`` takes are named by that and their position.
+        kwargs: keyword arguments.
+
+    Returns:
+        those that were given.
+
+    Raises:
+        ValueError: if ``forward`` does not take them.
+
+    Example:
+        >>> list(named_arguments(nn.Bilinear(2, 3, 4), (0, 1), {}))
+        ['input1', 'input2']
+    """
+    signature = inspect.signature(module.forward)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise ValueError(f"The example inputs do not fit {type(module).__name__}.forward: {error}.") from None
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": inner for i, inner in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return named

@@ -1,0 +1,175 @@
+"""Which recorded calls are layers to quantize, which BatchNorm each of them takes in, and why others stay float."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.core.modules import QAT_LAYERS
+from lq.instrument.classes import own_class
+from lq.qconfig import QConfig
+from lq.tracing.functions import is_frozen_batch_norm
+from lq.tracing.fuse import Layer
+from lq.tracing.ops import SEEN, recorded
+from lq.tracing.plan import LayerPlan
+from lq.tracing.recording import Seen
+
+# Operation -> class of the layer, position of its input and weight, and channel axis of the weight.
+LAYERS: Mapping[str, tuple[type[nn.Module], int, int, int]] = {
+    "linear": (nn.Linear, 0, 1, 0),
+    "addmm": (nn.Linear, 1, 2, 1),
+    "conv1d": (nn.Conv1d, 0, 1, 0),
+    "conv2d": (nn.Conv2d, 0, 1, 0),
+    "conv3d": (nn.Conv3d, 0, 1, 0),
+    "conv_transpose1d": (nn.ConvTranspose1d, 0, 1, 1),
+    "conv_transpose2d": (nn.ConvTranspose2d, 0, 1, 1),
+    "conv_transpose3d": (nn.ConvTranspose3d, 0, 1, 1),
+}
+_GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
+
+
+class LayerFinder:
+    """Reads layers off a recorded call.
+
+    Args:
+        graph: of :class:`lq.tracing.recording.Recorder`.
+        root: the module that was called.
+        qconfig: which layers are wanted.
+    """
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> None:
+        self.graph, self.qconfig = graph, qconfig
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
+        self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
+        self._named: Counter[str] = Counter()
+
+    def find(self) -> tuple[list[Layer], list[LayerPlan]]:
+        """The layers to quantize, and the rows of those that stay float, in execution order."""
+        layers: list[Layer] = []
+        floats: dict[str, LayerPlan] = {}
+        for node in self.nodes:
+            name, module = self._name(node), self._module(node)
+            kind, at = LAYERS[recorded(node)][0].__name__, LAYERS[recorded(node)][1]
+            reason = self._why_float(node) or self.qconfig.excludes(name, module)
+            source = self._argument(node, at, ("input", "mat1"))
+            if reason is None and isinstance(source, fx.Node):
+                norm = self._batch_norm_behind(node, module)
+                layers.append(Layer(node, name, module, norm, input=source, kind=recorded(node)))
+            else:
+                floats.setdefault(name, LayerPlan(name, kind, reason=reason or "its input is not known"))
+        quantized = {layer.name for layer in layers}
+        return layers, [row for name, row in floats.items() if name not in quantized]
+
+    def others(self, known: set[str]) -> list[LayerPlan]:
+        """Rows of modules with layers that no recorded call has run, and of recurrent ones."""
+        rows = []
+        for name, module in self.modules.items():
+            if name in known:
+                continue
+            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+                reason = "recurrent layers have no quantized training; quantize them dynamically"
+                rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
+            elif isinstance(module, tuple(QAT_LAYERS)) and not any(own in known for own in (f"{name}.weight", name)):
+                reason = "it is not called; whatever reads its weight computes in float"
+                rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
+        return rows
+
+    # ---- one call -----------------------------------------------------------------------------------------------
+
+    def _argument(self, node: fx.Node, at: int, names: tuple[str, ...]) -> Any:
+        if at < len(node.args):
+            return node.args[at]
+        return next((node.kwargs[name] for name in names if name in node.kwargs), None)
+
+    def _weight(self, node: fx.Node) -> Any:
+        return self._argument(node, LAYERS[recorded(node)][2], ("weight", "mat2"))
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        """Whose layer it is: the module that calls it, or the one that holds the weight."""
+        owner = self.modules[seen_of(node).stack[-1]]
+        if isinstance(owner, tuple(QAT_LAYERS)):
+            return owner
+        weight = self._weight(node)
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            return self.modules.get(str(weight.target).rpartition(".")[0], owner)
+        return owner
+
+    def _name(self, node: fx.Node) -> str:
+        place = seen_of(node).stack[-1]
+        if isinstance(self.modules[place], tuple(QAT_LAYERS)):
+            return place
+        weight = self._weight(node)
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            holder, _, last = str(weight.target).rpartition(".")
+            if last == "weight" and holder:
+                return holder
+        wanted = f"{place}.{recorded(node)}".lstrip(".")
+        self._named[wanted] += 1
+        return wanted if self._named[wanted] == 1 else f"{wanted}_{self._named[wanted] - 1}"
+
+    def _why_float(self, node: fx.Node) -> str | None:
+        seen, weight = seen_of(node), self._weight(node)
+        if seen.opaque:
+            return "it runs inside of an autograd function, whose backward pass is not ours"
+        if not isinstance(weight, fx.Node) or not weight.meta.get("constant"):
+            return "its weight depends on the input"
+        if not weight.meta.get("dtype", torch.float32).is_floating_point:
+            return "its weight is no floating-point tensor"
+        bias = self._argument(node, 0 if recorded(node) == "addmm" else 2, ("bias",))
+        if isinstance(bias, fx.Node) and not bias.meta.get("constant"):
+            return "its bias depends on the input"
+        if recorded(node) == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+            return "addmm() with alpha or beta is no linear layer"
+        return _padding_without_kernel(node, weight)
+
+    def _batch_norm_behind(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
+        """The BatchNorm call that is a layer's only reader, if it can be one with it."""
+        users = list(node.users)
+        if len(users) != 1 or recorded(users[0]) != "batch_norm" or users[0].args[:1] != (node,):
+            return None
+        user, seen = users[0], seen_of(users[0])
+        norm: Any = self.modules[seen.stack[-1]]
+        frozen = seen.whole and is_frozen_batch_norm(norm)
+        tracked = isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.running_mean is not None
+        if not (frozen or tracked) or self._calls_of(seen) != 1 or self._calls_of(seen_of(node)) != 1:
+            return None
+        if recorded(node).startswith("conv_transpose") and _groups(node) != 1:
+            return None  # its weight has no axis of all output channels
+        shapes = [n.meta.get("shape") for n in (node, self._weight(node))]
+        if recorded(node) == "addmm" or (None not in shapes and len(shapes[0]) != len(shapes[1])):
+            return None
+        return user
+
+    def _calls_of(self, seen: Seen) -> int:
+        """How many times the operation is called in the module that calls it."""
+        same = (n for n in self.graph.nodes if recorded(n) == seen.operation)
+        return sum(seen_of(n).stack[-1] == seen.stack[-1] for n in same)
+
+
+def seen_of(node: fx.Node) -> Seen:
+    """What was recorded of a call."""
+    seen: Seen = node.meta[SEEN]
+    return seen
+
+
+def _groups(node: fx.Node) -> Any:
+    at = _GROUPS[recorded(node)]
+    return node.args[at] if len(node.args) > at else node.kwargs.get("groups", 1)
+
+
+def _padding_without_kernel(node: fx.Node, weight: fx.Node) -> str | None:
+    padding = node.args[4] if len(node.args) > 4 else node.kwargs.get("padding")
+    if padding != "same" or recorded(node).startswith("conv_transpose"):
+        return None
+    dilation = node.args[5] if len(node.args) > 5 else node.kwargs.get("dilation", 1)
+    kernel = weight.meta["shape"][2:]
+    dilations = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * len(kernel)
+    if any(int(d) * (k - 1) % 2 for d, k in zip(dilations, kernel, strict=True)):
+        return "padding='same' with this even kernel pads one side more; there is no int8 kernel for that"
+    return None

@@ -1,0 +1,287 @@
+"""One real call of a module as a graph: which function, called in which module's ``forward``, reads what."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lq.instrument.classes import own_class
+from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
+from lq.tracing.ops import SEEN
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a recorded call.
+
+    Args:
+        operation: its name.
+        stack: dotted names of the modules whose ``forward`` was running, outermost first; "" is the root.
+        line: of the user's code, "file:line, in function".
+        work: multiply-accumulates.
+        opaque: whether it runs inside of an autograd function, whose backward is the user's own.
+        whole: whether it stands for all that its module does.
+    """
+
+    operation: str
+    stack: tuple[str, ...]
+    line: str = ""
+    work: int = 0
+    opaque: bool = False
+    whole: bool = False
+
+
+def overwritten(value: Any, by: Any) -> Any:
+    """Stands in a graph for a tensor of whose memory something else has written a part."""
+    return value
+
+
+def unknown(name: str) -> Any:
+    """Stands in a graph for a tensor of which nobody saw how it was made."""
+    return name
+
+
+class Recorder(TorchFunctionMode):
+    """Follows tensors by their identity through one call.
+
+    Args:
+        root: the module; its parameters and buffers are constants of the graph.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.stack: list[str] = []
+        self._nodes: dict[int, fx.Node] = {}
+        self._memory: dict[int, list[Tensor]] = {}
+        self._kept: list[Any] = []  # an identity is one as long as its object lives
+        self._constants = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
+        self._kept += [*root.parameters(), *root.buffers()]
+        self._labels: dict[str, int] = {}
+        self._plain_leaf: list[bool] = []
+        self.calls: list[tuple[Seen, fx.Node | None]] = []
+        self.unknown: list[str] = []
+
+    # ---- modules ------------------------------------------------------------------------------------------------
+
+    def run(self, place: Any, module: nn.Module, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the ``forward`` of a module, and note what it calls as its own."""
+        self.stack.append(place.path)
+        kind = own_class(module).__module__
+        self._plain_leaf.append(kind.startswith("torch.nn.") and not any(True for _ in module.children()))
+        try:
+            if is_frozen_batch_norm(module):
+                return self._whole(module, body, args, kwargs)
+            return body(module, *args, **kwargs)
+        finally:
+            self.stack.pop()
+            self._plain_leaf.pop()
+
+    def _whole(self, module: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            out = body(module, *args, **kwargs)
+        statistics = (module.running_mean, module.running_var, module.weight, module.bias)
+        self._note(F.batch_norm, (args[0], *statistics), {}, out, whole=True)
+        return out
+
+    # ---- values -------------------------------------------------------------------------------------------------
+
+    def take_inputs(self, named: Mapping[str, Any]) -> None:
+        """Make every tensor of the call's arguments an input of the graph."""
+        for name, value in named.items():
+            for path, leaf in _leaves(value, name):
+                if isinstance(leaf, Tensor) and id(leaf) not in self._nodes:
+                    self._remember(leaf, self.graph.placeholder(self._label(path)))
+
+    def give_output(self, output: Any) -> None:
+        """End the graph."""
+        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        self.graph.output(tuple(self._node(t) for t in tensors))
+
+    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
+        self._kept.append(tensor)
+        self._nodes[id(tensor)] = node
+        node.meta.setdefault("shape", tuple(tensor.shape))
+        node.meta.setdefault("dtype", tensor.dtype)
+        address = _address(tensor)
+        if address:
+            self._memory.setdefault(address, []).append(tensor)
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        node = self._nodes.get(id(tensor))
+        if node is not None:
+            return node
+        name = self._constants.get(id(tensor))
+        if name is not None:
+            node = self.graph.create_node("get_attr", name, name=self._label(name))
+            node.meta["constant"] = True
+        else:
+            node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
+            node.meta["unknown"] = _line()[0]
+            self.unknown.append(node.meta["unknown"])
+        self._remember(tensor, node)
+        return node
+
+    def _label(self, wanted: str) -> str:
+        name = wanted.replace(".", "_")
+        count = self._labels.get(name, 0)
+        self._labels[name] = count + 1
+        return name if count == 0 else f"{name}_{count}"
+
+    # ---- calls --------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in TRANSPARENT:
+            with self:
+                return TRANSPARENT[func](*args, **kwargs)
+        out = func(*args, **kwargs)
+        self._note(func, args, kwargs, out)
+        return out
+
+    def _note(self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False) -> None:
+        name = operation(func)
+        results = [args[0]] if name == "setitem" else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if not results or not self.stack:
+            return
+        line, opaque = _line()
+        seen = Seen(name, tuple(self.stack), line, _work(name, args, kwargs, results[0]), opaque, whole)
+        same = bool(args) and out is args[0]
+        if same and name in _KEEPING:
+            self.calls.append((seen, None))  # it is of that type, or contiguous, already
+            return
+        node = self._create(func, name, args, kwargs)
+        node.meta[SEEN] = seen
+        self.calls.append((seen, node))
+        sources = node.all_input_nodes
+        node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
+        written = args[0] if same or (args and writes(func)) else kwargs.get("out")
+        if isinstance(written, Tensor):
+            self._mark_overwritten(written, node)
+        for index, tensor in enumerate(results):
+            result = node
+            if isinstance(out, (tuple, list)):
+                result = self.graph.call_function(operator.getitem, (node, index))
+                result.meta["constant"] = node.meta["constant"]
+            self._remember(tensor, result)
+
+    def _create(self, func: Any, name: str, args: Any, kwargs: Any) -> fx.Node:
+        as_nodes = lambda value: self._node(value) if isinstance(value, Tensor) else _plain(value)  # noqa: E731
+        node_args, node_kwargs = tree_map(as_nodes, (tuple(args), dict(kwargs)))
+        target = func if len(args) != 2 or kwargs else _OPERATORS.get(name, func)
+        label = self.stack[-1] if self._plain_leaf[-1] else f"{self.stack[-1]}.{name}".lstrip(".")
+        return self.graph.create_node("call_function", target, node_args, node_kwargs, name=self._label(label))
+
+    def _mark_overwritten(self, written: Tensor, by: fx.Node) -> None:
+        for other in self._memory.get(_address(written), ()):
+            if other is not written and self._nodes.get(id(other)) is not by:
+                node = self.graph.call_function(overwritten, (self._nodes[id(other)], by))
+                node.meta["constant"] = False
+                self._nodes[id(other)] = node
+        before = self._nodes.get(id(written))
+        for source in [] if before is None else [before, *_views_of(before)]:
+            source.meta.setdefault("writers", []).append(by)
+
+
+_OPERATORS: Mapping[str, Any] = {"add": operator.add, "mul": operator.mul, "cat": torch.cat}
+_VIEWS = frozenset(
+    {
+        "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk", "split",
+        "unbind", "narrow", "select", "expand", "unflatten", "T", "mT", "detach", "contiguous", "swapaxes", "movedim",
+        "dropout", "to", "float",
+    }
+)  # fmt: skip
+
+
+_KEEPING = frozenset(
+    {
+        "to", "type", "float", "half", "bfloat16", "double", "contiguous", "type_as", "detach", "cpu", "cuda", "expand",
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "squeeze", "view",
+        "reshape", "flatten", "requires_grad", "clone", "resolve_conj", "resolve_neg",
+    }
+)  # fmt: skip
+
+
+def _views_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose memory a view may have in common."""
+    found, waiting = [], [node]
+    while waiting:
+        current = waiting.pop()
+        seen = current.meta.get(SEEN)
+        is_view = (seen is not None and seen.operation in _VIEWS) or current.target is operator.getitem
+        if is_view and current.args and isinstance(current.args[0], fx.Node):
+            found.append(current.args[0])
+            waiting.append(current.args[0])
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None), slice, torch.dtype)) else str(type(value))
+
+
+def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [pair for key, inner in value.items() for pair in _leaves(inner, f"{path}_{key}")]
+    if isinstance(value, (list, tuple)):
+        return [pair for i, inner in enumerate(value) for pair in _leaves(inner, f"{path}_{i}")]
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [(path if len(tensors) == 1 else f"{path}_{i}", leaf) for i, leaf in enumerate(tensors)]
+
+
+def _address(tensor: Tensor) -> int:
+    if tensor.layout is not torch.strided:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
+        return 0
+
+
+def _work(name: str, args: Any, kwargs: Any, out: Tensor) -> int:
+    """Multiply-accumulates of a layer or a product of matrices."""
+    weight = args[1] if len(args) > 1 else kwargs.get("weight")
+    if name == "addmm":
+        return out.numel() * int(args[1].shape[1])
+    if name in ("matmul", "bmm", "mm") and isinstance(weight, Tensor):
+        return out.numel() * int(args[0].shape[-1])
+    if name == "baddbmm":
+        return out.numel() * int(args[1].shape[-1])
+    if name == "scaled_dot_product_attention":
+        query, key, value = (args[i] if i < len(args) else kwargs[n] for i, n in enumerate(("query", "key", "value")))
+        return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
+    if not isinstance(weight, Tensor):
+        return 0
+    if name.startswith("conv_transpose"):
+        return int(args[0].numel() * weight[0].numel())
+    if name == "linear" or name.startswith("conv"):
+        return int(out.numel() * weight[0].numel())
+    return 0
+
+
+_OURS = ("lq.", "torch.")
+
+
+def _line() -> tuple[str, bool]:
+    """The innermost line outside of torch and lq, and whether an autograd function runs inside of the module."""
+    frame: FrameType | None = sys._getframe(2)
+    opaque = outside = False
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        outside = outside or (frame.f_code.co_name == "run" and module == __name__)
+        if not outside and "ctx" in frame.f_code.co_varnames:
+            opaque = opaque or isinstance(frame.f_locals.get("ctx"), torch.autograd.function.FunctionCtx)
+        if not (module.startswith(_OURS) or module == "torch"):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}", opaque
+        frame = frame.f_back
+    return "", opaque
