@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
-from lq.backends.prepare import prepare_without_example
+from lq.backends.prepare import prepare_again, prepare_without_example
 from lq.qconfig import QConfig
 
 KEY = "lq"
@@ -27,6 +27,7 @@ class CheckpointEntry:
         started: whether fake quantization had started.
         fp32: figures of the float model.
         vendor: what its backend took from outside of lq, such as a quantizer of PT2E.
+        plan: of a target that was instrumented in place, all that is needed to do so again.
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
 
     Example:
@@ -41,6 +42,7 @@ class CheckpointEntry:
     started: bool = False
     fp32: Mapping[str, float] = field(default_factory=dict)
     vendor: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
     history: Sequence[Mapping[str, float]] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +86,7 @@ class CheckpointEntry:
                 "run, or start a new one from the float checkpoint."
             )
 
-    def prepare(self, module: nn.Module, target: str, qconfig: QConfig) -> fx.GraphModule:
+    def prepare(self, module: nn.Module, target: str, qconfig: QConfig) -> nn.Module:
         """Prepare a float module as it was then, without asking its backend again.
 
         Args:
@@ -96,6 +98,8 @@ class CheckpointEntry:
             ValueError: if the checkpoint has another target or qconfig.
         """
         self.require_same_plan(target, qconfig)
+        if self.plan is not None:
+            return prepare_again(module, self.qconfig, self.plan)
         return prepare_without_example(module, self.qconfig, frozenset(self.passed), vendor=self.vendor)
 
 

@@ -160,6 +160,12 @@ class QConfig:
         """The activation grid where no override applies."""
         return self.activation or PRESETS[self.preset].activation
 
+    @property
+    def learns_scales(self) -> bool:
+        """Whether any scale is a parameter."""
+        grids = [self.weight, self.activation, *(s for o in self.overrides.values() for s in (o.weight, o.activation))]
+        return any(grid is not None and grid.learned_scale for grid in grids)
+
     def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
         """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
         override, own = self._override(name, module).weight, self.weight or PRESETS[self.preset].weight

@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule
 from torch import fx, nn
 from torchmetrics import Metric, MetricCollection
 
+from lq.backends.base import Inputs
+from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.tracing.trace import STATE
@@ -82,14 +84,16 @@ def target_of(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name) if name else module
 
 
-def graft(module: LightningModule, name: str, prepared: fx.GraphModule) -> None:
-    """Put ``prepared`` in the place of the target.
+def graft(module: LightningModule, name: str, prepared: nn.Module) -> None:
+    """Put ``prepared`` in the place of the target; what was instrumented in place is there already.
 
-    A submodule is replaced: what its class has beside ``forward`` is gone with it, and whoever asks for that is told
+    A graph of another backend replaces it. A submodule is replaced: what its class has beside ``forward`` is gone with it, and whoever asks for that is told
     so. If the LightningModule itself is the target, what the graph calls in another form is replaced one by one and its
     class becomes a subclass whose ``forward`` runs the prepared graph, so that ``self.conv1`` and all its other methods
     stay what they were.
     """
+    if not isinstance(prepared, fx.GraphModule):
+        return
     if name:
         _explain_what_is_gone(prepared, target_of(module, name), name)
         module.set_submodule(name, prepared)
@@ -149,17 +153,22 @@ def _rebuild(cls: type[nn.Module], graph_module: fx.GraphModule) -> nn.Module:
     return module
 
 
-def prepared_graph(module: nn.Module, name: str) -> fx.GraphModule:
-    """The prepared GraphModule of a target, sharing its layers.
+def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) -> fx.GraphModule:
+    """The graph of a prepared target, sharing its parameters and ranges.
+
+    Args:
+        module: the module that holds the target.
+        name: of the target.
+        example: inputs of one call of it; ``None`` takes those of an earlier call.
 
     Raises:
-        ValueError: if the target is not prepared.
+        ValueError: if the target is not prepared, or cannot be exported.
     """
     target = target_of(module, name)
-    if isinstance(target, fx.GraphModule):
-        return target
-    if not is_prepared(target) or _GRAPH not in target.__dict__:
+    if not is_prepared(target):
         raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
+    if _GRAPH not in target.__dict__:
+        return as_graph(target, example)
     graph_module = fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
     graph_module._tracer_cls = None  # as lq.tracing.trace.trace does: unpickling traces once more
     return graph_module

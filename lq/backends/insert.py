@@ -72,7 +72,12 @@ def _install_state(graph_module: fx.GraphModule, state: QATState) -> None:
     for name, helper in graph_module.get_submodule(STATE).named_children() if hasattr(graph_module, STATE) else ():
         state.add_module(name, helper)
     graph_module.add_module(STATE, state)
-    graph_module.register_load_state_dict_pre_hook(_refuse_other_plans)  # type: ignore[no-untyped-call]
+    refuse_other_plans(graph_module)
+
+
+def refuse_other_plans(module: nn.Module) -> None:
+    """Let a prepared module refuse checkpoints of another plan before anything of them is loaded."""
+    module.register_load_state_dict_pre_hook(_refuse_other_plans)  # type: ignore[no-untyped-call]
 
 
 def _refuse_other_plans(graph_module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

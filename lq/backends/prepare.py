@@ -1,4 +1,4 @@
-"""``prepare``: a float module becomes a fake-quantized graph that shares its parameters."""
+"""``prepare``: a float module is made to train for int8."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import fx, nn
 from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
 from lq.backends.base import Backend, Inputs, Traced
-from lq.backends.insert import insert_quantization
+from lq.backends.in_place import prepare_in_place, prepare_without_inputs
+from lq.backends.insert import insert_quantization, refuse_other_plans
 from lq.backends.planning import all_floats, float_operations, in_module_order, nothing_to_quantize, warn_of
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
+from lq.instrument.attach import attach
 from lq.qconfig import QConfig, as_qconfig
 from lq.tracing.plan import Plan, UntraceablePlan
 from lq.tracing.stubs import prepared_by_torch_ao
@@ -27,42 +29,88 @@ def prepare(
     qconfig: QConfig | str = "portable",
     example_args: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-) -> fx.GraphModule:
-    """Insert fake quantizers into a copy of ``module``'s graph; parameters and buffers are shared with ``module``.
+) -> nn.Module:
+    """Let a module train for int8: it is instrumented in place, and its own ``forward`` keeps running.
 
-    The state dict of the result holds every key of the float module plus those of ``qat_state``, so a float checkpoint
-    loads with only the latter missing. Fake quantization starts switched off: see :func:`set_phase`.
+    The module stays the object that it is, with its parameters, methods, hooks and submodules; the classes of those
+    whose calls are quantized become subclasses, and it gets a submodule ``qat_state``. Its state dict holds every key
+    of the float module plus those of ``qat_state``, so a float checkpoint loads with only the latter missing. Fake
+    quantization starts switched off: see :func:`set_phase`.
+
+    What is quantized is planned from one call with the example. Without one it is read off the module's code where that
+    is plain; else it is planned at the first call.
 
     Args:
-        module: any module that :func:`lq.tracing.trace.trace` can trace; a prepared module is returned as it is.
-        qconfig: preset name or :class:`~lq.qconfig.QConfig`.
-        example_args: positional inputs of one call; with them the result is checked against ``module``.
+        module: any module; a prepared one is returned as it is. To keep a float one beside it, give a copy.
+        qconfig: preset name or :class:`~lq.qconfig.QConfig`. The backends "eager" and "pt2e" return a graph in the
+            place of the module, which has to be traceable.
+        example_args: positional inputs of one call.
         example_kwargs: keyword inputs of that call.
 
     Returns:
-        the prepared GraphModule; :func:`plan_of` gives its plan.
+        ``module``; :func:`plan_of` gives its plan.
 
     Raises:
-        ValueError: if no layer can be quantized, a pattern matches nothing or the graph computes something else.
-        UntraceableError: if the module cannot be traced.
+        ValueError: if no layer can be quantized, a pattern matches nothing, or the example does not fit.
+        UntraceableError: of the other backends, if the module cannot be traced.
 
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> prepared = prepare(net, example_args=(torch.randn(2, 1, 4, 4),))
+        >>> prepared is net
+        True
         >>> print(plan_of(prepared).summary())
-        Sequential, qconfig portable: 2 of 2 layers quantized, 3 fake quantizers, other operations in float: 0
+        Sequential, qconfig portable: 2 of 2 layers quantized, 100 % of the work, 3 fake quantizers, other operations in
+        float: 0
     """
     if is_prepared(module):
-        assert isinstance(module, fx.GraphModule)
         return module
-    if example_args is None:
-        return prepare_without_example(module, as_qconfig(qconfig))
-    kwargs = dict(example_kwargs or {})
-    passed = passed_parameters(module, example_args, kwargs)
-    graph_module = prepare_without_example(module, as_qconfig(qconfig), passed, (example_args, kwargs))
-    self_check(module, graph_module, example_args, kwargs)
+    qconfig = as_qconfig(qconfig)
+    if qconfig.backend == "fx":
+        return _prepare_in_place(module, qconfig, example_args, dict(example_kwargs or {}))
+    if example_args is None and example_kwargs is None:
+        return prepare_without_example(module, qconfig)
+    args, kwargs = example_args or (), dict(example_kwargs or {})
+    passed = passed_parameters(module, args, kwargs)
+    graph_module = prepare_without_example(module, qconfig, passed, (args, kwargs))
+    self_check(module, graph_module, args, kwargs)
     return graph_module
+
+
+def _prepare_in_place(module: nn.Module, qconfig: QConfig, args: tuple[Any, ...] | None, kwargs: Any) -> nn.Module:
+    _check_is_float(module)
+    if args is None and not kwargs:
+        state = prepare_without_inputs(module, qconfig)
+    else:
+        state = prepare_in_place(module, qconfig, (args or (), kwargs))
+    if isinstance(state.plan, Plan):
+        warn_of(state.plan)
+    refuse_other_plans(module)
+    return module
+
+
+def prepare_again(module: nn.Module, qconfig: QConfig, plan: Mapping[str, Any]) -> nn.Module:
+    """Prepare a float module as another of its kind was, without inputs.
+
+    Args:
+        module: a float module.
+        qconfig: of that time.
+        plan: :meth:`~lq.tracing.plan.Plan.to_dict` of the other one.
+
+    Returns:
+        the module, prepared.
+
+    Raises:
+        ValueError: if it lacks a part that the plan names.
+    """
+    _check_is_float(module)
+    known = Plan.from_dict(plan)
+    assert known.sites is not None
+    state = attach(module, known.sites)
+    state.plan, state.qconfig = known, qconfig
+    refuse_other_plans(module)
+    return module
 
 
 def prepare_without_example(
@@ -131,10 +179,23 @@ def state_of(prepared: nn.Module) -> QATState:
     return state
 
 
+def is_planned(prepared: nn.Module) -> bool:
+    """Whether a prepared module has its plan, which may be made at its first call."""
+    return isinstance(state_of(prepared).plan, Plan)
+
+
 def plan_of(prepared: nn.Module) -> Plan:
-    """The plan of a prepared module."""
+    """The plan of a prepared module.
+
+    Raises:
+        ValueError: if it is made at the first call, and there was none.
+    """
     plan = state_of(prepared).plan
-    assert isinstance(plan, Plan)
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"{type(prepared).__name__} is planned at its first call, and it has not been called. Call it once, or give "
+            "lq.prepare(..., example_args=(x,)) an example."
+        )
     return plan
 
 

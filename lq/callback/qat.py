@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.exclusions import Exclusions
-from lq.backends.prepare import plan_of, state_of
+from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.deployment import deploy_best
@@ -155,9 +155,12 @@ class QATCallback(Callback):
         if float_model is not None:
             self._float = FloatReference(float_model)
         self._float.forget_unless_matching(self._target(pl_module))
-        self.plan = plan_of(self._target(pl_module))
+        target = self._target(pl_module)
+        self.plan = plan_of(target) if is_planned(target) else None
         if stage == "fit":
-            rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")
+            state_of(target).waits = True  # for on_train_batch_end, which all processes reach
+            summary = "planned at its first call" if self.plan is None else self.plan.summary()
+            rank_zero_info(f"lq: {self._name or 'the module itself'}: {summary}")
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
 
     def _check_callbacks(self, trainer: Trainer) -> None:
@@ -225,7 +228,11 @@ class QATCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Undo what a scheduler of the module did, so that monitors and checkpoints see the rate that is used next."""
+        """Move the ranges by this step.
+
+        And undo what a scheduler of the module did, so that monitors and checkpoints see the rate that is used next.
+        """
+        state_of(self._target(pl_module)).end_of_step()
         self._rates.apply(trainer.optimizers, self._course.phase(position_of(trainer, batch_idx + 1)).lr_scale)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -370,9 +377,18 @@ class QATCallback(Callback):
         if not is_grafted(pl_module, self._name):
             return
         share_quantization_state(trainer, pl_module, self._name)
+        if not is_planned(self._target(pl_module)):
+            return
         plan = plan_of(self._target(pl_module))
         checkpoint[KEY] = CheckpointEntry(
-            self._name, self._applied, plan.passed, self._started, self._float.results, plan.vendor, self._history
+            self._name,
+            self._applied,
+            plan.passed,
+            self._started,
+            self._float.results,
+            plan.vendor,
+            None if plan.sites is None else plan.to_dict(),
+            self._history,
         ).to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

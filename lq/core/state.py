@@ -62,17 +62,25 @@ class QATState(Float32Buffers):
 
     def __init__(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
         super().__init__()
-        self.names, self.specs, self.activations = list(names), list(specs), list(activations)
         self.plan: object = None
         self.qconfig: object = None
-        self.fake_quant = False
-        self.observer = False
-        self.freeze_bn = False
+        self.fake_quant = self.observer = self.freeze_bn = False
+        self.pinned: list[QParams] | None = None
+        self.waits = False
+        self.fill(names, specs, activations)
+
+    def fill(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
+        """Make the slots, without ranges; the phase stays as it is.
+
+        Args:
+            names: as for the constructor, and so are the others.
+            specs: grids.
+            activations: absorbed activations.
+        """
+        self.names, self.specs, self.activations = list(names), list(specs), list(activations)
         self.writers = [0] * len(names)  # fake quantizers of each slot: usually one
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
         self._known: _Known | None = None
-        self.pinned: list[QParams] | None = None
-        self.waits = False
         self._unsearched = False
         self._learned = [slot for slot, spec in enumerate(specs) if spec.learned_scale]
         count = len(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ class _Attaching:
     def __init__(self, target: nn.Module, sites: Sites, state: QATState | None) -> None:
         self.target, self.plan = target, sites
         self.modules = dict(target.named_modules(remove_duplicate=False))
-        self.known = state is not None
-        self.state = state or QATState(list(sites.names), list(sites.specs), list(sites.activations))
+        self.state = state or QATState([], [], [])
+        if not self.state.names:
+            self.state.fill(list(sites.names), list(sites.specs), list(sites.activations))
         self.instrument = Instrument(self.state, sites)
         self.places: dict[str, Place] = {}
         self.rows: dict[tuple[str, str], Row] = {}
@@ -35,10 +37,11 @@ class _Attaching:
 
     def run(self) -> QATState:
         self._make_places()
-        for slot, name in enumerate(() if self.known else self.plan.names):
-            quantizer = FakeQuantize(self.state, slot)
-            quantizer.number = slot
-            self.state.add_module(name, quantizer)
+        for slot, name in enumerate(self.plan.names):
+            if name not in self.state._modules:
+                quantizer = FakeQuantize(self.state, slot)
+                quantizer.number = slot
+                self.state.add_module(name, quantizer)
         self.state.writers = [sum(t.slot == slot for t in self.plan.tensors) for slot in range(len(self.plan.names))]
         for number, layer in enumerate(self.plan.layers):
             self._layer(number, layer)
@@ -50,8 +53,12 @@ class _Attaching:
             if (place, name) in self.rows:
                 self.rows[place, name].in_training = dict(pairs)
         self.instrument.calls = list(self.sites)
-        if not self.known:
+        device = next((p.device for p in self.target.parameters()), torch.device("cpu"))
+        if device.type not in ("cpu", "meta"):
+            self.state.to(device)
+        if STATE not in self.target._modules:
             self.target.add_module(STATE, self.state)
+        self.state.train(self.target.training)
         return self.state
 
     def _make_places(self) -> None:
@@ -150,6 +157,27 @@ def attach(target: nn.Module, sites: Sites, state: QATState | None = None) -> QA
     return _Attaching(target, sites, state).run()
 
 
+def defer(target: nn.Module, plan: Callable[[nn.Module, Any], None]) -> QATState:
+    """Instrument a module at its first call.
+
+    Args:
+        target: the user's module.
+        plan: is called with it and the inputs of that call, and attaches a plan to it.
+
+    Returns:
+        the state, without ranges until then.
+    """
+    state = QATState([], [], [])
+    instrument = Instrument(state)
+    instrument.deferred = plan
+    place = Place("", target, instrument)
+    place.is_root = True
+    swap(target, place)
+    target.add_module(STATE, state)
+    state.train(target.training)
+    return state
+
+
 def detach(target: nn.Module) -> None:
     """Give every part of an instrumented module its own class back; ``qat_state`` stays."""
     for module in target.modules():
@@ -176,6 +204,8 @@ def attach_again(target: nn.Module) -> dict[str, str]:
     """
     instrument = instrument_of(target)
     if instrument is None:
+        return {}
+    if instrument.plan is None:
         return {}
     modules = {path: target.get_submodule(path) for path in instrument.plan.places}
     new = {path: type(module).__name__ for path, module in modules.items() if place_of(module) is None}

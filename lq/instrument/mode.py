@@ -113,8 +113,13 @@ def _begin(
     """The target is called, or a part of it alone: by the user, or because a checkpointed block is computed again."""
     state = instrument.state
     assert state is not None
+    if instrument.deferred is not None:
+        instrument.deferred(module, (args, kwargs))
+        return module.forward(*args, **kwargs)
     observing = state.observer and state.training
-    if not (state.fake_quant or observing or instrument.marking):
+    if place.is_root and instrument.example is None and not torch.compiler.is_compiling():
+        instrument.example = (args, dict(kwargs))
+    if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
     call.start()
     call.place = place
@@ -125,5 +130,5 @@ def _begin(
         recomputed = call.recomputing
         call.place, call.recomputing = None, False
         call.start()
-        if place.is_root and not recomputed:
+        if place.is_root and not recomputed and not instrument.rehearsing:
             state.end_of_call()

@@ -46,11 +46,12 @@ class Instrument:
         self.state, self.plan = state, sites
         self.calls: list[Any] = []  # the call of each site, by its index
         self.example: Any = None
+        self.deferred: Any = None  # makes the plan at the first call
         self._forget_calls()
 
     def _forget_calls(self) -> None:
         self.recorder: Any = None
-        self.marking = False
+        self.marking = self.rehearsing = False
         self.ran: set[int] = set()
         self.unplanned: Counter[str] = Counter()
         self.main = Call()
@@ -82,7 +83,7 @@ class Instrument:
             self._calls[threading.get_ident()] = former
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"state": self.state, "plan": self.plan, "calls": self.calls, "example": self.example}
+        return {"state": self.state, "plan": self.plan, "calls": self.calls, "example": self.example, "deferred": self.deferred}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

@@ -138,5 +138,23 @@ class Sites:
         )
 
 
+def in_place_joins(sites: Sites) -> Sites:
+    """The same plan with joins that work in place where the user wrote them so, and copies where that may matter.
+
+    Example:
+        >>> call = CallAt("", "add", 0)
+        >>> made = Sites(("",), ("fq",), (ActivationSpec(),), ("none",), (), (TensorAt(0, call, owned=True),), (call,))
+        >>> changed = in_place_joins(made)
+        >>> changed.fresh, changed.tensors[0].owned, changed.tensors[0].cloned
+        ((), False, True)
+    """
+    written = set(sites.fresh)
+    tensors = tuple(
+        dataclasses.replace(t, cloned=not t.argument, owned=t.owned and not {t.call, t.behind} & written)
+        for t in sites.tensors
+    )
+    return dataclasses.replace(sites, fresh=(), tensors=tensors)
+
+
 def _call(plain: Mapping[str, Any] | None) -> CallAt | None:
     return None if plain is None else CallAt(**plain)

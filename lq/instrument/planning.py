@@ -16,7 +16,7 @@ from lq.tracing.fuse import Layer
 from lq.tracing.layers import LAYERS, seen_of
 from lq.tracing.place import Site as Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
-from lq.tracing.recording import Seen
+from lq.tracing.recording import CLOSED, Seen
 
 Calls = list[tuple[Seen, fx.Node | None]]
 
@@ -60,7 +60,7 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif not own_class(self.modules[seen.stack[-1]]).__module__.startswith("torch.nn."):
+            elif seen.operation == CLOSED or not own_class(self.modules[seen.stack[-1]]).__module__.startswith("torch.nn."):
                 found[seen.stack[-1]] = None
         return found
 

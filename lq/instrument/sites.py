@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.core.fake_quantize import FakeQuantize
-from lq.core.marks import rounding_mark, weight_mark
+from lq.core.marks import activate, rounding_mark, weight_mark
 from lq.core.weight_quantizer import WeightQuantizer, fold_batch_norm
 from lq.instrument.places import Call, Instrument, Place
 
@@ -120,6 +120,8 @@ def _replaced(values: Any, path: tuple[int | str, ...], change: Callable[[Tensor
 
 
 def _quantize(instrument: Instrument, call: Call, quantizer: FakeQuantize, x: Tensor, owned: bool) -> Tensor:
+    if instrument.rehearsing:
+        return activate(x, quantizer.activation).clone()
     if instrument.marking:
         marked: Tensor = rounding_mark(x, quantizer.number, quantizer.activation)
         return marked

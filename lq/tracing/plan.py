@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lq.instrument.plan import Sites
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class LayerPlan:
         fused: what runs inside its quantized kernel, e.g. ``("BatchNorm2d", "ReLU6")``.
         weight: grid of the weight, or ``None`` if the layer stays float.
         reason: why it stays float, else empty.
+        work: multiply-accumulates of one call of the model with the example; 0 if unknown.
+        line: the user's line that calls it, "file:line, in function"; "" if unknown.
     """
 
     name: str
@@ -25,6 +30,27 @@ class LayerPlan:
     fused: tuple[str, ...] = ()
     weight: str | None = None
     reason: str = ""
+    work: int = 0
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class ProductPlan:
+    """A product of matrices that is no layer, such as attention's two.
+
+    Args:
+        name: the operation, in the module that calls it.
+        kind: the operation.
+        work: multiply-accumulates.
+        line: the user's line.
+        reason: why it computes in float.
+    """
+
+    name: str
+    kind: str
+    work: int
+    line: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +85,8 @@ class Plan:
         passed: parameters of ``forward`` that calls pass; all others keep their default.
         remarks: what the backend has to say about the model.
         vendor: what the backend took from outside of lq, as plain data.
+        sites: where the module quantizes, of one that is instrumented in place.
+        products: products of matrices that are no layers.
 
     Example:
         >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
@@ -76,6 +104,20 @@ class Plan:
     passed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     vendor: Mapping[str, Any] | None = None
+    sites: Sites | None = None
+    products: tuple[ProductPlan, ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        """Share of the multiply-accumulates that int8 layers do, in [0, 1]; ``None`` if nobody has counted them."""
+        total = sum(row.work for row in (*self.layers, *self.products))
+        return sum(row.work for row in self.quantized) / total if total else None
+
+    @property
+    def in_float(self) -> tuple[LayerPlan | ProductPlan, ...]:
+        """What does its work in float, the largest part first."""
+        rows = [*(row for row in self.layers if row.weight is None and row.work), *self.products]
+        return tuple(sorted(rows, key=lambda row: -row.work))
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
@@ -84,9 +126,10 @@ class Plan:
 
     def summary(self) -> str:
         """One line."""
+        share = "" if self.share is None else f", {self.share:.0%} of the work"
         return (
-            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers quantized, "
-            f"{len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
+            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers quantized"
+            f"{share}, {len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
         )
 
     def __str__(self) -> str:
@@ -101,12 +144,40 @@ class Plan:
         rows += [f"  {part.name} runs in float as it is: {part.reason}" for part in self.untraceable]
         if self.float_ops:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
+        total = sum(row.work for row in (*self.layers, *self.products))
+        rows += [f"  {row.work / total:.1%} of the work in float: {_in_float(row)}" for row in self.in_float[:5]]
         rows += [f"  {remark}" for remark in self.remarks]
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Plan:
+        """What :meth:`to_dict` made plain.
+
+        Example:
+            >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",)),), (), remarks=("a remark",))
+            >>> Plan.from_dict(plan.to_dict()) == plan
+            True
+        """
+        from lq.instrument.plan import Sites  # which imports nothing of this room
+
+        kinds = {"layers": LayerPlan, "tensors": TensorPlan, "untraceable": UntraceablePlan, "products": ProductPlan}
+        values = {name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()}
+        values |= {name: tuple(plain[name]) for name in ("float_ops", "passed", "remarks")}
+        values["sites"] = None if plain["sites"] is None else Sites.from_dict(plain["sites"])
+        return cls(**values)
+
+
+def _rows(kind: Any, plain: Any) -> tuple[Any, ...]:
+    return tuple(kind(**{**row, **({"fused": tuple(row["fused"])} if "fused" in row else {})}) for row in plain)
+
+
+def _in_float(row: LayerPlan | ProductPlan) -> str:
+    where = f" ({row.line})" if row.line else ""
+    return f"{row.name}{where}: {row.reason}"
 
 
 def _state(layer: LayerPlan) -> str:

@@ -19,6 +19,9 @@ from lq.instrument.classes import own_class
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
 from lq.tracing.ops import SEEN
 
+CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
+
+
 @dataclass(frozen=True)
 class Seen:
     """What is known of a recorded call.

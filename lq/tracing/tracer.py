@@ -65,7 +65,7 @@ def trace_once(
         UntraceableError: naming the line, and the innermost submodule whose ``forward`` ran.
     """
     before = set(root.__dict__)
-    tracer = _Tracer(optional, leaves)
+    tracer = OneTrace(optional, leaves)
     try:
         graph = tracer.trace(root)
     except Exception as error:
@@ -75,8 +75,15 @@ def trace_once(
     return graph, constants
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, optional: frozenset[str], leaves: Collection[str]) -> None:
+class OneTrace(fx.Tracer):
+    """Traces a module in its present mode.
+
+    Args:
+        optional: names of ``forward`` parameters with a default that calls do pass.
+        leaves: dotted names of submodules to leave as single calls.
+    """
+
+    def __init__(self, optional: frozenset[str], leaves: Collection[str] = ()) -> None:
         super().__init__()
         self.optional, self.leaves = optional, leaves
         self._failure: tuple[Exception | None, str] = None, ""

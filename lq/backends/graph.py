@@ -1,0 +1,87 @@
+"""A prepared module as a graph: what conversion, exports and the analysis of layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
+
+from lq.backends.base import Inputs
+from lq.backends.prepare import plan_of, state_of
+from lq.core.fake_quantize import FakeQuantize
+from lq.instrument.attach import instrument_of
+from lq.instrument.places import Instrument
+from lq.tracing.capture import LayerSite, capture
+
+
+def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModule:
+    """The graph of a prepared module, with quantized layers and fake quantizers as modules; in evaluation mode.
+
+    Parameters, buffers and ranges are those of the module itself, so that a change of one is a change of the other.
+
+    Args:
+        prepared: from :func:`lq.prepare`; what is a graph already is returned as it is.
+        example: positional and keyword inputs of one call; ``None`` takes those that it was planned with, or was first
+            called with.
+
+    Returns:
+        the graph.
+
+    Raises:
+        ValueError: if the module is not prepared, was never called, or cannot be exported; the message names the line.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(torch.randn(3, 4),))
+        >>> [node.op for node in as_graph(prepared).graph.nodes]
+        ['placeholder', 'call_module', 'call_module', 'call_module', 'call_module', 'output']
+    """
+    if isinstance(prepared, fx.GraphModule):
+        return prepared
+    state, instrument = state_of(prepared), instrument_of(prepared)
+    assert instrument is not None
+    sites = plan_of(prepared).sites
+    assert sites is not None
+    example = example or instrument.example
+    if example is None:
+        raise ValueError(
+            f"{type(prepared).__name__} has not been called since it was prepared, and without inputs it cannot be "
+            "turned into a graph. Call it once, or give lq.prepare(..., example_args=(x,)) an example."
+        )
+    layers = [
+        LayerSite(layer.name, layer.spec, layer.norm is not None, _learned_scale(state, layer.name))
+        for layer in sites.layers
+    ]
+    quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
+    return capture(prepared, state, quantizers, layers, _like(prepared, example), lambda: _marking(instrument))
+
+
+def _learned_scale(state: nn.Module, name: str) -> nn.Parameter | None:
+    found: Any = state.get_submodule(f"wq_{name.replace('.', '_')}").scale
+    return cast("nn.Parameter | None", found)
+
+
+@contextmanager
+def _marking(instrument: Instrument) -> Iterator[None]:
+    instrument.marking = True
+    try:
+        yield
+    finally:
+        instrument.marking = False
+
+
+def _like(module: nn.Module, example: Inputs) -> Inputs:
+    """The example on the module's device, floating tensors in its dtype."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return example
+
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().to(parameter.device)
+        return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
+
+    return cast(Inputs, tree_map_only(Tensor, moved, example))

@@ -1,0 +1,144 @@
+"""The calls of a module read off its code, where there are no inputs to call it with."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from lq.core.modes import modes_kept
+from lq.tracing.functions import is_frozen_batch_norm, operation
+from lq.tracing.ops import SEEN, SAME_GRID
+from lq.tracing.recording import CLOSED, Seen
+from lq.tracing.tracer import OneTrace
+
+_SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "lstm", "gru", "rnn_tanh", "rnn_relu"})
+_CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, _InstanceNorm, torch.jit.ScriptModule)
+
+
+class NotPlain(Exception):
+    """What a module does with its tensors cannot be read off its code with certainty."""
+
+
+class _Reader(OneTrace):
+    """Follows every call down to functions of torch."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__(frozenset())
+        self.tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        self.calls: list[tuple[Seen, fx.Node | None]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _CLOSED) or is_frozen_batch_norm(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.is_leaf_module(m, ""):
+            self.calls.append((Seen(CLOSED, (*self._stack(), self.path_of_module(m))), None))
+        if isinstance(m, _BatchNorm) and type(m).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            forward = partial(_batch_norm, m)  # without its look at the number of dimensions, which nobody knows
+        return fx.Tracer.call_module(self, m, forward, args, kwargs)
+
+    def _stack(self) -> tuple[str, ...]:
+        return ("", *(path for path, _ in self.module_stack.values() if path))
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None) -> Any:
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if kind == "get_attr":
+            node.meta["constant"] = True
+            found = self.tensors.get(str(target))  # not getattr, which the tracer would trace
+            if found is not None:
+                node.meta["shape"], node.meta["dtype"] = tuple(found.shape), found.dtype
+        elif kind in ("call_function", "call_method"):
+            self._note(node)
+        return node
+
+    def _note(self, node: fx.Node) -> None:
+        if node.target in (operator.getitem, getattr) or getattr(node.target, "__module__", "") == "builtins":
+            return
+        name = operation(_Method(node.target)) if isinstance(node.target, str) else operation(node.target)
+        sources = node.all_input_nodes
+        node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
+        node.meta[SEEN] = Seen(name, self._stack())
+        if name not in _SEVERAL:
+            node.meta.setdefault("shape", None)
+        self.calls.append((node.meta[SEEN], node))
+        if sources and _works_in_place(node):
+            sources[0].meta.setdefault("writers", []).append(node)
+
+
+def _batch_norm(norm: Any, x: Any) -> Any:
+    statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    return F.batch_norm(x, *statistics, False, norm.momentum, norm.eps)
+
+
+class _Method:
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+    inplace = bool(node.kwargs.get("inplace", False)) or name in ("iadd", "imul", "isub", "itruediv")
+    return inplace or (name.endswith("_") and not name.startswith("_"))
+
+
+def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | None]]]:
+    """The calls that a module makes in evaluation, as :class:`lq.tracing.recording.Recorder` notes them.
+
+    Args:
+        root: the module, which stays as it is.
+
+    Returns:
+        the graph, without shapes and work, and all calls.
+
+    Raises:
+        NotPlain: if its code branches on values, or writes into a tensor that it reads under another name.
+
+    Example:
+        >>> graph, calls = read_calls(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+        >>> [seen.operation for seen, _ in calls]
+        ['linear', 'relu']
+    """
+    reader = _Reader(root)
+    before = {module: set(module.__dict__) for module in root.modules()}
+    try:
+        with modes_kept(root):
+            graph = reader.trace(root.eval())
+    except Exception as error:
+        raise NotPlain(str(error)) from error
+    finally:
+        for module, names in before.items():
+            for name in set(module.__dict__) - names:
+                del module.__dict__[name]
+    for node in graph.nodes:
+        if _works_in_place(node) and node.op in ("call_function", "call_method"):
+            _check_result_is_read(node)
+    return graph, reader.calls
+
+
+def _check_result_is_read(node: fx.Node) -> None:
+    source = node.all_input_nodes[0]
+    later = [user for user in source.users if user is not node and _comes_after(user, node)]
+    seen = source.meta.get(SEEN)
+    is_view = source.target is operator.getitem or (seen is not None and seen.operation in SAME_GRID)
+    if later or is_view or not node.users:
+        raise NotPlain(f"{node.name} writes into a tensor that is read elsewhere")
+
+
+def _comes_after(node: fx.Node, other: fx.Node) -> bool:
+    while node.op != "root":
+        if node is other:
+            return True
+        node = node.prev
+    return False
