@@ -80,8 +80,8 @@ def capture(
     holder.root.add_module(STATE, state)
     graph_module = fx.GraphModule(holder.root, graph, class_name=type(target).__name__)
     graph_module.graph.eliminate_dead_code()
+    graph_module = fx.GraphModule(holder.root, graph_module.graph, class_name=type(target).__name__)
     graph_module.graph.lint()
-    graph_module.recompile()
     for module in graph_module.modules():
         module.__dict__["training"] = False if module is not state else module.training
     return graph_module

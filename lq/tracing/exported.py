@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import linecache
 import logging
 import re
 import traceback
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+import lq.core.marks  # noqa: F401  # registers what the graphs hold
 from lq.core.modes import modes_kept
 from lq.tracing.functional import functional
 from lq.tracing.structure import Flattener, Inputs, restore
@@ -177,20 +179,25 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+_VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
+
+
 def _reason(target: nn.Module, error: Exception) -> str:
     text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
-    return (
-        f"{type(target).__name__} has no graph that could be exported: {_where(error)} "
-        f"({type(error).__name__}: {' '.join(text.split()).rstrip('.')}). Its code takes a branch, or a size, from the "
-        "values of a tensor, which torch.export cannot follow. Rewrite that line with tensor operations (torch.where), "
-        "or name an inner module without it: QATCallback(target=...)."
-    )
+    said = f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
+    remedy = ""
+    if _VALUES.search(f"{type(error).__name__} {error}"):
+        remedy = (
+            " That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
+            "tensor operations (torch.where), or name an inner module without it: QATCallback(target=...)."
+        )
+    return f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({said}).{remedy}"
 
 
 def _where(error: BaseException) -> str:
     frames = [(f.filename, f.lineno, f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]
     for file, line, name in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error)):
-        frames.append((file, int(line), name, None))
+        frames.append((file, int(line), name, linecache.getline(file, int(line)).strip()))
     own = [frame for frame in frames if not re.search(r"[/\\](torch|lq)[/\\]|^<", frame[0])]
     if not own:
         return "somewhere inside of it"
