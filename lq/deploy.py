@@ -19,7 +19,7 @@ from lq.export.delivery import DEFAULT_EXPORTERS, Calls, Deployment, Order, deli
 from lq.export.exporters import Choice
 from lq.export.parity import Gate
 from lq.export.rows import FP32
-from lq.export.signature import Inputs
+from lq.export.signature import Inputs, in_float32
 from lq.metrics.outputs import main_tensor
 from lq.target import prepared_graph
 
@@ -60,6 +60,7 @@ def deploy(
     Returns:
         the deployment; see :meth:`lq.export.delivery.Deployment.raise_failures`.
     """
+    example = in_float32(module, example)
     module, baseline = module.cpu().float(), baseline or Baseline()
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> tuple[dict[str, dict[str, float]], Calls]:
@@ -111,7 +112,8 @@ def export_artifact(
     order = Order(exporters, gate or Gate(), Path(directory))
     kept: list[Inputs] = []
     for batch in batches:
-        kept.append((batch if isinstance(batch, tuple) else (batch,), {}))
+        given: tuple[Any, ...] = batch if isinstance(batch, tuple) else (batch,)
+        kept.append((in_float32(prepared, given), {}))
         if len(kept) == order.gate.batches:
             break
     if not kept:

@@ -87,7 +87,7 @@ class _Int8Lowering(Lowering):
         suffix = "_relu" if relu else ""
         quantized = [self._quantized(n) for n in inputs]
         if source.target in ops.CAT:
-            dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+            dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", source.kwargs.get("axis", 0))
             kernel = getattr(torch.ops.quantized, f"cat{suffix}")
             return self.graph.call_function(kernel, (quantized, dim, *output))
         kernel = getattr(torch.ops.quantized, ("add" if source.target in ops.ADD else "mul") + suffix)
@@ -109,17 +109,17 @@ class _Int8Lowering(Lowering):
     def operation(self, node: fx.Node) -> _Value:
         if ops.is_same_grid(node, self.modules) or ops.relu_kind(node, self.modules) is not None:
             return self._same_grid(node)
-        return _Value(real=self.copy(node, self.real))
+        return _Value(real=_reshaping(self.copy(node, self.real)))
 
     def _same_grid(self, node: fx.Node) -> _Value:
         grid = self._grid_of(node.args[0]) if node.args else None
         relu = ops.relu_kind(node, self.modules)
         if grid is None or (relu is not None and relu[0] == "relu6"):
-            return _Value(real=self.copy(node, self.real))
+            return _Value(real=_reshaping(self.copy(node, self.real)))
         if not _runs_on_quantized(node, self.modules):
-            return _Value(real=self.copy(node, self.real), grid=grid)
+            return _Value(real=_reshaping(self.copy(node, self.real)), grid=grid)
         keep = lambda n: self._quantized(n) if n is node.args[0] else self.real(n)  # noqa: E731
-        return _Value(quantized=self.copy(node, keep), grid=grid)
+        return _Value(quantized=_reshaping(self.copy(node, keep)), grid=grid)
 
     def layer(self, node: fx.Node, module: QATLayer) -> _Value:
         """A layer without int8 kernel, or without a range because it never ran: float, its weight on its grid."""
@@ -157,6 +157,13 @@ class _Int8Lowering(Lowering):
         return value.quantized
 
 
+def _reshaping(node: fx.Node) -> fx.Node:
+    """The convolutions of int8 write channels last, which no ``view`` can take for something else."""
+    if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+        node.target = "reshape"
+    return node
+
+
 _QUANTIZED_MODULES = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU)
 _QUANTIZED_FUNCTIONS = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
@@ -167,6 +174,8 @@ _QUANTIZED_FUNCTIONS = {
 
 
 def _runs_on_quantized(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if ops.returns_indices(node, modules):
+        return False
     module = ops.module_of(node, modules)
     if module is not None:
         return isinstance(module, _QUANTIZED_MODULES)

@@ -37,7 +37,10 @@ def has_kernel(layer: QATLayer) -> bool:
 
     The transposed convolutions of onednn, to which x86 hands them, are wrong by dozens of steps in torch 2.15.
     """
-    return not _NAMES[type(layer)].startswith("conv_transpose") or torch.backends.quantized.engine in _TRANSPOSING
+    name, engine = _NAMES[type(layer)], torch.backends.quantized.engine
+    if name.startswith("conv_transpose") and engine not in _TRANSPOSING:
+        return False
+    return name not in ("conv3d", "conv_transpose3d") or engine != "qnnpack"
 
 
 _TRANSPOSING = ("fbgemm", "qnnpack")
@@ -88,13 +91,17 @@ class Int8Layer(nn.Module):
         self.scale_without_zero_point = input_grid[0] if slow else None
         self.packed = prepack(*_prepack_arguments(layer, bn, input_grid, slow))
         self.scale, self.zero_point = scale, zero_point
+        # Kernels want a batch, which layers need not have; a linear layer has it with two dimensions.
+        self.least_dimensions = layer.weight.dim()
         self.kind = type(layer).__name__.removeprefix("QAT")
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantized in, quantized out."""
         if self.scale_without_zero_point is not None:
             x = torch._make_per_tensor_quantized_tensor(x.int_repr(), self.scale_without_zero_point, 0)
-        y = self.kernel(x, self.packed, self.scale, self.zero_point)
+        single = x.dim() < self.least_dimensions
+        y = self.kernel(x.unsqueeze(0) if single else x, self.packed, self.scale, self.zero_point)
+        y = y.squeeze(0) if single else y
         return torch.relu(y) if self.relu else y
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.backends.on_cpu import on_cpu_in_float32
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
 from lq.core.functional import EPS
@@ -74,7 +75,7 @@ class Lowering:
     def __init__(self, prepared: fx.GraphModule) -> None:
         self.unseen = _without_range(prepared)
         self.model = plan_of(prepared).model
-        self.source = copy.deepcopy(prepared).cpu().float().eval()
+        self.source = on_cpu_in_float32(prepared)
         self.modules = dict(self.source.named_modules())
         self.state: QATState = state_of(self.source)
         scale, zero_point = self.state.scale_zero_point()

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Inputs, Signature, in_float32
 
 Choice = str | Mapping[str, Mapping[str, Any]]
 
@@ -53,7 +53,8 @@ class Exporter:
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
         """Write the files into a directory; returns what ``lq.json`` shall say of them."""
-        written: dict[str, Any] = self._function("export")(prepared, example, directory, **options)
+        given = in_float32(prepared, example)
+        written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
 
     def load(

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.reference import register_operations
+from lq.export.libraries import import_libraries, libraries_of
 from lq.export.program import export_program, in_order, quiet_export
 from lq.export.signature import Inputs, Signature
 
@@ -33,7 +34,8 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     program._example_inputs = None
     torch.export.save(program, directory / FILE)
     args, kwargs = in_order(prepared, example)
-    return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs)}
+    libraries = libraries_of(program)
+    return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs), "libraries": libraries}
 
 
 class ProgramModel:
@@ -60,6 +62,7 @@ def load(
 ) -> Callable[..., Any]:
     """The program as a module; ``threads`` is torch's own setting."""
     register_operations()
+    import_libraries(info)
     return ProgramModel(torch.export.load(directory / FILE).module(), signature, info)
 
 

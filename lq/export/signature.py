@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten, treespec_dumps, treespec_loads
 
+from lq.backends.on_cpu import other_float_types
+
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 _TENSOR = "tensor"
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Signature:
             for index, tensor in enumerate(tensors):
                 shape = tuple(None if i == 0 and n == batch else n for i, n in enumerate(tensor.shape))
                 unique = name if len(tensors) == 1 else f"{name}_{index}"
-                specs.append(TensorSpec(unique, shape, str(tensor.dtype).removeprefix("torch.")))
+                dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
+                specs.append(TensorSpec(unique, shape, dtype))
         leaves, spec = tree_flatten(output)
         return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)))
 
@@ -91,7 +95,13 @@ class Signature:
                     f"the model was exported with {name}={self.constants.get(name)!r}, which is fixed in it, but was "
                     f"called with {name}={value!r}."
                 )
-        return {name: value for name, value in named.items() if _holds_tensors(value)}
+        return {name: self._in_float32(value) for name, value in named.items() if _holds_tensors(value)}
+
+    def _in_float32(self, held: Any) -> Any:
+        """With float32 in the place of types that no int8 model takes, whatever the original one was trained in."""
+        if any(spec.dtype in ("float64", "bfloat16", "float16") for spec in self.inputs):
+            return held
+        return tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.dtype in _HALVES else t, held)
 
     def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call in the order of ``inputs``.
@@ -182,6 +192,19 @@ def batch_size(example: Inputs) -> int | None:
     tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     sizes = {t.shape[0] for t in tensors}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def in_float32(model: nn.Module, example: Any) -> Any:
+    """Tensors as the int8 model of ``model`` takes them: float32 in the place of other types of its parameters.
+
+    Example:
+        >>> in_float32(nn.Linear(4, 2).bfloat16(), [torch.ones(1, dtype=torch.bfloat16)])
+        [tensor([1.])]
+    """
+    replaced = other_float_types(model)
+    if not replaced:
+        return example
+    return tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.dtype in replaced else t, example)
 
 
 def one_sample(example: Inputs) -> Inputs:

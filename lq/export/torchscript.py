@@ -22,6 +22,7 @@ from lq.backends.prepare import qconfig_of
 from lq.core.modules import QAT_LAYERS
 from lq.deprecations import quiet_torchscript
 from lq.export.control_flow import script_control_flow
+from lq.export.libraries import import_libraries, libraries_of
 from lq.export.signature import Inputs, Signature, one_sample
 
 FILE = "int8.pt"
@@ -97,6 +98,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         "engine": qconfig_of(prepared).resolved_engine,
         "named_arguments": bool(tensor_inputs(int8, *sample)[1]),
         "flat_output": flat,
+        "libraries": libraries_of(scripted),
         "int8_layers": dict(Counter(m.kind for m in int8.modules() if isinstance(m, Int8Layer))),
         "float_layers": [name for name, m in int8.named_modules() if isinstance(m, tuple(QAT_LAYERS))],
     }
@@ -111,6 +113,7 @@ def load(
         ValueError: if this build of PyTorch lacks the engine.
     """
     select_engine(directory, info["engine"])
+    import_libraries(info)
     with quiet_torchscript():
         scripted: Callable[..., Any] = torch.jit.load(str(directory / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
 

@@ -131,6 +131,8 @@ def _bounds(node: fx.Node) -> tuple[object, object]:
 
 def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the node's output holds only values of its first input (in evaluation)."""
+    if returns_indices(node, modules):
+        return False
     module = module_of(node, modules)
     if module is not None:
         return isinstance(module, SAME_GRID_MODULES) or type(module).__name__ in STOCHASTIC_DEPTH
@@ -144,6 +146,14 @@ def is_same_grid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
             return True
         return getattr(node.target, "__name__", "") == "stochastic_depth"
     return False
+
+
+def returns_indices(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the node is a maximum that also says where it was."""
+    module = module_of(node, modules)
+    if module is not None:
+        return getattr(module, "return_indices", False) is True
+    return node.kwargs.get("return_indices", False) is True or node.args[6:7] == (True,)
 
 
 def stays_in_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

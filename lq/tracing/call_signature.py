@@ -1,0 +1,117 @@
+"""The placeholders of a captured graph, which is called as the module is, and its output."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import operator
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
+from lq.tracing.tracer import ordered_dict
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Add a placeholder for every argument of ``target.forward``, and what takes containers apart.
+
+    Arguments that hold no tensor are there to be called with, but what they are is fixed in the graph.
+
+    Args:
+        graph: is empty.
+        target: the module.
+        args: of a call, with leaves in the places of tensors.
+        kwargs: likewise.
+
+    Returns:
+        the nodes of the leaves, in their order.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> add_placeholders(graph, nn.MultiheadAttention(4, 1), (Leaf(0), Leaf(1), Leaf(2)), {"need_weights": False})
+        [query, key, value]
+        >>> [(node.target, node.args) for node in graph.nodes][3:5]
+        [('key_padding_mask', (None,)), ('need_weights', (False,))]
+    """
+    rows = _arguments(target, args, kwargs)
+    nodes = []
+    has_default = False
+    for name, value, default in rows:
+        has_default = has_default or default is not inspect.Parameter.empty
+        given = () if not has_default else (default if isinstance(default, _PLAIN) else None,)
+        nodes.append(graph.create_node("placeholder", name, args=given, name=name))
+    found: dict[int, fx.Node] = {}
+    for node, (_, value, _) in zip(nodes, rows, strict=True):
+        _take_apart(graph, node, value, found)
+    return [found[index] for index in range(len(found))]
+
+
+def _arguments(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value and default of every argument."""
+    empty = inspect.Parameter.empty
+    rows: list[tuple[str, Any, Any]] = []
+    signature = inspect.signature(target.forward)
+    bound = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            rows += [(f"{name}_{i}", value, _default(value, empty)) for i, value in enumerate(bound.get(name, ()))]
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            rows += [(key, value, _default(value, empty)) for key, value in bound.get(name, {}).items()]
+        else:
+            value = bound.get(name, parameter.default)
+            rows.append((name, value, _default(value, parameter.default)))
+    return rows
+
+
+def _default(value: Any, default: Any) -> Any:
+    return value if not leaves_of(value) else default
+
+
+def _take_apart(graph: fx.Graph, node: fx.Node, value: Any, found: dict[int, fx.Node]) -> None:
+    if isinstance(value, Leaf):
+        found[value.index] = node
+        return
+    if is_record(value) and not isinstance(value, Mapping):
+        parts: list[tuple[Any, Any]] = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        function: Any = getattr
+    else:
+        parts = list(value.items()) if isinstance(value, Mapping) else []
+        parts = list(enumerate(value)) if isinstance(value, (tuple, list)) else parts
+        function = operator.getitem
+    for key, part in parts:
+        if leaves_of(part):
+            _take_apart(graph, graph.call_function(function, (node, key)), part, found)
+
+
+def output_of(graph: fx.Graph, structure: Any, results: list[Any]) -> Any:
+    """What the graph returns: the structure with results in the places of leaves, of classes that fx has.
+
+    Mappings of other classes and dataclasses become dicts, and what fx cannot write down becomes ``None``.
+
+    Example:
+        >>> output_of(fx.Graph(), {"loss": None, "logits": (Leaf(0), 3)}, ["node"])
+        {'loss': None, 'logits': ('node', 3)}
+    """
+
+    def made(value: Any) -> Any:
+        if isinstance(value, Leaf):
+            return results[value.index]
+        if type(value) is OrderedDict:
+            node = graph.call_function(ordered_dict, ([(key, made(part)) for key, part in value.items()],))
+            node.meta["is_wrapped"] = True  # unpickling traces the code once more, and has to keep the call
+            return node
+        if isinstance(value, Mapping):
+            return {key: made(part) for key, part in value.items()}
+        if is_record(value):
+            return {field.name: made(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, (tuple, list)):
+            return map_structure(value, made)
+        return value if isinstance(value, _PLAIN) else None
+
+    return made(structure)

@@ -1,0 +1,205 @@
+"""A module as an ATen graph: ``torch.export`` with flat tensors in and out, and nothing of the module changed by it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import linecache
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+import lq.core.marks  # noqa: F401  # registers what the graphs hold
+from lq.core.modes import modes_kept
+from lq.tracing.functional import functional
+from lq.tracing.structure import Flattener, Inputs, restore
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A functional graph, and what its ends stand for.
+
+    Args:
+        graph: of ATen operations.
+        inputs: placeholders of the tensors of the example, in order.
+        constants: the tensors that other placeholders stand for, each with its dotted name in the module, which is
+            empty for a tensor that the code makes.
+        results: nodes of the tensors that the module returns, in order.
+        arguments: the structure of the call, with leaves in the places of its tensors.
+        output: the structure of the result.
+    """
+
+    graph: fx.Graph
+    inputs: list[fx.Node]
+    constants: dict[fx.Node, tuple[str, Tensor]]
+    results: list[Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    output: Any
+
+
+class _Returned:
+    structure: Any = None
+
+
+class _Flat(nn.Module):
+    """The target with a list of tensors as its input and a tuple of tensors as its output."""
+
+    def __init__(self, target: nn.Module, arguments: Any) -> None:
+        super().__init__()
+        self.target = target
+        self.training = False
+        self.arguments = arguments
+        self.returned = _Returned()  # torch.export takes back what is assigned to modules
+
+    def forward(self, tensors: list[Tensor]) -> tuple[Any, ...]:
+        args, kwargs = restore(self.arguments, tensors)
+        flattener = Flattener()
+        self.returned.structure = flattener.take(self.target(*args, **kwargs))
+        return tuple(flattener.tensors)
+
+
+def export(
+    target: nn.Module, example: Inputs, marking: Callable[[], AbstractContextManager[Any]]
+) -> Exported:
+    """Export ``target`` in evaluation mode, its batch dynamic where the code allows it.
+
+    Args:
+        target: is left as it is, modes, buffers and attributes included.
+        example: inputs of one call.
+        marking: entered around the export.
+
+    Raises:
+        ValueError: if it cannot be exported, naming the line.
+    """
+    flattener = Flattener()
+    arguments = flattener.take(example)
+    flat = _Flat(target, arguments)
+    with _as_before(target), marking(), torch.no_grad(), quiet():
+        target.eval()
+        program, graph = functional(_program(flat, flattener.tensors))
+    return _read(target, program, graph, arguments, flat.returned.structure)
+
+
+def _program(flat: _Flat, tensors: list[Tensor]) -> ExportedProgram:
+    batches = {t.shape[0] for t in tensors if t.dim()}
+    attempts: list[tuple[list[Tensor], Any]] = [(tensors, None)]
+    if batches:
+        dims = [{0: Dim.AUTO} if t.dim() and t.shape[0] > 1 else None for t in tensors]
+        attempts.insert(0, (tensors, [dims]))
+    if len(batches) == 1:
+        batch = Dim("batch")
+        # torch.export takes a size of 0 or 1 for a constant.
+        larger = [torch.cat([t, t]) if t.dim() else t for t in tensors] if batches == {1} else tensors
+        attempts.insert(0, (larger, [[{0: batch} if t.dim() else None for t in tensors]]))
+    for given, shapes in attempts:
+        # The same tensor twice would be one input.
+        own = [t.view_as(t) if any(t is other for other in given[:i]) else t for i, t in enumerate(given)]
+        try:
+            shapes = None if shapes is None else {"tensors": shapes[0]}
+            return torch.export.export(flat, (own,), dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            logging.getLogger(__name__).debug("torch.export failed", exc_info=True)
+            failure = error
+    raise ValueError(_reason(flat.target, failure)) from failure
+
+
+def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, arguments: Any, output: Any) -> Exported:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs: list[fx.Node] = []
+    constants: dict[fx.Node, tuple[str, Tensor]] = {}
+    signature = program.graph_signature
+    for node, spec in zip(placeholders, signature.input_specs, strict=True):
+        name = str(spec.target).removeprefix("target.")
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(node)
+        elif spec.kind == InputKind.PARAMETER:
+            constants[node] = name, target.get_parameter(name)
+        elif spec.kind == InputKind.BUFFER:
+            constants[node] = name, target.get_buffer(name)
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            value: Any = program.constants[str(spec.target)]
+            constants[node] = "", value
+        else:
+            raise ValueError(f"{type(target).__name__} uses {node.name}, a {spec.kind.name}, which has no graph.")
+    last: Any = graph.output_node().args[0]
+    kinds = [spec.kind for spec in signature.output_specs]
+    results = [value for value, kind in zip(last, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
+    return Exported(graph, inputs, constants, results, arguments, output)
+
+
+@contextmanager
+def _as_before(target: nn.Module) -> Iterator[None]:
+    """Give back to every module the attributes and values of buffers that it had, and torch its random state."""
+    modules = [m for m in target.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    attributes = [dict(module.__dict__) for module in modules]
+    containers = [(v, copy.copy(v)) for d in attributes for v in d.values() if type(v) in (dict, list, set)]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in target.buffers()]
+    random = torch.get_rng_state()
+    try:
+        with modes_kept(target):
+            yield
+    finally:
+        torch.set_rng_state(random)
+        for module, before in zip(modules, attributes, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(before)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch.export warns of, logs and prints about attempts that are repeated in another way."""
+    names = ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree", "torch._subclasses")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
+
+
+def _reason(target: nn.Module, error: Exception) -> str:
+    text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
+    said = f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
+    remedy = ""
+    if _VALUES.search(f"{type(error).__name__} {error}"):
+        remedy = (
+            " That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
+            "tensor operations (torch.where), or name an inner module without it: QATCallback(target=...)."
+        )
+    return f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({said}).{remedy}"
+
+
+def _where(error: BaseException) -> str:
+    frames = [(f.filename, f.lineno, f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]
+    for file, line, name in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error)):
+        frames.append((file, int(line), name, linecache.getline(file, int(line)).strip()))
+    own = [frame for frame in frames if not re.search(r"[/\\](torch|lq)[/\\]|^<", frame[0])]
+    if not own:
+        return "somewhere inside of it"
+    file, line, name, code = own[-1]
+    return f"{file}:{line}, in {name}" + (f": `{code}`" if code else "")

@@ -1,0 +1,104 @@
+"""What a captured graph holds: tensors and layers under their names in the model, shared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, count
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lq.core.layer import QATLayer
+
+
+class Holder:
+    """The root of a captured graph.
+
+    Args:
+        target: the model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> holder = Holder(net)
+        >>> holder.tensor("0.weight", net[0].weight)
+        '0.weight'
+        >>> holder.root.get_parameter("0.weight") is net[0].weight
+        True
+    """
+
+    def __init__(self, target: nn.Module) -> None:
+        self.target, self.root = target, nn.Module()
+        self._modules = dict(target.named_modules(remove_duplicate=False))
+
+    def is_leaf(self, path: str) -> bool:
+        """Whether the module of the model under this path has no modules inside."""
+        module = self._modules.get(path)
+        return module is not None and next(module.children(), None) is None
+
+    def tensor(self, name: str, tensor: Tensor) -> str:
+        """Where the root has a tensor, which it takes if it is new."""
+
+        def is_it(value: object) -> bool:
+            return value is tensor
+
+        def put(owner: nn.Module, last: str) -> None:
+            if isinstance(tensor, nn.Parameter):
+                owner.register_parameter(last, tensor)
+            else:
+                owner.register_buffer(last, tensor, persistent=False)
+
+        return self._place(name, is_it, put)
+
+    def layer(self, name: str, layer: QATLayer) -> str:
+        """Where the root has a layer that computes the same, or now this one."""
+
+        def is_it(value: object) -> bool:
+            return isinstance(value, QATLayer) and _equal(value, layer)
+
+        return self._place(name, is_it, lambda owner, last: owner.add_module(last, layer))
+
+    def norm(self, name: str, norm: _BatchNorm) -> str:
+        """Where the root has a BatchNorm of the same tensors, or now this one."""
+
+        def is_it(value: object) -> bool:
+            return isinstance(value, _BatchNorm) and value.running_mean is norm.running_mean and _equal(value, norm)
+
+        return self._place(name, is_it, lambda owner, last: owner.add_module(last, norm))
+
+    def _place(self, name: str, is_it: Callable[[object], bool], put: Callable[[nn.Module, str], None]) -> str:
+        """The name under which something is, or is put now: ``name``, or one like it if another thing has that."""
+        *holders, wanted = name.split(".")
+        owner, path = self.root, []
+        for part in holders:
+            child = getattr(owner, part, None)
+            if child is None:
+                child = nn.Module()
+                owner.add_module(part, child)
+            if not isinstance(child, nn.Module):
+                owner, path, wanted = self.root, [], name.replace(".", "_")
+                break
+            owner = child
+            path.append(part)
+        names = chain([wanted], (f"{wanted}_{number}" for number in count(1)))
+        last = next(n for n in names if not hasattr(owner, n) or is_it(getattr(owner, n)))
+        if not hasattr(owner, last):
+            put(owner, last)
+        return ".".join([*path, last])
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules of one class have the same tensors and hyperparameters."""
+    if type(one) is not type(other):
+        return False
+    keys = one._parameters.keys() - {"weight_scale"}
+    plain = {key: value for key, value in one.__dict__.items() if isinstance(value, (bool, int, float, str, tuple))}
+    return all(_same(one._parameters[key], other._parameters[key]) for key in keys) and all(
+        getattr(other, key, None) == value for key, value in plain.items()
+    )
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is b or a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.equal(a, b)

@@ -1,0 +1,105 @@
+"""Nested arguments and results: their tensors as a flat list, and where in the structure each has its place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """The place of a tensor: its number in the flat list."""
+
+    index: int
+
+
+class Flattener:
+    """Takes structures apart: tuples, namedtuples, lists, mappings of any class and dataclasses, nested.
+
+    Mappings and dataclasses are rebuilt as they were where the class allows it, else as plain dicts.
+
+    Example:
+        >>> flattener = Flattener()
+        >>> flattener.take({"x": torch.zeros(1), "more": [None, torch.ones(1)]})
+        {'x': Leaf(index=0), 'more': [None, Leaf(index=1)]}
+        >>> len(flattener.tensors)
+        2
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Any] = []
+
+    def take(self, value: Any) -> Any:
+        """The structure with a :class:`Leaf` for every tensor (and every size that depends on one)."""
+        if isinstance(value, (torch.Tensor, torch.SymInt)):
+            self.tensors.append(value)
+            return Leaf(len(self.tensors) - 1)
+        return map_structure(value, self.take)
+
+
+def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
+    """``value`` with the function applied to what it directly holds; what holds nothing comes back as it is.
+
+    Example:
+        >>> map_structure(OrderedDict(a=1, b=2), lambda n: n + 1)
+        OrderedDict({'a': 2, 'b': 3})
+    """
+    if isinstance(value, tuple):
+        items = [function(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [function(item) for item in value]
+    if isinstance(value, Mapping):
+        return _like(value, {key: function(item) for key, item in value.items()})
+    if is_record(value):
+        return _record_like(value, {f.name: function(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
+
+
+def is_record(value: Any) -> bool:
+    """Whether ``value`` is an instance of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, (type, Leaf))
+
+
+def restore(structure: Any, tensors: Any) -> Any:
+    """The structure with the tensors in the places of the leaves."""
+    if isinstance(structure, Leaf):
+        return tensors[structure.index]
+    return map_structure(structure, lambda item: restore(item, tensors))
+
+
+def leaves_of(structure: Any) -> list[Leaf]:
+    """All leaves, in order."""
+    found: list[Leaf] = []
+
+    def visit(item: Any) -> Any:
+        if isinstance(item, Leaf):
+            found.append(item)
+            return item
+        return map_structure(item, visit)
+
+    visit(structure)
+    return found
+
+
+def _like(old: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if type(old) in (dict, OrderedDict):
+        return type(old)(items)
+    try:  # a class of its own: a copy keeps what else it knows
+        new: Any = type(old)(**items) if is_record(old) else type(old)(items)  # type: ignore[call-arg]
+        return new if dict(new) == items else items
+    except Exception:
+        return items
+
+
+def _record_like(old: Any, items: dict[str, Any]) -> Any:
+    new = object.__new__(type(old))
+    for name, item in items.items():
+        object.__setattr__(new, name, item)
+    return new
