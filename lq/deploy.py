@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import fx, nn
 
+from lq.backends.graph import as_graph
 from lq.evaluation import Judge, compare_on_validation_data
 from lq.export.artifact import Int8Model
 from lq.export.delivery import DEFAULT_EXPORTERS, Calls, Deployment, Order, deliver
@@ -69,12 +70,12 @@ def deploy(
             results[FP32] = dict(baseline.results)
         return results, calls
 
-    prepared = prepared_graph(module, name)
+    prepared = prepared_graph(module, name, example)
     return deliver(prepared, example, compare, order or Order(), baseline.model)
 
 
 def export_artifact(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     batches: Iterable[Any],
     directory: str | Path,
     exporters: Sequence[Choice] = DEFAULT_EXPORTERS,
@@ -108,7 +109,6 @@ def export_artifact(
         >>> {kind: parity.passed for kind, parity in done.parity.items()}
         {'torch': True, 'pt2': True}
     """
-    twin = copy.deepcopy(prepared).cpu().float()
     order = Order(exporters, gate or Gate(), Path(directory))
     kept: list[Inputs] = []
     for batch in batches:
@@ -118,6 +118,8 @@ def export_artifact(
             break
     if not kept:
         raise ValueError("batches is empty; give at least one, such as [next(iter(loader))[0]].")
+
+    twin = copy.deepcopy(as_graph(prepared, kept[0])).cpu().float()
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> tuple[dict[str, dict[str, float]], Calls]:
         with torch.no_grad():

@@ -59,7 +59,7 @@ class AutoExclude:
 
 
 def find_exclusions(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     batches: Iterable[Any],
     metric: AnyMetric | None = None,
     limits: AutoExclude | None = None,
@@ -94,6 +94,7 @@ def find_exclusions(
     """
     limits, options = limits or AutoExclude(), options or SensitivityOptions()
     require_ranges(prepared, "find_exclusions()")
+    prepared = as_graph(prepared)
     kept = list(first_batches(batches, limits.batches, "find_exclusions()"))
     score = Score(kept, single_metric(metric), options.call, options.target_fn, options.higher_is_better)
     trials = _Trials(prepared, score, options.show_progress)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from lq.analysis.tensors import evaluating, require_ranges, tensors_of
 from lq.backends.convert import convert
+from lq.backends.graph import as_graph
 from lq.backends.int8 import Int8Layer
 from lq.benchmark import compare_latency
 from lq.deprecations import quiet_torchscript
@@ -36,7 +37,7 @@ class CostRow(TypedDict):
 
 
 def layer_costs(
-    prepared: fx.GraphModule, batch: Any, call: Call | None = None, threads: int = 1, min_time: float = 0.05
+    prepared: nn.Module, batch: Any, call: Call | None = None, threads: int = 1, min_time: float = 0.05
 ) -> list[CostRow]:
     """Time of every layer in int8, and in float with a dequantization before and a quantization behind it.
 
@@ -64,6 +65,7 @@ def layer_costs(
         ('0', 64, True)
     """
     require_ranges(prepared, "layer_costs()")
+    prepared = as_graph(prepared)
     with evaluating(prepared), quiet_torchscript():
         int8 = convert(prepared)
         kernels = dict(int8.named_modules())

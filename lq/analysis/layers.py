@@ -46,7 +46,7 @@ class LayerAnalysis:
 
 
 def analyze_layers(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     batches: Iterable[Any],
     metric: OneMetric | None = None,
     direction: str = "all_but_one",
@@ -80,7 +80,7 @@ def analyze_layers(
         >>> len(found.sqnr), len(found.sensitivity), len(found.costs), len(found.ranges)
         (6, 2, 2, 5)
     """
-    options = options or SensitivityOptions()
+    options, prepared = options or SensitivityOptions(), as_graph(prepared)
     kept = list(first_batches(batches, options.limit, "analyze_layers()"))
     sensitive = sensitivity(prepared, kept, metric, direction, resume_file, options)
     costs = layer_costs(prepared, kept[0], options.call, threads)

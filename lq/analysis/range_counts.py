@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lq.analysis.tensors import QuantizedTensor, tensors_of
 from lq.backends.prepare import state_of
@@ -60,7 +60,7 @@ class RangeListener:
         ['input_1', '0']
     """
 
-    def __init__(self, prepared: fx.GraphModule, limit: int | None = None) -> None:
+    def __init__(self, prepared: nn.Module, limit: int | None = None) -> None:
         state = state_of(prepared)
         tensors = [tensor for tensor in tensors_of(prepared) if state.ready(tensor.quantizer.slot)]
         self._counts = [_Count(tensor, limit) for tensor in tensors]

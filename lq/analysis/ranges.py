@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
 
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.tensors import evaluating, require_ranges, tensors_of
@@ -16,7 +16,7 @@ from lq.ptq.layers import layers_of
 
 
 def range_statistics(
-    prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None, limit: int = 8
+    prepared: nn.Module, batches: Iterable[Any], call: Call | None = None, limit: int = 8
 ) -> list[RangeRow]:
     """Saturation, levels in use and dead tensors or channels, of the fake-quantized model.
 
@@ -90,7 +90,7 @@ def scale_drift(before: Mapping[str, float], now: Mapping[str, float]) -> float:
     return max((abs(now[name] / before[name] - 1) for name in before.keys() & now.keys()), default=0.0)
 
 
-def activation_scales(prepared: fx.GraphModule) -> dict[str, float]:
+def activation_scales(prepared: nn.Module) -> dict[str, float]:
     """Scale of every quantized activation that has a range, e.g. to be logged during QAT, where they drift.
 
     Example:
@@ -105,7 +105,7 @@ def activation_scales(prepared: fx.GraphModule) -> dict[str, float]:
     return {t.name: t.grid[0] for t in tensors_of(prepared) if state.ready(t.quantizer.slot)}
 
 
-def weight_ranges(prepared: fx.GraphModule) -> list[RangeRow]:
+def weight_ranges(prepared: nn.Module) -> list[RangeRow]:
     """A row per weight, in execution order.
 
     Example:
@@ -139,5 +139,5 @@ def _beyond(layer: Any) -> float:
     """Only a learned scale leaves weights beyond its grid."""
     if layer.weight_scale is None:
         return 0.0
-    _, scale = layer._integers(layer.weight.float())
+    _, scale = layer.quantizer.integers(layer.weight.float())
     return float(((layer.weight / scale).round().abs() > layer.weight_spec.quant_max).float().mean())

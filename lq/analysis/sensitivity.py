@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.analysis.score import OneMetric, Score
 from lq.analysis.tensors import evaluating, require_ranges
+from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of
 from lq.console import BatchCounter
 from lq.ptq.batches import Call, first_batches
@@ -68,7 +69,7 @@ class SensitivityOptions:
 
 
 def sensitivity(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     batches: Iterable[Any],
     metric: OneMetric | None = None,
     direction: str = "all_but_one",
@@ -113,6 +114,7 @@ def sensitivity(
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r} is unknown; choose one of {list(DIRECTIONS)}.")
     require_ranges(prepared, "sensitivity()")
+    prepared = as_graph(prepared)
     kept = list(first_batches(batches, options.limit, "sensitivity()"))
     score = Score(kept, metric, options.call, options.target_fn, options.higher_is_better)
     layers = [layer.name for layer in layers_of(prepared)]

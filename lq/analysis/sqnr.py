@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lq.analysis.tensors import QuantizedTensor, evaluating, finite_output, require_ranges, tensors_of
 from lq.backends.convert import convert
 from lq.backends.int8 import Int8Layer
+from lq.backends.graph import as_graph
 from lq.backends.prepare import state_of
 from lq.console import BatchCounter
 from lq.metrics import SQNR, sqnr
@@ -46,7 +47,7 @@ class SqnrRow(TypedDict):
 
 
 def sqnr_per_layer(
-    prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None, limit: int = 8, int8: bool = False
+    prepared: nn.Module, batches: Iterable[Any], call: Call | None = None, limit: int = 8, int8: bool = False
 ) -> list[SqnrRow]:
     r"""SQNR of every weight and activation, float against fake-quantized and, if wanted, against int8.
 
@@ -81,6 +82,7 @@ def sqnr_per_layer(
          ('output', 'output')]
     """
     require_ranges(prepared, "sqnr_per_layer()")
+    prepared = as_graph(prepared)
     with evaluating(prepared):
         listener = _Listener(prepared, convert(prepared) if int8 else None)
         try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from lq.backends.prepare import set_phase, state_of
+from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, fake_quantize
 from lq.core.modes import modes_kept
@@ -24,7 +24,7 @@ class QuantizedTensor(NamedTuple):
 
     name: str
     quantizer: FakeQuantize
-    node: fx.Node
+    node: fx.Node | None = None
 
     @property
     def grid(self) -> tuple[float, float, float]:
@@ -40,7 +40,7 @@ class QuantizedTensor(NamedTuple):
         return fake_quantize(x, *self.grid)
 
 
-def tensors_of(prepared: fx.GraphModule) -> list[QuantizedTensor]:
+def tensors_of(prepared: nn.Module) -> list[QuantizedTensor]:
     """The quantized activations, in the order in which they are computed.
 
     A layer that is called several times has a tensor for each call; their names tell the calls apart.
@@ -50,6 +50,10 @@ def tensors_of(prepared: fx.GraphModule) -> list[QuantizedTensor]:
         >>> [tensor.name for tensor in tensors_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU())))]
         ['input_1', '0']
     """
+    if not isinstance(prepared, fx.GraphModule):
+        state = state_of(prepared)
+        rows = plan_of(prepared).tensors if is_planned(prepared) else ()
+        return [QuantizedTensor(row.after, cast(FakeQuantize, state.get_submodule(row.name))) for row in rows]
     modules = dict(prepared.named_modules())
     found: dict[str, QuantizedTensor] = {}
     for node in prepared.graph.nodes:

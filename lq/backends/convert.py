@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from lq.backends.graph import as_graph
 from lq.backends.int8 import Int8Layer, has_kernel, quantized_engine
 from lq.backends.lowering import Grid, Lowering, bare_layer
 from lq.backends.prepare import qconfig_of
@@ -17,7 +18,7 @@ from lq.deprecations import quiet_torchscript
 from lq.tracing import ops
 
 
-def convert(prepared: fx.GraphModule) -> fx.GraphModule:
+def convert(prepared: nn.Module) -> fx.GraphModule:
     """Build the int8 model that a prepared module has been emulating; ``prepared`` is left as it is.
 
     Args:
@@ -39,9 +40,10 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
         >>> bool((int8(x) - prepared.eval()(x)).abs().max() < 0.05)
         True
     """
+    graph = as_graph(prepared)
     engine = quantized_engine(qconfig_of(prepared).resolved_engine)
     with engine, quiet_torchscript(), torch.inference_mode(False), torch.no_grad():
-        return _Int8Lowering(prepared).run()
+        return _Int8Lowering(graph).run()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from lq.backends.graph import as_graph
 from lq.backends.lowering import Grid, Lowering, bare_layer
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
@@ -21,7 +22,7 @@ _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 _SEVERAL_RESULTS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
 
 
-def reference(prepared: fx.GraphModule, signed: bool = False) -> fx.GraphModule:
+def reference(prepared: nn.Module, signed: bool = False) -> fx.GraphModule:
     """Build the QDQ graph of a prepared module, which is left as it is.
 
     The operations are those of ``torch.ops.quantized_decomposed``, as torch.export, inductor, torch.onnx and ExecuTorch
@@ -52,7 +53,7 @@ def reference(prepared: fx.GraphModule, signed: bool = False) -> fx.GraphModule:
     """
     register_operations()
     with torch.inference_mode(False), torch.no_grad():
-        return _ReferenceLowering(prepared, signed).run()
+        return _ReferenceLowering(as_graph(prepared), signed).run()
 
 
 def register_operations() -> None:

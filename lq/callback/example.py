@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from lq.ptq.batches import first_inputs
 from lq.tap import on_cpu
 from lq.target import target_of
 from lq.validation import validation_samples
+
+_log = logging.getLogger(__name__)
 
 
 def validation_loaders(trainer: Trainer) -> Any:
@@ -100,6 +104,32 @@ def validation_example(module: LightningModule, name: str, judge: Judge) -> Inpu
     with isolate_rng():
         samples = validation_samples(module, name, judge.loaders, judge.datamodule, lambda batch: None, 1)
     return samples[0].inputs if samples else None
+
+
+def first_example(
+    trainer: Trainer, module: LightningModule, name: str, judge: Judge, required: bool = False
+) -> Inputs | None:
+    """What the target is called with first: by the validation step, or else by the training step.
+
+    Args:
+        trainer: of a fit, in ``setup``; all processes have to call this.
+        module: the LightningModule; copies of it run, one batch each.
+        name: of its target.
+        judge: how its validation runs.
+        required: whether the inputs are needed, so that what goes wrong with the validation data is an error.
+
+    Returns:
+        positional and keyword inputs, on the CPU; ``None`` if there are none before the training.
+    """
+    try:
+        loaders = early_validation_loaders(trainer, module, "QATCallback")
+        example = validation_example(module, name, replace(judge, loaders=loaders))
+    except Exception:
+        if required:
+            raise
+        _log.debug("no example from the validation", exc_info=True)
+        example = None
+    return example
 
 
 def example_without_training(module: LightningModule, name: str, judge: Judge) -> Inputs:

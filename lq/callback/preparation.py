@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import fx, nn
+from torch import nn
 
 from lq.backends.prepare import prepare, qconfig_of
 from lq.callback.checkpoint_to_load import checkpoint_to_load
 from lq.callback.compilation import check_target_is_not_compiled
-from lq.callback.example import declared_example, early_validation_loaders, validation_example
+from lq.callback.example import declared_example, first_example
 from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.detached import detached_copy
@@ -72,16 +71,16 @@ def prepare_target(
     return float_model
 
 
-def _prepared(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> fx.GraphModule:
-    part, example = target_of(module, name), declared_example(module, name)
-    if example is None and qconfig.backend == "pt2e":  # which exports it
-        who = "backend='pt2e'"
-        plain = checkpoint_to_load(trainer, who).get(KEY)
+def _prepared(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> nn.Module:
+    """The target, prepared as in the checkpoint that is going to be loaded, or from what it will be called with."""
+    part, needs_example = target_of(module, name), qconfig.backend == "pt2e"
+    if qconfig.backend != "eager":
+        plain = checkpoint_to_load(trainer, "QATCallback").get(KEY)
         if plain is not None:
             return CheckpointEntry.from_dict(plain).prepare(part, name, qconfig)
-        if trainer.state.fn == "fit":
-            judge = replace(judge, loaders=early_validation_loaders(trainer, module, who))
-            example = validation_example(module, name, judge)
+    example = declared_example(module, name)
+    if example is None and trainer.state.fn == "fit" and qconfig.backend != "eager":
+        example = first_example(trainer, module, name, judge, required=needs_example)
     return prepare(part, qconfig, *(example or ()))
 
 

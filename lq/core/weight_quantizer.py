@@ -38,6 +38,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.spec, self.channel_axis = spec, channel_axis
         self._scale_is_set, self._memory = False, Scratch()
+        self.off = False
         self.scale: nn.Parameter | None = None
         if spec.learned_scale:
             assert like is not None

@@ -163,7 +163,7 @@ def _layer(instrument: Instrument, call: Call, place: Place, site: Site, func: A
     state, quantizer = instrument.state, site.layer
     assert state is not None
     assert quantizer is not None
-    if not (state.fake_quant or instrument.marking):
+    if not instrument.marking and (quantizer.off or not state.fake_quant):
         return func(*args, **kwargs)
     at, names = POSITIONS.get(site.function, DEFAULT_POSITIONS), NAMES.get(site.function, DEFAULT_NAMES)
     x, weight, bias = (args[i] if i < len(args) else kwargs.get(name) for i, name in zip(at, names, strict=True))

@@ -7,17 +7,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import set_phase
 from lq.console import BatchCounter
 from lq.core.modules import QATLayer
 from lq.ptq.batches import Call, run_batch
+from lq.ptq.layers import is_layer
 
 
 @torch.no_grad()
-def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None) -> int:
+def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Any], call: Call | None = None) -> int:
     """Measure the mean and variance of every BatchNorm anew, behind quantized weights; do it before ``calibrate``.
 
     Each statistic becomes the plain average over the batches.
@@ -50,7 +51,7 @@ def reestimate_batch_norm(prepared: fx.GraphModule, batches: Iterable[Any], call
         norm.reset_running_stats()
         norm.momentum = None
     for part in prepared.modules():
-        if isinstance(part, (_BatchNorm, QATLayer)):
+        if isinstance(part, (_BatchNorm, QATLayer)) or is_layer(part):
             part.train()
     try:
         with BatchCounter("lq: BatchNorm statistics") as counter:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.backends.graph import as_graph
 from lq.backends.prepare import set_phase
 from lq.console import BatchCounter
 from lq.core.modules import QATLayer
@@ -19,7 +20,7 @@ from lq.ptq.switch import quantize_only
 
 
 @torch.no_grad()
-def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | None = None) -> dict[str, float]:
+def correct_bias(prepared: nn.Module, batches: Iterable[Any], call: Call | None = None) -> dict[str, float]:
     r"""Take the mean error that rounded weights make out of every layer's output, layer by layer.
 
     .. math:: b \leftarrow b - \mathbb{E}[\hat y - y]
@@ -46,6 +47,7 @@ def correct_bias(prepared: fx.GraphModule, batches: Iterable[Any], call: Call | 
         >>> sorted(correct_bias(prepared, [torch.randn(32, 4) + 5]))
         ['0', '2']
     """
+    prepared = as_graph(prepared)
     shifts = {layer.name: _Shift(layer.module, layer.norm) for layer in layers_of(prepared)}
     hooks = [shift.layer.register_forward_hook(shift.hear) for shift in shifts.values()]
     prepared.eval()

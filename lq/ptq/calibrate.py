@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sized
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
 
 from lq.backends.prepare import set_phase, state_of
 from lq.console import BatchCounter
@@ -16,7 +16,7 @@ from lq.ptq.batches import Call, first_batches, run_batch
 
 
 def calibrate(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     batches: Iterable[Any],
     call: Call | None = None,
     limit: int = 100,

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
+from lq.backends.graph import as_graph
 from lq.backends.prepare import state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.core.state import QATState
+from lq.core.weight_quantizer import WeightQuantizer
 from lq.ptq.layers import layers_of
 from lq.tracing import ops
 
 
 @contextmanager
-def quantize_only(prepared: fx.GraphModule, layers: Collection[str]) -> Iterator[None]:
+def quantize_only(prepared: nn.Module, layers: Collection[str]) -> Iterator[None]:
     """Within the block only these layers, and the tensors that their int8 kernels would read and write, are quantized.
 
     It is what ``prepare`` with the other layers in ``exclude`` places, but with the ranges that are there. One thing
@@ -34,8 +36,9 @@ def quantize_only(prepared: fx.GraphModule, layers: Collection[str]) -> Iterator
         >>> import torch
         >>> from lq.backends.prepare import prepare
         >>> from lq.ptq.calibrate import calibrate
+        >>> import copy
         >>> model, x = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)), torch.randn(8, 4)
-        >>> prepared = prepare(model)
+        >>> prepared = prepare(copy.deepcopy(model))
         >>> _ = calibrate(prepared, [x])
         >>> with quantize_only(prepared, []):
         ...     print(torch.equal(prepared(x), model(x)))
@@ -43,21 +46,35 @@ def quantize_only(prepared: fx.GraphModule, layers: Collection[str]) -> Iterator
         >>> torch.equal(prepared(x), model(x))
         False
     """
-    known = [layer.name for layer in layers_of(prepared)]
+    graph = as_graph(prepared)
+    known = [layer.name for layer in layers_of(graph)]
     unknown = sorted(set(layers) - set(known))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no quantized layer of this model; those are {', '.join(known)}.")
     state = state_of(prepared)
-    active = _Reach(prepared, set(layers)).active_modules()
+    active = _Reach(graph, set(layers)).active_modules()
     float_state = _FloatState(state)
-    parts = [m for m in prepared.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
+    parts = [m for m in graph.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
+    weights = _weights_in_place(prepared, set(known) - set(layers))
     for part in parts:
         part.__dict__["state"] = float_state
+    for weight in weights:
+        weight.off = True
     try:
         yield
     finally:
         for part in parts:
             part.__dict__["state"] = state
+        for weight in weights:
+            weight.off = False
+
+
+def _weights_in_place(prepared: nn.Module, layers: set[str]) -> list[WeightQuantizer]:
+    """Of a module that is instrumented in place, what quantizes the weights of these layers."""
+    if isinstance(prepared, fx.GraphModule):
+        return []
+    state = state_of(prepared)
+    return [cast(WeightQuantizer, state.get_submodule(f"wq_{name.replace('.', '_')}")) for name in layers]
 
 
 class _FloatState:
