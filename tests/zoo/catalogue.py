@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from tests.zoo import of_smp, of_timm, of_transformers
+from tests.zoo import of_einops, of_smp, of_timm, of_torch, of_torchvision, of_transformers
 from tests.zoo.entry import Entry
 
 CATALOGUE: dict[str, Entry] = {}
-for _room in (of_transformers, of_smp, of_timm):
+for _room in (of_torch, of_einops, of_torchvision, of_timm, of_transformers, of_smp):
     for _entry in _room.entries():
         assert _entry.name not in CATALOGUE, _entry.name
         CATALOGUE[_entry.name] = _entry

@@ -20,7 +20,8 @@ def _entry(decoder: str, encoder: str, kind: Kind = "conv", notes: str = "", **k
         return model
 
     title = f"smp {decoder} {encoder}" + (f" ({notes})" if notes else "")
-    return Entry(title, "segmentation_models_pytorch", build, of_images(2, 64), kind=kind, notes=notes)
+    size = 128 if decoder == "PAN" else 64  # PAN halves the encoder's last output three times
+    return Entry(title, "segmentation_models_pytorch", build, of_images(2, size), kind=kind, notes=notes)
 
 
 def entries() -> Iterable[Entry]:

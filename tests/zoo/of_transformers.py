@@ -23,7 +23,6 @@ def _entry(
     kind: Kind = "transformer",
     notes: str = "",
     training_mode: Callable[[nn.Module], None] | None = None,
-    min_int8_share: float | None = None,
 ) -> Entry:
     """A model class and its configuration class, by their names in transformers."""
 
@@ -36,7 +35,7 @@ def _entry(
         return model
 
     title = f"transformers {name}" + (f" ({notes})" if notes else "")
-    return Entry(title, "transformers", build, inputs, loss=_loss, kind=kind, min_int8_share=min_int8_share)
+    return Entry(title, "transformers", build, inputs, loss=_loss, kind=kind, notes=notes)
 
 
 def _loss(output: Any) -> Tensor:
@@ -183,9 +182,14 @@ def _dense_vision() -> Iterable[Entry]:
     }
     yield _entry("SegformerForSemanticSegmentation", "SegformerConfig", _pixels(64), segformer)
     vit = {**SMALL, "image_size": 32, "patch_size": 8}
-    dpt = {**vit, "backbone_out_indices": [0, 1], "is_hybrid": False, "neck_hidden_sizes": [16, 16], "fusion_hidden_size": 16}
-    dpt |= {"reassemble_factors": [2, 1], "out_features": None}
-    yield _entry("DPTForDepthEstimation", "DPTConfig", _pixels(), dpt)
+    dpt = {
+        **vit,
+        "backbone_out_indices": [0, 1],
+        "neck_hidden_sizes": [16, 16],
+        "fusion_hidden_size": 16,
+        "reassemble_factors": [2, 1],
+    }
+    yield _entry("DPTForSemanticSegmentation", "DPTConfig", _pixels(), dpt)
     yield Entry("transformers DetrForObjectDetection", "transformers", _detr, _pixels(64), kind="transformer")
     yolos = {**vit, "image_size": [32, 32], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
     yield _entry("YolosForObjectDetection", "YolosConfig", _pixels(), yolos)
