@@ -90,7 +90,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python from a seed inside; outside all goes on as before."""
     import numpy as np
 
-    theirs, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002 - it is what transformers draws from
+    theirs, pythons = np.random.get_state(), random.getstate()  # transformers draws from it
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -130,16 +130,18 @@ def enliven(module: nn.Module) -> nn.Module:
 
 
 def with_statistics(module: nn.Module, entry: Entry) -> nn.Module:
-    """Let BatchNorms take their running statistics from one batch, whatever the momentum of the architecture."""
+    """Let BatchNorms take the mean of the statistics of four batches, whatever the momentum of the architecture."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     was_training = module.training
     if norms:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
-            norm.momentum = 1.0
-        args, kwargs = (entry.train_inputs or entry.inputs)()
+            norm.momentum = None  # torch's word for the mean over all batches
+            norm.reset_running_stats()
         with torch.no_grad():
-            module.train()(*args, **kwargs)
+            for _ in range(4):
+                args, kwargs = (entry.train_inputs or entry.inputs)()
+                module.train()(*args, **kwargs)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return module.train(was_training)
@@ -156,7 +158,7 @@ def floating(output: Any) -> list[Tensor]:
     return [leaf for part in output for leaf in floating(part)] if isinstance(output, (list, tuple)) else []
 
 
-def images(count: int = 2, size: int | tuple[int, int] = 32, channels: int = 3) -> Tensor:
+def images(count: int = 4, size: int | tuple[int, int] = 32, channels: int = 3) -> Tensor:
     """Smooth random images with noise, each with its own contrast and brightness: white noise all looks the same."""
     height, width = (size, size) if isinstance(size, int) else size
     smooth = nn.functional.interpolate(torch.randn(count, channels, 8, 8), size=(height, width), mode="bilinear")
@@ -169,6 +171,6 @@ def tokens(count: int = 2, length: int = 7, vocabulary: int = 64) -> Tensor:
     return torch.randint(2, vocabulary, (count, length))
 
 
-def of_images(count: int = 2, size: int | tuple[int, int] = 32) -> Callable[[], Inputs]:
+def of_images(size: int | tuple[int, int] = 32, count: int = 4) -> Callable[[], Inputs]:
     """One positional batch of images."""
     return lambda: ((images(count, size),), {})

@@ -9,7 +9,10 @@ from torch import nn
 
 from tests.zoo.entry import Entry, Kind, of_images
 
-DECODERS = "Unet UnetPlusPlus FPN Linknet PSPNet PAN DeepLabV3 DeepLabV3Plus MAnet Segformer UPerNet".split()
+DECODERS = (
+    *("Unet", "UnetPlusPlus", "FPN", "Linknet", "PSPNet", "PAN"),
+    *("DeepLabV3", "DeepLabV3Plus", "MAnet", "Segformer", "UPerNet"),
+)
 
 
 def _entry(decoder: str, encoder: str, kind: Kind = "conv", notes: str = "", **kwargs: Any) -> Entry:
@@ -21,7 +24,7 @@ def _entry(decoder: str, encoder: str, kind: Kind = "conv", notes: str = "", **k
 
     title = f"smp {decoder} {encoder}" + (f" ({notes})" if notes else "")
     size = 128 if decoder == "PAN" else 64  # PAN halves the encoder's last output three times
-    return Entry(title, "segmentation_models_pytorch", build, of_images(2, size), kind=kind, notes=notes)
+    return Entry(title, "segmentation_models_pytorch", build, of_images(size), kind=kind, notes=notes)
 
 
 def entries() -> Iterable[Entry]:

@@ -17,7 +17,7 @@ def _entry(name: str, kind: Kind, size: int = 32, notes: str = "", **kwargs: Any
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **kwargs)
         return model
 
-    return Entry(f"timm {name}", "timm", build, of_images(2, size), kind=kind, notes=notes)
+    return Entry(f"timm {name}", "timm", build, of_images(size), kind=kind, notes=notes)
 
 
 def _conv(names: str, size: int = 32) -> Iterable[Entry]:

@@ -170,10 +170,7 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.norm(self.stem(x)))
-        if self.training:
-            x = checkpoint(self.middle, x, use_reentrant=self.reentrant)
-        else:
-            x = self.middle(x)
+        x = checkpoint(self.middle, x, use_reentrant=self.reentrant) if self.training else self.middle(x)
         y: Tensor = self.head(x.mean((2, 3)))
         return y
 

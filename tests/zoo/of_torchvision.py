@@ -29,7 +29,7 @@ def _entry(
         return model
 
     title = f"torchvision {name}" + (f" ({notes})" if notes else "")
-    return Entry(title, "torchvision", build, inputs or of_images(2, size), kind=kind, notes=notes)
+    return Entry(title, "torchvision", build, inputs or of_images(size), kind=kind, notes=notes)
 
 
 def entries() -> Iterable[Entry]:
@@ -43,10 +43,11 @@ def entries() -> Iterable[Entry]:
 
 def _classification() -> Iterable[Entry]:
     yield _entry("alexnet", 64, dropout=0.1)
-    for name in (
+    names = (
         "resnet18 resnext50_32x4d mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5 mnasnet0_5 efficientnet_b0 "
         "efficientnet_v2_s regnet_x_400mf regnet_y_400mf densenet121"
-    ).split():
+    )
+    for name in names.split():
         yield _entry(name)
     yield _entry("squeezenet1_1", 64)
     yield _entry("googlenet", 64, init_weights=True, notes="more outputs in training")
@@ -56,7 +57,7 @@ def _classification() -> Iterable[Entry]:
     for version in (1, 2):
         swin = functools.partial(_swin, version)
         yield Entry(f"torchvision SwinTransformer V{version}", "torchvision", swin, of_images(), kind="transformer")
-    yield Entry("torchvision MaxVit", "torchvision", _maxvit, of_images(2, 64), kind="transformer")
+    yield Entry("torchvision MaxVit", "torchvision", _maxvit, of_images(64), kind="transformer")
 
 
 def _convnext() -> nn.Module:

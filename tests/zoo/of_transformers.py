@@ -67,7 +67,7 @@ def _pair() -> Inputs:
 
 
 def _pixels(size: int = 32) -> Callable[[], Inputs]:
-    return lambda: ((), {"pixel_values": images(2, size)})
+    return lambda: ((), {"pixel_values": images(4, size)})
 
 
 def _wave() -> Inputs:
@@ -162,14 +162,23 @@ def _vision() -> Iterable[Entry]:
     yield _entry("ConvNextV2ForImageClassification", "ConvNextV2Config", _pixels(64), convnext, "conv")
     resnet = {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "layer_type": "basic"}
     yield _entry("ResNetForImageClassification", "ResNetConfig", _pixels(), resnet, "conv")
-    yield _entry("MobileNetV1ForImageClassification", "MobileNetV1Config", _pixels(64), {"depth_multiplier": 0.25}, "conv")
-    yield _entry("MobileNetV2ForImageClassification", "MobileNetV2Config", _pixels(64), {"depth_multiplier": 0.35}, "conv")
+    yield _entry(
+        "MobileNetV1ForImageClassification", "MobileNetV1Config", _pixels(64), {"depth_multiplier": 0.25}, "conv"
+    )
+    yield _entry(
+        "MobileNetV2ForImageClassification", "MobileNetV2Config", _pixels(64), {"depth_multiplier": 0.35}, "conv"
+    )
     mobilevit = {"image_size": 64, "hidden_sizes": [32, 48, 64], "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 96]}
     yield _entry("MobileViTForImageClassification", "MobileViTConfig", _pixels(64), mobilevit)
     yield _entry("LevitForImageClassification", "LevitConfig", _pixels(64), {"image_size": 64, "depths": [1, 1, 1]})
     pooled = {"hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1]}
     yield _entry("PoolFormerForImageClassification", "PoolFormerConfig", _pixels(64), pooled, "conv")
-    pvt = {"image_size": 64, "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    pvt = {
+        "image_size": 64,
+        "hidden_sizes": [16, 16, 32, 32],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+    }
     yield _entry("PvtV2ForImageClassification", "PvtV2Config", _pixels(64), pvt)
 
 
@@ -265,5 +274,5 @@ def _clip() -> Entry:
     text = {**SMALL, **VOCABULARY, "projection_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     vision = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16}
     options = {"text_config": text, "vision_config": vision, "projection_dim": 16}
-    inputs: Callable[[], Inputs] = lambda: ((), {"input_ids": tokens(), "pixel_values": images()})  # noqa: E731
+    inputs: Callable[[], Inputs] = lambda: ((), {"input_ids": tokens(), "pixel_values": images(2)})  # noqa: E731
     return _entry("CLIPModel", "CLIPConfig", inputs, options)

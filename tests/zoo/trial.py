@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import math
 import signal
@@ -123,7 +124,7 @@ def _try(
     outcome.equal_to_float = all(equal)
     with outcome.at("calibrate"):
         # Two steps are few; what training leaves out, as LayerDrop does, would have no range at all.
-        batches = [example, *(entry.example(seed) for seed in (11, 12))]
+        batches = [example, *(entry.example(seed) for seed in range(11, 18))]
         lq.calibrate(prepared, batches, call=lambda net, batch: net(*batch[0], **batch[1]), show_progress=False)
         outcome.sqnr_db = fake_quantized_db(prepared, twin, example)
     with outcome.at("convert"):
@@ -221,8 +222,6 @@ def _export(prepared: Any, twin: nn.Module, entry: Entry, exporter: str) -> None
 
 def positional(module: nn.Module, inputs: Inputs) -> Any:
     """The arguments of one call as a batch: a tuple of positional ones where ``forward`` allows, else a mapping."""
-    import inspect
-
     args, kwargs = inputs
     if not kwargs:
         return args
