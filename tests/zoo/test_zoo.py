@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lq
-from lq.export.artifact import load
-from lq.metrics.outputs import main_tensor
 from tests.zoo.catalogue import CATALOGUE
-from tests.zoo.entry import Inputs, quiet
-from tests.zoo.trial import PASSED, try_entry
+from tests.zoo.entry import quiet
+from tests.zoo.trial import PASSED, in_this_process, try_entry
 
 QUICK = (
     "torch MultiheadAttention (cross)",
@@ -61,18 +56,12 @@ def _in_place() -> bool:
 pytestmark = pytest.mark.skipif(not _in_place(), reason="waits for prepare to instrument the module itself")
 
 
-def _in_this_process(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Tensor]:
-    model = load(directory, kind)
-    return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
-
-
 @pytest.mark.parametrize("name", QUICK)
-def test_it_runs_unedited(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_unedited(name: str) -> None:
     entry = CATALOGUE[name]
     pytest.importorskip(entry.package)
-    # The start of a process takes longer than all the rest; tests/export/test_worker.py is about it.
-    monkeypatch.setattr("lq.export.parity.run_in_fresh_process", _in_this_process)
-    outcome = try_entry(entry)
+    with in_this_process():
+        outcome = try_entry(entry)
     assert not outcome.step, f"{outcome.step}: {outcome.error}"
     assert outcome.prepared
     assert outcome.trained
