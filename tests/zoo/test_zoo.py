@@ -1,0 +1,72 @@
+"""Published models, unedited: a few of the zoo; ``python -m tests.zoo.trial`` tries them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lq
+from tests.zoo.catalogue import CATALOGUE
+from tests.zoo.entry import quiet
+from tests.zoo.trial import PASSED, in_this_process, try_entry
+
+QUICK = (
+    "torch MultiheadAttention (cross)",
+    "torch LSTM",
+    "torch weight_norm (hook)",
+    "torch spectral_norm (parametrization)",
+    "torch prune",
+    "torch Conv2dSame",
+    "torch parameters and functions",
+    "torch LayerDrop",
+    "torch checkpoint",
+    "torch reentrant checkpoint",
+    "torch tied weights",
+    "torch a layer registered twice",
+    "torch dict to dataclass",
+    "einops attention by rearrange",
+    "torchvision SwinTransformer V2",
+    "torchvision lraspp_mobilenet_v3_large",
+    "torchvision fasterrcnn_mobilenet_v3_large_320_fpn",
+    "torchvision quantized_shufflenet_v2_x0_5 (quantization-ready)",
+    "timm lcnet_035",
+    "timm tf_efficientnet_lite0",
+    "timm swinv2_tiny_window8_256",
+    "timm eva02_tiny_patch14_224",
+    "timm mobilevit_xxs",
+    "transformers BertForSequenceClassification (labels)",
+    "transformers DistilBertForSequenceClassification",
+    "transformers GPT2LMHeadModel (Conv1D, tied weights)",
+    "transformers ViTForImageClassification",
+    "transformers SegformerForSemanticSegmentation",
+    "transformers Wav2Vec2ForCTC (LayerDrop)",
+    "transformers DetrForObjectDetection",
+    "smp FPN mobilenet_v2",
+    "smp DeepLabV3Plus mobilenet_v2",
+)
+
+
+def _in_place() -> bool:
+    net = nn.Sequential(nn.Linear(4, 2))
+    with quiet():
+        return lq.prepare(net, "portable", (torch.zeros(2, 4),)) is net
+
+
+pytestmark = pytest.mark.skipif(not _in_place(), reason="waits for prepare to instrument the module itself")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_it_runs_unedited(name: str) -> None:
+    entry = CATALOGUE[name]
+    pytest.importorskip(entry.package)
+    with in_this_process():
+        outcome = try_entry(entry)
+    assert not outcome.step, f"{outcome.step}: {outcome.error}"
+    assert outcome.prepared
+    assert outcome.trained
+    assert outcome.equal_to_float
+    assert outcome.converted
+    assert outcome.exported == {"torch": PASSED}
+    assert outcome.share_int8 is not None
+    assert outcome.share_int8 >= entry.least_share
