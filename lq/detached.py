@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def detached_copy(module: LightningModule) -> LightningModule:
@@ -20,7 +23,7 @@ def detached_copy(module: LightningModule) -> LightningModule:
     trainer: Any = module._trainer
     module._trainer = None
     try:
-        twin = _deep_copy(module).cpu()
+        twin = deep_copy(module).cpu()
     finally:
         module._trainer = trainer
     # Lightning (2.6) caches where each metric sits by the identity of the original's metrics.
@@ -29,14 +32,21 @@ def detached_copy(module: LightningModule) -> LightningModule:
     return twin
 
 
-def _deep_copy(module: LightningModule) -> LightningModule:
+def deep_copy(module: Module) -> Module:
+    """A deep copy of any module, where :func:`copy.deepcopy` would refuse; see :func:`detached_copy`.
+
+    Example:
+        >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        >>> deep_copy(layer) is layer
+        False
+    """
     try:
         return copy.deepcopy(module)
     except Exception:  # whatever the user's attributes raise
         return copy.deepcopy(module, _stand_ins(module))
 
 
-def _stand_ins(module: LightningModule) -> dict[int, Any]:
+def _stand_ins(module: nn.Module) -> dict[int, Any]:
     """What a copy gets in the place of attributes that cannot be copied, by their identity."""
     # What leads back to a part of the module, such as a hook that is one of its methods, can be copied with it.
     parts = {id(part): part for part in chain(module.modules(), module.parameters())}

@@ -15,6 +15,7 @@ from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
+from lq.instrument.record import as_it_was
 from lq.tracing.capture import LayerSite, capture
 
 
@@ -57,7 +58,8 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
         for layer in sites.layers
     ]
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
-    return capture(prepared, state, quantizers, layers, _like(prepared, example), lambda: _marking(instrument))
+    with as_it_was(prepared):
+        return capture(prepared, state, quantizers, layers, _like(prepared, example), lambda: _marking(instrument))
 
 
 def _learned_scale(state: nn.Module, name: str) -> nn.Parameter | None:

@@ -47,7 +47,7 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
     Raises:
         ValueError: if either is not so.
     """
-    prepared = copy.deepcopy(prepared_graph(module, name)).cpu().float()
+    prepared = copy.deepcopy(prepared_graph(module, name, example)).cpu().float()
     float_model.load_state_dict(float_state(target_of(module, name)))
     self_check(float_model, prepared, *example)
     rehearse(prepared, example, order.exporters)

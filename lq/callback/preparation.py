@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,9 +15,10 @@ from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.example import declared_example, first_example
 from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
-from lq.detached import detached_copy
+from lq.detached import deep_copy, detached_copy
 from lq.evaluation import Judge
 from lq.export.artifact import check_writable
+from lq.instrument.record import initialize_lazy
 from lq.qconfig import QConfig
 from lq.target import find_target, graft, is_grafted, target_of
 
@@ -64,24 +65,32 @@ def prepare_target(
     else:
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
-        float_model = (copy.deepcopy(part).cpu() if name else detached_copy(module)).float()
-        graft(module, name, _prepared(trainer, module, name, qconfig, judge))
+        prepare_it = _preparation(trainer, module, name, qconfig, judge)
+        float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
+        graft(module, name, prepare_it(part))
     if is_overridden("configure_model", module):
         _check_configure_model(module, name)
     return float_model
 
 
-def _prepared(trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> nn.Module:
-    """The target, prepared as in the checkpoint that is going to be loaded, or from what it will be called with."""
-    part, needs_example = target_of(module, name), qconfig.backend == "pt2e"
+def _preparation(
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge
+) -> Callable[[nn.Module], nn.Module]:
+    """How the target will be prepared: as in the checkpoint that is going to be loaded, or from what it is called with.
+
+    Lazy layers, which a copy of the float model needs first, are initialized.
+    """
     if qconfig.backend != "eager":
         plain = checkpoint_to_load(trainer, "QATCallback").get(KEY)
         if plain is not None:
-            return CheckpointEntry.from_dict(plain).prepare(part, name, qconfig)
+            entry = CheckpointEntry.from_dict(plain)
+            return lambda part: entry.prepare(part, name, qconfig)
     example = declared_example(module, name)
     if example is None and trainer.state.fn == "fit" and qconfig.backend != "eager":
-        example = first_example(trainer, module, name, judge, required=needs_example)
-    return prepare(part, qconfig, *(example or ()))
+        example = first_example(trainer, module, name, judge, required=qconfig.backend == "pt2e")
+    if example is not None:
+        initialize_lazy(target_of(module, name), *example)
+    return lambda part: prepare(part, qconfig, *(example or ()))
 
 
 def _check_same_qconfig(module: LightningModule, name: str, qconfig: QConfig) -> None:

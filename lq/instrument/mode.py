@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from lq.instrument.checkpointing import is_backward, notice_checkpoint
 from lq.instrument.places import Call, Instrument, Place, Row
@@ -117,8 +118,8 @@ def _begin(
         instrument.deferred(module, (args, kwargs))
         return module.forward(*args, **kwargs)
     observing = state.observer and state.training
-    if place.is_root and instrument.example is None and not torch.compiler.is_compiling():
-        instrument.example = (args, dict(kwargs))
+    if place.is_root and instrument.example is None and not instrument.marking and not torch.compiler.is_compiling():
+        instrument.example = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, dict(kwargs)))
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
     call.start()
