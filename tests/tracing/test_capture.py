@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -393,5 +394,4 @@ def test_bisection_finds_the_layer_of_a_captured_graph():
     graph = with_ranges(captured(net, x), x)
     choice = chosen(["torch"])[0]
     assert first_difference(graph, choice, ((x,), {})) == "the output"
-    with torch.no_grad():
-        assert first_difference(graph, choice, ((x,), {}), min_sqnr_db=1000.0).startswith("conv1 (")
+    assert first_difference(graph, choice, ((x,), {}), min_sqnr_db=math.nan).startswith("fq_in (")
