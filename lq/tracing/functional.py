@@ -16,7 +16,8 @@ _FRESH = frozenset(
         "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
         "linear", "layer_norm", "group_norm", "instance_norm", "rms_norm", "max_pool1d", "max_pool2d", "max_pool3d",
         "matmul", "scaled_dot_product_attention", "softmax", "log_softmax", "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest2d", "upsample_bilinear2d", "pad", "embedding", "relu6", "selu",
+        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest2d", "upsample_bilinear2d", "pad",
+        "embedding", "relu6", "selu",
         "einsum", "stack", "cat", "concat",
     }
 )  # fmt: skip
