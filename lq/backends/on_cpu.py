@@ -65,4 +65,4 @@ def _take_any_type(graph: fx.Graph) -> None:
     for node in inputs:
         with graph.inserting_after(inputs[-1]):
             new = graph.call_function(as_float32, (node,))
-        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)  # type: ignore[misc]
+        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)

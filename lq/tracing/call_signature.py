@@ -42,7 +42,7 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
     rows = _arguments(target, args, kwargs)
     nodes = []
     has_default = False
-    for name, value, default in rows:
+    for name, _, default in rows:
         has_default = has_default or default is not inspect.Parameter.empty
         given = () if not has_default else (default if isinstance(default, _PLAIN) else None,)
         nodes.append(graph.create_node("placeholder", name, args=given, name=name))

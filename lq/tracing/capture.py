@@ -82,6 +82,7 @@ def capture(
     graph_module.graph.eliminate_dead_code()
     graph_module = fx.GraphModule(holder.root, graph_module.graph, class_name=type(target).__name__)
     graph_module.graph.lint()
+    shared = set(state.modules())  # whose modes are those of the model
     for module in graph_module.modules():
-        module.__dict__["training"] = False if module is not state else module.training
+        module.training = module.training and module in shared
     return graph_module

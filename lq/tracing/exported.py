@@ -68,9 +68,7 @@ class _Flat(nn.Module):
         return tuple(flattener.tensors)
 
 
-def export(
-    target: nn.Module, example: Inputs, marking: Callable[[], AbstractContextManager[Any]]
-) -> Exported:
+def export(target: nn.Module, example: Inputs, marking: Callable[[], AbstractContextManager[Any]]) -> Exported:
     """Export ``target`` in evaluation mode, its batch dynamic where the code allows it.
 
     Args:

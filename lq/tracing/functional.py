@@ -13,10 +13,11 @@ from torch.export import ExportedProgram
 # Of the operations that torch composes of others, which may or may not return a view, those that never do.
 _FRESH = frozenset(
     {
-        "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "linear",
-        "layer_norm", "group_norm", "instance_norm", "rms_norm", "max_pool1d", "max_pool2d", "max_pool3d", "matmul",
-        "scaled_dot_product_attention", "softmax", "log_softmax", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d", "upsample_nearest2d", "upsample_bilinear2d", "pad", "embedding", "relu6", "selu",
+        "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm",
+        "linear", "layer_norm", "group_norm", "instance_norm", "rms_norm", "max_pool1d", "max_pool2d", "max_pool3d",
+        "matmul", "scaled_dot_product_attention", "softmax", "log_softmax", "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest2d", "upsample_bilinear2d", "pad",
+        "embedding", "relu6", "selu",
         "einsum", "stack", "cat", "concat",
     }
 )  # fmt: skip
@@ -91,7 +92,12 @@ def _may_alias(target: Any) -> bool:
         return target._schema.is_mutable
     if any(result.alias_info is not None for result in target._schema.returns):
         return True
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"))
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(
+            target._schema.name + (f".{target._overloadname}" if target._overloadname != "default" else ""),
+            "CompositeImplicitAutograd",
+        )
+    )
 
 
 def _overwrites(node: fx.Node) -> bool:

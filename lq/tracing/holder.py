@@ -69,7 +69,8 @@ class Holder:
     def _place(self, name: str, is_it: Callable[[object], bool], put: Callable[[nn.Module, str], None]) -> str:
         """The name under which something is, or is put now: ``name``, or one like it if another thing has that."""
         *holders, wanted = name.split(".")
-        owner, path = self.root, []
+        owner = self.root
+        path: list[str] = []
         for part in holders:
             child = getattr(owner, part, None)
             if child is None:

@@ -47,8 +47,8 @@ def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
     """``value`` with the function applied to what it directly holds; what holds nothing comes back as it is.
 
     Example:
-        >>> map_structure(OrderedDict(a=1, b=2), lambda n: n + 1)
-        OrderedDict({'a': 2, 'b': 3})
+        >>> map_structure({"a": 1, "b": 2}, lambda n: n + 1)
+        {'a': 2, 'b': 3}
     """
     if isinstance(value, tuple):
         items = [function(item) for item in value]
@@ -88,12 +88,13 @@ def leaves_of(structure: Any) -> list[Leaf]:
     return found
 
 
-def _like(old: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+def _like(old: Any, items: dict[Any, Any]) -> Any:
     if type(old) in (dict, OrderedDict):
         return type(old)(items)
     try:  # a class of its own: a copy keeps what else it knows
-        new: Any = type(old)(**items) if is_record(old) else type(old)(items)  # type: ignore[call-arg]
-        return new if dict(new) == items else items
+        kind: Any = type(old)
+        new = kind(**items) if is_record(old) else kind(items)
+        return new if list(new) == list(items) else items
     except Exception:
         return items
 

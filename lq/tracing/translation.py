@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from lq.core.layer import QATLayer
 from lq.core.state import QATState
 from lq.tracing import aten
+from lq.tracing.aten_calls import Call
 from lq.tracing.captured_layers import LayerSite, layer_call, make_batch_norm, make_layer
 from lq.tracing.exported import Exported
 from lq.tracing.holder import Holder
 from lq.tracing.modes import STATE
+from lq.tracing.reading import Constants, is_weight_mark, module_stack, norm_behind
 
-_CHECKS = ("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size")
-_NORMS = ("aten::batch_norm", "aten::_native_batch_norm_legit_no_training")
+_CHECKS = (
+    "_assert_scalar",
+    "_assert_async",
+    "_assert_tensor_metadata",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)
 
 
 class Translation:
@@ -49,7 +55,7 @@ class Translation:
         children = {id(child): name for name, child in state.named_children()}
         self.quantizers = [f"{STATE}.{children[id(module)]}" for module in quantizers]
         self.values: dict[fx.Node, Any] = {}
-        self._constants: dict[fx.Node, Any] = {node: tensor for node, (_, tensor) in exported.constants.items()}
+        self._constants = Constants({node: tensor for node, (_, tensor) in exported.constants.items()})
         self._read: dict[fx.Node, fx.Node] = {}
         self._layer_names = self._find_layers()
 
@@ -81,13 +87,13 @@ class Translation:
 
     def _emit(self, node: fx.Node) -> None:
         name = node.target._schema.name if isinstance(node.target, OpOverload) else ""
-        if name.partition("::")[2] in _CHECKS:
+        if name.partition("::")[2] in _CHECKS or "sym_constrain_range" in name:
             return
         if name == "lq::weight_mark":
             self.values[node] = self.new(node.args[0])
         elif name == "lq::rounding_mark":
-            args = (self.new(node.args[0]),)
-            self.values[node] = self._named(node, "call_module", self.quantizers[int(node.args[1])], args, {})
+            args, slot = (self.new(node.args[0]),), cast(int, node.args[1])
+            self.values[node] = self._named(node, "call_module", self.quantizers[slot], args, {})
         elif node.op == "get_attr":
             raise ValueError(f"control flow of torch ({node.name}) has no int8 graph")
         elif node in self._layer_names:
@@ -102,12 +108,12 @@ class Translation:
             return
         several = self._has_several_results(node)
         if several and not all(u.target is operator.getitem and u.args[1] == 0 for u in node.users):
-            call = aten.Call(node.target, args, kwargs)
+            call = Call(node.target, args, kwargs)
             several = False
         elif not several and isinstance(node.meta.get("val"), Tensor) and self._only_casts(node):
             dtype = node.meta["val"].dtype
             same = dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-            call = aten.Call(None, args) if same else aten.Call("to", (args[0], dtype))
+            call = Call(None, args) if same else Call("to", (args[0], dtype))
         else:
             call = aten.python_call(node.target, args, kwargs)
         new = call.args[0]
@@ -134,9 +140,9 @@ class Translation:
         found: list[tuple[fx.Node, LayerSite, QATLayer]] = []
         for node in self.exported.graph.nodes:
             call = layer_call(node)
-            if call is None or not _is_weight_mark(call.weight):
+            if call is None or not is_weight_mark(call.weight):
                 continue
-            weight, bias = self._constant(call.weight), self._constant(call.bias)
+            weight, bias = self._constants.value(call.weight), self._constants.value(call.bias)
             if weight is not None and (bias is not None or call.bias is None):
                 site = self.layers[int(call.weight.args[1])]
                 found.append((node, site, make_layer(call, weight, bias, site, self.state)))
@@ -146,7 +152,7 @@ class Translation:
     def _layer(self, node: fx.Node) -> None:
         call = layer_call(node)
         assert call is not None
-        norm = _norm_behind(node) if self.layers[int(call.weight.args[1])].folds else None
+        norm = norm_behind(node) if self.layers[int(call.weight.args[1])].folds else None
         args: tuple[Any, ...] = (self.new(call.x),)
         if norm is not None:
             args = (*args, self._batch_norm(norm))
@@ -160,32 +166,16 @@ class Translation:
         named = aten.arguments(node.target, node.args, node.kwargs)
         mean = named["running_mean"]
         name = self.exported.constants[mean][0].rpartition(".")[0] if mean in self.exported.constants else ""
-        tensors = {k: self._constant(v) if isinstance(v, fx.Node) else v for k, v in named.items() if k != "input"}
+        tensors = {
+            k: self._constants.value(v) if isinstance(v, fx.Node) else v for k, v in named.items() if k != "input"
+        }
         dim = named["input"].meta["val"].dim()
         return self.graph.get_attr(self.holder.norm(name or "batch_norm", make_batch_norm(tensors, dim)))
-
-    def _constant(self, value: Any) -> Any:
-        """The tensor, if it does not depend on the input; else ``None``."""
-        if not isinstance(value, fx.Node) or value in self._constants:
-            return self._constants.get(value) if isinstance(value, fx.Node) else value
-        found = None
-        if value.op == "call_function":
-            sources = {source: self._constant(source) for source in value.all_input_nodes}
-            if all(source is not None for source in sources.values()):
-                if _is_weight_mark(value):
-                    found = sources[value.all_input_nodes[0]]
-                else:
-                    args, kwargs = fx.map_arg((value.args, value.kwargs), sources.__getitem__)
-                    function: Any = value.target
-                    with torch.no_grad():
-                        found = function(*args, **kwargs)
-        self._constants[value] = found
-        return found
 
     # ---- names --------------------------------------------------------------------------------------------------
 
     def _named(self, old: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        stack = _stack(old)
+        stack = module_stack(old)
         innermost = list(stack.values())[-1] if stack else ("", "")
         leaf = innermost[1].startswith("torch.nn.modules.") and self.holder.is_leaf(innermost[0])
         name = innermost[0].replace(".", "_") if op != "call_module" and leaf else None
@@ -194,33 +184,3 @@ class Translation:
         new = self.graph.create_node(op, target, args, kwargs, name=name or None)
         new.meta["nn_module_stack"] = stack
         return new
-
-
-def _stack(node: fx.Node) -> dict[str, tuple[str, str]]:
-    """Paths and classes of the modules that were running, outermost first, as seen from the target."""
-    inside = [entry for entry in (node.meta.get("nn_module_stack") or {}).values() if isinstance(entry, tuple)]
-    paths = [(str(p), t if isinstance(t, str) else f"{t.__module__}.{t.__qualname__}") for p, t in inside]
-    return {
-        path.removeprefix("target").removeprefix("."): (path.removeprefix("target").removeprefix("."), kind)
-        for path, kind in paths
-        if path == "target" or path.startswith("target.")
-    }
-
-
-def _is_weight_mark(node: Any) -> bool:
-    if not isinstance(node, fx.Node) or not isinstance(node.target, OpOverload):
-        return False
-    return node.target._schema.name == "lq::weight_mark"
-
-
-def _norm_behind(node: fx.Node) -> fx.Node | None:
-    """The BatchNorm in evaluation that alone reads a layer."""
-    if len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    if not isinstance(user.target, OpOverload) or user.target._schema.name not in _NORMS or user.args[0] is not node:
-        return None
-    named = aten.arguments(user.target, user.args, user.kwargs)
-    if named.get("training", False) or named["running_mean"] is None:
-        return None
-    return user

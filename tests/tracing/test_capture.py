@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,12 +17,17 @@ from lq.backends.bias import round_biases
 from lq.backends.convert import convert
 from lq.backends.int8 import Int8Layer
 from lq.backends.reference import reference
+from lq.core.functional import fake_quantize
 from lq.core.layer import QATLayer
 from lq.core.modes import modes_kept
+from lq.core.state import QATState
+from lq.export.bisection import first_difference
+from lq.export.exporters import chosen
 from lq.export.program import float_program
 from lq.export.torchscript import export_torchscript
 from lq.metrics import sqnr
-from lq.tracing.capture import LayerSite
+from lq.specs import WeightSpec
+from lq.tracing.capture import LayerSite, capture
 from tests.tracing.marked import Marked, Sites, captured, with_ranges
 
 
@@ -162,7 +169,7 @@ def test_a_transformer_lowers():
     torch.manual_seed(0)
 
     def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
-        b, n, c = x.shape
+        b, _, c = x.shape
         q, k, v = net.linear("qkv", sites.round(net.norm(x), "normed")).chunk(3, -1)
         y = sites.round(F.scaled_dot_product_attention(q, k, v), "attended")
         y = x + net.linear("proj", y)
@@ -235,9 +242,7 @@ def test_transposed_convolution_pooling_and_branches():
         y = F.interpolate(F.max_pool2d(y, 2), scale_factor=2.0)
         return net.convolve("last", sites.round(y, "y")).mean((2, 3))
 
-    net = Marked(
-        body, up=nn.ConvTranspose2d(3, 8, 3, 2, 1, 1), conv=nn.Conv2d(4, 4, 1), last=nn.Conv2d(8, 4, 1)
-    )
+    net = Marked(body, up=nn.ConvTranspose2d(3, 8, 3, 2, 1, 1), conv=nn.Conv2d(4, 4, 1), last=nn.Conv2d(8, 4, 1))
     x = torch.randn(2, 3, 6, 6)
     graph = with_ranges(check_float(net, x), x)
     check_lowered(graph, (x,), (x.repeat(2, 1, 1, 1),))
@@ -306,8 +311,6 @@ def test_a_learned_scale_is_shared():
         return net.linear("fc", sites.round(x, "in"))
 
     net = Marked(body, fc=nn.Linear(4, 4))
-    from lq.specs import WeightSpec
-
     net.sites.layers.append(LayerSite("fc", WeightSpec(learned_scale=True), weight_scale=scale))
     graph = check_float(net, torch.randn(3, 4))
     assert graph.get_submodule("fc").weight_scale is scale
@@ -320,3 +323,75 @@ def test_a_bfloat16_model_lowers_to_float32():
     for lowered in (convert(graph), reference(graph)):
         assert sqnr(graph(x).float(), lowered(x)) > 20
         assert lowered(x).dtype == torch.float32
+
+
+def test_with_ranges_it_rounds_what_was_marked():
+    torch.manual_seed(0)
+
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        y = sites.round(net.bn(net.convolve("fold", sites.round(x, "in"), folds=True)), "y", "relu6")
+        return y * 2
+
+    net = Marked(body, fold=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    graph = with_ranges(captured(net, x), x)
+    state, spec = graph.qat_state, net.sites.layers[0].spec
+    weight = net.fold.weight.detach()
+    step = weight.abs().amax((1, 2, 3), keepdim=True) / spec.quant_max
+    rounded = [fake_quantize(x, *state.qparams()[0]), torch.round(weight / step) * step]
+    y = net.bn(F.conv2d(rounded[0], rounded[1], net.fold.bias)).clamp(0, 6)
+    torch.testing.assert_close(graph(x), fake_quantize(y, *state.qparams()[1]) * 2, atol=1e-5, rtol=0)
+
+
+def test_a_fixed_batch_and_names_of_all_kinds_of_arguments():
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        return net.linear("fc", x.reshape(2, -1)[:, :4])
+
+    net = Marked(body, fc=nn.Linear(4, 4))
+    x = torch.randn(2, 8)
+    graph = captured(net, x)
+    torch.testing.assert_close(graph(x), net(x))
+    assert [n.target for n in graph.graph.nodes if n.op == "placeholder"] == ["args_0"]
+
+    class Kinds(nn.Module):
+        def forward(self, x: Any, flag: bool = True, *rest: Any, last: Any, **more: Any) -> Any:
+            return {"sum": x["a"] + rest[1] + last + more["extra"], "flag": flag, "shape": (rest[0],)}
+
+    state, one = QATState([], [], []), torch.ones(2)
+    call = ({"a": one, "b": 3}, False, one * 2, one * 3), {"last": one * 4, "extra": one * 5}
+    graph = capture(Kinds(), state, [], [], call, nullcontext)
+    names = [n.target for n in graph.graph.nodes if n.op == "placeholder"]
+    assert names == ["x", "flag", "rest_0", "rest_1", "last", "extra"]
+    assert graph(*call[0], **call[1])["sum"].tolist() == [13.0, 13.0]
+    assert graph(*call[0], **call[1])["flag"] is False
+
+
+def test_what_the_forward_changes_is_as_before():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.steps, self.seen = 0, []
+            self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            self.steps += 1
+            self.seen.append(x)
+            return self.drop(self.norm(x)) + self.calls
+
+    net, x = Counting(), torch.randn(3, 4)
+    random = torch.get_rng_state()
+    graph = capture(net, QATState([], [], []), [], [], ((x,), {}), nullcontext)
+    assert torch.equal(random, torch.get_rng_state())
+    assert (net.calls, net.steps, net.seen, net.training) == (0, 0, [], True)
+    torch.testing.assert_close(graph(x), net.norm.eval()(x) + 1)
+
+
+def test_bisection_finds_the_layer_of_a_captured_graph():
+    torch.manual_seed(0)
+    net, x = resnet(), torch.randn(4, 3, 8, 8)
+    graph = with_ranges(captured(net, x), x)
+    choice = chosen(["torch"])[0]
+    assert first_difference(graph, choice, ((x,), {})) == "the output"
+    assert first_difference(graph, choice, ((x,), {}), min_sqnr_db=math.nan).startswith("fq_in (")
