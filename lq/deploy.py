@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import fx, nn
+from torch import nn
 
 from lq.backends.graph import as_graph
 from lq.evaluation import Judge, compare_on_validation_data

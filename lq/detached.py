@@ -6,7 +6,6 @@ import copy
 from itertools import chain
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves

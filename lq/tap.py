@@ -7,17 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lq.instrument.listen import Listener
+
 
 class Tap:
     """Remembers the last call of a module: arguments, keywords and output."""
 
     def __init__(self, module: nn.Module) -> None:
         self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
-        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
+        self._listener = Listener(module, after=self._note)
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if is_own_forward(module):
-            self._call = args, kwargs, output
+    def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._call = args, kwargs, output
 
     def take(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """The last call since the previous ``take``.
@@ -35,12 +36,7 @@ class Tap:
 
     def remove(self) -> None:
         """Stop listening."""
-        self._handle.remove()
-
-
-def is_own_forward(module: nn.Module) -> bool:
-    """False while a strategy borrows ``forward`` of a LightningModule to reach ``training_step``."""
-    return getattr(module.forward, "__func__", None) is type(module).forward
+        self._listener.remove()
 
 
 def on_cpu(data: Any) -> Any:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from lq.analysis.costs import layer_costs
 from lq.analysis.exclusions import Candidate, Exclusions, rank_layers
 from lq.analysis.score import Score, single_metric
 from lq.analysis.sensitivity import SensitivityOptions, sensitivity
 from lq.analysis.tensors import evaluating, require_ranges
+from lq.backends.graph import as_graph
 from lq.console import BatchCounter
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import first_batches

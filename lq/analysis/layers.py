@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import nn
 
 from lq.analysis.costs import CostRow, layer_costs
 from lq.analysis.exclusions import Exclusions, propose_exclusions
@@ -16,6 +16,7 @@ from lq.analysis.ranges import range_statistics
 from lq.analysis.score import OneMetric
 from lq.analysis.sensitivity import SensitivityOptions, SensitivityRow, sensitivity
 from lq.analysis.sqnr import SqnrRow, sqnr_per_layer
+from lq.backends.graph import as_graph
 from lq.export.directory import AnyPath
 from lq.ptq.batches import first_batches
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.analysis.score import OneMetric, Score

@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lq.analysis.tensors import QuantizedTensor, evaluating, finite_output, require_ranges, tensors_of
 from lq.backends.convert import convert
-from lq.backends.int8 import Int8Layer
 from lq.backends.graph import as_graph
+from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import state_of
 from lq.console import BatchCounter
 from lq.metrics import SQNR, sqnr

@@ -10,28 +10,27 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.hooks import RemovableHandle
 
 from lq.backends.self_check import self_check
 from lq.export.delivery import Order, rehearse
 from lq.export.signature import Inputs
-from lq.tap import is_own_forward, on_cpu
+from lq.instrument.listen import Listener
+from lq.tap import on_cpu
 from lq.target import float_state, prepared_graph, target_of
 
 
-def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs], None]) -> RemovableHandle:
+def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs], None]) -> Listener:
     """Pass the inputs of the target's first call, on the CPU, to ``note``, before that call runs."""
 
-    def first_call(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_own_forward(target):
-            handle.remove()
-            # The sanity check runs in inference mode, whose tensors cannot be used in training, and Lightning's summary
-            # counts operations, which would mistake an export for a part of the model.
-            with torch.inference_mode(False), torch.autocast("cpu", enabled=False), _disable_current_modes():
-                note(on_cpu((args, kwargs)))
+    def first_call(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        listener.remove()
+        # The sanity check runs in inference mode, whose tensors cannot be used in training, and Lightning's summary
+        # counts operations, which would mistake an export for a part of the model.
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), _disable_current_modes():
+            note(on_cpu((args, kwargs)))
 
-    handle = target_of(module, name).register_forward_pre_hook(first_call, with_kwargs=True)
-    return handle
+    listener = Listener(target_of(module, name), before=first_call)
+    return listener
 
 
 def check_first_call(module: LightningModule, name: str, float_model: nn.Module, example: Inputs, order: Order) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
 from lq.analysis.auto_exclude import AutoExclude
@@ -36,6 +35,7 @@ from lq.evaluation import Judge, ValidationComparison
 from lq.export.delivery import Deployment, Order
 from lq.export.parity import Gate
 from lq.export.signature import Inputs
+from lq.instrument.listen import Listener
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
 from lq.target import is_grafted, target_of
@@ -128,7 +128,7 @@ class QATCallback(Callback):
         self._rates = InitialLearningRates([])
         self._switch = PhaseSwitch()
         self._comparison: ValidationComparison | None = None
-        self._first_call: RemovableHandle | None = None
+        self._first_call: Listener | None = None
         self._loaders: Any = None
         self._pause.end()
 

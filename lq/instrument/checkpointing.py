@@ -56,8 +56,10 @@ def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
         call: the running one.
         enter: makes the mode that the recomputation runs under.
     """
+    if torch.compiler.is_compiling():
+        return
     hooks = _innermost_hooks(False)
-    if hooks is None or torch.compiler.is_compiling():
+    if hooks is None:
         return
     for cell in getattr(hooks[0], "__closure__", None) or ():
         frame = cell.cell_contents

@@ -75,7 +75,20 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
 
 
 def run_place(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:
-    """Run the ``forward`` of a module of the target, with its sites."""
+    """Run the ``forward`` of a module of the target, with its sites, and let listeners hear of it."""
+    if not place.listeners or place.instrument.marking:
+        return _run(place, module, body, args, kwargs)
+    for listener in list(place.listeners):
+        if listener.before is not None:
+            listener.before(args, kwargs, None)
+    output = _run(place, module, body, args, kwargs)
+    for listener in list(place.listeners):
+        if listener.after is not None:
+            listener.after(args, kwargs, output)
+    return output
+
+
+def _run(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:
     instrument = place.instrument
     if instrument.recorder is not None:
         return instrument.recorder.run(place, module, body, args, kwargs)
@@ -83,8 +96,7 @@ def run_place(place: Place, module: nn.Module, body: Body, args: Any, kwargs: An
     outer = call.place
     if outer is None:
         return _begin(instrument, call, place, module, body, args, kwargs)
-    if not torch.compiler.is_compiling():
-        notice_checkpoint(instrument, call, SiteMode)
+    notice_checkpoint(instrument, call, SiteMode)
     call.place = place
     try:
         return _inside_call(instrument, call, place, module, body, args, kwargs)
@@ -113,11 +125,12 @@ def _begin(
 ) -> Any:
     """The target is called, or a part of it alone: by the user, or because a checkpointed block is computed again."""
     state = instrument.state
-    assert state is not None
+    if state is None:  # somebody listens to a float module
+        return body(module, *args, **kwargs)
     if instrument.deferred is not None:
         instrument.deferred(module, (args, kwargs))
         return module.forward(*args, **kwargs)
-    observing = state.observer and state.training
+    observing = state.training and state.observer  # evaluation does not ask for the phase
     if place.is_root and instrument.example is None and not instrument.marking and not torch.compiler.is_compiling():
         instrument.example = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, dict(kwargs)))
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):

@@ -127,11 +127,12 @@ class Place:
         self.own_forward: Callable[..., Any] | None = None
         self.whole: Site | None = None  # a site that is the whole module
         self.is_root = False
+        self.listeners: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Functions of torch do not all pickle; their names lead back to them.
         rows = {row.number: row for row in self.rows.values()}
-        return {**self.__dict__, "rows": list(rows.values())}
+        return {**self.__dict__, "rows": list(rows.values()), "listeners": []}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         from lq.tracing.functions import functions_of

@@ -13,7 +13,7 @@ from lq.instrument.plan import CallAt, LayerAt, Sites, TensorAt
 from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
-from lq.tracing.layers import LAYERS, seen_of
+from lq.tracing.layers import LAYERS
 from lq.tracing.place import Site as Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen

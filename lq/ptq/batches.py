@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
 
 Call = Callable[[Any, Any], Any]
@@ -74,11 +75,11 @@ def first_inputs(
         torch.Size([3, 4])
     """
     heard: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    hook = part.register_forward_pre_hook(lambda _, args, kwargs: heard.append((args, kwargs)), with_kwargs=True)
+    listener = Listener(part, before=lambda args, kwargs, _: heard.append((args, kwargs)))
     try:
         call(model, batch)
     finally:
-        hook.remove()
+        listener.remove()
     if not heard:
         raise ValueError(
             f"{type(part).__name__} was not called for the first batch; for another layout of batches give call=, e.g. "

@@ -11,6 +11,7 @@ from lq.specs import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
 
+
 @dataclass(frozen=True)
 class Site:
     """A place for a fake quantizer.

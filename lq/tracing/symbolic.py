@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lq.core.modes import modes_kept
 from lq.tracing.functions import is_frozen_batch_norm, operation
-from lq.tracing.ops import SEEN, SAME_GRID
+from lq.tracing.ops import SAME_GRID, SEEN
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.tracer import OneTrace
 
