@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
+from lq.packages import is_lightning_module, overrides
 from lq.target import find_target, graft, is_grafted, target_of
 from lq.tracing.trace import STATE
 
@@ -91,7 +91,7 @@ class Checkpoint:
     def load_qat(self, module: Module) -> Module:
         """Prepare a float module as it was in the QAT run, and give it the weights; see :func:`load_checkpoint`."""
         entry, state = self.entry, dict(self.content["state_dict"])
-        if isinstance(module, LightningModule):
+        if is_lightning_module(module):
             _prepare_lightning_module(module, entry)
             loaded: nn.Module = module
         else:
@@ -144,7 +144,7 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
 
 
 def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -> None:
-    if is_overridden("configure_model", module):
+    if overrides(module, "configure_model"):
         module.configure_model()
     name = find_target(module, entry.target or None)
     if name != entry.target:

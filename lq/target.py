@@ -13,6 +13,7 @@ from lq.backends.base import Inputs
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
 from lq.core.modules import QAT_LAYERS, QATLayer
+from lq.packages import overrides
 from lq.tracing.trace import STATE
 
 _GRAPH = "_lq_graph"
@@ -44,7 +45,7 @@ def find_target(module: LightningModule, name: str | None = None) -> str:
     direct = [child for child in candidates if isinstance(getattr(module, child), tuple(QAT_LAYERS))]
     if len(candidates) == 1 and not direct:
         return candidates[0]
-    if type(module).forward is not LightningModule.forward:
+    if overrides(module, "forward"):
         return ""
     raise ValueError(
         f"{type(module).__name__} has no forward() and several parts that could be quantized: {candidates}. "

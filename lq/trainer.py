@@ -175,7 +175,7 @@ class QATTrainer(Trainer):
         _, loaders = first_validation_call(model, name, datamodule)
         samples = validation_samples(model, name, loaders, datamodule, target_fn, batches)
         found = analyze_layers(
-            prepared_graph(detached_copy(model), name),
+            prepared_graph(detached_copy(model), name, samples[0].inputs if samples else None),
             samples,
             single_metric(callback.metric) if judged else None,
             direction,
@@ -228,9 +228,10 @@ class QATTrainer(Trainer):
         float_model, qat = float_copy(model, name), None
         if checkpoint is not None:
             checkpoint.load_qat(model)
-            qat = prepared_graph(model, name)
         train = list(samples_of(model, name, islice(training_batches(model, datamodule), calibration), datamodule))
-        _, loaders = first_validation_call(model, name, datamodule)
+        example, loaders = first_validation_call(model, name, datamodule)
+        if checkpoint is not None:
+            qat = prepared_graph(model, name, example)
         test = validation_samples(model, name, loaders, datamodule, callback.target_fn or targets_of, batches)
         how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=batches and len(test))
         qconfig = callback.qconfig if qat is None else qconfig_of(qat)

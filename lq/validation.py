@@ -22,6 +22,7 @@ from lq.detached import detached_copy
 from lq.export.signature import Inputs
 from lq.loaders import spread, undistributed
 from lq.metrics.comparison import keep_local
+from lq.packages import is_lightning_module, of_package
 from lq.tap import Tap, on_cpu
 from lq.target import target_of
 
@@ -67,7 +68,7 @@ def validate_alone(
     _without_prepare_data(module)
     loaders = undistributed(loaders)
     with quiet_lightning():
-        trainer = _quiet_trainer(limit_val_batches=limit, callbacks=[callback])
+        trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=[callback])
         data: dict[str, Any] = {"dataloaders": loaders}
         if datamodule is not None:
             data = {"datamodule": _ready_datamodule(datamodule, loaders)}
@@ -173,14 +174,14 @@ def first_validation_call(
     twin = detached_copy(module)
     tap = Tap(target_of(twin, name))
     with quiet_lightning():
-        trainer = _quiet_trainer(limit_val_batches=1)
+        trainer = _quiet_trainer(twin, limit_val_batches=1)
         trainer.validate(twin, datamodule=datamodule, verbose=False)
     args, kwargs, _ = tap.take()
     return on_cpu((args, kwargs)), trainer.val_dataloaders
 
 
-def _quiet_trainer(**settings: Any) -> Trainer:
-    return Trainer(
+def _quiet_trainer(module: LightningModule, **settings: Any) -> Trainer:
+    made: Trainer = of_package(Trainer, module)(
         accelerator="cpu",
         devices=1,
         logger=DummyLogger(),  # for modules that log images and the like
@@ -189,6 +190,7 @@ def _quiet_trainer(**settings: Any) -> Trainer:
         enable_progress_bar=False,  # it would end that of the run, which is still on the screen
         **settings,
     )
+    return made
 
 
 def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:
@@ -202,7 +204,7 @@ def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> Lightnin
 
 def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
     """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
-    base = LightningModule if isinstance(owner, LightningModule) else LightningDataModule
+    base = of_package(LightningModule if is_lightning_module(owner) else LightningDataModule, owner)
     owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lq.backends.prepare import state_of
+from lq.packages import is_a
 from lq.target import target_of
 
 try:
@@ -24,7 +25,7 @@ def check_averaging(own: Callback, trainer: Trainer) -> None:
         ValueError: if one copies the model before QAT prepares it, or resets BatchNorm statistics.
     """
     callbacks = _callbacks(trainer)
-    if any(isinstance(c, StochasticWeightAveraging) for c in callbacks):
+    if any(is_a(c, StochasticWeightAveraging) for c in callbacks):
         raise ValueError(
             "StochasticWeightAveraging cannot be used with QATCallback: it sets a learning rate of its own and resets "
             "the BatchNorm statistics that QAT has frozen. Take an average that leaves both alone: "
@@ -59,4 +60,4 @@ def _callbacks(trainer: Trainer) -> list[Any]:
 
 def _averaging(callbacks: list[Any]) -> Iterator[Any]:
     if _WeightAveraging is not None:
-        yield from (c for c in callbacks if isinstance(c, _WeightAveraging))
+        yield from (c for c in callbacks if is_a(c, _WeightAveraging))

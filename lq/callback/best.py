@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lq.packages import is_a
+
 LAST = "the last step"
 
 
@@ -43,7 +45,7 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
 
 def _best_first(trainer: Trainer) -> Iterator[str]:
     """Paths or URLs of what the first ModelCheckpoint with a monitor has kept."""
-    checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    checkpoints = [c for c in trainer.checkpoint_callbacks if is_a(c, ModelCheckpoint) and c.monitor]
     if not checkpoints:
         return
     kept = checkpoints[0].best_k_models

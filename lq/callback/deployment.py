@@ -18,6 +18,7 @@ from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.delivery import Deployment, Order
 from lq.export.signature import Inputs
+from lq.packages import is_a
 from lq.report.pictures import can_draw, log_pictures
 from lq.report.table import print_table
 from lq.schedule import QATSchedule
@@ -82,6 +83,6 @@ def _log_pictures(
 def _recipe(trainer: Trainer) -> str | None:
     """The configuration of a run of LightningCLI, as YAML."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SaveConfigCallback):
+        if is_a(callback, SaveConfigCallback):
             return str(callback.parser.dump(callback.config, skip_none=False))
     return None

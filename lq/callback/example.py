@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lq.core.modes import modes_kept
 from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.signature import Inputs
+from lq.packages import overrides
 from lq.ptq.batches import first_inputs
 from lq.tap import on_cpu
 from lq.target import target_of
@@ -48,7 +48,7 @@ def early_validation_loaders(trainer: Trainer, module: LightningModule, who: str
     try:
         return validation_loaders(trainer)
     except Exception as error:
-        if trainer.datamodule is None and is_overridden("setup", module):  # type: ignore[attr-defined]
+        if trainer.datamodule is None and overrides(module, "setup"):  # type: ignore[attr-defined]
             raise ValueError(
                 f"{who} asks for the validation data before {type(module).__name__}.setup() has run, and its "
                 f"val_dataloader() failed: {error}. Move the data into a LightningDataModule, or give the loaders to "

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lq.packages import is_a
+
 _PREFIX = "qat/"
 
 
@@ -56,4 +58,4 @@ def _monitored(trainer: Trainer) -> set[str]:
 
 
 def _callbacks(trainer: Trainer, kind: type[Any]) -> list[Any]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+    return [callback for callback in trainer.callbacks if is_a(callback, kind)]  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lq.backends.prepare import prepare, qconfig_of
@@ -19,6 +18,7 @@ from lq.detached import deep_copy, detached_copy
 from lq.evaluation import Judge
 from lq.export.artifact import check_writable
 from lq.instrument.record import initialize_lazy
+from lq.packages import overrides
 from lq.qconfig import QConfig
 from lq.target import find_target, graft, is_grafted, target_of
 
@@ -36,7 +36,7 @@ def choose_target(module: LightningModule, target: str | None) -> str:
     Raises:
         ValueError: if there is no such target.
     """
-    if is_overridden("configure_model", module):
+    if overrides(module, "configure_model"):
         module.configure_model()
     return find_target(module, target)
 
@@ -68,7 +68,7 @@ def prepare_target(
         prepare_it = _preparation(trainer, module, name, qconfig, judge)
         float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
         graft(module, name, prepare_it(part))
-    if is_overridden("configure_model", module):
+    if overrides(module, "configure_model"):
         _check_configure_model(module, name)
     return float_model
 

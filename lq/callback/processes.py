@@ -11,6 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import distributed
 
+from lq.packages import is_a
+
 _SPLITTING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 _LONG = timedelta(days=30)
 
@@ -22,7 +24,7 @@ def check_strategy(trainer: Trainer) -> None:
         ValueError: for fully sharded, tensor-parallel and DeepSpeed training.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, _SPLITTING):
+    if is_a(strategy, *_SPLITTING):
         raise ValueError(
             f"{type(strategy).__name__} splits the model among processes, but QAT needs whole weights for their "
             "scales and for the int8 model. Use strategy='ddp', 'ddp_spawn', 'ddp_notebook' or a single device; where "

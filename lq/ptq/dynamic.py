@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from lq.backends.int8 import quantized_engine
 from lq.backends.prepare import is_prepared
 from lq.deprecations import quiet_torch_ao, quiet_torchscript
 from lq.detached import detached_copy
+from lq.packages import is_lightning_module
 from lq.qconfig import PRESETS
 
 DYNAMIC_LAYERS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Linear": nn.Linear}
@@ -56,7 +56,7 @@ def quantize_dynamic(
             f"{type(model).__name__} has no {', '.join(layers)} to quantize dynamically. Convolutions are quantized "
             "with data: lq.quantize_static(model, batches)."
         )
-    twin: Any = detached_copy(model) if isinstance(model, LightningModule) else copy.deepcopy(model).cpu()
+    twin: Any = detached_copy(model) if is_lightning_module(model) else copy.deepcopy(model).cpu()
     twin = twin.float().eval()
     with quantized_engine(engine or PRESETS["portable"].engine), quiet_torchscript(), quiet_torch_ao():
         quantize: Any = torch.ao.quantization.quantize_dynamic

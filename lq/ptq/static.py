@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import fx, nn
 
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, prepare
 from lq.detached import detached_copy
+from lq.packages import is_lightning_module
 from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
@@ -126,7 +126,7 @@ def _prepared(
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
     qconfig, run = with_histograms(qconfig), call or run_batch
     batches = reusable(batches, options.limit) if qconfig.backend == "pt2e" else batches
-    if not isinstance(model, LightningModule):
+    if not is_lightning_module(model):
         module = copy.deepcopy(model).cpu().float().eval()
         prepared = prepare(module, qconfig, *_example(qconfig, module, module, batches, run))
         _go_through(prepared, batches, run, options)
