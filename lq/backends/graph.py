@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
 from lq.backends.base import Inputs
@@ -14,6 +15,7 @@ from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
+from lq.instrument.plan import LayerAt
 from lq.instrument.record import as_it_was
 from lq.tracing.capture import LayerSite, capture
 
@@ -58,7 +60,25 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
     ]
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
     with as_it_was(prepared):
-        return capture(prepared, state, quantizers, layers, _like(prepared, example), lambda: _marking(instrument))
+        graph = capture(prepared, state, quantizers, layers, _like(prepared, example), lambda: _marking(instrument))
+    _share_counters(graph, prepared, sites.layers)
+    return graph
+
+
+def _share_counters(graph: fx.GraphModule, prepared: nn.Module, layers: tuple[LayerAt, ...]) -> None:
+    """Give the BatchNorms of a graph the counters of the user's; no operation reads them, so that no graph has them."""
+    for layer in layers:
+        norm = None if layer.norm is None else prepared.get_submodule(layer.norm.place)
+        copied = None if layer.norm is None else _submodule(graph, layer.norm.place)
+        if isinstance(norm, _BatchNorm) and isinstance(copied, _BatchNorm):
+            copied._buffers["num_batches_tracked"] = norm.num_batches_tracked
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _learned_scale(state: nn.Module, name: str) -> nn.Parameter | None:

@@ -64,7 +64,7 @@ def deploy_best(
         rank_zero_info(f"lq: {note}")
     if deployment.directory is not None:
         rank_zero_info(f"lq: artifact in {deployment.directory}")
-    _log_pictures(trainer, prepared_graph(twin, name), example, history)
+    _log_pictures(trainer, prepared_graph(twin, name, example), example, history)
     return deployment
 
 

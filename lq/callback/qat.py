@@ -17,6 +17,7 @@ from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
+from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
 from lq.callback.example import example_without_training, validation_loaders
 from lq.callback.exclusions import as_auto_exclude, choose_qconfig
@@ -121,7 +122,7 @@ class QATCallback(Callback):
         self._directory: Path | None = None
         self._example: Inputs | None = None
         self._phase: Phase | None = None
-        self._started = False
+        self._started, self._coverage_is_due = False, True
         self._history: list[dict[str, float]] = []
         self._float.reset()
         self._ranges.reset()
@@ -181,6 +182,11 @@ class QATCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
         self._rates = InitialLearningRates(trainer.optimizers)
+        self._warn(take_in_exchanged(self._target(pl_module)))
+
+    def _warn(self, remark: str | None) -> None:
+        if remark is not None:
+            rank_zero_warn(remark)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
@@ -232,7 +238,12 @@ class QATCallback(Callback):
 
         And undo what a scheduler of the module did, so that monitors and checkpoints see the rate that is used next.
         """
-        state_of(self._target(pl_module)).end_of_step()
+        target = self._target(pl_module)
+        state_of(target).end_of_step()
+        if self._coverage_is_due and self._phase is not None and self._phase.fake_quant:
+            self._coverage_is_due = False
+            if not is_compiled(pl_module):
+                self._warn(check_reached(target, self._name))
         self._rates.apply(trainer.optimizers, self._course.phase(position_of(trainer, batch_idx + 1)).lr_scale)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,9 +257,8 @@ class QATCallback(Callback):
         pl_module.log_dict(figures, sync_dist=True)
         scales = self._ranges.log_epoch(trainer, pl_module, self._name) if self._started else {}
         self._note(trainer, {**figures, **scales})
-        warning = take_nonfinite(self._target(pl_module))
-        if warning is not None:
-            rank_zero_warn(warning)
+        self._warn(take_nonfinite(self._target(pl_module)))
+        self._warn(take_unplanned(self._target(pl_module)))
 
     def _note(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
         self._history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **figures})

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import fx
+from torch import nn
 
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.ranges import activation_scales, range_summary, scale_drift, weight_ranges
 from lq.console import FOR_LOGGERS
-from lq.target import prepared_graph
+from lq.instrument.attach import instrument_of
+from lq.target import prepared_graph, target_of
 
 Detail = Literal["summary", "tensors"]
 SCALE = "qat/scale/"
@@ -44,7 +45,7 @@ class RangeMonitor:
     def reset(self) -> None:
         """Forget the last run."""
         self.scales: dict[str, float] = {}
-        self._graph: fx.GraphModule | None = None
+        self._target: nn.Module | None = None
         self._listener: RangeListener | None = None
 
     def resume(self, history: Sequence[Mapping[str, float]]) -> None:
@@ -56,8 +57,8 @@ class RangeMonitor:
     def listen(self, module: LightningModule, name: str) -> None:
         """Count in the validation batch that comes next."""
         if self.detail is not None:
-            self._graph = prepared_graph(module, name)
-            self._listener = RangeListener(self._graph, _VALUES)
+            self._target = _part(module, name)
+            self._listener = RangeListener(self._target, _VALUES)
 
     def stop(self) -> None:
         """Count no further batch."""
@@ -66,10 +67,10 @@ class RangeMonitor:
 
     def log_validation(self, trainer: Trainer, module: LightningModule) -> None:
         """Log saturation, levels in use and what is dead; all processes have to call it."""
-        if self._listener is None or self._graph is None:
+        if self._listener is None or self._target is None:
             return
-        rows, weights = self._listener.rows(), weight_ranges(self._graph)
-        self._graph = self._listener = None
+        rows, weights = self._listener.rows(), weight_ranges(self._target)
+        self._target = self._listener = None
         _log(module, range_summary([*weights, *rows]))
         if self.detail == "tensors":
             _log_tensors(trainer, rows)
@@ -78,10 +79,16 @@ class RangeMonitor:
         """Log how far the scales have moved since the last epoch, and return them."""
         if self.detail is None:
             return {}
-        before, self.scales = self.scales, activation_scales(prepared_graph(module, name))
+        before, self.scales = self.scales, activation_scales(_part(module, name))
         if before:
             _log(module, {"scale_drift_max": scale_drift(before, self.scales)})
         return {f"{SCALE}{name}": scale for name, scale in self.scales.items()}
+
+
+def _part(module: LightningModule, name: str) -> nn.Module:
+    """The target: itself where it is instrumented, else its graph, which knows the names."""
+    target = target_of(module, name)
+    return prepared_graph(module, name) if instrument_of(target) is None else target
 
 
 def _log(module: LightningModule, figures: dict[str, float]) -> None:

@@ -1,0 +1,88 @@
+"""Is what was planned what runs? Whatever an instrumented target misses would be silently float."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lq.instrument.attach import attach_again, instrument_of
+
+_SHOWN = 3
+
+
+def take_in_exchanged(target: nn.Module) -> str | None:
+    """Take in modules that somebody has exchanged since the target was prepared, such as SyncBatchNorms.
+
+    Args:
+        target: the prepared target.
+
+    Returns:
+        what to say of them, ``None`` if there are none.
+
+    Raises:
+        ValueError: if one was exchanged by something that cannot be quantized in its place.
+    """
+    new = attach_again(target)
+    others = {path: kind for path, kind in new.items() if "BatchNorm" not in kind}
+    if not others:
+        return None
+    names = ", ".join(f"{path} ({kind})" for path, kind in list(others.items())[:_SHOWN])
+    return (
+        f"lq: {len(others)} modules were exchanged after QAT had prepared them, e.g. {names}; the calls that the new "
+        "ones make in the same place are quantized. Put QATCallback behind the callback that exchanges modules, so that "
+        "they are planned."
+    )
+
+
+def check_reached(target: nn.Module, name: str) -> str | None:
+    """Check after the first training batch that the sites of the plan have run.
+
+    Args:
+        target: the prepared target.
+        name: of it.
+
+    Returns:
+        what to say of sites that have not run; ``None`` if all have, or nobody counts.
+
+    Raises:
+        ValueError: if none has: no step calls the target.
+    """
+    instrument = instrument_of(target)
+    if instrument is None or instrument.plan is None or not instrument.calls:
+        return None
+    planned = {i: call for i, call in enumerate(instrument.calls) if call.operation != "add"}
+    if not planned.keys() & instrument.ran:
+        raise ValueError(
+            f"The first training step did not call {name or 'the module itself'}, which is to be quantized. Name the "
+            "part that training_step calls: QATCallback(target=...)."
+        )
+    missing = [call for i, call in planned.items() if i not in instrument.ran]
+    if not missing:
+        return None
+    shown = "; ".join(f"{call.operation} in {call.place or 'its forward'}" for call in missing[:_SHOWN])
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return (
+        f"lq: {len(missing)} of {len(planned)} planned calls did not run in the first training step: {shown}{more}. "
+        "Their ranges come from later steps that make them, or they stay float."
+    )
+
+
+def take_unplanned(target: nn.Module) -> str | None:
+    """What has run in float because nobody planned it, since this was asked last.
+
+    Args:
+        target: the prepared target.
+
+    Returns:
+        a sentence, ``None`` if there was nothing.
+    """
+    instrument = instrument_of(target)
+    if instrument is None or not instrument.unplanned:
+        return None
+    counts = instrument.unplanned.most_common(_SHOWN)
+    total = sum(instrument.unplanned.values())
+    instrument.unplanned.clear()
+    shown = ", ".join(f"{name} ({count} times)" for name, count in counts)
+    return (
+        f"lq: {total} calls in this epoch were not there when the target was planned, and ran in float: {shown}. Give an "
+        "example that takes that way: LightningModule.example_input_array."
+    )
