@@ -18,6 +18,7 @@ from lq.instrument.places import Instrument
 from lq.instrument.plan import LayerAt
 from lq.instrument.record import as_it_was
 from lq.tracing.capture import LayerSite, capture
+from lq.tracing.inputs import made_inputs
 
 
 def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModule:
@@ -46,9 +47,10 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
         return prepared
     state, instrument = state_of(prepared), instrument_of(prepared)
     assert instrument is not None
-    sites = plan_of(prepared).sites
+    plan = plan_of(prepared)
+    sites = plan.sites
     assert sites is not None
-    example = example or instrument.example
+    example = example or instrument.example or (None if plan.inputs is None else made_inputs(plan.inputs))
     if example is None:
         raise ValueError(
             f"{type(prepared).__name__} has not been called since it was prepared, and without inputs it cannot be "

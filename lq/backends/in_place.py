@@ -24,6 +24,7 @@ from lq.instrument.planning import Calls, SitePlanner
 from lq.instrument.record import Recording, as_it_was, record
 from lq.qconfig import QConfig
 from lq.tracing import ops
+from lq.tracing.inputs import describe_inputs
 from lq.tracing.layers import LAYERS, LayerFinder, seen_of
 from lq.tracing.place import Placement
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan
@@ -74,7 +75,7 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATSta
                 "a tensor that it reads elsewhere under another name. Exclude the part at fault, "
                 "QConfig(exclude=[...]), or write x = x + y in the place of x += y there."
             )
-    state.plan, state.qconfig = replace(plan, sites=sites), qconfig
+    state.plan, state.qconfig = replace(plan, sites=sites, inputs=describe_inputs(example)), qconfig
     _instrument(module).example = example
     return state
 
@@ -195,8 +196,20 @@ def plan_calls(
         remarks=_remarks(unknown),
         sites=sites,
         products=work.products(),
+        modules=architecture(module),
     )
     return sites, plan
+
+
+def architecture(module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Dotted name and class of every part of a module.
+
+    Example:
+        >>> architecture(nn.Sequential(nn.ReLU()))
+        (('', 'Sequential'), ('0', 'ReLU'))
+    """
+    parts = module.named_modules(remove_duplicate=False)
+    return tuple((name, own_class(part).__name__) for name, part in parts if not f"{name}.".startswith(f"{STATE}."))
 
 
 class _Work:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
 from lq.backends.base import Backend, Inputs, Traced
-from lq.backends.in_place import prepare_in_place, prepare_without_inputs
+from lq.backends.in_place import architecture, prepare_in_place, prepare_without_inputs
 from lq.backends.insert import insert_quantization, refuse_other_plans
 from lq.backends.planning import all_floats, float_operations, in_module_order, nothing_to_quantize, warn_of
 from lq.backends.self_check import self_check
@@ -107,10 +107,26 @@ def prepare_again(module: nn.Module, qconfig: QConfig, plan: Mapping[str, Any]) 
     _check_is_float(module)
     known = Plan.from_dict(plan)
     assert known.sites is not None
+    _check_same_architecture(module, known)
     state = attach(module, known.sites)
     state.plan, state.qconfig = known, qconfig
     refuse_other_plans(module)
     return module
+
+
+def _check_same_architecture(module: nn.Module, plan: Plan) -> None:
+    ours, theirs = dict(architecture(module)), dict(plan.modules)
+    differing = [
+        f"{name or 'the target'} is a {ours.get(name, 'missing part')} (there {theirs.get(name, 'not there')})"
+        for name in ours | theirs
+        if ours.get(name, "").removeprefix("Lazy") != theirs.get(name, "").removeprefix("Lazy")
+    ]
+    # More or fewer parts than there: the weights do not fit either, and say so.
+    if differing and ours.keys() == theirs.keys():
+        raise ValueError(
+            f"The checkpoint was prepared with another plan: {', '.join(differing[:5])}. Nothing was loaded; use the "
+            "target, qconfig and architecture of that run."
+        )
 
 
 def prepare_without_example(

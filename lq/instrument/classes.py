@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lq.instrument import containers
 from lq.instrument.mode import run_place
 from lq.instrument.places import Place
 
@@ -33,7 +34,9 @@ def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
     """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        place: Place = self.__dict__[PLACE]
+        place: Place | None = self.__dict__.get(PLACE)
+        if place is None:  # somebody has made another of this class
+            return cls.forward(self, *args, **kwargs)
         body = cls.forward if place.own_forward is None else _own_forward
         return run_place(place, self, body, args, kwargs)
 
@@ -46,6 +49,7 @@ def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
 
     members = {"forward": forward, "__reduce_ex__": reduce, _CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    members |= containers.members(cls)
     registers = any("__init_subclass__" in base.__dict__ for base in cls.__mro__[:-1])
     made = type(cls)(cls.__name__, (_Quiet, cls) if registers else (cls,), members)
     return made

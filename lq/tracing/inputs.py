@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,3 +43,49 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         else:
             named[name] = value
     return named
+
+
+def describe_inputs(example: Any) -> Any:
+    """Inputs of a call without their values: plain data, from which :func:`made_inputs` makes others like them.
+
+    Args:
+        example: tensors, plain constants, and tuples, lists and dicts of those.
+
+    Returns:
+        plain data; ``None`` if the inputs hold anything else.
+
+    Example:
+        >>> plain = describe_inputs(((torch.ones(2, 3), None), {"flag": True}))
+        >>> made_inputs(plain)
+        ((tensor([[0., 0., 0.],
+                [0., 0., 0.]]), None), {'flag': True})
+    """
+    try:
+        return _described(example)
+    except TypeError:
+        return None
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_described(inner) for inner in value]}
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {"dict": [[key, _described(inner)] for key, inner in value.items()]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"constant": value}
+    raise TypeError(type(value).__name__)
+
+
+def made_inputs(plain: Any) -> Any:
+    """Inputs as :func:`describe_inputs` described them, all zeros."""
+    if "tensor" in plain:
+        return torch.zeros(plain["tensor"], dtype=getattr(torch, plain["dtype"]))
+    if "tuple" in plain:
+        return tuple(made_inputs(inner) for inner in plain["tuple"])
+    if "list" in plain:
+        return [made_inputs(inner) for inner in plain["list"]]
+    if "dict" in plain:
+        return {key: made_inputs(inner) for key, inner in plain["dict"]}
+    return plain["constant"]

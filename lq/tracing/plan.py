@@ -87,6 +87,8 @@ class Plan:
         vendor: what the backend took from outside of lq, as plain data.
         sites: where the module quantizes, of one that is instrumented in place.
         products: products of matrices that are no layers.
+        inputs: what one call of the model takes, without values; see :func:`lq.tracing.inputs.describe_inputs`.
+        modules: dotted name and class of every module, so that another architecture is noticed.
 
     Example:
         >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
@@ -106,6 +108,8 @@ class Plan:
     vendor: Mapping[str, Any] | None = None
     sites: Sites | None = None
     products: tuple[ProductPlan, ...] = ()
+    inputs: Any = None
+    modules: tuple[tuple[str, str], ...] = ()
 
     @property
     def share(self) -> float | None:
@@ -167,6 +171,7 @@ class Plan:
         kinds = {"layers": LayerPlan, "tensors": TensorPlan, "untraceable": UntraceablePlan, "products": ProductPlan}
         values = {name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()}
         values |= {name: tuple(plain[name]) for name in ("float_ops", "passed", "remarks")}
+        values["modules"] = tuple((path, kind) for path, kind in plain["modules"])
         values["sites"] = None if plain["sites"] is None else Sites.from_dict(plain["sites"])
         return cls(**values)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 import torchmetrics
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 import lq
-from lq.backends.prepare import is_prepared, state_of
+from lq.backends.prepare import is_prepared, prepare, set_phase, state_of
 from lq.callback import QATCallback
 from lq.export.artifact import load
 from tests.callback.conftest import Fit
@@ -348,20 +348,17 @@ class Gate(nn.Module):
         return self.dark(x)
 
 
-def test_what_cannot_be_traced_is_quantized_in_part(fit: Fit) -> None:
-    module, callback = Tiny(), qat(start=1)
+def test_a_branch_on_values_trains_but_has_no_graph_to_export(fit: Fit) -> None:
+    module = Tiny()
     module.model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), Gate(), nn.Linear(8, 3))
-    with pytest.warns(UserWarning, match=r"2 stays float, with the 2 layers in it: Gate cannot be traced: .*x\.mean"):
-        fit(module, callback)
-    assert callback.plan is not None
-    assert [row.name for row in callback.plan.quantized] == ["1", "3"]
-    assert callback.deployment is not None
-    assert callback.deployment.parity["torch"].passed
-    int8, taken = callback.deployment.models["torch"], set()
-    module.model.get_submodule("2").register_forward_pre_hook(lambda _, args: taken.add(bool(args[0].mean() > 0)))
-    with torch.no_grad():
-        for x in torch.randn(16, 2, 1, 6, 6):
-            torch.testing.assert_close(int8(x), module.eval()(x), rtol=0, atol=0.1)
+    with pytest.raises(ValueError, match=r"(?s)has no graph that could be exported: .*test_shapes\.py.*x\.mean"):
+        fit(module, qat(start=1))
+    prepared = prepare(module.model)
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    taken: set[bool] = set()
+    prepared.get_submodule("2").register_forward_pre_hook(lambda _, args: taken.add(bool(args[0].mean() > 0)))
+    for x in torch.randn(16, 2, 1, 6, 6):
+        prepared.train()(x).sum().backward()
     assert taken == {True, False}, "one branch only"
 
 
