@@ -1,4 +1,4 @@
-"""How a module notices that it is called: its class is exchanged for a subclass with a ``forward`` around the user's."""
+"""How a module notices that it is called: its class becomes a subclass with a ``forward`` around the user's."""
 
 from __future__ import annotations
 

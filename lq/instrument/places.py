@@ -83,7 +83,7 @@ class Instrument:
             self._calls[threading.get_ident()] = former
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"state": self.state, "plan": self.plan, "calls": self.calls, "example": self.example, "deferred": self.deferred}
+        return {name: self.__dict__[name] for name in ("state", "plan", "calls", "example", "deferred")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

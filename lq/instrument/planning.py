@@ -60,9 +60,12 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation == CLOSED or not own_class(self.modules[seen.stack[-1]]).__module__.startswith("torch.nn."):
+            elif seen.operation == CLOSED or not self._is_of_torch(seen.stack[-1]):
                 found[seen.stack[-1]] = None
         return found
+
+    def _is_of_torch(self, path: str) -> bool:
+        return own_class(self.modules[path]).__module__.startswith("torch.nn.")
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -103,8 +106,7 @@ class SitePlanner:
         at = self.calls.get(node)
         if at is None:
             return str(node.name)
-        module = self.modules[at.place]
-        plain = own_class(module).__module__.startswith("torch.nn.") and at.place and not len(list(module.children()))
+        plain = self._is_of_torch(at.place) and at.place and not len(list(self.modules[at.place].children()))
         name = at.place if plain else f"{at.place}.{at.operation}".lstrip(".")
         return name if at.nth == 0 else f"{name}_{at.nth}"
 
@@ -192,10 +194,9 @@ class SitePlanner:
         found = []
         for user in rounding.users:
             if user in self.calls:
-                paths = [("args", path) for path in _paths(user.args, node)] + [
-                    ("kwargs", path) for path in _paths(user.kwargs, node)
-                ]
-                found += [TensorAt(slot, self.calls[user], path) for _, path in paths]
+                args, kwargs = user.meta.get(ops.CALLED, (user.args, user.kwargs))
+                paths = [*_paths(args, node), *_paths(kwargs, node)]
+                found += [TensorAt(slot, self.calls[user], path) for path in paths]
         return found
 
     def _result(self, rounding: Rounding, slot: int) -> TensorAt:
