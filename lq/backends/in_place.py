@@ -181,7 +181,9 @@ def plan_calls(
     placement = Placement(graph, {}, layers, fuse_add=qconfig.resolved_fuse_add)
     planner = SitePlanner(module, calls, layers, placement.sites(), qconfig, training)
     named = {name: m for name, m in module.named_modules() if name}
-    qconfig.check_patterns(named | dict.fromkeys(planner.labels(), nn.Identity()) | {layer.name: layer.module for layer in layers})
+    qconfig.check_patterns(
+        named | dict.fromkeys(planner.labels(), nn.Identity()) | {layer.name: layer.module for layer in layers}
+    )
     if not layers:
         raise ValueError(nothing_to_quantize(module, floats, {}))
     sites, rows, tensors = planner.sites()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lq.core.state import QATState
 from lq.instrument.mode import run_place
 from lq.instrument.places import Place
 
@@ -46,9 +48,34 @@ def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
 
     members = {"forward": forward, "__reduce_ex__": reduce, _CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    if issubclass(cls, nn.Sequential):
+        members |= _sequence(cls)
     registers = any("__init_subclass__" in base.__dict__ for base in cls.__mro__[:-1])
     made = type(cls)(cls.__name__, (_Quiet, cls) if registers else (cls,), members)
     return made
+
+
+def _sequence(cls: Any) -> dict[str, Any]:
+    """A Sequential counts, numbers and calls its children, and the state of ours is none of those."""
+
+    def own(values: Any) -> list[Any]:
+        return [value for value in values if not isinstance(value, QATState)]
+
+    def get(self: nn.Module, index: Any) -> Any:
+        if isinstance(index, slice):
+            items = [item for item in self._modules.items() if not isinstance(item[1], QATState)]
+            return cls(OrderedDict(items[index]))
+        return own(self._modules.values())[index]
+
+    def name(self: nn.Module, names: Any, index: Any) -> Any:
+        return [key for key in names if not isinstance(self._modules[key], QATState)][index]
+
+    return {
+        "__len__": lambda self: len(own(self._modules.values())),
+        "__iter__": lambda self: iter(own(self._modules.values())),
+        "__getitem__": get,
+        "_get_item_by_idx": name,
+    }
 
 
 def _own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

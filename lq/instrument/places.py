@@ -23,6 +23,7 @@ class Call:
     def __init__(self) -> None:
         self.place: Place | None = None
         self.in_mode = self.recomputing = self.busy = False
+        self.grad = False  # whether gradients were on when the present place was entered
         self.start()
 
     def start(self) -> None:

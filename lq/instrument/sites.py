@@ -211,6 +211,7 @@ def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: An
     if instrument.marking:
         return func(*args, **kwargs) if site is not place.whole else _statistics(place.module, args[0])
     if site.folds_with in call.folded:
+        call.folded.discard(site.folds_with)
         return args[0]
     if state.fake_quant and state.freeze_bn and place.module.training:
         return _statistics(place.module, args[0])
