@@ -88,10 +88,10 @@ def target_of(module: nn.Module, name: str) -> nn.Module:
 def graft(module: LightningModule, name: str, prepared: nn.Module) -> None:
     """Put ``prepared`` in the place of the target; what was instrumented in place is there already.
 
-    A graph of another backend replaces it. A submodule is replaced: what its class has beside ``forward`` is gone with it, and whoever asks for that is told
-    so. If the LightningModule itself is the target, what the graph calls in another form is replaced one by one and its
-    class becomes a subclass whose ``forward`` runs the prepared graph, so that ``self.conv1`` and all its other methods
-    stay what they were.
+    A graph of another backend replaces a submodule: what the class of that has beside ``forward`` is gone, and whoever
+    asks for it is told so. If the LightningModule itself is the target, what the graph calls in another form is
+    replaced one by one and its class becomes a subclass whose ``forward`` runs the prepared graph, so that
+    ``self.conv1`` and all its other methods stay what they were.
     """
     if not isinstance(prepared, fx.GraphModule):
         return

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torchmetrics
 from torch import Tensor, fx, nn
+from torch.ao import quantization as ao
 
 from lq.backends.prepare import prepare, set_phase
+from lq.qconfig import QConfig
 from lq.target import (
     find_target,
     float_state,
@@ -21,6 +23,8 @@ from lq.target import (
     target_of,
 )
 from tests.tiny import Tiny, make_net
+
+EAGER = QConfig(backend="eager")
 
 
 class Direct(L.LightningModule):
@@ -150,15 +154,19 @@ class InPlace(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.act, self.head = nn.Linear(4, 4), nn.SiLU(inplace=True), nn.Linear(4, 2)
+        self.quant, self.dequant = ao.QuantStub(), ao.DeQuantStub()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.act(self.first(x)))
+        y: Tensor = self.dequant(self.head(self.act(self.first(self.quant(x)))))
         return y
 
 
-def test_what_may_not_work_in_place_behind_a_fake_quantizer_does_not_in_the_lightning_module_either() -> None:
+@pytest.mark.parametrize("qconfig", ["portable", EAGER], ids=["fx", "eager"])
+def test_what_may_not_work_in_place_behind_a_fake_quantizer_does_not_in_the_lightning_module_either(
+    qconfig: Any,
+) -> None:
     module = InPlace()
-    prepared = prepare(module)
+    prepared = prepare(module, qconfig)
     graft(module, "", prepared)
     set_phase(module, fake_quant=True, observer=True, freeze_bn=False)
     x = torch.rand(3, 4)
@@ -169,21 +177,29 @@ def test_what_may_not_work_in_place_behind_a_fake_quantizer_does_not_in_the_ligh
 
 class Helpful(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Linear(4, 2))
+        super().__init__(ao.QuantStub(), nn.Linear(4, 2), ao.DeQuantStub())
         self.classes = 2
 
     def helper(self) -> str:
         return "still here"
 
 
-def test_a_named_target_keeps_what_it_had() -> None:
+def test_what_a_named_target_had_it_keeps() -> None:
     module = Tiny()
-    target = module.model = Helpful()
+    module.model = Helpful()
     graft(module, "model", prepare(module.model))
-    assert module.model is target
-    assert isinstance(target, Helpful)
-    assert (target.helper(), target.classes, len(target)) == ("still here", 2, 1)
+    assert (module.model.helper(), module.model.classes, len(module.model)) == ("still here", 2, 3)
+
+
+def test_whoever_asks_for_what_another_backends_graph_lacks_is_told_where_it_went() -> None:
+    module = Tiny()
+    module.model = Helpful()
+    graft(module, "model", prepare(module.model, EAGER))
+    for name in ("helper", "classes"):
+        with pytest.raises(AttributeError, match=rf"Helpful\.{name} is gone: .* QATCallback\(target=''\)"):
+            getattr(module.model, name)
     with pytest.raises(AttributeError, match="has no attribute 'never_there'"):
         _ = module.model.never_there
-    assert module.model.get_submodule("0").out_features == 2
+    assert not hasattr(module.model, "helper")
+    assert module.model.get_submodule("1").out_features == 2
     assert pickle.loads(pickle.dumps(copy.deepcopy(module))).model(torch.rand(1, 4)).shape == (1, 2)

@@ -8,9 +8,8 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from lq.backends.graph import as_graph
 from lq.backends.int8 import Int8Layer, has_kernel, quantized_engine
-from lq.backends.lowering import Grid, Lowering, bare_layer
+from lq.backends.lowering import Grid, Lowering, bare_layer, graph_with_ranges
 from lq.backends.prepare import qconfig_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
@@ -40,7 +39,7 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
         >>> bool((int8(x) - prepared.eval()(x)).abs().max() < 0.05)
         True
     """
-    graph = as_graph(prepared)
+    graph = graph_with_ranges(prepared)
     engine = quantized_engine(qconfig_of(prepared).resolved_engine)
     with engine, quiet_torchscript(), torch.inference_mode(False), torch.no_grad():
         return _Int8Lowering(graph).run()

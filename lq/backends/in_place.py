@@ -28,7 +28,7 @@ from lq.tracing.inputs import describe_inputs
 from lq.tracing.layers import LAYERS, LayerFinder, seen_of
 from lq.tracing.place import Placement
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan
-from lq.tracing.symbolic import NotPlain, read_calls
+from lq.tracing.symbolic import NotPlainError, read_calls
 
 _TOLERANCE = 1e-5
 _QUIET = frozenset(
@@ -104,7 +104,7 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
     if not _is_lazy(module):
         try:
             graph, calls = read_calls(module)
-        except NotPlain:
+        except NotPlainError:
             pass
         else:
             sites, plan = plan_calls(module, qconfig, graph, calls, [], [])
@@ -182,7 +182,9 @@ def plan_calls(
     placement = Placement(graph, {}, layers, fuse_add=qconfig.resolved_fuse_add)
     planner = SitePlanner(module, calls, layers, placement.sites(), qconfig, training)
     named = {name: m for name, m in module.named_modules() if name}
-    qconfig.check_patterns(named | dict.fromkeys(planner.labels(), nn.Identity()) | {l.name: l.module for l in layers})
+    qconfig.check_patterns(
+        named | dict.fromkeys(planner.labels(), nn.Identity()) | {layer.name: layer.module for layer in layers}
+    )
     if not layers:
         raise ValueError(nothing_to_quantize(module, floats, {}))
     sites, rows, tensors = planner.sites()
@@ -311,4 +313,3 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return True
     limit = _TOLERANCE * max(1.0, float(a.abs().max()))
     return bool(torch.isnan(a).any()) or float((a.float() - b.float()).abs().max()) <= limit
-

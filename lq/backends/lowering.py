@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.backends.graph import as_graph
 from lq.backends.on_cpu import on_cpu_in_float32
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
@@ -73,7 +74,7 @@ class Lowering:
     prefix = ""
 
     def __init__(self, prepared: fx.GraphModule) -> None:
-        self.unseen = _without_range(prepared)
+        self.unseen = without_range(prepared)
         self.model = plan_of(prepared).model
         self.source = on_cpu_in_float32(prepared)
         self.modules = dict(self.source.named_modules())
@@ -224,7 +225,17 @@ def _free_name(owner: nn.Module, wanted: str) -> str:
     return next(name for name in chain([wanted], names) if not hasattr(owner, name))
 
 
-def _without_range(prepared: fx.GraphModule) -> set[str]:
+def graph_with_ranges(prepared: nn.Module) -> fx.GraphModule:
+    """The graph of a prepared module.
+
+    Raises:
+        ValueError: if it is not prepared, has no ranges, or has no graph.
+    """
+    without_range(prepared)
+    return as_graph(prepared)
+
+
+def without_range(prepared: nn.Module) -> set[str]:
     """Names of fake quantizers that never ran.
 
     Raises:

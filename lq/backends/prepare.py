@@ -209,8 +209,8 @@ def plan_of(prepared: nn.Module) -> Plan:
     plan = state_of(prepared).plan
     if not isinstance(plan, Plan):
         raise ValueError(
-            f"{type(prepared).__name__} is planned at its first call, and it has not been called. Call it once, or give "
-            "lq.prepare(..., example_args=(x,)) an example."
+            f"{type(prepared).__name__} is planned at its first call, and it has not been called. Call it once, or "
+            "give lq.prepare(..., example_args=(x,)) an example."
         )
     return plan
 

@@ -12,8 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from lq.backends.graph import as_graph
-from lq.backends.lowering import Grid, Lowering, bare_layer
+from lq.backends.lowering import Grid, Lowering, bare_layer, graph_with_ranges
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
@@ -53,7 +52,7 @@ def reference(prepared: nn.Module, signed: bool = False) -> fx.GraphModule:
     """
     register_operations()
     with torch.inference_mode(False), torch.no_grad():
-        return _ReferenceLowering(as_graph(prepared), signed).run()
+        return _ReferenceLowering(graph_with_ranges(prepared), signed).run()
 
 
 def register_operations() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
-from lq.tracing.structure import Flattener, is_record
+from lq.tracing.structure import is_record
 from lq.tracing.trace import STATE
 
 SELF_CHECK_TOLERANCE = 1e-5
@@ -44,10 +45,21 @@ def _becomes_dict(output: Any) -> bool:
     return isinstance(output, Mapping) or is_record(output)
 
 
-def _tensors(output: Any) -> list[Any]:
-    flattener = Flattener()
-    flattener.take(output)
-    return flattener.tensors
+def _tensors(output: Any, path: str = "") -> dict[str, Any]:
+    """All tensors of an output, by the keys and indices that lead to them."""
+    if isinstance(output, Tensor):
+        return {path: output}
+    items: Iterable[tuple[Any, Any]] = ()
+    if is_record(output):
+        items = [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
+    elif isinstance(output, Mapping):
+        items = output.items()
+    elif isinstance(output, (list, tuple)):
+        items = enumerate(output)
+    found: dict[str, Any] = {}
+    for key, inner in items:
+        found |= _tensors(inner, f"{path}[{key!r}]")
+    return found
 
 
 def _compare_outputs(expected: Any, got: Any, name: str) -> None:
@@ -59,12 +71,13 @@ def _compare_outputs(expected: Any, got: Any, name: str) -> None:
             f"{name} returns {type(expected).__name__} but its graph returns {type(got).__name__}. {remedy}"
         )
     leaves, got_leaves = _tensors(expected), _tensors(got)
-    if len(leaves) != len(got_leaves):
+    if list(leaves) != list(got_leaves):
         raise ValueError(
-            f"{name} returns {len(leaves)} tensors and its graph {len(got_leaves)}, in other structures. {remedy}"
+            f"{name} and its graph return different structures: {list(leaves)}, {list(got_leaves)}. {remedy}"
         )
-    for a, b in zip(leaves, got_leaves, strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.is_floating_point():
+    for path, a in leaves.items():
+        b = got_leaves[path]
+        if not a.is_floating_point():
             continue
         if a.shape != b.shape:
             raise ValueError(f"{name} returns shape {tuple(a.shape)} but its graph {tuple(b.shape)}. {remedy}")

@@ -66,6 +66,7 @@ class QATState(Float32Buffers):
         self.qconfig: object = None
         self.fake_quant = self.observer = self.freeze_bn = False
         self.pinned: list[QParams] | None = None
+        self.before_step: list[QParams] | None = None
         self.waits = False
         self.fill(names, specs, activations)
 
@@ -183,6 +184,8 @@ class QATState(Float32Buffers):
         Whoever trains may say when that is (:attr:`waits`), so that it need not be in a forward pass, which one process
         may make more often than another.
         """
+        if not torch.compiler.is_compiling():
+            self.before_step = None if self._known is None else self._known.qparams
         if self.training and self.observer:
             self.update()
         if self.training and self.fake_quant and self._learned:
@@ -279,7 +282,13 @@ class QATState(Float32Buffers):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None, "pinned": None, "_batch": [None] * len(self.names)}
+        return {
+            **self.__dict__,
+            "_known": None,
+            "pinned": None,
+            "before_step": None,
+            "_batch": [None] * len(self.names),
+        }
 
     def extra_repr(self) -> str:
         """Number of slots and the flags."""

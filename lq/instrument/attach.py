@@ -118,7 +118,7 @@ class _Attaching:
         if not isinstance(weight, torch.Tensor):
             raise ValueError(
                 f"{layer.name}: its weight is computed in forward, and a learned scale belongs to a parameter. Leave "
-                f"learned_scale out for it: QConfig(overrides={{{layer.name!r}: LayerQConfig(weight=WeightSpec(...))}})."
+                f"it out for this one: QConfig(overrides={{{layer.name!r}: LayerQConfig(weight=WeightSpec(...))}})."
             )
         return weight
 

@@ -6,12 +6,14 @@ looks for the frame that the checkpoint keeps, and wraps what it will compute ag
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import CheckpointFunction
 
-from lq.instrument.places import Call, Instrument
+from lq.instrument.places import Call, Instrument, Place
 
 # Private, with a probe in tests/instrument/test_checkpointing.py: the innermost pair of hooks on saved tensors.
 _innermost_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
@@ -46,6 +48,39 @@ class _Again:
         finally:
             self.state.pinned = before
             self.instrument.leave(former)
+
+
+def refuse_reentrant(place: Place, what: str) -> None:
+    """Refuse a reentrant checkpoint of which only parts would be seen again.
+
+    What is called in the backward pass is the function that was checkpointed, under no call of the target. A module
+    that it calls notices that; what the function computes by itself, or across modules, would silently be float.
+
+    Args:
+        place: the module in whose ``forward`` the function was written.
+        what: it calls.
+
+    Raises:
+        ValueError: if this runs in the first pass of such a checkpoint.
+    """
+    frame: Any = None if torch.compiler.is_compiling() else sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise ValueError(
+                f"torch.utils.checkpoint(..., use_reentrant=True) in {place.path or 'the target'}: the function that "
+                f"is checkpointed calls {what}, and when that is computed again in the backward pass nobody can tell "
+                "which of all such calls it is. Give use_reentrant=False, or checkpoint a module: "
+                "checkpoint(self.block, x, ...)."
+            )
+        frame = frame.f_back
+
+
+def refuse_reentrant_part(place: Place) -> None:
+    """The same, where the function calls a module that is one with what comes before it, or was called before."""
+    sites = [site for row in place.rows.values() for site in row.sites if site is not None]
+    sites += [] if place.whole is None else [place.whole]
+    if any(site.expects or site.folds_with is not None for site in sites):
+        refuse_reentrant(place, place.path)
 
 
 def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:

@@ -10,7 +10,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from lq.instrument.checkpointing import is_backward, notice_checkpoint
+from lq.instrument.checkpointing import (
+    is_backward,
+    notice_checkpoint,
+    refuse_reentrant,
+    refuse_reentrant_part,
+)
 from lq.instrument.places import Call, Instrument, Place, Row
 from lq.instrument.sites import Site, run_site
 from lq.tracing.functions import TRANSPARENT
@@ -37,6 +42,8 @@ class SiteMode(TorchFunctionMode):
                 args = tuple(self._inside(arg) for arg in args)
             return func(*args, **(kwargs or {}))
         assert place is not None
+        if call.grad and not torch.is_grad_enabled():
+            refuse_reentrant(place, f"{row.name}() itself")
         notice_checkpoint(self.instrument, call, SiteMode)
         site = _next(self.instrument, call, place, row)
         if site is None:
@@ -97,11 +104,14 @@ def _run(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) ->
     if outer is None:
         return _begin(instrument, call, place, module, body, args, kwargs)
     notice_checkpoint(instrument, call, SiteMode)
-    call.place = place
+    outer_grad, grad = call.grad, torch.is_grad_enabled()
+    if outer_grad and not grad:
+        refuse_reentrant_part(place)
+    call.place, call.grad = place, grad
     try:
         return _inside_call(instrument, call, place, module, body, args, kwargs)
     finally:
-        call.place = outer
+        call.place, call.grad = outer, outer_grad
 
 
 def _inside_call(
@@ -136,13 +146,34 @@ def _begin(
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
     call.start()
-    call.place = place
+    call.place, call.grad = place, torch.is_grad_enabled()
     call.recomputing = not torch.compiler.is_compiling() and is_backward()
+    pinned = state.pinned
+    if call.recomputing:
+        state.pinned = pinned or state.before_step
     try:
-        return _inside_call(instrument, call, place, module, body, args, kwargs)
+        output = _inside_call(instrument, call, place, module, body, args, kwargs)
+        _check_all_norms_ran(instrument, call)
+        return output
     finally:
         recomputed = call.recomputing
-        call.place, call.recomputing = None, False
+        state.pinned = pinned
+        call.place, call.grad, call.recomputing = None, False, False
         call.start()
         if place.is_root and not recomputed and not instrument.rehearsing:
             state.end_of_call()
+
+
+def _check_all_norms_ran(instrument: Instrument, call: Call) -> None:
+    """A layer whose weight held its BatchNorm is wrong if that did not run behind it.
+
+    Raises:
+        RuntimeError: naming the call.
+    """
+    if call.folded and not torch.compiler.is_compiling():
+        at = instrument.calls[next(iter(call.folded))]
+        raise RuntimeError(
+            f"The BatchNorm behind {at.place or at.operation} was folded into its weight, and then it did not run. If "
+            "it was exchanged after lq.prepare, as by SyncBatchNorm.convert_sync_batchnorm, exchange it before; if the "
+            "module skips it now and then, exclude the layer: QConfig(exclude=[...])."
+        )

@@ -23,6 +23,7 @@ class Call:
     def __init__(self) -> None:
         self.place: Place | None = None
         self.in_mode = self.recomputing = self.busy = False
+        self.grad = False  # whether gradients were on when the present place was entered
         self.start()
 
     def start(self) -> None:
@@ -83,7 +84,7 @@ class Instrument:
             self._calls[threading.get_ident()] = former
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"state": self.state, "plan": self.plan, "calls": self.calls, "example": self.example, "deferred": self.deferred}
+        return {name: self.__dict__[name] for name in ("state", "plan", "calls", "example", "deferred")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

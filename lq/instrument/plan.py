@@ -100,7 +100,8 @@ class Sites:
         """Plain data.
 
         Example:
-            >>> sites = Sites(("",), ("fq_x",), (ActivationSpec(),), ("none",), (), (TensorAt(0, CallAt("", "add", 0)),))
+            >>> tensor = TensorAt(0, CallAt("", "add", 0))
+            >>> sites = Sites(("",), ("fq_x",), (ActivationSpec(),), ("none",), (), (tensor,))
             >>> Sites.from_dict(sites.to_dict()) == sites
             True
         """
@@ -110,7 +111,14 @@ class Sites:
     def from_dict(cls, plain: Mapping[str, Any]) -> Sites:
         """What :meth:`to_dict` made plain."""
         layers = tuple(
-            LayerAt(**{**row, "call": CallAt(**row["call"]), "spec": WeightSpec(**row["spec"]), "norm": _call(row["norm"])})
+            LayerAt(
+                **{
+                    **row,
+                    "call": CallAt(**row["call"]),
+                    "spec": WeightSpec(**row["spec"]),
+                    "norm": _call(row["norm"]),
+                }
+            )
             for row in plain["layers"]
         )
         tensors = tuple(

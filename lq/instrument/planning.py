@@ -47,6 +47,7 @@ class SitePlanner:
         self.by_output = {layer.last: layer for layer in layers}
         self.places = self._places(calls, training)
         self.calls = {node: at for node, at in self._named(calls) if node is not None}
+        self._labels = {node: label for node, label in self._labelled(calls) if node is not None}
         self.training = self._in_training(calls, training)
 
     # ---- naming -------------------------------------------------------------------------------------------------
@@ -60,9 +61,12 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation == CLOSED or not own_class(self.modules[seen.stack[-1]]).__module__.startswith("torch.nn."):
+            elif seen.operation == CLOSED or not self._is_of_torch(seen.stack[-1]):
                 found[seen.stack[-1]] = None
         return found
+
+    def _is_of_torch(self, path: str) -> bool:
+        return own_class(self.modules[path]).__module__.startswith("torch.nn.")
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -73,6 +77,17 @@ class SitePlanner:
             key = (self._place(seen), seen.operation)
             yield node, CallAt(*key, counts[key])
             counts[key] += 1
+
+    def _labelled(self, calls: Calls) -> Iterable[tuple[fx.Node | None, str]]:
+        """A name for each call that people recognise: the module that makes it, or the operation in there."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for seen, node in calls:
+            path = seen.stack[-1]
+            is_leaf = path and self._is_of_torch(path) and not any(True for _ in self.modules[path].children())
+            name = path if is_leaf else f"{path}.{seen.operation}".lstrip(".")
+            nth = counts[path, seen.operation]
+            yield node, name if nth == 0 else f"{name}_{nth}"
+            counts[path, seen.operation] += 1
 
     def _in_training(self, calls: Calls, training: Calls) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
         """Of operations that a place calls more or less often in training: which call there is which in evaluation."""
@@ -100,13 +115,7 @@ class SitePlanner:
         layer = self.by_output.get(node)
         if layer is not None:
             return layer.name
-        at = self.calls.get(node)
-        if at is None:
-            return str(node.name)
-        module = self.modules[at.place]
-        plain = own_class(module).__module__.startswith("torch.nn.") and at.place and not len(list(module.children()))
-        name = at.place if plain else f"{at.place}.{at.operation}".lstrip(".")
-        return name if at.nth == 0 else f"{name}_{at.nth}"
+        return self._labels.get(node, str(node.name))
 
     def labels(self) -> list[str]:
         """Names of all values that are rounded."""
@@ -192,10 +201,9 @@ class SitePlanner:
         found = []
         for user in rounding.users:
             if user in self.calls:
-                paths = [("args", path) for path in _paths(user.args, node)] + [
-                    ("kwargs", path) for path in _paths(user.kwargs, node)
-                ]
-                found += [TensorAt(slot, self.calls[user], path) for _, path in paths]
+                args, kwargs = user.meta.get(ops.CALLED, (user.args, user.kwargs))
+                paths = [*_paths(args, node), *_paths(kwargs, node)]
+                found += [TensorAt(slot, self.calls[user], path) for path in paths]
         return found
 
     def _result(self, rounding: Rounding, slot: int) -> TensorAt:

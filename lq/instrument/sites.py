@@ -48,7 +48,8 @@ class Site:
         makers: modules whose hooks might keep it.
         clones: whether somebody writes into the result later, which a backward pass needs.
         fresh: whether a join that is written in place makes a new tensor.
-        number: of the layer, in a captured graph.
+        number: of the layer, in the plan.
+        change: what replaces the result of a layer, for a while.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Site:
     clones: bool = False
     fresh: bool = False
     number: int = -1
+    change: Callable[[Tensor], Tensor] | None = None
 
 
 def run_site(
@@ -89,6 +91,8 @@ def run_site(
         return args[0] if state.freeze_bn and state.fake_quant else func(*args, **kwargs)
     else:
         out = (_FRESH.get(func, func) if site.fresh else func)(*args, **kwargs)
+    if site.change is not None:
+        out = site.change(out)
     if site.output is not None:
         return _rounded(instrument, call, site, site.output, out)
     if site.gives is not None:
@@ -207,6 +211,7 @@ def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: An
     if instrument.marking:
         return func(*args, **kwargs) if site is not place.whole else _statistics(place.module, args[0])
     if site.folds_with in call.folded:
+        call.folded.discard(site.folds_with)
         return args[0]
     if state.fake_quant and state.freeze_bn and place.module.training:
         return _statistics(place.module, args[0])

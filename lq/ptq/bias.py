@@ -8,15 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import set_phase
 from lq.console import BatchCounter
-from lq.core.modules import QATLayer
 from lq.ptq.batches import Call, run_batch
-from lq.ptq.layers import layers_of
-from lq.ptq.switch import quantize_only
+from lq.ptq.layers import QuantizedLayer, layers_of, outputs_of
+from lq.ptq.switch import all_in_float
 
 
 @torch.no_grad()
@@ -47,28 +44,23 @@ def correct_bias(prepared: nn.Module, batches: Iterable[Any], call: Call | None 
         >>> sorted(correct_bias(prepared, [torch.randn(32, 4) + 5]))
         ['0', '2']
     """
-    prepared = as_graph(prepared)
-    shifts = {layer.name: _Shift(layer.module, layer.norm) for layer in layers_of(prepared)}
-    hooks = [shift.layer.register_forward_hook(shift.hear) for shift in shifts.values()]
+    shifts = {layer.name: _Shift(layer) for layer in layers_of(prepared)}
     prepared.eval()
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
-    try:
-        with BatchCounter("lq: correcting biases") as counter:
-            for number, batch in enumerate(batches, start=1):
-                _both_ways(prepared, list(shifts.values()), number, partial(call or run_batch, prepared, batch))
-                counter.advance()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hears = {name: shift.hear for name, shift in shifts.items()}
+    with outputs_of(prepared, hears), BatchCounter("lq: correcting biases") as counter:
+        for number, batch in enumerate(batches, start=1):
+            _both_ways(prepared, list(shifts.values()), number, partial(call or run_batch, prepared, batch))
+            counter.advance()
     for shift in shifts.values():
-        shift.apply()
+        shift.apply(prepared)
     return {name: float(shift.value.abs().max()) for name, shift in shifts.items() if shift.value is not None}
 
 
-def _both_ways(prepared: fx.GraphModule, shifts: list[_Shift], number: int, run: Callable[[], Any]) -> None:
+def _both_ways(prepared: nn.Module, shifts: list[_Shift], number: int, run: Callable[[], Any]) -> None:
     for shift in shifts:
         shift.begin(number, exact=True)
-    with quantize_only(prepared, []):
+    with all_in_float(prepared):
         run()
     for shift in shifts:
         shift.begin(number, exact=False)
@@ -78,8 +70,8 @@ def _both_ways(prepared: fx.GraphModule, shifts: list[_Shift], number: int, run:
 class _Shift:
     """How far the mean output of a layer is off, in each channel; taken away while the batches run."""
 
-    def __init__(self, layer: QATLayer, norm: _BatchNorm | None) -> None:
-        self.layer, self.norm = layer, norm
+    def __init__(self, layer: QuantizedLayer) -> None:
+        self.layer = layer
         self.value: Tensor | None = None
         self._means: list[Tensor] = []
         self._number, self._exact, self._call = 1, True, 0
@@ -90,15 +82,15 @@ class _Shift:
         if exact:
             self._means = []
 
-    def hear(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def hear(self, output: Tensor) -> Tensor:
         """Note the means of the float run; correct the output of the other one."""
         if output.numel() == 0:
-            return None
-        axis = output.dim() - 1 if self.layer.weight.dim() == 2 else 1
+            return output
+        axis = output.dim() - 1 if self.layer.module.weight.dim() == 2 else 1
         mean = output.float().mean([d for d in range(output.dim()) if d != axis])
         if self._exact:
             self._means.append(mean)
-            return None
+            return output
         known = torch.zeros_like(mean) if self.value is None else self.value
         # Each batch moves the average by what is still wrong on it.
         if self._call == 0:
@@ -107,21 +99,24 @@ class _Shift:
         shape = [-1 if d == axis else 1 for d in range(output.dim())]
         return output - cast(Tensor, self.value).reshape(shape).to(output.dtype)
 
-    def apply(self) -> None:
+    def apply(self, prepared: nn.Module) -> None:
         """Move the correction into the bias."""
         if self.value is not None:
-            _subtract(self.layer, self.norm, self.value)
+            _subtract(prepared, self.layer, self.value)
 
 
-def _subtract(layer: QATLayer, norm: _BatchNorm | None, error: Tensor) -> None:
+def _subtract(prepared: nn.Module, layer: QuantizedLayer, error: Tensor) -> None:
+    norm = layer.norm
     if norm is not None and not norm.affine:
         assert norm.running_mean is not None
-        factor, _ = layer._folding(norm)
+        factor, _ = layer.module._folding(norm)
         norm.running_mean.add_((error / factor).to(norm.running_mean.dtype))
         return
-    holder: nn.Module = layer if norm is None else norm
+    holder: nn.Module = layer.module if norm is None else norm
     bias = holder.bias
     if isinstance(bias, Tensor):
         bias.sub_(error.to(bias.dtype))
-    else:
-        holder.bias = nn.Parameter(-error.to(layer.weight.dtype))
+        return
+    bias = nn.Parameter(-error.to(layer.module.weight.dtype))
+    owner = holder if isinstance(prepared, fx.GraphModule) else prepared.get_submodule(layer.name)
+    owner.bias = bias

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import plan_of, state_of
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.instrument.classes import place_of
+from lq.instrument.sites import Site
 from lq.tracing import ops
 
 
@@ -48,10 +51,9 @@ def _layers_in_place(prepared: nn.Module, modules: dict[str, nn.Module]) -> list
     found: dict[str, QuantizedLayer] = {}
     state, sites = state_of(prepared), plan_of(prepared).sites
     for layer in () if sites is None else sites.layers:
-        owner, _, weight = layer.weight.rpartition(".")
-        module = modules.get(owner)
+        module = modules.get(layer.name)  # the weight may be another's too
         twin = next((twin for kind, twin in QAT_LAYERS.items() if isinstance(module, kind)), None)
-        if module is None or twin is None or weight != "weight" or layer.name in found:
+        if module is None or twin is None or not layer.weight.endswith("weight") or layer.name in found:
             continue
         view: Any = twin.from_float(module, layer.spec, state)
         view.__dict__["quantizer"] = state.get_submodule(f"wq_{layer.name.replace('.', '_')}")
@@ -63,5 +65,58 @@ def _layers_in_place(prepared: nn.Module, modules: dict[str, nn.Module]) -> list
 
 def is_layer(part: nn.Module) -> bool:
     """Whether a module of an instrumented one calls layers."""
+    return any(site.layer is not None for site in _sites_of(part))
+
+
+@contextmanager
+def outputs_of(prepared: nn.Module, change: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Within the block the outputs of layers, behind the BatchNorm that belongs to them, are handed to functions.
+
+    Args:
+        prepared: from :func:`lq.prepare`.
+        change: name of a layer -> what its output is replaced by.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+        >>> set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+        >>> with outputs_of(prepared, {"0": torch.ones_like}):
+        ...     print(prepared(torch.zeros(1, 4)).tolist())
+        [[1.0, 1.0]]
+    """
+    if isinstance(prepared, fx.GraphModule):
+        layers = {layer.name: layer.module for layer in layers_of(prepared)}
+        hooks = [layers[name].register_forward_hook(lambda m, a, y, f=f: f(y)) for name, f in change.items()]
+        undo = [hook.remove for hook in hooks]
+    else:
+        undo = [_changed(site, change[name]) for name, site in _last_sites(prepared) if name in change]
+    try:
+        yield
+    finally:
+        for step in undo:
+            step()
+
+
+def _changed(site: Site, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    site.change = change
+    return lambda: setattr(site, "change", None)
+
+
+def _last_sites(prepared: nn.Module) -> Iterator[tuple[str, Site]]:
+    """The names of layers, and where their outputs come from: the call of the BatchNorm, if there is one."""
+    plan = plan_of(prepared).sites
+    assert plan is not None
+    sites = [site for part in prepared.modules() for site in _sites_of(part)]
+    norms = {site.folds_with: site for site in sites if site.folds_with is not None}
+    for site in sites:
+        if site.layer is not None:
+            yield plan.layers[site.number].name, norms.get(site.index, site)
+
+
+def _sites_of(part: nn.Module) -> list[Site]:
     place = place_of(part)
-    return place is not None and any(site is not None and site.layer for row in place.rows.values() for site in row.sites)
+    if place is None:
+        return []
+    found = {id(site): site for row in place.rows.values() for site in row.sites if site is not None}
+    return [*found.values(), *([] if place.whole is None else [place.whole])]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from lq.backends.convert import convert
+from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared, prepare
 from lq.detached import detached_copy
 from lq.packages import is_lightning_module
@@ -49,7 +50,7 @@ def quantize_static(
     """An int8 copy of a float model, quantized after training; the model itself is left as it is.
 
     Args:
-        model: any module that can be traced, or a LightningModule, of which the target is quantized.
+        model: any module, or a LightningModule, of which the target is quantized.
         batches: data, e.g. a DataLoader; about 100 of them are used.
         qconfig: preset name or :class:`~lq.qconfig.QConfig`; activations are calibrated by their histogram unless
             ``qconfig.activation`` says otherwise.
@@ -72,7 +73,7 @@ def quantize_static(
     """
     prepared, owner, name = _prepared(model, batches, qconfig, call, options or StaticOptions())
     int8 = convert(prepared)
-    if owner is None or not name:
+    if not name:
         return int8
     owner.set_submodule(name, int8)
     return owner.eval()
@@ -85,7 +86,9 @@ def prepare_static(
     call: Call | None = None,
     options: StaticOptions | None = None,
 ) -> fx.GraphModule:
-    """The fake-quantized model that :func:`quantize_static` converts, for analysis or as the start of QAT.
+    """The fake-quantized model that :func:`quantize_static` converts, as a graph, for analysis.
+
+    To start training from there, give :func:`lq.prepare` the float model and :func:`lq.calibrate` the result.
 
     Args:
         model: as for :func:`quantize_static`, and so are the others.
@@ -95,7 +98,7 @@ def prepare_static(
         options: what else to do.
 
     Returns:
-        a prepared copy of the model (of a LightningModule, of its target), calibrated.
+        the graph of a prepared copy of the model (of a LightningModule, of its target), calibrated.
 
     Example:
         >>> import torch
@@ -121,38 +124,38 @@ def with_histograms(qconfig: QConfig | str) -> QConfig:
 
 def _prepared(
     model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call | None, options: StaticOptions
-) -> tuple[fx.GraphModule, nn.Module | None, str]:
+) -> tuple[fx.GraphModule, nn.Module, str]:
+    """The prepared graph, the copy of the model that holds what it was made of, and under which name."""
     if is_prepared(model):
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
     qconfig, run = with_histograms(qconfig), call or run_batch
-    batches = reusable(batches, options.limit) if qconfig.backend == "pt2e" else batches
-    if not is_lightning_module(model):
-        module = copy.deepcopy(model).cpu().float().eval()
-        prepared = prepare(module, qconfig, *_example(qconfig, module, module, batches, run))
-        _go_through(prepared, batches, run, options)
-        return prepared, None, ""
-    name = find_target(model, options.target)
-    owner = detached_copy(model).float().eval()
+    batches = reusable(batches, options.limit)
+    owner, name = _copied(model, options.target)
     part = target_of(owner, name)
-    graft(owner, name, prepare(part, qconfig, *_example(qconfig, owner, part, batches, run)))
-    prepared = prepared_graph(owner, name)
+    example = first_inputs(owner, part, next(first_batches(batches, 1, "quantize_static()")), run)
+    prepared = prepare(part, qconfig, *example)
+    if isinstance(prepared, fx.GraphModule):
+        if is_lightning_module(owner):
+            graft(owner, name, prepared)
+            prepared = prepared_graph(owner, name)
+        else:
+            owner = prepared
     _go_through(prepared, batches, lambda _, batch: run(owner, batch), options)
-    return prepared, owner, name
+    return as_graph(prepared, example), owner, name
 
 
-def _example(qconfig: QConfig, owner: nn.Module, part: nn.Module, batches: Iterable[Any], run: Call) -> tuple[Any, ...]:
-    """What ``part`` is called with for the first batch, if the backend needs to know."""
-    if qconfig.backend != "pt2e":
-        return ()
-    return first_inputs(owner, part, next(first_batches(batches, 1, "quantize_static()")), run)
+def _copied(model: nn.Module, target: str | None) -> tuple[nn.Module, str]:
+    if not is_lightning_module(model):
+        return copy.deepcopy(model).cpu().float().eval(), ""
+    return detached_copy(model).float().eval(), find_target(model, target)
 
 
-def _go_through(prepared: fx.GraphModule, batches: Iterable[Any], call: Call, options: StaticOptions) -> None:
-    passes = 1 + options.batch_norm + options.bias
-    if passes > 1 and iter(batches) is batches:  # an iterator can be gone through only once
-        batches = list(first_batches(batches, options.limit, "quantize_static()"))
+def _go_through(prepared: nn.Module, batches: Iterable[Any], call: Call, options: StaticOptions) -> None:
+    def again() -> Iterable[Any]:
+        return first_batches(batches, options.limit, "quantize_static()")
+
     if options.batch_norm:
-        reestimate_batch_norm(prepared, first_batches(batches, options.limit, "quantize_static()"), call)
+        reestimate_batch_norm(prepared, again(), call)
     if options.bias:
-        correct_bias(prepared, first_batches(batches, options.limit, "quantize_static()"), call)
+        correct_bias(prepared, again(), call)
     calibrate(prepared, batches, call, options.limit)

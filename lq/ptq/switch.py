@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -51,11 +51,28 @@ def quantize_only(prepared: nn.Module, layers: Collection[str]) -> Iterator[None
     unknown = sorted(set(layers) - set(known))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no quantized layer of this model; those are {', '.join(known)}.")
-    state = state_of(prepared)
     active = _Reach(graph, set(layers)).active_modules()
-    float_state = _FloatState(state)
     parts = [m for m in graph.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
-    weights = _weights_in_place(prepared, set(known) - set(layers))
+    with _off(state_of(prepared), parts, _weights_in_place(prepared, set(known) - set(layers))):
+        yield
+
+
+@contextmanager
+def all_in_float(prepared: nn.Module) -> Iterator[None]:
+    """Within the block nothing is quantized, but all that listens to layers is still called.
+
+    Args:
+        prepared: from :func:`lq.prepare`.
+    """
+    parts = [m for m in prepared.modules() if isinstance(m, (QATLayer, FakeQuantize))]
+    weights = [m for m in prepared.modules() if isinstance(m, WeightQuantizer)]
+    with _off(state_of(prepared), parts, weights):
+        yield
+
+
+@contextmanager
+def _off(state: QATState, parts: Sequence[nn.Module], weights: Sequence[WeightQuantizer]) -> Iterator[None]:
+    float_state = _FloatState(state)
     for part in parts:
         part.__dict__["state"] = float_state
     for weight in weights:

@@ -23,8 +23,9 @@ def folded_weights(layer: QATLayer, norm: _BatchNorm | None) -> tuple[Tensor, Te
     Example:
         >>> from torch import nn
         >>> from lq.backends.prepare import prepare
-        >>> layer = prepare(nn.Sequential(nn.Linear(4, 2))).get_submodule("0")
-        >>> exact, rounded, bias = folded_weights(layer, None)
+        >>> from lq.ptq.layers import layers_of
+        >>> (layer,) = layers_of(prepare(nn.Sequential(nn.Linear(4, 2))))
+        >>> exact, rounded, bias = folded_weights(layer.module, layer.norm)
         >>> bool((exact - rounded).abs().max() < exact.abs().max() / 63)
         True
     """

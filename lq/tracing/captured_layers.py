@@ -95,7 +95,7 @@ def make_layer(call: LayerCall, weight: Tensor, bias: Tensor | None, site: Layer
     layer._parameters["bias"] = None if bias is None else _parameter(bias)
     twin = QAT_LAYERS[call.kind].from_float(layer, site.spec, state)
     if twin.weight_scale is not None and site.weight_scale is not None:
-        twin._parameters["weight_scale"] = site.weight_scale
+        twin._parameters["weight_scale"] = twin.quantizer.scale = site.weight_scale
     return twin
 
 

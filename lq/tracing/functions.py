@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ _ALIASES: Mapping[str, str] = {
     "radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "multiply": "mul", "rmatmul": "matmul",
     "getitem": "getitem", "setitem": "setitem", "group_norm": "group_norm",
 }  # fmt: skip
-# Not among torch's list of what can be overridden, though calls of them can.
-_UNLISTED = (torch.relu_, torch.celu_, torch.selu_, torch.rrelu_, torch.threshold_, torch.dropout_)
-_WRITERS = frozenset({"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"})
+# Torch's list of what can be overridden lacks some (F.hardswish, Tensor.unflatten, torch.relu_) that can.
+_NAMESPACES: tuple[Any, ...] = (torch, F, torch.Tensor, torch.special, torch.linalg)
+_WRITERS = frozenset(
+    {"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"}
+)
 
 
 def operation(func: Any) -> str:
@@ -60,10 +62,15 @@ def writes(func: Any) -> bool:
 @lru_cache(maxsize=1)
 def _index() -> dict[str, tuple[Any, ...]]:
     found: dict[str, dict[Any, None]] = {}
-    for functions in (*get_overridable_functions().values(), list(_UNLISTED)):
+    for functions in (*get_overridable_functions().values(), *map(_functions_in, _NAMESPACES)):
         for function in functions:
             found.setdefault(operation(function), {})[function] = None
     return {name: tuple(functions) for name, functions in found.items()}
+
+
+def _functions_in(namespace: Any) -> list[Any]:
+    members = [value for name, value in vars(namespace).items() if not name.startswith("__")]
+    return [m for m in members if isinstance(m, (FunctionType, BuiltinFunctionType))]
 
 
 def functions_of(name: str) -> tuple[Any, ...]:
@@ -72,6 +79,8 @@ def functions_of(name: str) -> tuple[Any, ...]:
     Example:
         >>> F.relu in functions_of("relu"), torch.Tensor.relu_ in functions_of("relu"), functions_of("nonsense")
         (True, True, ())
+        >>> F.hardswish in functions_of("hardswish"), torch.Tensor.unflatten in functions_of("unflatten")
+        (True, True)
     """
     return _index().get(name, ())
 
@@ -102,6 +111,5 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
         ``torchvision.ops.misc.FrozenBatchNorm2d``, and the classes of that name in detectron2 and transformers (there
         with a prefix); known by name and buffers, so that none of these packages is imported.
     """
-    return type(module).__name__.endswith("FrozenBatchNorm2d") and {"weight", "bias", "running_mean", "running_var"} <= (
-        module._buffers.keys()
-    )
+    named = type(module).__name__.endswith("FrozenBatchNorm2d")
+    return named and {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()

@@ -30,6 +30,7 @@ LAYERS: Mapping[str, tuple[type[nn.Module], int, int, int]] = {
     "conv_transpose2d": (nn.ConvTranspose2d, 0, 1, 1),
     "conv_transpose3d": (nn.ConvTranspose3d, 0, 1, 1),
 }
+_NORM_DIMS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 _GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
 
 
@@ -141,8 +142,9 @@ class LayerFinder:
             return None
         if recorded(node).startswith("conv_transpose") and _groups(node) != 1:
             return None  # its weight has no axis of all output channels
-        shapes = [n.meta.get("shape") for n in (node, self._weight(node))]
-        if recorded(node) == "addmm" or (None not in shapes and len(shapes[0]) != len(shapes[1])):
+        shape, weight = (n.meta.get("shape") for n in (node, self._weight(node)))
+        dims = _NORM_DIMS.get(own_class(norm), 0) if shape is None else len(shape)
+        if recorded(node) == "addmm" or (dims and weight is not None and dims != len(weight)):
             return None
         return user
 

@@ -73,6 +73,7 @@ STOCHASTIC_DEPTH = frozenset({"StochasticDepth", "DropPath"})
 
 # What a recorded call is known by: see lq.tracing.recording.Seen.
 SEEN = "lq_seen"
+CALLED = "lq_called"  # its arguments and keywords as they were given, before the first got its place
 
 
 def recorded(node: fx.Node) -> str:

@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lq.instrument.classes import own_class
+from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
-from lq.tracing.ops import SEEN
+from lq.tracing.ops import CALLED, SEEN
 
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
 
@@ -109,6 +110,7 @@ class Recorder(TorchFunctionMode):
         """End the graph."""
         tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         self.graph.output(tuple(self._node(t) for t in tensors))
+        give_input_by_position(self.graph, {})
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._kept.append(tensor)
@@ -159,7 +161,7 @@ class Recorder(TorchFunctionMode):
         line, opaque = _line()
         seen = Seen(name, tuple(self.stack), line, _work(name, args, kwargs, results[0]), opaque, whole)
         same = bool(args) and out is args[0]
-        if same and name in _KEEPING:
+        if same and name in _KEEPING and not (name.endswith("dropout") and kwargs.get("inplace")):
             self.calls.append((seen, None))  # it is of that type, or contiguous, already
             return
         node = self._create(func, name, args, kwargs)
@@ -182,7 +184,9 @@ class Recorder(TorchFunctionMode):
         node_args, node_kwargs = tree_map(as_nodes, (tuple(args), dict(kwargs)))
         target = func if len(args) != 2 or kwargs else _OPERATORS.get(name, func)
         label = self.stack[-1] if self._plain_leaf[-1] else f"{self.stack[-1]}.{name}".lstrip(".")
-        return self.graph.create_node("call_function", target, node_args, node_kwargs, name=self._label(label))
+        node = self.graph.create_node("call_function", target, node_args, node_kwargs, name=self._label(label))
+        node.meta[CALLED] = (node.args, node.kwargs)
+        return node
 
     def _mark_overwritten(self, written: Tensor, by: fx.Node) -> None:
         for other in self._memory.get(_address(written), ()):

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lq.core.modes import modes_kept
+from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation
-from lq.tracing.ops import SAME_GRID, SEEN
+from lq.tracing.ops import CALLED, SAME_GRID, SEEN
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.tracer import OneTrace
 
@@ -23,7 +24,7 @@ _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "lstm", "gru",
 _CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, _InstanceNorm, torch.jit.ScriptModule)
 
 
-class NotPlain(Exception):
+class NotPlainError(Exception):
     """What a module does with its tensors cannot be read off its code with certainty."""
 
 
@@ -52,7 +53,9 @@ class _Reader(OneTrace):
     def _stack(self) -> tuple[str, ...]:
         return ("", *(path for path, _ in self.module_stack.values() if path))
 
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None) -> Any:
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> Any:
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind == "get_attr":
             node.meta["constant"] = True
@@ -69,7 +72,7 @@ class _Reader(OneTrace):
         name = operation(_Method(node.target)) if isinstance(node.target, str) else operation(node.target)
         sources = node.all_input_nodes
         node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
-        node.meta[SEEN] = Seen(name, self._stack())
+        node.meta[SEEN], node.meta[CALLED] = Seen(name, self._stack()), (node.args, node.kwargs)
         if name not in _SEVERAL:
             node.meta.setdefault("shape", None)
         self.calls.append((node.meta[SEEN], node))
@@ -103,7 +106,7 @@ def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | No
         the graph, without shapes and work, and all calls.
 
     Raises:
-        NotPlain: if its code branches on values, or writes into a tensor that it reads under another name.
+        NotPlainError: if its code branches on values, or writes into a tensor that it reads under another name.
 
     Example:
         >>> graph, calls = read_calls(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
@@ -116,7 +119,7 @@ def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | No
         with modes_kept(root):
             graph = reader.trace(root.eval())
     except Exception as error:
-        raise NotPlain(str(error)) from error
+        raise NotPlainError(str(error)) from error
     finally:
         for module, names in before.items():
             for name in set(module.__dict__) - names:
@@ -124,6 +127,7 @@ def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | No
     for node in graph.nodes:
         if _works_in_place(node) and node.op in ("call_function", "call_method"):
             _check_result_is_read(node)
+    give_input_by_position(graph, {})
     return graph, reader.calls
 
 
@@ -133,7 +137,7 @@ def _check_result_is_read(node: fx.Node) -> None:
     seen = source.meta.get(SEEN)
     is_view = source.target is operator.getitem or (seen is not None and seen.operation in SAME_GRID)
     if later or is_view or not node.users:
-        raise NotPlain(f"{node.name} writes into a tensor that is read elsewhere")
+        raise NotPlainError(f"{node.name} writes into a tensor that is read elsewhere")
 
 
 def _comes_after(node: fx.Node, other: fx.Node) -> bool:

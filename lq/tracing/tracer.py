@@ -94,6 +94,7 @@ class OneTrace(fx.Tracer):
         return path if raised is error else ""
 
     def create_arg(self, a: Any) -> Any:
+        """Keep an ``OrderedDict`` one."""
         if type(a) is OrderedDict:
             made = self.create_proxy("call_function", _ordered_dict, (list(a.items()),), {})
             made.node.meta["is_wrapped"] = True  # unpickling traces the code once more, and has to keep the call
@@ -101,6 +102,7 @@ class OneTrace(fx.Tracer):
         return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module stays a single call."""
         if module_qualified_name in self.leaves or isinstance(m, tuple(QAT_LAYERS)) or is_stub(m):
             return True  # a layer with a forward of its own has to show in the plan
         return super().is_leaf_module(m, module_qualified_name) or (_reads_training(m) and not _has_quantizable(m))
@@ -108,6 +110,7 @@ class OneTrace(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Trace a module, and note whose ``forward`` fails."""
         path = self.path_of_module(m)
         if not is_batch_norm_act(m):
             if self.is_leaf_module(m, path):
@@ -127,6 +130,7 @@ class OneTrace(fx.Tracer):
             raise
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Leave parameters at their defaults, unless calls pass them."""
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         parameters = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())
         if len(parameters) != len(args):  # *args or **kwargs: no defaults to keep

@@ -57,6 +57,7 @@ class Translation:
         self.values: dict[fx.Node, Any] = {}
         self._constants = Constants({node: tensor for node, (_, tensor) in exported.constants.items()})
         self._read: dict[fx.Node, fx.Node] = {}
+        self._rounded: dict[tuple[fx.Node, int], fx.Node] = {}
         self._layer_names = self._find_layers()
 
     def run(self) -> None:
@@ -92,14 +93,21 @@ class Translation:
         if name == "lq::weight_mark":
             self.values[node] = self.new(node.args[0])
         elif name == "lq::rounding_mark":
-            args, slot = (self.new(node.args[0]),), cast(int, node.args[1])
-            self.values[node] = self._named(node, "call_module", self.quantizers[slot], args, {})
+            self.values[node] = self._quantizer(node)
         elif node.op == "get_attr":
             raise ValueError(f"control flow of torch ({node.name}) has no int8 graph")
         elif node in self._layer_names:
             self._layer(node)
         else:
             self._operation(node)
+
+    def _quantizer(self, node: fx.Node) -> fx.Node:
+        """One for all that read a tensor, though the model rounds it for each of them."""
+        source, slot = self.new(node.args[0]), cast(int, node.args[1])
+        if (source, slot) not in self._rounded:
+            new = self._named(node, "call_module", self.quantizers[slot], (source,), {})
+            self._rounded[source, slot] = new
+        return self._rounded[source, slot]
 
     def _operation(self, node: fx.Node) -> None:
         args, kwargs = self.new(node.args), self.new(node.kwargs)

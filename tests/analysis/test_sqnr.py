@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from lq.backends.convert import convert
 from lq.backends.prepare import prepare
 from lq.metrics import sqnr
 from lq.ptq import prepare_static
+from lq.ptq.layers import layers_of
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
@@ -39,9 +42,9 @@ def test_figures_are_those_of_tensors_taken_by_hand():
     with torch.no_grad():
         float_1 = model[:2](x)
         fake_0 = prepared.qat_state.fq_input_1(x)
-        layer = prepared.get_submodule("0")
+        layer = layers_of(prepared)[0].module
         integers, scale, bias = layer.integer_weight(None)
-        fake_1 = prepared.qat_state.get_submodule("fq__0")(fake_0 @ (integers * scale[:, None]).T + bias)
+        fake_1 = prepared.qat_state.get_submodule("fq_0")(fake_0 @ (integers * scale[:, None]).T + bias)
         expected = {
             ("input_1", "activation", "sqnr_db"): sqnr(x, fake_0),
             ("0", "weight", "sqnr_db"): sqnr(layer.weight, integers * scale[:, None]),
@@ -96,7 +99,7 @@ def test_fewer_bits_are_noisier():
 def test_ranges_and_phase_are_needed_and_kept():
     model, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(8, 4)
     with pytest.raises(ValueError, match=r"sqnr_per_layer\(\) needs ranges"):
-        sqnr_per_layer(prepare(model), [x])
+        sqnr_per_layer(prepare(copy.deepcopy(model)), [x])
     prepared = prepare_static(model, [x]).train()
     prepared.qat_state.observer, prepared.qat_state.fake_quant = True, False
     sqnr_per_layer(prepared, [x])

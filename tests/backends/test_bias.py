@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lq.backends.bias import round_biases
+from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare, set_phase, state_of
 from lq.backends.reference import ReferenceLayer, reference
 from lq.qconfig import QConfig
@@ -39,6 +40,7 @@ X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def calibrated(net: nn.Module, x: Tensor = X, qconfig: QConfig | str = "portable") -> fx.GraphModule:
+    """The graph of a prepared net, which shares its parameters."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -51,7 +53,7 @@ def calibrated(net: nn.Module, x: Tensor = X, qconfig: QConfig | str = "portable
         set_phase(prepared, fake_quant=True, observer=True, freeze_bn=True)
         prepared.train()(x)
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
-    return prepared.eval()
+    return as_graph(prepared.eval())
 
 
 def off_grid(prepared: fx.GraphModule) -> dict[str, float]:
@@ -130,13 +132,15 @@ def test_a_layer_whose_input_has_no_range_stays_as_it_is() -> None:
 
 def test_learned_scales_count() -> None:
     qconfig = QConfig(activation=ActivationSpec(0, 255, learned_scale=True))
-    prepared = calibrated(Net(None), qconfig=qconfig)
-    prepared.train()(X)
+    net = Net(None)
+    prepared = calibrated(net, qconfig=qconfig)
+    net.train()(X)
+    net.eval()
     with torch.no_grad():
-        for name, parameter in prepared.named_parameters():
+        for name, parameter in net.named_parameters():
             if "scale" in name:
+                assert parameter > 0
                 parameter.mul_(1.7)
-    prepared.eval()
     round_biases(prepared)
     assert max(off_grid(prepared).values()) < 0.02
 

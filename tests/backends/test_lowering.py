@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lq.backends.convert import convert
+from lq.backends.graph import as_graph
 from lq.backends.lowering import Grid, Lowering, bare_layer
 from lq.backends.prepare import prepare
 from lq.backends.reference import reference
 from lq.core.modules import QATConv2d
 from lq.ptq import calibrate
+from lq.ptq.layers import layers_of
 
 
 @pytest.mark.parametrize(
@@ -62,9 +65,9 @@ class Net(nn.Module):
 
 def test_a_lowering_that_does_nothing_gives_the_float_model() -> None:
     net, x = Net(), torch.randn(2, 3, 6, 6)
-    prepared = prepare(net, example_args=(x,))
+    prepared = prepare(copy.deepcopy(net), example_args=(x,))
     calibrate(prepared, [x])
-    lowered = Passing(prepared).run()
+    lowered = Passing(as_graph(prepared)).run()
     assert type(lowered).__name__ == "PassingNet"
     assert not lowered.training
     got, expected = lowered(x), net(x)
@@ -105,7 +108,7 @@ def test_namesakes_stay_apart(lower: Any) -> None:
 def test_a_bare_layer_has_the_hyperparameters_and_no_weights() -> None:
     layer = nn.Conv2d(4, 8, 3, stride=2, padding="valid", groups=2)
     prepared = prepare(nn.Sequential(layer))
-    qat = prepared.get_submodule("0")
+    qat = layers_of(prepared)[0].module
     assert isinstance(qat, QATConv2d)
     bare: Any = bare_layer(qat)
     assert type(bare) is nn.Conv2d
@@ -117,4 +120,4 @@ def test_a_subclass_has_to_say_what_quantizers_and_layers_become() -> None:
     prepared = prepare(nn.Sequential(nn.Linear(2, 2)))
     calibrate(prepared, [torch.randn(4, 2)])
     with pytest.raises(NotImplementedError):
-        Lowering(prepared).run()
+        Lowering(as_graph(prepared)).run()

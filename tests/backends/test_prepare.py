@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of, set_phase, state_of
+from lq.instrument.attach import attach_again
+from lq.ptq import calibrate
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import ActivationSpec, WeightSpec
 
@@ -29,12 +32,15 @@ X = (2, 3, 6, 6)
 
 def test_parameters_and_buffers_are_shared_and_the_net_keeps_its_layers():
     net = make_net()
+    theirs, parameters, layers = net.state_dict(keep_vars=True), list(net.parameters()), list(net)
     prepared = prepare(net, example_args=(torch.randn(X),))
-    ours, theirs = prepared.state_dict(keep_vars=True), net.state_dict(keep_vars=True)
+    assert prepared is net
+    ours = prepared.state_dict(keep_vars=True)
     assert [k for k in ours if not k.startswith("qat_state")] == list(theirs)
     assert all(ours[k] is theirs[k] for k in theirs)
-    assert {id(p) for p in prepared.parameters()} == {id(p) for p in net.parameters()}
-    assert type(net[0]) is nn.Conv2d
+    assert [id(p) for p in prepared.parameters()] == [id(p) for p in parameters]
+    assert all(a is b for a, b in zip(prepared, layers, strict=True))
+    assert isinstance(net[0], nn.Conv2d)
 
 
 def test_preparing_twice_changes_nothing():
@@ -46,15 +52,15 @@ def test_preparing_twice_changes_nothing():
 
 
 def test_it_starts_as_the_float_model_to_the_bit():
-    net = make_net()
-    prepared, x = prepare(net), torch.randn(X)
+    net, x = make_net(), torch.randn(X)
+    prepared = prepare(copy.deepcopy(net))
     assert torch.equal(prepared.eval()(x), net.eval()(x))
     outputs = []
     for module in (copy.deepcopy(prepared), copy.deepcopy(net)):
         torch.manual_seed(0)
         y = module.train()(x)
         y.sum().backward()
-        outputs.append((y, *(p.grad for p in module.parameters()), *dict(module.named_buffers())["1.running_var"]))
+        outputs.append((y, *(p.grad for p in module.parameters()), dict(module.named_buffers())["1.running_var"]))
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
@@ -79,7 +85,7 @@ def test_layers_on_the_module_itself_and_single_layers():
     [
         (nn.Sequential(nn.ReLU()), "portable", r"Sequential has no quantizable layer \(Linear, Conv1d"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("*",)), r"0 \(Linear\): exclude '\*'. Widen include"),
-        (nn.Sequential(nn.Conv2d(2, 2, 1, padding_mode="circular")), "portable", "padding_mode='circular' has no int8"),
+        (nn.Sequential(nn.LSTM(2, 2)), "portable", r"0 \(LSTM\): recurrent layers have no quantized training"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("1",)), "pattern '1' matches no module"),
         (nn.Sequential(nn.Linear(2, 2)), "x86-vnni", "Unknown qconfig preset"),
     ],
@@ -102,11 +108,11 @@ def test_overrides_reach_weights_and_activations():
     assert weights["3"] == "int4 [-7, 7] per channel"
     assert weights["7"] == "int8 [-127, 127] per channel"
     grids = {t.name: t.grid for t in plan_of(prepared).tensors}
-    assert grids["fq__3"] == "uint4 [0, 15] affine, moving_average_minmax"
-    assert grids["fq__0"].startswith("uint8")
+    assert grids["fq_3"] == "uint4 [0, 15] affine, moving_average_minmax"
+    assert grids["fq_0"].startswith("uint8")
 
 
-# ---- what cannot be traced ---------------------------------------------------------------------------------------
+# ---- Python that no graph has --------------------------------------------------------------------------------------
 
 
 class Gate(nn.Module):
@@ -122,81 +128,41 @@ class Gate(nn.Module):
         return self.negative(x)
 
 
-class Sign(nn.Module):
-    """A branch without layers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
-def gated() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), Gate(), nn.Linear(8, 3))
-
-
-def test_an_untraceable_part_stays_float_and_the_plan_says_why():
-    x = torch.randn(6, 4)
-    with pytest.warns(
-        UserWarning, match=r"lq: 2 stays float, with the 2 layers in it: Gate cannot be traced: .*x\.sum"
-    ):
-        prepared = prepare(gated(), example_args=(x,))
-    plan = plan_of(prepared)
-    assert [(row.name, row.weight is not None) for row in plan.layers] == [
-        ("0", True), ("2.positive", False), ("2.negative", False), ("3", True),
-    ]  # fmt: skip
-    assert plan.layers[1].reason == "inside 2, which cannot be traced"
-    (part,) = plan.untraceable
-    assert re.search(rf"{__file__}:\d+, in forward: `if x\.sum\(\) > 0:`", part.reason)
-    assert f"  2 runs in float as it is: {part.reason}" in str(plan).splitlines()
+def test_a_branch_that_depends_on_values_is_quantized_where_the_example_went():
+    net, x = Gate(), torch.rand(6, 8)
+    plan = plan_of(prepare(net, example_args=(x,)))
+    assert [(row.name, row.weight is not None, row.reason) for row in plan.layers] == [
+        ("positive", True, ""),
+        ("negative", False, "it is not called; whatever reads its weight computes in float"),
+    ]
     json.dumps(plan.to_dict())
+    calibrate(net, [x])
+    float_branch = F.linear(-x, net.negative.weight, net.negative.bias)
+    assert torch.equal(net(-x), float_branch)
+    assert not torch.equal(net(x), F.linear(x, net.positive.weight, net.positive.bias))
 
 
-@pytest.mark.filterwarnings("ignore:lq. 2 stays float")
-def test_an_untraceable_part_trains_copies_and_converts():
-    net = gated()
+def test_a_branch_trains_and_copies_but_has_no_graph_and_the_line_is_named():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), Gate(), nn.Linear(8, 3))
     prepared = prepare(net, example_args=(torch.randn(6, 4),))
     set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
-    for x in 3 * torch.randn(32, 2, 4):  # enough for both signs
+    batches = list(3 * torch.randn(32, 2, 4))  # enough for both signs
+    for x in batches:
         prepared(x).square().mean().backward()
     assert all(p.grad is not None for p in prepared.parameters())
-    inner: Any = prepared.get_submodule("2")
-    assert inner is net[2]
     copies = copy.deepcopy(prepared.eval()), pickle.loads(pickle.dumps(prepared))
-    int8, signs = convert(prepared), set()
-    inner.register_forward_pre_hook(lambda module, args: signs.add(bool(args[0].sum() > 0)))
     with torch.no_grad():
-        for x in 3 * torch.randn(32, 2, 4):
-            expected = prepared(x)
-            assert all(torch.equal(copied(x), expected) for copied in copies)
-            assert (int8(x) - expected).abs().max() < 0.05
-    assert signs == {True, False}
+        assert all(torch.equal(copied(x), prepared(x)) for copied in copies for x in batches)
+    with pytest.raises(ValueError, match=rf"{re.escape(__file__)}:\d+, in forward: `if x\.sum\(\) > 0:`"):
+        convert(prepared)
 
 
-def test_an_untraceable_part_without_layers_costs_nothing():
-    prepared = prepare(nn.Sequential(nn.Linear(4, 8), Sign(), nn.Linear(8, 3)), example_args=(torch.randn(6, 4),))
-    plan = plan_of(prepared)
-    assert len(plan.quantized) == len(plan.layers) == 2
-    assert [part.name for part in plan.untraceable] == ["1"]
-
-
-def test_layers_called_from_outside_their_untraceable_module_stay_float():
-    class Shares(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate, self.last = Gate(), nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.gate.positive(self.gate(x)))
-
-    net, x = Shares(), torch.randn(6, 8)
-    with pytest.warns(UserWarning, match="gate stays float"):
-        prepared = prepare(net, example_args=(x,))
-    assert type(net.gate.positive) is nn.Linear
-    assert [row.name for row in plan_of(prepared).quantized] == ["last"]
-
-
-def test_where_everything_is_untraceable_the_error_names_the_line():
-    with pytest.raises(ValueError, match=r"0\.positive \(Linear\): inside 0, which .*`if x\.sum\(\) > 0:`"):
-        prepare(nn.Sequential(Gate()))
+def test_without_an_example_what_the_code_does_not_say_is_planned_at_the_first_call():
+    prepared, x = prepare(Gate()), torch.rand(6, 8)
+    with pytest.raises(ValueError, match="Gate is planned at its first call, and it has not been called"):
+        plan_of(prepared)
+    prepared(x)
+    assert [row.name for row in plan_of(prepared).quantized] == ["positive"]
 
 
 # ---- life -------------------------------------------------------------------------------------------------------
@@ -288,12 +254,10 @@ class _Optional(nn.Module):
         return self.fc(x) * scale
 
 
-def test_the_guard_of_defaults_survives_pickling():
+def test_arguments_that_the_example_left_out_can_be_given():
     x = torch.randn(3, 4)
     prepared = pickle.loads(pickle.dumps(prepare(_Optional(), example_args=(x,))))
-    assert prepared(x).shape == (3, 2)
-    with pytest.raises(ValueError, match=r"traced with scale=1\.0"):
-        prepared(x, 2.0)
+    assert torch.equal(prepared(x, 2.0), 2 * prepared(x))
 
 
 class _Forwarding(nn.Module):
@@ -314,6 +278,9 @@ def test_sync_batch_norm_takes_the_place_of_batch_norm():
     expected = prepared(x)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(prepared)).eval()
     assert isinstance(synced.get_submodule("1"), nn.SyncBatchNorm)
+    with pytest.raises(RuntimeError, match=r"The BatchNorm behind 0 was folded .*convert_sync_batchnorm"):
+        synced(x)
+    assert attach_again(synced) == {"1": "SyncBatchNorm", "4": "SyncBatchNorm"}
     assert torch.equal(synced(x), expected)
     state_of(synced).fake_quant = False
     assert not torch.equal(synced(x), expected)

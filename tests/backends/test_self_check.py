@@ -14,8 +14,7 @@ from tests.backends.test_prepare import X, make_net
 
 def test_a_graph_that_computes_something_else_is_refused():
     net, x = make_net(), torch.randn(X)
-    prepared = prepare(net)
-    other = copy.deepcopy(net)
+    other, prepared = copy.deepcopy(net), prepare(copy.deepcopy(net))
     with torch.no_grad():
         other[-1].bias.add_(0.01)
     with pytest.raises(ValueError, match=r"float and prepared outputs differ by 0\.01.*Exclude the module at fault"):
@@ -62,7 +61,8 @@ def test_the_self_check_leaves_modes_flags_statistics_and_inputs_alone(training:
     net[1].eval()
     before, given = copy.deepcopy(net.state_dict()), x.clone()
     prepared = prepare(net, example_args=(x,))
-    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    after = net.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
     assert (net.training, net[1].training, prepared.training) == (training, False, training)
     assert prepared.get_submodule("1").training is False
     assert torch.equal(x, given)

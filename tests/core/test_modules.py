@@ -184,10 +184,10 @@ def test_the_memory_really_is_reused():
     case = CASES["linear"]()
     _, layer = make(case, PER_CHANNEL)
     layer(case.x).sum().backward()
-    kept = layer._memory.free
+    kept = layer.quantizer._memory.free
     assert kept is not None
     layer(case.x).sum().backward()
-    assert layer._memory.free is kept
+    assert layer.quantizer._memory.free is kept
 
 
 CHANGES = {

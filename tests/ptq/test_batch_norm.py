@@ -3,6 +3,7 @@ from torch import nn
 
 from lq.backends.prepare import prepare
 from lq.ptq.batch_norm import reestimate_batch_norm
+from lq.ptq.layers import layers_of
 from lq.qconfig import QConfig
 from lq.specs import WeightSpec
 
@@ -15,7 +16,7 @@ def test_batch_norm_is_measured_behind_the_rounded_weights():
     x = torch.randn(256, 8) + 3
     prepared = prepare(model, COARSE)
     assert reestimate_batch_norm(prepared, x.split(64)) == 1
-    layer = prepared.get_submodule("0")
+    layer = layers_of(prepared)[0].module
     integers, scale, bias = layer.integer_weight(None)
     y = x @ (integers * scale[:, None]).T + bias
     batches = torch.stack(y.split(64))

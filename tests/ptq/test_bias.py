@@ -42,6 +42,7 @@ def test_the_mean_error_of_coarse_weights_goes(model):
 
     before = error()
     corrections = correct_bias(prepared, x.split(16))
+    assert prepared is model
     assert error().abs().max() < 1e-5
     assert corrections["0"] == pytest.approx(before.abs().max().item(), rel=1e-4)
 

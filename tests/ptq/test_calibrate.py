@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ def test_calibration_sees_limit_batches_and_leaves_batch_norm_alone():
 
 def test_calibrated_model_is_close_to_float_and_to_its_int8_self():
     model, x = network(), torch.randn(64, 1, 8, 8)
-    prepared = prepare(model)
+    prepared = prepare(copy.deepcopy(model))
     calibrate(prepared, [(x, torch.zeros(64))])
     with torch.no_grad():
         fake = prepared(x)
@@ -56,7 +58,7 @@ def test_rare_outliers_cost_histogram_observers_less_than_minmax(observer):
     found = {}
     for name in ("minmax", observer):
         activation = ActivationSpec(0, 63, observer=name, percentile=99.9)
-        prepared = prepare(model, QConfig(weight=WeightSpec(), activation=activation))
+        prepared = prepare(copy.deepcopy(model), QConfig(weight=WeightSpec(), activation=activation))
         calibrate(prepared, calibration.split(500))
         with torch.no_grad():
             found[name] = sqnr(model(x), prepared(x)).item()

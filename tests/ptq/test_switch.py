@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,7 @@ def placed(prepared, layers):
 
 @pytest.mark.parametrize("off", LAYERS)
 def test_a_layer_that_is_off_is_placed_as_if_it_were_excluded(model, off):
-    prepared, excluding = prepare(model), prepare(model, QConfig(exclude=(off,)))
+    prepared, excluding = prepare(copy.deepcopy(model), example_args=(X,)), prepare(model, QConfig(exclude=(off,)))
     calibrate(prepared, [X])
     calibrate(excluding, [X])
     others = [name for name in LAYERS if name != off]
@@ -61,7 +63,7 @@ def test_a_layer_that_is_off_is_placed_as_if_it_were_excluded(model, off):
 
 @pytest.mark.parametrize("on", LAYERS)
 def test_a_layer_that_is_alone_is_placed_as_if_it_were_included(model, on):
-    prepared, including = prepare(model), prepare(model, QConfig(include=(on,)))
+    prepared, including = prepare(copy.deepcopy(model), example_args=(X,)), prepare(model, QConfig(include=(on,)))
     calibrate(prepared, [X])
     calibrate(including, [X])
     assert placed(prepared, [on]) == len(state_of(including).names)
@@ -70,7 +72,7 @@ def test_a_layer_that_is_alone_is_placed_as_if_it_were_included(model, on):
 
 
 def test_all_and_none_are_the_whole_model_and_the_float_one(model):
-    prepared = prepare(model)
+    prepared = prepare(copy.deepcopy(model))
     calibrate(prepared, [X])
     with torch.no_grad():
         everything = prepared(X)
@@ -93,6 +95,6 @@ def test_the_state_is_back_after_an_error(model):
 def test_an_unknown_layer_is_refused(model):
     with (
         pytest.raises(ValueError, match=r"'stemm' is no quantized layer .* stem, "),
-        quantize_only(prepare(model), ["stemm"]),
+        quantize_only(prepare(model, example_args=(X,)), ["stemm"]),
     ):
         pass

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from lq.backends.prepare import prepare
+from lq.ptq.layers import layers_of
 from lq.ptq.weights import folded_weights
 from lq.qconfig import QConfig
 from lq.specs import WeightSpec
@@ -16,8 +19,9 @@ def test_weights_are_those_that_the_folded_layer_computes_with(per_channel):
         model[1].weight.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]))
         model[1].running_mean.normal_()
         model[1].running_var.uniform_(0.5, 2)
-    prepared = prepare(model, QConfig(weight=WeightSpec(-7, 7, per_channel=per_channel)))
-    exact, rounded, bias = folded_weights(prepared.get_submodule("0"), prepared.get_submodule("1"))
+    prepared = prepare(copy.deepcopy(model), QConfig(weight=WeightSpec(-7, 7, per_channel=per_channel)))
+    (layer,) = layers_of(prepared)
+    exact, rounded, bias = folded_weights(layer.module, layer.norm)
     x = torch.randn(3, 2, 5, 5)
     with torch.no_grad():
         assert torch.allclose(nn.functional.conv2d(x, exact, bias), model(x), atol=1e-5)

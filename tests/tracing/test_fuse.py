@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare
+from lq.metrics import sqnr
+from lq.ptq import calibrate
 from lq.qconfig import QConfig
 
 
@@ -23,6 +26,7 @@ def fused(*layers: nn.Module) -> tuple[str, ...]:
         ((nn.Conv2d(1, 2, 3), nn.Identity(), nn.BatchNorm2d(2)), ("BatchNorm2d",)),
         ((nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)), ()),
         ((nn.Conv2d(1, 2, 3), nn.BatchNorm3d(2)), ()),
+        ((nn.Linear(1, 2), nn.BatchNorm2d(2)), ()),
         ((nn.Conv2d(1, 2, 3), nn.LeakyReLU()), ()),
         ((nn.Conv2d(1, 2, 3), nn.Hardtanh(-1, 1)), ()),
         ((nn.Conv2d(1, 2, 3), nn.Dropout(), nn.BatchNorm2d(2)), ()),
@@ -57,34 +61,72 @@ class DoubledLinear(nn.Linear):
         return super().forward(x) * 2
 
 
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+class Hypernetwork(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * x.mean())
+
+
+class Net(nn.Module):
+    """A layer, and something odd."""
+
+    def __init__(self, odd: nn.Module) -> None:
+        super().__init__()
+        self.first, self.odd = nn.Linear(4, 4), odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.odd(x, x, x)[0] if isinstance(self.odd, nn.MultiheadAttention) else self.odd(x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect' has no int8 kernel"),
         (lambda: nn.Conv2d(4, 4, 4, padding="same"), "pads one side more"),
-        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), "its weight is parametrized"),
-        (lambda: nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), "computed by a hook"),
-        (lambda: DoubledLinear(4, 4), "DoubledLinear has a forward of its own"),
-        (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), "is not traced; the layers inside it"),
         (lambda: nn.LSTM(4, 4), "recurrent layers"),
-        (lambda: nn.MultiheadAttention(4, 2), "attention computes in float"),
+        (lambda: Hypernetwork(4, 4), "its weight depends on the input"),
     ],
 )
 def test_what_stays_float_says_why(make, reason: str):
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.odd = nn.Linear(4, 4), make()
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            return self.odd(x, x, x)[0] if isinstance(self.odd, nn.MultiheadAttention) else self.odd(x)
-
-    rows = {row.name: row for row in plan_of(prepare(Net())).layers}
+    odd = make()
+    x = torch.randn(2, 4, 6, 4) if isinstance(odd, nn.Conv2d) else torch.randn(2, 4)
+    rows = {row.name: row for row in plan_of(prepare(Net(odd), example_args=(x,))).layers}
     assert rows["first"].weight is not None
-    assert rows["odd"].weight is None
-    assert reason in rows["odd"].reason
+    (row,) = [row for name, row in rows.items() if name != "first"]
+    assert row.name.startswith("odd")
+    assert row.weight is None
+    assert reason in row.reason
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), ["odd"]),
+        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), ["odd"]),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), ["odd"]),
+        (lambda: nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), ["odd"]),
+        (lambda: DoubledLinear(4, 4), ["odd"]),
+        (
+            lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+            ["odd.self_attn.linear", "odd.self_attn.out_proj", "odd.linear1", "odd.linear2"],
+        ),
+        (lambda: nn.MultiheadAttention(4, 2), ["odd.linear", "odd.out_proj"]),
+    ],
+)
+def test_calls_are_quantized_whatever_makes_them(make, names: list[str]):
+    odd = make().eval()
+    x = torch.randn(8, 4, 6, 4) if isinstance(odd, nn.Conv2d) else torch.randn(8, 5, 4)
+    net = Net(odd).eval()
+    expected = net(x).detach()
+    prepared = prepare(net, example_args=(x,))
+    assert sorted(row.name for row in plan_of(prepared).quantized) == sorted(["first", *names])
+    assert torch.equal(prepared(x), expected)
+    calibrate(prepared, [x])
+    with torch.no_grad():
+        assert 20 < sqnr(expected, prepared(x)) < 60  # rounded, but not another value
+        if not isinstance(odd, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            assert sqnr(prepared(x), convert(prepared)(x)) > 39
 
 
 class PlainLinear(nn.Linear):
