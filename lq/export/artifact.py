@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 
 from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
 from lq.export.exporters import EXPORTERS
-from lq.export.manifest import checked_file, is_artifact, read_manifest
+from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
+from lq.export.program_check import only_plain_pickles
 from lq.export.signature import Signature
+from lq.fields import Field
 
 PREPARED_NAME = "prepared.pt"
 
@@ -84,11 +86,14 @@ class Int8Model:
         path: the artifact.
         kind: name of the exporter.
         manifest: the content of its ``lq.json``.
+        trust: as in :func:`load`.
     """
 
-    def __init__(self, call: Callable[..., Any], path: Path, kind: str, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, call: Callable[..., Any], path: Path | str, kind: str, manifest: Mapping[str, Any], trust: bool = False
+    ) -> None:
         self.call, self.path, self.kind, self.manifest = call, path, kind, manifest
-        self.signature = Signature.from_dict(manifest["signature"])
+        self.signature = Signature.from_dict(manifest["signature"], f"{MANIFEST_NAME}: signature", trust)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,12 +111,21 @@ class Int8Model:
             raise ValueError(f"{self.path} ({self.kind}): {misfit}.") from error
 
     def __repr__(self) -> str:
-        lq = self.manifest["versions"]["lq"]
+        lq = self.manifest.get("versions", {}).get("lq", "unknown")
         return f"Int8Model({str(self.path)!r}, kind={self.kind!r}, inputs={self.signature}, written by lq {lq})"
 
 
-def load(directory: AnyPath, kind: str | None = None, threads: int | None = None, compile: bool = False) -> Int8Model:
+def load(
+    directory: AnyPath,
+    kind: str | None = None,
+    threads: int | None = None,
+    compile: bool = False,
+    trust: bool = False,
+) -> Int8Model:
     """Load the int8 model of an artifact.
+
+    Loading runs no code and imports no module that the files name; calling the model runs the model. What it is from a
+    stranger is up to them: it may be slow, or compute anything.
 
     Args:
         directory: the artifact.
@@ -119,6 +133,8 @@ def load(directory: AnyPath, kind: str | None = None, threads: int | None = None
             exported as.
         threads: of ONNX Runtime and OpenVINO; torch has ``torch.set_num_threads``.
         compile: let inductor turn a "pt2" program into int8 kernels, once for each input shape.
+        trust: the files are from somebody who may run code here. Needed for a program or an output of a class that is
+            not known to this process.
 
     Returns:
         A callable that takes and returns CPU tensors as the float model did.
@@ -127,7 +143,7 @@ def load(directory: AnyPath, kind: str | None = None, threads: int | None = None
         FileNotFoundError: if the directory or its int8 model is missing.
         NotADirectoryError: if the path is a file.
         ValueError: if the directory is not an lq artifact, is of a newer format, was changed, has no model of this
-            kind, or needs an engine that this build of PyTorch does not have.
+            kind, or needs an engine that this build of PyTorch does not have; naming file and field.
         ImportError: if the runtime is not installed; the message says how to.
     """
     path = complete_directory(directory)
@@ -140,16 +156,31 @@ def load(directory: AnyPath, kind: str | None = None, threads: int | None = None
         raise ValueError(f"{path} has no {kind!r} model; it was exported as {', '.join(kinds)}.")
     if compile and kind != "pt2":
         raise ValueError(f"compile=True is for kind='pt2'; {kind!r} models hold kernels already.")
-    exporter = EXPORTERS[kind]
-    for file in exporter.files:
-        checked_file(path, manifest, file)
-    call = exporter.load(path, Signature.from_dict(manifest["signature"]), kinds[kind], threads)
+    call = _loaded(path, manifest, kind, threads, trust)
     if compile:
         from lq.export.pt2 import ProgramModel, lower
 
         assert isinstance(call, ProgramModel)
         call = lower(call)
-    return Int8Model(call, path, kind, manifest)
+    return Int8Model(call, path, kind, manifest, trust)
+
+
+def _loaded(path: Path, manifest: Mapping[str, Any], kind: str, threads: int | None, trust: bool) -> Callable[..., Any]:
+    exporter, whole = EXPORTERS[kind], Field(manifest, str(path / MANIFEST_NAME))
+    files = [checked_file(path, manifest, file) for file in exporter.files]
+    signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
+    if not trust:
+        exporter.check(path)
+    try:
+        with nullcontext() if trust else only_plain_pickles():
+            return exporter.load(path, signature, whole["artifacts"][kind].mapping(), threads)
+    except (ImportError, ValueError, MemoryError):
+        raise
+    except KeyError as error:
+        raise ValueError(f"{whole['artifacts'][kind].where} lacks {error}. The file was changed or damaged.") from error
+    except Exception as error:  # whatever a runtime makes of bytes that are not its own
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"{files[0]} cannot be loaded as a {kind!r} model: {reason}") from error
 
 
 def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
@@ -168,8 +199,11 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
     """
     path = complete_directory(directory)
     file = checked_file(path, read_manifest(path), PREPARED_NAME)
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
+        raise ValueError(f"{file} is no state dict of plain data (read with weights_only=True): {error}") from error
+    return Field(state, str(file)).mapping()
 
 
 def _why(manifest: Mapping[str, Any]) -> str:

@@ -109,7 +109,9 @@ def _int8_models(
         tell(f"loading {kind}")
         lowers = kind == "pt2" and compile and importlib.util.find_spec("torchao") is not None
         if kind == "pt2" and not lowers:
-            notes.append('int8 pt2 is measured as it is, in float; pip install "lq[pt2]" lets inductor lower it')
+            notes.append(
+                "int8 pt2 is measured as it is, in float; pip install 'lightning-qat[pt2]' lets inductor lower it"
+            )
         try:
             yield kind, load(directory, kind, threads=threads, compile=lowers)
         except ImportError as error:

@@ -48,7 +48,8 @@ class Exporter:
         missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
         if missing:
             raise ImportError(
-                f'exporter {self.name!r} needs {", ".join(missing)}, not installed here: pip install "lq[{self.extra}]"'
+                f"exporter {self.name!r} needs {', '.join(missing)}, not installed here: "
+                f"pip install 'lightning-qat[{self.extra}]'"
             )
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
@@ -63,6 +64,17 @@ class Exporter:
         self.check_installed()
         loaded: Callable[..., Any] = self._function("load")(directory, signature, info, threads)
         return loaded
+
+    def check(self, directory: Path) -> None:
+        """Refuse files that do more than compute.
+
+        Raises:
+            ValueError: naming the file and what it would do.
+        """
+        check = getattr(importlib.import_module(self.module), f"check_file{self.suffix}", None)
+        if check is not None:
+            self.check_installed()
+            check(directory)
 
     def options(self) -> tuple[str, ...]:
         """Names of the options of ``export``."""

@@ -7,6 +7,7 @@ turns it into int8 kernels, with the passes of torchao.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.reference import register_operations
+from lq.export.files import write_file
+from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, in_order, quiet_export
+from lq.export.program_check import check_program
 from lq.export.signature import Inputs, Signature
+from lq.fields import Field
 
 FILE = "int8.pt2"
 
@@ -31,7 +36,9 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     program, dynamic = export_program(prepared, example)
     # A batch of images would be most of the file; torch 2.6 takes no None for the public attribute.
     program._example_inputs = None
-    torch.export.save(program, directory / FILE)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    write_file(directory / FILE, content.getbuffer())
     args, kwargs = in_order(prepared, example)
     return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs)}
 
@@ -60,7 +67,18 @@ def load(
 ) -> Callable[..., Any]:
     """The program as a module; ``threads`` is torch's own setting."""
     register_operations()
-    return ProgramModel(torch.export.load(directory / FILE).module(), signature, info)
+    program = torch.export.load(io.BytesIO((directory / FILE).read_bytes()))
+    given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.pt2")
+    checked = {
+        "positional": given["positional"].integer(0, len(signature.parameters)),
+        "named": [name.text() for name in given["named"].each()],
+    }
+    return ProgramModel(program.module(), signature, checked)
+
+
+def check_file(directory: Path) -> None:
+    """Refuse a program that would run code when it is loaded; see :mod:`lq.export.program_check`."""
+    check_program(directory / FILE)
 
 
 def lower(model: ProgramModel) -> ProgramModel:
@@ -76,7 +94,7 @@ def lower(model: ProgramModel) -> ProgramModel:
             # It registers the passes that put int8 weights into the layout of the kernels.
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError as error:
-        raise ImportError('inductor\'s int8 kernels need torchao: pip install "lq[pt2]"') from error
+        raise ImportError("inductor's int8 kernels need torchao: pip install 'lightning-qat[pt2]'") from error
     return ProgramModel(compile_frozen(model.module), model.signature, model.info)
 
 
