@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
+from lq.export.creatable import check_creatable
+from lq.export.directory import AnyPath, absolute, complete_directory, publish, scratch_directory
 from lq.export.exporters import EXPORTERS
 from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
 from lq.export.program_check import only_plain_pickles
+from lq.export.scratch import scratch
 from lq.export.signature import Signature
 from lq.fields import Field
 
@@ -39,8 +40,8 @@ def check_writable(directory: AnyPath) -> None:
     check_creatable(path)
     if path.is_dir() and any(path.iterdir()) and not is_artifact(path):
         raise FileExistsError(
-            f"{path} holds files that are not an lq artifact, and writing one replaces the whole directory. "
-            "Choose a new path, e.g. a subdirectory, or empty this one."
+            f"{path} holds files that are not an lq artifact. "
+            f"Choose a new path, e.g. {path / 'int8'}, or empty this one."
         )
 
 
@@ -48,7 +49,8 @@ def check_writable(directory: AnyPath) -> None:
 def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
     """A place to write an artifact into, which becomes ``directory`` when the block ends well.
 
-    An older artifact there stays valid until then. The block has to write ``lq.json``
+    An older artifact there stays valid until then; files in it that are not its own (:func:`own_files`) move into the
+    new one. The block has to write ``lq.json``
     (:func:`lq.export.manifest.write_manifest`) last.
 
     Args:
@@ -62,6 +64,7 @@ def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
 
     Example:
         >>> from lq.export.manifest import write_manifest
+        >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp()) / "int8"
         >>> with new_artifact(directory) as place:
         ...     _ = (place / "notes.txt").write_text("hello")
@@ -70,12 +73,32 @@ def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
         ['lq.json', 'notes.txt']
     """
     if directory is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
+        with scratch() as place:
+            yield place
         return
     check_writable(directory)
-    with atomic_directory(directory) as place:
+    target = absolute(directory)
+    with scratch_directory(target) as place:
         yield place
+        publish(place, target, own_files)
+
+
+def own_files(directory: Path) -> list[str]:
+    """The files of an artifact that lq has written and nobody has changed, by its ``lq.json``.
+
+    Args:
+        directory: the artifact.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except (ValueError, OSError):
+        return []
+    own = [MANIFEST_NAME]
+    for name in manifest["files"]:
+        with suppress(ValueError, OSError):
+            checked_file(directory, manifest, name)
+            own.append(name)
+    return own
 
 
 class Int8Model:
@@ -169,10 +192,9 @@ def _loaded(path: Path, manifest: Mapping[str, Any], kind: str, threads: int | N
     exporter, whole = EXPORTERS[kind], Field(manifest, str(path / MANIFEST_NAME))
     files = [checked_file(path, manifest, file) for file in exporter.files]
     signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
-    if not trust:
-        exporter.check(path)
+    restricted = not trust and exporter.check(path)
     try:
-        with nullcontext() if trust else only_plain_pickles():
+        with only_plain_pickles() if restricted else nullcontext():
             return exporter.load(path, signature, whole["artifacts"][kind].mapping(), threads)
     except (ImportError, ValueError, MemoryError):
         raise

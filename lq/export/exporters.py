@@ -65,8 +65,11 @@ class Exporter:
         loaded: Callable[..., Any] = self._function("load")(directory, signature, info, threads)
         return loaded
 
-    def check(self, directory: Path) -> None:
+    def check(self, directory: Path) -> bool:
         """Refuse files that do more than compute.
+
+        Returns:
+            whether there is such a check: some runtimes can only compute.
 
         Raises:
             ValueError: naming the file and what it would do.
@@ -75,6 +78,7 @@ class Exporter:
         if check is not None:
             self.check_installed()
             check(directory)
+        return check is not None
 
     def options(self) -> tuple[str, ...]:
         """Names of the options of ``export``."""

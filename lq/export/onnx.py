@@ -10,7 +10,6 @@ whose bias is added in float, and most of a ``tensorrt`` file in float, as its R
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lq.backends.prepare import state_of
 from lq.export.files import write_file
 from lq.export.onnx_graph import align_channels, tidy
 from lq.export.program import export_program, quiet_export
+from lq.export.scratch import scratch
 from lq.export.signature import FlatModel, Inputs, Signature
 
 FILE = "int8.onnx"
@@ -221,8 +221,8 @@ def _kernels(path: Path) -> dict[str, Any]:
     """Which int8 kernels ONNX Runtime finds, and which layers it leaves in float."""
     import onnx
 
-    with tempfile.TemporaryDirectory() as scratch:
-        optimized = Path(scratch, "optimized.onnx")
+    with scratch() as place:
+        optimized = place / "optimized.onnx"
         _session(path, optimized=optimized)
         nodes = onnx.load(optimized).graph.node
     kinds = Counter(node.op_type for node in nodes)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lq.export.directory import atomic_directory, check_creatable, complete_directory
+from lq.export.creatable import check_creatable
+from lq.export.directory import atomic_directory, complete_directory
 
 
 def write(target, text):
