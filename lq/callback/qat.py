@@ -180,7 +180,8 @@ class QATCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
-        self._rates = InitialLearningRates(trainer.optimizers)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._rates = InitialLearningRates(trainer.optimizers, schedulers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
