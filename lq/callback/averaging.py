@@ -100,9 +100,18 @@ def share_quantization_state(trainer: Trainer, module: LightningModule, name: st
         if average is not None:
             state, running = state_of(target_of(average.module, name)), state_of(target_of(module, name))
             state.load_state_dict(running.state_dict())
+            _share_learned_scales(average.module, module, name)
             # And what a state dict does not hold: constants with infinities, the mean of which is NaN.
             for copied, buffer in zip(state.buffers(), running.buffers(), strict=True):
                 copied.data.copy_(buffer.data)
+
+
+def _share_learned_scales(average: nn.Module, module: nn.Module, name: str) -> None:
+    """They are 0 until QAT starts, which a slow average would remember for a thousand steps."""
+    running = dict(target_of(module, name).named_parameters())
+    for key, copied in target_of(average, name).named_parameters():
+        if key.rpartition(".")[2] == "weight_scale":
+            copied.data.copy_(running[key].data)
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:

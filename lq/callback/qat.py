@@ -30,14 +30,16 @@ from lq.callback.preparation import choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.ranges import RangeMonitor, check_detail
+from lq.callback.settings import as_order, check_settings
 from lq.callback.validation import figures_of, other_versions
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.evaluation import Judge, ValidationComparison
-from lq.export.delivery import Deployment, Order
+from lq.export.delivery import Deployment
 from lq.export.destination import Destination
 from lq.export.parity import Gate
 from lq.export.scratch import scratch_beside
 from lq.export.signature import Inputs
+from lq.plainly import as_dataclass
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
 from lq.target import is_grafted, target_of
@@ -69,8 +71,10 @@ class QATCallback(Callback):
         log_ranges: "summary" logs the worst saturation, use of levels, dead tensors and drift of scales under
             ``qat/ranges/``, "tensors" besides each activation's, to the loggers; ``None`` nothing.
 
+    ``qconfig``, ``schedule``, ``gate`` and ``auto_exclude`` may be mappings of their settings, as in YAML.
+
     Raises:
-        TypeError: if ``metric`` is not a torchmetrics metric.
+        TypeError: for a setting of another type, such as a ``metric`` that is none of torchmetrics.
         ImportError: if an exporter needs a package that is not installed.
         ValueError: for what can be seen at once to be wrong; the rest is checked before the first step of a training.
 
@@ -93,19 +97,13 @@ class QATCallback(Callback):
         auto_exclude: bool | AutoExclude = False,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
     ) -> None:
-        if int8_every_n_epochs is not None and int8_every_n_epochs < 1:
-            raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
-        if metric is not None and not isinstance(metric, (Metric, MetricCollection)):
-            raise TypeError(
-                f"metric={metric!r} ({type(metric).__name__}) is not a torchmetrics metric; "
-                "write e.g. metric=torchmetrics.classification.BinaryF1Score()."
-            )
+        check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir)
         self.target = target
         self.qconfig = as_qconfig(qconfig)
-        self.schedule = schedule or QATSchedule()
+        self.schedule = as_dataclass(QATSchedule, schedule, "schedule")
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
-        self.order = Order(tuple(exporters), gate or Gate())
+        self.order = as_order(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None

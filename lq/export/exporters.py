@@ -151,6 +151,8 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")
+    if not isinstance(choices, Sequence):
+        raise TypeError(f"exporters={choices!r} must be a list of names; write ['torch'].")
     pairs = [pair for choice in choices for pair in _pairs(choice)]
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -163,6 +165,11 @@ def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
     if isinstance(choice, str):
         return [(choice, {})]
     if isinstance(choice, Mapping):
+        for name, options in choice.items():
+            if options is not None and not isinstance(options, Mapping):
+                raise TypeError(
+                    f"options of exporter {name!r} must be a mapping, got {options!r}; write {{'opset': 20}}."
+                )
         return [(name, options or {}) for name, options in choice.items()]
     raise TypeError(f"exporter {choice!r} must be a name, or a mapping such as {{'onnx': {{'opset': 20}}}}.")
 

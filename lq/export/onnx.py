@@ -26,6 +26,7 @@ from lq.export.onnx_graph import align_channels, tidy
 from lq.export.program import export_program, quiet_export
 from lq.export.scratch import scratch
 from lq.export.signature import FlatModel, Inputs, Signature
+from lq.plainly import check_integer
 
 FILE = "int8.onnx"
 TENSORRT_FILE = "int8.tensorrt.onnx"
@@ -48,8 +49,10 @@ def check_options(opset: int = OPSET) -> None:
     """Check the options of the exporters.
 
     Raises:
+        TypeError: if it is no whole number.
         ValueError: if it is too old or unknown.
     """
+    check_integer("opset", opset, OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ValueError(
             f"opset={opset} must be from {OLDEST_OPSET} (the oldest that torch.onnx writes) to {NEWEST_OPSET}; "

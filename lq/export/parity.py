@@ -16,6 +16,7 @@ from lq.export.signature import Inputs
 from lq.export.worker import WorkerError, run_in_fresh_process
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.metrics.outputs import main_tensor
+from lq.plainly import check_flag, check_integer, check_number
 
 ENOUGH_DB = 25.0
 _TWICE_DB = 20 * math.log10(2)
@@ -39,6 +40,7 @@ class Gate:
         on_failure: "error" leaves the artifact out and lets the run fail; "warn" keeps it.
 
     Raises:
+        TypeError: for values of another type, such as text.
         ValueError: for values out of range.
 
     Example:
@@ -54,6 +56,11 @@ class Gate:
     on_failure: str = "error"
 
     def __post_init__(self) -> None:
+        check_integer("batches", self.batches, 10)
+        check_flag("excuse_rounding", self.excuse_rounding)
+        for name, example in (("min_agreement", 0.99), ("min_sqnr_db", 25), ("max_metric_change", 0.005)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), example)
         if self.batches < 1:
             raise ValueError(f"batches={self.batches} must be at least 1.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
