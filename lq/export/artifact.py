@@ -14,6 +14,7 @@ from lq.export.directory import AnyPath, absolute, complete_directory, publish, 
 from lq.export.exporters import EXPORTERS
 from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
 from lq.export.program_check import only_plain_pickles
+from lq.export.remote import download, is_remote
 from lq.export.scratch import scratch
 from lq.export.signature import Signature
 from lq.fields import Field
@@ -151,7 +152,7 @@ def load(
     stranger is up to them: it may be slow, or compute anything.
 
     Args:
-        directory: the artifact.
+        directory: the artifact, or its URL for fsspec.
         kind: which of its models: "torch", "onnx", "pt2", "openvino", ...; ``None`` takes the first that it was
             exported as.
         threads: of ONNX Runtime and OpenVINO; torch has ``torch.set_num_threads``.
@@ -169,7 +170,13 @@ def load(
             kind, or needs an engine that this build of PyTorch does not have; naming file and field.
         ImportError: if the runtime is not installed; the message says how to.
     """
-    path = complete_directory(directory)
+    if is_remote(directory):
+        with scratch() as copy:  # the runtimes have read it all when they have loaded it
+            download(str(directory), copy)
+            model = load(copy, kind, threads, compile, trust)
+        model.path = str(directory)
+        return model
+    path = complete_directory(Path(directory).expanduser())
     manifest = read_manifest(path)
     kinds = manifest.get("artifacts", {})
     if not kinds:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -144,13 +145,10 @@ def _packed(call: Inputs) -> bytes:
 
 
 def _feed(stream: IO[bytes], given: Iterable[bytes]) -> None:
-    try:
+    with suppress(BrokenPipeError), stream:  # it has ended then, and its exit code says why
         for piece in given:
             stream.write(_LENGTH.pack(len(piece)))
             stream.write(piece)
-        stream.close()
-    except BrokenPipeError:  # it has ended, and its exit code says why
-        pass
 
 
 def _ending(code: int) -> str:
