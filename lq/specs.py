@@ -108,14 +108,14 @@ class ActivationSpec:
 
     def __post_init__(self) -> None:
         _check_range("activation", self.quant_min, self.quant_max)
+        check_flag("activation: symmetric", self.symmetric)
+        check_flag("activation: learned_scale", self.learned_scale)
         if self.quant_min > 0 or self.quant_max < 0:
             raise ValueError(f"activation: [{self.quant_min}, {self.quant_max}] must hold 0; zero has to be exact.")
         if self.symmetric and self.quant_min >= 0:
             raise ValueError("activation: symmetric=True needs a signed range, e.g. quant_min=-128, quant_max=127.")
         if self.observer not in OBSERVERS:
             raise ValueError(f"activation: unknown observer {self.observer!r}; choose one of {list(OBSERVERS)}.")
-        check_flag("activation: symmetric", self.symmetric)
-        check_flag("activation: learned_scale", self.learned_scale)
         check_number("activation: averaging_constant", self.averaging_constant, 0.01)
         check_number("activation: percentile", self.percentile, 99.99)
         if not 0 < self.averaging_constant <= 1:

@@ -30,13 +30,11 @@ def check_creatable(directory: AnyPath) -> None:
         OSError: if the disk refuses to hold a new directory of this name there, or a file in it, or to replace a mount
             point; a PermissionError where that is the reason.
     """
+    target = absolute(directory)
     try:
-        target = absolute(directory)
         existing = next(path for path in (target, *target.parents) if path.exists())
-    except ValueError as error:
-        raise ValueError(f"{str(directory)!r} is not the name of a directory: {error}. Choose another path.") from error
-    except (OSError, RuntimeError) as error:
-        raise _refused(Path(directory), Path(directory), error) from error
+    except OSError as error:
+        raise _refused(target, target.parent, error) from error
     if not existing.is_dir():
         raise NotADirectoryError(f"cannot write {target}: {existing} is not a directory. Choose another path.")
     if target.is_mount():

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -69,8 +70,9 @@ class Destination:
         """The ``lq.json`` that is there now."""
         if self.url:
             return remote_manifest(self.url)
-        file = complete_directory(self.path) / MANIFEST_NAME
-        return file.read_bytes() if file.is_file() else None
+        with suppress(OSError):  # a path that cannot be is what check() refuses
+            return (complete_directory(self.path) / MANIFEST_NAME).read_bytes()
+        return None
 
     def check(self) -> None:
         """Check that an artifact can be written there, without leaving a trace.

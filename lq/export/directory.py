@@ -141,18 +141,21 @@ def absolute(directory: AnyPath) -> Path:
 
     Raises:
         FileNotFoundError: if the path is relative and the working directory is gone.
+        ValueError: if no such path can be.
 
     Example:
         >>> absolute("/tmp/../int8")
         PosixPath('/int8')
     """
-    path = Path(directory).expanduser()
     try:
+        path = Path(directory).expanduser()
         return path.resolve()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{str(directory)!r} is not the name of a directory: {error}. Choose another path.") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{path} is a relative path, and the working directory that it starts from was deleted. Change into one "
-            "that exists, or give an absolute path."
+            f"{directory} is a relative path, and the working directory that it starts from was deleted. "
+            "Change into one that exists, or give an absolute path."
         ) from error
 
 
