@@ -53,7 +53,7 @@ $(VENV)/bin/python:
 
 # pip after a failing uv: uv does not read pip's configuration, such as a company's own index.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
-	@echo "installing lq[$*] into $(VENV) (the first time takes some minutes)"
+	@echo "installing lightning-qat[$*] into $(VENV) (the first time takes some minutes)"
 	@if command -v uv >/dev/null && uv pip install --quiet --python $(RUN) $(PIP_FLAGS) -e '.[$*]'; then :; \
 	else $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[$*]'; fi
 	@touch $@

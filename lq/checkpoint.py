@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
+from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
 from lq.target import find_target, graft, is_grafted, target_of
 from lq.tracing.trace import STATE
@@ -50,17 +52,22 @@ class Checkpoint:
             raise FileNotFoundError(f"there is no checkpoint {path}; give a file that ModelCheckpoint has written.")
         try:
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
-        except pickle.UnpicklingError as error:
-            if not weights_only:
-                raise
-            raise ValueError(
-                f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust "
-                "where it comes from: load_checkpoint(path, module, weights_only=False)."
-            ) from error
+        except OSError:
+            raise
+        except Exception as error:  # readers of pickles and archives raise whatever foreign bytes lead them to
+            if isinstance(error, pickle.UnpicklingError) and weights_only:
+                raise ValueError(
+                    f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust "
+                    "where it comes from: load_checkpoint(path, module, weights_only=False)."
+                ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}).") from error
         if not isinstance(content, dict) or "state_dict" not in content:
             raise ValueError(
                 f"{path} is no Lightning checkpoint: it has no 'state_dict'. Give a file of ModelCheckpoint."
             )
+        whole = Field(content, str(path))
+        check_state(whole["state_dict"])
         return cls(path, content)
 
     @property
@@ -80,7 +87,7 @@ class Checkpoint:
                 f"{self.path} is a checkpoint of a float model: QATCallback has added nothing to it. Load it into the "
                 "float module, module.load_state_dict(torch.load(path)['state_dict']), and train or calibrate that."
             )
-        entry = CheckpointEntry.from_dict(self.content[KEY])
+        entry = CheckpointEntry.from_dict(self.content[KEY], f"{self.path}: {KEY}")
         if not entry.started:
             raise ValueError(
                 f"{self.path} was written before QAT started (step {self.content.get('global_step', '?')}), so it has "
@@ -98,7 +105,10 @@ class Checkpoint:
             loaded = _prepared(module, entry)
             state = _part(state, entry.target)
         _check_fit(state, loaded, f"{self.path} does not fit {type(module).__name__}")
-        loaded.load_state_dict(state, strict=True)
+        try:
+            loaded.load_state_dict(state, strict=True)
+        except (RuntimeError, KeyError, TypeError) as error:  # a state of another size or kind
+            raise ValueError(f"{self.path} does not fit {type(module).__name__}: {error}") from error
         return loaded.eval()  # type: ignore[return-value]  # a GraphModule in the place of a plain module
 
     def load_float(self, module: nn.Module) -> None:
@@ -141,6 +151,57 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
         ValueError: .../float.ckpt is a checkpoint of a float model: ...
     """
     return Checkpoint.read(path, weights_only).load_qat(module)
+
+
+def check_state(state: Field) -> None:
+    """Refuse a state dict that is none, or whose ranges nobody can have observed.
+
+    Args:
+        state: of whatever origin, with the file that it comes from.
+
+    Raises:
+        ValueError: naming file and entry.
+
+    Example:
+        >>> ranges = {"qat_state.min_val": torch.ones(1), "qat_state.max_val": torch.zeros(1)}
+        >>> check_state(Field(ranges, "a.ckpt: state_dict"))
+        Traceback (most recent call last):
+        ...
+        ValueError: a.ckpt: state_dict.qat_state.min_val[0] is 1.0, above the upper end of its range, 0.0.
+    """
+    for key, entry in state.items():
+        name = key.rpartition(".")[2]
+        if name == "_extra_state":
+            if f"{STATE}." in key:
+                _check_flags(entry)
+        elif not isinstance(entry.value, Tensor):
+            raise entry.error("a tensor")
+        if key.endswith(f"{STATE}.min_val"):
+            _check_ranges(entry, state[key.removesuffix("min_val") + "max_val"])
+
+
+def _check_flags(extra: Field) -> None:
+    for name in ("fake_quant", "observer", "freeze_bn"):
+        extra[name].flag()
+    for name_of_slot in extra["names"].each():
+        name_of_slot.text()
+
+
+def _check_ranges(low: Field, high: Field) -> None:
+    if not isinstance(high.value, Tensor):
+        raise high.error("a tensor")
+    if not (low.value.is_floating_point() and high.value.is_floating_point()):
+        raise ValueError(f"{low.where} and its max_val must hold floating point numbers.")
+    if low.value.dim() != 1 or low.value.shape != high.value.shape:
+        shapes = f"{tuple(low.value.shape)} and {tuple(high.value.shape)}"
+        raise ValueError(f"{low.where} and its max_val have the shapes {shapes}; they must be lists of one length.")
+    ends = zip(low.value.tolist(), high.value.tolist(), strict=True)
+    for index, (least, most) in enumerate(ends):
+        never_ran = (least, most) == (math.inf, -math.inf)
+        if not never_ran and not (math.isfinite(least) and math.isfinite(most)):
+            raise ValueError(f"{low.where}[{index}] and its upper end are {least} and {most}; ranges are finite.")
+        if not never_ran and least > most:
+            raise ValueError(f"{low.where}[{index}] is {least}, above the upper end of its range, {most}.")
 
 
 def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -> None:

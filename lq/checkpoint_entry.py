@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from lq.backends.prepare import prepare_again, prepare_without_example
+from lq.fields import Field
 from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 
 KEY = "lq"
 FORMAT_VERSION = 1
@@ -50,22 +52,38 @@ class CheckpointEntry:
         return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "history": list(self.history)}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> CheckpointEntry:
-        """Read what :meth:`to_dict` wrote.
+    def from_dict(cls, plain: Mapping[str, Any], where: str = f"checkpoint: {KEY}") -> CheckpointEntry:
+        """Read what :meth:`to_dict` wrote; nothing that it names is imported or called.
+
+        Args:
+            plain: of whatever origin.
+            where: file and entry that it comes from, for messages.
 
         Raises:
-            ValueError: if another version of lq wrote it in a way that this one does not know.
+            ValueError: if another version of lq wrote it in a way that this one does not know, or it was tampered with;
+                naming file and field.
         """
-        version = plain.get("format_version", 0)
+        given = Field(plain, where)
+        version = given.get("format_version", 0).integer(0)
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"The checkpoint's QAT entry has format version {version}; this lq reads version {FORMAT_VERSION}. "
                 + ("Install the lq that wrote it, or a newer one." if version > FORMAT_VERSION else "Train it again.")
             )
-        values = {f.name: plain[f.name] for f in dataclasses.fields(cls) if f.name in plain}
-        values["qconfig"], values["passed"] = QConfig.from_dict(plain["qconfig"]), tuple(plain["passed"])
-        values["history"] = tuple(plain.get("history", ()))  # the first checkpoints have none
-        return cls(**values)
+        qconfig, vendor, plan = _qconfig(given["qconfig"]), given.get("vendor", None), given.get("plan", None)
+        if vendor.value is None and qconfig.backend == "pt2e":  # which would ask the quantizer that the file names
+            raise vendor.error("what the quantizer of the backend 'pt2e' chose")
+        return cls(
+            given["target"].text(),
+            qconfig,
+            tuple(name.text() for name in given["passed"].each()),
+            given.get("started", False).flag(),
+            {name: _figure(value) for name, value in given.get("fp32", {}).items()},
+            None if vendor.value is None else vendor.mapping(),
+            None if plan.value is None else plan.mapping(),
+            # the first checkpoints have none
+            tuple({name: _figure(value) for name, value in row.items()} for row in given.get("history", ()).each()),
+        )
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:
         """Refuse to go on with another target or other grids than those of the checkpoint.
@@ -98,9 +116,64 @@ class CheckpointEntry:
             ValueError: if the checkpoint has another target or qconfig.
         """
         self.require_same_plan(target, qconfig)
-        if self.plan is not None:
-            return prepare_again(module, self.qconfig, self.plan)
-        return prepare_without_example(module, self.qconfig, frozenset(self.passed), vendor=self.vendor)
+        try:
+            if self.plan is not None:
+                return prepare_again(module, self.qconfig, self.plan)
+            return prepare_without_example(module, self.qconfig, frozenset(self.passed), vendor=self.vendor)
+        except (KeyError, TypeError, AttributeError) as error:
+            if self.vendor is None and self.plan is None:
+                raise
+            name = "vendor" if self.plan is None else "plan"
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"checkpoint: {KEY}.{name} is not what QATCallback writes ({reason}).") from error
+
+
+_GRIDS: dict[str, type[WeightSpec] | type[ActivationSpec]] = {"weight": WeightSpec, "activation": ActivationSpec}
+
+
+def _qconfig(given: Field) -> QConfig:
+    """A QConfig, every field of it checked for its type before its own checks compare them."""
+    for name in ("preset", "backend", "quantizer"):
+        given.get(name, "").text()
+    for name in ("include", "exclude"):
+        for pattern in given.get(name, ()).each():
+            pattern.text()
+    for name, check in (("engine", Field.text), ("fuse_add", Field.flag)):
+        optional = given.get(name, None)
+        if optional.value is not None:
+            check(optional)
+    given.get("quantizer_options", {}).mapping()
+    _check_grids(given)
+    for _, layer in given["overrides"].items():
+        _check_grids(layer)
+    try:
+        return QConfig.from_dict(given.mapping())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{given.where} is no qconfig: {error}") from error
+
+
+def _check_grids(given: Field) -> None:
+    for name, kind in _GRIDS.items():
+        grid, known = given[name], {f.name: f.default for f in dataclasses.fields(kind)}
+        for key, value in grid.items() if grid.value is not None else ():
+            if key not in known:
+                raise ValueError(f"{grid.where} has {key!r}, which no grid has. Install the lq that wrote it.")
+            _CHECKS[type(known[key])](value)
+
+
+def _figure(given: Field) -> float:
+    """A logged number; a metric may well have been NaN."""
+    if not isinstance(given.value, (int, float)) or isinstance(given.value, bool):
+        raise given.error("a number")
+    return given.value
+
+
+_CHECKS: dict[type, Callable[[Field], Any]] = {
+    bool: Field.flag,
+    int: Field.integer,
+    float: Field.number,
+    str: Field.text,
+}
 
 
 def quoted(target: str) -> str:

@@ -169,6 +169,6 @@ def _has_bar(callbacks: object) -> bool:
 
 def _version() -> str:
     try:
-        return importlib.metadata.version("lq")
+        return importlib.metadata.version("lightning-qat")
     except importlib.metadata.PackageNotFoundError:
         return "unknown (lq is not installed)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq.plainly import as_dataclass, check_flag
 from lq.specs import ActivationSpec, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
@@ -22,6 +23,9 @@ class LayerQConfig:
 
     weight: WeightSpec | None = None
     activation: ActivationSpec | None = None
+
+    def __post_init__(self) -> None:
+        _take_grids(self)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class QConfig:
     fuse_add: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
+        self._take_mappings()
+        if not isinstance(self.preset, str) or self.preset not in PRESETS:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
         if self.backend not in BACKENDS:
@@ -125,6 +130,8 @@ class QConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be a list of patterns: write {name}=[{value!r}].")
+            if not isinstance(value, Sequence) or not all(isinstance(pattern, str) for pattern in value):
+                raise TypeError(f"{name}={value!r} must be a list of patterns, such as {name}=['layer1.*'].")
             object.__setattr__(self, name, tuple(value))
         supported = torch.backends.quantized.supported_engines
         if self.resolved_engine not in supported:
@@ -132,6 +139,16 @@ class QConfig:
                 f"Quantized engine {self.resolved_engine!r} is not supported by this CPU's torch; "
                 f"supported: {[e for e in supported if e != 'none']}. Set qconfig.engine to one of these."
             )
+
+    def _take_mappings(self) -> None:
+        """Grids and overrides as YAML gives them."""
+        _take_grids(self)
+        if not isinstance(self.overrides, Mapping):
+            raise TypeError(f"overrides={self.overrides!r} must be a mapping of patterns to grids.")
+        layers = {p: as_dataclass(LayerQConfig, layer, f"overrides[{p!r}]") for p, layer in self.overrides.items()}
+        object.__setattr__(self, "overrides", layers)
+        if self.fuse_add is not None:
+            check_flag("fuse_add", self.fuse_add)
 
     @property
     def title(self) -> str:
@@ -227,17 +244,30 @@ class QConfig:
         return plain
 
 
+def _take_grids(config: QConfig | LayerQConfig) -> None:
+    for name, kind in (("weight", WeightSpec), ("activation", ActivationSpec)):
+        if getattr(config, name) is not None:
+            object.__setattr__(config, name, as_dataclass(kind, getattr(config, name), name))
+
+
 def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"weight": WeightSpec, "activation": ActivationSpec}
     return {name: None if plain[name] is None else kind(**plain[name]) for name, kind in kinds.items()}
 
 
-def as_qconfig(value: QConfig | str) -> QConfig:
-    """A preset's name or a :class:`QConfig`, as a :class:`QConfig`."""
+def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
+    """A preset's name, a :class:`QConfig` or a mapping of its fields, as a :class:`QConfig`.
+
+    Example:
+        >>> as_qconfig({"preset": "x86_vnni", "exclude": ["fc"]}).exclude
+        ('fc',)
+    """
     if isinstance(value, QConfig):
         return value
     if isinstance(value, str):
         return QConfig(preset=value)
+    if isinstance(value, Mapping):
+        return as_dataclass(QConfig, value, "qconfig")
     raise ValueError(f"qconfig must be a preset's name or a QConfig, got {type(value).__name__}: {value!r}.")
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lq.plainly import check_flag, check_integer, check_number
+
 WEIGHT_OBSERVERS = ("minmax", "mse")
 OBSERVERS = ("moving_average_minmax", "minmax", "histogram", "mse", "percentile", "entropy")
 
 
 def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
+    for name, value, example in (("quant_min", quant_min, 0), ("quant_max", quant_max, 255)):
+        check_integer(f"{kind}: {name}", value, example)
     if quant_min >= quant_max:
         raise ValueError(f"{kind}: quant_min={quant_min} must be below quant_max={quant_max}, e.g. 0 and 255.")
     levels = quant_max - quant_min + 1
@@ -47,6 +51,8 @@ class WeightSpec:
     observer: str = "minmax"
 
     def __post_init__(self) -> None:
+        check_flag("weight: per_channel", self.per_channel)
+        check_flag("weight: learned_scale", self.learned_scale)
         if self.observer not in WEIGHT_OBSERVERS:
             raise ValueError(f"weight: unknown observer {self.observer!r}; choose one of {list(WEIGHT_OBSERVERS)}.")
         _check_range("weight", self.quant_min, self.quant_max)
@@ -102,12 +108,16 @@ class ActivationSpec:
 
     def __post_init__(self) -> None:
         _check_range("activation", self.quant_min, self.quant_max)
+        check_flag("activation: symmetric", self.symmetric)
+        check_flag("activation: learned_scale", self.learned_scale)
         if self.quant_min > 0 or self.quant_max < 0:
             raise ValueError(f"activation: [{self.quant_min}, {self.quant_max}] must hold 0; zero has to be exact.")
         if self.symmetric and self.quant_min >= 0:
             raise ValueError("activation: symmetric=True needs a signed range, e.g. quant_min=-128, quant_max=127.")
         if self.observer not in OBSERVERS:
             raise ValueError(f"activation: unknown observer {self.observer!r}; choose one of {list(OBSERVERS)}.")
+        check_number("activation: averaging_constant", self.averaging_constant, 0.01)
+        check_number("activation: percentile", self.percentile, 99.99)
         if not 0 < self.averaging_constant <= 1:
             raise ValueError(f"activation: averaging_constant={self.averaging_constant} must lie in (0, 1].")
         if not 50 < self.percentile <= 100:

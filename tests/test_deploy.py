@@ -74,6 +74,7 @@ def test_without_baseline_and_data() -> None:
 def test_failure_keeps_the_weights_and_names_their_place(tmp_path: Path) -> None:
     module = trained()
     state_of(module.model).min_val.fill_(torch.inf)
+    state_of(module.model).max_val.fill_(-torch.inf)
     done = deploy(module, "model", EXAMPLE, Judge(), Order(directory=tmp_path / "int8"))
     with pytest.raises(
         RuntimeError, match=r"'torch' \(No fake quantizer has seen a batch.*everything else is in .*int8"

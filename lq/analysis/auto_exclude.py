@@ -17,6 +17,7 @@ from lq.analysis.tensors import evaluating, require_ranges
 from lq.backends.graph import as_graph
 from lq.console import BatchCounter
 from lq.metrics.comparison import AnyMetric
+from lq.plainly import check_number
 from lq.ptq.batches import first_batches
 from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only
@@ -52,9 +53,10 @@ class AutoExclude:
     def __post_init__(self) -> None:
         for name in ("max_layers", "batches"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"auto_exclude: {name}={value!r} must be a whole number of at least 1.")
         for name in ("max_drop", "max_slowdown"):
+            check_number(f"auto_exclude: {name}", getattr(self, name), 0.005)
             if not getattr(self, name) >= 0:
                 raise ValueError(f"auto_exclude: {name}={getattr(self, name)} must be 0 or more, e.g. 0.005.")
 

@@ -1,14 +1,17 @@
-"""Weight averaging beside QAT: what of it is refused, and what must not be averaged."""
+"""Weight averaging and pruning beside QAT: what of it is refused, and what must not be averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from lq.backends.prepare import state_of
+from lq.backends.prepare import is_prepared, state_of
 from lq.packages import is_a
 from lq.target import target_of
 
@@ -19,10 +22,11 @@ except ImportError:  # before Lightning 2.6
 
 
 def check_averaging(own: Callback, trainer: Trainer) -> None:
-    """Refuse averaging callbacks that would spoil the quantized model.
+    """Refuse callbacks, and averages in the module, that would spoil the quantized model.
 
     Raises:
-        ValueError: if one copies the model before QAT prepares it, or resets BatchNorm statistics.
+        ValueError: if one copies the model before QAT prepares it, resets BatchNorm statistics, masks weights, or
+            cannot average what a prepared model holds.
     """
     callbacks = _callbacks(trainer)
     if any(is_a(c, StochasticWeightAveraging) for c in callbacks):
@@ -31,6 +35,8 @@ def check_averaging(own: Callback, trainer: Trainer) -> None:
             "the BatchNorm statistics that QAT has frozen. Take an average that leaves both alone: "
             "callbacks=[QATCallback(...), EMAWeightAveraging()] (Lightning 2.6 or newer)."
         )
+    _check_pruning(callbacks)
+    _check_hand_made(trainer.lightning_module)
     early = next(_averaging(callbacks[: callbacks.index(own)]), None)
     if early is not None:
         name = type(early).__name__
@@ -38,6 +44,50 @@ def check_averaging(own: Callback, trainer: Trainer) -> None:
             f"{name} copies the model in its setup, before QATCallback has prepared it. "
             f"Put QATCallback first: callbacks=[QATCallback(...), {name}(...)]."
         )
+    for callback in _averaging(callbacks):
+        _check_integers(callback)
+
+
+def _check_pruning(callbacks: list[Any]) -> None:
+    name = next((type(c).__name__ for c in callbacks if isinstance(c, ModelPruning)), None)
+    if name is not None:
+        raise ValueError(
+            f"{name} cannot be used with QATCallback: it puts masks in the place of the weights that QAT scales and "
+            f"rounds. Prune in float, with {name}(..., make_pruning_permanent=True), and start QAT from that "
+            "checkpoint; zeros stay zeros on every grid, and small weights near them are rounded to zero."
+        )
+
+
+def _check_hand_made(module: LightningModule) -> None:
+    """An average that the user has made of the float model is not one of the model that is trained."""
+    for name, held in module.named_modules():
+        if isinstance(held, AveragedModel) and not _is_prepared(held):
+            raise ValueError(
+                f"{type(module).__name__}.{name} is an AveragedModel, a copy of the float model that QAT does not "
+                "prepare. Take the callback that averages the prepared one: callbacks=[QATCallback(...), "
+                "EMAWeightAveraging()] (Lightning 2.6 or newer); or make the copy in on_fit_start, behind the "
+                "preparation."
+            )
+
+
+def _is_prepared(held: nn.Module) -> bool:
+    return any(is_prepared(part) for part in held.modules())
+
+
+def _check_integers(callback: Any) -> None:
+    """Buffers of integers, which every prepared model has, are averaged by the same function."""
+    average = getattr(callback, "_kwargs", {}).get("multi_avg_fn")
+    if average is None or not getattr(callback, "_use_buffers", True):
+        return
+    counts = [torch.ones(1, dtype=torch.int64)]
+    try:
+        average([counts[0].clone()], counts, torch.tensor(1))
+    except RuntimeError as error:
+        name = type(callback).__name__
+        raise ValueError(
+            f"the multi_avg_fn of {name} cannot average integers, which the buffers of a prepared model hold: {error} "
+            f"Write {name}(use_buffers=False, ...), or give avg_fn in its place."
+        ) from error
 
 
 def share_quantization_state(trainer: Trainer, module: LightningModule, name: str) -> None:
@@ -49,8 +99,20 @@ def share_quantization_state(trainer: Trainer, module: LightningModule, name: st
         # Lightning (2.6) has no public name for the averaged model.
         average = getattr(callback, "_average_model", None)
         if average is not None:
-            state = state_of(target_of(average.module, name))
-            state.load_state_dict(state_of(target_of(module, name)).state_dict())
+            state, running = state_of(target_of(average.module, name)), state_of(target_of(module, name))
+            state.load_state_dict(running.state_dict())
+            _share_learned_scales(average.module, module, name)
+            # And what a state dict does not hold: constants with infinities, the mean of which is NaN.
+            for copied, buffer in zip(state.buffers(), running.buffers(), strict=True):
+                copied.data.copy_(buffer.data)
+
+
+def _share_learned_scales(average: nn.Module, module: nn.Module, name: str) -> None:
+    """They are 0 until QAT starts, which a slow average would remember for a thousand steps."""
+    running = dict(target_of(module, name).named_parameters())
+    for key, copied in target_of(average, name).named_parameters():
+        if key.rpartition(".")[2] == "weight_scale":
+            copied.data.copy_(running[key].data)
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:

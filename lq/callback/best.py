@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lq.callback.checkpoint_to_load import names_files_of_others
+from lq.checkpoint import check_state
+from lq.fields import Field
 from lq.packages import is_a
 
 LAST = "the last step"
@@ -27,20 +32,63 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
         Where the weights are from: a checkpoint's path, or "the last step" if there is no such checkpoint.
     """
     key = f"{name}.qat_state._extra_state" if name else "qat_state._extra_state"
+    only_plain = names_files_of_others(trainer)
     paths = list(_best_first(trainer))
     for path in paths:
-        with get_filesystem(path).open(path, "rb") as file:
-            # Written by this very run, so it may hold whatever the user's hyperparameters are.
-            saved = torch.load(file, map_location="cpu", weights_only=False)["state_dict"]
-        if saved.get(key, {}).get("fake_quant", False):
-            module.load_state_dict(saved, strict=module.strict_loading)
-            return path
+        try:
+            saved = _state_of(path, only_plain)
+            if saved.get(key, {}).get("fake_quant", False):
+                _load(module, saved)
+                return path
+        except ValueError as error:
+            rank_zero_warn(f"lq: {error} The next best weights are taken.")
     if paths:
         rank_zero_info(
             f"lq: the best checkpoint, {paths[0]}, is from before QAT started; converting the last weights. "
             "To have the best of the QAT epochs, keep more checkpoints: ModelCheckpoint(save_top_k=-1, ...)."
         )
     return LAST
+
+
+def _state_of(path: str, only_plain: bool) -> dict[str, Any]:
+    """The state dict of a checkpoint.
+
+    What this very run wrote may hold whatever the user's hyperparameters are; what an untrusted checkpoint names, not.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        with get_filesystem(path).open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # readers of pickles and archives raise whatever foreign bytes lead them to
+        if only_plain:
+            raise ValueError(
+                f"{path}, which the checkpoint that this run was resumed from names as its best, cannot be read as "
+                f"plain data ({type(error).__name__}). If you trust both: trainer.fit(..., weights_only=False)."
+            ) from error
+        content = _with_code(path)
+    state = Field(content, path)["state_dict"]
+    check_state(state)
+    return state.mapping()
+
+
+def _with_code(path: str) -> Any:
+    try:
+        with get_filesystem(path).open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _load(module: LightningModule, saved: dict[str, Any]) -> None:
+    """Load all or nothing."""
+    before = {key: copy.deepcopy(value) for key, value in module.state_dict().items()}
+    try:
+        module.load_state_dict(saved, strict=module.strict_loading)
+    except (RuntimeError, KeyError, TypeError) as error:
+        module.load_state_dict(before, strict=False)
+        raise ValueError(f"the best checkpoint does not fit this model: {error}.") from error
 
 
 def _best_first(trainer: Trainer) -> Iterator[str]:

@@ -21,9 +21,7 @@ def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:
         trainer: in ``setup``.
         who: wants to know, for the warning where another Lightning keeps the path elsewhere.
     """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
-        frame = frame.f_back
+    frame = _running(trainer)
     if frame is None:
         rank_zero_warn(
             f"lq: {who} cannot tell which checkpoint this version of Lightning is going to load; it goes by the "
@@ -36,3 +34,26 @@ def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:
     trust = {"weights_only": frame.f_locals["weights_only"]} if "weights_only" in frame.f_locals else {}
     loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
     return loaded
+
+
+def names_files_of_others(trainer: Trainer) -> bool:
+    """Whether this run was resumed from a checkpoint that its user does not trust to run code.
+
+    What such a checkpoint names, above all its best checkpoint, has to be read as plain data too. Before Lightning 2.6
+    nobody could say so, and every checkpoint was trusted.
+
+    Args:
+        trainer: in a hook.
+    """
+    frame = _running(trainer)
+    if frame is None or "weights_only" not in frame.f_locals:
+        return False
+    return bool(frame.f_locals.get("ckpt_path")) and frame.f_locals["weights_only"] is not False
+
+
+def _running(trainer: Trainer) -> FrameType | None:
+    """The method of the trainer that runs everything."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
+        frame = frame.f_back
+    return frame

@@ -17,6 +17,7 @@ from lq.deploy import Baseline, deploy
 from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.delivery import Deployment, Order
+from lq.export.scratch import cleaned_up_on_sigterm
 from lq.export.signature import Inputs
 from lq.packages import is_a
 from lq.report.pictures import can_draw, log_pictures
@@ -53,6 +54,21 @@ def deploy_best(
     Returns:
         the deployment.
     """
+    with cleaned_up_on_sigterm():
+        return _deploy_best(trainer, module, name, example, judge, baseline, order, schedule, history)
+
+
+def _deploy_best(
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    example: Inputs,
+    judge: Judge,
+    baseline: Baseline,
+    order: Order,
+    schedule: QATSchedule,
+    history: Sequence[Mapping[str, float]],
+) -> Deployment:
     close_progress_bar(trainer, module)
     twin = detached_copy(module)
     weights = load_best(trainer, twin, name)

@@ -26,6 +26,7 @@ from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.metrics import targets_of
 from lq.metrics.comparison import AnyMetric
+from lq.plainly import as_dataclass
 from lq.progress import Point
 from lq.ptq.calibrate import calibrate
 from lq.ptq.static import with_histograms
@@ -39,7 +40,7 @@ _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where
 
 
 def as_auto_exclude(
-    given: bool | AutoExclude, schedule: QATSchedule, metric: AnyMetric | None = None
+    given: bool | AutoExclude | Mapping[str, Any], schedule: QATSchedule, metric: AnyMetric | None = None
 ) -> AutoExclude | None:
     """What was asked for; ``True`` is :class:`AutoExclude` with its defaults.
 
@@ -47,9 +48,9 @@ def as_auto_exclude(
         ValueError: if QAT starts later than the training, so that there is nothing to look at before it, or the metric
             does not say which way it is better.
     """
-    limits = AutoExclude() if given is True else given or None
-    if limits is None:
+    if given is False or given is None:
         return None
+    limits = as_dataclass(AutoExclude, None if given is True else given, "auto_exclude")
     require_direction(single_metric(metric))
     if Point.parse("start", schedule.start).value > 0:
         raise ValueError(

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR
 
 
 class InitialLearningRates:
-    """Remembers the learning rate that every parameter group began with, and sets shares of it.
+    """Remembers the learning rate that every parameter group was given, and sets shares of it.
+
+    That is the one it began with, or the peak of ``OneCycleLR`` and ``CyclicLR``.
 
     Args:
         optimizers: as ``configure_optimizers`` made them, before a checkpoint restores annealed learning rates.
+        schedulers: the module's.
 
     Example:
         >>> import torch
@@ -22,8 +26,12 @@ class InitialLearningRates:
         0.005
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[object] = ()) -> None:
         self._initial = [[_initial(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        for scheduler in schedulers:
+            if isinstance(scheduler, CyclicLR):
+                index = next(i for i, optimizer in enumerate(optimizers) if optimizer is scheduler.optimizer)
+                self._initial[index] = [float(peak) for peak in scheduler.max_lrs]
 
     @property
     def first(self) -> float | None:
@@ -42,4 +50,5 @@ class InitialLearningRates:
 
 
 def _initial(group: dict[str, Any]) -> float:
-    return float(group.get("initial_lr", group["lr"]))
+    # OneCycleLR begins far below the rate that the user has chosen, which is its peak.
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -12,11 +11,9 @@ from lq.backends.prepare import prepare, qconfig_of
 from lq.callback.checkpoint_to_load import checkpoint_to_load
 from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.example import declared_example, first_example
-from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.detached import deep_copy, detached_copy
 from lq.evaluation import Judge
-from lq.export.artifact import check_writable
 from lq.instrument.record import initialize_lazy
 from lq.packages import overrides
 from lq.qconfig import QConfig
@@ -110,18 +107,3 @@ def _check_configure_model(module: LightningModule, name: str) -> None:
             "undoes the preparation for QAT. Lightning wants it to build them once: begin with "
             "`if self.model is not None: return`, with self.model = None in __init__."
         )
-
-
-def choose_directory(trainer: Trainer, export_dir: str | None) -> Path | None:
-    """Where the artifact goes, which can be written to; ``None`` in a ``fast_dev_run``.
-
-    Raises:
-        OSError: if it cannot be written to.
-    """
-    # On every rank: log_dir is a collective.
-    directory = Path(export_dir or Path(trainer.log_dir or trainer.default_root_dir) / "int8")
-    if is_dev_run(trainer):
-        return None
-    if trainer.is_global_zero:
-        check_writable(directory)
-    return directory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,6 +18,7 @@ from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
+from lq.callback.destination import choose_destination
 from lq.callback.example import example_without_training, validation_loaders
 from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
@@ -26,17 +26,21 @@ from lq.callback.float_reference import FloatReference
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.monitors import check_early_stopping, serve_monitors
 from lq.callback.phases import PhaseSwitch, take_nonfinite
-from lq.callback.preparation import choose_directory, choose_target, prepare_target
+from lq.callback.preparation import choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
 from lq.callback.ranges import RangeMonitor, check_detail
+from lq.callback.settings import as_order, check_settings
 from lq.callback.validation import figures_of, other_versions
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.evaluation import Judge, ValidationComparison
-from lq.export.delivery import Deployment, Order
+from lq.export.delivery import Deployment
+from lq.export.destination import Destination
 from lq.export.parity import Gate
+from lq.export.scratch import scratch_beside
 from lq.export.signature import Inputs
 from lq.instrument.listen import Listener
+from lq.plainly import as_dataclass
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
 from lq.target import is_grafted, target_of
@@ -59,7 +63,7 @@ class QATCallback(Callback):
         metric: any torchmetrics metric; ``None`` is multiclass accuracy.
         target_fn: batch -> labels; ``None`` takes the last of ``(x, y)`` or "labels"/"label"/"target"/"y" of a dict.
         int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
-        export_dir: directory of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
+        export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or ``{name:
             options}``; the first is what :func:`lq.load` loads by default.
         gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
@@ -68,8 +72,10 @@ class QATCallback(Callback):
         log_ranges: "summary" logs the worst saturation, use of levels, dead tensors and drift of scales under
             ``qat/ranges/``, "tensors" besides each activation's, to the loggers; ``None`` nothing.
 
+    ``qconfig``, ``schedule``, ``gate`` and ``auto_exclude`` may be mappings of their settings, as in YAML.
+
     Raises:
-        TypeError: if ``metric`` is not a torchmetrics metric.
+        TypeError: for a setting of another type, such as a ``metric`` that is none of torchmetrics.
         ImportError: if an exporter needs a package that is not installed.
         ValueError: for what can be seen at once to be wrong; the rest is checked before the first step of a training.
 
@@ -92,19 +98,13 @@ class QATCallback(Callback):
         auto_exclude: bool | AutoExclude = False,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
     ) -> None:
-        if int8_every_n_epochs is not None and int8_every_n_epochs < 1:
-            raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
-        if metric is not None and not isinstance(metric, (Metric, MetricCollection)):
-            raise TypeError(
-                f"metric={metric!r} ({type(metric).__name__}) is not a torchmetrics metric; "
-                "write e.g. metric=torchmetrics.classification.BinaryF1Score()."
-            )
+        check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir)
         self.target = target
         self.qconfig = as_qconfig(qconfig)
-        self.schedule = schedule or QATSchedule()
+        self.schedule = as_dataclass(QATSchedule, schedule, "schedule")
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
-        self.order = Order(tuple(exporters), gate or Gate())
+        self.order = as_order(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None
@@ -119,7 +119,7 @@ class QATCallback(Callback):
         """Forget the last run."""
         self.deployment: Deployment | None = None
         self._course = self.schedule
-        self._directory: Path | None = None
+        self._destination: Destination | None = None
         self._example: Inputs | None = None
         self._phase: Phase | None = None
         self._started, self._coverage_is_due = False, True
@@ -145,7 +145,7 @@ class QATCallback(Callback):
             self._reset()
             if is_dev_run(trainer):  # a few steps, which shall try all that a run does
                 self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
-            self._directory = choose_directory(trainer, self.export_dir)
+            self._destination = choose_destination(trainer, self.export_dir)
         self._name = choose_target(pl_module, self.target)
         judge = self._judge(trainer, None)
         applied, found = choose_qconfig(trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge)
@@ -177,11 +177,13 @@ class QATCallback(Callback):
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
         self._example = example
         if self._float.model is not None and self._float.is_usable:
-            check_first_call(pl_module, self._name, self._float.model, example, self.order)
+            with scratch_beside(None if self._destination is None else self._destination.path):
+                check_first_call(pl_module, self._name, self._float.model, example, self.order)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
-        self._rates = InitialLearningRates(trainer.optimizers)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._rates = InitialLearningRates(trainer.optimizers, schedulers)
         self._warn(take_in_exchanged(self._target(pl_module)))
 
     def _warn(self, remark: str | None) -> None:
@@ -364,7 +366,7 @@ class QATCallback(Callback):
             self._example or example_without_training(pl_module, self._name, judge),
             judge=judge,
             baseline=self._float.baseline(),
-            order=replace(self.order, directory=self._directory),
+            order=replace(self.order, directory=self._destination),
             schedule=self.schedule,
             history=self._history,
         )

@@ -55,7 +55,9 @@ class DigitsDataModule(InMemoryDataModule):
         try:
             from sklearn.datasets import load_digits
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("DigitsDataModule needs scikit-learn: pip install 'lq[demo]'") from error
+            raise ModuleNotFoundError(
+                "DigitsDataModule needs scikit-learn: pip install 'lightning-qat[demo]'"
+            ) from error
         digits = load_digits()
         images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
         labels = torch.as_tensor(digits.target, dtype=torch.long)

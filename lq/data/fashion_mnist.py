@@ -68,7 +68,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
             try:
                 from torchvision.datasets import FashionMNIST
             except ModuleNotFoundError as error:
-                raise ModuleNotFoundError("download needs torchvision: pip install 'lq[vision]'") from error
+                raise ModuleNotFoundError("download needs torchvision: pip install 'lightning-qat[vision]'") from error
             FashionMNIST(str(self.root), download=True)
         self._found_folder()
 

@@ -71,7 +71,9 @@ class ImageFolderDataModule(L.LightningDataModule):
         try:
             from torchvision import datasets, transforms
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("ImageFolderDataModule needs torchvision: pip install 'lq[vision]'") from error
+            raise ModuleNotFoundError(
+                "ImageFolderDataModule needs torchvision: pip install 'lightning-qat[vision]'"
+            ) from error
         end = [transforms.ToTensor(), transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD)]
         augment = [transforms.RandomResizedCrop(self.image_size), transforms.RandomHorizontalFlip()]
         centre = [transforms.Resize(self.resize_size), transforms.CenterCrop(self.image_size)]

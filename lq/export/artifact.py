@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lq.export.directory import AnyPath, atomic_directory, check_creatable, complete_directory
+from lq.export.creatable import check_creatable
+from lq.export.directory import AnyPath, absolute, complete_directory, publish, scratch_directory
 from lq.export.exporters import EXPORTERS
-from lq.export.manifest import checked_file, is_artifact, read_manifest
+from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
+from lq.export.program_check import only_plain_pickles
+from lq.export.remote import download, is_remote
+from lq.export.scratch import scratch
 from lq.export.signature import Signature
+from lq.fields import Field
 
 PREPARED_NAME = "prepared.pt"
 
@@ -37,8 +41,8 @@ def check_writable(directory: AnyPath) -> None:
     check_creatable(path)
     if path.is_dir() and any(path.iterdir()) and not is_artifact(path):
         raise FileExistsError(
-            f"{path} holds files that are not an lq artifact, and writing one replaces the whole directory. "
-            "Choose a new path, e.g. a subdirectory, or empty this one."
+            f"{path} holds files that are not an lq artifact. "
+            f"Choose a new path, e.g. {path / 'int8'}, or empty this one."
         )
 
 
@@ -46,7 +50,8 @@ def check_writable(directory: AnyPath) -> None:
 def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
     """A place to write an artifact into, which becomes ``directory`` when the block ends well.
 
-    An older artifact there stays valid until then. The block has to write ``lq.json``
+    An older artifact there stays valid until then; files in it that are not its own (:func:`own_files`) move into the
+    new one. The block has to write ``lq.json``
     (:func:`lq.export.manifest.write_manifest`) last.
 
     Args:
@@ -60,6 +65,7 @@ def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
 
     Example:
         >>> from lq.export.manifest import write_manifest
+        >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp()) / "int8"
         >>> with new_artifact(directory) as place:
         ...     _ = (place / "notes.txt").write_text("hello")
@@ -68,12 +74,32 @@ def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
         ['lq.json', 'notes.txt']
     """
     if directory is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
+        with scratch() as place:
+            yield place
         return
     check_writable(directory)
-    with atomic_directory(directory) as place:
+    target = absolute(directory)
+    with scratch_directory(target) as place:
         yield place
+        publish(place, target, own_files)
+
+
+def own_files(directory: Path) -> list[str]:
+    """The files of an artifact that lq has written and nobody has changed, by its ``lq.json``.
+
+    Args:
+        directory: the artifact.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except (ValueError, OSError):
+        return []
+    own = [MANIFEST_NAME]
+    for name in manifest["files"]:
+        with suppress(ValueError, OSError):
+            checked_file(directory, manifest, name)
+            own.append(name)
+    return own
 
 
 class Int8Model:
@@ -84,11 +110,14 @@ class Int8Model:
         path: the artifact.
         kind: name of the exporter.
         manifest: the content of its ``lq.json``.
+        trust: as in :func:`load`.
     """
 
-    def __init__(self, call: Callable[..., Any], path: Path, kind: str, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, call: Callable[..., Any], path: Path | str, kind: str, manifest: Mapping[str, Any], trust: bool = False
+    ) -> None:
         self.call, self.path, self.kind, self.manifest = call, path, kind, manifest
-        self.signature = Signature.from_dict(manifest["signature"])
+        self.signature = Signature.from_dict(manifest["signature"], f"{MANIFEST_NAME}: signature", trust)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,19 +135,30 @@ class Int8Model:
             raise ValueError(f"{self.path} ({self.kind}): {misfit}.") from error
 
     def __repr__(self) -> str:
-        lq = self.manifest["versions"]["lq"]
+        lq = self.manifest.get("versions", {}).get("lq", "unknown")
         return f"Int8Model({str(self.path)!r}, kind={self.kind!r}, inputs={self.signature}, written by lq {lq})"
 
 
-def load(directory: AnyPath, kind: str | None = None, threads: int | None = None, compile: bool = False) -> Int8Model:
+def load(
+    directory: AnyPath,
+    kind: str | None = None,
+    threads: int | None = None,
+    compile: bool = False,
+    trust: bool = False,
+) -> Int8Model:
     """Load the int8 model of an artifact.
 
+    Loading runs no code and imports no module that the files name; calling the model runs the model. What it is from a
+    stranger is up to them: it may be slow, or compute anything.
+
     Args:
-        directory: the artifact.
+        directory: the artifact, or its URL for fsspec.
         kind: which of its models: "torch", "onnx", "pt2", "openvino", ...; ``None`` takes the first that it was
             exported as.
         threads: of ONNX Runtime and OpenVINO; torch has ``torch.set_num_threads``.
         compile: let inductor turn a "pt2" program into int8 kernels, once for each input shape.
+        trust: the files are from somebody who may run code here. Needed for a program or an output of a class that is
+            not known to this process.
 
     Returns:
         A callable that takes and returns CPU tensors as the float model did.
@@ -127,10 +167,16 @@ def load(directory: AnyPath, kind: str | None = None, threads: int | None = None
         FileNotFoundError: if the directory or its int8 model is missing.
         NotADirectoryError: if the path is a file.
         ValueError: if the directory is not an lq artifact, is of a newer format, was changed, has no model of this
-            kind, or needs an engine that this build of PyTorch does not have.
+            kind, or needs an engine that this build of PyTorch does not have; naming file and field.
         ImportError: if the runtime is not installed; the message says how to.
     """
-    path = complete_directory(directory)
+    if is_remote(directory):
+        with scratch() as copy:  # the runtimes have read it all when they have loaded it
+            download(str(directory), copy)
+            model = load(copy, kind, threads, compile, trust)
+        model.path = str(directory)
+        return model
+    path = complete_directory(Path(directory).expanduser())
     manifest = read_manifest(path)
     kinds = manifest.get("artifacts", {})
     if not kinds:
@@ -140,16 +186,30 @@ def load(directory: AnyPath, kind: str | None = None, threads: int | None = None
         raise ValueError(f"{path} has no {kind!r} model; it was exported as {', '.join(kinds)}.")
     if compile and kind != "pt2":
         raise ValueError(f"compile=True is for kind='pt2'; {kind!r} models hold kernels already.")
-    exporter = EXPORTERS[kind]
-    for file in exporter.files:
-        checked_file(path, manifest, file)
-    call = exporter.load(path, Signature.from_dict(manifest["signature"]), kinds[kind], threads)
+    call = _loaded(path, manifest, kind, threads, trust)
     if compile:
         from lq.export.pt2 import ProgramModel, lower
 
         assert isinstance(call, ProgramModel)
         call = lower(call)
-    return Int8Model(call, path, kind, manifest)
+    return Int8Model(call, path, kind, manifest, trust)
+
+
+def _loaded(path: Path, manifest: Mapping[str, Any], kind: str, threads: int | None, trust: bool) -> Callable[..., Any]:
+    exporter, whole = EXPORTERS[kind], Field(manifest, str(path / MANIFEST_NAME))
+    files = [checked_file(path, manifest, file) for file in exporter.files]
+    signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
+    restricted = not trust and exporter.check(path)
+    try:
+        with only_plain_pickles() if restricted else nullcontext():
+            return exporter.load(path, signature, whole["artifacts"][kind].mapping(), threads)
+    except (ImportError, ValueError, MemoryError):
+        raise
+    except KeyError as error:
+        raise ValueError(f"{whole['artifacts'][kind].where} lacks {error}. The file was changed or damaged.") from error
+    except Exception as error:  # whatever a runtime makes of bytes that are not its own
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"{files[0]} cannot be loaded as a {kind!r} model: {reason}") from error
 
 
 def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
@@ -168,8 +228,11 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
     """
     path = complete_directory(directory)
     file = checked_file(path, read_manifest(path), PREPARED_NAME)
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
+        raise ValueError(f"{file} is no state dict of plain data (read with weights_only=True): {error}") from error
+    return Field(state, str(file)).mapping()
 
 
 def _why(manifest: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from lq.export.manifest import read_manifest
 from lq.export.program import float_program
 from lq.export.pt2 import compile_frozen
 from lq.export.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
+from lq.export.scratch import scratch
 from lq.export.signature import Inputs, Signature
 
 # The float model in the same runtime, which an int8 model has to beat to be worth its while.
@@ -84,10 +84,10 @@ def bench(
     signature = Signature.from_dict(manifest["signature"])
     models: dict[str, Callable[..., Any]] = {}
     sizes = {f"int8 {kind}": artifact_mb(kind, Path(directory)) for kind in int8}
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as place:
         if float_model is not None:
             float_model = copy.deepcopy(float_model).eval()
-            models |= _float_models(float_model, signature, int8, Path(scratch), threads, compile, tell)
+            models |= _float_models(float_model, signature, int8, place, threads, compile, tell)
             sizes |= dict.fromkeys(models, size_mb(float_model))
         models |= {f"int8 {kind}": model for kind, model in int8.items()}
         rows = []
@@ -109,7 +109,9 @@ def _int8_models(
         tell(f"loading {kind}")
         lowers = kind == "pt2" and compile and importlib.util.find_spec("torchao") is not None
         if kind == "pt2" and not lowers:
-            notes.append('int8 pt2 is measured as it is, in float; pip install "lq[pt2]" lets inductor lower it')
+            notes.append(
+                "int8 pt2 is measured as it is, in float; pip install 'lightning-qat[pt2]' lets inductor lower it"
+            )
         try:
             yield kind, load(directory, kind, threads=threads, compile=lowers)
         except ImportError as error:
@@ -120,7 +122,7 @@ def _float_models(
     model: nn.Module,
     signature: Signature,
     int8: Iterable[str],
-    scratch: Path,
+    place: Path,
     threads: int,
     compile: bool,
     tell: Callable[[str], None],
@@ -134,7 +136,7 @@ def _float_models(
     if wanted & {"fp32 onnx", "fp32 openvino"}:
         tell("exporting the float model to ONNX")
         with suppress(RuntimeError, ValueError):  # what torch.export cannot take has no such rows
-            forms |= _float_runtimes(model, sample, signature, scratch / "float.onnx", threads, wanted)
+            forms |= _float_runtimes(model, sample, signature, place / "float.onnx", threads, wanted)
     return forms
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -15,6 +13,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.layer import QATLayer
 from lq.export.exporters import Chosen
 from lq.export.parity import ENOUGH_DB
+from lq.export.scratch import scratch
 from lq.export.signature import Inputs, Signature
 from lq.metrics.fidelity import sqnr
 from lq.metrics.outputs import main_tensor
@@ -68,9 +67,8 @@ def _source(prepared: fx.GraphModule, node: fx.Node) -> str:
 
 def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inputs) -> float:
     cut = _cut_behind(prepared, node)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
+    with torch.no_grad(), scratch() as directory:
         expected = main_tensor(cut(*inputs[0], **inputs[1]))
-        directory = Path(scratch)
         info = choice.export(cut, inputs, directory)
         signature = Signature.of(cut, inputs, expected)
         got = choice.exporter.load(directory, signature, info)(*inputs[0], **inputs[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,16 @@ from torch import Tensor, fx, nn
 from lq.backends.bias import round_biases
 from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
 from lq.benchmark import Latency
-from lq.export.artifact import PREPARED_NAME, Int8Model, load, new_artifact
+from lq.export.artifact import PREPARED_NAME, Int8Model, load
+from lq.export.destination import Destination
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.files import save
 from lq.export.gatekeeper import Gatekeeper
+from lq.export.handover import as_destination, hand_over, workplace
 from lq.export.manifest import write_manifest
 from lq.export.parity import Gate, Parity, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
+from lq.export.scratch import scratch
 from lq.export.signature import Inputs, Signature, one_sample
 from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
@@ -44,7 +47,8 @@ class Deployment:
         rows: of the closing table.
         results: metrics by version, and how far each int8 model agrees with the fake-quantized one.
         parity: what the gate found, by exporter.
-        directory: of the artifact, if one was written.
+        directory: of the artifact, or its URL, if one was written.
+        rejected: where that is which did not pass the gate; with it all else, if an older artifact stayed in its place.
         notes: to be read beside the table.
         failures: what went wrong with single exporters; their files are not in the artifact.
     """
@@ -53,7 +57,8 @@ class Deployment:
     rows: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, float]] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
-    directory: Path | None = None
+    directory: Path | str | None = None
+    rejected: Path | str | None = None
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -65,6 +70,10 @@ class Deployment:
         """
         if self.failures:
             where = "nothing was written" if self.directory is None else f"everything else is in {self.directory}"
+            if self.rejected is not None:
+                kept = f"what did not pass is kept in {self.rejected}"
+                # Without a directory of its own all of it is there: the artifact of an earlier run stayed.
+                where = kept if self.directory is None else f"{kept}, {where}"
             raise RuntimeError(f"{'; '.join(self.failures)}. The trained weights are safe; {where}.")
 
 
@@ -75,7 +84,8 @@ class Order:
     Args:
         exporters: names from :data:`lq.export.exporters.EXPORTERS`, or ``{name: options}``.
         gate: what each artifact has to reach.
-        directory: where to write; ``None`` writes nothing.
+        directory: where to write, as a path, a URL or a :class:`~lq.export.destination.Destination` from before the
+            training; ``None`` writes nothing.
         manifest: what else ``lq.json`` shall hold.
 
     Raises:
@@ -85,7 +95,7 @@ class Order:
 
     exporters: Sequence[Choice] = DEFAULT_EXPORTERS
     gate: Gate = field(default_factory=Gate)
-    directory: Path | None = None
+    directory: Path | Destination | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,9 +138,9 @@ def deliver(
         "signature": Signature.of(prepared, example, output).to_dict(),
         **order.manifest,
     }
-    deployment, gate = Deployment(), order.gate
-    with new_artifact(order.directory) as place:
-        torch.save(trained, place / PREPARED_NAME)
+    deployment, gate, destination = Deployment(), order.gate, as_destination(order.directory)
+    with workplace(destination) as place:
+        save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, order.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
         deployment.models = {kind: load(place, kind) for kind in infos}
@@ -141,18 +151,34 @@ def deliver(
         _pass_gate(deployment, prepared, order, place, calls or [(example, main_tensor(output))])
         times = _latencies(deployment, place, float_model, one_sample(example))
         deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
-        if gate.on_failure == "error":
-            _leave_out(deployment, place, infos)
+        failed = _leave_out(deployment) if gate.on_failure == "error" else []
         entries["parity"] = {kind: parity.to_dict() for kind, parity in deployment.parity.items()}
         entries |= {"results": deployment.results, "table": deployment.rows}
         if deployment.failures:
             entries["error"] = "; ".join(deployment.failures)
-        write_manifest(place, {**entries, "artifacts": infos})
-    if order.directory is not None:
-        deployment.directory = order.directory
-        for model in deployment.models.values():
-            model.path = order.directory
+        if destination is not None:
+            _settle(deployment, place, destination, failed, entries, infos)
     return deployment
+
+
+def _settle(
+    deployment: Deployment,
+    place: Path,
+    destination: Destination,
+    failed: Sequence[str],
+    entries: Mapping[str, Any],
+    infos: Mapping[str, Any],
+) -> None:
+    """Move the artifact to where it belongs, and say where that is."""
+
+    def describe(directory: Path, kinds: Sequence[str]) -> None:
+        write_manifest(directory, {**entries, "artifacts": {kind: infos[kind] for kind in kinds}})
+
+    handed = hand_over(place, destination, list(deployment.models), failed, not deployment.failures, describe)
+    deployment.directory, deployment.rejected = handed.directory, handed.rejected
+    deployment.notes += handed.remarks
+    for model in deployment.models.values():
+        model.path = handed.directory or handed.rejected or model.path
 
 
 def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> None:
@@ -174,9 +200,11 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     args, kwargs = one_sample(example)
     for choice in chosen(exporters):
         try:
-            with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
-                info = choice.export(prepared, example, Path(scratch))
-                choice.exporter.load(Path(scratch), signature, info)(*args, **kwargs)
+            with scratch() as place, torch.no_grad():
+                info = choice.export(prepared, example, place)
+                choice.exporter.load(place, signature, info)(*args, **kwargs)
+        except OSError:
+            raise  # a full disk is no fault of the model
         except Exception as error:
             raise ValueError(
                 f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
@@ -229,10 +257,9 @@ def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, p
         changed = metric_complaint(results.get(FAKE, {}), results.get(choice.name, {}), gate)
         parity = keeper.judge(choice, place, changed)
         if not parity.passed:
-            message = (
-                f"{choice.name!r} does not compute what was trained: {parity.complaint}; "
-                f"they part at {parity.first_layer}"
-            )
+            what = "does not compute what was trained" if parity.samples else "does not run"
+            message = f"{choice.name!r} {what}: {parity.complaint}"
+            message += f"; they part at {parity.first_layer}" if parity.first_layer else ""
             if gate.on_failure == "error":
                 deployment.failures.append(message)
             else:
@@ -254,12 +281,12 @@ def _latencies(
         return {}
 
 
-def _leave_out(deployment: Deployment, place: Path, infos: dict[str, Any]) -> None:
-    """Take out of the artifact what did not pass the gate."""
-    for kind, parity in deployment.parity.items():
-        if not parity.passed:
-            _remove(kind, place)
-            del infos[kind], deployment.models[kind]
+def _leave_out(deployment: Deployment) -> list[str]:
+    """Take out of the models what did not pass the gate; returns the kinds."""
+    failed = [kind for kind, parity in deployment.parity.items() if not parity.passed]
+    for kind in failed:
+        del deployment.models[kind]
+    return failed
 
 
 def _remove(kind: str, place: Path) -> None:

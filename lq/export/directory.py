@@ -1,16 +1,29 @@
-"""A directory that is written as a whole or not at all."""
+"""A directory that is written as a whole or not at all, beside the one that it replaces."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from lq.export.files import cannot_write
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 AnyPath = str | os.PathLike[str]
+Own = Callable[[Path], Iterable[str]]
+
+_LONGEST_NAME = 255  # bytes, on every file system in use
+_DAY = 24 * 60 * 60
 
 
 @contextmanager
@@ -20,7 +33,7 @@ def atomic_directory(directory: AnyPath) -> Iterator[Path]:
     Whatever stood there before stays until the new one is complete; a process that dies in between leaves
     the old or the new one, never half of one. The exchange takes two renames: dying right between them leaves
     the old directory under its backup name, where :func:`complete_directory` finds it and the next write
-    restores it. One process at a time may write a directory.
+    restores it.
 
     Args:
         directory: where the result shall be; its parents are created.
@@ -39,20 +52,68 @@ def atomic_directory(directory: AnyPath) -> Iterator[Path]:
         >>> [file.name for file in target.iterdir()]
         ['answer.txt']
     """
-    target = _absolute(directory)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    for stale in target.parent.glob(f"{_temporary(target)}*"):
-        shutil.rmtree(stale)
-    place = target.with_name(_temporary(target) + uuid.uuid4().hex)
-    place.mkdir()
+    target = absolute(directory)
+    with scratch_directory(target) as place:
+        yield place
+        publish(place, target)
+
+
+@contextmanager
+def scratch_directory(target: Path) -> Iterator[Path]:
+    """An empty directory beside ``target``, gone afterwards if it was not moved away.
+
+    It is locked as long as its process lives, so that one that a killed process has left is known by that, and removed
+    when the next one is made.
+
+    Args:
+        target: absolute; its parents are created.
+
+    Yields:
+        The directory.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent):
+            _sweep(target)
+            place = target.with_name(_scratch_prefix(target) + uuid.uuid4().hex)
+            place.mkdir()
+            lock = _lock(place, wait=False)
+    except OSError as error:
+        raise cannot_write(target, error) from error
     try:
         yield place
-        _sync(place)
-        _exchange(place, target)
-    except BaseException:
+    finally:
         shutil.rmtree(place, ignore_errors=True)
-        raise
+        if lock is not None:
+            os.close(lock)
+
+
+def publish(place: Path, target: Path, own: Own | None = None, choose: Callable[[Path], Path] | None = None) -> Path:
+    """Move a complete directory to its place; no other process does so at the same time.
+
+    Args:
+        place: from :func:`scratch_directory`.
+        target: absolute, in the same directory.
+        own: names the files of an older directory that may be deleted; the others stay. ``None`` is all of them.
+        choose: takes the target, once nobody else can change it, and returns where to move to.
+
+    Returns:
+        where it is now.
+
+    Raises:
+        OSError: if the disk refuses; what stood there is untouched then.
+    """
+    _sync(place)
+    with _locked(target.parent):
+        _recover(target, own)
+        chosen = target if choose is None else choose(target)
+        if chosen != target:
+            _recover(chosen, own)
+        _exchange(place, chosen, own)
+    return chosen
 
 
 def complete_directory(directory: AnyPath) -> Path:
@@ -68,58 +129,120 @@ def complete_directory(directory: AnyPath) -> Path:
         >>> complete_directory("runs/int8")
         PosixPath('runs/int8')
     """
-    backup = _backup(_absolute(directory))
-    return backup if backup.exists() and not Path(directory).exists() else Path(directory)
+    path = Path(directory)
+    if path.exists():
+        return path
+    backup = _backup(absolute(directory))
+    return backup if backup.exists() else path
 
 
-def check_creatable(directory: AnyPath) -> None:
-    """Check that a directory can be written or replaced, without leaving a trace.
-
-    Args:
-        directory: the directory, which need not exist.
+def absolute(directory: AnyPath) -> Path:
+    """The real path: a link stays, and what it points to is replaced.
 
     Raises:
-        NotADirectoryError: if the path, or a part of it, is a file.
-        PermissionError: if the disk refuses to hold a new directory there, or to replace a mount point.
+        FileNotFoundError: if the path is relative and the working directory is gone.
+        ValueError: if no such path can be.
+
+    Example:
+        >>> absolute("/tmp/../int8")
+        PosixPath('/int8')
     """
-    target = _absolute(directory)
-    existing = next(path for path in (target, *target.parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"cannot write {target}: {existing} is not a directory. Choose another path.")
-    if target.is_mount():
-        raise PermissionError(f"cannot replace {target}, a mount point. Choose a directory below it, e.g. int8.")
-    # The exchange renames in the parent of the target.
-    holder = target.parent if existing == target else existing
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=f"{_temporary(target)}check-", dir=holder))
-    except OSError as error:
-        raise PermissionError(
-            f"cannot write {target}: no directory can be created in {holder} ({error.strerror}). "
-            "Make it writable or choose another path."
+        path = Path(directory).expanduser()
+        return path.resolve()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{str(directory)!r} is not the name of a directory: {error}. Choose another path.") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{directory} is a relative path, and the working directory that it starts from was deleted. "
+            "Change into one that exists, or give an absolute path."
         ) from error
 
 
-def _absolute(directory: AnyPath) -> Path:
-    return Path(directory).resolve()  # a link stays, and what it points to is replaced
+def beside(target: Path, suffix: str) -> Path:
+    """The directory of the same name with a suffix; a name that is too long for that is cut.
+
+    Example:
+        >>> beside(Path("/runs/int8"), ".failed")
+        PosixPath('/runs/int8.failed')
+    """
+    room = _LONGEST_NAME - len(os.fsencode(suffix))
+    return target.with_name(os.fsencode(target.name)[:room].decode(errors="ignore") + suffix)
 
 
-def _temporary(target: Path) -> str:
-    return f".{target.name}.tmp-"
+def _scratch_prefix(target: Path) -> str:
+    room = len(uuid.uuid4().hex) + 1  # for what follows, and the dot in front
+    return f".{beside(target, '.tmp-' + room * '-').name[:-room]}"
 
 
 def _backup(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+    return target.with_name(f".{beside(target, '.old-').name[:-1]}")
 
 
-def _recover(target: Path) -> None:
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One process at a time, by a lock on the directory, which leaves nothing behind."""
+    lock = _lock(directory, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(directory: Path, wait: bool) -> int | None:
+    """A file descriptor that holds the lock; ``None`` where the file system has none.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # some network file systems
+        os.close(handle)
+        return None
+    return handle
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes have left beside a directory.
+
+    Args:
+        target: absolute.
+    """
+    if target.parent.is_dir():
+        with suppress(OSError), _locked(target.parent):
+            _sweep(target)
+
+
+def _sweep(target: Path) -> None:
+    prefix = _scratch_prefix(target)
+    for path in [path for path in target.parent.iterdir() if path.name.startswith(prefix) and path.is_dir()]:
+        try:
+            lock = _lock(path, wait=False)
+        except OSError:  # its process lives, or it is somebody else's
+            continue
+        if lock is not None or time.time() - path.stat().st_mtime > _DAY:
+            shutil.rmtree(path, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _recover(target: Path, own: Own | None) -> None:
     backup = _backup(target)
     if backup.exists() and target.exists():
-        shutil.rmtree(backup)
+        _remove(backup, target, own)
     elif backup.exists():
         backup.rename(target)
 
 
-def _exchange(place: Path, target: Path) -> None:
+def _exchange(place: Path, target: Path, own: Own | None) -> None:
     backup = _backup(target)
     replaces = target.exists()
     if replaces:
@@ -132,7 +255,25 @@ def _exchange(place: Path, target: Path) -> None:
         raise
     _sync_entries(target.parent)
     if replaces:
-        shutil.rmtree(backup)
+        _remove(backup, target, own)
+
+
+def _remove(backup: Path, target: Path, own: Own | None) -> None:
+    """Delete a backup; what is not our own moves into the directory that has replaced it."""
+    if own is not None:
+        deletable = {backup / name for name in own(backup)}
+        for path in sorted(backup.rglob("*")):
+            if path not in deletable and (path.is_symlink() or not path.is_dir()):
+                _move(path, target / path.relative_to(backup))
+    shutil.rmtree(backup)
+
+
+def _move(path: Path, wanted: Path) -> None:
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    free, number = wanted, 1
+    while os.path.lexists(free):
+        free, number = beside(wanted, f".kept-{number}"), number + 1
+    path.rename(free)
 
 
 def _sync(directory: Path) -> None:

@@ -20,8 +20,11 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map
 
+from lq.export.files import write_file
+from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, quiet_export
 from lq.export.signature import FlatModel, Inputs, Signature, batch_size, one_sample
+from lq.fields import Field
 
 FILE = "int8.pte"
 
@@ -51,7 +54,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         layers = _layers(edge.exported_program().graph_module)
         content = edge.to_executorch().buffer
-    (directory / FILE).write_bytes(content)
+    write_file(directory / FILE, content)
     at_once = None if batch_size(example) is None else 1
     return {"dynamic_batch": False, "largest_batch": at_once, **layers}
 
@@ -62,6 +65,8 @@ def load(
     """``int8.pte`` in ExecuTorch's runtime, which chooses the number of threads."""
     from executorch.runtime import Runtime
 
+    largest = Field(info, f"{directory / MANIFEST_NAME}: artifacts.executorch")["largest_batch"]
+    at_once = None if largest.value is None else largest.integer(1)
     method = Runtime.get().load_program(directory / FILE).load_method("forward")
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
@@ -71,7 +76,7 @@ def load(
             # A copy: the outputs lie in the runtime's own memory, which the next call overwrites.
             return [out.clone() for out in method.execute(given) if isinstance(out, Tensor)]
 
-    return FlatModel(run, signature, at_once=info["largest_batch"])
+    return FlatModel(run, signature, at_once=at_once)
 
 
 def _plain(example: Inputs) -> Inputs:

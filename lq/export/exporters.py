@@ -48,7 +48,8 @@ class Exporter:
         missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
         if missing:
             raise ImportError(
-                f'exporter {self.name!r} needs {", ".join(missing)}, not installed here: pip install "lq[{self.extra}]"'
+                f"exporter {self.name!r} needs {', '.join(missing)}, not installed here: "
+                f"pip install 'lightning-qat[{self.extra}]'"
             )
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
@@ -64,6 +65,21 @@ class Exporter:
         self.check_installed()
         loaded: Callable[..., Any] = self._function("load")(directory, signature, info, threads)
         return loaded
+
+    def check(self, directory: Path) -> bool:
+        """Refuse files that do more than compute.
+
+        Returns:
+            whether there is such a check: some runtimes can only compute.
+
+        Raises:
+            ValueError: naming the file and what it would do.
+        """
+        check = getattr(importlib.import_module(self.module), f"check_file{self.suffix}", None)
+        if check is not None:
+            self.check_installed()
+            check(directory)
+        return check is not None
 
     def options(self) -> tuple[str, ...]:
         """Names of the options of ``export``."""
@@ -136,6 +152,8 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")
+    if not isinstance(choices, Sequence):
+        raise TypeError(f"exporters={choices!r} must be a list of names; write ['torch'].")
     pairs = [pair for choice in choices for pair in _pairs(choice)]
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -148,6 +166,11 @@ def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
     if isinstance(choice, str):
         return [(choice, {})]
     if isinstance(choice, Mapping):
+        for name, options in choice.items():
+            if options is not None and not isinstance(options, Mapping):
+                raise TypeError(
+                    f"options of exporter {name!r} must be a mapping, got {options!r}; write {{'opset': 20}}."
+                )
         return [(name, options or {}) for name, options in choice.items()]
     raise TypeError(f"exporter {choice!r} must be a name, or a mapping such as {{'onnx': {{'opset': 20}}}}.")
 

@@ -45,6 +45,8 @@ class Gatekeeper:
             other_complaint: what else speaks against it, or "".
         """
         parity = self._excused(choice.name, check(place, choice.name, self.inputs, self.expected, self.gate))
+        if parity.remark:
+            self.notes.append(f"{choice.name}: {parity.remark}")
         parity = replace(parity, complaint=parity.complaint or other_complaint)
         if parity.passed:
             return parity

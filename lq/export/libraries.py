@@ -15,6 +15,9 @@ _OF_TORCH = frozenset(
     | {"higher_order", "inductor", "mkldnn_prepacked", "prepacked", "static_runtime", "cuda", "_c10d_functional"}
 )
 
+# Packages that are imported for a model that uses their operations; others the user has to import.
+_KNOWN = frozenset({"torchvision", "torchaudio"})
+
 
 def libraries_of(model: torch.jit.ScriptModule | ExportedProgram) -> list[str]:
     """The namespaces of operations in a model that torch alone does not have, in order.
@@ -49,6 +52,8 @@ def import_libraries(info: Mapping[str, Any]) -> None:
         if _is_registered(name):
             continue
         try:
+            if name not in _KNOWN:  # a file names it, and what a file names is not imported
+                raise ImportError(name)
             importlib.import_module(name)
         except ImportError as error:
             raise ImportError(

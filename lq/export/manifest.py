@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,14 @@ from typing import Any
 
 import torch
 
+from lq.export.files import write_file
+from lq.fields import Field, parse_json
+
 MANIFEST_NAME = "lq.json"
 FORMAT = "lq-artifact"
 FORMAT_VERSION = 1
+DISTRIBUTION = "lightning-qat"
+_LARGEST_MANIFEST = 2**26  # bytes; that of a model of ten thousand layers has some 10 MB
 _PACKAGES = (
     "lightning",
     "pytorch-lightning",
@@ -42,11 +48,12 @@ def write_manifest(directory: Path, entries: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if an entry takes a name that the manifest needs itself.
         TypeError: if an entry is not plain data.
+        OSError: if the disk refuses.
     """
     taken = sorted(set(entries) & set(RESERVED))
     if taken:
         raise ValueError(f"manifest entries {taken} are written by lq itself; choose other names.")
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST_NAME)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -55,7 +62,7 @@ def write_manifest(directory: Path, entries: Mapping[str, Any]) -> None:
         **{key: _plain(value, key) for key, value in entries.items()},
     }
     text = json.dumps(content, indent=2, allow_nan=False)
-    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    write_file(directory / MANIFEST_NAME, f"{text}\n".encode())
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -70,7 +77,8 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such directory.
         NotADirectoryError: if the path is a file.
-        ValueError: if the directory is no lq artifact, or one of a newer format.
+        ValueError: if the directory is no lq artifact, one of a newer format, or was tampered with; the message names
+            file and field.
     """
     path = Path(directory)
     if not path.exists():
@@ -82,11 +90,12 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     content = _read(path)
     version = content["format_version"]
     if version > FORMAT_VERSION:
-        writer = content.get("versions", {}).get("lq", "a later version")
+        writer = Field(content, str(path / MANIFEST_NAME)).get("versions", {}).get("lq", "a later version").value
         raise ValueError(
             f"{path} has format version {version}, written by lq {writer}; this lq reads versions up to "
-            f"{FORMAT_VERSION}. Upgrade it: pip install -U lq."
+            f"{FORMAT_VERSION}. Upgrade it: pip install -U {DISTRIBUTION}."
         )
+    _check(Field(content, str(path / MANIFEST_NAME)))
     return content
 
 
@@ -112,6 +121,8 @@ def checked_file(directory: str | os.PathLike[str], manifest: Mapping[str, Any],
     Raises:
         FileNotFoundError: if the artifact does not have the file.
         ValueError: if the file is not the one that was exported.
+
+    The checksum is in the same directory: it finds damage, not malice.
     """
     path, listed = Path(directory, name), manifest["files"]
     if name not in listed:
@@ -135,15 +146,58 @@ def _read(path: Path) -> dict[str, Any]:
     remedy = "Give the directory that a training exported."
     if not file.is_file():
         raise ValueError(f"{path} is not an lq artifact: it has no {MANIFEST_NAME}. {remedy}")
+    if file.stat().st_size > _LARGEST_MANIFEST:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any that lq writes. {remedy}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parse_json(file.read_bytes(), str(file))
+    except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not valid JSON ({error}): the artifact is damaged. {remedy}") from error
     wanted = {"format": str, "format_version": int, "files": dict}
     known = isinstance(content, dict) and all(isinstance(content.get(k), t) for k, t in wanted.items())
-    if not known or content["format"] != FORMAT:
+    if not known or content["format"] != FORMAT or isinstance(content["format_version"], bool):
         raise ValueError(f"{file} was not written by lq: {path} is not an lq artifact. {remedy}")
     return dict(content)
+
+
+def _check(manifest: Field) -> None:
+    """Refuse a manifest that :func:`write_manifest` cannot have written."""
+    manifest["format_version"].integer(1)
+    for _, version in manifest.get("versions", {}).items():
+        version.text()
+    for name, listed in manifest["files"].items():
+        _check_file_name(name, listed)
+        if not re.fullmatch("[0-9a-f]{64}", listed["sha256"].text()):
+            raise listed["sha256"].error("a SHA-256 checksum of 64 digits")
+        listed["bytes"].integer(0)
+    for kind in ("artifacts", "parity", "results"):
+        for _, entry in manifest.get(kind, {}).items():
+            entry.mapping()
+    for _, entry in manifest.get("results", {}).items():
+        for _, figure in entry.items():
+            _check_figure(figure)
+    for name, ends in manifest.get("ranges", {}).items():
+        _check_range(name, ends)
+    for row in manifest.get("table", []).each():
+        row.mapping()
+
+
+def _check_file_name(name: str, listed: Field) -> None:
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise ValueError(f"{listed.where} is not the name of a file inside of the artifact, which it must be.")
+
+
+def _check_figure(figure: Field) -> None:
+    if figure.value not in ("inf", "-inf", "nan", None):
+        figure.number()
+
+
+def _check_range(name: str, ends: Field) -> None:
+    values = ends.each()
+    if [end.value for end in values] == ["inf", "-inf"]:
+        return  # of a tensor that never was computed
+    if len(values) != 2 or values[0].number() > values[1].number():
+        raise ends.error("two numbers, the lower one first")
 
 
 def _fingerprint(path: Path) -> dict[str, str | int]:
@@ -157,7 +211,11 @@ def _fingerprint(path: Path) -> dict[str, str | int]:
 def _versions() -> dict[str, str]:
     """Of lq, and of whatever has a part in an artifact and is installed."""
     found = {name: version for name in _PACKAGES if (version := _installed(name)) is not None}
-    own = {"lq": _installed("lq") or "unknown", "torch": str(torch.__version__), "python": platform.python_version()}
+    own = {
+        "lq": _installed(DISTRIBUTION) or "unknown",
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
     return {**own, **found}
 
 

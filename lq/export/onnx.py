@@ -10,9 +10,8 @@ whose bias is added in float, and most of a ``tensorrt`` file in float, as its R
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
+from lq.export.files import write_file
 from lq.export.onnx_graph import align_channels, tidy
 from lq.export.program import export_program, quiet_export
+from lq.export.scratch import scratch
 from lq.export.signature import FlatModel, Inputs, Signature
+from lq.plainly import check_integer
 
 FILE = "int8.onnx"
 TENSORRT_FILE = "int8.tensorrt.onnx"
@@ -47,8 +49,10 @@ def check_options(opset: int = OPSET) -> None:
     """Check the options of the exporters.
 
     Raises:
+        TypeError: if it is no whole number.
         ValueError: if it is too old or unknown.
     """
+    check_integer("opset", opset, OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ValueError(
             f"opset={opset} must be from {OLDEST_OPSET} (the oldest that torch.onnx writes) to {NEWEST_OPSET}; "
@@ -92,14 +96,13 @@ def write(
 
     check_options(opset)
     program, dynamic = export_program(prepared, example)
-    write_program(program, path, opset)
-    model = onnx.load(path)
+    model = _model_of(program, opset)
     tidy(model, dynamic)
     if aligned:
         align_channels(model)
-    onnx.save(model, path)
+    write_file(path, model.SerializeToString())
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(f"the ONNX file is not valid: {error}") from error
     return Written(path, dynamic)
@@ -107,10 +110,14 @@ def write(
 
 def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
     """Write a ``torch.export`` program as it is, quantized or float."""
+    write_file(path, _model_of(program, opset).SerializeToString())
+
+
+def _model_of(program: ExportedProgram, opset: int) -> Any:
     with quiet_export():
         made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
     assert made is not None
-    made.save(path)
+    return made.model_proto
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
@@ -151,6 +158,44 @@ def load_tensorrt(
     return session_model(directory / TENSORRT_FILE, signature, threads)
 
 
+def check_file(directory: Path, name: str = FILE) -> None:
+    """Refuse a file that reads other files; lq writes none like that.
+
+    Raises:
+        ValueError: naming the tensor that lies elsewhere.
+    """
+    import onnx
+
+    path = directory / name
+    try:
+        model = onnx.ModelProto.FromString(path.read_bytes())
+    except Exception as error:  # protobuf's own, of which there are several implementations
+        raise ValueError(f"{path} is not an ONNX file: {error}") from error
+    for message in _messages(model):
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            where = ", ".join(entry.value for entry in message.external_data if entry.key == "location")
+            raise ValueError(
+                f"{path}: tensor {message.name!r} lies in another file ({where or 'unnamed'}), which lq never does. "
+                "If you trust where the file comes from, give trust=True."
+            )
+
+
+def check_file_tensorrt(directory: Path) -> None:
+    """The same for ``int8.tensorrt.onnx``."""
+    check_file(directory, TENSORRT_FILE)
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """A protobuf message and all that it holds: tensors are in graphs, nodes, functions and what comes next."""
+    waiting = [message]
+    while waiting:
+        current = waiting.pop()
+        yield current
+        for descriptor, value in current.ListFields():
+            if descriptor.message_type is not None:
+                waiting += [value] if hasattr(value, "ListFields") else list(value)
+
+
 def session_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
     """Any ONNX file in an ONNX Runtime session on the CPU, callable as its signature says."""
     session = _session(path, threads)
@@ -179,8 +224,8 @@ def _kernels(path: Path) -> dict[str, Any]:
     """Which int8 kernels ONNX Runtime finds, and which layers it leaves in float."""
     import onnx
 
-    with tempfile.TemporaryDirectory() as scratch:
-        optimized = Path(scratch, "optimized.onnx")
+    with scratch() as place:
+        optimized = place / "optimized.onnx"
         _session(path, optimized=optimized)
         nodes = onnx.load(optimized).graph.node
     kinds = Counter(node.op_type for node in nodes)

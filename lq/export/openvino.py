@@ -7,8 +7,9 @@ model on this machine.
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, fx
 
 from lq.export import onnx as onnx_export
+from lq.export.files import write_file
+from lq.export.scratch import scratch
 from lq.export.signature import FlatModel, Inputs, Signature
 
 FILE, WEIGHTS = "int8.xml", "int8.bin"
@@ -34,12 +37,31 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     """
     import openvino
 
-    with tempfile.TemporaryDirectory() as scratch:
-        made = onnx_export.write(prepared, example, Path(scratch, "int8.onnx"))
+    with scratch() as place:
+        made = onnx_export.write(prepared, example, place / "int8.onnx")
         model = openvino.convert_model(made.path)
-        openvino.save_model(model, directory / FILE, compress_to_fp16=False)
+        # Into scratch: its writer says nothing of a disk that is full, and the copy does.
+        openvino.save_model(model, place / FILE, compress_to_fp16=False)
+        _check_whole(place)
+        for name in (FILE, WEIGHTS):
+            write_file(directory / name, (place / name).read_bytes())
     precisions = _precisions(_compile(directory / FILE, None))
     return {"dynamic_batch": made.dynamic, **precisions}
+
+
+def _check_whole(place: Path) -> None:
+    """Look whether both files are complete.
+
+    Raises:
+        OSError: if the disk was too small for them.
+    """
+    try:
+        _compile(place / FILE, None)
+    except RuntimeError as error:
+        needed = (place / WEIGHTS).stat().st_size if (place / WEIGHTS).exists() else 0
+        if shutil.disk_usage(place).free <= max(needed, 2**16):
+            raise OSError(errno.ENOSPC, f"cannot write {place / WEIGHTS}: No space left on device") from error
+        raise
 
 
 def load(

@@ -7,6 +7,7 @@ turns it into int8 kernels, with the passes of torchao.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.reference import register_operations
+from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
+from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, in_order, quiet_export
+from lq.export.program_check import check_program
 from lq.export.signature import Inputs, Signature
+from lq.fields import Field
 
 FILE = "int8.pt2"
 
@@ -32,7 +37,9 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     program, dynamic = export_program(prepared, example)
     # A batch of images would be most of the file; torch 2.6 takes no None for the public attribute.
     program._example_inputs = None
-    torch.export.save(program, directory / FILE)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    write_file(directory / FILE, content.getbuffer())
     args, kwargs = in_order(prepared, example)
     libraries = libraries_of(program)
     return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs), "libraries": libraries}
@@ -63,7 +70,18 @@ def load(
     """The program as a module; ``threads`` is torch's own setting."""
     register_operations()
     import_libraries(info)
-    return ProgramModel(torch.export.load(directory / FILE).module(), signature, info)
+    program = torch.export.load(io.BytesIO((directory / FILE).read_bytes()))
+    given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.pt2")
+    checked = {
+        "positional": given["positional"].integer(0, len(signature.parameters)),
+        "named": [name.text() for name in given["named"].each()],
+    }
+    return ProgramModel(program.module(), signature, checked)
+
+
+def check_file(directory: Path) -> None:
+    """Refuse a program that would run code when it is loaded; see :mod:`lq.export.program_check`."""
+    check_program(directory / FILE)
 
 
 def lower(model: ProgramModel) -> ProgramModel:
@@ -79,7 +97,7 @@ def lower(model: ProgramModel) -> ProgramModel:
             # It registers the passes that put int8 weights into the layout of the kernels.
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
     except ImportError as error:
-        raise ImportError('inductor\'s int8 kernels need torchao: pip install "lq[pt2]"') from error
+        raise ImportError("inductor's int8 kernels need torchao: pip install 'lightning-qat[pt2]'") from error
     return ProgramModel(compile_frozen(model.module), model.signature, model.info)
 
 

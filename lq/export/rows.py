@@ -50,9 +50,9 @@ def comparison_rows(
     return rows + [_int8_row(kind, place, results) | _latency(times.get(kind)) for kind in kinds]
 
 
-def artifact_mb(kind: str, place: Path) -> float:
+def artifact_mb(kind: str, place: str | Path) -> float:
     """Size of the files of an artifact's model in MB (1e6 bytes)."""
-    return sum((place / file).stat().st_size for file in EXPORTERS[kind].files) / 1e6
+    return sum(Path(place, file).stat().st_size for file in EXPORTERS[kind].files) / 1e6
 
 
 def float_forms(model: nn.Module, sample: Inputs) -> dict[str, Callable[..., Any]]:

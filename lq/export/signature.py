@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten, treespec_dumps, treespec_loads
 
 from lq.backends.on_cpu import other_float_types
+from lq.export.treespec import load_treespec, nothing_to_import
+from lq.fields import Field
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -46,6 +48,7 @@ class Signature:
         inputs: its tensors, in the order in which the exported model takes them.
         output: structure of what it returns, as :func:`torch.utils._pytree.treespec_dumps` writes it.
         leaves: what stands in the places of that structure: "tensor", or a constant.
+        spec: ``output`` as torch has read it.
 
     Example:
         >>> net = nn.Linear(4, 2)
@@ -61,6 +64,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     output: str
     leaves: tuple[Any, ...]
+    spec: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, example: Inputs, output: Any) -> Signature:
@@ -125,7 +129,8 @@ class Signature:
             {'logits': tensor([1.]), 'loss': None}
         """
         rest = iter(tensors)
-        return tree_unflatten([next(rest) if leaf == _TENSOR else leaf for leaf in self.leaves], _loads(self.output))
+        spec = load_treespec(self.output, "output") if self.spec is None else self.spec
+        return tree_unflatten([next(rest) if leaf == _TENSOR else leaf for leaf in self.leaves], spec)
 
     @property
     def outputs(self) -> int:
@@ -147,13 +152,36 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        inputs = [{"name": i.name, "shape": list(i.shape), "dtype": i.dtype} for i in self.inputs]
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "spec"}
+        return {**plain, "inputs": inputs, "constants": dict(self.constants)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Signature:
-        """From plain data."""
-        inputs = tuple(TensorSpec(i["name"], tuple(i["shape"]), i["dtype"]) for i in data["inputs"])
-        return cls(tuple(data["parameters"]), data["constants"], inputs, data["output"], tuple(data["leaves"]))
+    def from_dict(cls, data: Mapping[str, Any], where: str = "signature", trust: bool = False) -> Signature:
+        """From plain data, of whatever origin.
+
+        Args:
+            data: what :meth:`to_dict` has returned.
+            where: file and field that it comes from, for messages.
+            trust: import what the structure of the output names.
+
+        Raises:
+            ValueError: naming file and field that are not as :meth:`to_dict` makes them.
+        """
+        given = Field(data, where)
+        signature = cls(
+            tuple(name.text() for name in given["parameters"].each()),
+            {name: _checked_constant(value) for name, value in given["constants"].items()},
+            tuple(_checked_spec(entry) for entry in given["inputs"].each()),
+            given["output"].text(),
+            tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
+        )
+        output = given["output"]
+        spec = treespec_loads(output.text()) if trust else load_treespec(output.text(), output.where)
+        if spec.num_leaves != len(signature.leaves):
+            raise given["leaves"].error(f"a list of {spec.num_leaves} entries, as many as 'output' has leaves")
+        # Read once, as it was checked: a class that is registered later must not change what the text means.
+        return replace(signature, spec=spec)
 
 
 class FlatModel:
@@ -236,11 +264,23 @@ def _constant(leaf: Any) -> Any:
 
 
 def _dumps(spec: Any, count: int) -> str:
+    # A class that torch cannot write down, or that would have to be imported: what it holds comes as a tuple.
     try:
-        return treespec_dumps(spec)
-    except Exception:  # a class that torch cannot write down: what it holds comes as a tuple
-        return treespec_dumps(tree_flatten(tuple(range(count)))[1])
+        text = treespec_dumps(spec)
+    except Exception:
+        text = ""
+    return text if text and nothing_to_import(text) else treespec_dumps(tree_flatten(tuple(range(count)))[1])
 
 
-def _loads(text: str) -> Any:
-    return treespec_loads(text)
+def _checked_constant(given: Field) -> Any:
+    if not _is_plain(given.value):
+        raise given.error("text, a number, true, false or null")
+    return given.value
+
+
+def _checked_spec(given: Field) -> TensorSpec:
+    dtype = given["dtype"]
+    if not isinstance(getattr(torch, dtype.text(), None), torch.dtype):
+        raise dtype.error("a type of torch, such as 'float32'")
+    shape = tuple(None if size.value is None else size.integer(0) for size in given["shape"].each())
+    return TensorSpec(given["name"].text(), shape, dtype.text())

@@ -1,4 +1,4 @@
-"""Latency of exported and float models in a process of their own: ``python -m lq.export.stopwatch DIRECTORY SCRATCH``.
+"""Latency of exported and float models in a process of their own, which runs :func:`main`.
 
 A process that has trained or run large batches gives int8 latencies that are several times too high.
 """
@@ -6,9 +6,8 @@ A process that has trained or run large batches gives int8 latencies that are se
 from __future__ import annotations
 
 import copy
+import io
 import json
-import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,10 +20,12 @@ from torch import nn
 from lq.benchmark import Latency, compare_latency, latency
 from lq.deprecations import quiet_torchscript
 from lq.export.artifact import load
+from lq.export.files import save, write_file
 from lq.export.rows import EAGER, FROZEN, FUSED
+from lq.export.scratch import scratch
 from lq.export.signature import Inputs
 from lq.export.torchscript import export_torchscript, tensor_inputs
-from lq.export.worker import run_module
+from lq.export.worker import in_plain_containers, run_module
 
 SECONDS = 1.0
 _JOB, _SAMPLE, _FLOAT, _TIMES = "job.json", "sample.pt", "float.pt", "times.json"
@@ -49,15 +50,15 @@ def fresh_latencies(
     Raises:
         RuntimeError: if the process fails.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as place:
         job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
-        torch.save({"int8": sample}, Path(scratch, _SAMPLE))
+        save({"int8": in_plain_containers(sample)}, place / _SAMPLE)
         here: dict[str, Latency] = {}
-        if float_model is not None and not _save_float(float_model, sample, Path(scratch)):
+        if float_model is not None and not _save_float(float_model, sample, place):
             here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
-        Path(scratch, _JOB).write_text(json.dumps(job))
-        run_module("lq.export.stopwatch", str(directory), scratch)
-        times = json.loads(Path(scratch, _TIMES).read_text())
+        write_file(place / _JOB, json.dumps(job).encode())
+        run_module("lq.export.stopwatch", str(directory.absolute()), str(place))
+        times = json.loads((place / _TIMES).read_text())
     return {**here, **{name: Latency(**values) for name, values in times.items()}}
 
 
@@ -76,7 +77,7 @@ def main(directory: str, scratch: str) -> None:
         calls[kind] = _bound(load(directory, kind, job["threads"]), *samples["int8"])
     with torch.inference_mode():
         times = compare_latency(calls, threads=job["threads"], min_time=job["seconds"]) if calls else {}
-    (place / _TIMES).write_text(json.dumps({name: asdict(value) for name, value in times.items()}))
+    write_file(place / _TIMES, json.dumps({name: asdict(value) for name, value in times.items()}).encode())
 
 
 def _save_float(model: nn.Module, sample: Inputs, place: Path) -> bool:
@@ -84,9 +85,11 @@ def _save_float(model: nn.Module, sample: Inputs, place: Path) -> bool:
     with suppress(Exception):
         scripted = export_torchscript(copy.deepcopy(model), *sample)
         given = torch.load(place / _SAMPLE, weights_only=False)
+        content = io.BytesIO()
         with quiet_torchscript():
-            torch.jit.save(scripted, str(place / _FLOAT))
-        torch.save({**given, "float": tensor_inputs(model, *sample)}, place / _SAMPLE)
+            torch.jit.save(scripted, content)
+        write_file(place / _FLOAT, content.getbuffer())
+        save({**given, "float": in_plain_containers(tensor_inputs(model, *sample))}, place / _SAMPLE)
         return True
     return False
 
@@ -101,7 +104,3 @@ def _float_forms(path: Path) -> Iterable[tuple[str, Callable[..., Any]]]:
 
 def _bound(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     return lambda: model(*args, **kwargs)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

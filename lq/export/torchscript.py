@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +24,19 @@ from lq.backends.prepare import qconfig_of
 from lq.core.modules import QAT_LAYERS
 from lq.deprecations import quiet_torchscript
 from lq.export.control_flow import script_control_flow
+from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
+from lq.export.manifest import MANIFEST_NAME
+from lq.export.program_check import read_archive
 from lq.export.signature import Inputs, Signature, one_sample
+from lq.fields import Field
 
 FILE = "int8.pt"
 
+_MORE_THAN_COMPUTES = re.compile(
+    r"def\s+__(?:setstate|getstate|init)__|\b(?:from_file|save|load|_?fork|rpc_\w+|file_\w+|Open|Load|Save)\s*\(|ops\.(?:image|video)\.\w+"
+    r"|torch\.classes\.(?!quantized\b)\w+"
+)
 _STRUCTURES = (Tensor, list, tuple, dict)
 
 
@@ -92,8 +102,10 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
         flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
     scripted = export_torchscript(_flattened(int8) if flat else int8, *sample)
+    content = io.BytesIO()
     with quiet_torchscript():
-        torch.jit.save(scripted, str(directory / FILE))
+        torch.jit.save(scripted, content)
+    write_file(directory / FILE, content.getbuffer())
     return {
         "engine": qconfig_of(prepared).resolved_engine,
         "named_arguments": bool(tensor_inputs(int8, *sample)[1]),
@@ -112,7 +124,9 @@ def load(
     Raises:
         ValueError: if this build of PyTorch lacks the engine.
     """
-    select_engine(directory, info["engine"])
+    given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.torch")
+    named, flat = given["named_arguments"].flag(), given["flat_output"].flag()
+    select_engine(directory, given["engine"].text())
     import_libraries(info)
     with quiet_torchscript():
         scripted: Callable[..., Any] = torch.jit.load(str(directory / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
@@ -120,10 +134,31 @@ def load(
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.arguments(args, kwargs)
         with int8_kernels():
-            output = scripted(**arguments) if info["named_arguments"] else scripted(*arguments.values())
-        return signature.restore(tree_leaves(output)) if info["flat_output"] else output
+            output = scripted(**arguments) if named else scripted(*arguments.values())
+        return signature.restore(tree_leaves(output)) if flat else output
 
     return call
+
+
+def check_file(directory: Path) -> None:
+    """Refuse a file that does more than compute; lq writes none like that.
+
+    TorchScript has no operating system, but functions that open files, and ``__setstate__`` methods that run while a
+    file is loaded.
+
+    Raises:
+        ValueError: naming what was found.
+    """
+    path = directory / FILE
+    for name, content in read_archive(path):
+        if not name.endswith(".py"):
+            continue
+        found = _MORE_THAN_COMPUTES.search(content.decode("utf-8", "replace"))
+        if found is not None:
+            raise ValueError(
+                f"{path}: {name} holds {found.group().strip()!r}, which does more than compute. If you trust where the "
+                "file comes from, give trust=True."
+            )
 
 
 def _has_type(output: Any) -> bool:

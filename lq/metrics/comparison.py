@@ -154,6 +154,8 @@ class ModelComparison:
             raise ValueError(f"outputs of {sorted(outputs)} given, but {sorted(self.models)} are compared.")
         outputs = {name: self._move(outputs[name]) for name in self.models}
         target = self._move(target)
+        if self._prototype is None:
+            target = _class_numbers(outputs[self.models[0]], target)
         if not self._metrics:
             self._build(outputs[self.models[0]], target)
         for name, metric in self._metrics.items():
@@ -209,6 +211,18 @@ class ModelComparison:
         return tensor.detach().to(self._device, dtype)
 
 
+def _class_numbers(output: Any, target: Any) -> Any:
+    """Labels that are given as shares of the classes (one-hot, CutMix), as the numbers of the likeliest."""
+    scores = main_tensor(output)
+    if not isinstance(target, Tensor) or scores.ndim < 2 or target.shape != scores.shape:
+        return target
+    shares = target.float()
+    if bool((shares < 0).any()) or not torch.allclose(shares.sum(1), torch.ones(()).to(shares), atol=1e-3):
+        reason = "labels of the shape of the scores must be shares of the classes, which sum up to 1; these do not"
+        raise ValueError(_misfit("the default metric, multiclass accuracy,", output, target, reason))
+    return target.argmax(1)
+
+
 def _check_labels(output: Any, target: Any) -> None:
     """MulticlassAccuracy counts labels that it does not know as wrong, so a first look at them is ours."""
     scores, name = main_tensor(output), "the default metric, multiclass accuracy,"
@@ -216,6 +230,9 @@ def _check_labels(output: Any, target: Any) -> None:
         raise ValueError(_misfit(name, output, target))
     if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
         raise ValueError(_misfit(name, output, target, "labels must be a tensor of class numbers"))
+    wanted = (*scores.shape[:1], *scores.shape[2:])
+    if tuple(target.shape) != wanted:
+        raise ValueError(_misfit(name, output, target, f"labels must have the shape {wanted}"))
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= scores.shape[1]:
         reason = f"labels run from {low} to {high}, classes from 0 to {scores.shape[1] - 1}"

@@ -34,7 +34,7 @@ def build_torchvision(name: str, num_classes: int, weights: str | None, model_ar
     try:
         from torchvision import models
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Classifier needs torchvision: pip install 'lq[vision]'") from error
+        raise ModuleNotFoundError("Classifier needs torchvision: pip install 'lightning-qat[vision]'") from error
     known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)

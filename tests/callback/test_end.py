@@ -269,6 +269,7 @@ def test_failing_conversion_keeps_what_was_trained(fit: Fit, tmp_path: Path) -> 
     class Spoil(L.Callback):
         def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
             state_of(pl_module.model).min_val.fill_(torch.inf)
+            state_of(pl_module.model).max_val.fill_(-torch.inf)
 
     module, checkpoint = Tiny(), keeper(tmp_path / "kept")
     with pytest.raises(RuntimeError, match=r"int8 model could not be exported as 'torch'.*else is in"):

@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from lq.backends.prepare import prepare
 from lq.export.artifact import Int8Model, load, load_prepared_state
 from lq.export.delivery import Calls, Deployment, Order, deliver, rehearse
+from lq.export.destination import Destination
 from lq.export.parity import Gate
 from lq.export.torchscript import FILE
+from lq.export.worker import WorkerError
 from lq.metrics import main_tensor, sqnr
 from tests.export import faulty
 from tests.export.nets import Residual, example_of, images, residual
@@ -222,3 +224,72 @@ def test_a_rehearsal_fails_before_the_training_does() -> None:
         rehearse(prepare(Unscriptable(), example_args=(x, 2.0)), example_of(x, 2.0), ["torch"])
     with pytest.raises(ValueError, match=r"exported as 'faulty', which would only show at the end .* this cannot be e"):
         rehearse(residual(), EXAMPLE, [{"faulty": {"fails": "export"}}])
+
+
+def test_an_older_artifact_stays_if_the_new_one_fails(tmp_path: Path) -> None:
+    delivered(Order(directory=tmp_path / "int8"))
+    before = load(tmp_path / "int8")(images(3))
+    done = delivered(
+        Order(["torch", {"faulty": {"layer": "second"}}], directory=tmp_path / "int8"), residual("tensorrt")
+    )
+    assert torch.equal(load(tmp_path / "int8")(images(3)), before)
+    assert (done.directory, done.rejected) == (None, tmp_path / "int8.failed")
+    assert list(manifest(tmp_path / "int8.failed")["artifacts"]) == ["torch", "faulty"]
+    assert f"{tmp_path / 'int8'} stays the artifact of an earlier run" in done.notes
+    with pytest.raises(RuntimeError, match=r"safe; what did not pass is kept in .*int8\.failed\.$"):
+        done.raise_failures()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "int8.failed"]
+
+
+def test_what_fails_the_gate_is_kept_beside(tmp_path: Path) -> None:
+    done = delivered(Order(["torch", {"faulty": {"layer": "second"}}], directory=tmp_path / "int8"))
+    assert (done.directory, done.rejected) == (tmp_path / "int8", tmp_path / "int8.failed")
+    assert list(manifest(tmp_path / "int8.failed")["artifacts"]) == ["faulty"]
+    assert "they part at second" in manifest(tmp_path / "int8.failed")["error"]
+    load_prepared_state(tmp_path / "int8.failed")
+    with pytest.raises(RuntimeError, match=r"kept in .*int8\.failed, everything else is in .*int8\.$"):
+        done.raise_failures()
+
+
+def test_files_of_the_users_own_survive(tmp_path: Path) -> None:
+    delivered(Order(directory=tmp_path / "int8"))
+    (tmp_path / "int8" / "model.engine").write_text("built for an hour")
+    (tmp_path / "int8" / "int8.pt").write_text("edited by hand")
+    delivered(Order(directory=tmp_path / "int8"))
+    load(tmp_path / "int8")
+    assert (tmp_path / "int8" / "model.engine").read_text() == "built for an hour"
+    assert (tmp_path / "int8" / "int8.pt.kept-1").read_text() == "edited by hand"
+
+
+def test_of_two_runs_neither_loses_its_model(tmp_path: Path) -> None:
+    first, second = Destination.at(tmp_path / "int8"), Destination.at(tmp_path / "int8")
+    delivered(Order(directory=first))
+    before = load(tmp_path / "int8")(images(3))
+    done = delivered(Order(directory=second), residual("tensorrt"))
+    assert torch.equal(load(tmp_path / "int8")(images(3)), before)
+    assert done.directory == tmp_path / "int8-2"
+    assert done.models["torch"].path == tmp_path / "int8-2"
+    assert any("another run has written" in note for note in done.notes)
+    again = delivered(Order(directory=Destination.at(tmp_path / "int8")), residual("tensorrt"))
+    assert again.directory == tmp_path / "int8", "a later run replaces it"
+
+
+def test_files_that_appeared_during_the_training_cost_no_model(tmp_path: Path) -> None:
+    destination = Destination.at(tmp_path / "int8")
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8" / "notes.txt").write_text("mine")
+    assert delivered(Order(directory=destination)).directory == tmp_path / "int8-2"
+    assert (tmp_path / "int8" / "notes.txt").read_text() == "mine"
+
+
+def test_a_process_that_cannot_be_started_is_not_the_models_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise WorkerError("a fresh process could not be started: no room for it")
+
+    monkeypatch.setattr("lq.export.parity.run_in_fresh_process", broken)
+    done = delivered(Order(directory=tmp_path / "int8"))
+    assert done.failures == []
+    assert any("torch: it was compared in the process of the training, because a fresh" in note for note in done.notes)
+    load(tmp_path / "int8")

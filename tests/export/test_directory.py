@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lq.export.directory import atomic_directory, check_creatable, complete_directory
+from lq.export.creatable import check_creatable
+from lq.export.directory import atomic_directory, beside, complete_directory, publish, scratch_directory
 
 
 def write(target, text):
@@ -74,7 +75,7 @@ def test_relative_paths(tmp_path, monkeypatch):
 KILLED_AT_EVERY_STEP = """
 import os, sys
 from pathlib import Path
-from lq.export.directory import atomic_directory, complete_directory
+from lq.export.directory import atomic_directory, beside, complete_directory, publish, scratch_directory
 
 target = Path(sys.argv[1]) / "result"
 names = ["a.txt", "deep/b.txt"]
@@ -160,3 +161,91 @@ def test_complete_directory_prefers_the_directory_itself(tmp_path):
     write(tmp_path / "result", "x")
     assert complete_directory(tmp_path / "result") == tmp_path / "result"
     assert complete_directory(tmp_path / "nothing") == tmp_path / "nothing"
+
+
+def test_what_is_not_our_own_moves_into_the_new_one(tmp_path):
+    target = tmp_path / "result"
+    write(target, "old")
+    (target / "deep" / "mine").write_text("an hour of work")
+    (target / "b.engine").write_text("another hour")
+    with scratch_directory(target) as place:
+        (place / "b.engine").write_text("new")
+        publish(place, target, lambda old: ["a.txt", "deep/b.txt"])
+    found = {"b.engine": "new", "b.engine.kept-1": "another hour", "deep/mine": "an hour of work"}
+    assert read(target) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_dying_between_the_renames_loses_nothing_of_the_users(tmp_path):
+    write(tmp_path / ".result.old", "old")
+    (tmp_path / ".result.old" / "mine").write_text("x")
+    write(tmp_path / "other", "new")
+    (tmp_path / "other").rename(tmp_path / "result")
+    with scratch_directory(tmp_path / "result") as place:
+        (place / "a.txt").write_text("next")
+        publish(place, tmp_path / "result", lambda old: ["a.txt", "deep/b.txt"])
+    assert read(tmp_path / "result") == {"a.txt": "next", "mine": "x"}
+
+
+def test_scratch_of_the_living_stays_and_that_of_the_dead_goes(tmp_path):
+    target = tmp_path / "result"
+    (tmp_path / ".result.tmp-dead").mkdir()
+    with scratch_directory(target) as first:
+        with scratch_directory(target) as second:
+            assert first.is_dir()
+            assert second.is_dir()
+        assert sorted(tmp_path.iterdir()) == [first]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "n" * 225, "ö" * 127, "a b.c"])
+def test_every_name_that_the_disk_takes_will_do(tmp_path, name):
+    target = tmp_path / name
+    check_creatable(target)
+    write(target, "old")
+    write(target, "new")
+    assert read(target) == whole("new")
+    assert len(os.fsencode(beside(target, ".failed").name)) <= 255
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("n" * 256, "the name is too long"), ("a\0b", "is not the name of a directory")]
+)
+def test_a_name_that_the_disk_refuses_is_known_beforehand(tmp_path, name, reason):
+    with pytest.raises((OSError, ValueError), match=reason):
+        check_creatable(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+WITHOUT_WORKING_DIRECTORY = """
+import os, sys, tempfile
+from lq.export.creatable import check_creatable
+os.chdir(tempfile.mkdtemp()); os.rmdir(os.getcwd())
+check_creatable(sys.argv[1])
+try:
+    check_creatable("runs/int8")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_deleted_working_directory_is_named_for_what_it_is(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_WORKING_DIRECTORY, str(tmp_path / "int8")]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    assert done.returncode == 0, done.stderr
+    assert "the working directory that it starts from was deleted" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the superuser may mount")
+@pytest.mark.parametrize(("options", "reason"), [("size=4k", "the disk is full"), ("ro", "can only be read")])
+def test_a_disk_that_refuses_is_named_for_what_it_is(tmp_path, options, reason):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)]).returncode:
+        pytest.skip("may not mount here")
+    try:
+        with pytest.raises(OSError, match=rf"cannot write .*int8: .*{reason}"):
+            check_creatable(tmp_path / "int8")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -62,9 +62,9 @@ def test_a_string_is_no_list() -> None:
 @pytest.mark.parametrize(
     ("kind", "package", "line"),
     [
-        ("onnx", "onnxruntime", r'onnxruntime, not installed here: pip install "lq\[onnx\]"'),
-        ("tensorrt", "onnx", r'onnx, not installed here: pip install "lq\[onnx\]"'),
-        ("openvino", "openvino", r'openvino, not installed here: pip install "lq\[openvino\]"'),
+        ("onnx", "onnxruntime", r"onnxruntime, not installed here: pip install 'lightning-qat\[onnx\]'"),
+        ("tensorrt", "onnx", r"onnx, not installed here: pip install 'lightning-qat\[onnx\]'"),
+        ("openvino", "openvino", r"openvino, not installed here: pip install 'lightning-qat\[openvino\]'"),
     ],
 )
 def test_a_missing_package_gives_the_line_that_installs_it(kind: str, package: str, line: str, without: Any) -> None:

@@ -100,5 +100,5 @@ def test_without_torchao_the_line_that_installs_it(
     exported: tuple[fx.GraphModule, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", None)
-    with pytest.raises(ImportError, match=r'need torchao: pip install "lq\[pt2\]"'):
+    with pytest.raises(ImportError, match=r"need torchao: pip install 'lightning-qat\[pt2\]'"):
         pt2.lower(exported[1])

@@ -46,7 +46,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lq[plots]'.") from error
+        raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lightning-qat[plots]'.") from error
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)

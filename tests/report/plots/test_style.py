@@ -34,5 +34,5 @@ def test_no_legend_without_labels():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lq\[plots\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-qat\[plots\]'"):
         new_figure(5, 3)

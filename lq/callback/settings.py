@@ -1,0 +1,64 @@
+"""The callback's settings as YAML and Python give them, refused at once if they cannot be meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchmetrics import Metric, MetricCollection
+
+from lq.export.delivery import Order
+from lq.export.parity import Gate
+from lq.plainly import as_dataclass, check_integer
+
+
+def as_order(exporters: Any, gate: Gate | Mapping[str, Any] | None) -> Order:
+    """What is to be delivered; mappings are taken for what they describe.
+
+    Raises:
+        TypeError: for settings of another type.
+        ValueError: for unknown names and values out of range.
+        ImportError: if an exporter needs a package that is not installed.
+
+    Example:
+        >>> as_order(["torch"], {"min_sqnr_db": 30}).gate.min_sqnr_db
+        30
+    """
+    if isinstance(exporters, (list, tuple)) and not exporters:
+        raise ValueError("exporters=[] would leave no model; write ['torch'], or no exporters at all.")
+    listed = isinstance(exporters, Sequence) and not isinstance(exporters, str)
+    return Order(tuple(exporters) if listed else exporters, as_dataclass(Gate, gate, "gate"))
+
+
+def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs: Any, export_dir: Any) -> None:
+    """Refuse what is not what its name says.
+
+    Raises:
+        TypeError: naming the setting, what came, and what to write.
+        ValueError: for a number out of range.
+    """
+    if target is not None and not isinstance(target, str):
+        raise TypeError(
+            f"target={_shown(target)} must be the dotted name of a submodule, e.g. 'model', not the module itself."
+        )
+    if metric is not None and not isinstance(metric, (Metric, MetricCollection)):
+        raise TypeError(
+            f"metric={_shown(metric)} is not a torchmetrics metric; "
+            "write e.g. metric=torchmetrics.classification.BinaryF1Score()."
+        )
+    if target_fn is not None and not callable(target_fn):
+        raise TypeError(
+            f"target_fn={_shown(target_fn)} is no function of a batch; write e.g. lambda batch: batch['y']."
+        )
+    if int8_every_n_epochs is not None:
+        check_integer("int8_every_n_epochs", int8_every_n_epochs, 5)
+        if int8_every_n_epochs < 1:
+            raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
+    if export_dir is not None and not isinstance(export_dir, (str, os.PathLike)):
+        raise TypeError(f"export_dir={_shown(export_dir)} must be a path or a URL, e.g. 'runs/int8'.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"

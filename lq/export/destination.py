@@ -1,0 +1,148 @@
+"""Where an artifact goes: resolved once, before the training, and handed over when it is complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from lq.export.artifact import check_writable, own_files
+from lq.export.directory import AnyPath, absolute, beside, complete_directory, publish
+from lq.export.manifest import MANIFEST_NAME, is_artifact
+from lq.export.remote import check_remote, fingerprint, is_remote, remote_manifest, upload
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A directory or URL, and what it held when a run began.
+
+    Args:
+        path: absolute, or where what goes to ``url`` is written first.
+        url: of a store, if it is no local directory.
+        before: fingerprint of the ``lq.json`` that was there, so that what another run has put there since is known.
+
+    Example:
+        >>> Destination.at("memory://runs/int8").name
+        'memory://runs/int8'
+    """
+
+    path: Path
+    url: str = ""
+    before: str | None = None
+
+    @classmethod
+    def at(cls, place: AnyPath) -> Destination:
+        """The destination that a user means, as it is now.
+
+        Args:
+            place: a path, with ``~`` for the home directory, or a URL that fsspec knows.
+
+        Raises:
+            OSError: if the path is relative and the working directory was deleted.
+            ValueError: if no such path can be.
+        """
+        if is_remote(place):
+            url = str(place).rstrip("/")
+            staged = Path(tempfile.gettempdir(), f"lq-{uuid.uuid5(uuid.NAMESPACE_URL, url).hex}")
+            found = cls(staged, url)
+        elif isinstance(place, str) and place.startswith(("file://", "local://")):
+            found = cls(absolute(unquote(urlsplit(place).path)))
+        else:
+            found = cls(absolute(place))
+        return replace(found, before=fingerprint(found.manifest()))
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.url or str(self.path)
+
+    @property
+    def final(self) -> Path | str:
+        """Where it can be loaded from."""
+        return self.url or self.path
+
+    def manifest(self) -> bytes | None:
+        """The ``lq.json`` that is there now."""
+        if self.url:
+            return remote_manifest(self.url)
+        with suppress(OSError):  # a path that cannot be is what check() refuses
+            return (complete_directory(self.path) / MANIFEST_NAME).read_bytes()
+        return None
+
+    def check(self) -> None:
+        """Check that an artifact can be written there, without leaving a trace.
+
+        Raises:
+            OSError: if it cannot.
+            ImportError: if fsspec needs a package for such URLs.
+        """
+        if self.url:
+            check_remote(self.url)
+        else:
+            check_writable(self.path)
+
+    def holds_models(self) -> bool:
+        """Whether an artifact with at least one model is there."""
+        try:
+            return bool(json.loads(self.manifest() or b"{}").get("artifacts"))
+        except (ValueError, AttributeError):
+            return False
+
+    def failed(self) -> Destination:
+        """Where that goes which has not passed."""
+        if self.url:
+            return Destination.at(f"{self.url}.failed")
+        return Destination.at(beside(self.path, ".failed"))
+
+    def take(self, place: Path) -> Path | str:
+        """Move a complete artifact here, or to a free name beside, if another run was faster.
+
+        Args:
+            place: a directory from :func:`lq.export.directory.scratch_directory` beside ``path``.
+
+        Returns:
+            where it is now.
+
+        Raises:
+            OSError: if that is refused; what was there before is whole.
+        """
+        if not self.url:
+            return publish(place, self.path, own_files, lambda path: _free(Destination(path, before=self.before)).path)
+        chosen = _free(self)
+        try:
+            upload(place, chosen.url, _listed(chosen.manifest()))
+        except OSError as error:
+            refuge = self.path.with_name(f"{self.path.name}-{uuid.uuid4().hex[:8]}")
+            shutil.move(place, refuge)
+            raise OSError(f"{error}. The artifact is complete; it is in {refuge}.") from error
+        return chosen.url
+
+
+def _free(wanted: Destination) -> Destination:
+    """The destination itself, unless somebody else has written there since; then the next name with a number."""
+    if fingerprint(wanted.manifest()) == wanted.before and not _is_foreign(wanted):
+        return wanted
+    number = 2
+    while True:
+        path, url = beside(wanted.path, f"-{number}"), f"{wanted.url}-{number}" if wanted.url else ""
+        candidate = Destination(path, url)
+        if candidate.manifest() is None and not _is_foreign(candidate):
+            return candidate
+        number += 1
+
+
+def _is_foreign(wanted: Destination) -> bool:
+    path = wanted.path
+    return not wanted.url and path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artifact(path)))
+
+
+def _listed(manifest: bytes | None) -> list[str]:
+    try:
+        return list(json.loads(manifest or b"{}")["files"])
+    except (ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,76 @@
+"""Files that are written by Python, so that a disk that refuses is an exception with path and reason.
+
+PyTorch's own writer of archives ends the whole process when the disk is full.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file as a whole.
+
+    Args:
+        path: of the file.
+        content: its bytes.
+
+    Raises:
+        OSError: with the path and the reason; what was written of it is gone then.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> write_file(path, b"42")
+        >>> path.read_bytes()
+        b'42'
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems find out only here that they are full
+    except OSError as error:
+        discard(path)
+        raise cannot_write(path, error) from error
+
+
+def save(content: Any, path: Path) -> None:
+    """:func:`torch.save` into a file, by way of memory.
+
+    Raises:
+        OSError: as in :func:`write_file`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.pt"
+        >>> save({"x": torch.ones(1)}, path)
+        >>> torch.load(path)
+        {'x': tensor([1.])}
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getbuffer())
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """The same error with the path that it is about, and its reason in words.
+
+    Example:
+        >>> print(cannot_write(Path("a.pt"), OSError(28, "No space left on device")))
+        [Errno 28] cannot write a.pt: No space left on device
+    """
+    return type(error)(error.errno, f"cannot write {path}: {error.strerror or error}")
+
+
+def discard(path: Path) -> None:
+    """Remove a file, if that is possible."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return

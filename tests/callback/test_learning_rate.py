@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CyclicLR, LinearLR, OneCycleLR
+
+from lq.callback.learning_rate import InitialLearningRates
+
+
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 0.2}], lr=0.1)
+
+
+def rates(made: torch.optim.Optimizer, scheduler: object) -> list[float]:
+    InitialLearningRates([made], [scheduler]).apply([made], 0.01)
+    return [group["lr"] for group in made.param_groups]
+
+
+def test_a_share_of_the_peak_of_one_cycle() -> None:
+    made = optimizer()
+    assert rates(made, OneCycleLR(made, max_lr=[0.4, 0.8], total_steps=10)) == pytest.approx([0.004, 0.008])
+
+
+def test_a_share_of_the_peak_of_cycles() -> None:
+    made = optimizer()
+    assert rates(made, CyclicLR(made, base_lr=0.001, max_lr=0.4)) == pytest.approx([0.004, 0.004])
+
+
+def test_a_warm_up_ends_at_the_rate_that_was_given() -> None:
+    made = optimizer()
+    assert rates(made, LinearLR(made, start_factor=0.1)) == pytest.approx([0.001, 0.002])
