@@ -15,10 +15,10 @@ from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
-from lq.instrument.plan import LayerAt
 from lq.instrument.record import as_it_was
 from lq.tracing.capture import LayerSite, capture
 from lq.tracing.inputs import made_inputs
+from lq.tracing.sites import LayerAt
 
 
 def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModule:

@@ -15,11 +15,10 @@ from torch.utils._pytree import tree_leaves
 from lq.backends.base import Inputs
 from lq.backends.planning import in_module_order, nothing_to_quantize
 from lq.core.modes import modes_kept
+from lq.core.own_class import own_class
 from lq.core.state import QATState
 from lq.instrument.attach import STATE, attach, defer, detach, instrument_of
-from lq.instrument.classes import own_class
 from lq.instrument.places import Instrument
-from lq.instrument.plan import Sites, in_place_joins
 from lq.instrument.planning import Calls, SitePlanner
 from lq.instrument.record import Recording, as_it_was, record
 from lq.qconfig import QConfig
@@ -28,6 +27,7 @@ from lq.tracing.inputs import describe_inputs
 from lq.tracing.layers import LAYERS, LayerFinder, seen_of
 from lq.tracing.place import Placement
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan
+from lq.tracing.sites import Sites, in_place_joins
 from lq.tracing.symbolic import NotPlainError, read_calls
 
 _TOLERANCE = 1e-5

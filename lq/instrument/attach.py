@@ -15,9 +15,9 @@ from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.classes import place_of, swap, unswap
 from lq.instrument.containers import STATE
 from lq.instrument.places import Instrument, Place, Row
-from lq.instrument.plan import CallAt, Sites
 from lq.instrument.sites import Site
 from lq.tracing.functions import functions_of, is_frozen_batch_norm
+from lq.tracing.sites import CallAt, Sites
 
 
 class _Attaching:

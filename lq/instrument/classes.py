@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lq.core.own_class import USERS_CLASS
 from lq.instrument import containers
 from lq.instrument.mode import run_place
 from lq.instrument.places import Place
 
 PLACE = "_lq_place"
-_CLASS = "_lq_class"
 
 
 class _Quiet:
@@ -47,7 +47,7 @@ def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
             return super(made, self).__reduce_ex__(protocol)
         return _blank, (cls,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
 
-    members = {"forward": forward, "__reduce_ex__": reduce, _CLASS: cls, "__doc__": cls.__doc__}
+    members = {"forward": forward, "__reduce_ex__": reduce, USERS_CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     members |= containers.members(cls)
     registers = any("__init_subclass__" in base.__dict__ for base in cls.__mro__[:-1])
@@ -84,7 +84,7 @@ def unswap(module: nn.Module) -> None:
     place: Place = module.__dict__.pop(PLACE)
     if place.own_forward is not None:
         module.__dict__["forward"] = place.own_forward
-    own = getattr(type(module), _CLASS)
+    own = getattr(type(module), USERS_CLASS)
     if parametrize.is_parametrized(module):
         type(module).__bases__ = (own,)
     else:
@@ -99,14 +99,3 @@ def place_of(module: nn.Module) -> Place | None:
         True
     """
     return module.__dict__.get(PLACE)
-
-
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the user gave a module.
-
-    Example:
-        >>> own_class(nn.ReLU()).__name__
-        'ReLU'
-    """
-    found: type[nn.Module] = getattr(type(module), _CLASS, type(module))
-    return found

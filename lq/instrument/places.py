@@ -40,7 +40,7 @@ class Instrument:
 
     Args:
         state: ranges and phase.
-        sites: the plan, a :class:`~lq.instrument.plan.Sites`.
+        sites: the plan, a :class:`~lq.tracing.sites.Sites`.
     """
 
     def __init__(self, state: QATState | None = None, sites: Any = None) -> None:

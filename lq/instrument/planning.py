@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.instrument.classes import own_class
-from lq.instrument.plan import CallAt, LayerAt, Sites, TensorAt
+from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
@@ -17,6 +16,7 @@ from lq.tracing.layers import LAYERS
 from lq.tracing.place import Site as Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
+from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
 
 Calls = list[tuple[Seen, fx.Node | None]]
 

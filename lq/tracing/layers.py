@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.modules import QAT_LAYERS
-from lq.instrument.classes import own_class
+from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing.functions import is_frozen_batch_norm
 from lq.tracing.fuse import Layer

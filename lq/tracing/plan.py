@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lq.instrument.plan import Sites
+    from lq.tracing.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Plan:
             >>> Plan.from_dict(plan.to_dict()) == plan
             True
         """
-        from lq.instrument.plan import Sites  # which imports nothing of this room
+        from lq.tracing.sites import Sites  # which imports nothing of this room
 
         kinds = {"layers": LayerPlan, "tensors": TensorPlan, "untraceable": UntraceablePlan, "products": ProductPlan}
         values = {name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lq.instrument.classes import own_class
+from lq.core.own_class import own_class
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
 from lq.tracing.ops import CALLED, SEEN

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import (
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
+from lq.ptq.layers import layers_of
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from lq.specs import ActivationSpec, WeightSpec
@@ -63,8 +64,9 @@ def test_learned_scales_are_not_averaged_with_the_zero_that_they_start_from(fit:
     callback = QATCallback(qconfig=learned, schedule=QATSchedule(start=1))
     module = Tiny()
     fit(module, callback, callbacks.EMAWeightAveraging(decay=0.999), max_epochs=3)
+    layers = {row.name: row.module for row in layers_of(module.model)}
     for index in ("0", "5"):
-        layer: Any = module.model.get_submodule(index)
+        layer: Any = layers[index]
         covered = layer.weight_scale.detach() * layer.weight_spec.quant_max
         assert covered.max() > 0.3 * layer.weight.detach().abs().max(), "the grid covers the weights"
 
