@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
@@ -46,7 +46,7 @@ def is_a(value: Any, *kinds: type) -> bool:
     return any((base.__module__, base.__name__) in names for base in type(value).__mro__)
 
 
-def is_lightning_module(module: Any) -> bool:
+def is_lightning_module(module: Any) -> TypeGuard[LightningModule]:
     """Whether ``module`` is a LightningModule.
 
     Example:

@@ -71,7 +71,7 @@ def layer_costs(
         kernels = dict(int8.named_modules())
         macs = _macs(prepared, batch, call or run_batch)
         inputs = _int8_inputs(int8, batch, call or run_batch)
-        written = {str(tensor.node.target): tensor.node.name for tensor in tensors_of(prepared)}
+        written = {str(t.node.target): t.node.name for t in tensors_of(prepared) if t.node is not None}
         rows = []
         for layer in layers_of(prepared):
             name = written.get(layer.name, "")

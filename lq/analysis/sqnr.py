@@ -111,7 +111,7 @@ class _Listener:
         kernels = dict(int8.named_modules()) if int8 is not None else {}
         for tensor in self.tensors:
             self.hooks.append(tensor.quantizer.register_forward_hook(self._heard(tensor)))
-            kernel = kernels.get(tensor.node.name)
+            kernel = kernels.get("" if tensor.node is None else tensor.node.name)
             if isinstance(kernel, Int8Layer):
                 self.hooks.append(kernel.register_forward_hook(self._heard(tensor)))
 
@@ -170,8 +170,9 @@ def _rows(prepared: fx.GraphModule, heard: _Listener) -> list[SqnrRow]:
         )
     rows: list[SqnrRow] = []
     for tensor in heard.tensors:
-        if str(tensor.node.target) in weights:
-            rows.append(weights.pop(str(tensor.node.target)))
+        target = "" if tensor.node is None else str(tensor.node.target)
+        if target in weights:
+            rows.append(weights.pop(target))
         grid = str(heard.state.specs[tensor.quantizer.slot])
         rows.append(_row(tensor.name, "activation", grid, heard))
     return [*rows, *weights.values(), _row("output", "output", "float", heard)]

@@ -17,7 +17,8 @@ from lq.backends.planning import in_module_order, nothing_to_quantize
 from lq.core.modes import modes_kept
 from lq.core.own_class import own_class
 from lq.core.state import QATState
-from lq.instrument.attach import STATE, attach, defer, detach, instrument_of
+from lq.instrument.attach import attach, defer, detach, instrument_of
+from lq.instrument.containers import STATE
 from lq.instrument.places import Instrument
 from lq.instrument.planning import Calls, SitePlanner
 from lq.instrument.record import Recording, as_it_was, record

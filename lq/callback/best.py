@@ -93,7 +93,8 @@ def _load(module: LightningModule, saved: dict[str, Any]) -> None:
 
 def _best_first(trainer: Trainer) -> Iterator[str]:
     """Paths or URLs of what the first ModelCheckpoint with a monitor has kept."""
-    checkpoints = [c for c in trainer.checkpoint_callbacks if is_a(c, ModelCheckpoint) and c.monitor]
+    found: list[Any] = [c for c in trainer.checkpoint_callbacks if is_a(c, ModelCheckpoint)]
+    checkpoints = [c for c in found if c.monitor]
     if not checkpoints:
         return
     kept = checkpoints[0].best_k_models

@@ -28,7 +28,7 @@ def take_in_exchanged(target: nn.Module) -> str | None:
     names = ", ".join(f"{path} ({kind})" for path, kind in list(others.items())[:_SHOWN])
     return (
         f"lq: {len(others)} modules were exchanged after QAT had prepared them, e.g. {names}; the calls that the new "
-        "ones make in the same place are quantized. Put QATCallback behind the callback that exchanges modules, so that "
+        "ones make in the same place are quantized. Put QATCallback behind the callback that exchanges them, so that "
         "they are planned."
     )
 
@@ -83,6 +83,6 @@ def take_unplanned(target: nn.Module) -> str | None:
     instrument.unplanned.clear()
     shown = ", ".join(f"{name} ({count} times)" for name, count in counts)
     return (
-        f"lq: {total} calls in this epoch were not there when the target was planned, and ran in float: {shown}. Give an "
-        "example that takes that way: LightningModule.example_input_array."
+        f"lq: {total} calls in this epoch were not there when the target was planned, and ran in float: {shown}. Give "
+        "an example that takes that way: LightningModule.example_input_array."
     )

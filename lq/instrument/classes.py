@@ -1,4 +1,4 @@
-"""How a module notices that it is called: its class is exchanged for a subclass with a ``forward`` around the user's."""
+"""How a module notices that it is called: its class becomes a subclass with a ``forward`` around the user's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Quiet:
 
 
 @functools.cache
-def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
+def instrumented(cls: Any) -> type[nn.Module]:
     """The subclass of ``cls`` whose forward goes through its place: one for each class, so that copies share it.
 
     Example:
@@ -45,14 +45,20 @@ def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         if type(self) is not made:  # a class that parametrize has made
             return super(made, self).__reduce_ex__(protocol)
-        return _blank, (cls,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _blank, (cls,), attributes_of(self)
 
     members = {"forward": forward, "__reduce_ex__": reduce, USERS_CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     members |= containers.members(cls)
     registers = any("__init_subclass__" in base.__dict__ for base in cls.__mro__[:-1])
-    made = type(cls)(cls.__name__, (_Quiet, cls) if registers else (cls,), members)
+    metaclass: Any = type(cls)
+    made: type[nn.Module] = metaclass(cls.__name__, (_Quiet, cls) if registers else (cls,), members)
     return made
+
+
+def attributes_of(module: Any) -> Any:
+    """What a copy or pickle of a module holds."""
+    return module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
 
 
 def _own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +66,7 @@ def _own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return own(*args, **kwargs)
 
 
-def _blank(cls: type[nn.Module]) -> nn.Module:
+def _blank(cls: Any) -> nn.Module:
     made = instrumented(cls)
     return made.__new__(made)
 
@@ -72,10 +78,11 @@ def swap(module: nn.Module, place: Place) -> None:
     parametrization works as ever; a ``forward`` on the instance is called in the place of the class's.
     """
     module.__dict__[PLACE] = place
+    kind: Any = type(module)
     if parametrize.is_parametrized(module):
-        type(module).__bases__ = (instrumented(type(module).__bases__[0]),)
+        kind.__bases__ = (instrumented(kind.__bases__[0]),)
     else:
-        module.__class__ = instrumented(type(module))
+        module.__class__ = instrumented(kind)
     place.own_forward = module.__dict__.pop("forward", None)
 
 

@@ -27,7 +27,7 @@ def _keys(self: nn.Module) -> Iterator[str]:
     return iter(_own(self))
 
 
-def members(cls: type[nn.Module]) -> dict[str, Any]:
+def members(cls: Any) -> dict[str, Any]:
     """The methods that an instrumented subclass of a container overrides; none for other classes.
 
     Args:
@@ -38,7 +38,7 @@ def members(cls: type[nn.Module]) -> dict[str, Any]:
         (['__getitem__', '__iter__', '__len__'], {})
     """
     if issubclass(cls, nn.ModuleDict):
-        own = {"keys": lambda self: _own(self).keys(), "values": lambda self: _own(self).values()}
+        own: dict[str, Any] = {"keys": lambda self: _own(self).keys(), "values": lambda self: _own(self).values()}
         own |= {"items": lambda self: _own(self).items(), "__contains__": lambda self, key: key in _own(self)}
         return {"__len__": _length, "__iter__": _keys, **own}
     if not issubclass(cls, (nn.Sequential, nn.ModuleList)):
@@ -46,10 +46,10 @@ def members(cls: type[nn.Module]) -> dict[str, Any]:
 
     def getitem(self: nn.Module, index: Any) -> Any:
         if not isinstance(index, slice):
-            return cls.__getitem__(self, index)  # type: ignore[attr-defined]
+            return cls.__getitem__(self, index)
         # A part of the user's class, which nobody has instrumented; the modules in it are the same ones.
         if issubclass(cls, nn.Sequential):
             return cls(OrderedDict(list(_own(self).items())[index]))
-        return cls(list(_own(self).values())[index])  # type: ignore[call-arg]
+        return cls(list(_own(self).values())[index])
 
     return {"__len__": _length, "__iter__": _values, "__getitem__": getitem}

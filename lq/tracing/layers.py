@@ -45,7 +45,7 @@ class LayerFinder:
 
     def __init__(self, graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> None:
         self.graph, self.qconfig = graph, qconfig
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
         self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
         self._named: Counter[str] = Counter()
