@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from lq.export.bench import bench as bench
     from lq.export.parity import Gate as Gate
     from lq.ptq import StaticOptions as StaticOptions
-    from lq.ptq import calibrate as calibrate
     from lq.ptq import prepare_static as prepare_static
     from lq.ptq import quantize_dynamic as quantize_dynamic
     from lq.ptq import quantize_static as quantize_static
+    from lq.ptq.calibrate import calibrate as calibrate
     from lq.qconfig import LayerQConfig as LayerQConfig
     from lq.qconfig import QConfig as QConfig
     from lq.schedule import QATSchedule as QATSchedule

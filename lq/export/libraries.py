@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from lq.fields import Field
+
 # What torch itself, or lq, has registered by the time a model is loaded.
 _OF_TORCH = frozenset(
     {"aten", "prim", "prims", "quantized", "_quantized", "quantized_decomposed", "onednn", "mkldnn", "torch", "c10"}
@@ -48,7 +50,8 @@ def import_libraries(info: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         ImportError: the model uses operations of no_such_package; install that, or import what registers them first.
     """
-    for name in info.get("libraries", ()):
+    for entry in Field(info, "lq.json: artifact").get("libraries", ()).each():
+        name = entry.text()
         if _is_registered(name):
             continue
         try:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lq.backends.bias import round_biases
+from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare, set_phase
 from lq.export.exporters import chosen
 from lq.export.signature import Inputs, Signature
@@ -69,8 +70,9 @@ def calibrated(net: nn.Module, example: Inputs, qconfig: QConfig | str = "portab
         set_phase(prepared, fake_quant=True, observer=True, freeze_bn=True)
         prepared.train()(*example[0], **example[1])
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
-    round_biases(prepared.eval())
-    return prepared
+    graph = as_graph(prepared, example).eval()
+    round_biases(graph)
+    return graph
 
 
 def residual(qconfig: QConfig | str = "portable") -> fx.GraphModule:

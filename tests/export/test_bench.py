@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.tiny import make_net, quicken_deployment
 def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
     quicken_deployment(monkeypatch)
     net, x = make_net().eval(), torch.randn(8, 1, 6, 6)
-    prepared = prepare(net)
+    prepared = prepare(copy.deepcopy(net))
     calibrate(prepared, [x])
     export_artifact(prepared, [x], tmp_path / "int8", ["torch", "onnx", "openvino", "pt2"])
     return tmp_path / "int8", net

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.backends.convert import convert
-from lq.backends.prepare import prepare, set_phase
 from lq.export.control_flow import script_control_flow
 from lq.export.torchscript import export_torchscript
+from lq.tracing.trace import trace
 
 
 class Gate(nn.Module):
@@ -30,34 +29,30 @@ class Unscriptable(Gate):
         return self.negative(x)
 
 
-def converted(part: nn.Module) -> nn.Module:
-    prepared = prepare(nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)))
-    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
-    for x in 3 * torch.randn(32, 2, 4):
-        prepared(x)
-    return convert(prepared.eval())
+def traced(part: nn.Module) -> nn.Module:
+    return trace(nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3))).eval()
 
 
 @pytest.mark.filterwarnings("ignore:lq. 1 stays float")
 def test_every_branch_is_exported() -> None:
-    int8, signs = converted(Gate()), set()
-    frozen = export_torchscript(script_control_flow(int8), (torch.randn(2, 4),))
-    int8.get_submodule("1").register_forward_pre_hook(lambda module, args: signs.add(bool(args[0].sum() > 0)))
+    model, signs = traced(Gate()), set()
+    frozen = export_torchscript(script_control_flow(model), (torch.randn(2, 4),))
+    model.get_submodule("1").register_forward_pre_hook(lambda module, args: signs.add(bool(args[0].sum() > 0)))
     with torch.no_grad():
         for x in 3 * torch.randn(32, 2, 4):
-            torch.testing.assert_close(frozen(x), int8(x))
+            torch.testing.assert_close(frozen(x), model(x))
     assert signs == {True, False}
 
 
 @pytest.mark.filterwarnings("ignore:lq. 1 stays float")
 def test_what_cannot_be_compiled_is_said() -> None:
-    int8 = converted(Unscriptable())
+    model = traced(Unscriptable())
     with pytest.warns(UserWarning, match=r"\(Unscriptable\) can neither be traced nor compiled.*QATCallback\(target="):
-        script_control_flow(int8)
+        script_control_flow(model)
 
 
 def test_models_without_branches_are_left_alone() -> None:
-    int8 = converted(nn.ReLU())
-    assert script_control_flow(int8) is int8
+    model = traced(nn.ReLU())
+    assert script_control_flow(model) is model
     net = Gate()
     assert script_control_flow(net) is net

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
 from lq.backends.prepare import prepare
 from lq.export.artifact import Int8Model, load, load_prepared_state
@@ -208,20 +208,10 @@ def test_without_ranges_every_exporter_says_so(tmp_path: Path) -> None:
     assert [failure.partition("(")[2][:34] for failure in done.failures] == ["No fake quantizer has seen a batch"] * 2
 
 
-class Unscriptable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        return self.layer(x) * scale
-
-
 def test_a_rehearsal_fails_before_the_training_does() -> None:
-    x = torch.randn(2, 4)
-    rehearse(prepare(Unscriptable()), example_of(x), ["torch", "pt2"])
-    with pytest.raises(ValueError, match=r"of Unscriptable cannot be exported as 'torch', .*scale=2\.0.*QATCallback"):
-        rehearse(prepare(Unscriptable(), example_args=(x, 2.0)), example_of(x, 2.0), ["torch"])
+    rehearse(residual(), EXAMPLE, ["torch", "pt2"])
+    with pytest.raises(ValueError, match=r"of Residual cannot be exported as 'tensorrt', .*symmetric int8.*QATCallback"):
+        rehearse(residual(), EXAMPLE, ["tensorrt"])
     with pytest.raises(ValueError, match=r"exported as 'faulty', which would only show at the end .* this cannot be e"):
         rehearse(residual(), EXAMPLE, [{"faulty": {"fails": "export"}}])
 
