@@ -106,7 +106,7 @@ def _run(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) ->
     notice_checkpoint(instrument, call, SiteMode)
     outer_grad, grad = call.grad, torch.is_grad_enabled()
     if outer_grad and not grad:
-        refuse_reentrant_part(place)
+        refuse_reentrant_part(outer, place)
     call.place, call.grad = place, grad
     try:
         return _inside_call(instrument, call, place, module, body, args, kwargs)
