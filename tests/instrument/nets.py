@@ -24,6 +24,10 @@ class Block(nn.Module):
         return self.act(self.conv2(self.act(self.bn1(self.conv1(x)))) + x)
 
 
+def plain(block: Any, x: Tensor) -> Tensor:
+    return block(x)
+
+
 class Net(nn.Module):
     """Blocks, between a stem and a head; ``run`` says how a block is called."""
 
@@ -32,7 +36,7 @@ class Net(nn.Module):
         self.stem = nn.Conv2d(2, 4, 3)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.head = nn.Linear(4, 3)
-        self.run = run or (lambda block, x: block(x))
+        self.run = run or plain
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
@@ -73,5 +77,5 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     """But for the last bit of a float, which depends on where in memory it lies; a step of a grid is 1e-2 and more."""
     assert a.keys() == b.keys()
     for name, value in a.items():
-        limit = 1e-6 * float(value.abs().max())
+        limit = 1e-5 * float(value.abs().max())
         torch.testing.assert_close(b[name], value, rtol=0, atol=limit, msg=lambda m, n=name: f"{n}: {m}")
