@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
@@ -31,11 +32,13 @@ class Fails(nn.Module):
 def test_an_exception_leaves_nothing_behind() -> None:
     x = torch.randn(8, 4)
     net: Any = ready(Fails(), x, observer=True)
-    expected = step(net, x)
+    expected, ranges = step(net, x), state_of(net).max_val.clone()
     net.broken = True
     with pytest.raises(OSError, match="no more data"):
-        net(x)
+        net(x * 9)
     net.broken = False
+    assert torch.equal(state_of(net).max_val, ranges)
+    net.load_state_dict(net.state_dict())  # drops what the observers saw of the call
     assert torch.overrides._len_torch_function_stack() == 0
     assert_same(expected, step(net, x))
 
@@ -165,7 +168,7 @@ def test_autocast_gives_its_own_type_and_rounds_weights_in_float32(dtype: torch.
 def test_a_compiled_step_leaves_no_mode_and_no_count_behind() -> None:
     net = ready(Net(), images())
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled, expected = torch.compile(net, backend=counter, fullgraph=True), step(net, images(1))
     for _ in range(3):
         assert_same(expected, step(net, images(1), call=compiled))
