@@ -24,7 +24,6 @@ from lq.target import (
 )
 from tests.tiny import Tiny, make_net
 
-
 EAGER = QConfig(backend="eager")
 
 

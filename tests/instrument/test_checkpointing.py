@@ -20,7 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 
 
 def in_a_closure(block: Any, x: Tensor) -> Tensor:
-    return checkpoint(lambda y: block.act(block.conv2(block.act(block.bn1(block.conv1(y)))) + y), x, use_reentrant=False)
+    return checkpoint(
+        lambda y: block.act(block.conv2(block.act(block.bn1(block.conv1(y)))) + y), x, use_reentrant=False
+    )
 
 
 FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -77,7 +79,9 @@ def test_a_reentrant_checkpoint_of_a_function_that_nobody_would_see_again_is_ref
     net = Within(run)
     prepare(net, example_args=(images(),))
     set_phase(net, fake_quant=True, observer=True, freeze_bn=False)
-    with pytest.raises(ValueError, match=rf"use_reentrant=True\) in the target: .*calls {what}.*Give use_reentrant=False"):
+    with pytest.raises(
+        ValueError, match=rf"use_reentrant=True\) in the target: .*calls {what}.*Give use_reentrant=False"
+    ):
         net(images())
     with torch.no_grad():
         net.eval()(images())  # without gradients nothing is computed again
