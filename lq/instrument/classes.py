@@ -44,14 +44,16 @@ def instrumented(cls: type[nn.Module]) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         if type(self) is not made:  # a class that parametrize has made
             return super(made, self).__reduce_ex__(protocol)
-        return _blank, (cls,), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        module: Any = self
+        return _blank, (cls,), module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
 
     members = {"forward": forward, "__reduce_ex__": reduce, _CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     if issubclass(cls, nn.Sequential):
         members |= _sequence(cls)
     registers = any("__init_subclass__" in base.__dict__ for base in cls.__mro__[:-1])
-    made = type(cls)(cls.__name__, (_Quiet, cls) if registers else (cls,), members)
+    meta: Any = type(cls)
+    made: type[nn.Module] = meta(cls.__name__, (_Quiet, cls) if registers else (cls,), members)
     return made
 
 

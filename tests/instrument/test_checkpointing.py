@@ -20,9 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 
 
 def in_a_closure(block: Any, x: Tensor) -> Tensor:
-    return checkpoint(
-        lambda y: block.act(block.conv2(block.act(block.bn1(block.conv1(y)))) + y), x, use_reentrant=False
-    )
+    def function(y: Tensor) -> Tensor:
+        return block.act(block.conv2(block.act(block.bn1(block.conv1(y)))) + y)
+
+    return checkpoint(function, x, use_reentrant=False)
 
 
 FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -87,19 +88,25 @@ def test_a_reentrant_checkpoint_of_a_function_that_nobody_would_see_again_is_ref
         net.eval()(images())  # without gradients nothing is computed again
 
 
-def test_reentrant_checkpoints_of_layers_in_sequence_are_refused_or_exact() -> None:
-    class Sequence(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+class Sequence(nn.Module):
+    """Two segments of two layers; ``reentrant`` is how they are checkpointed, ``None`` not at all."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint_sequential(self.body, 2, x, use_reentrant=reentrant) if segments else self.body(x)
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+        self.reentrant = reentrant
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self.body(x)
+        return checkpoint_sequential(self.body, 2, x, use_reentrant=self.reentrant)
+
+
+def test_segments_of_a_sequence_have_the_gradients_of_the_whole() -> None:
     x, found = torch.randn(8, 4).requires_grad_(), []
-    for segments, reentrant in ((0, False), (2, False), (2, True)):
+    for reentrant in (None, False, True):
         torch.manual_seed(0)
-        found.append(step(ready(Sequence(), x), x))
+        found.append(step(ready(Sequence(reentrant), x), x))
     assert_same(found[0], found[1])
     assert_same(found[0], found[2])
 

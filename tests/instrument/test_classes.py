@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_a_parametrization_is_quantized_behind_and_can_be_removed() -> None:
 class Registers(nn.Module):
     """Wants an argument of those who inherit from it."""
 
-    known: list[type] = []
+    known: ClassVar[list[type]] = []
 
     def __init_subclass__(cls, kind: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
