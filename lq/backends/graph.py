@@ -35,6 +35,7 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
         ValueError: if the module is not prepared, was never called, or cannot be exported; the message names the line.
 
     Example:
+        >>> import torch
         >>> from lq.backends.prepare import prepare
         >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(torch.randn(3, 4),))
         >>> [node.op for node in as_graph(prepared).graph.nodes]

@@ -61,7 +61,7 @@ def prepare(
         >>> prepared is net
         True
         >>> print(plan_of(prepared).summary())
-        Sequential, qconfig portable: 2 of 2 layers quantized, 100 % of the work, 3 fake quantizers, other operations in
+        Sequential, qconfig portable: 2 of 2 layers quantized, 100% of the work, 3 fake quantizers, other operations in
         float: 0
     """
     if is_prepared(module):

@@ -85,7 +85,7 @@ def _own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return own(*args, **kwargs)
 
 
-def _blank(cls: type[nn.Module]) -> nn.Module:
+def _blank(cls: Any) -> nn.Module:
     made = instrumented(cls)
     return made.__new__(made)
 
@@ -98,9 +98,11 @@ def swap(module: nn.Module, place: Place) -> None:
     """
     module.__dict__[PLACE] = place
     if parametrize.is_parametrized(module):
-        type(module).__bases__ = (instrumented(type(module).__bases__[0]),)
+        base: Any = type(module).__bases__[0]
+        type(module).__bases__ = (instrumented(base),)
     else:
-        module.__class__ = instrumented(type(module))
+        kind: Any = type(module)
+        module.__class__ = instrumented(kind)
     place.own_forward = module.__dict__.pop("forward", None)
 
 

@@ -194,8 +194,8 @@ def _quantized(
     # Evaluation does not ask for the phase, or torch.compile would compile it for each.
     if not training or (frozen and x.numel() >= weight.numel()):
         call.folded.add(site.index)
-        factor, moved = fold_batch_norm(norm, bias)
-        return quantizer.quantized(weight, training, factor, fold=True), moved.to(weight.dtype)
+        scales, moved = fold_batch_norm(norm, bias)
+        return quantizer.quantized(weight, training, scales, fold=True), moved.to(weight.dtype)
     factor = None if quantizer.spec.per_channel else fold_batch_norm(norm, bias)[0]
     return quantizer.quantized(weight, training, factor), bias
 

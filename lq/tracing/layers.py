@@ -31,6 +31,7 @@ LAYERS: Mapping[str, tuple[type[nn.Module], int, int, int]] = {
     "conv_transpose3d": (nn.ConvTranspose3d, 0, 1, 1),
 }
 _NORM_DIMS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+_LAYER_MODULES: tuple[type[nn.Module], ...] = tuple(QAT_LAYERS)
 _GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
 
 
@@ -45,7 +46,7 @@ class LayerFinder:
 
     def __init__(self, graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> None:
         self.graph, self.qconfig = graph, qconfig
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
         self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
         self._named: Counter[str] = Counter()
@@ -76,7 +77,7 @@ class LayerFinder:
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 reason = "recurrent layers have no quantized training; quantize them dynamically"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
-            elif isinstance(module, tuple(QAT_LAYERS)) and not any(own in known for own in (f"{name}.weight", name)):
+            elif isinstance(module, _LAYER_MODULES) and not any(own in known for own in (f"{name}.weight", name)):
                 reason = "it is not called; whatever reads its weight computes in float"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
         return rows
@@ -94,7 +95,7 @@ class LayerFinder:
     def _module(self, node: fx.Node) -> nn.Module:
         """Whose layer it is: the module that calls it, or the one that holds the weight."""
         owner = self.modules[seen_of(node).stack[-1]]
-        if isinstance(owner, tuple(QAT_LAYERS)):
+        if isinstance(owner, _LAYER_MODULES):
             return owner
         weight = self._weight(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
@@ -103,7 +104,7 @@ class LayerFinder:
 
     def _name(self, node: fx.Node) -> str:
         place = seen_of(node).stack[-1]
-        if isinstance(self.modules[place], tuple(QAT_LAYERS)):
+        if isinstance(self.modules[place], _LAYER_MODULES):
             return place
         weight = self._weight(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
