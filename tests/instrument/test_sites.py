@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.backends.convert import convert
-from lq.backends.prepare import plan_of, prepare
+from lq.backends.prepare import is_planned, plan_of, prepare, set_phase
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 from tests.instrument.nets import ready, step
@@ -108,6 +108,15 @@ def test_what_is_written_in_place_keeps_its_meaning_and_its_gradients(body: Any)
         # 7 bits for weights, 8 for activations; a wrong operand is off by its whole size
         assert (got[name] - value).norm() < 0.15 * value.norm(), name
     assert not torch.equal(got["y"], expected["y"])
+
+
+def test_an_in_place_join_that_was_only_read_about_trains_too() -> None:
+    net, x = prepare(Joins(added_in_place)), torch.randn(32, 4)
+    assert is_planned(net)
+    set_phase(net, fake_quant=True, observer=True, freeze_bn=False)
+    for _ in range(3):
+        net(x).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def step_of(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
