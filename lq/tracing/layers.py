@@ -15,7 +15,7 @@ from lq.instrument.classes import own_class
 from lq.qconfig import QConfig
 from lq.tracing.functions import is_frozen_batch_norm
 from lq.tracing.fuse import Layer
-from lq.tracing.ops import SEEN, recorded
+from lq.tracing.ops import SEEN, reads_no_values, recorded
 from lq.tracing.plan import LayerPlan
 from lq.tracing.recording import Seen
 
@@ -132,7 +132,7 @@ class LayerFinder:
 
     def _batch_norm_behind(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
         """The BatchNorm call that is a layer's only reader, if it can be one with it."""
-        users = list(node.users)
+        users = [user for user in node.users if not reads_no_values(user)]
         if len(users) != 1 or recorded(users[0]) != "batch_norm" or users[0].args[:1] != (node,):
             return None
         user, seen = users[0], seen_of(users[0])
