@@ -35,6 +35,7 @@ def deep_copy(module: Module) -> Module:
     """A deep copy of any module, where :func:`copy.deepcopy` would refuse; see :func:`detached_copy`.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
         >>> deep_copy(layer) is layer
         False

@@ -24,7 +24,7 @@ class QuantizedTensor(NamedTuple):
 
     name: str
     quantizer: FakeQuantize
-    node: fx.Node | None = None
+    node: Any = None
 
     @property
     def grid(self) -> tuple[float, float, float]:

@@ -27,6 +27,7 @@ class _Attaching:
         self.target, self.plan = target, sites
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.state = state or QATState([], [], [])
+        self.training = target.training if state is None else state.training
         if not self.state.names:
             self.state.fill(list(sites.names), list(sites.specs), list(sites.activations))
         self.instrument = Instrument(self.state, sites)
@@ -57,7 +58,7 @@ class _Attaching:
             self.state.to(device)
         if STATE not in self.target._modules:
             self.target.add_module(STATE, self.state)
-        self.state.train(self.target.training)
+        self.state.train(self.training)
         return self.state
 
     def _make_places(self) -> None:

@@ -75,12 +75,20 @@ def refuse_reentrant(place: Place, what: str) -> None:
         frame = frame.f_back
 
 
-def refuse_reentrant_part(place: Place) -> None:
-    """The same, where the function calls a module that is one with what comes before it, or was called before."""
+def refuse_reentrant_part(outer: Place, place: Place) -> None:
+    """The same, where the function calls a module that is one with what comes before it.
+
+    Args:
+        outer: the module in whose ``forward`` the function was written.
+        place: the module that is called.
+
+    Raises:
+        ValueError: as :func:`refuse_reentrant` does.
+    """
     sites = [site for row in place.rows.values() for site in row.sites if site is not None]
     sites += [] if place.whole is None else [place.whole]
     if any(site.expects or site.folds_with is not None for site in sites):
-        refuse_reentrant(place, place.path)
+        refuse_reentrant(outer, place.path)
 
 
 def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:

@@ -33,9 +33,9 @@ class Listener:
     def __init__(self, module: nn.Module, after: Hear | None = None, before: Hear | None = None) -> None:
         self.module, self.before, self.after = module, before, after
         place = place_of(module)
-        self._made = place is None
         if place is None:
             place = Place("", module, Instrument())
+            place.only_heard = True
             swap(module, place)
         self._place = place
         place.listeners.append(self)
@@ -45,5 +45,5 @@ class Listener:
         if self not in self._place.listeners:
             return
         self._place.listeners.remove(self)
-        if self._made and not self._place.listeners and place_of(self.module) is self._place:
+        if self._place.only_heard and not self._place.listeners and place_of(self.module) is self._place:
             unswap(self.module)

@@ -106,7 +106,7 @@ def _run(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) ->
     notice_checkpoint(instrument, call, SiteMode)
     outer_grad, grad = call.grad, torch.is_grad_enabled()
     if outer_grad and not grad:
-        refuse_reentrant_part(place)
+        refuse_reentrant_part(outer, place)
     call.place, call.grad = place, grad
     try:
         return _inside_call(instrument, call, place, module, body, args, kwargs)
@@ -154,14 +154,13 @@ def _begin(
     try:
         output = _inside_call(instrument, call, place, module, body, args, kwargs)
         _check_all_norms_ran(instrument, call)
+        if place.is_root and not call.recomputing and not instrument.rehearsing:
+            state.end_of_call()
         return output
     finally:
-        recomputed = call.recomputing
         state.pinned = pinned
         call.place, call.grad, call.recomputing = None, False, False
         call.start()
-        if place.is_root and not recomputed and not instrument.rehearsing:
-            state.end_of_call()
 
 
 def _check_all_norms_ran(instrument: Instrument, call: Call) -> None:

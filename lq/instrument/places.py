@@ -128,6 +128,7 @@ class Place:
         self.own_forward: Callable[..., Any] | None = None
         self.whole: Site | None = None  # a site that is the whole module
         self.is_root = False
+        self.only_heard = False  # a place in a float module, for its listeners
         self.listeners: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:

@@ -194,10 +194,10 @@ def _quantized(
     # Evaluation does not ask for the phase, or torch.compile would compile it for each.
     if not training or (frozen and x.numel() >= weight.numel()):
         call.folded.add(site.index)
-        factor, moved = fold_batch_norm(norm, bias)
-        return quantizer.quantized(weight, training, factor, fold=True), moved.to(weight.dtype)
-    grid_factor = None if quantizer.spec.per_channel else fold_batch_norm(norm, bias)[0]
-    return quantizer.quantized(weight, training, grid_factor), bias
+        scales, moved = fold_batch_norm(norm, bias)
+        return quantizer.quantized(weight, training, scales, fold=True), moved.to(weight.dtype)
+    factor = None if quantizer.spec.per_channel else fold_batch_norm(norm, bias)[0]
+    return quantizer.quantized(weight, training, factor), bias
 
 
 def _may_fold(layer: nn.Module, norm: nn.Module) -> bool:

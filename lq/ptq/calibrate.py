@@ -50,7 +50,7 @@ def calibrate(
         3
     """
     state = state_of(prepared)
-    bad_before = state.nonfinite.clone()
+    bad_before = state.nonfinite.tolist()
     prepared.eval()
     state.train()
     set_phase(prepared, fake_quant=False, observer=True, freeze_bn=True)
@@ -65,7 +65,8 @@ def calibrate(
     finally:
         prepared.eval()
         set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
-    _check_finite(state, (state.nonfinite - bad_before).tolist(), used)
+    bad_before = bad_before or [0] * len(state.names)  # it was planned just now
+    _check_finite(state, [now - then for now, then in zip(state.nonfinite.tolist(), bad_before, strict=True)], used)
     _check_seen(state)
     return used
 

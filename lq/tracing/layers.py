@@ -15,7 +15,7 @@ from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing.functions import is_frozen_batch_norm
 from lq.tracing.fuse import Layer
-from lq.tracing.ops import SEEN, recorded
+from lq.tracing.ops import SEEN, reads_no_values, recorded
 from lq.tracing.plan import LayerPlan
 from lq.tracing.recording import Seen
 
@@ -31,6 +31,7 @@ LAYERS: Mapping[str, tuple[type[nn.Module], int, int, int]] = {
     "conv_transpose3d": (nn.ConvTranspose3d, 0, 1, 1),
 }
 _NORM_DIMS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+_LAYER_MODULES: tuple[type[nn.Module], ...] = tuple(QAT_LAYERS)
 _GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
 
 
@@ -76,7 +77,7 @@ class LayerFinder:
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 reason = "recurrent layers have no quantized training; quantize them dynamically"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
-            elif isinstance(module, tuple(QAT_LAYERS)) and not any(own in known for own in (f"{name}.weight", name)):
+            elif isinstance(module, _LAYER_MODULES) and not any(own in known for own in (f"{name}.weight", name)):
                 reason = "it is not called; whatever reads its weight computes in float"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
         return rows
@@ -94,7 +95,7 @@ class LayerFinder:
     def _module(self, node: fx.Node) -> nn.Module:
         """Whose layer it is: the module that calls it, or the one that holds the weight."""
         owner = self.modules[seen_of(node).stack[-1]]
-        if isinstance(owner, tuple(QAT_LAYERS)):
+        if isinstance(owner, _LAYER_MODULES):
             return owner
         weight = self._weight(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
@@ -103,7 +104,7 @@ class LayerFinder:
 
     def _name(self, node: fx.Node) -> str:
         place = seen_of(node).stack[-1]
-        if isinstance(self.modules[place], tuple(QAT_LAYERS)):
+        if isinstance(self.modules[place], _LAYER_MODULES):
             return place
         weight = self._weight(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
@@ -131,7 +132,7 @@ class LayerFinder:
 
     def _batch_norm_behind(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
         """The BatchNorm call that is a layer's only reader, if it can be one with it."""
-        users = list(node.users)
+        users = [user for user in node.users if not reads_no_values(user)]
         if len(users) != 1 or recorded(users[0]) != "batch_norm" or users[0].args[:1] != (node,):
             return None
         user, seen = users[0], seen_of(users[0])

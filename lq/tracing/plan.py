@@ -112,14 +112,14 @@ class Plan:
     modules: tuple[tuple[str, str], ...] = ()
 
     @property
+    def work(self) -> int:
+        """All multiply-accumulates that were counted."""
+        return sum(row.work for row in self.layers) + sum(row.work for row in self.products)
+
+    @property
     def share(self) -> float | None:
         """Share of the multiply-accumulates that int8 layers do, in [0, 1]; ``None`` if nobody has counted them."""
         return sum(row.work for row in self.quantized) / self.work if self.work else None
-
-    @property
-    def work(self) -> int:
-        """Multiply-accumulates of one call; 0 if nobody has counted them."""
-        return sum(row.work for row in self.layers) + sum(row.work for row in self.products)
 
     @property
     def in_float(self) -> tuple[LayerPlan | ProductPlan, ...]:

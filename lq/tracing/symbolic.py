@@ -76,7 +76,8 @@ class _Reader(OneTrace):
         if name not in _SEVERAL:
             node.meta.setdefault("shape", None)
         self.calls.append((node.meta[SEEN], node))
-        if sources and _works_in_place(node):
+        # ``x += y`` and ``x = x + y`` are one thing to a proxy: it may be that x is overwritten.
+        if sources and (_works_in_place(node) or node.target in (operator.add, operator.mul)):
             sources[0].meta.setdefault("writers", []).append(node)
 
 

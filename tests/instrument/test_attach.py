@@ -1,0 +1,80 @@
+"""Instruments come and go; what is exchanged afterwards is taken in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.backends.prepare import is_planned, plan_of, prepare, state_of
+from lq.instrument.attach import attach, attach_again, detach, instrument_of
+from lq.ptq import calibrate
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
+from lq.target import float_state
+from tests.instrument.nets import Net, assert_same, images, ready, step
+
+
+def test_detached_it_is_the_float_model_and_attached_again_the_quantized_one() -> None:
+    net, plain = Net(), Net()
+    ready(net, images()).eval()
+    plain.load_state_dict(float_state(net))
+    quantized = net(images(1)).detach()
+    detach(net)
+    assert torch.equal(net(images(1)), plain.eval()(images(1)))
+    state, sites = state_of(net), plan_of(net).sites
+    assert sites is not None
+    attach(net, sites, state)
+    assert torch.equal(net(images(1)), quantized)
+    assert not torch.equal(quantized, plain(images(1)))
+
+
+def test_modules_that_were_exchanged_are_taken_in() -> None:
+    net = ready(Net(), images(), frozen=True)
+    before, example = step(net, images(1)), instrument_of(net).example  # type: ignore[union-attr]
+    assert attach_again(net) == {}
+    for block in net.blocks:
+        new: Any = nn.BatchNorm2d(4)
+        new.load_state_dict(block.bn1.state_dict())
+        block.bn1 = new.train()
+    assert attach_again(net) == {"blocks.0.bn1": "BatchNorm2d", "blocks.1.bn1": "BatchNorm2d"}
+    assert instrument_of(net).example is example  # type: ignore[union-attr]
+    assert_same(before, step(net, images(1)))
+
+
+class Scripted(nn.Module):
+    """Its branch hides what it calls from whoever reads the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return F.linear(y, self.weight * 2) if y.shape[0] and bool(y.sum() != 0) else y
+
+
+def test_what_cannot_be_read_is_planned_at_the_first_call() -> None:
+    net = Scripted()
+    prepared, x = prepare(net), torch.randn(8, 4)
+    assert prepared is net
+    assert not is_planned(net)
+    calibrate(net, [x, x])
+    assert [row.name for row in plan_of(net).quantized] == ["fc", "linear"]
+    assert torch.isfinite(state_of(net).min_val).all()
+
+
+def test_a_learned_scale_needs_a_parameter_and_an_example() -> None:
+    learned = QConfig(weight=WeightSpec(learned_scale=True))
+    with pytest.raises(ValueError, match=r"linear: its weight is computed in forward, and a learned scale belongs to"):
+        prepare(Scripted(), learned, example_args=(torch.randn(2, 4),))
+    with pytest.raises(ValueError, match=r"an optimizer has to know learned scales before"):
+        prepare(Scripted(), learned)
+
+
+def test_a_plain_module_has_no_instrument() -> None:
+    assert instrument_of(Net()) is None
+    assert attach_again(Net()) == {}

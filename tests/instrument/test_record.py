@@ -1,0 +1,139 @@
+"""What a module does is noted, and it is afterwards as it was."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.backends.prepare import plan_of, prepare
+from lq.instrument.classes import place_of
+from lq.instrument.record import record
+from lq.ptq import calibrate
+
+
+class Stateful(nn.Module):
+    """Counts, remembers, draws numbers and moves a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.bn, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.calls, self.seen, self.table = 0, [], {"last": None}
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(self.calls)
+        self.table["last"] = x
+        self.new = random.random()
+        self.total += x.sum()
+        return self.drop(self.bn(self.fc(x)))
+
+
+def test_buffers_attributes_modes_and_random_numbers_are_restored() -> None:
+    net, x = Stateful(), torch.randn(8, 4)
+    net.bn.eval()
+    torch.manual_seed(3)
+    random.seed(3)
+    expected = torch.rand(1), random.random()
+    torch.manual_seed(3)
+    random.seed(3)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    prepare(net, example_args=(x,))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    assert (net.calls, net.seen, net.table, hasattr(net, "new")) == (0, [], {"last": None}, False)
+    assert (net.training, net.bn.training) == (True, False)
+    assert (torch.rand(1), random.random()) == expected
+
+
+def test_inputs_are_left_alone() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.fc(batch.pop("x").add_(1))
+
+    x = torch.zeros(2, 4)
+    batch = {"x": x}
+    prepare(Writes(), example_args=(batch,))
+    assert batch["x"] is x
+    assert not x.any()
+
+
+def test_a_module_that_fails_is_given_back_as_it_was() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x).view(3, 5)
+
+    net = Fails()
+    with pytest.raises(ValueError, match="Fails cannot be called with the example: RuntimeError: shape"):
+        prepare(net, example_args=(torch.randn(2, 4),))
+    assert type(net) is Fails
+    assert type(net.fc) is nn.Linear
+    assert not any(place_of(module) for module in net.modules())
+
+
+def test_a_module_that_cannot_be_called_in_training_is_recorded_in_evaluation() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    recording = record(net, (torch.randn(1, 4),), {})  # one sample has no variance
+    assert recording.training is None
+    assert [seen.operation for seen, _ in recording.evaluation.calls] == ["linear", "batch_norm"]
+
+
+def test_lazy_layers_get_their_weights() -> None:
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
+    assert len(plan_of(prepare(net, example_args=(torch.randn(2, 3),))).quantized) == 2
+
+
+def test_numpy_and_scripted_children_are_named_not_passed_over() -> None:
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.inner: Any = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(self.first(x))
+            return self.last(y + torch.from_numpy(y.detach().numpy() * 0))
+
+    x = torch.randn(16, 4)
+    with pytest.warns(UserWarning, match=rf"come from code that PyTorch does not show.*{__file__}:\d+"):
+        prepared = prepare(Foreign(), example_args=(x,))
+    assert [row.name for row in plan_of(prepared).quantized] == ["first", "last"]
+    calibrate(prepared, [x])
+    assert torch.isfinite(prepared.qat_state.min_val).all()
+
+
+def test_what_an_autograd_function_calls_is_left_to_its_own_backward_pass() -> None:
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return F.linear(x, weight)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            x, weight = ctx.saved_tensors
+            return grad @ weight, grad.T @ x
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.own = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Scaled.apply(self.first(x), self.own.weight)
+
+    rows = {row.name: row for row in plan_of(prepare(Net(), example_args=(torch.randn(2, 4),))).layers}
+    assert rows["first"].weight is not None
+    assert rows["own"].reason == "it runs inside of an autograd function, whose backward pass is not ours"

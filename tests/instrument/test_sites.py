@@ -1,0 +1,155 @@
+"""What happens at one call: which argument is the weight, which activation is absorbed, what is written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.backends.convert import convert
+from lq.backends.prepare import is_planned, plan_of, prepare, set_phase
+from lq.metrics import sqnr
+from lq.ptq import calibrate
+from tests.instrument.nets import ready, step
+
+
+class Calls(nn.Module):
+    """Has weights, and calls functions with them."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.b, self.square = (nn.Parameter(torch.randn(s)) for s in ((6, 4), (6,), (4, 4)))
+        self.kernel, self.last, self.body = nn.Parameter(torch.randn(4, 4, 3)), nn.Linear(4, 4), body
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+BODIES: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
+    "positional": (lambda n, x: F.linear(x, n.w, n.b), ["linear"]),
+    "by name": (lambda n, x: F.linear(bias=n.b, weight=n.w, input=x), ["linear"]),
+    "without a bias": (lambda n, x: F.linear(x, n.w), ["linear"]),
+    "computed weight": (lambda n, x: F.linear(x, (n.w - n.w.mean()) / n.w.std()), ["linear"]),
+    "addmm": (lambda n, x: torch.addmm(n.b, x.flatten(0, 1), n.w.T).view(*x.shape[:2], 6), ["addmm"]),
+    "convolution": (lambda n, x: F.conv1d(x.mT, n.kernel, padding=1).mT, ["conv1d"]),
+    "tied": (lambda n, x: F.linear(torch.tanh(n.last(x)), n.last.weight.T @ n.square), ["last", "linear"]),
+    "attention": (lambda n, x: n.attention(x, x, x)[0], ["attention.linear", "attention.out_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_call_is_quantized_whoever_makes_it(name: str) -> None:
+    body, layers = BODIES[name]
+    net, x = Calls(body), torch.randn(8, 5, 4)
+    expected = net.eval()(x).detach()
+    prepared = prepare(net, example_args=(x,))
+    assert sorted(row.name for row in plan_of(prepared).quantized) == sorted(layers)
+    assert torch.equal(prepared(x), expected)
+    calibrate(prepared, [x])
+    with torch.no_grad():
+        fake, int8 = prepared(x), convert(prepared)
+        assert 20 < sqnr(expected, fake) < 60
+        assert sqnr(fake, int8(x)) > 39
+    found = step(prepared.train(), x)
+    assert all(found[n].abs().max() > 0 for n, p in net.named_parameters() if n in found)
+    used = {"tied": {"last.weight", "square"}, "attention": {"attention.in_proj_weight"}}.get(name)
+    assert (used or {"kernel"} if name == "convolution" else used or {"w"}) <= found.keys()
+
+
+class Joins(nn.Module):
+    def __init__(self, body: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.body = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2), body
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def added_in_place(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y += net.b(x)
+    return net.c(net.relu(y))
+
+
+def written_through_a_view(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y[:, :2] = net.b(x)[:, 2:]
+    return net.c(y)
+
+
+def rectified_and_read_under_the_old_name(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    net.relu(y)
+    return net.c(y)
+
+
+def kept_after_an_in_place_add(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = y
+    y += net.b(x)
+    return net.c(y * z)
+
+
+@pytest.mark.parametrize(
+    "body", [added_in_place, written_through_a_view, rectified_and_read_under_the_old_name, kept_after_an_in_place_add]
+)
+def test_what_is_written_in_place_keeps_its_meaning_and_its_gradients(body: Any) -> None:
+    torch.manual_seed(0)
+    x, plain, net = torch.randn(32, 4), Joins(body), Joins(body)
+    net.load_state_dict(plain.state_dict())
+    expected, got = step_of(plain, x), step(ready(net, 2 * x), x)  # nothing lies at the edge of a range
+    for name, value in expected.items():
+        # 7 bits for weights, 8 for activations; a wrong operand is off by its whole size
+        assert (got[name] - value).norm() < 0.15 * value.norm(), name
+    assert not torch.equal(got["y"], expected["y"])
+
+
+def test_an_in_place_join_that_was_only_read_about_trains_too() -> None:
+    net, x = prepare(Joins(added_in_place)), torch.randn(32, 4)
+    assert is_planned(net)
+    set_phase(net, fake_quant=True, observer=True, freeze_bn=False)
+    for _ in range(3):
+        net(x).square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def step_of(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    y = net(x)
+    (y * torch.linspace(-1, 1, y.numel()).view_as(y).sin()).sum().backward()
+    return {"y": y.detach(), **{name: p.grad for name, p in net.named_parameters() if p.grad is not None}}
+
+
+def test_an_activation_is_absorbed_by_the_rounding_of_what_it_reads() -> None:
+    x = torch.randn(64, 4)
+    net = ready(nn.Sequential(nn.Linear(4, 4), nn.ReLU6(), nn.Linear(4, 2)), x).eval()
+    assert [t.absorbs for t in plan_of(net).tensors] == ["none", "relu6", "none"]
+    seen: list[Tensor] = []
+    net[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        net(10 * x)
+    scale, _, high = net.qat_state.qparams()[1]
+    assert float(seen[0].min()) == 0.0
+    assert float(seen[0].max()) == pytest.approx(float(high * scale))
+    steps = seen[0] / scale
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+
+
+def test_a_shared_activation_rounds_each_value_on_its_own_grid() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.relu(self.b(100 * self.relu(self.a(x)))))
+
+    x = torch.randn(64, 4)
+    net = ready(Twice(), x)
+    highest = dict(zip(net.qat_state.names, net.qat_state.max_val.tolist(), strict=True))
+    assert highest["fq_b"] > 10 * highest["fq_a"] > 0
