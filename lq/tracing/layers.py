@@ -47,6 +47,7 @@ class LayerFinder:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
         self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
+        self.names: dict[fx.Node, str] = {}
         self._named: Counter[str] = Counter()
 
     def find(self) -> tuple[list[Layer], list[LayerPlan]]:
@@ -55,6 +56,7 @@ class LayerFinder:
         floats: dict[str, LayerPlan] = {}
         for node in self.nodes:
             name, module = self._name(node), self._module(node)
+            self.names[node] = name
             kind, at = LAYERS[recorded(node)][0].__name__, LAYERS[recorded(node)][1]
             reason = self._why_float(node) or self.qconfig.excludes(name, module)
             source = self._argument(node, at, ("input", "mat1"))
