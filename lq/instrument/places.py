@@ -127,6 +127,7 @@ class Place:
         self.own_forward: Callable[..., Any] | None = None
         self.whole: Site | None = None  # a site that is the whole module
         self.is_root = False
+        self.is_plain_leaf = False  # a layer of torch, whose forward calls no other code
         self.listeners: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:

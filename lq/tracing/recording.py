@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lq.instrument.classes import own_class
+from lq.instrument.classes import is_plain_leaf
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
 from lq.tracing.ops import SEEN
 
@@ -79,8 +79,7 @@ class Recorder(TorchFunctionMode):
     def run(self, place: Any, module: nn.Module, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the ``forward`` of a module, and note what it calls as its own."""
         self.stack.append(place.path)
-        kind = own_class(module).__module__
-        self._plain_leaf.append(kind.startswith("torch.nn.") and not any(True for _ in module.children()))
+        self._plain_leaf.append(is_plain_leaf(module))
         try:
             if is_frozen_batch_norm(module):
                 return self._whole(module, body, args, kwargs)
