@@ -16,8 +16,8 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
 from lq.instrument.record import as_it_was
-from lq.tracing.plan import Plan
 from lq.tracing.capture import LayerSite, capture
+from lq.tracing.plan import Plan
 
 
 def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModule:

@@ -298,4 +298,3 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return True
     limit = _TOLERANCE * max(1.0, float(a.abs().max()))
     return bool(torch.isnan(a).any()) or float((a.float() - b.float()).abs().max()) <= limit
-

@@ -83,7 +83,13 @@ class Instrument:
             self._calls[threading.get_ident()] = former
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"state": self.state, "plan": self.plan, "calls": self.calls, "example": self.example, "deferred": self.deferred}
+        return {
+            "state": self.state,
+            "plan": self.plan,
+            "calls": self.calls,
+            "example": self.example,
+            "deferred": self.deferred,
+        }
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

@@ -110,7 +110,9 @@ class Sites:
     def from_dict(cls, plain: Mapping[str, Any]) -> Sites:
         """What :meth:`to_dict` made plain."""
         layers = tuple(
-            LayerAt(**{**row, "call": CallAt(**row["call"]), "spec": WeightSpec(**row["spec"]), "norm": _call(row["norm"])})
+            LayerAt(
+                **{**row, "call": CallAt(**row["call"]), "spec": WeightSpec(**row["spec"]), "norm": _call(row["norm"])}
+            )
             for row in plain["layers"]
         )
         tensors = tuple(

@@ -61,7 +61,9 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation == CLOSED or not own_class(self.modules[seen.stack[-1]]).__module__.startswith("torch.nn."):
+            elif seen.operation == CLOSED or not own_class(self.modules[seen.stack[-1]]).__module__.startswith(
+                "torch.nn."
+            ):
                 found[seen.stack[-1]] = None
         return found
 

@@ -19,7 +19,9 @@ _ALIASES: Mapping[str, str] = {
 }  # fmt: skip
 # Torch's own list of what can be overridden lacks some of these: F.hardswish, torch.relu_, Tensor.unflatten.
 _NAMESPACES: tuple[Any, ...] = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg)
-_WRITERS = frozenset({"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"})
+_WRITERS = frozenset(
+    {"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"}
+)
 
 
 def operation(func: Any) -> str:
@@ -60,7 +62,9 @@ def writes(func: Any) -> bool:
 @lru_cache(maxsize=1)
 def _index() -> dict[str, tuple[Any, ...]]:
     found: dict[str, dict[Any, None]] = {}
-    unlisted = [vars(space).get(name, getattr(space, name)) for space in _NAMESPACES for name in dir(space) if name[0] != "_"]
+    unlisted = [
+        vars(space).get(name, getattr(space, name)) for space in _NAMESPACES for name in dir(space) if name[0] != "_"
+    ]
     for functions in (*get_overridable_functions().values(), unlisted):
         for function in filter(_is_function, functions):
             found.setdefault(operation(function), {})[function] = None
@@ -107,6 +111,9 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
         ``torchvision.ops.misc.FrozenBatchNorm2d``, and the classes of that name in detectron2 and transformers (there
         with a prefix); known by name and buffers, so that none of these packages is imported.
     """
-    return type(module).__name__.endswith("FrozenBatchNorm2d") and {"weight", "bias", "running_mean", "running_var"} <= (
-        module._buffers.keys()
-    )
+    return type(module).__name__.endswith("FrozenBatchNorm2d") and {
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+    } <= (module._buffers.keys())

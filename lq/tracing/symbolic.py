@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lq.core.modes import modes_kept
-from lq.tracing.inplace import inplace_argument
 from lq.tracing.functions import is_frozen_batch_norm, operation
+from lq.tracing.inplace import inplace_argument
 from lq.tracing.ops import SAME_GRID, SEEN
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.tracer import OneTrace
@@ -72,7 +72,9 @@ class _Reader(OneTrace):
     def _stack(self) -> tuple[str, ...]:
         return ("", *(path for path, _ in self.module_stack.values() if path))
 
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None) -> Any:
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> Any:
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind == "get_attr":
             node.meta["constant"] = True
@@ -109,7 +111,12 @@ class _Method:
 
 def _works_in_place(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    inplace = (node.op == "call_function" and inplace_argument(node) is not None) or name in ("iadd", "imul", "isub", "itruediv")
+    inplace = (node.op == "call_function" and inplace_argument(node) is not None) or name in (
+        "iadd",
+        "imul",
+        "isub",
+        "itruediv",
+    )
     return inplace or (name.endswith("_") and not name.startswith("_"))
 
 
