@@ -44,11 +44,13 @@ class LayerFinder:
 
     def __init__(self, graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> None:
         self.graph, self.qconfig = graph, qconfig
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
         self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
         self.names: dict[fx.Node, str] = {}
         self._named: Counter[str] = Counter()
+        seen = [seen_of(node) for node in graph.nodes if SEEN in node.meta]
+        self._counts = Counter((one.operation, one.stack[-1]) for one in seen)
 
     def find(self) -> tuple[list[Layer], list[LayerPlan]]:
         """The layers to quantize, and the rows of those that stay float, in execution order."""
@@ -94,7 +96,7 @@ class LayerFinder:
 
     def _module(self, node: fx.Node) -> nn.Module:
         """Whose layer it is: the module that calls it, or the one that holds the weight."""
-        owner = self.modules[seen_of(node).stack[-1]]
+        owner: nn.Module = self.modules[seen_of(node).stack[-1]]
         if isinstance(owner, tuple(QAT_LAYERS)):
             return owner
         weight = self._weight(node)
@@ -143,15 +145,14 @@ class LayerFinder:
             return None
         if recorded(node).startswith("conv_transpose") and _groups(node) != 1:
             return None  # its weight has no axis of all output channels
-        shapes = [n.meta.get("shape") for n in (node, self._weight(node))]
+        shapes: list[Any] = [n.meta.get("shape") for n in (node, self._weight(node))]
         if recorded(node) == "addmm" or (None not in shapes and len(shapes[0]) != len(shapes[1])):
             return None
         return user
 
     def _calls_of(self, seen: Seen) -> int:
         """How many times the operation is called in the module that calls it."""
-        same = (n for n in self.graph.nodes if recorded(n) == seen.operation)
-        return sum(seen_of(n).stack[-1] == seen.stack[-1] for n in same)
+        return self._counts[seen.operation, seen.stack[-1]]
 
 
 def seen_of(node: fx.Node) -> Seen:

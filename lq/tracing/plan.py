@@ -110,13 +110,18 @@ class Plan:
     @property
     def share(self) -> float | None:
         """Share of the multiply-accumulates that int8 layers do, in [0, 1]; ``None`` if nobody has counted them."""
-        total = sum(row.work for row in (*self.layers, *self.products))
+        total = self._total
         return sum(row.work for row in self.quantized) / total if total else None
+
+    @property
+    def _total(self) -> int:
+        return sum(row.work for row in self.layers) + sum(row.work for row in self.products)
 
     @property
     def in_float(self) -> tuple[LayerPlan | ProductPlan, ...]:
         """What does its work in float, the largest part first."""
-        rows = [*(row for row in self.layers if row.weight is None and row.work), *self.products]
+        rows: list[LayerPlan | ProductPlan] = [row for row in self.layers if row.weight is None and row.work]
+        rows += self.products
         return tuple(sorted(rows, key=lambda row: -row.work))
 
     @property
@@ -144,7 +149,7 @@ class Plan:
         rows += [f"  {part.name} runs in float as it is: {part.reason}" for part in self.untraceable]
         if self.float_ops:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
-        total = sum(row.work for row in (*self.layers, *self.products))
+        total = self._total
         rows += [f"  {row.work / total:.1%} of the work in float: {_in_float(row)}" for row in self.in_float[:5]]
         rows += [f"  {remark}" for remark in self.remarks]
         return "\n".join(rows)
@@ -165,7 +170,9 @@ class Plan:
         from lq.instrument.plan import Sites  # which imports nothing of this room
 
         kinds = {"layers": LayerPlan, "tensors": TensorPlan, "untraceable": UntraceablePlan, "products": ProductPlan}
-        values = {name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()}
+        values: dict[str, Any] = {
+            name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()
+        }
         values |= {name: tuple(plain[name]) for name in ("float_ops", "passed", "remarks")}
         values["sites"] = None if plain["sites"] is None else Sites.from_dict(plain["sites"])
         return cls(**values)
