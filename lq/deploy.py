@@ -23,6 +23,7 @@ from lq.export.rows import FP32
 from lq.export.signature import Inputs, in_float32
 from lq.metrics.outputs import main_tensor
 from lq.target import prepared_graph
+from lq.tracing.inputs import inputs_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def export_artifact(
 
     Args:
         prepared: from :func:`lq.prepare`, with ranges; it is left as it is.
-        batches: inputs for the parity gate: tensors, or tuples of positional arguments.
+        batches: inputs for the parity gate: tensors, tuples of positional arguments, or mappings of keywords.
         directory: of the artifact.
         exporters: names, or ``{name: options}``.
         gate: what each artifact has to reach; ``None`` is the default one.
@@ -112,8 +113,7 @@ def export_artifact(
     order = Order(exporters, gate or Gate(), Path(directory))
     kept: list[Inputs] = []
     for batch in batches:
-        given: tuple[Any, ...] = batch if isinstance(batch, tuple) else (batch,)
-        kept.append((in_float32(prepared, given), {}))
+        kept.append(inputs_of(prepared, in_float32(prepared, batch)))
         if len(kept) == order.gate.batches:
             break
     if not kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,6 +19,7 @@ from lq.instrument.places import Instrument
 from lq.instrument.record import as_it_was
 from lq.tracing.capture import LayerSite, capture
 from lq.tracing.inputs import made_inputs
+from lq.tracing.plan import Plan
 from lq.tracing.sites import LayerAt
 
 
@@ -63,7 +65,10 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
     ]
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
     with as_it_was(prepared):
-        graph = capture(prepared, state, quantizers, layers, _like(prepared, example), lambda: _marking(instrument))
+        given = _like(prepared, example)
+        graph = capture(
+            prepared, state, quantizers, layers, given, lambda: _marking(instrument), _first_with_work(plan)
+        )
     _share_counters(graph, prepared, sites.layers)
     return graph
 
@@ -82,6 +87,15 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def _first_with_work(plan: Plan) -> str:
+    """The first direct child that does a fifth of the quantized work, as a detector's backbone; "" if none does."""
+    work: Counter[str] = Counter()
+    for row in plan.quantized:
+        child, dot, _ = row.name.partition(".")
+        work[child if dot else ""] += row.work
+    return next((name for name, done in work.items() if name and 5 * done >= work.total() > 0), "")
 
 
 def _learned_scale(state: nn.Module, name: str) -> nn.Parameter | None:

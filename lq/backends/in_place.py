@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -189,7 +190,7 @@ def plan_calls(
     if not layers:
         raise ValueError(nothing_to_quantize(module, floats, {}))
     sites, rows, tensors = planner.sites()
-    work = _Work(graph, planner)
+    work = _Work(graph, planner, finder.names)
     plan = Plan(
         own_class(module).__name__,
         qconfig.title,
@@ -218,16 +219,15 @@ def architecture(module: nn.Module) -> tuple[tuple[str, str], ...]:
 class _Work:
     """Multiply-accumulates of layers and of products of matrices, and the lines that compute them."""
 
-    def __init__(self, graph: fx.Graph, planner: SitePlanner) -> None:
+    def __init__(self, graph: fx.Graph, planner: SitePlanner, names: Mapping[fx.Node, str]) -> None:
         self.layers: dict[str, tuple[int, str]] = {}
         self.others: list[ProductPlan] = []
-        names = {layer.node: layer.name for layer in planner.layers}
         for node in graph.nodes:
             if ops.SEEN not in node.meta:
                 continue
             seen = seen_of(node)
             if ops.recorded(node) in LAYERS:
-                name = names.get(node) or planner.label(node)
+                name = names[node]
                 before = self.layers.get(name, (0, seen.line))[0]
                 self.layers[name] = (before + seen.work, seen.line)
             elif seen.work and not node.meta.get("constant"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.layer import QATLayer
@@ -44,6 +45,7 @@ def has_kernel(layer: QATLayer) -> bool:
 
 
 _TRANSPOSING = ("fbgemm", "qnnpack")
+_CONVOLUTIONS = (QATConv1d, QATConv2d, QATConv3d)
 
 
 @contextmanager
@@ -89,7 +91,8 @@ class Int8Layer(nn.Module):
         # onednn's linear layers are a thousand times slower where the zero point of the input is not 0.
         slow = torch.backends.quantized.engine == "onednn" and isinstance(layer, QATLinear) and input_grid[1] != 0
         self.scale_without_zero_point = input_grid[0] if slow else None
-        self.packed = prepack(*_prepack_arguments(layer, bn, input_grid, slow))
+        self.columns = _columns_that_onednn_needs(layer)
+        self.packed = prepack(*_prepack_arguments(layer, bn, input_grid, slow, self.columns > 0))
         self.scale, self.zero_point = scale, zero_point
         # Kernels want a batch, which layers need not have; a linear layer has it with two dimensions.
         self.least_dimensions = layer.weight.dim()
@@ -99,6 +102,8 @@ class Int8Layer(nn.Module):
         """Quantized in, quantized out."""
         if self.scale_without_zero_point is not None:
             x = torch._make_per_tensor_quantized_tensor(x.int_repr(), self.scale_without_zero_point, 0)
+        if self.columns:
+            x = F.pad(x, (0, self.columns))
         single = x.dim() < self.least_dimensions
         y = self.kernel(x.unsqueeze(0) if single else x, self.packed, self.scale, self.zero_point)
         y = y.squeeze(0) if single else y
@@ -110,7 +115,7 @@ class Int8Layer(nn.Module):
 
 
 def _prepack_arguments(
-    layer: QATLayer, bn: _BatchNorm | None, input_grid: tuple[float, int], zero_point_into_bias: bool
+    layer: QATLayer, bn: _BatchNorm | None, input_grid: tuple[float, int], zero_point_into_bias: bool, wider: bool
 ) -> tuple[Any, ...]:
     integers, scale, bias = layer.integer_weight(bn)
     input_scale, input_zero_point = input_grid
@@ -120,6 +125,8 @@ def _prepack_arguments(
         bias = (-offset if bias is None else bias.double() - offset).float()
     if bias is not None and scale.dim():
         integers, scale = _room_for_bias(integers, scale, bias, input_scale)
+    if wider:
+        integers = F.pad(integers, (0, 1))
     if scale.dim() == 0:
         weight = torch._make_per_tensor_quantized_tensor(integers, float(scale), 0)
     else:
@@ -130,9 +137,21 @@ def _prepack_arguments(
         return weight, bias
     conv: Any = layer
     stride, dilation = list(conv.stride), list(conv.dilation)
-    if isinstance(layer, (QATConv1d, QATConv2d, QATConv3d)):
+    if isinstance(layer, _CONVOLUTIONS):
         return weight, bias, stride, _padding(layer), dilation, conv.groups
     return weight, bias, stride, list(conv.padding), list(conv.output_padding), dilation, conv.groups
+
+
+def _columns_that_onednn_needs(layer: QATLayer) -> int:
+    """How much wider an input has to be, and the kernel by one column of zeros, so that oneDNN computes what it should.
+
+    Of kernels 8, 12, 16, ... wide with fewer than 32 channels it returns something else: seen with torch 2.14 on a CPU
+    with VNNI, and not with fbgemm.
+    """
+    if torch.backends.quantized.engine not in ("x86", "onednn") or not isinstance(layer, _CONVOLUTIONS):
+        return 0
+    width = layer.weight.shape[-1]
+    return int(layer.dilation[-1]) if width >= 8 and width % 4 == 0 and layer.weight.shape[1] < 32 else 0
 
 
 def _room_for_bias(integers: Tensor, scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, Tensor]:

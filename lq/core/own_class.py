@@ -16,3 +16,13 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     """
     found: type[nn.Module] = getattr(type(module), USERS_CLASS, type(module))
     return found
+
+
+def is_plain_leaf(module: nn.Module) -> bool:
+    """Whether a module is one of torch's without modules inside.
+
+    Example:
+        >>> is_plain_leaf(nn.ReLU()), is_plain_leaf(nn.Sequential(nn.ReLU()))
+        (True, False)
+    """
+    return own_class(module).__module__.startswith("torch.nn.") and next(module.children(), None) is None

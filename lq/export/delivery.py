@@ -26,7 +26,7 @@ from lq.export.manifest import write_manifest
 from lq.export.parity import Gate, Parity, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
 from lq.export.scratch import scratch
-from lq.export.signature import Inputs, Signature, one_sample
+from lq.export.signature import Inputs, Signature, smallest_call
 from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
 
@@ -149,7 +149,7 @@ def deliver(
         if not calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
         _pass_gate(deployment, prepared, order, place, calls or [(example, main_tensor(output))])
-        times = _latencies(deployment, place, float_model, one_sample(example))
+        times = _latencies(deployment, place, float_model, smallest_call(prepared, example))
         deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
         failed = _leave_out(deployment) if gate.on_failure == "error" else []
         entries["parity"] = {kind: parity.to_dict() for kind, parity in deployment.parity.items()}
@@ -197,7 +197,7 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     state.load_state_dict({**state.state_dict(), **made_up})
     prepared.eval()
     signature = Signature.of(prepared, example, _output(prepared, example))
-    args, kwargs = one_sample(example)
+    args, kwargs = smallest_call(prepared, example)
     for choice in chosen(exporters):
         try:
             with scratch() as place, torch.no_grad():

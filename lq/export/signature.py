@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -241,6 +242,17 @@ def one_sample(example: Inputs) -> Inputs:
         return example
     args, kwargs = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf, example)
     return args, kwargs
+
+
+def smallest_call(model: Callable[..., Any], example: Inputs) -> Inputs:
+    """The example cut to a batch of one, or whole where the model's code has fixed its batch."""
+    sample = one_sample(example)
+    try:
+        with torch.no_grad():
+            model(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1]))
+    except Exception:
+        return example
+    return sample
 
 
 def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program_check import read_archive
-from lq.export.signature import Inputs, Signature, one_sample
+from lq.export.signature import Inputs, Signature, smallest_call
 from lq.fields import Field
 
 FILE = "int8.pt"
@@ -98,8 +98,8 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         structure that TorchScript has no type for, and which layers run in int8 and in float.
     """
     int8 = convert(prepared)
-    sample = one_sample(example)
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
+        sample = smallest_call(int8, example)
         flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
     scripted = export_torchscript(_flattened(int8) if flat else int8, *sample)
     content = io.BytesIO()

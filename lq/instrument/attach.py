@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.fake_quantize import FakeQuantize
+from lq.core.own_class import is_plain_leaf
 from lq.core.state import QATState
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.classes import place_of, swap, unswap
@@ -75,6 +76,7 @@ class _Attaching:
                 continue
             place = self.places[path] = made[id(module)] = Place(path, module, self.instrument)
             place.is_root = module is self.target
+            place.is_plain_leaf = not place.is_root and is_plain_leaf(module)
             swap(module, place)
 
     def _site(self, call: CallAt) -> Site:

@@ -33,18 +33,14 @@ class SiteMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = self.call
         place = call.place
-        if func in TRANSPARENT:
-            with self:
-                return TRANSPARENT[func](*args, **(kwargs or {}))
         row = None if place is None or call.busy else place.rows.get(func)
         if row is None:
-            if isinstance(func, torch._ops.HigherOrderOperator):
-                args = tuple(self._inside(arg) for arg in args)
-            return func(*args, **(kwargs or {}))
+            return self._without_site(func, args, kwargs or {})
         assert place is not None
         if call.grad and not torch.is_grad_enabled():
             refuse_reentrant(place, f"{row.name}() itself")
-        notice_checkpoint(self.instrument, call, SiteMode)
+        if not place.is_plain_leaf:  # those have looked when they were called
+            notice_checkpoint(self.instrument, call, SiteMode)
         site = _next(self.instrument, call, place, row)
         if site is None:
             return func(*args, **(kwargs or {}))
@@ -53,6 +49,14 @@ class SiteMode(TorchFunctionMode):
             return run_site(self.instrument, call, place, site, func, args, kwargs or {})
         finally:
             call.busy = False
+
+    def _without_site(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func in TRANSPARENT:
+            with self:
+                return TRANSPARENT[func](*args, **kwargs)
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            args = tuple(self._inside(arg) for arg in args)
+        return func(*args, **kwargs)
 
     def _inside(self, arg: Any) -> Any:
         """The body of an operation such as ``torch.cond`` or a compiled checkpoint, which runs without modes."""

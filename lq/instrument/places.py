@@ -129,6 +129,7 @@ class Place:
         self.whole: Site | None = None  # a site that is the whole module
         self.is_root = False
         self.only_heard = False  # a place in a float module, for its listeners
+        self.is_plain_leaf = False  # a layer of torch, whose forward calls no other code
         self.listeners: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:

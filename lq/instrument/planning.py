@@ -45,6 +45,7 @@ class SitePlanner:
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.by_output = {layer.last: layer for layer in layers}
+        self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
         self.calls = {node: at for node, at in self._named(calls) if node is not None}
         self._labels = {node: label for node, label in self._labelled(calls) if node is not None}
@@ -128,7 +129,7 @@ class SitePlanner:
         specs = [self._activation_spec(self.roundings[i]) for i in firsts]
         layers = [self._layer(layer) for layer in self.layers]
         tensors = [t for r, slot in zip(self.roundings, slots, strict=True) for t in self._tensors(r, slot)]
-        fresh = tuple(self.calls[r.source] for r in self.roundings if self._is_fresh(r.source))
+        fresh = tuple(at for node, at in self.calls.items() if self._is_fresh(node))
         plan = Sites(
             tuple(path for path in self.modules if path in self.places),
             tuple(names[i] for i in firsts),
@@ -189,8 +190,10 @@ class SitePlanner:
         return LayerPlan(layer.name, kind, fused, str(at.spec))
 
     def _is_fresh(self, node: fx.Node) -> bool:
-        """Whether a join is written in place; it makes a new tensor, which can be rounded where it lies."""
+        """Whether an addition is written in place that is rounded, or overwrites what is; it makes a new tensor."""
         if node not in self.calls or not ops.joined_tensors(node):
+            return False
+        if node not in self._rounded and node.args[0] not in self._rounded:
             return False
         return any(node in n.meta.get("writers", ()) for n in node.all_input_nodes)
 

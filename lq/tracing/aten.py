@@ -132,6 +132,11 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
     "new_zeros": calls.created("new_zeros", "self", "size"),
     "new_ones": calls.created("new_ones", "self", "size"),
     "new_full": calls.created("new_full", "self", "size", "fill_value"),
+    **{
+        f"{kind}_like.default": calls.created(getattr(torch, f"{kind}_like"), "self")
+        for kind in ("zeros", "ones", "empty")
+    },
+    "full_like.default": calls.created(torch.full_like, "self", "fill_value"),
     "zeros.default": calls.created(torch.zeros, "size"),
     "ones.default": calls.created(torch.ones, "size"),
     "full.default": calls.created(torch.full, "size", "fill_value"),

@@ -31,6 +31,7 @@ def capture(
     layers: Sequence[LayerSite],
     example: Inputs,
     marking: Callable[[], AbstractContextManager[Any]],
+    inner: str = "",
 ) -> fx.GraphModule:
     """The graph of ``target`` in evaluation, with QAT layers and fake quantizers in the places of its marks.
 
@@ -41,6 +42,7 @@ def capture(
         layers: the layer for each number of a weight mark.
         example: inputs of one call, on the device of the model.
         marking: entered around the export.
+        inner: dotted name of a module to recommend if the whole cannot be exported.
 
     Returns:
         a GraphModule in evaluation mode, called as ``target`` is, that shares parameters and buffers with it. Its batch
@@ -69,7 +71,7 @@ def capture(
         >>> [str(node.target) for node in graph.graph.nodes]
         ['x', 'qat_state.fq_x', 'fc', 'qat_state', 'output']
     """
-    exported = export(target, example, marking)
+    exported = export(target, example, marking, inner)
     graph, holder = fx.Graph(), Holder(target)
     leaves = add_placeholders(graph, target, *exported.arguments)
     translation = Translation(exported, graph, holder, state, quantizers, layers)

@@ -68,13 +68,16 @@ class _Flat(nn.Module):
         return tuple(flattener.tensors)
 
 
-def export(target: nn.Module, example: Inputs, marking: Callable[[], AbstractContextManager[Any]]) -> Exported:
+def export(
+    target: nn.Module, example: Inputs, marking: Callable[[], AbstractContextManager[Any]], inner: str = ""
+) -> Exported:
     """Export ``target`` in evaluation mode, its batch dynamic where the code allows it.
 
     Args:
         target: is left as it is, modes, buffers and attributes included.
         example: inputs of one call.
         marking: entered around the export.
+        inner: dotted name of a module to recommend if the whole cannot be exported.
 
     Raises:
         ValueError: if it cannot be exported, naming the line.
@@ -84,11 +87,11 @@ def export(target: nn.Module, example: Inputs, marking: Callable[[], AbstractCon
     flat = _Flat(target, arguments)
     with _as_before(target), marking(), torch.no_grad(), quiet():
         target.eval()
-        program, graph = functional(_program(flat, flattener.tensors))
+        program, graph = functional(_program(flat, flattener.tensors, inner))
     return _read(target, program, graph, arguments, flat.returned.structure)
 
 
-def _program(flat: _Flat, tensors: list[Tensor]) -> ExportedProgram:
+def _program(flat: _Flat, tensors: list[Tensor], inner: str) -> ExportedProgram:
     batches = {t.shape[0] for t in tensors if t.dim()}
     attempts: list[tuple[list[Tensor], Any]] = [(tensors, None)]
     if batches:
@@ -108,7 +111,7 @@ def _program(flat: _Flat, tensors: list[Tensor]) -> ExportedProgram:
         except Exception as error:
             logging.getLogger(__name__).debug("torch.export failed", exc_info=True)
             failure = error
-    raise ValueError(_reason(flat.target, failure)) from failure
+    raise ValueError(_reason(flat.target, failure, inner)) from failure
 
 
 def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, arguments: Any, output: Any) -> Exported:
@@ -180,16 +183,19 @@ def quiet() -> Iterator[None]:
 _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
 
 
-def _reason(target: nn.Module, error: Exception) -> str:
+def _reason(target: nn.Module, error: Exception, inner: str) -> str:
     text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
     said = f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
-    remedy = ""
+    remedy = f"Train and export the inner module that does most of the work: QATCallback(target={inner!r})."
     if _VALUES.search(f"{type(error).__name__} {error}"):
+        name = f"target={inner!r}" if inner else "target=..."
         remedy = (
-            " That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
-            "tensor operations (torch.where), or name an inner module without it: QATCallback(target=...)."
+            "That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
+            f"tensor operations (torch.where), or name an inner module without it: QATCallback({name})."
         )
-    return f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({said}).{remedy}"
+    elif not inner:
+        remedy = ""
+    return f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({said}). {remedy}".rstrip()
 
 
 def _where(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ _ALIASES: Mapping[str, str] = {
     "radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "multiply": "mul", "rmatmul": "matmul",
     "getitem": "getitem", "setitem": "setitem", "group_norm": "group_norm",
 }  # fmt: skip
-# Torch's list of what can be overridden lacks some (F.hardswish, Tensor.unflatten, torch.relu_) that can.
-_NAMESPACES: tuple[Any, ...] = (torch, F, torch.Tensor, torch.special, torch.linalg)
+# Torch's own list of what can be overridden lacks some of these: F.hardswish, torch.relu_, Tensor.unflatten.
+_NAMESPACES: tuple[Any, ...] = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg)
 _WRITERS = frozenset(
     {"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"}
 )
@@ -62,15 +62,17 @@ def writes(func: Any) -> bool:
 @lru_cache(maxsize=1)
 def _index() -> dict[str, tuple[Any, ...]]:
     found: dict[str, dict[Any, None]] = {}
-    for functions in (*get_overridable_functions().values(), *map(_functions_in, _NAMESPACES)):
-        for function in functions:
+    unlisted = [
+        vars(space).get(name, getattr(space, name)) for space in _NAMESPACES for name in dir(space) if name[0] != "_"
+    ]
+    for functions in (*get_overridable_functions().values(), unlisted):
+        for function in filter(_is_function, functions):
             found.setdefault(operation(function), {})[function] = None
     return {name: tuple(functions) for name, functions in found.items()}
 
 
-def _functions_in(namespace: Any) -> list[Any]:
-    members = [value for name, value in vars(namespace).items() if not name.startswith("__")]
-    return [m for m in members if isinstance(m, (FunctionType, BuiltinFunctionType))]
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type) and hasattr(value, "__name__")
 
 
 def functions_of(name: str) -> tuple[Any, ...]:

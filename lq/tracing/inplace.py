@@ -44,7 +44,7 @@ def is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         return _trailing_underscore(str(node.target))
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        return node.target in _OPERATORS or _trailing_underscore(name) or _inplace_argument(node) is not None
+        return node.target in _OPERATORS or _trailing_underscore(name) or inplace_argument(node) is not None
     return False
 
 
@@ -98,7 +98,7 @@ def _make_out_of_place(graph_module: fx.GraphModule, node: fx.Node, modules: dic
         graph_module.set_submodule(str(node.target), fresh)
         modules[str(node.target)] = fresh
         return
-    argument = _inplace_argument(node)
+    argument = inplace_argument(node)
     twin = _twin(node.target)
     if argument is not None:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
@@ -121,7 +121,7 @@ def _twin(target: Any) -> Any:
     return getattr(torch, name, None) or getattr(nn.functional, name, None)
 
 
-def _inplace_argument(node: fx.Node) -> int | None:
+def inplace_argument(node: fx.Node) -> int | None:
     """Position of ``inplace=True`` among the arguments of a function, or ``None`` if it does not work in place."""
     try:
         parameters = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]

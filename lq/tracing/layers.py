@@ -49,7 +49,10 @@ class LayerFinder:
         self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
         self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
+        self.names: dict[fx.Node, str] = {}
         self._named: Counter[str] = Counter()
+        seen = [seen_of(node) for node in graph.nodes if SEEN in node.meta]
+        self._counts = Counter((one.operation, one.stack[-1]) for one in seen)
 
     def find(self) -> tuple[list[Layer], list[LayerPlan]]:
         """The layers to quantize, and the rows of those that stay float, in execution order."""
@@ -57,6 +60,7 @@ class LayerFinder:
         floats: dict[str, LayerPlan] = {}
         for node in self.nodes:
             name, module = self._name(node), self._module(node)
+            self.names[node] = name
             kind, at = LAYERS[recorded(node)][0].__name__, LAYERS[recorded(node)][1]
             reason = self._why_float(node) or self.qconfig.excludes(name, module)
             source = self._argument(node, at, ("input", "mat1"))
@@ -94,7 +98,7 @@ class LayerFinder:
 
     def _module(self, node: fx.Node) -> nn.Module:
         """Whose layer it is: the module that calls it, or the one that holds the weight."""
-        owner = self.modules[seen_of(node).stack[-1]]
+        owner: nn.Module = self.modules[seen_of(node).stack[-1]]
         if isinstance(owner, _LAYER_MODULES):
             return owner
         weight = self._weight(node)
@@ -151,8 +155,7 @@ class LayerFinder:
 
     def _calls_of(self, seen: Seen) -> int:
         """How many times the operation is called in the module that calls it."""
-        same = (n for n in self.graph.nodes if recorded(n) == seen.operation)
-        return sum(seen_of(n).stack[-1] == seen.stack[-1] for n in same)
+        return self._counts[seen.operation, seen.stack[-1]]
 
 
 def seen_of(node: fx.Node) -> Seen:

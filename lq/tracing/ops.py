@@ -201,9 +201,10 @@ def joined_tensors(node: fx.Node) -> list[fx.Node] | None:
     if node.target in ADD | MUL and len(node.args) == 2 and not node.kwargs:
         both = [a for a in node.args if isinstance(a, fx.Node)]
         return both if len(both) == 2 else None
-    if node.target in CAT and isinstance(node.args[0], (list, tuple)):
-        parts = [a for a in node.args[0] if isinstance(a, fx.Node)]
-        return parts if len(parts) == len(node.args[0]) else None
+    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+    if node.target in CAT and isinstance(tensors, (list, tuple)):
+        parts = [a for a in tensors if isinstance(a, fx.Node)]
+        return parts if len(parts) == len(tensors) else None
     return None
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from lq.core.own_class import own_class
+from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
 from lq.tracing.ops import CALLED, SEEN
@@ -80,8 +80,7 @@ class Recorder(TorchFunctionMode):
     def run(self, place: Any, module: nn.Module, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the ``forward`` of a module, and note what it calls as its own."""
         self.stack.append(place.path)
-        kind = own_class(module).__module__
-        self._plain_leaf.append(kind.startswith("torch.nn.") and not any(True for _ in module.children()))
+        self._plain_leaf.append(is_plain_leaf(module))
         try:
             if is_frozen_batch_norm(module):
                 return self._whole(module, body, args, kwargs)
@@ -161,7 +160,7 @@ class Recorder(TorchFunctionMode):
         line, opaque = _line()
         seen = Seen(name, tuple(self.stack), line, _work(name, args, kwargs, results[0]), opaque, whole)
         same = bool(args) and out is args[0]
-        if same and name in _KEEPING and not (name.endswith("dropout") and kwargs.get("inplace")):
+        if same and name in _KEEPING and not _drops_in_place(name, args, kwargs):
             self.calls.append((seen, None))  # it is of that type, or contiguous, already
             return
         node = self._create(func, name, args, kwargs)
@@ -180,22 +179,30 @@ class Recorder(TorchFunctionMode):
             self._remember(tensor, result)
 
     def _create(self, func: Any, name: str, args: Any, kwargs: Any) -> fx.Node:
-        as_nodes = lambda value: self._node(value) if isinstance(value, Tensor) else _plain(value)  # noqa: E731
-        node_args, node_kwargs = tree_map(as_nodes, (tuple(args), dict(kwargs)))
+        node_args, node_kwargs = tuple(map(self._as_node, args)), {k: self._as_node(v) for k, v in kwargs.items()}
         target = func if len(args) != 2 or kwargs else _OPERATORS.get(name, func)
         label = self.stack[-1] if self._plain_leaf[-1] else f"{self.stack[-1]}.{name}".lstrip(".")
         node = self.graph.create_node("call_function", target, node_args, node_kwargs, name=self._label(label))
         node.meta[CALLED] = (node.args, node.kwargs)
         return node
 
+    def _as_node(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if isinstance(value, (tuple, list)):
+            parts = [self._as_node(part) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
+        return {k: self._as_node(v) for k, v in value.items()} if type(value) is dict else _plain(value)
+
     def _mark_overwritten(self, written: Tensor, by: fx.Node) -> None:
         for other in self._memory.get(_address(written), ()):
             if other is not written and self._nodes.get(id(other)) is not by:
-                node = self.graph.call_function(overwritten, (self._nodes[id(other)], by))
-                node.meta["constant"] = False
+                before = self._nodes[id(other)]
+                node = self.graph.call_function(overwritten, (before, by))
+                node.meta["constant"] = bool(before.meta.get("constant") and by.meta["constant"])
                 self._nodes[id(other)] = node
-        before = self._nodes.get(id(written))
-        for source in [] if before is None else [before, *_views_of(before)]:
+        written_node = self._nodes.get(id(written))
+        for source in [] if written_node is None else [written_node, *_views_of(written_node)]:
             source.meta.setdefault("writers", []).append(by)
 
 
@@ -216,6 +223,11 @@ _KEEPING = frozenset(
         "reshape", "flatten", "requires_grad", "clone", "resolve_conj", "resolve_neg",
     }
 )  # fmt: skip
+
+
+def _drops_in_place(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether it is a dropout that writes into its input in training."""
+    return "dropout" in name and bool(args[3] if len(args) > 3 else kwargs.get("inplace", False))
 
 
 def _views_of(node: fx.Node) -> list[fx.Node]:

@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from lq.core.modes import modes_kept
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation
+from lq.tracing.inplace import inplace_argument
 from lq.tracing.ops import CALLED, SAME_GRID, SEEN
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.tracer import OneTrace
@@ -28,6 +29,22 @@ class NotPlainError(Exception):
     """What a module does with its tensors cannot be read off its code with certainty."""
 
 
+class _Proxy(fx.Proxy):
+    """Knows ``x += y`` from ``x = x + y``, which other proxies take for one."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Reader(OneTrace):
     """Follows every call down to functions of torch."""
 
@@ -37,6 +54,9 @@ class _Reader(OneTrace):
         super().__init__(frozenset())
         self.tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         self.calls: list[tuple[Seen, fx.Node | None]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _CLOSED) or is_frozen_batch_norm(m)
@@ -93,7 +113,12 @@ class _Method:
 
 def _works_in_place(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    inplace = bool(node.kwargs.get("inplace", False)) or name in ("iadd", "imul", "isub", "itruediv")
+    inplace = (node.op == "call_function" and inplace_argument(node) is not None) or name in (
+        "iadd",
+        "imul",
+        "isub",
+        "itruediv",
+    )
     return inplace or (name.endswith("_") and not name.startswith("_"))
 
 

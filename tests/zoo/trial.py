@@ -1,4 +1,7 @@
-"""What lq makes of each entry: ``python -m tests.zoo.trial [PATTERN] [--exporters torch onnx] [--json FILE]``."""
+"""What lq makes of each entry.
+
+python -m tests.zoo.trial [PATTERN] [--exporters torch onnx] [--json FILE] [--markdown docs/matrix.md]
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import contextlib
 import inspect
 import json
 import math
+import re
 import signal
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -312,12 +317,54 @@ def _summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
 
 
+BEGIN, END = "<!-- zoo -->", "<!-- end of zoo -->"
+
+
+def markdown(outcomes: Sequence[Outcome], exporters: Sequence[str]) -> str:
+    """A table with a row for each package, and the entries that failed with the reason."""
+    lines = [
+        "## Published models",
+        "",
+        f"Written by `python -m tests.zoo.trial --markdown`, exporters: {', '.join(exporters)}.",
+    ]
+    lines += ["Work is multiply-accumulates of layers, attention's two products aside.", ""]
+    lines += [
+        "| package | tried | prepared | exported | work in int8, median | least |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for package in [*dict.fromkeys(outcome.package for outcome in outcomes), "all"]:
+        rows = [outcome for outcome in outcomes if package in (outcome.package, "all")]
+        shares = [row.share_int8 for row in rows if row.share_int8 is not None]
+        work = f"{statistics.median(shares):.0%} | {min(shares):.0%}" if shares else "- | -"
+        ready, done = sum(row.prepared for row in rows), sum(row.all_exported for row in rows)
+        lines.append(f"| {package} | {len(rows)} | {ready} | {done} | {work} |")
+    failed = [f"- {row.name}, {row.step}: {_short(row.error)}" for row in outcomes if row.step]
+    return "\n".join([BEGIN, *lines, "", *(["What does not work:", "", *failed, ""] if failed else []), END]) + "\n"
+
+
+def _short(error: str) -> str:
+    plain = re.sub(r"/\S*/(site-packages|tests)/", "", error).replace("|", "/")
+    return plain if len(plain) <= 300 else f"{plain[:297]}..."
+
+
+def write_markdown(path: Path, text: str) -> None:
+    """Put the text in the place of the former one, or at the end."""
+    before = path.read_text() if path.exists() else ""
+    if BEGIN in before:
+        head, _, rest = before.partition(BEGIN)
+        text = head + text + rest.partition(f"{END}\n")[2]
+    else:
+        text = f"{before.rstrip()}\n\n{text}" if before else text
+    path.write_text(text)
+
+
 def main() -> None:
     """Print a row for each entry and a summary for each package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pattern", nargs="?", default="", help="regular expression in the name")
     parser.add_argument("--exporters", nargs="*", default=["torch"])
     parser.add_argument("--json", type=Path, help="where to write the outcomes")
+    parser.add_argument("--markdown", type=Path, help="a document, of which the part on the zoo is written anew")
     parser.add_argument("--limit", type=int, default=120, help="seconds for one entry")
     parser.add_argument("--fresh", action="store_true", help="let the gate run artifacts in fresh processes, as ever")
     options = parser.parse_args()
@@ -332,6 +379,8 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     print("\n".join(_summary(outcomes)))
+    if options.markdown:
+        write_markdown(options.markdown, markdown(outcomes, options.exporters))
 
 
 if __name__ == "__main__":
