@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map_only
 
 from lq.backends.base import Inputs
+from lq.backends.in_place import like
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.instrument.attach import instrument_of
@@ -65,7 +65,7 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
     ]
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
     with as_it_was(prepared):
-        given = _like(prepared, example)
+        given = like(prepared, example)
         graph = capture(
             prepared, state, quantizers, layers, given, lambda: _marking(instrument), _first_with_work(plan)
         )
@@ -110,16 +110,3 @@ def _marking(instrument: Instrument) -> Iterator[None]:
         yield
     finally:
         instrument.marking = False
-
-
-def _like(module: nn.Module, example: Inputs) -> Inputs:
-    """The example on the module's device, floating tensors in its dtype."""
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        return example
-
-    def moved(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().to(parameter.device)
-        return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
-
-    return cast(Inputs, tree_map_only(Tensor, moved, example))

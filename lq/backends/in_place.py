@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lq.backends.base import Inputs
 from lq.backends.planning import in_module_order, nothing_to_quantize
@@ -121,6 +121,32 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
     state = defer(module, partial(_plan_at_first_call, qconfig))
     state.qconfig = qconfig
     return state
+
+
+def plan_at_once(module: nn.Module, example: Inputs) -> None:
+    """Plan a prepared module that waits for its first call; one that has a plan stays as it is.
+
+    Args:
+        module: from :func:`lq.prepare`.
+        example: inputs of one call, in any place.
+    """
+    instrument = instrument_of(module)
+    if instrument is not None and instrument.deferred is not None:
+        instrument.deferred(module, like(module, example))
+
+
+def like(module: nn.Module, example: Inputs) -> Inputs:
+    """Inputs on the module's device, floating tensors in its dtype."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return example
+
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().to(parameter.device)
+        return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
+
+    found: Inputs = tree_map_only(Tensor, moved, example)
+    return found
 
 
 def _plan_at_first_call(qconfig: QConfig, module: nn.Module, example: Inputs) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lq.backends.in_place import plan_at_once
 from lq.backends.self_check import self_check
 from lq.export.delivery import Order, rehearse
 from lq.export.signature import Inputs
@@ -46,6 +47,7 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
     Raises:
         ValueError: if either is not so.
     """
+    plan_at_once(target_of(module, name), example)
     prepared = copy.deepcopy(prepared_graph(module, name, example)).cpu().float()
     float_model.load_state_dict(float_state(target_of(module, name)))
     self_check(float_model, prepared, *example)

@@ -179,6 +179,10 @@ class QATCallback(Callback):
         if self._float.model is not None and self._float.is_usable:
             with scratch_beside(None if self._destination is None else self._destination.path):
                 check_first_call(pl_module, self._name, self._float.model, example, self.order)
+        target = self._target(pl_module)
+        if self.plan is None and is_planned(target):
+            self.plan = plan_of(target)
+            rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""

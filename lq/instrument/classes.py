@@ -12,9 +12,7 @@ from torch.nn.utils import parametrize
 from lq.core.own_class import USERS_CLASS
 from lq.instrument import containers
 from lq.instrument.mode import run_place
-from lq.instrument.places import Place
-
-PLACE = "_lq_place"
+from lq.instrument.places import PLACE, Place
 
 
 class _Quiet:

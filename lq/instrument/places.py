@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from lq.instrument.sites import Site
 
+PLACE = "_lq_place"  # where a module keeps its own
+
 
 class Call:
     """What belongs to a running call of the target; each thread has its own."""
