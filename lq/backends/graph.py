@@ -90,12 +90,12 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _first_with_work(plan: Plan) -> str:
-    """The first direct child that does a fifth of the quantized work, as a detector's backbone; "" if none does."""
+    """The first direct child that does a twentieth of the quantized work, as a detector's backbone; "" if none does."""
     work: Counter[str] = Counter()
     for row in plan.quantized:
         child, dot, _ = row.name.partition(".")
         work[child if dot else ""] += row.work
-    return next((name for name, done in work.items() if name and 5 * done >= work.total() > 0), "")
+    return next((name for name, done in work.items() if name and 20 * done >= work.total() > 0), "")
 
 
 def _learned_scale(state: nn.Module, name: str) -> nn.Parameter | None:

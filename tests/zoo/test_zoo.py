@@ -26,8 +26,6 @@ QUICK = (
     "torch a layer registered twice",
     "torch dict to dataclass",
     "einops attention by rearrange",
-    "torchvision SwinTransformer V2",
-    "torchvision lraspp_mobilenet_v3_large",
     "timm lcnet_035",
     "timm tf_efficientnet_lite0",
     "transformers BertForSequenceClassification (labels)",

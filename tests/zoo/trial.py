@@ -28,7 +28,7 @@ import lq
 from lq.export.artifact import load
 from lq.metrics import sqnr
 from lq.metrics.outputs import main_tensor
-from tests.zoo.catalogue import select
+from tests.zoo.catalogue import CATALOGUE, select
 from tests.zoo.entry import Entry, Inputs, floating, quiet, seeded
 from tests.zoo.work import share_in_int8
 
@@ -327,7 +327,8 @@ def markdown(outcomes: Sequence[Outcome], exporters: Sequence[str]) -> str:
         "",
         f"Written by `python -m tests.zoo.trial --markdown`, exporters: {', '.join(exporters)}.",
     ]
-    lines += ["Work is multiply-accumulates of layers, attention's two products aside.", ""]
+    lines += [f"{len(outcomes)} of the catalogue's {len(CATALOGUE)} models were tried. Work is multiply-accumulates of"]
+    lines += ["layers, attention's two products aside.", ""]
     lines += [
         "| package | tried | prepared | exported | work in int8, median | least |",
         "| --- | --- | --- | --- | --- | --- |",
