@@ -124,7 +124,7 @@ def _prepack_arguments(
         offset = (input_scale * input_zero_point) * sums
         bias = (-offset if bias is None else bias.double() - offset).float()
     if bias is not None and scale.dim():
-        integers, scale = _room_for_bias(integers, scale, bias, input_scale)
+        integers, scale = room_for_bias(integers, scale, bias, input_scale)
     if wider:
         integers = F.pad(integers, (0, 1))
     if scale.dim() == 0:
@@ -154,8 +154,8 @@ def _columns_that_onednn_needs(layer: QATLayer) -> int:
     return int(layer.dilation[-1]) if width >= 8 and width % 4 == 0 and layer.weight.shape[1] < 32 else 0
 
 
-def _room_for_bias(integers: Tensor, scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, Tensor]:
-    """Make the scale of (almost) dead channels larger, so that their bias fits into the int32 that qnnpack adds it as.
+def room_for_bias(integers: Tensor, scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, Tensor]:
+    """Make the scale of (almost) dead channels larger, so that their bias fits into the int32 that it is added as.
 
     It concerns channels whose bias is 2**30 steps of their weights: those weights add nothing that the output resolves.
     """

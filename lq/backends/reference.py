@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from lq.backends.int8 import room_for_bias
 from lq.backends.lowering import Grid, Lowering, bare_layer, graph_with_ranges
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
@@ -154,7 +155,12 @@ class _ReferenceLowering(Lowering):
         return _Value(self.graph.call_function(decomposed.dequantize_per_tensor.default, (q, *arguments)), grid)
 
     def layer(self, node: fx.Node, module: QATLayer) -> _Value:
-        layer = ReferenceLayer(module, *module.integer_weight(self.batch_norm(node)))
+        integers, scale, bias = module.integer_weight(self.batch_norm(node))
+        source = self.values.get(cast(fx.Node, node.args[0]))
+        grid = source.grid if isinstance(source, _Value) else None
+        if grid is not None and bias is not None and scale.dim():
+            integers, scale = room_for_bias(integers, scale, bias, grid.scale)
+        layer = ReferenceLayer(module, integers, scale, bias)
         return _Value(self.call(str(node.target), layer, self.real(cast(fx.Node, node.args[0]))))
 
     def operation(self, node: fx.Node) -> Any:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# The scale of what is all zeros. Values in small units have smaller ones, down to that of values that float32 squares.
 EPS = torch.finfo(torch.float32).eps
+SMALLEST_SCALE = 2.0**-60
 
 Scalar = float | Tensor
 
@@ -24,7 +26,7 @@ def affine_qparams(
 
     Affine: ``scale = (max - min) / (quant_max - quant_min)``, ``zero_point = quant_min - round(min / scale)``.
     Symmetric: ``scale = max(|min| / -quant_min, max / quant_max)``, ``zero_point = 0``. ``scale`` is at least
-    ``EPS``, so that ``min == max == 0`` gives ``EPS``.
+    2^-60, and ``EPS`` where ``min == max == 0``.
 
     Args:
         min_val: lowest values, float32, any shape.
@@ -46,7 +48,7 @@ def affine_qparams(
         ends = torch.as_tensor(quant_min, device=low.device), torch.as_tensor(quant_max, device=low.device)
         covering = torch.maximum(low / ends[0].clamp(max=-1), high / ends[1].clamp(min=1))
         scale = torch.where(torch.as_tensor(symmetric, device=low.device), covering, scale)
-    scale = scale.clamp(min=EPS)
+    scale = torch.where(scale == 0, EPS, scale.clamp(min=SMALLEST_SCALE))
     bounds: Any = quant_min, quant_max
     zero_point = (quant_min - torch.round(low / scale)).clamp(*bounds)
     if symmetric is not False:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lq.core.functional import EPS
+from lq.core.functional import EPS, SMALLEST_SCALE
 from lq.specs import WeightSpec
 
 # Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
@@ -16,7 +16,10 @@ _CANDIDATES = tuple(2.0 ** (-k / 3) for k in range(9))
 
 
 def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Tensor:
-    r"""Symmetric scale of a weight, at least ``EPS``.
+    r"""Symmetric scale of a weight.
+
+    Of a channel that is all but dead it is at least 2^-16 of the largest one (and not more than ``EPS`` for that
+    reason), so that its bias fits into an int32 on it; of a weight that is all zeros it is ``EPS``.
 
     ``observer="minmax"``: :math:`s = \max|w| / q` with q = ``spec.quant_max``, so that nothing is clipped.
     ``"mse"``: of some scales from there down the one with the least squared error, and then, for the integers
@@ -49,11 +52,13 @@ def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Ten
         w = weight.detach().float()
         dims = [d for d in range(w.dim()) if d != channel_axis] if spec.per_channel else list(range(w.dim()))
         largest = torch.maximum(w.amax(dims, keepdim=spec.per_channel), -w.amin(dims, keepdim=spec.per_channel))
-        scale = (largest / spec.quant_max).clamp(min=EPS)
+        scale = largest / spec.quant_max
+        least = scale.max().mul(2.0**-16).clamp(max=EPS)
+        scale = torch.maximum(scale, torch.where(least == 0, EPS, least))
         if spec.observer == "minmax":
             return scale
         rows = w.movedim(channel_axis, 0).flatten(1) if spec.per_channel else w.reshape(1, -1)
-        return _least_squares(rows, scale.reshape(-1, 1), spec.quant_max).reshape(scale.shape).clamp(min=EPS)
+        return _least_squares(rows, scale.reshape(-1, 1), spec.quant_max).reshape(scale.shape).clamp(min=SMALLEST_SCALE)
 
 
 def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:

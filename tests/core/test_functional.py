@@ -6,19 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lq.core.functional import EPS, affine_qparams, fake_quantize
+from lq.core.functional import EPS, SMALLEST_SCALE, affine_qparams, fake_quantize
 
 GRIDS = [(0, 255), (0, 15), (-128, 127), (0, 127), (-8, 7)]
 
 MARK = 1e-6 + 2 * 2**-23  # by which saturated values lie outside of the grid, and what rounding adds
 
 
+def _not_too_small(scale: float) -> float:
+    return EPS if scale < 2.0**-149 else max(scale, SMALLEST_SCALE)  # float32 knows no smaller number
+
+
 def qparams_twin(low: float, high: float, quant_min: int, quant_max: int, symmetric: bool) -> tuple[float, int]:
     """One tensor at a time, in double precision."""
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
-        return max(low / quant_min, high / quant_max, EPS), 0
-    scale = max((high - low) / (quant_max - quant_min), EPS)
+        return _not_too_small(max(low / quant_min, high / quant_max)), 0
+    scale = _not_too_small((high - low) / (quant_max - quant_min))
     return scale, max(quant_min, min(quant_max, quant_min - round(low / scale)))
 
 
