@@ -22,6 +22,7 @@ from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
+from lq.metrics.outputs import plain_targets_of
 from lq.tap import Tap, as_float32, on_cpu
 from lq.target import target_of
 from lq.validation import validate_alone
@@ -56,7 +57,8 @@ class ValidationComparison:
     Args:
         target: the prepared target inside the running LightningModule.
         others: name -> callable that takes the target's inputs; modules run on their own device.
-        metric: any torchmetrics metric, or ``None`` for multiclass accuracy.
+        metric: any torchmetrics metric, or ``None`` for multiclass accuracy where the batches are plain
+            classification, and none elsewhere.
         target_fn: batch -> what the metric compares with; ``None`` for :func:`lq.metrics.targets_of`.
         sync: whether the metrics are reduced over all processes.
         keep: how many of the target's calls are kept in ``calls``, with what it returned.
@@ -75,8 +77,11 @@ class ValidationComparison:
         self.others, self.keep = dict(others), keep
         self.calls: list[tuple[Inputs, Tensor]] = []
         pairs = [("fake", name) for name in self.others if name != FP32]
-        self.comparison = ModelComparison(["fake", *self.others], metric, pairs, device, sync_on_compute=sync)
-        self.target_fn = target_fn or targets_of
+        self.comparison = ModelComparison(
+            ["fake", *self.others], metric, pairs, device, sync_on_compute=sync, optional=target_fn is None
+        )
+        # A metric that was asked for is given the labels as always; nothing is judged on a guess otherwise.
+        self.target_fn = target_fn or (plain_targets_of if metric is None else targets_of)
         self.tap = Tap(target)
 
     def update(self, batch: Any) -> None:

@@ -28,7 +28,7 @@ class FloatReference:
 
     def reset(self) -> None:
         """Forget the figures of the last run."""
-        self.has_weights = True
+        self.has_weights, self.is_judged = True, False
         self.results: dict[str, float] = {}
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -44,6 +45,32 @@ def close_progress_bar(trainer: Trainer, module: LightningModule) -> None:
     bar = trainer.progress_bar_callback
     if bar is not None:
         bar.teardown(trainer, module, stage="fit")  # Lightning does so a moment later
+
+
+def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
+    """The schedule of a run that goes on from a float checkpoint: QAT gets what is left of the training.
+
+    Args:
+        trainer: at the start of the training, with the counters of the checkpoint.
+        schedule: the user's, whose start has passed.
+
+    Returns:
+        the same with the start at the present position.
+
+    Raises:
+        ValueError: if nothing is left of the training.
+    """
+    whole_epoch = trainer.global_step == 0 or trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
+    start: int | str = trainer.current_epoch if whole_epoch else f"{trainer.global_step} steps"
+    if trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
+        raise ValueError(
+            f"The float checkpoint is one after {trainer.current_epoch} epochs, and max_epochs={trainer.max_epochs}: "
+            "nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
+            "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path."
+        )
+    where = f"{start} epochs" if whole_epoch else str(start)
+    say(trainer, f"the checkpoint is one of the float model: QAT starts here, after {where}, with what is left of them")
+    return replace(schedule, start=start)
 
 
 def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase) -> str:

@@ -23,12 +23,13 @@ from lq.callback.example import example_without_training, validation_loaders
 from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
+from lq.callback.forward_check import ForwardCheck
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.monitors import check_early_stopping, serve_monitors
 from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
-from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say
+from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say, start_here
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.settings import as_order, check_settings
 from lq.callback.validation import figures_of, other_versions
@@ -130,6 +131,8 @@ class QATCallback(Callback):
         self._switch = PhaseSwitch()
         self._comparison: ValidationComparison | None = None
         self._first_call: Listener | None = None
+        self._forward: ForwardCheck | None = None
+        self._resumes_float = False
         self._loaders: Any = None
         self._pause.end()
 
@@ -162,6 +165,7 @@ class QATCallback(Callback):
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
             summary = "planned at its first call" if self.plan is None else self.plan.summary()
             rank_zero_info(f"lq: {self._name or 'the module itself'}: {summary}")
+            self._forward = ForwardCheck(pl_module, self._name, rank_zero_warn) if self._name else None
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
 
     def _check_callbacks(self, trainer: Trainer) -> None:
@@ -197,6 +201,8 @@ class QATCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
         length = position_of(trainer, 0)
+        if self._resumes_float and self._course.phase(length).fake_quant:
+            self._course = start_here(trainer, self._course)
         for remark in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {remark}")
         if not self._course.phase(length).fake_quant:
@@ -314,6 +320,7 @@ class QATCallback(Callback):
         if not state_of(self._target(pl_module)).fake_quant:
             results = {}
         self._float.results = results.get("fp32", self._float.results)
+        self._float.is_judged = self._float.is_judged or "fp32" in results
         figures = figures_of(results)
         pl_module.log_dict(figures, sync_dist=True)
         self._ranges.log_validation(trainer, pl_module)
@@ -338,8 +345,9 @@ class QATCallback(Callback):
         self._stop_listening()
 
     def _stop_listening(self) -> None:
-        if self._first_call is not None:
-            self._first_call.remove()
+        for listener in (self._first_call, self._forward):
+            if listener is not None:
+                listener.remove()
         if self._comparison is not None:
             self._comparison.stop()  # and nothing computed: that would wait for other processes
         self._ranges.stop()
@@ -411,6 +419,7 @@ class QATCallback(Callback):
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""
         if KEY not in checkpoint:
             rank_zero_info("lq: the checkpoint is one of the float model")
+            self._resumes_float = True
             return
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)

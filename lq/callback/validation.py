@@ -27,7 +27,7 @@ def other_versions(
         "fp32" on the module's device and "int8" on the CPU, each where it is wanted.
     """
     versions: dict[str, nn.Module] = {}
-    if reference.model is not None and reference.is_usable and not reference.results:
+    if reference.model is not None and reference.is_usable and not (reference.results or reference.is_judged):
         versions["fp32"] = reference.model.to(module.device).eval()
     if int8:
         with torch.inference_mode(False), torch.no_grad():

@@ -89,6 +89,8 @@ class ModelComparison:
             error; agreement is left out where the outputs have no classes.
         device: where the metrics live; outputs and targets are moved there.
         sync_on_compute: whether :meth:`compute` may reduce over all processes; False if only one evaluates.
+        optional: leave the default metric out where a batch is not of the plain kind, class scores and class numbers;
+            then only the pairs are compared.
 
     Raises:
         ValueError: if a pair names an unknown model, or a name is given twice.
@@ -112,6 +114,7 @@ class ModelComparison:
         pairs: Sequence[tuple[str, str]] = (),
         device: torch.device | str = "cpu",
         sync_on_compute: bool = True,
+        optional: bool = False,
     ) -> None:
         self.models = tuple(models)
         self.pairs = tuple((reference, other) for reference, other in pairs)
@@ -128,17 +131,14 @@ class ModelComparison:
         self._prototype = metric
         self._device = torch.device(device)
         self._sync_on_compute = sync_on_compute
+        self._optional = optional and metric is None
         self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
+        self.is_empty = True
         self._metrics: dict[str, AnyMetric] = {}
         self._fidelity: dict[tuple[str, str], dict[str, Metric]] = {}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no batch was seen."""
-        return not self._metrics
 
     def update(self, outputs: Mapping[str, Any], target: Any) -> None:
         """Add a batch.
@@ -154,10 +154,11 @@ class ModelComparison:
             raise ValueError(f"outputs of {sorted(outputs)} given, but {sorted(self.models)} are compared.")
         outputs = {name: self._move(outputs[name]) for name in self.models}
         target = self._move(target)
-        if self._prototype is None:
+        if self._prototype is None and target is not None:
             target = _class_numbers(outputs[self.models[0]], target)
-        if not self._metrics:
+        if self.is_empty:
             self._build(outputs[self.models[0]], target)
+            self.is_empty = False
         for name, metric in self._metrics.items():
             _update(metric, outputs[name], target)
         for (reference, other), group in self._fidelity.items():
@@ -176,7 +177,7 @@ class ModelComparison:
         """
         if self.is_empty:
             raise ValueError("no batch was compared; call update() first (is the data loader empty?).")
-        results = {name: dict(_scalars(metric)) for name, metric in self._metrics.items()}
+        results = {name: dict(_scalars(self._metrics[name])) if self._metrics else {} for name in self.models}
         for (reference, other), group in self._fidelity.items():
             results[f"{other}_vs_{reference}"] = {name: float(m.compute()) for name, m in group.items()}
         return results
@@ -184,16 +185,25 @@ class ModelComparison:
     def _build(self, output: Any, target: Any) -> None:
         scores = main_tensor(output)
         has_classes = scores.ndim >= 2 and scores.shape[1] >= 2
-        if self._prototype is None:
-            _check_labels(output, target)
-        prototype = self._prototype or classification_metric(scores.shape[1])
-        self._metrics = {name: self._placed(prototype.clone()) for name in self.models}
+        if self._prototype is not None or self._is_classification(output, target):
+            prototype = self._prototype or classification_metric(scores.shape[1])
+            self._metrics = {name: self._placed(prototype.clone()) for name in self.models}
         for metric in self._metrics.values():
             metric.reset()
         for pair in self.pairs:
             group: dict[str, Metric] = {"agreement": Top1Agreement()} if has_classes else {}
             group |= {"sqnr_db": SQNR(), "max_abs_error": MaxAbsError()}
             self._fidelity[pair] = {name: self._placed(metric) for name, metric in group.items()}
+
+    def _is_classification(self, output: Any, target: Any) -> bool:
+        """Whether accuracy can be computed; if it has to be, an error says why not."""
+        try:
+            _check_labels(output, target)
+        except ValueError:
+            if not self._optional:
+                raise
+            return False
+        return True
 
     def _placed(self, metric: Any) -> Any:
         members = metric.values() if isinstance(metric, MetricCollection) else [metric]

@@ -36,6 +36,18 @@ def main_tensor(output: Any) -> Tensor:
     return next((tensor for tensor in floating if tensor.ndim >= 2), floating[0])
 
 
+def plain_targets_of(batch: Any) -> Any:
+    """The labels of a batch that holds inputs and labels and nothing else; ``None`` for others, to guess at nothing.
+
+    Example:
+        >>> plain_targets_of(("images", "digits")), plain_targets_of(("images", "digits", "indices"))
+        ('digits', None)
+    """
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+
+
 def targets_of(batch: Any) -> Any:
     """The labels of a batch in one of the usual layouts.
 

@@ -128,6 +128,8 @@ def _prepared(
     """The prepared graph, the copy of the model that holds what it was made of, and under which name."""
     if is_prepared(model):
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
+    if options.limit < 1:
+        raise ValueError(f"quantize_static(): limit={options.limit} must be at least 1 batch, e.g. limit=100.")
     qconfig, run = with_histograms(qconfig), call or run_batch
     batches = reusable(batches, options.limit)
     owner, name = _copied(model, options.target)

@@ -1,0 +1,71 @@
+"""Does the module's ``forward`` do more than call the target? The artifact holds the target alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from lq.instrument.listen import Listener
+from lq.target import target_of
+from lq.tracing.structure import Flattener
+
+
+class ForwardCheck:
+    """Compares, in the first call of ``forward`` of a module, what that gets and gives with what its target does.
+
+    Args:
+        module: the LightningModule.
+        name: of its target, a part of it.
+        tell: gets a sentence if there is something between the two.
+    """
+
+    def __init__(self, module: LightningModule, name: str, tell: Callable[[str], None]) -> None:
+        self.name, self.kind, self.tell = name, type(module).__name__, tell
+        self._given: list[Any] | None = None
+        self._calls: list[tuple[list[Any], list[Any]]] = []
+        self._listeners = [
+            Listener(module, before=self._begin, after=self._end),
+            Listener(target_of(module, name), after=self._note),
+        ]
+
+    def remove(self) -> None:
+        """Stop listening."""
+        for listener in self._listeners:
+            listener.remove()
+
+    def _begin(self, args: Any, kwargs: Any, _: Any) -> None:
+        self._given, self._calls = _tensors((args, kwargs)), []
+
+    def _note(self, args: Any, kwargs: Any, output: Any) -> None:
+        if self._given is not None:
+            self._calls.append((_tensors((args, kwargs)), _tensors(output)))
+
+    def _end(self, args: Any, kwargs: Any, output: Any) -> None:
+        given, self._given = self._given, None
+        if not self._calls or given is None:
+            return
+        self.remove()
+        (taken, returned), *others = self._calls
+        parts = [
+            "before it" if not _all_among(taken, given) else "",
+            "behind it" if not _all_among(_tensors(output), returned) else "",
+            "more than once" if others else "",
+        ]
+        if any(parts):
+            self.tell(
+                f"lq: {self.kind}.forward does more than call {self.name} ({', '.join(filter(None, parts))}), and the "
+                f"artifact holds {self.name} alone: it takes and returns what that does. To have all of forward in it: "
+                "QATCallback(target='')."
+            )
+
+
+def _tensors(value: Any) -> list[Any]:
+    flattener = Flattener()
+    flattener.take(value)
+    return flattener.tensors
+
+
+def _all_among(tensors: list[Any], known: list[Any]) -> bool:
+    return all(any(tensor is other for other in known) for tensor in tensors)
