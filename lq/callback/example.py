@@ -88,6 +88,26 @@ def _call(owner: Any, declared: Any) -> Any:
     return owner(*declared) if isinstance(declared, tuple) else owner(declared)
 
 
+def check_example(trainer: Trainer, module: LightningModule, name: str) -> None:
+    """Check, where a training step has called parts of the target but not the target, that something else will.
+
+    Args:
+        trainer: after the first training step.
+        module: the LightningModule.
+        name: of its target.
+
+    Raises:
+        ValueError: if the export would have no inputs.
+    """
+    if trainer.val_dataloaders is not None or trainer.enable_validation or declared_example(module, name) is not None:
+        return
+    raise ValueError(
+        f"The training step calls parts of {name or 'the module itself'} one by one, and without validation data "
+        f"nothing calls it as a whole, so there are no inputs to export it with. Set example_input_array of "
+        f"{type(module).__name__} to what it can be called with, or give the fit validation data."
+    )
+
+
 def validation_example(module: LightningModule, name: str, judge: Judge) -> Inputs | None:
     """What the user's validation calls the target with first, on the CPU; ``None`` without validation data.
 

@@ -19,7 +19,7 @@ from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
 from lq.callback.destination import choose_destination
-from lq.callback.example import example_without_training, validation_loaders
+from lq.callback.example import check_example, example_without_training, validation_loaders
 from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
@@ -256,6 +256,8 @@ class QATCallback(Callback):
             self._coverage_is_due = False
             if not is_compiled(pl_module):
                 self._warn(check_reached(target, self._name))
+            if self._example is None:
+                check_example(trainer, pl_module, self._name)
         self._rates.apply(trainer.optimizers, self._course.phase(position_of(trainer, batch_idx + 1)).lr_scale)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
