@@ -60,16 +60,14 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
     Raises:
         ValueError: if nothing is left of the training.
     """
-    whole_epoch = trainer.global_step == 0 or trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
-    start: int | str = trainer.current_epoch if whole_epoch else f"{trainer.global_step} steps"
+    start = f"{trainer.global_step} steps"
     if trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
         raise ValueError(
             f"The float checkpoint is one after {trainer.current_epoch} epochs, and max_epochs={trainer.max_epochs}: "
             "nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
             "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path."
         )
-    where = f"{start} epochs" if whole_epoch else str(start)
-    say(trainer, f"the checkpoint is one of the float model: QAT starts here, after {where}, with what is left of them")
+    say(trainer, f"the checkpoint is one of the float model: QAT starts here, after {start}")
     return replace(schedule, start=start)
 
 

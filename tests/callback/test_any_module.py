@@ -134,7 +134,7 @@ def _float_checkpoint(tmp_path: Path) -> Path:
 def test_a_float_checkpoint_starts_qat_for_what_is_left(tmp_path: Path) -> None:
     path, callback = _float_checkpoint(tmp_path), QATCallback()
     make_trainer(tmp_path, callback, max_epochs=5).fit(Tiny(), train_loader(), val_loader(), ckpt_path=path)
-    assert callback._course.start == 3
+    assert callback._course.start == "9 steps"
     assert callback.deployment is not None
     assert callback.deployment.parity["torch"].passed
 
@@ -142,7 +142,7 @@ def test_a_float_checkpoint_starts_qat_for_what_is_left(tmp_path: Path) -> None:
 def test_points_that_lie_before_the_checkpoint_are_refused(tmp_path: Path) -> None:
     path = _float_checkpoint(tmp_path)
     callback = QATCallback(schedule=QATSchedule(observer_off=2))
-    with pytest.raises(ValueError, match=r"observer_off=2 with start=3.*before the start"):
+    with pytest.raises(ValueError, match=r"observer_off=2 with start='9 steps'.*before the start"):
         make_trainer(tmp_path, callback, max_epochs=5).fit(Tiny(), train_loader(), val_loader(), ckpt_path=path)
 
 
