@@ -46,7 +46,7 @@ def members(cls: Any) -> dict[str, Any]:
 
     def getitem(self: nn.Module, index: Any) -> Any:
         if not isinstance(index, slice):
-            return cls.__getitem__(self, index)
+            return list(_own(self).values())[index]
         # A part of the user's class, which nobody has instrumented; the modules in it are the same ones.
         if issubclass(cls, nn.Sequential):
             return cls(OrderedDict(list(_own(self).items())[index]))

@@ -152,7 +152,7 @@ def _begin(
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
     call.start()
-    call.place, call.grad = place, torch.is_grad_enabled()
+    call.place, call.outermost, call.grad = place, place, torch.is_grad_enabled()
     call.recomputing = not torch.compiler.is_compiling() and is_backward()
     pinned = state.pinned
     if call.recomputing:
@@ -165,7 +165,7 @@ def _begin(
         return output
     finally:
         state.pinned = pinned
-        call.place, call.grad, call.recomputing = None, False, False
+        call.place, call.outermost, call.grad, call.recomputing = None, None, False, False
         call.start()
 
 

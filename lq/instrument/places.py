@@ -24,6 +24,7 @@ class Call:
 
     def __init__(self) -> None:
         self.place: Place | None = None
+        self.outermost: Place | None = None  # where it began: the target, or a part that is called alone
         self.in_mode = self.recomputing = self.busy = False
         self.grad = False  # whether gradients were on when the present place was entered
         self.start()

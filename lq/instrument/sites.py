@@ -80,7 +80,7 @@ def run_site(
     for path, quantizer in site.inputs:
         args, kwargs = _with_rounded(instrument, call, (args, kwargs), path, quantizer)
     if site.absorbs:
-        return _activation(instrument, call, site, func, args, kwargs)
+        return _activation(instrument, call, place, site, func, args, kwargs)
     if site.layer is not None:
         out = _layer(instrument, call, place, site, func, args, kwargs)
     elif site.folds_with is not None:
@@ -145,7 +145,7 @@ def _is_heard(makers: tuple[nn.Module, ...]) -> bool:
     return any(maker._forward_hooks for maker in makers)
 
 
-def _activation(instrument: Instrument, call: Call, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
+def _activation(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
     """An activation behind a value that is still to be rounded; what made the value says on which grid."""
     x, owner = args[0] if args else kwargs["input"], None
     for i, (tensor, wanted) in enumerate(call.pending):
@@ -154,8 +154,10 @@ def _activation(instrument: Instrument, call: Call, site: Site, func: Any, args:
             del call.pending[i]
             break
     if owner is None:
-        # The input of a checkpointed part is another object when it is computed again, and so it may be for dynamo.
-        if site.expects and not (call.recomputing or torch.compiler.is_compiling()):
+        # The input of a checkpointed part is another object when it is computed again, and so it may be for dynamo;
+        # and a module that is called alone does not know what made its input.
+        unknown = call.recomputing or call.outermost is place or torch.compiler.is_compiling()
+        if site.expects and not unknown:
             instrument.unplanned[site.function] += 1
             return func(*args, **kwargs)
         owner = site
@@ -188,7 +190,8 @@ def _quantized(
     call: Call, place: Place, site: Site, quantizer: WeightQuantizer, x: Tensor, weight: Tensor, bias: Any, frozen: bool
 ) -> tuple[Tensor, Any]:
     norm, training = site.norm, place.module.training
-    if norm is None or not _may_fold(place.module, norm) or x.dim() != weight.dim():
+    alone = call.outermost is place  # so that its BatchNorm is called apart, if it is
+    if norm is None or alone or not _may_fold(place.module, norm) or x.dim() != weight.dim():
         return quantizer.quantized(weight, training), bias
     # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
     # Evaluation does not ask for the phase, or torch.compile would compile it for each.

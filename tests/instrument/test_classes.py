@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lq.backends.prepare import plan_of, prepare
+from lq.core.own_class import own_class
 from lq.instrument.attach import detach
-from lq.instrument.classes import instrumented, own_class, place_of
+from lq.instrument.classes import instrumented, place_of
 from tests.instrument.nets import Block, Net, assert_same, images, ready, step
 
 

@@ -153,3 +153,18 @@ def test_a_shared_activation_rounds_each_value_on_its_own_grid() -> None:
     net = ready(Twice(), x)
     highest = dict(zip(net.qat_state.names, net.qat_state.max_val.tolist(), strict=True))
     assert highest["fq_b"] > 10 * highest["fq_a"] > 0
+
+
+@pytest.mark.parametrize("freeze_bn", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_that_are_called_one_by_one_compute_what_the_whole_does(freeze_bn: bool, training: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.randn(8, 1, 6, 6)
+    prepared: Any = prepare(net, example_args=(x,))
+    calibrate(prepared, [x], show_progress=False)
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=freeze_bn)
+    prepared.train(training)
+    apart = x
+    for part in prepared:
+        apart = part(apart)
+    torch.testing.assert_close(apart, prepared(x), rtol=0, atol=2 * float(prepared.qat_state.scale_zero_point()[0][-1]))

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from lq.instrument.plan import CallAt, Sites, TensorAt, in_place_joins
 from torch import nn
 
 from lq.backends.prepare import plan_of, prepare, prepare_again, qconfig_of
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import ActivationSpec, WeightSpec
+from lq.tracing.sites import CallAt, Sites, TensorAt, in_place_joins
 from tests.instrument.nets import Net, assert_same, images, ready, step
 
 QCONFIG = QConfig(overrides={"stem": LayerQConfig(WeightSpec(-7, 7), ActivationSpec(0, 15))})
