@@ -45,7 +45,9 @@ def share_in_int8(plan: Any, model: nn.Module, example: Inputs) -> float | None:
         example: inputs of one call.
 
     Returns:
-        a number from 0 to 1; ``None`` for a model without such work.
+        a number from 0 to 1; ``None`` for a model without such work, or with recurrent layers, whose own is not counted.
     """
+    if any(isinstance(part, (nn.RNNBase, nn.RNNCellBase)) for part in model.modules()):
+        return None
     total = total_work(model, example)
     return min(1.0, sum(row.work for row in plan.quantized) / total) if total else None
