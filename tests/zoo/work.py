@@ -45,7 +45,8 @@ def share_in_int8(plan: Any, model: nn.Module, example: Inputs) -> float | None:
         example: inputs of one call.
 
     Returns:
-        a number from 0 to 1; ``None`` for a model without such work, or with recurrent layers, whose own is not counted.
+        a number from 0 to 1; ``None`` for a model without such work, or with recurrent layers, whose work this count
+        does not see.
     """
     if any(isinstance(part, (nn.RNNBase, nn.RNNCellBase)) for part in model.modules()):
         return None
