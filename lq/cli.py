@@ -85,6 +85,9 @@ def main() -> None:
     An error that lq raises about its configuration is printed as one line, with exit status 2; any other
     keeps its traceback.
     """
+    # An installed script has its own folder in the search path, not the one that it is started in.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lq.cli import find_own_error
+from lq.cli import find_own_error, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,3 +157,16 @@ def test_a_log_file_holds_no_carriage_returns(config, tmp_path):
     assert b"\x1b" not in output
     assert b"Warning" not in output
     assert b"Tip:" not in output
+
+
+def test_modules_in_the_working_directory_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine_here.py").write_text("import lightning as L\nclass Net(L.LightningModule): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as for an installed script
+    monkeypatch.setattr(sys, "argv", ["lq", "fit", "--model", "mine_here.Net", "--print_config"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "mine_here.Net" in capsys.readouterr().out

@@ -211,7 +211,7 @@ def plan_calls(
     planner = SitePlanner(module, calls, layers, placement.sites(), qconfig, training)
     named = {name: m for name, m in module.named_modules() if name}
     qconfig.check_patterns(
-        named | dict.fromkeys(planner.labels(), nn.Identity()) | {layer.name: layer.module for layer in layers}
+        dict.fromkeys(planner.labels(), nn.Identity()) | named | {layer.name: layer.module for layer in layers}
     )
     if not layers:
         raise ValueError(nothing_to_quantize(module, floats, {}))

@@ -119,8 +119,9 @@ class SitePlanner:
         return self._labels.get(node, str(node.name))
 
     def labels(self) -> list[str]:
-        """Names of all values that are rounded."""
-        return [self.label(rounding.source) for rounding in self.roundings]
+        """Names of all values that an override may name: what is rounded, and every call."""
+        rounded = [rounding.source for rounding in self.roundings]
+        return [self.label(node) for node in dict.fromkeys([*rounded, *self.calls])]
 
     def sites(self) -> tuple[Sites, list[LayerPlan], tuple[TensorPlan, ...]]:
         """The plan, and the rows of layers and tensors that people read."""

@@ -318,3 +318,21 @@ def test_a_model_cast_to_bfloat16_still_trains():
     prepared(torch.randn(8, *X[1:], dtype=torch.bfloat16)).float().square().mean().backward()
     assert state_of(prepared).min_val.dtype == torch.float32
     assert all(torch.isfinite(p.grad).all() for p in prepared.parameters())
+
+
+@pytest.mark.parametrize("pattern", ["x", "add", "type:ReLU", "relu"])
+def test_overrides_name_inputs_and_operations_as_the_plan_does(pattern: str) -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.relu = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.relu(self.a(x))
+            return self.b(y) + y
+
+    four, eight = ActivationSpec(0, 15), ActivationSpec(0, 255)
+    qconfig = QConfig(activation=four, overrides={pattern: LayerQConfig(activation=eight)})
+    plan = plan_of(prepare(Skip(), qconfig, example_args=(torch.rand(2, 1, 8, 8),)))
+    grids = {tensor.after: tensor.grid for tensor in plan.tensors}
+    assert ("[0, 255]" in grids["x"]) == (pattern == "x")
