@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from lq.backends.base import Inputs
-from lq.backends.planning import in_module_order, nothing_to_quantize
-from lq.core.modes import modes_kept
-from lq.core.own_class import own_class
+from lq.backends.plan_calls import plan_calls
+from lq.backends.rehearsal import rehearse_sites
 from lq.core.state import QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.containers import STATE
 from lq.instrument.places import Instrument
-from lq.instrument.planning import Calls, SitePlanner
-from lq.instrument.record import Recording, as_it_was, record
+from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig
-from lq.tracing import ops
 from lq.tracing.inputs import describe_inputs
-from lq.tracing.layers import LAYERS, LayerFinder, seen_of
-from lq.tracing.place import Placement
-from lq.tracing.plan import LayerPlan, Plan, ProductPlan
 from lq.tracing.sites import Sites, in_place_joins
 from lq.tracing.symbolic import NotPlainError, read_calls
-
-_TOLERANCE = 1e-5
-_QUIET = frozenset(
-    {
-        "sub", "div", "pow", "neg", "exp", "rsqrt", "sqrt", "arange", "zeros", "ones", "full", "to", "type_as", "float",
-        "expand", "masked_fill", "eq", "ne", "lt", "gt", "le", "ge", "logical_and", "logical_or", "cumsum", "stack",
-        "tensor", "empty", "where", "new_zeros", "new_ones", "zeros_like", "ones_like", "bitwise_and", "tril", "triu",
-        "meshgrid", "bool", "long", "int", "size", "item", "clamp", "embedding", "setitem", "copy", "fill", "zero",
-    }
-)  # fmt: skip
 
 
 def prepare_in_place(module: nn.Module, qconfig: QConfig, example: Inputs) -> QATState:
@@ -66,20 +47,35 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATSta
     recorder = recording.evaluation
     training = recording.training.calls if recording.training is not None else []
     sites, plan = plan_calls(module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown)
+    is_new = state is None
     state = attach(module, sites, state)
-    if not _rehearse(module, recording, example) and sites.fresh:
-        sites = in_place_joins(sites)
+    try:
+        sites = _rehearsed(module, recording, example, sites, state)
+    except Exception:
         detach(module)
-        attach(module, sites, state)
-        if not _rehearse(module, recording, example):
-            raise ValueError(
-                f"{type(module).__name__} computes something else when its tensors are copied: code in it writes into "
-                "a tensor that it reads elsewhere under another name. Exclude the part at fault, "
-                "QConfig(exclude=[...]), or write x = x + y in the place of x += y there."
-            )
+        if is_new:
+            del module._modules[STATE]
+        raise
     state.plan, state.qconfig = replace(plan, sites=sites, inputs=describe_inputs(example)), qconfig
     _instrument(module).example = example
     return state
+
+
+def _rehearsed(module: nn.Module, recording: Recording, example: Inputs, sites: Sites, state: QATState) -> Sites:
+    """The plan under which the module computes what it did: with joins as the user wrote them, if need be."""
+    if rehearse_sites(module, recording, example):
+        return sites
+    if sites.fresh:
+        sites = in_place_joins(sites)
+        detach(module)
+        attach(module, sites, state)
+        if rehearse_sites(module, recording, example):
+            return sites
+    raise ValueError(
+        f"{type(module).__name__} computes something else when its tensors are copied: code in it writes into a tensor "
+        "that it reads elsewhere under another name, or it is random in evaluation. Exclude the part at fault, "
+        "QConfig(exclude=[...]), or write x = x + y in the place of x += y there."
+    )
 
 
 def _instrument(module: nn.Module) -> Instrument:
@@ -178,165 +174,3 @@ def _recorded(module: nn.Module, example: Inputs) -> Recording:
             f"{type(module).__name__} cannot be called with the example: {type(error).__name__}: {error}. Give "
             "inputs as it is called with in evaluation."
         ) from error
-
-
-def plan_calls(
-    module: nn.Module,
-    qconfig: QConfig,
-    graph: fx.Graph,
-    calls: Calls,
-    training: Calls,
-    unknown: list[str],
-) -> tuple[Sites, Plan]:
-    """Decide what of a recorded call is quantized.
-
-    Args:
-        module: that was called.
-        qconfig: what is wanted.
-        graph: of the call.
-        calls: all calls of functions, in evaluation.
-        training: the same in training; empty if unknown.
-        unknown: lines that read tensors of which nobody saw how they were made.
-
-    Returns:
-        where to quantize, and the plan that people read.
-
-    Raises:
-        ValueError: if no layer can be quantized or a pattern matches nothing.
-    """
-    finder = LayerFinder(graph, module, qconfig)
-    layers, floats = finder.find()
-    floats += finder.others({layer.name for layer in layers} | {row.name for row in floats})
-    placement = Placement(graph, {}, layers, fuse_add=qconfig.resolved_fuse_add)
-    planner = SitePlanner(module, calls, layers, placement.sites(), qconfig, training)
-    named = {name: m for name, m in module.named_modules() if name}
-    qconfig.check_patterns(
-        dict.fromkeys(planner.labels(), nn.Identity()) | named | {layer.name: layer.module for layer in layers}
-    )
-    if not layers:
-        raise ValueError(nothing_to_quantize(module, floats, {}))
-    sites, rows, tensors = planner.sites()
-    work = _Work(graph, planner, finder.names)
-    plan = Plan(
-        own_class(module).__name__,
-        qconfig.title,
-        tuple(work.filled(row) for row in in_module_order(module, rows + floats)),
-        tensors,
-        _float_operations(graph, planner),
-        remarks=_remarks(unknown),
-        sites=sites,
-        products=work.products(),
-        modules=architecture(module),
-    )
-    return sites, plan
-
-
-def architecture(module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Dotted name and class of every part of a module.
-
-    Example:
-        >>> architecture(nn.Sequential(nn.ReLU()))
-        (('', 'Sequential'), ('0', 'ReLU'))
-    """
-    parts = module.named_modules(remove_duplicate=False)
-    return tuple((name, own_class(part).__name__) for name, part in parts if not f"{name}.".startswith(f"{STATE}."))
-
-
-class _Work:
-    """Multiply-accumulates of layers and of products of matrices, and the lines that compute them."""
-
-    def __init__(self, graph: fx.Graph, planner: SitePlanner, names: Mapping[fx.Node, str]) -> None:
-        self.layers: dict[str, tuple[int, str]] = {}
-        self.others: list[ProductPlan] = []
-        for node in graph.nodes:
-            if ops.SEEN not in node.meta:
-                continue
-            seen = seen_of(node)
-            if ops.recorded(node) in LAYERS:
-                name = names[node]
-                before = self.layers.get(name, (0, seen.line))[0]
-                self.layers[name] = (before + seen.work, seen.line)
-            elif seen.work and not node.meta.get("constant"):
-                reason = "a product of two activations computes in float"
-                self.others.append(ProductPlan(planner.label(node), seen.operation, seen.work, seen.line, reason))
-
-    def filled(self, row: LayerPlan) -> LayerPlan:
-        work, line = self.layers.get(row.name, (0, ""))
-        return replace(row, work=work, line=line)
-
-    def products(self) -> tuple[ProductPlan, ...]:
-        return tuple(self.others)
-
-
-def _remarks(unknown: list[str]) -> tuple[str, ...]:
-    if not unknown:
-        return ()
-    lines = ", ".join(dict.fromkeys(unknown))
-    return (
-        f"{len(unknown)} tensors come from code that PyTorch does not show (numpy, TorchScript, a constant): {lines}; "
-        "what is computed there stays as it is",
-    )
-
-
-def _float_operations(graph: fx.Graph, planner: SitePlanner) -> tuple[str, ...]:
-    roundings = planner.roundings
-    joins = {r.source for r in roundings if r.owned and ops.joined_tensors(r.source)}
-    absorbed = {r.node for r in roundings if r.node is not r.source}
-    int8 = {n for layer in planner.layers for n in (layer.node, layer.bn)} | joins | absorbed
-    found = []
-    for node in graph.nodes:
-        operation = ops.recorded(node)
-        if not operation or node.meta.get("constant") or node in int8 or operation in _QUIET:
-            continue
-        if not ops.is_same_grid(node, {}) and not ops.relu_kind(node, {}):
-            found.append(planner.label(node))
-    return tuple(found)
-
-
-# ---- the rehearsal --------------------------------------------------------------------------------------------------
-
-
-def _rehearse(module: nn.Module, recording: Recording, example: Inputs) -> bool:
-    """Run with all sites and nothing rounded: whether the module computes what it did.
-
-    Raises:
-        ValueError: if it calls other functions than before.
-    """
-    instrument = _instrument(module)
-    instrument.ran.clear()
-    instrument.rehearsing = True
-    try:
-        with as_it_was(module), modes_kept(module), torch.no_grad():
-            module.eval()
-            args, kwargs = copy.deepcopy(example)
-            output = module(*args, **kwargs)
-    finally:
-        instrument.rehearsing = False
-    missing = [call for i, call in enumerate(instrument.calls) if i not in instrument.ran and not _counts(call)]
-    if missing:
-        raise ValueError(
-            f"{type(module).__name__} calls other functions the second time: {missing[0]} did not run again. A module "
-            "whose calls change at random in evaluation cannot be planned."
-        )
-    instrument.ran.clear()
-    instrument.unplanned.clear()
-    return _same(recording.output, output)
-
-
-def _counts(call: Any) -> bool:
-    """Whether it is the call by which a BatchNorm counts batches, which it does in training only."""
-    return bool(call.operation == "add")
-
-
-def _same(expected: Any, got: Any) -> bool:
-    pairs = zip(tree_leaves(expected), tree_leaves(got), strict=False)
-    return all(_close(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor))
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    if not a.is_floating_point() or not a.numel():
-        return True
-    limit = _TOLERANCE * max(1.0, float(a.abs().max()))
-    return bool(torch.isnan(a).any()) or float((a.float() - b.float()).abs().max()) <= limit

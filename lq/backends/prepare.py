@@ -10,8 +10,9 @@ from torch import fx, nn
 from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
 from lq.backends.base import Backend, Inputs, Traced
-from lq.backends.in_place import architecture, prepare_in_place, prepare_without_inputs
+from lq.backends.in_place import prepare_in_place, prepare_without_inputs
 from lq.backends.insert import insert_quantization, refuse_other_plans
+from lq.backends.plan_calls import architecture
 from lq.backends.planning import all_floats, float_operations, in_module_order, nothing_to_quantize, warn_of
 from lq.backends.self_check import self_check
 from lq.core.state import QATState
