@@ -68,7 +68,13 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
             "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path."
         )
     say(trainer, f"the checkpoint is one of the float model: QAT starts here, after {start}")
-    return replace(schedule, start=start)
+    freezes = schedule.freeze_bn
+    is_past = (
+        freezes is not None
+        and freezes != "never"
+        and Point.parse("freeze_bn", freezes).reached(position_of(trainer, 0))
+    )
+    return replace(schedule, start=start, freeze_bn=start if is_past else freezes)
 
 
 def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase) -> str:

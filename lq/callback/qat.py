@@ -165,7 +165,10 @@ class QATCallback(Callback):
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
             summary = "planned at its first call" if self.plan is None else self.plan.summary()
             rank_zero_info(f"lq: {self._name or 'the module itself'}: {summary}")
-            self._forward = ForwardCheck(pl_module, self._name, rank_zero_warn) if self._name else None
+            if self.plan is not None and self.plan.warning is not None:
+                rank_zero_warn(f"lq: {self.plan.warning}.")
+            if self._name and self.target is None:  # who names a part knows that it is one
+                self._forward = ForwardCheck(pl_module, self._name, rank_zero_warn)
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
 
     def _check_callbacks(self, trainer: Trainer) -> None:

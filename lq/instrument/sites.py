@@ -125,12 +125,17 @@ def _replaced(values: Any, path: tuple[int | str, ...], change: Callable[[Tensor
 
 def _quantize(instrument: Instrument, call: Call, quantizer: FakeQuantize, x: Tensor, owned: bool) -> Tensor:
     if instrument.rehearsing:
-        return activate(x, quantizer.activation).clone()
+        return _activated_in_place(x, quantizer.activation) if owned else activate(x, quantizer.activation).clone()
     if instrument.marking:
         marked: Tensor = rounding_mark(x, quantizer.number, quantizer.activation)
         return marked
     out: Tensor = quantizer(x, owned, call.recomputing)
     return out
+
+
+def _activated_in_place(x: Tensor, activation: str) -> Tensor:
+    """As the rounding of a tensor that nobody else needs works: in the memory of that."""
+    return x if activation == "none" else x.copy_(activate(x, activation))
 
 
 def _rounded(instrument: Instrument, call: Call, site: Site, quantizer: FakeQuantize, x: Any) -> Any:
@@ -169,7 +174,7 @@ def _layer(instrument: Instrument, call: Call, place: Place, site: Site, func: A
     state, quantizer = instrument.state, site.layer
     assert state is not None
     assert quantizer is not None
-    if not instrument.marking and (quantizer.off or not state.fake_quant):
+    if not instrument.marking and (quantizer.off or instrument.rehearsing or not state.fake_quant):
         return func(*args, **kwargs)
     at, names = POSITIONS.get(site.function, DEFAULT_POSITIONS), NAMES.get(site.function, DEFAULT_NAMES)
     x, weight, bias = (args[i] if i < len(args) else kwargs.get(name) for i, name in zip(at, names, strict=True))

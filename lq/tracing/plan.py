@@ -122,6 +122,22 @@ class Plan:
         return sum(row.work for row in self.quantized) / self.work if self.work else None
 
     @property
+    def warning(self) -> str | None:
+        """What to say if less than half of the work runs in int8.
+
+        Example:
+            >>> rows = (LayerPlan("a", "Linear", weight="int8", work=1), LayerPlan("b", "Linear", reason="x", work=3))
+            >>> Plan("Net", "portable", rows, ()).warning
+            'only 25% of the work of Net runs in int8; the largest part that does not is b: x'
+        """
+        if self.share is None or self.share >= 0.5 or not self.in_float:
+            return None
+        return (
+            f"only {self.share:.0%} of the work of {self.model} runs in int8; the largest part that does not is "
+            f"{_in_float(self.in_float[0])}"
+        )
+
+    @property
     def in_float(self) -> tuple[LayerPlan | ProductPlan, ...]:
         """What does its work in float, the largest part first."""
         rows: list[LayerPlan | ProductPlan] = [row for row in self.layers if row.weight is None and row.work]
