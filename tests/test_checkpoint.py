@@ -76,6 +76,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quicken_deployment(monkeypatch)
 
 
+@pytest.mark.filterwarnings("ignore:.*Passing.forward does more than call model")  # it makes an argument of its own
 @pytest.mark.parametrize("make", [Tiny, Direct, Late, Passing])
 def test_into_a_fresh_lightning_module(tmp_path: Path, make: Any) -> None:
     module, callback = make(), qat()
@@ -95,6 +96,7 @@ def test_into_a_fresh_lightning_module(tmp_path: Path, make: Any) -> None:
         torch.testing.assert_close(convert(graph)(*inputs), exported, rtol=0, atol=2.5 * step)
 
 
+@pytest.mark.filterwarnings("ignore:.*Passing.forward does more than call model")  # it makes an argument of its own
 def test_into_the_quantized_part_alone(tmp_path: Path) -> None:
     module = Passing()
     path = trained(tmp_path, module, qat())
