@@ -61,8 +61,11 @@ def test_it_runs_unedited(name: str) -> None:
     assert outcome.equal_to_float
     assert outcome.converted
     assert outcome.exported == {"torch": PASSED}
-    assert outcome.share_int8 is not None
-    assert outcome.share_int8 >= entry.least_share
+    if entry.kind == "recurrent":  # work that is not counted
+        assert outcome.share_int8 is None
+    else:
+        assert outcome.share_int8 is not None
+        assert outcome.share_int8 >= entry.least_share
 
 
 def test_a_detector_names_the_line_that_no_graph_can_have() -> None:
