@@ -41,6 +41,7 @@ class Flattens(Tiny):
         return self.model(x.flatten(1), twice=False, scale=torch.full((1,), 2.0))
 
 
+@pytest.mark.filterwarnings("ignore:.*forward does more than call model")  # it flattens
 def test_the_target_gets_what_the_module_gives_it(fit: Fit) -> None:
     module, callback = Flattens(), QATCallback()
     found = declared_example(module, "model")
