@@ -65,6 +65,7 @@ class NotYet(Flattens):
         return self.model(x.flatten(1) * self.factor)
 
 
+@pytest.mark.filterwarnings("ignore:.*forward does more than call model")  # its own warning is not meant here
 def test_what_cannot_be_called_yet_says_nothing(fit: Fit) -> None:
     module = NotYet()
     assert declared_example(module, "model") is None
