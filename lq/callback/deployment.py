@@ -26,6 +26,7 @@ from lq.schedule import QATSchedule
 from lq.target import prepared_graph
 
 
+@cleaned_up_on_sigterm()
 def deploy_best(
     trainer: Trainer,
     module: LightningModule,
@@ -54,21 +55,6 @@ def deploy_best(
     Returns:
         the deployment.
     """
-    with cleaned_up_on_sigterm():
-        return _deploy_best(trainer, module, name, example, judge, baseline, order, schedule, history)
-
-
-def _deploy_best(
-    trainer: Trainer,
-    module: LightningModule,
-    name: str,
-    example: Inputs,
-    judge: Judge,
-    baseline: Baseline,
-    order: Order,
-    schedule: QATSchedule,
-    history: Sequence[Mapping[str, float]],
-) -> Deployment:
     close_progress_bar(trainer, module)
     twin = detached_copy(module)
     weights = load_best(trainer, twin, name)
