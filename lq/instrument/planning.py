@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -18,7 +19,7 @@ from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
 
-Calls = list[tuple[Seen, fx.Node | None]]
+Calls = Sequence[tuple[Seen, fx.Node | None]]
 
 
 class SitePlanner:
@@ -40,7 +41,7 @@ class SitePlanner:
         layers: list[Layer],
         roundings: list[Rounding],
         qconfig: QConfig,
-        training: Calls = [],  # noqa: B006
+        training: Calls = (),
     ) -> None:
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
@@ -225,8 +226,6 @@ class SitePlanner:
 
 def per_tensor(spec: Any) -> Any:
     """The same grid with one scale for all channels."""
-    from dataclasses import replace
-
     return replace(spec, per_channel=False)
 
 

@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
+from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.ops import CALLED, SEEN
+from lq.tracing.work import multiply_accumulates
 
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
 
@@ -116,9 +118,9 @@ class Recorder(TorchFunctionMode):
         self._nodes[id(tensor)] = node
         node.meta.setdefault("shape", tuple(tensor.shape))
         node.meta.setdefault("dtype", tensor.dtype)
-        address = _address(tensor)
-        if address:
-            self._memory.setdefault(address, []).append(tensor)
+        where = address(tensor)
+        if where:
+            self._memory.setdefault(where, []).append(tensor)
 
     def _node(self, tensor: Tensor) -> fx.Node:
         node = self._nodes.get(id(tensor))
@@ -158,10 +160,10 @@ class Recorder(TorchFunctionMode):
         if not results or not self.stack:
             return
         line, opaque = _line()
-        seen = Seen(name, tuple(self.stack), line, _work(name, args, kwargs, results[0]), opaque, whole)
+        seen = Seen(name, tuple(self.stack), line, multiply_accumulates(name, args, kwargs, results[0]), opaque, whole)
         same = bool(args) and out is args[0]
-        if same and name in _KEEPING and not _drops_in_place(name, args, kwargs):
-            self.calls.append((seen, None))  # it is of that type, or contiguous, already
+        if same and may_give_its_input(name, args, kwargs):
+            self.calls.append((seen, None))
             return
         node = self._create(func, name, args, kwargs)
         node.meta[SEEN] = seen
@@ -195,52 +197,18 @@ class Recorder(TorchFunctionMode):
         return {k: self._as_node(v) for k, v in value.items()} if type(value) is dict else _plain(value)
 
     def _mark_overwritten(self, written: Tensor, by: fx.Node) -> None:
-        for other in self._memory.get(_address(written), ()):
+        for other in self._memory.get(address(written), ()):
             if other is not written and self._nodes.get(id(other)) is not by:
                 before = self._nodes[id(other)]
                 node = self.graph.call_function(overwritten, (before, by))
                 node.meta["constant"] = bool(before.meta.get("constant") and by.meta["constant"])
                 self._nodes[id(other)] = node
         written_node = self._nodes.get(id(written))
-        for source in [] if written_node is None else [written_node, *_views_of(written_node)]:
+        for source in [] if written_node is None else [written_node, *views_of(written_node)]:
             source.meta.setdefault("writers", []).append(by)
 
 
 _OPERATORS: Mapping[str, Any] = {"add": operator.add, "mul": operator.mul, "cat": torch.cat}
-_VIEWS = frozenset(
-    {
-        "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk", "split",
-        "unbind", "narrow", "select", "expand", "unflatten", "T", "mT", "detach", "contiguous", "swapaxes", "movedim",
-        "dropout", "to", "float",
-    }
-)  # fmt: skip
-
-
-_KEEPING = frozenset(
-    {
-        "to", "type", "float", "half", "bfloat16", "double", "contiguous", "type_as", "detach", "cpu", "cuda", "expand",
-        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "squeeze", "view",
-        "reshape", "flatten", "requires_grad", "clone", "resolve_conj", "resolve_neg",
-    }
-)  # fmt: skip
-
-
-def _drops_in_place(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether it is a dropout that writes into its input in training."""
-    return "dropout" in name and bool(args[3] if len(args) > 3 else kwargs.get("inplace", False))
-
-
-def _views_of(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose memory a view may have in common."""
-    found, waiting = [], [node]
-    while waiting:
-        current = waiting.pop()
-        seen = current.meta.get(SEEN)
-        is_view = (seen is not None and seen.operation in _VIEWS) or current.target is operator.getitem
-        if is_view and current.args and isinstance(current.args[0], fx.Node):
-            found.append(current.args[0])
-            waiting.append(current.args[0])
-    return found
 
 
 def _plain(value: Any) -> Any:
@@ -256,36 +224,6 @@ def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
         return [(path, value)]
     tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return [(path if len(tensors) == 1 else f"{path}_{i}", leaf) for i, leaf in enumerate(tensors)]
-
-
-def _address(tensor: Tensor) -> int:
-    if tensor.layout is not torch.strided:
-        return 0
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
-        return 0
-
-
-def _work(name: str, args: Any, kwargs: Any, out: Tensor) -> int:
-    """Multiply-accumulates of a layer or a product of matrices."""
-    weight = args[1] if len(args) > 1 else kwargs.get("weight")
-    if name == "addmm":
-        return out.numel() * int(args[1].shape[1])
-    if name in ("matmul", "bmm", "mm") and isinstance(weight, Tensor):
-        return out.numel() * int(args[0].shape[-1])
-    if name == "baddbmm":
-        return out.numel() * int(args[1].shape[-1])
-    if name == "scaled_dot_product_attention":
-        query, key, value = (args[i] if i < len(args) else kwargs[n] for i, n in enumerate(("query", "key", "value")))
-        return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
-    if not isinstance(weight, Tensor):
-        return 0
-    if name.startswith("conv_transpose"):
-        return int(args[0].numel() * weight[0].numel())
-    if name == "linear" or name.startswith("conv"):
-        return int(out.numel() * weight[0].numel())
-    return 0
 
 
 _OURS = ("lq.", "torch.")

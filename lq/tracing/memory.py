@@ -1,0 +1,64 @@
+"""Which tensors of a recorded call may lie in the same memory."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lq.tracing.ops import SEEN
+
+# Operations whose result may lie in the memory of their first input.
+_VIEWS = frozenset(
+    {
+        "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk", "split",
+        "unbind", "narrow", "select", "expand", "unflatten", "T", "mT", "detach", "contiguous", "swapaxes", "movedim",
+        "dropout", "to", "float",
+    }
+)  # fmt: skip
+# Those that hand their input back where there is nothing to do.
+_KEEPING = frozenset(
+    {
+        "to", "type", "float", "half", "bfloat16", "double", "contiguous", "type_as", "detach", "cpu", "cuda", "expand",
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "squeeze", "view",
+        "reshape", "flatten", "requires_grad", "clone", "resolve_conj", "resolve_neg",
+    }
+)  # fmt: skip
+
+
+def may_give_its_input(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether an operation whose result is its input itself has done nothing: the tensor was contiguous already, say.
+
+    Example:
+        >>> may_give_its_input("contiguous", (), {}), may_give_its_input("relu", (), {"inplace": True})
+        (True, False)
+        >>> may_give_its_input("dropout", (), {"inplace": True})
+        False
+    """
+    drops_in_place = "dropout" in name and bool(args[3] if len(args) > 3 else kwargs.get("inplace", False))
+    return name in _KEEPING and not drops_in_place
+
+
+def views_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose memory a view may have in common."""
+    found, waiting = [], [node]
+    while waiting:
+        current = waiting.pop()
+        seen = current.meta.get(SEEN)
+        is_view = (seen is not None and seen.operation in _VIEWS) or current.target is operator.getitem
+        if is_view and current.args and isinstance(current.args[0], fx.Node):
+            found.append(current.args[0])
+            waiting.append(current.args[0])
+    return found
+
+
+def address(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 if it has none of its own."""
+    if tensor.layout is not torch.strided:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
+        return 0
