@@ -20,6 +20,8 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +35,58 @@ from tests.tiny import RESUMES_MID_EPOCH, NoNoise, keeper, make_trainer, qat, qu
 SCHEDULE: dict[str, Any] = {"start": 1, "observer_off": 2, "freeze_bn": 3, "lr": 0.5}
 # Seven steps an epoch, a checkpoint every five: none falls on an epoch's last batch. Lightning (2.6.6) takes up such
 # a checkpoint, but miscounts the batches of the next one that it takes up after it, with or without a callback of lq.
-EPOCHS, IMAGES, EVERY_N_STEPS, SECONDS_A_STEP = 5, 56, 5, 0.02
+EPOCHS, STEPS_AN_EPOCH, EVERY_N_STEPS, SECONDS_A_STEP = 5, 7, 5, 0.02
+IMAGES = 8 * STEPS_AN_EPOCH
 STAGES = ("before training", "float", "QAT", "validation", "deployment")
 
 
+class Progress:
+    """Where an attempt stands, in memory that both processes see: its stage, and how many moments have passed."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 2)
+
+    def reset(self) -> None:
+        self._shared[0] = self._shared[1] = 0
+
+    def enter(self, stage: str) -> None:
+        self._shared[0] = STAGES.index(stage)
+        self._shared[1] = min(self._shared[1] + 1, 255)
+
+    @property
+    def stage(self) -> str:
+        return STAGES[self._shared[0]]
+
+    @property
+    def moments(self) -> int:
+        return self._shared[1]
+
+
 class Stage(L.Callback):
-    """Tells the other process, through shared memory, where the training stands."""
+    """Tells the other process where the training stands. A moment is a step, a validation or the deployment."""
 
-    def __init__(self, shared: mmap.mmap) -> None:
-        self.shared = shared
-
-    def _enter(self, stage: str) -> None:
-        self.shared[0] = STAGES.index(stage)
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._enter("QAT" if trainer.current_epoch >= SCHEDULE["start"] else "float")
+        self.progress.enter("QAT" if trainer.current_epoch >= SCHEDULE["start"] else "float")
         time.sleep(SECONDS_A_STEP)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._enter("validation")
+    def on_validation_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if not trainer.sanity_checking:
+            self.progress.enter("validation")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._enter("deployment")
+        self.progress.enter("deployment")
 
 
-def train(folder: Path, shared: mmap.mmap) -> None:
+def train(folder: Path, progress: Progress) -> None:
     """One attempt: from the last checkpoint, if there is one, to the end."""
     torch.manual_seed(1)
     module, callback = NoNoise(), qat(**SCHEDULE)
     callback.export_dir = str(folder / "int8")
     checkpoint = keeper(folder / "kept", every_n_train_steps=EVERY_N_STEPS if RESUMES_MID_EPOCH else None)
-    trainer = make_trainer(folder, Stage(shared), callback, checkpoint, max_epochs=EPOCHS, logger=False)
+    trainer = make_trainer(folder, Stage(progress), callback, checkpoint, max_epochs=EPOCHS, logger=False)
     last = folder / "kept" / "last.ckpt"
     trainer.fit(module, resumable(IMAGES), val_loader(), ckpt_path=last if last.exists() else None)
     assert callback.deployment is not None
@@ -72,9 +95,9 @@ def train(folder: Path, shared: mmap.mmap) -> None:
     (folder / "final.tmp").replace(folder / "final.pt")
 
 
-def start(folder: Path, shared: mmap.mmap) -> int:
+def start(folder: Path, progress: Progress) -> int:
     """Fork an attempt; its output goes to a file."""
-    shared[0] = 0
+    progress.reset()
     child = os.fork()
     if child:
         return child
@@ -83,7 +106,7 @@ def start(folder: Path, shared: mmap.mmap) -> int:
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        train(folder, shared)
+        train(folder, progress)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -92,16 +115,54 @@ def start(folder: Path, shared: mmap.mmap) -> int:
         os._exit(status)
 
 
-def ended_within(child: int, seconds: float, shared: mmap.mmap | None = None) -> bool:
-    """Whether the process ends by itself within this time, which counts from the first step if ``shared`` is given."""
+def ended(child: int) -> bool:
+    return bool(os.waitpid(child, os.WNOHANG)[0])
+
+
+def ended_within(child: int, seconds: float, reached: Callable[[], bool] = lambda: False) -> bool:
+    """Whether the process ends within this time, or before something is ``reached``."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if os.waitpid(child, os.WNOHANG)[0]:
+    while time.monotonic() < until and not reached():
+        if ended(child):
             return True
-        time.sleep(0.005)
-        if shared is not None and not shared[0]:
-            until = time.monotonic() + seconds
+        time.sleep(0.002)
     return False
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long the parts of the undisturbed run took, in seconds."""
+
+    startup: float
+    deployment: float
+
+
+def undisturbed(folder: Path, progress: Progress) -> Durations:
+    """Run one attempt to its end and time its parts."""
+    child = start(folder, progress)
+    began = time.monotonic()
+    ended_within(child, 120.0, lambda: progress.moments > 0)
+    first_step = time.monotonic()
+    ended_within(child, 120.0, lambda: progress.stage == "deployment")
+    training_ended = time.monotonic()
+    assert os.waitpid(child, 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
+    return Durations(first_step - began, time.monotonic() - training_ended)
+
+
+def await_strike(child: int, progress: Progress, durations: Durations, generator: random.Random) -> bool:
+    """Wait for a random moment of this attempt; ``True`` if the attempt ends before it.
+
+    One strike in six falls before the first step. The others fall after a random number of moments, within a third
+    of the training so that a run is killed several times, or at any time of the deployment if that comes first. They
+    count moments instead of seconds: so a slow machine is struck in as many stages as a fast one.
+    """
+    if generator.random() < 1 / 6:
+        return ended_within(child, generator.uniform(0, durations.startup))
+    moment = generator.randint(1, (EPOCHS * STEPS_AN_EPOCH) // 3)
+    if ended_within(child, 120.0, lambda: progress.moments >= moment or progress.stage == "deployment"):
+        return True
+    longest = durations.deployment if progress.stage == "deployment" else 2 * SECONDS_A_STEP
+    return ended_within(child, generator.uniform(0, longest))
 
 
 def check_what_is_left(folder: Path) -> None:
@@ -128,30 +189,25 @@ def _exact(tensor: torch.Tensor) -> Any:
 
 def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill that often; returns how often in which stage, by which signal, and how many runs got through."""
-    generator, shared = random.Random(seed), mmap.mmap(-1, 1)
+    generator, progress = random.Random(seed), Progress()
     torch.set_num_threads(1)
     expected = root / "undisturbed"
     expected.mkdir(parents=True)
-    child = start(expected, shared)
-    ended_within(child, 0.01, shared)  # until the first step
-    began = time.monotonic()
-    assert os.waitpid(child, 0)[1] == 0, (expected / "log.txt").read_text()[-3000:]
-    length = time.monotonic() - began
+    durations = undisturbed(expected, progress)
     stages, signals, runs = Counter[str](), Counter[str](), 0
     while True:
         folder = root / f"run{runs}"
         folder.mkdir()
         while not (folder / "final.pt").exists():
             left = kills - stages.total()
-            child = start(folder, shared)
-            # Within a third of the length, so that a run is killed several times; the last attempt is left alone.
-            delay = generator.uniform(0, length / 3) if left > 0 else 120.0
-            if ended_within(child, delay, shared if generator.random() < 0.8 else None):
+            child = start(folder, progress)
+            # The last attempt is left alone.
+            if await_strike(child, progress, durations, generator) if left > 0 else ended_within(child, 120.0):
                 assert (folder / "final.pt").exists(), (folder / "log.txt").read_text()[-3000:]
                 continue
             assert left > 0, f"{folder}: an undisturbed attempt hangs"
             number = generator.choice([signal.SIGKILL, signal.SIGTERM])
-            stages[STAGES[shared[0]]] += 1
+            stages[progress.stage] += 1
             signals[number.name] += 1
             os.kill(child, number)
             assert ended_within(child, 60.0), f"{folder}: does not end after {number.name}"
