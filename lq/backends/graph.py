@@ -16,7 +16,6 @@ from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
-from lq.instrument.record import as_it_was
 from lq.tracing.capture import LayerSite, capture
 from lq.tracing.inputs import made_inputs
 from lq.tracing.plan import Plan
@@ -60,15 +59,12 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
             "turned into a graph. Call it once, or give lq.prepare(..., example_args=(x,)) an example."
         )
     layers = [
-        LayerSite(layer.name, layer.spec, layer.norm is not None, _learned_scale(state, layer.name))
+        LayerSite(layer.name, layer.spec, layer.norm is not None, _learned_scale(state, layer))
         for layer in sites.layers
     ]
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
-    with as_it_was(prepared):
-        given = like(prepared, example)
-        graph = capture(
-            prepared, state, quantizers, layers, given, lambda: _marking(instrument), _first_with_work(plan)
-        )
+    given, inner = like(prepared, example), _first_with_work(plan)
+    graph = capture(prepared, state, quantizers, layers, given, lambda: _marking(instrument), inner)
     _share_counters(graph, prepared, sites.layers)
     return graph
 
@@ -98,8 +94,8 @@ def _first_with_work(plan: Plan) -> str:
     return next((name for name, done in work.items() if name and 20 * done >= work.total() > 0), "")
 
 
-def _learned_scale(state: nn.Module, name: str) -> nn.Parameter | None:
-    found: Any = state.get_submodule(f"wq_{name.replace('.', '_')}").scale
+def _learned_scale(state: nn.Module, layer: LayerAt) -> nn.Parameter | None:
+    found: Any = state.get_submodule(layer.quantizer).scale
     return cast("nn.Parameter | None", found)
 
 

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_map_only
 
 from lq.backends.base import Inputs
 from lq.backends.plan_calls import plan_calls
+from lq.backends.planning import warn_of
 from lq.backends.rehearsal import rehearse_sites
 from lq.core.state import QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.containers import STATE
-from lq.instrument.places import Instrument
+from lq.instrument.places import Instrument, kept_example
 from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig
 from lq.tracing.inputs import describe_inputs
@@ -56,8 +57,10 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATSta
         if is_new:
             del module._modules[STATE]
         raise
-    state.plan, state.qconfig = replace(plan, sites=sites, inputs=describe_inputs(example)), qconfig
-    _instrument(module).example = example
+    plan = replace(plan, sites=sites, inputs=describe_inputs(example))
+    state.plan, state.qconfig = plan, qconfig
+    _instrument(module).example = kept_example(*example)
+    warn_of(plan)
     return state
 
 
@@ -108,6 +111,7 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
             sites, plan = plan_calls(module, qconfig, graph, calls, [], [])
             state = attach(module, sites)
             state.plan, state.qconfig = plan, qconfig
+            warn_of(plan)
             return state
     if qconfig.learns_scales:
         raise ValueError(
@@ -149,7 +153,12 @@ def _plan_at_first_call(qconfig: QConfig, module: nn.Module, example: Inputs) ->
     state = module.get_submodule(STATE)
     assert isinstance(state, QATState)
     detach(module)
-    _prepare(module, qconfig, example, state)
+    try:
+        _prepare(module, qconfig, example, state)
+    except Exception:  # the next call may be a better example
+        state.empty()
+        defer(module, partial(_plan_at_first_call, qconfig), state)
+        raise
 
 
 def _is_lazy(module: nn.Module) -> bool:

@@ -13,7 +13,8 @@ from lq.instrument.containers import STATE
 from lq.instrument.planning import Calls, SitePlanner
 from lq.qconfig import QConfig
 from lq.tracing import ops
-from lq.tracing.layers import LAYERS, LayerFinder, seen_of
+from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layers import LayerFinder, seen_of
 from lq.tracing.place import Placement
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan
 from lq.tracing.sites import Sites

@@ -82,11 +82,9 @@ def prepare(
 def _prepare_in_place(module: nn.Module, qconfig: QConfig, args: tuple[Any, ...] | None, kwargs: Any) -> nn.Module:
     _check_is_float(module)
     if args is None and not kwargs:
-        state = prepare_without_inputs(module, qconfig)
+        prepare_without_inputs(module, qconfig)
     else:
-        state = prepare_in_place(module, qconfig, (args or (), kwargs))
-    if isinstance(state.plan, Plan):
-        warn_of(state.plan)
+        prepare_in_place(module, qconfig, (args or (), kwargs))
     refuse_other_plans(module)
     return module
 

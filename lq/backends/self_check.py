@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lq.backends.closeness import difference
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
 from lq.tracing.structure import is_record
 from lq.tracing.trace import STATE
-
-SELF_CHECK_TOLERANCE = 1e-5
 
 
 @torch.no_grad()
@@ -76,14 +75,6 @@ def _compare_outputs(expected: Any, got: Any, name: str) -> None:
             f"{name} and its graph return different structures: {list(leaves)}, {list(got_leaves)}. {remedy}"
         )
     for path, a in leaves.items():
-        b = got_leaves[path]
-        if not a.is_floating_point():
-            continue
-        if a.shape != b.shape:
-            raise ValueError(f"{name} returns shape {tuple(a.shape)} but its graph {tuple(b.shape)}. {remedy}")
-        limit = SELF_CHECK_TOLERANCE * max(1.0, float(a.abs().max())) if a.numel() else 0.0
-        error = float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
-        if not error <= limit and bool(torch.isfinite(a).all()):
-            raise ValueError(
-                f"{name}: float and prepared outputs differ by {error:.3g} (allowed {limit:.3g}). {remedy}"
-            )
+        found = difference(a, got_leaves[path])
+        if found is not None:
+            raise ValueError(f"{name}: float and prepared outputs differ {found}. {remedy}")

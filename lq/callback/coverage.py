@@ -47,9 +47,9 @@ def check_reached(target: nn.Module, name: str) -> str | None:
         ValueError: if none has: no step calls the target.
     """
     instrument = instrument_of(target)
-    if instrument is None or instrument.plan is None or not instrument.calls:
+    if instrument is None or not instrument.planned:
         return None
-    planned = {i: call for i, call in enumerate(instrument.calls) if call.operation != "add"}
+    planned = instrument.planned
     if not planned.keys() & instrument.ran:
         raise ValueError(
             f"The first training step did not call {name or 'the module itself'}, which is to be quantized. Name the "

@@ -35,7 +35,6 @@ class FakeQuantize(nn.Module):
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
         self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
-        self.number = -1  # among the quantizers of an instrumented module
         state.writers[slot] += 1
         self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
 

@@ -76,9 +76,6 @@ class QATLayer(nn.Module):
         """The weight on its grid; as :meth:`WeightQuantizer.quantized`."""
         return self.quantizer.quantized(self.weight, self.training, factor, fold)
 
-    def _observed_scale(self, weight: Tensor) -> Tensor:
-        return self.quantizer.observed_scale(weight)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A float checkpoint has no learned scales: they start anew from its weights.
         if self.weight_scale is not None and f"{prefix}weight_scale" not in state_dict:

@@ -95,6 +95,11 @@ class QATState(Float32Buffers):
         limits = [ACTIVATIONS[activation] for activation in activations]
         self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
 
+    def empty(self) -> None:
+        """Take all slots and quantizers out."""
+        self._modules.clear()
+        self.fill([], [], [])
+
     def qparams(self) -> list[QParams]:
         """``(scale, low, high)`` of every slot, as :func:`~lq.core.functional.fake_quantize` takes them.
 

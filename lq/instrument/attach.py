@@ -13,7 +13,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.own_class import is_plain_leaf
 from lq.core.state import QATState
 from lq.core.weight_quantizer import WeightQuantizer
-from lq.instrument.classes import place_of, swap, unswap
+from lq.instrument.classes import is_instrumented, place_of, swap, unswap
 from lq.instrument.containers import STATE
 from lq.instrument.places import Instrument, Place, Row
 from lq.instrument.sites import Site
@@ -40,9 +40,7 @@ class _Attaching:
         self._make_places()
         for slot, name in enumerate(self.plan.names):
             if name not in self.state._modules:
-                quantizer = FakeQuantize(self.state, slot)
-                quantizer.number = slot
-                self.state.add_module(name, quantizer)
+                self.state.add_module(name, FakeQuantize(self.state, slot))
         self.state.writers = [sum(t.slot == slot for t in self.plan.tensors) for slot in range(len(self.plan.names))]
         for number, layer in enumerate(self.plan.layers):
             self._layer(number, layer)
@@ -53,7 +51,7 @@ class _Attaching:
         for place, name, pairs in self.plan.training:
             if (place, name) in self.rows:
                 self.rows[place, name].in_training = dict(pairs)
-        self.instrument.calls = list(self.sites)
+        self.instrument.planned = {site.index: call for call, site in self.sites.items() if not site.counter}
         device = next((p.device for p in self.target.parameters()), torch.device("cpu"))
         if device.type not in ("cpu", "meta"):
             self.state.to(device)
@@ -98,11 +96,10 @@ class _Attaching:
         return site
 
     def _layer(self, number: int, layer: Any) -> None:
-        name = f"wq_{layer.name.replace('.', '_')}"
-        known: Any = self.state._modules.get(name)
+        known: Any = self.state._modules.get(layer.quantizer)
         quantizer = known or WeightQuantizer(layer.spec, layer.channel_axis, self._weight(layer))
         if known is None:
-            self.state.add_module(name, quantizer)
+            self.state.add_module(layer.quantizer, quantizer)
         site = self._site(layer.call)
         site.layer, site.number = quantizer, number
         if layer.norm is None:
@@ -154,28 +151,34 @@ def attach(target: nn.Module, sites: Sites, state: QATState | None = None) -> QA
         the state: ranges and phase.
 
     Raises:
-        ValueError: if the module lacks a part that the plan names.
+        ValueError: if the module lacks a part that the plan names, or a weight whose scale is to be learned is
+            computed; the module is left as it was.
     """
-    return _Attaching(target, sites, state).run()
+    try:
+        return _Attaching(target, sites, state).run()
+    except Exception:
+        detach(target)
+        raise
 
 
-def defer(target: nn.Module, plan: Callable[[nn.Module, Any], None]) -> QATState:
+def defer(target: nn.Module, plan: Callable[[nn.Module, Any], None], state: QATState | None = None) -> QATState:
     """Instrument a module at its first call.
 
     Args:
         target: the user's module.
         plan: is called with it and the inputs of that call, and attaches a plan to it.
+        state: its submodule ``qat_state``, if it has one already.
 
     Returns:
         the state, without ranges until then.
     """
-    state = QATState([], [], [])
+    state = state or QATState([], [], [])
     instrument = Instrument(state)
     instrument.deferred = plan
     place = Place("", target, instrument)
     place.is_root = True
     swap(target, place)
-    target.add_module(STATE, state)
+    target._modules[STATE] = state
     state.train(target.training)
     return state
 
@@ -183,7 +186,7 @@ def defer(target: nn.Module, plan: Callable[[nn.Module, Any], None]) -> QATState
 def detach(target: nn.Module) -> None:
     """Give every part of an instrumented module its own class back; ``qat_state`` stays."""
     for module in target.modules():
-        if place_of(module) is not None:
+        if is_instrumented(module):
             unswap(module)
 
 
@@ -205,16 +208,14 @@ def attach_again(target: nn.Module) -> dict[str, str]:
         dotted names of the modules that are new, and their classes.
     """
     instrument = instrument_of(target)
-    if instrument is None:
+    if instrument is None or instrument.sites is None:
         return {}
-    if instrument.plan is None:
-        return {}
-    modules = {path: target.get_submodule(path) for path in instrument.plan.places}
-    new = {path: type(module).__name__ for path, module in modules.items() if place_of(module) is None}
+    modules = {path: target.get_submodule(path) for path in instrument.sites.places}
+    new = {path: type(module).__name__ for path, module in modules.items() if not is_instrumented(module)}
     if new:
         example = instrument.example
         detach(target)
-        attach(target, instrument.plan, instrument.state)
+        attach(target, instrument.sites, instrument.state)
         found = instrument_of(target)
         assert found is not None
         found.example = example

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from lq.core.own_class import USERS_CLASS
 from lq.instrument import containers
 from lq.instrument.mode import run_place
-from lq.instrument.places import PLACE, Place
+from lq.instrument.places import LISTENERS, PLACE, Instrument, Place
 
 
 class _Quiet:
@@ -70,30 +70,40 @@ def _blank(cls: Any) -> nn.Module:
 
 
 def swap(module: nn.Module, place: Place) -> None:
-    """Let ``module`` run through ``place``.
+    """Let ``module`` run through ``place``, in the stead of one that is there for listeners alone.
 
     Where torch.nn.utils.parametrize has made a class for it, this goes beneath that, so that removing the
     parametrization works as ever; a ``forward`` on the instance is called in the place of the class's.
     """
+    heard = place_of(module)
     module.__dict__[PLACE] = place
-    kind: Any = type(module)
-    if parametrize.is_parametrized(module):
-        kind.__bases__ = (instrumented(kind.__bases__[0]),)
-    else:
-        module.__class__ = instrumented(kind)
+    if heard is not None:
+        place.own_forward = heard.own_forward
+        return
+    _set_own_class(module, instrumented)
     place.own_forward = module.__dict__.pop("forward", None)
 
 
 def unswap(module: nn.Module) -> None:
-    """Undo :func:`swap`."""
+    """Undo :func:`swap`; those who listen go on hearing."""
     place: Place = module.__dict__.pop(PLACE)
+    if module.__dict__.get(LISTENERS):
+        heard = module.__dict__[PLACE] = Place("", module, Instrument())
+        heard.own_forward = place.own_forward
+        return
     if place.own_forward is not None:
         module.__dict__["forward"] = place.own_forward
-    own = getattr(type(module), USERS_CLASS)
+    _set_own_class(module, lambda cls: getattr(cls, USERS_CLASS))
+
+
+def _set_own_class(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    """Change the class of a module, or the one below that of its parametrizations, which copies of it share."""
+    kind: Any = type(module)
     if parametrize.is_parametrized(module):
-        type(module).__bases__ = (own,)
+        members = {name: value for name, value in kind.__dict__.items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind)(kind.__name__, (change(kind.__bases__[0]),), members)
     else:
-        module.__class__ = own
+        module.__class__ = change(kind)
 
 
 def place_of(module: nn.Module) -> Place | None:
@@ -104,3 +114,9 @@ def place_of(module: nn.Module) -> Place | None:
         True
     """
     return module.__dict__.get(PLACE)
+
+
+def is_instrumented(module: nn.Module) -> bool:
+    """Whether a module is a part of a prepared one, and not merely listened to."""
+    place = place_of(module)
+    return place is not None and place.instrument.state is not None

@@ -7,10 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from lq.instrument.classes import place_of, swap, unswap
-from lq.instrument.places import Instrument, Place
+from lq.instrument.classes import is_instrumented, place_of, swap, unswap
+from lq.instrument.places import LISTENERS, Instrument, Place
 
 Hear = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class Listeners(list[Any]):
+    """Those of one module; a copy of that has none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Listeners:
+        return Listeners()
+
+    def __reduce__(self) -> tuple[type[Listeners], tuple[()]]:
+        return Listeners, ()
 
 
 class Listener:
@@ -32,18 +42,15 @@ class Listener:
 
     def __init__(self, module: nn.Module, after: Hear | None = None, before: Hear | None = None) -> None:
         self.module, self.before, self.after = module, before, after
-        place = place_of(module)
-        if place is None:
-            place = Place("", module, Instrument())
-            place.only_heard = True
-            swap(module, place)
-        self._place = place
-        place.listeners.append(self)
+        if place_of(module) is None:
+            swap(module, Place("", module, Instrument()))
+        module.__dict__.setdefault(LISTENERS, Listeners()).append(self)
 
     def remove(self) -> None:
         """Stop listening."""
-        if self not in self._place.listeners:
+        listeners = self.module.__dict__.get(LISTENERS, ())
+        if self not in listeners:
             return
-        self._place.listeners.remove(self)
-        if self._place.only_heard and not self._place.listeners and place_of(self.module) is self._place:
+        listeners.remove(self)
+        if not listeners and place_of(self.module) is not None and not is_instrumented(self.module):
             unswap(self.module)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from lq.instrument.checkpointing import (
     is_backward,
@@ -16,7 +15,7 @@ from lq.instrument.checkpointing import (
     refuse_reentrant,
     refuse_reentrant_part,
 )
-from lq.instrument.places import PLACE, Call, Instrument, Place, Row
+from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
 from lq.tracing.functions import TRANSPARENT
 
@@ -87,18 +86,33 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
 
 def run_place(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:
     """Run the ``forward`` of a module of the target, with its sites, and let listeners hear of it."""
-    if not place.listeners or place.instrument.marking:
+    instrument = place.instrument
+    listeners = module.__dict__.get(LISTENERS)
+    if not listeners or instrument.recorder is not None or instrument.marking or instrument.rehearsing:
         return _run(place, module, body, args, kwargs)
-    for listener in list(place.listeners):
+    for listener in list(listeners):
         if listener.before is not None:
             listener.before(args, kwargs, None)
-    if module.__dict__.get(PLACE) is not place:  # one of them has made the plan
-        return module.forward(*args, **kwargs)
-    output = _run(place, module, body, args, kwargs)
-    for listener in list(place.listeners):
+    # One of them may have made the plan, and with it another place.
+    output = (
+        _run(place, module, body, args, kwargs)
+        if module.__dict__.get(PLACE) is place
+        else _unheard(module, args, kwargs)
+    )
+    for listener in list(listeners):
         if listener.after is not None:
             listener.after(args, kwargs, output)
     return output
+
+
+def _unheard(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call a module through its new place, within a call of which the listeners hear already."""
+    listeners = module.__dict__.pop(LISTENERS, None)
+    try:
+        return module.forward(*args, **kwargs)
+    finally:
+        if listeners:
+            module.__dict__[LISTENERS] = listeners
 
 
 def _run(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:
@@ -145,10 +159,10 @@ def _begin(
         return body(module, *args, **kwargs)
     if instrument.deferred is not None:
         instrument.deferred(module, (args, kwargs))
-        return module.forward(*args, **kwargs)
+        return _unheard(module, args, kwargs)
     observing = state.training and state.observer  # evaluation does not ask for the phase
     if place.is_root and instrument.example is None and not instrument.marking and not torch.compiler.is_compiling():
-        instrument.example = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, dict(kwargs)))
+        instrument.example = kept_example(args, kwargs)
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
     call.start()
@@ -176,7 +190,7 @@ def _check_all_norms_ran(instrument: Instrument, call: Call) -> None:
         RuntimeError: naming the call.
     """
     if call.folded and not torch.compiler.is_compiling():
-        at = instrument.calls[next(iter(call.folded))]
+        at = instrument.planned[next(iter(call.folded))]
         raise RuntimeError(
             f"The BatchNorm behind {at.place or at.operation} was folded into its weight, and then it did not run. If "
             "it was exchanged after lq.prepare, as by SyncBatchNorm.convert_sync_batchnorm, exchange it before; if the "

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from lq.core.state import QATState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lq.instrument.sites import Site
 
 PLACE = "_lq_place"  # where a module keeps its own
+LISTENERS = "_lq_listeners"  # and those who want to hear of its calls
+
+
+def kept_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Inputs of a call to keep: a copy, as a user may fill the tensors anew, on the CPU, where memory is plenty."""
+    return tree_map_only(torch.Tensor, lambda t: t.detach().to("cpu", copy=True), (args, dict(kwargs)))
 
 
 class Call:
@@ -47,15 +55,15 @@ class Instrument:
     """
 
     def __init__(self, state: QATState | None = None, sites: Any = None) -> None:
-        self.state, self.plan = state, sites
-        self.calls: list[Any] = []  # the call of each site, by its index
-        self.example: Any = None
+        self.state, self.sites = state, sites
+        self.planned: dict[int, Any] = {}  # index of a site -> its call; without those that count batches in training
+        self.example: Any = None  # inputs of one call, on the CPU
         self.deferred: Any = None  # makes the plan at the first call
         self._forget_calls()
 
     def _forget_calls(self) -> None:
         self.recorder: Any = None
-        self.marking = self.rehearsing = False
+        self.marking = self.rehearsing = False  # runs of ours, as is one with a recorder: nobody hears of them
         self.ran: set[int] = set()
         self.unplanned: Counter[str] = Counter()
         self.main = Call()
@@ -87,11 +95,18 @@ class Instrument:
             self._calls[threading.get_ident()] = former
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("state", "plan", "calls", "example", "deferred")}
+        return {name: self.__dict__[name] for name in ("state", "sites", "planned", "deferred")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
+        self.example = None  # what a checkpoint of a plan says of the inputs is enough
         self.__dict__.update(values)
         self._forget_calls()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Instrument:
+        made = memo[id(self)] = Instrument.__new__(Instrument)
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        made.example = self.example  # nobody writes into it
+        return made
 
 
 class Row:
@@ -112,8 +127,6 @@ class Row:
         """Enter the site of the nth call."""
         self.sites += [None] * (nth + 1 - len(self.sites))
         self.sites[nth] = site
-        if site.absorbs:
-            self.activation = self.activation or site
 
 
 class Place:
@@ -131,14 +144,12 @@ class Place:
         self.own_forward: Callable[..., Any] | None = None
         self.whole: Site | None = None  # a site that is the whole module
         self.is_root = False
-        self.only_heard = False  # a place in a float module, for its listeners
         self.is_plain_leaf = False  # a layer of torch, whose forward calls no other code
-        self.listeners: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Functions of torch do not all pickle; their names lead back to them.
         rows = {row.number: row for row in self.rows.values()}
-        return {**self.__dict__, "rows": list(rows.values()), "listeners": []}
+        return {**self.__dict__, "rows": list(rows.values())}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         from lq.tracing.functions import functions_of

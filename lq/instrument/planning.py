@@ -13,7 +13,8 @@ from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.fuse import Layer
-from lq.tracing.layers import LAYERS
+from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layers import weight_of
 from lq.tracing.place import Site as Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
@@ -126,10 +127,12 @@ class SitePlanner:
 
     def sites(self) -> tuple[Sites, list[LayerPlan], tuple[TensorPlan, ...]]:
         """The plan, and the rows of layers and tensors that people read."""
-        names, slots = self._slot_names(), self._slots()
+        names, slots = _unique_names(f"fq_{self.label(r.source)}" for r in self.roundings), self._slots()
         firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
         specs = [self._activation_spec(self.roundings[i]) for i in firsts]
-        layers = [self._layer(layer) for layer in self.layers]
+        called = list(dict.fromkeys(layer.name for layer in self.layers))  # one may be called several times
+        quantizers = dict(zip(called, _unique_names(f"wq_{name}" for name in called), strict=True))
+        layers = [self._layer(layer, quantizers[layer.name]) for layer in self.layers]
         tensors = [t for r, slot in zip(self.roundings, slots, strict=True) for t in self._tensors(r, slot)]
         fresh = tuple(at for node, at in self.calls.items() if self._is_fresh(node))
         plan = Sites(
@@ -149,16 +152,6 @@ class SitePlanner:
         )
         return plan, rows, tensor_rows
 
-    def _slot_names(self) -> list[str]:
-        names: dict[str, None] = {}
-        for rounding in self.roundings:
-            base = name = f"fq_{self.label(rounding.source).replace('.', '_')}"
-            number = 1
-            while name in names:
-                name, number = f"{base}_{number}", number + 1
-            names[name] = None
-        return list(names)
-
     def _slots(self) -> list[int]:
         known: dict[object, int] = {}
         groups = (i if r.group is None else ("group", r.group) for i, r in enumerate(self.roundings))
@@ -170,15 +163,15 @@ class SitePlanner:
             return self.qconfig.activation_spec(layer.name, layer.module, rounding.spec)
         return self.qconfig.activation_spec(self.label(rounding.source), None, rounding.spec)
 
-    def _layer(self, layer: Layer) -> LayerAt:
-        _, _, at, axis = LAYERS[layer.kind]
-        weight = layer.node.args[at] if len(layer.node.args) > at else None
-        name = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
+    def _layer(self, layer: Layer, quantizer: str) -> LayerAt:
+        weight = weight_of(layer.node)
+        held = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
         spec = self.qconfig.weight_spec(layer.name, layer.module, layer.spec)
         if layer.kind.startswith("conv_transpose"):
             spec = per_tensor(spec)  # the int8 kernels know no more
         norm = None if layer.bn is None else self.calls[layer.bn]
-        return LayerAt(layer.name, self.calls[layer.node], spec, axis, norm, name)
+        axis = LAYERS[layer.kind].channel_axis
+        return LayerAt(layer.name, self.calls[layer.node], spec, axis, norm, held, quantizer)
 
     def _row(self, layer: Layer, at: LayerAt) -> LayerPlan:
         fused: tuple[str, ...] = ()
@@ -187,7 +180,7 @@ class SitePlanner:
         absorbed = next((r.activation for r in self.roundings if r.source is layer.last), "none")
         if absorbed != "none":
             fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
-        held = isinstance(layer.module, LAYERS[layer.kind][0])
+        held = isinstance(layer.module, LAYERS[layer.kind].kind)
         kind = own_class(layer.module).__name__ if held else layer.kind
         return LayerPlan(layer.name, kind, fused, str(at.spec))
 
@@ -227,6 +220,18 @@ class SitePlanner:
 def per_tensor(spec: Any) -> Any:
     """The same grid with one scale for all channels."""
     return replace(spec, per_channel=False)
+
+
+def _unique_names(wanted: Iterable[str]) -> list[str]:
+    """Names for attributes, without dots and each another one."""
+    names: dict[str, None] = {}
+    for dotted in wanted:
+        base = name = dotted.replace(".", "_")
+        number = 1
+        while name in names:
+            name, number = f"{base}_{number}", number + 1
+        names[name] = None
+    return list(names)
 
 
 def _is_one_tensor(node: fx.Node) -> bool:

@@ -14,11 +14,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.marks import activate, rounding_mark, weight_mark
 from lq.core.weight_quantizer import WeightQuantizer, fold_batch_norm
 from lq.instrument.places import Call, Instrument, Place
-
-# Where a layer's call has its input, weight and bias.
-POSITIONS = {"addmm": (1, 2, 0)}
-NAMES = {"addmm": ("mat1", "mat2", "input")}
-DEFAULT_POSITIONS, DEFAULT_NAMES = (0, 1, 2), ("input", "weight", "bias")
+from lq.tracing.layer_calls import LAYERS, argument, with_argument
 
 _FRESH: Mapping[Any, Any] = {
     Tensor.add_: torch.add,
@@ -127,7 +123,7 @@ def _quantize(instrument: Instrument, call: Call, quantizer: FakeQuantize, x: Te
     if instrument.rehearsing:
         return _activated_in_place(x, quantizer.activation) if owned else activate(x, quantizer.activation).clone()
     if instrument.marking:
-        marked: Tensor = rounding_mark(x, quantizer.number, quantizer.activation)
+        marked: Tensor = rounding_mark(x, quantizer.slot, quantizer.activation)
         return marked
     out: Tensor = quantizer(x, owned, call.recomputing)
     return out
@@ -176,19 +172,15 @@ def _layer(instrument: Instrument, call: Call, place: Place, site: Site, func: A
     assert quantizer is not None
     if not instrument.marking and (quantizer.off or instrument.rehearsing or not state.fake_quant):
         return func(*args, **kwargs)
-    at, names = POSITIONS.get(site.function, DEFAULT_POSITIONS), NAMES.get(site.function, DEFAULT_NAMES)
-    x, weight, bias = (args[i] if i < len(args) else kwargs.get(name) for i, name in zip(at, names, strict=True))
+    at = LAYERS[site.function]
+    x, weight, bias = (argument(one, args, kwargs) for one in (at.input, at.weight, at.bias))
     if instrument.marking:
         weight = weight_mark(weight, site.number)
     else:
         weight, bias = _quantized(call, place, site, quantizer, x, weight, bias, state.freeze_bn)
-    given = list(args)
-    for i, name, value in zip(at[1:], names[1:], (weight, bias), strict=True):
-        if i < len(given):
-            given[i] = value
-        elif value is not None or name in kwargs:
-            kwargs = {**kwargs, name: value}
-    return func(*given, **kwargs)
+    args, kwargs = with_argument(at.weight, weight, args, kwargs)
+    args, kwargs = with_argument(at.bias, bias, args, kwargs)
+    return func(*args, **kwargs)
 
 
 def _quantized(

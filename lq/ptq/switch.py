@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from lq.backends.graph import as_graph
-from lq.backends.prepare import state_of
+from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.core.state import QATState
@@ -90,8 +90,10 @@ def _weights_in_place(prepared: nn.Module, layers: set[str]) -> list[WeightQuant
     """Of a module that is instrumented in place, what quantizes the weights of these layers."""
     if isinstance(prepared, fx.GraphModule):
         return []
-    state = state_of(prepared)
-    return [cast(WeightQuantizer, state.get_submodule(f"wq_{name.replace('.', '_')}")) for name in layers]
+    state, sites = state_of(prepared), plan_of(prepared).sites
+    assert sites is not None
+    names = {layer.quantizer for layer in sites.layers if layer.name in layers}
+    return [cast(WeightQuantizer, state.get_submodule(name)) for name in names]
 
 
 class _FloatState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import linecache
 import logging
@@ -20,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
-from lq.core.modes import modes_kept
+from lq.core.kept import as_it_was
 from lq.tracing.functional import functional
 from lq.tracing.structure import Flattener, Inputs, restore
 
@@ -85,7 +84,7 @@ def export(
     flattener = Flattener()
     arguments = flattener.take(example)
     flat = _Flat(target, arguments)
-    with _as_before(target), marking(), torch.no_grad(), quiet():
+    with as_it_was(target), marking(), torch.no_grad(), quiet():
         target.eval()
         program, graph = functional(_program(flat, flattener.tensors, inner))
     return _read(target, program, graph, arguments, flat.returned.structure)
@@ -136,31 +135,6 @@ def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, argument
     kinds = [spec.kind for spec in signature.output_specs]
     results = [value for value, kind in zip(last, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
     return Exported(graph, inputs, constants, results, arguments, output)
-
-
-@contextmanager
-def _as_before(target: nn.Module) -> Iterator[None]:
-    """Give back to every module the attributes and values of buffers that it had, and torch its random state."""
-    modules = [m for m in target.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    attributes = [dict(module.__dict__) for module in modules]
-    containers = [(v, copy.copy(v)) for d in attributes for v in d.values() if type(v) in (dict, list, set)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in target.buffers()]
-    random = torch.get_rng_state()
-    try:
-        with modes_kept(target):
-            yield
-    finally:
-        torch.set_rng_state(random)
-        for module, before in zip(modules, attributes, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(before)
-        for container, content in containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 @contextmanager

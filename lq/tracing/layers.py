@@ -15,21 +15,11 @@ from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing.functions import is_frozen_batch_norm
 from lq.tracing.fuse import Layer
+from lq.tracing.layer_calls import LAYERS, argument
 from lq.tracing.ops import SEEN, reads_no_values, recorded
 from lq.tracing.plan import LayerPlan
 from lq.tracing.recording import Seen
 
-# Operation -> class of the layer, position of its input and weight, and channel axis of the weight.
-LAYERS: Mapping[str, tuple[type[nn.Module], int, int, int]] = {
-    "linear": (nn.Linear, 0, 1, 0),
-    "addmm": (nn.Linear, 1, 2, 1),
-    "conv1d": (nn.Conv1d, 0, 1, 0),
-    "conv2d": (nn.Conv2d, 0, 1, 0),
-    "conv3d": (nn.Conv3d, 0, 1, 0),
-    "conv_transpose1d": (nn.ConvTranspose1d, 0, 1, 1),
-    "conv_transpose2d": (nn.ConvTranspose2d, 0, 1, 1),
-    "conv_transpose3d": (nn.ConvTranspose3d, 0, 1, 1),
-}
 _NORM_DIMS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 _LAYER_MODULES: tuple[type[nn.Module], ...] = tuple(QAT_LAYERS)
 _GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
@@ -61,14 +51,14 @@ class LayerFinder:
         for node in self.nodes:
             name, module = self._name(node), self._module(node)
             self.names[node] = name
-            kind, at = LAYERS[recorded(node)][0].__name__, LAYERS[recorded(node)][1]
+            call = LAYERS[recorded(node)]
             reason = self._why_float(node) or self.qconfig.excludes(name, module)
-            source = self._argument(node, at, ("input", "mat1"))
+            source = argument(call.input, node.args, node.kwargs)
             if reason is None and isinstance(source, fx.Node):
                 norm = self._batch_norm_behind(node, module)
                 layers.append(Layer(node, name, module, norm, input=source, kind=recorded(node)))
             else:
-                floats.setdefault(name, LayerPlan(name, kind, reason=reason or "its input is not known"))
+                floats.setdefault(name, LayerPlan(name, call.kind.__name__, reason=reason or "its input is not known"))
         quantized = {layer.name for layer in layers}
         return layers, [row for name, row in floats.items() if name not in quantized]
 
@@ -88,20 +78,12 @@ class LayerFinder:
 
     # ---- one call -----------------------------------------------------------------------------------------------
 
-    def _argument(self, node: fx.Node, at: int, names: tuple[str, ...]) -> Any:
-        if at < len(node.args):
-            return node.args[at]
-        return next((node.kwargs[name] for name in names if name in node.kwargs), None)
-
-    def _weight(self, node: fx.Node) -> Any:
-        return self._argument(node, LAYERS[recorded(node)][2], ("weight", "mat2"))
-
     def _module(self, node: fx.Node) -> nn.Module:
         """Whose layer it is: the module that calls it, or the one that holds the weight."""
         owner: nn.Module = self.modules[seen_of(node).stack[-1]]
         if isinstance(owner, _LAYER_MODULES):
             return owner
-        weight = self._weight(node)
+        weight = weight_of(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
             return self.modules.get(str(weight.target).rpartition(".")[0], owner)
         return owner
@@ -110,7 +92,7 @@ class LayerFinder:
         place = seen_of(node).stack[-1]
         if isinstance(self.modules[place], _LAYER_MODULES):
             return place
-        weight = self._weight(node)
+        weight = weight_of(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
             holder, _, last = str(weight.target).rpartition(".")
             if last == "weight" and holder:
@@ -120,14 +102,14 @@ class LayerFinder:
         return wanted if self._named[wanted] == 1 else f"{wanted}_{self._named[wanted] - 1}"
 
     def _why_float(self, node: fx.Node) -> str | None:
-        seen, weight = seen_of(node), self._weight(node)
+        seen, weight = seen_of(node), weight_of(node)
         if seen.opaque:
             return "it runs inside of an autograd function, whose backward pass is not ours"
         if not isinstance(weight, fx.Node) or not weight.meta.get("constant"):
             return "its weight depends on the input"
         if not weight.meta.get("dtype", torch.float32).is_floating_point:
             return "its weight is no floating-point tensor"
-        bias = self._argument(node, 0 if recorded(node) == "addmm" else 2, ("bias",))
+        bias = argument(LAYERS[recorded(node)].bias, node.args, node.kwargs)
         if isinstance(bias, fx.Node) and not bias.meta.get("constant"):
             return "its bias depends on the input"
         if recorded(node) == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
@@ -147,7 +129,7 @@ class LayerFinder:
             return None
         if recorded(node).startswith("conv_transpose") and _groups(node) != 1:
             return None  # its weight has no axis of all output channels
-        shape, weight = (n.meta.get("shape") for n in (node, self._weight(node)))
+        shape, weight = (n.meta.get("shape") for n in (node, weight_of(node)))
         dims = _NORM_DIMS.get(own_class(norm), 0) if shape is None else len(shape)
         if recorded(node) == "addmm" or (dims and weight is not None and dims != len(weight)):
             return None
@@ -162,6 +144,11 @@ def seen_of(node: fx.Node) -> Seen:
     """What was recorded of a call."""
     seen: Seen = node.meta[SEEN]
     return seen
+
+
+def weight_of(node: fx.Node) -> Any:
+    """The weight that a recorded call of a layer was given."""
+    return argument(LAYERS[recorded(node)].weight, node.args, node.kwargs)
 
 
 def _groups(node: fx.Node) -> Any:

@@ -36,6 +36,7 @@ class LayerAt:
         channel_axis: of the weight, the axis of output channels.
         norm: the call of the BatchNorm that belongs to it.
         weight: dotted name of the weight, "" if it is computed.
+        quantizer: name in the state of what quantizes the weight.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerAt:
     channel_axis: int = 0
     norm: CallAt | None = None
     weight: str = ""
+    quantizer: str = ""
 
 
 @dataclass(frozen=True)

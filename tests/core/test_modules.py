@@ -278,7 +278,7 @@ def test_weights_that_least_squares_clips_have_no_gradient(spec: WeightSpec, pha
     _, layer = make(case, spec, freeze_bn=phase == "frozen")
     factor = torch.ones(6, 1, 1, 1) if spec.per_channel else layer._folding(case.bn)[0].detach().view(6, 1, 1, 1)
     folded = (layer.weight * factor).detach()
-    clipped = (folded / layer._observed_scale(folded)).abs() > 7.5
+    clipped = (folded / layer.quantizer.observed_scale(folded)).abs() > 7.5
     layer(case.x, case.bn).square().sum().backward()
     others = case.bn.weight != 0  # of a channel that BatchNorm multiplies by 0, no weight has
     assert clipped[others].any()
