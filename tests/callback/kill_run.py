@@ -153,15 +153,16 @@ def await_strike(child: int, progress: Progress, durations: Durations, generator
     """Wait for a random moment of this attempt; ``True`` if the attempt ends before it.
 
     One strike in six falls before the first step. The others fall after a random number of moments, within a third
-    of the training so that a run is killed several times, or at any time of the deployment if that comes first. They
-    count moments instead of seconds: so a slow machine is struck in as many stages as a fast one.
+    of the training so that a run is killed several times, or at any time of the deployment if that comes first, which
+    every other attempt survives. They count moments instead of seconds: so a slow machine is struck in as many stages
+    as a fast one.
     """
     if generator.random() < 1 / 6:
         return ended_within(child, generator.uniform(0, durations.startup))
     moment = generator.randint(1, (EPOCHS * STEPS_AN_EPOCH) // 3)
     if ended_within(child, 120.0, lambda: progress.moments >= moment or progress.stage == "deployment"):
         return True
-    longest = durations.deployment if progress.stage == "deployment" else 2 * SECONDS_A_STEP
+    longest = 2 * durations.deployment if progress.stage == "deployment" else 2 * SECONDS_A_STEP
     return ended_within(child, generator.uniform(0, longest))
 
 
