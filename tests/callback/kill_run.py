@@ -162,8 +162,9 @@ def await_strike(child: int, progress: Progress, durations: Durations, generator
     moment = generator.randint(1, (EPOCHS * STEPS_AN_EPOCH) // 3)
     if ended_within(child, 120.0, lambda: progress.moments >= moment or progress.stage == "deployment"):
         return True
-    longest = 2 * durations.deployment if progress.stage == "deployment" else 2 * SECONDS_A_STEP
-    return ended_within(child, generator.uniform(0, longest))
+    if progress.stage != "deployment":
+        return ended_within(child, generator.uniform(0, 2 * SECONDS_A_STEP))
+    return ended_within(child, generator.choice([120.0, generator.uniform(0, durations.deployment)]))
 
 
 def check_what_is_left(folder: Path) -> None:
