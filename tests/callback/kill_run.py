@@ -22,6 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,11 @@ def train(folder: Path, progress: Progress) -> None:
     (folder / "final.tmp").replace(folder / "final.pt")
 
 
-def start(folder: Path, progress: Progress) -> int:
-    """Fork an attempt; its output goes to a file."""
-    progress.reset()
+def fork(folder: Path, work: Callable[[], None]) -> int:
+    """Do the work in a process of its own, and write its output to a file of the folder.
+
+    This process runs no kernel itself: a thread pool of torch does not survive a fork.
+    """
     child = os.fork()
     if child:
         return child
@@ -106,13 +109,23 @@ def start(folder: Path, progress: Progress) -> int:
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        train(folder, progress)
+        work()
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def start(folder: Path, progress: Progress) -> int:
+    """Fork an attempt."""
+    progress.reset()
+    return fork(folder, lambda: train(folder, progress))
+
+
+def check(folder: Path, work: Callable[[], None]) -> None:
+    assert os.waitpid(fork(folder, work), 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
 
 
 def ended(child: int) -> bool:
@@ -213,8 +226,8 @@ def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
             signals[number.name] += 1
             os.kill(child, number)
             assert ended_within(child, 60.0), f"{folder}: does not end after {number.name}"
-            check_what_is_left(folder)
-        check_end(folder, expected)
+            check(folder, partial(check_what_is_left, folder))
+        check(folder, partial(check_end, folder, expected))
         runs += 1
         if stages.total() >= kills:
             return {"kills": stages.total(), "stages": dict(stages), "signals": dict(signals), "runs": runs}
