@@ -121,8 +121,9 @@ def _remarks(unknown: list[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     lines = ", ".join(dict.fromkeys(unknown))
+    what = "a tensor comes" if len(unknown) == 1 else f"{len(unknown)} tensors come"
     return (
-        f"{len(unknown)} tensors come from code that PyTorch does not show (numpy, TorchScript, a constant): {lines}; "
+        f"{what} from code that PyTorch does not show (numpy, TorchScript, a constant): {lines}; "
         "what is computed there stays as it is",
     )
 

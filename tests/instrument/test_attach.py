@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lq.backends.prepare import is_planned, plan_of, prepare, state_of
 from lq.instrument.attach import attach, attach_again, detach, instrument_of
+from lq.instrument.classes import place_of
 from lq.ptq import calibrate
 from lq.qconfig import QConfig
 from lq.specs import WeightSpec
@@ -78,3 +79,44 @@ def test_a_learned_scale_needs_a_parameter_and_an_example() -> None:
 def test_a_plain_module_has_no_instrument() -> None:
     assert instrument_of(Net()) is None
     assert attach_again(Net()) == {}
+
+
+def test_a_first_call_that_fails_is_given_back_and_the_next_one_plans() -> None:
+    net = Scripted()
+    prepared = prepare(net)
+    with pytest.raises(ValueError, match="Scripted cannot be called with the example"):
+        prepared(torch.randn(8, 5))
+    assert not is_planned(prepared)
+    assert state_of(prepared).names == []
+    prepared(torch.randn(8, 4))
+    assert [row.name for row in plan_of(prepared).quantized] == ["fc", "linear"]
+
+
+def test_what_attach_refuses_leaves_no_place() -> None:
+    learned, x = QConfig(weight=WeightSpec(learned_scale=True)), torch.randn(2, 4)
+    net = Scripted()
+    for _ in range(2):  # the second time is told the same, not that it is prepared already
+        with pytest.raises(ValueError, match=r"linear: its weight is computed in forward"):
+            prepare(net, learned, example_args=(x,))
+        assert not any(place_of(module) for module in net.modules())
+        assert "qat_state" not in net._modules
+    assert [row.name for row in plan_of(prepare(net, example_args=(x,))).quantized] == ["fc", "linear"]
+
+
+class ThroughNumpy(nn.Module):
+    """Its numbers leave PyTorch on the way, which no reader of its code can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y + torch.from_numpy(y.detach().numpy() * 0))
+
+
+def test_a_plan_made_at_the_first_call_warns_as_one_made_at_once() -> None:
+    prepared = prepare(ThroughNumpy())
+    assert not is_planned(prepared)
+    with pytest.warns(UserWarning, match="from code that PyTorch does not show"):
+        prepared(torch.randn(8, 4))

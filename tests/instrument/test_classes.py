@@ -133,3 +133,22 @@ def test_a_sequential_counts_numbers_slices_and_calls_its_own_children_only() ->
     net.append(nn.ReLU())
     assert net(torch.randn(8, 4)).shape == (8, 5)
     assert isinstance(net[-1], nn.ReLU)
+
+
+def test_copies_of_a_parametrized_part_are_independent() -> None:
+    block = parametrizations.weight_norm(nn.Linear(4, 4))
+    net = nn.Sequential(block, nn.ReLU(), copy.deepcopy(block))
+    calls: list[str] = []
+    for name in ("0", "2"):
+        net.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    x = torch.randn(8, 4)
+    prepared = ready(net, x)
+    assert [row.name for row in plan_of(prepared).quantized] == ["0", "2"]
+    twin, quantized = copy.deepcopy(prepared).eval(), prepared.eval()(x)
+    calls.clear()
+    prepared(x)
+    assert calls == ["0", "2"]
+    detach(twin)
+    assert not any(place_of(module) for module in twin.modules())
+    assert torch.equal(prepared(x), quantized)
+    assert not torch.equal(twin(x), quantized)

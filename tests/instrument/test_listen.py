@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lq.backends.prepare import is_planned, prepare
+from lq.instrument.attach import attach_again, detach
 from lq.instrument.classes import place_of
 from lq.instrument.listen import Listener
 from tests.instrument.nets import Net, images, ready
@@ -50,3 +52,40 @@ def test_a_float_module_that_is_heard_computes_as_ever() -> None:
     assert torch.equal(net(images()), expected)
     listener.remove()
     assert len(heard) == 1
+
+
+class Branches(nn.Module):
+    """Planned at its first call: its branch hides what it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        return torch.relu(y) if bool(y.sum() != 0) else y
+
+
+def test_every_call_is_heard_once_though_the_first_makes_the_plan() -> None:
+    net, heard = prepare(Branches()), []
+    Listener(net, before=lambda *_: heard.append("before"), after=lambda *_: heard.append("after"))
+    Listener(net.fc, after=lambda *_: heard.append("fc"))
+    for _ in range(2):
+        net(torch.randn(8, 4))
+        assert heard == ["before", "fc", "after"]
+        heard.clear()
+    assert is_planned(net)
+
+
+def test_they_go_on_hearing_when_modules_are_exchanged() -> None:
+    net, heard = ready(Net(), images()), []
+    listener = Listener(net, after=lambda *_: heard.append("net"))
+    net.blocks[0].bn1 = nn.BatchNorm2d(4).train()
+    attach_again(net)
+    net(images())
+    assert heard == ["net"]
+    detach(net)
+    net(images())
+    assert heard == ["net", "net"]
+    listener.remove()
+    assert type(net) is Net

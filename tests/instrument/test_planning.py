@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
-from tests.instrument.nets import Net, images
+from lq.ptq.layers import layers_of
+from lq.qconfig import QConfig
+from lq.specs import WeightSpec
+from tests.instrument.nets import Net, images, ready
 
 
 def test_values_are_named_by_the_layer_or_by_the_operation_in_its_module() -> None:
@@ -85,3 +88,67 @@ def test_a_layer_of_training_only_is_a_row_with_its_reason() -> None:
     rows = {row.name: row for row in plan_of(prepare(Training(), example_args=(torch.randn(8, 4),))).layers}
     assert rows["aux"].weight is None
     assert rows["aux"].reason == "it is not called; whatever reads its weight computes in float"
+
+
+class Alike(nn.Module):
+    """Paths of layers that differ by a dot alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.a_0 = nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a_0(torch.relu(self.a(x)))
+
+
+def test_layers_of_like_names_have_quantizers_of_their_own() -> None:
+    net = Alike()
+    with torch.no_grad():
+        net.a_0.weight.mul_(100)
+    prepared, x = ready(net, torch.randn(8, 4)).eval(), torch.randn(8, 4)
+    layers = {layer.name: layer.module for layer in layers_of(prepared)}
+    assert layers.keys() == {"a.0", "a_0"}
+    assert layers["a.0"].quantizer is not layers["a_0"].quantizer
+    assert prepared(x).abs().max() > 5  # with the grid of the other layer all weights would be clipped
+    learned = prepare(Alike(), QConfig(weight=WeightSpec(learned_scale=True)), example_args=(x,))
+    scales = [name for name, _ in learned.named_parameters() if name.startswith("qat_state.wq_")]
+    assert len(scales) == 2
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(input=x, weight=self.fc.weight, bias=self.fc.bias)
+
+
+@pytest.mark.parametrize("learned_scale", [False, True])
+def test_a_weight_that_is_given_by_keyword_is_known(learned_scale: bool) -> None:
+    net, x = ByKeyword(), torch.randn(8, 4)
+    prepared = prepare(net, QConfig(weight=WeightSpec(learned_scale=learned_scale)), example_args=(x,))
+    sites = plan_of(prepared).sites
+    assert sites is not None
+    assert [layer.weight for layer in sites.layers] == ["fc.weight"]
+    assert ("qat_state.wq_fc.scale" in dict(prepared.named_parameters())) is learned_scale
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    prepared.train()(x).sum().backward()
+    assert net.fc.weight.grad is not None
+
+
+def test_an_addition_that_is_missing_the_second_time_is_noticed() -> None:
+    calls = []
+
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(self.training)
+            y = self.fc(x)
+            return self.head(y + x if calls.count(False) == 1 else torch.sub(y, -x))
+
+    with pytest.raises(ValueError, match=r"calls other functions the second time: .*add"):
+        prepare(Fickle(), example_args=(torch.randn(2, 4),))

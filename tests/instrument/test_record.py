@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare
+from lq.instrument.attach import instrument_of
 from lq.instrument.classes import place_of
 from lq.instrument.record import record
 from lq.ptq import calibrate
@@ -107,7 +110,7 @@ def test_numpy_and_scripted_children_are_named_not_passed_over() -> None:
             return self.last(y + torch.from_numpy(y.detach().numpy() * 0))
 
     x = torch.randn(16, 4)
-    with pytest.warns(UserWarning, match=rf"come from code that PyTorch does not show.*{__file__}:\d+"):
+    with pytest.warns(UserWarning, match=rf"from code that PyTorch does not show.*{__file__}:\d+"):
         prepared = prepare(Foreign(), example_args=(x,))
     assert [row.name for row in plan_of(prepared).quantized] == ["first", "last"]
     calibrate(prepared, [x])
@@ -137,3 +140,33 @@ def test_what_an_autograd_function_calls_is_left_to_its_own_backward_pass() -> N
     rows = {row.name: row for row in plan_of(prepare(Net(), example_args=(torch.randn(2, 4),))).layers}
     assert rows["first"].weight is not None
     assert rows["own"].reason == "it runs inside of an autograd function, whose backward pass is not ours"
+
+
+def test_lists_of_tuples_of_tensors_are_restored() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.past = nn.Linear(4, 4), [(torch.zeros(2, 4), torch.ones(2, 4))]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x + self.past[-1][0])
+            self.past.append((x, y))
+            return y
+
+    net, x = Remembers(), torch.randn(2, 4)
+    before = list(net.past)
+    with pytest.warns(UserWarning, match="a tensor comes from code that PyTorch does not show"):
+        prepared = prepare(net, example_args=(x,))
+    as_graph(prepared)
+    assert [[id(tensor) for tensor in pair] for pair in net.past] == [[id(t) for t in pair] for pair in before]
+
+
+def test_the_example_is_a_copy_that_no_checkpoint_holds() -> None:
+    x = torch.randn(2000, 4)
+    expected = x.clone()
+    prepared = prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), example_args=(x,))
+    x.zero_()
+    instrument = instrument_of(prepared)
+    assert instrument is not None
+    assert torch.equal(instrument.example[0][0], expected)
+    assert len(pickle.dumps(prepared)) < x.nbytes
