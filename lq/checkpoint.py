@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
+from lq.core.state import STATE
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
 from lq.target import find_target, graft, is_grafted, target_of
-from lq.tracing.trace import STATE
 
 Module = TypeVar("Module", bound=nn.Module)
 

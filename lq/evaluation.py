@@ -14,8 +14,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from lq.backends.on_cpu import as_float32
 from lq.console import BatchCounter
 from lq.export.rows import FP32
 from lq.export.signature import Inputs
@@ -23,7 +23,7 @@ from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.metrics.outputs import plain_targets_of
-from lq.tap import Tap, as_float32, on_cpu
+from lq.tap import Tap, on_cpu
 from lq.target import target_of
 from lq.validation import validate_alone
 
@@ -92,7 +92,7 @@ class ValidationComparison:
             self.calls.append((on_cpu((args, kwargs)), on_cpu(main_tensor(output))))
         with torch.no_grad(), int8_kernels():
             for name, model in self.others.items():
-                inputs = tree_map_only(Tensor, as_float32, (args, kwargs))
+                inputs = as_float32((args, kwargs))
                 moved_args, moved_kwargs = move_data_to_device(inputs, _device_of(model))
                 outputs[name] = model(*moved_args, **moved_kwargs)
         self.comparison.update(outputs, self.target_fn(batch))

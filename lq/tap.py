@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lq.backends.on_cpu import as_float32
 from lq.instrument.listen import Listener
 
 
@@ -41,9 +42,4 @@ class Tap:
 
 def on_cpu(data: Any) -> Any:
     """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
-    return tree_map_only(Tensor, lambda t: as_float32(t.detach()).to("cpu", copy=True), data)
-
-
-def as_float32(tensor: Tensor) -> Tensor:
-    """A tensor of half or double precision as float32; integers as they are."""
-    return tensor.float() if tensor.is_floating_point() else tensor
+    return as_float32(tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), data))

@@ -13,8 +13,8 @@ from lq.backends.base import Inputs
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
 from lq.core.modules import QAT_LAYERS, QATLayer
+from lq.core.state import STATE
 from lq.packages import overrides
-from lq.tracing.trace import STATE
 
 _GRAPH = "_lq_graph"
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from lq.qconfig import QConfig
 from lq.tracing.fuse import Layer
-from lq.tracing.place import Site
+from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -51,7 +51,7 @@ class Choice:
 
     layers: list[Layer]
     floats: list[LayerPlan]
-    sites: list[Site]
+    sites: list[Rounding]
     remarks: tuple[str, ...] = ()
     vendor: Mapping[str, Any] | None = None
 

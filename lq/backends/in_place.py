@@ -14,9 +14,8 @@ from lq.backends.base import Inputs
 from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
 from lq.backends.rehearsal import rehearse_sites
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
-from lq.instrument.containers import STATE
 from lq.instrument.places import Instrument, kept_example
 from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig

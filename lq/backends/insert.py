@@ -9,18 +9,17 @@ from torch import fx, nn
 
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer, qat_twin
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec
 from lq.tracing.fuse import Layer
 from lq.tracing.inplace import make_out_of_place
-from lq.tracing.place import Site
+from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
-from lq.tracing.trace import STATE
 
 
 def insert_quantization(
-    graph_module: fx.GraphModule, layers: list[Layer], sites: list[Site], qconfig: QConfig
+    graph_module: fx.GraphModule, layers: list[Layer], sites: list[Rounding], qconfig: QConfig
 ) -> tuple[QATState, list[LayerPlan], tuple[TensorPlan, ...]]:
     """Put a fake quantizer at every site of a traced graph, and the QAT twin in the place of every layer.
 
@@ -62,7 +61,7 @@ def _check_scales(names: list[str], slots: list[int], specs: list[ActivationSpec
         )
 
 
-def _slots(sites: list[Site]) -> list[int]:
+def _slots(sites: list[Rounding]) -> list[int]:
     """The slot of each site, in execution order; those of one group share theirs."""
     known: dict[object, int] = {}
     return [known.setdefault(i if s.group is None else ("group", s.group), len(known)) for i, s in enumerate(sites)]
@@ -88,7 +87,7 @@ def _refuse_other_plans(graph_module: nn.Module, state_dict: Mapping[str, Any], 
 
 
 def _insert_fake_quantizers(
-    graph_module: fx.GraphModule, state: QATState, sites: list[Site], names: list[str], slots: list[int]
+    graph_module: fx.GraphModule, state: QATState, sites: list[Rounding], names: list[str], slots: list[int]
 ) -> None:
     graph = graph_module.graph
     for site, name, slot in zip(sites, names, slots, strict=True):
@@ -136,14 +135,14 @@ def _finish(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _activation_spec(site: Site, layers: Mapping[fx.Node, Layer], qconfig: QConfig) -> ActivationSpec:
+def _activation_spec(site: Rounding, layers: Mapping[fx.Node, Layer], qconfig: QConfig) -> ActivationSpec:
     layer = layers.get(site.source)
     if layer is not None:
         return qconfig.activation_spec(layer.name, layer.module, site.spec)
     return qconfig.activation_spec(site.source.name, None, site.spec)
 
 
-def _site_names(sites: list[Site], layers: Mapping[fx.Node, Layer]) -> list[str]:
+def _site_names(sites: list[Rounding], layers: Mapping[fx.Node, Layer]) -> list[str]:
     # A layer that is called twice has two quantizers; node names tell them apart. The prefix keeps them off the
     # attributes of a module.
     names: dict[str, None] = {}

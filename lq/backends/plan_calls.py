@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from lq.backends.planning import in_module_order, nothing_to_quantize
 from lq.core.own_class import own_class
-from lq.instrument.containers import STATE
+from lq.core.state import STATE
 from lq.instrument.planning import Calls, SitePlanner
 from lq.qconfig import QConfig
 from lq.tracing import ops

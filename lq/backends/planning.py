@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from lq.backends.base import Choice
+from lq.core.state import STATE
 from lq.tracing.fuse import uncalled_layers
 from lq.tracing.ops import is_cheap, is_same_grid, joined_tensors, relu_kind
 from lq.tracing.plan import LayerPlan, Plan
-from lq.tracing.trace import STATE
 
 
 def float_operations(graph_module: fx.GraphModule, choice: Choice) -> tuple[str, ...]:

@@ -15,12 +15,12 @@ from lq.backends.insert import insert_quantization, refuse_other_plans
 from lq.backends.plan_calls import architecture
 from lq.backends.planning import all_floats, float_operations, in_module_order, nothing_to_quantize, warn_of
 from lq.backends.self_check import self_check
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach
 from lq.qconfig import QConfig, as_qconfig
 from lq.tracing.plan import Plan, UntraceablePlan
 from lq.tracing.stubs import prepared_by_torch_ao
-from lq.tracing.trace import STATE, copy_modes, passed_parameters, trace, untraceable_parts
+from lq.tracing.trace import copy_modes, passed_parameters, trace, untraceable_parts
 
 BACKENDS: Mapping[str, Backend] = {"fx": fx_backend.choose, "eager": eager.choose, "pt2e": pt2e.choose}
 

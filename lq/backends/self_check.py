@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lq.backends.closeness import difference
 from lq.core.modes import modes_kept
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.tracing.structure import is_record
-from lq.tracing.trace import STATE
 
 
 @torch.no_grad()

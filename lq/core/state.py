@@ -30,6 +30,8 @@ from lq.core.qparams import (
 )
 from lq.specs import ActivationSpec
 
+STATE = "qat_state"  # the name under which a prepared module holds it
+
 
 class _Known(NamedTuple):
     """What eager code has read of the ranges, and of which version of them."""

@@ -11,6 +11,7 @@ from torch import fx
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.layer import QATLayer
+from lq.core.state import STATE
 from lq.export.exporters import Chosen
 from lq.export.parity import ENOUGH_DB
 from lq.export.scratch import scratch
@@ -18,7 +19,6 @@ from lq.export.signature import Inputs, Signature
 from lq.metrics.fidelity import sqnr
 from lq.metrics.outputs import main_tensor
 from lq.tracing import ops
-from lq.tracing.trace import STATE
 
 
 def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = ENOUGH_DB) -> str:

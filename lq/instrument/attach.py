@@ -11,10 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.own_class import is_plain_leaf
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.classes import is_instrumented, place_of, swap, unswap
-from lq.instrument.containers import STATE
 from lq.instrument.places import Instrument, Place, Row
 from lq.instrument.sites import Site
 from lq.tracing.functions import functions_of, is_frozen_batch_norm

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-STATE = "qat_state"
+from lq.core.state import STATE
 
 
 def _own(container: nn.Module) -> dict[str, Any]:

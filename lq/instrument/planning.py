@@ -15,7 +15,7 @@ from lq.tracing import ops
 from lq.tracing.fuse import Layer
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import weight_of
-from lq.tracing.place import Site as Rounding
+from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt

@@ -12,12 +12,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.tracing.call_signature import add_placeholders, output_of
 from lq.tracing.captured_layers import LayerSite
 from lq.tracing.exported import export
 from lq.tracing.holder import Holder
-from lq.tracing.modes import STATE
 from lq.tracing.structure import Inputs
 from lq.tracing.translation import Translation
 

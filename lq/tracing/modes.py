@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import fx
 
+from lq.core.state import STATE
 from lq.tracing.errors import UntraceableError, owner_of
 from lq.tracing.tracer import require_default
-
-STATE = "qat_state"
 
 _Twins = dict[fx.Node, fx.Node]
 _REMEDY = (

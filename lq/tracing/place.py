@@ -13,7 +13,7 @@ from lq.tracing.fuse import Layer
 
 
 @dataclass(frozen=True)
-class Site:
+class Rounding:
     """A place for a fake quantizer.
 
     Args:
@@ -86,13 +86,13 @@ class Placement:
                 found |= set(sorted(convolutions, key=order.__getitem__)[-1:])
         return found
 
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[Rounding]:
         """All places, in execution order."""
-        found: dict[fx.Node, Site] = {}
+        found: dict[fx.Node, Rounding] = {}
         for stub in self.stubs:
             source = stub.args[0]
             assert isinstance(source, fx.Node)
-            found[stub] = Site(stub, source, tuple(stub.users), "none", False)
+            found[stub] = Rounding(stub, source, tuple(stub.users), "none", False)
         for node in (*self.outputs, *self.joins):
             if node in self.unrounded:
                 continue
@@ -113,19 +113,19 @@ class Placement:
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         return sorted(found.values(), key=lambda site: order[site.node])
 
-    def _site(self, node: fx.Node, users: tuple[fx.Node, ...]) -> Site:
+    def _site(self, node: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
         if len(users) == 1:
             relu = ops.relu_kind(users[0], self.modules)
             if relu:
-                return Site(users[0], node, tuple(users[0].users), *relu, owned=True)
-        return Site(node, node, users, "none", False, owned=True)
+                return Rounding(users[0], node, tuple(users[0].users), *relu, owned=True)
+        return Rounding(node, node, users, "none", False, owned=True)
 
-    def _site_of_float(self, source: fx.Node, users: tuple[fx.Node, ...]) -> Site:
+    def _site_of_float(self, source: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
         relu = ops.relu_kind(source, self.modules)
         feeding = source.args[0] if relu else None
         if relu and isinstance(feeding, fx.Node) and len(feeding.users) == 1 and len(users) == len(source.users):
-            return Site(source, feeding, users, *relu)
-        return Site(source, source, users, "none", False)
+            return Rounding(source, feeding, users, *relu)
+        return Rounding(source, source, users, "none", False)
 
     def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
         if reader in self.joins:

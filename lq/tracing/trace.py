@@ -9,14 +9,15 @@ from torch import fx, nn
 
 from lq.core.fake_quantize import ModeSwitch, TrainingFlag
 from lq.core.modes import modes_kept
+from lq.core.state import STATE
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.errors import UntraceableError
 from lq.tracing.inplace import read_results_of_inplace_operations
-from lq.tracing.modes import STATE, merge_modes
+from lq.tracing.modes import merge_modes
 from lq.tracing.stubs import mark_functional
 from lq.tracing.tracer import is_batch_norm_act, is_default, trace_once
 
-__all__ = ["STATE", "copy_modes", "passed_parameters", "trace", "untraceable_parts"]
+__all__ = ["copy_modes", "passed_parameters", "trace", "untraceable_parts"]
 
 _UNTRACEABLE = "lq_untraceable"
 

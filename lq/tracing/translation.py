@@ -10,13 +10,12 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from lq.core.layer import QATLayer
-from lq.core.state import QATState
+from lq.core.state import STATE, QATState
 from lq.tracing import aten
 from lq.tracing.aten_calls import Call
 from lq.tracing.captured_layers import LayerSite, layer_call, make_batch_norm, make_layer
 from lq.tracing.exported import Exported
 from lq.tracing.holder import Holder
-from lq.tracing.modes import STATE
 from lq.tracing.reading import Constants, is_weight_mark, module_stack, norm_behind
 
 _CHECKS = (

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.core.state import STATE
 from lq.tracing.errors import UntraceableError
-from lq.tracing.trace import STATE, passed_parameters, trace, untraceable_parts
+from lq.tracing.trace import passed_parameters, trace, untraceable_parts
 
 
 def assert_same_in_both_modes(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> nn.Module:

@@ -14,7 +14,7 @@ from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.core.modules import QAT_LAYERS
 from lq.tracing import ops
 from lq.tracing.fuse import Layer, find_layers
-from lq.tracing.place import Site
+from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan
 from lq.tracing.stubs import erase_stubs
 
@@ -76,7 +76,7 @@ class _Sites:
         for tensor in plan.tensors:
             self.by_node.setdefault(self.nodes[tensor.node], []).append(tensor)
 
-    def all(self) -> list[Site]:
+    def all(self) -> list[Rounding]:
         """In execution order, one group of tensors with one grid each."""
         found = [
             self._site(node, tensor)
@@ -92,23 +92,23 @@ class _Sites:
         alike = [site if len(absorbed.get(site.group, ())) <= 1 else self._plain(site) for site in found]
         return sorted(alike, key=lambda site: self.order[site.node])
 
-    def _is_in_range_of_group(self, site: Site) -> bool:
+    def _is_in_range_of_group(self, site: Rounding) -> bool:
         """Whether what the group's first member clips leaves this one as it is: it averages or joins such members."""
         if not ops.stays_in_range(site.node, self.modules):
             return False
         groups = [{t.group for t in self.by_node.get(node, ())} for node in site.node.all_input_nodes]
         return all(site.group in group for group in groups)
 
-    def _site(self, node: fx.Node, tensor: VendorTensor) -> Site:
+    def _site(self, node: fx.Node, tensor: VendorTensor) -> Rounding:
         users = tuple(u for u in node.users if tensor.readers is None or u.name in tensor.readers)
         everybody = len(users) == len(node.users)
         relu = ops.relu_kind(node, self.modules)
         source = node.args[0] if relu else None
         if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1:
-            return Site(node, source, users, *relu, self._is_fresh(source), tensor.spec, tensor.group)
-        return Site(node, node, users, "none", False, everybody and self._is_fresh(node), tensor.spec, tensor.group)
+            return Rounding(node, source, users, *relu, self._is_fresh(source), tensor.spec, tensor.group)
+        return Rounding(node, node, users, "none", False, everybody and self._is_fresh(node), tensor.spec, tensor.group)
 
-    def _plain(self, site: Site) -> Site:
+    def _plain(self, site: Rounding) -> Rounding:
         return replace(site, source=site.node, activation="none", inplace=False, owned=False)
 
     def _is_float(self, user: fx.Node) -> bool:
