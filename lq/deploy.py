@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from lq.backends.graph import as_graph
 from lq.evaluation import Judge, compare_on_validation_data
 from lq.export.artifact import Int8Model
-from lq.export.delivery import DEFAULT_EXPORTERS, Calls, Deployment, Order, deliver
+from lq.export.delivery import DEFAULT_EXPORTERS, Compared, Deployment, Order, deliver
 from lq.export.exporters import Choice
 from lq.export.parity import Gate
 from lq.export.rows import FP32
@@ -34,11 +34,19 @@ class Baseline:
         model: the float target, on the CPU.
         results: its metrics, where they were measured before.
         has_weights: whether ``model`` holds the weights from which QAT started; a run that was resumed has lost them.
+        rest: the weights of the LightningModule outside of the target at that time, by their names.
     """
 
     model: nn.Module | None = None
     results: Mapping[str, float] = field(default_factory=dict)
     has_weights: bool = True
+    rest: Mapping[str, Any] = field(default_factory=dict)
+
+    def weights(self, name: str) -> dict[str, Any]:
+        """All weights by their names in the LightningModule, whose target has this name."""
+        prefix = f"{name}." if name else ""
+        state = {} if self.model is None else self.model.state_dict()
+        return {**self.rest, **{prefix + key: value for key, value in state.items()}}
 
 
 def deploy(
@@ -65,11 +73,10 @@ def deploy(
     example = in_float32(module, example)
     module, baseline = module.cpu().float(), baseline or Baseline()
 
-    def compare(models: Mapping[str, Int8Model], keep: int) -> tuple[dict[str, dict[str, float]], Calls]:
-        results, calls = _on_validation_data(module, name, models, baseline, judge, keep)
-        if FP32 not in results and baseline.results:
-            results[FP32] = dict(baseline.results)
-        return results, calls
+    def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
+        compared = _on_validation_data(module, name, models, baseline, judge, keep)
+        known = {FP32: baseline.results} if baseline.results else {}
+        return replace(compared, results={**known, **compared.results})
 
     prepared = prepared_graph(module, name, example)
     return deliver(prepared, example, compare, order or Order(), baseline.model)
@@ -121,9 +128,11 @@ def export_artifact(
 
     twin = copy.deepcopy(as_graph(prepared, kept[0])).cpu().float()
 
-    def compare(models: Mapping[str, Int8Model], keep: int) -> tuple[dict[str, dict[str, float]], Calls]:
+    def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         with torch.no_grad():
-            return {}, [((args, kwargs), main_tensor(twin(*args, **kwargs))) for args, kwargs in kept[:keep]]
+            return Compared(
+                calls=[((args, kwargs), main_tensor(twin(*args, **kwargs))) for args, kwargs in kept[:keep]]
+            )
 
     deployment = deliver(twin, kept[0], compare, order, float_model)
     deployment.raise_failures()
@@ -137,16 +146,16 @@ def _on_validation_data(
     baseline: Baseline,
     judge: Judge,
     keep: int,
-) -> tuple[dict[str, dict[str, float]], Calls]:
+) -> Compared:
     versions = dict(models)
-    if baseline.model is not None and baseline.has_weights:
+    if baseline.model is not None and baseline.has_weights and not baseline.results:
         versions[FP32] = baseline.model.eval()
     if judge.loaders is not None:
         try:
-            return compare_on_validation_data(module, name, versions, judge, keep)
+            return compare_on_validation_data(module, name, versions, judge, keep, baseline.weights(name))
         except Exception as error:  # whatever the user's validation code cannot do outside its own run
             warnings.warn(
                 f"lq: the int8 model could not be judged on the validation data, so the table lacks metrics: {error}",
                 stacklevel=2,
             )
-    return {}, []
+    return Compared()

@@ -1,7 +1,8 @@
-"""Several versions of the target, judged on what really reaches it during validation.
+"""Several versions of the target, judged by the user's own validation.
 
-The target's inputs are tapped while the user's own ``validation_step`` runs, so any batch layout, number of inputs and
-keyword works, and every version sees the same tensors.
+Its figures are what the module logs in ``validation_step`` with each version in the target's place: any task, any
+metric. Besides, the target's calls are tapped while that runs, so that every version sees the same tensors, and their
+outputs are compared.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from lq.backends.on_cpu import as_float32
 from lq.console import BatchCounter
+from lq.export.delivery import Compared
 from lq.export.rows import FP32
 from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.metrics.outputs import plain_targets_of
+from lq.stand_in import StandIn, as_float_model
 from lq.tap import Tap, on_cpu
 from lq.target import target_of
 from lq.validation import validate_alone
@@ -41,6 +44,7 @@ class Judge:
         target_fn: batch -> what the metric compares with; None for :func:`lq.metrics.targets_of`.
         limit: Lightning's ``limit_val_batches``.
         show_progress: whether to show how far the comparison is.
+        monitor: the one figure that counts, of those that the module logs; ``None`` is the metric's.
     """
 
     loaders: Any = None
@@ -49,6 +53,7 @@ class Judge:
     target_fn: Callable[[Any], Any] | None = None
     limit: int | float | None = None
     show_progress: bool = True
+    monitor: str | None = None
 
 
 class ValidationComparison:
@@ -112,13 +117,17 @@ def _device_of(model: Callable[..., Any]) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
-class _CompareDuringValidation(Callback):
-    def __init__(self, comparison: ValidationComparison, show_progress: bool) -> None:
-        self.comparison, self.show_progress = comparison, show_progress
+class _Counter(Callback):
+    """Shows how far a pass over the validation data is."""
+
+    def __init__(self, label: str, shown: bool) -> None:
+        self.label, self.shown = label, shown
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = sum(trainer.num_val_batches)
-        self.counter = BatchCounter("lq: comparing", batches, shown=self.show_progress).__enter__()
+        self.counter = BatchCounter(self.label, sum(trainer.num_val_batches), shown=self.shown).__enter__()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self.counter.advance()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.counter.__exit__()
@@ -126,17 +135,56 @@ class _CompareDuringValidation(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.counter.__exit__()
 
+
+class _CompareDuringValidation(Callback):
+    def __init__(self, comparison: ValidationComparison) -> None:
+        self.comparison = comparison
+
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         self.comparison.update(args[1])
-        self.counter.advance()
+
+
+def logged_by(
+    module: LightningModule, name: str, judge: Judge, version: str, stand_in: Callable[..., Any] | None = None
+) -> dict[str, float]:
+    """What the module itself logs in one pass over its validation data, on the CPU, in this process alone.
+
+    Args:
+        module: a copy of the user's module that nothing else uses.
+        name: of its target.
+        judge: the data.
+        version: how the progress bar calls what is judged.
+        stand_in: computes in the target's place; ``None`` leaves the target.
+
+    Returns:
+        the figures by the names that the module gives them.
+
+    Raises:
+        ValueError: if the validation step calls parts of the target only, so that nothing can stand in for it.
+    """
+    counter = _Counter(f"lq: validating {version}", judge.show_progress)
+    if stand_in is None:
+        return validate_alone(module, judge.loaders, judge.datamodule, judge.limit, counter)
+    with StandIn(target_of(module, name), stand_in) as answering:
+        logged = validate_alone(module, judge.loaders, judge.datamodule, judge.limit, counter)
+    if not answering.calls:
+        raise ValueError(f"validation_step calls parts of {name or 'the module'} one by one, and never all of it")
+    return logged
 
 
 def compare_on_validation_data(
-    module: LightningModule, name: str, others: Mapping[str, Callable[..., Any]], judge: Judge, keep: int = 0
-) -> tuple[Results, list[tuple[Inputs, Tensor]]]:
+    module: LightningModule,
+    name: str,
+    others: Mapping[str, Callable[..., Any]],
+    judge: Judge,
+    keep: int = 0,
+    float_weights: Mapping[str, Any] | None = None,
+) -> Compared:
     """Run ``validation_step`` over all validation data on the CPU and compare ``others`` with the module's own target.
 
-    It runs in this process alone, over the data of all processes.
+    The target's outputs are compared in one pass. If the module logs figures of its own, each version is judged by them
+    besides, in a pass with it in the target's place. All of it runs in this process alone, over the data of all
+    processes.
 
     Args:
         module: a copy of the user's module that nothing else uses.
@@ -144,13 +192,47 @@ def compare_on_validation_data(
         others: versions of the target to compare.
         judge: data and metric.
         keep: how many of the target's calls to return.
+        float_weights: of the module as it was in float, by their names there; for the figures of "fp32".
 
     Returns:
-        what :meth:`lq.metrics.ModelComparison.compute` returns, and the first calls: inputs and main output of each.
-        Both are empty if there were no data.
+        what was found; nothing if there were no data.
     """
     target = target_of(module, name)
     comparison = ValidationComparison(target, others, judge.metric, judge.target_fn, sync=False, keep=keep)
-    listener = _CompareDuringValidation(comparison, judge.show_progress)
-    validate_alone(module, judge.loaders, judge.datamodule, judge.limit, listener)
-    return comparison.finish(), comparison.calls
+    counter = _Counter("lq: comparing", judge.show_progress)
+    own = validate_alone(
+        module, judge.loaders, judge.datamodule, judge.limit, _CompareDuringValidation(comparison), counter
+    )
+    results = comparison.finish()
+    if not results:
+        return Compared()
+    counts = frozenset(results["fake"]) if judge.monitor is None else frozenset({judge.monitor})
+    notes: list[str] = []
+    if own:
+        results["fake"] = own | results["fake"]
+        for version, model in others.items():
+            try:
+                figures = _own_figures(module, name, judge, version, model, float_weights)
+                results[version] = figures | results[version]
+            except Exception as error:  # what validation_step does with an output may suit the target's alone
+                notes.append(f"{version} could not be judged by {type(module).__name__}.validation_step: {error}")
+    elif not results["fake"]:
+        notes.append(
+            f"{type(module).__name__}.validation_step logs nothing, so the table has no figure of what the model is "
+            "for: write self.log('val_...', ...) there"
+        )
+    return Compared(results, comparison.calls, counts, tuple(notes))
+
+
+def _own_figures(
+    module: LightningModule,
+    name: str,
+    judge: Judge,
+    version: str,
+    model: Callable[..., Any],
+    float_weights: Mapping[str, Any] | None,
+) -> dict[str, float]:
+    if version == FP32 and float_weights is not None:
+        with as_float_model(module, name, float_weights):
+            return logged_by(module, name, judge, version)
+    return logged_by(module, name, judge, version, model)

@@ -52,8 +52,8 @@ def validate_alone(
     loaders: Any,
     datamodule: LightningDataModule | None,
     limit: int | float | None,
-    callback: Callback,
-) -> None:
+    *callbacks: Callback,
+) -> dict[str, float]:
     """Run ``validation_step`` over the validation data of all processes, in this one alone.
 
     Args:
@@ -61,18 +61,22 @@ def validate_alone(
         loaders: validation data loaders.
         datamodule: the run's datamodule, whose transfer hooks belong to the loaders.
         limit: Lightning's ``limit_val_batches``.
-        callback: listens.
+        callbacks: listen.
+
+    Returns:
+        what the module has logged: the last value of each name.
     """
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
         keep_local(metric)  # the other processes wait
     _without_prepare_data(module)
     loaders = undistributed(loaders)
     with quiet_lightning():
-        trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=[callback])
+        trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}
         if datamodule is not None:
             data = {"datamodule": _ready_datamodule(datamodule, loaders)}
         trainer.validate(module, verbose=False, **data)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def validation_samples(

@@ -74,7 +74,7 @@ def test_all_validation_data_are_used(layout: str) -> None:
         def compute(self) -> torch.Tensor:
             return self.total  # type: ignore[return-value]
 
-    results, _ = compare_on_validation_data(module, "model", {}, Judge(loaders, metric=Count()))
+    results = compare_on_validation_data(module, "model", {}, Judge(loaders, metric=Count())).results
     assert results == {"fake": {"count": 12.0}}
     limited, calls = compare_on_validation_data(
         module, "model", {}, Judge(val_loader(), metric=Count(), limit=1), keep=3

@@ -36,7 +36,7 @@ def test_nothing_is_prepared_or_set_up_again() -> None:
         def prepare_data(self) -> None:
             raise AssertionError("downloads again")
 
-    results, _ = compare_on_validation_data(Own(), "model", {}, Judge(val_loader(), datamodule=Data()))
+    results = compare_on_validation_data(Own(), "model", {}, Judge(val_loader(), datamodule=Data())).results
     assert results.keys() == {"fake"}
 
 

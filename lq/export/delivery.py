@@ -35,7 +35,26 @@ DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
 BIAS_ROUNDING = "bias_rounding"  # in lq.json: what rounding the biases has changed, or null
 
 Calls = Sequence[tuple[Inputs, Tensor]]
-Compare = Callable[[Mapping[str, Int8Model], int], tuple[dict[str, dict[str, float]], Calls]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What running several versions of a model on the same data has found.
+
+    Args:
+        results: figures by version, and how far each agrees with the fake-quantized one as ``<version>_vs_fake``.
+        calls: inputs and main output of some calls of the fake-quantized model.
+        counts: names of the figures that the gate looks at.
+        notes: to be read beside the table.
+    """
+
+    results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    calls: Calls = ()
+    counts: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+Compare = Callable[[Mapping[str, Int8Model], int], Compared]
 
 
 @dataclass
@@ -117,8 +136,7 @@ def deliver(
             those of the model are rounded beforehand (:func:`lq.backends.bias.round_biases`), so that all artifacts and
             the fake-quantized model have the same ones; ``lq.json`` says how far that moves its output.
         example: inputs of one call, on the CPU.
-        compare: takes the loaded int8 models and a number of calls; returns results as
-            :class:`Deployment` has them, and at most that many calls of ``prepared``: inputs and main output.
+        compare: takes the loaded int8 models and a number of calls, of which it returns at most that many.
         order: what to deliver.
         float_model: for the FP32 row, on the CPU.
 
@@ -144,11 +162,12 @@ def deliver(
         infos = _export(deployment, prepared, order.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
         deployment.models = {kind: load(place, kind) for kind in infos}
-        results, calls = compare(deployment.models, gate.batches)
-        deployment.results |= results
-        if not calls:
+        compared = compare(deployment.models, gate.batches)
+        deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
+        deployment.notes += compared.notes
+        if not compared.calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
-        _pass_gate(deployment, prepared, order, place, calls or [(example, main_tensor(output))])
+        _pass_gate(deployment, prepared, order, place, compared, compared.calls or [(example, main_tensor(output))])
         times = _latencies(deployment, place, float_model, smallest_call(prepared, example))
         deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
         failed = _leave_out(deployment) if gate.on_failure == "error" else []
@@ -247,14 +266,21 @@ def _export(
     return infos
 
 
-def _pass_gate(deployment: Deployment, prepared: fx.GraphModule, order: Order, place: Path, calls: Calls) -> None:
+def _pass_gate(
+    deployment: Deployment, prepared: fx.GraphModule, order: Order, place: Path, compared: Compared, calls: Calls
+) -> None:
     """Fill ``parity``; complaints become failures or warnings, with the layer to look at."""
-    gate, results = order.gate, deployment.results
+    gate = order.gate
+
+    def counting(version: str) -> dict[str, float]:
+        figures = deployment.results.get(version, {})
+        return {name: value for name, value in figures.items() if name in compared.counts}
+
     keeper = Gatekeeper(prepared, calls, gate)
     for choice in order.choices:
         if choice.name not in deployment.models:
             continue
-        changed = metric_complaint(results.get(FAKE, {}), results.get(choice.name, {}), gate)
+        changed = metric_complaint(counting(FAKE), counting(choice.name), gate)
         parity = keeper.judge(choice, place, changed)
         if not parity.passed:
             what = "does not compute what was trained" if parity.samples else "does not run"

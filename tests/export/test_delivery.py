@@ -14,7 +14,7 @@ from torch import fx
 
 from lq.backends.prepare import prepare
 from lq.export.artifact import Int8Model, load, load_prepared_state
-from lq.export.delivery import Calls, Deployment, Order, deliver, rehearse
+from lq.export.delivery import Compared, Deployment, Order, deliver, rehearse
 from lq.export.destination import Destination
 from lq.export.parity import Gate
 from lq.export.torchscript import FILE
@@ -36,10 +36,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def delivered(order: Order, prepared: fx.GraphModule | None = None, **kwargs: Any) -> Deployment:
     prepared = prepared or residual()
 
-    def compare(models: Mapping[str, Int8Model], keep: int) -> tuple[dict[str, dict[str, float]], Calls]:
+    def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         calls = [example_of(images(8, seed)) for seed in range(keep)]
         with torch.no_grad():
-            return {"fake": {"accuracy": 0.5}}, [(call, main_tensor(prepared(*call[0]))) for call in calls]
+            answered = [(call, main_tensor(prepared(*call[0]))) for call in calls]
+        return Compared({"fake": {"accuracy": 0.5}}, answered)
 
     return deliver(prepared, EXAMPLE, compare, order, **kwargs)
 
@@ -168,7 +169,7 @@ from tests.export.nets import example_of, images, residual
 
 faulty.register(pytest.MonkeyPatch())
 order = Order(["torch", {"faulty": {"fails": "killed"}}], directory=Path(sys.argv[1]))
-deliver(residual(), example_of(images(4)), lambda models, keep: ({}, []), order)
+deliver(residual(), example_of(images(4)), lambda models, keep: Compared(), order)
 """
 
 
@@ -185,7 +186,7 @@ def test_a_killed_export_leaves_the_old_artifact(tmp_path: Path) -> None:
 
 
 def test_without_calls_the_example_is_compared(tmp_path: Path) -> None:
-    done = deliver(residual(), EXAMPLE, lambda models, keep: ({}, []), Order(directory=tmp_path / "int8"))
+    done = deliver(residual(), EXAMPLE, lambda models, keep: Compared(), Order(directory=tmp_path / "int8"))
     assert done.parity["torch"].samples == 4
     assert done.notes == ["without validation results, agreement and SQNR are those of one training batch"]
 
