@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
+from lq.core.checkpoint import part_of_state, versions_of
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
 from lq.target import find_target, graft, is_grafted, target_of
@@ -97,13 +98,13 @@ class Checkpoint:
 
     def load_qat(self, module: Module) -> Module:
         """Prepare a float module as it was in the QAT run, and give it the weights; see :func:`load_checkpoint`."""
-        entry, state = self.entry, dict(self.content["state_dict"])
+        entry, state = self.entry, part_of_state(self.content["state_dict"])
         if is_lightning_module(module):
             _prepare_lightning_module(module, entry)
             loaded: nn.Module = module
         else:
             loaded = _prepared(module, entry)
-            state = _part(state, entry.target)
+            state = part_of_state(state, entry.target)
         _check_fit(state, loaded, f"{self.path} does not fit {type(module).__name__}")
         try:
             loaded.load_state_dict(state, strict=True)
@@ -169,6 +170,10 @@ def check_state(state: Field) -> None:
         ...
         ValueError: a.ckpt: state_dict.qat_state.min_val[0] is 1.0, above the upper end of its range, 0.0.
     """
+    versions = versions_of(state.value)
+    if versions is not None:
+        for _, of_module in Field(versions, f"{state.where}: versions").items():
+            of_module.mapping()
     for key, entry in state.items():
         name = key.rpartition(".")[2]
         if name == "_extra_state":
@@ -224,11 +229,6 @@ def _prepared(module: nn.Module, entry: CheckpointEntry) -> Any:
         entry.require_same_plan(entry.target, qconfig_of(module))
         return module
     return entry.prepare(module, entry.target, entry.qconfig)
-
-
-def _part(state: Mapping[str, Any], target: str) -> dict[str, Any]:
-    prefix = f"{target}." if target else ""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> None:

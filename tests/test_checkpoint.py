@@ -20,7 +20,18 @@ from lq.ptq.layers import layers_of
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import WeightSpec
 from lq.target import prepared_graph, prepared_name
-from tests.tiny import Late, Tiny, keeper, make_net, make_trainer, qat, quicken_deployment, train_loader, val_loader
+from tests.tiny import (
+    Late,
+    Tiny,
+    Versioned,
+    keeper,
+    make_net,
+    make_trainer,
+    qat,
+    quicken_deployment,
+    train_loader,
+    val_loader,
+)
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -104,6 +115,23 @@ def test_into_the_quantized_part_alone(tmp_path: Path) -> None:
     assert is_prepared(part)
     with torch.no_grad():
         assert torch.equal(part(X, torch.full((1,), 2.0)), module.eval()(X))
+
+
+def test_with_the_versions_of_its_modules(tmp_path: Path) -> None:
+    module = Versioned()
+    path = trained(tmp_path, module, qat())
+    whole, part = load_checkpoint(path, Versioned()), load_checkpoint(path, Versioned().model)
+    for loaded in (whole.model, part):
+        assert torch.equal(loaded.get_submodule("6").factor, module.model.get_submodule("6").factor)
+
+
+def test_versions_that_nobody_wrote_are_refused(tmp_path: Path) -> None:
+    path = trained(tmp_path, Versioned(), qat())
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]._metadata["model.6"] = 2
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"last\.ckpt\.state_dict: versions\.model\.6 is 2, but must be a mapping"):
+        load_checkpoint(path, Versioned())
 
 
 def test_with_the_qconfig_of_the_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.callback.checkpoint_to_load import names_files_of_others
 from lq.checkpoint import check_state
+from lq.core.checkpoint import part_of_state
 from lq.fields import Field
 from lq.packages import is_a
 
@@ -70,7 +71,7 @@ def _state_of(path: str, only_plain: bool) -> dict[str, Any]:
         content = _with_code(path)
     state = Field(content, path)["state_dict"]
     check_state(state)
-    return state.mapping()
+    return part_of_state(state.value)
 
 
 def _with_code(path: str) -> Any:
@@ -83,12 +84,13 @@ def _with_code(path: str) -> Any:
 
 def _load(module: LightningModule, saved: dict[str, Any]) -> None:
     """Load all or nothing."""
-    before = {key: copy.deepcopy(value) for key, value in module.state_dict().items()}
+    before = copy.deepcopy(part_of_state(module.state_dict()))
     try:
         module.load_state_dict(saved, strict=module.strict_loading)
     except (RuntimeError, KeyError, TypeError) as error:
         module.load_state_dict(before, strict=False)
-        raise ValueError(f"the best checkpoint does not fit this model: {error}.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"the best checkpoint does not fit this model: {reason}.") from error
 
 
 def _best_first(trainer: Trainer) -> Iterator[str]:
