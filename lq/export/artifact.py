@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ def _loaded(path: Path, manifest: Mapping[str, Any], kind: str, threads: int | N
     signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
     restricted = not trust and exporter.check(path)
     try:
-        with only_plain_pickles() if restricted else nullcontext():
+        with only_plain_pickles(restricted):
             return exporter.load(path, signature, whole["artifacts"][kind].mapping(), threads)
     except (ImportError, ValueError, MemoryError):
         raise
