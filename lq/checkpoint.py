@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
 from lq.core.checkpoint import part_of_state, versions_of
+from lq.export.remote import local_path
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
 from lq.target import find_target, graft, is_grafted, target_of
@@ -48,9 +49,11 @@ class Checkpoint:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no Lightning checkpoint, or holds more than plain data.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}; give a file that ModelCheckpoint has written.")
+        file = local_path(path)
+        if file is None or not file.is_file():
+            kind = "local file" if file is None else "file"
+            raise FileNotFoundError(f"there is no checkpoint {path}; give a {kind} that ModelCheckpoint has written.")
+        path = file
         try:
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
         except OSError:

@@ -7,12 +7,11 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from lq.export.artifact import check_writable, own_files
 from lq.export.directory import AnyPath, absolute, beside, complete_directory, publish
 from lq.export.manifest import MANIFEST_NAME, is_artifact, parse_manifest
-from lq.export.remote import check_remote, fingerprint, is_remote, remote_manifest, upload
+from lq.export.remote import check_remote, fingerprint, local_path, remote_manifest, upload
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,13 @@ class Destination:
             OSError: if the path is relative and the working directory was deleted, or a store cannot be asked.
             ValueError: if no such path can be.
         """
-        if is_remote(place):
+        path = local_path(place)
+        if path is None:
             url = str(place).rstrip("/")
             staged = Path(tempfile.gettempdir(), f"lq-{uuid.uuid5(uuid.NAMESPACE_URL, url).hex}")
             found = cls(staged, url)
-        elif isinstance(place, str) and place.startswith(("file://", "local://")):
-            found = cls(absolute(unquote(urlsplit(place).path)))
         else:
-            found = cls(absolute(place))
+            found = cls(absolute(path))
         return replace(found, before=fingerprint(found.manifest()))
 
     @property

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from lq.export.directory import AnyPath
 from lq.export.files import discard, write_file
 from lq.export.manifest import MANIFEST_NAME, check_manifest, checksum, parse_manifest
 
@@ -23,6 +26,38 @@ def is_remote(place: object) -> bool:
         (True, False, False)
     """
     return isinstance(place, str) and "://" in place and not place.startswith(("file://", "local://"))
+
+
+def local_path(place: AnyPath) -> Path | None:
+    """The path of a place on the local disk: ``~`` is the home directory, and a ``file://`` URL becomes a path.
+
+    Args:
+        place: a path or a URL.
+
+    Returns:
+        The path, relative if that was; ``None`` for a URL of something else, which fsspec may know.
+
+    Raises:
+        ValueError: if no such path can be.
+
+    Example:
+        >>> local_path("file:///runs/a%20b").as_posix(), local_path("runs/a").as_posix(), local_path("s3://bucket/run")
+        ('/runs/a b', 'runs/a', None)
+    """
+    if is_remote(place):
+        return None
+    if isinstance(place, str) and "://" in place:
+        parts = urlsplit(place)
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(
+                f"{place} names the host {parts.netloc!r}, but files are read from this one. The path of a file URL is "
+                f"absolute: {parts.scheme}:///{parts.netloc}{parts.path}; for a relative one, leave out {parts.scheme}://."
+            )
+        return Path(url2pathname(parts.path))
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(place)!r} is not a path: {error}. Choose another.") from error
 
 
 def check_remote(url: str) -> None:

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from lq.export.manifest import read_manifest, write_manifest
-from lq.export.remote import check_remote, download, remote_manifest, upload
+from lq.export.remote import check_remote, download, local_path, remote_manifest, upload
 from tests.export.stores import refuse, willing_store
 
 
@@ -42,6 +42,32 @@ def names(directory: Path) -> list[str]:
 def edit(store: Any, url: str, **changes: Any) -> None:
     file = key(url, "lq.json")
     store.pipe_file(file, json.dumps({**json.loads(store.cat_file(file)), **changes}).encode())
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("file:///runs/a", "/runs/a"),
+        ("file://localhost/runs/a", "/runs/a"),
+        ("local:///runs/a%20b", "/runs/a b"),
+        ("~/a", "/home/me/a"),
+        (Path("~/a"), "/home/me/a"),
+        ("runs/a", "runs/a"),
+        ("s3://bucket/a", None),
+        ("memory://a", None),
+    ],
+)
+def test_local_paths(monkeypatch: pytest.MonkeyPatch, place: str | Path, path: str | None) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    found = local_path(place)
+    assert (None if found is None else found.as_posix()) == path
+
+
+def test_places_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"names the host 'runs', but .* is absolute: file:///runs/a; for a relative "):
+        local_path("file://runs/a")
+    with pytest.raises(ValueError, match=r"'~nobody-of-this-name/a' is not a path: .*\. Choose another\."):
+        local_path("~nobody-of-this-name/a")
 
 
 def test_what_is_uploaded_can_be_downloaded(url: str, tmp_path: Path) -> None:
