@@ -255,6 +255,9 @@ class QATCallback(Callback):
         """
         target = self._target(pl_module)
         state_of(target).end_of_step()
+        if self._forward is not None:  # a module that trains without its forward would be listened to for ever
+            self._forward.remove()
+            self._forward = None
         if self._coverage_is_due and self._phase is not None and self._phase.fake_quant:
             self._coverage_is_due = False
             if not is_compiled(pl_module):
