@@ -124,7 +124,10 @@ class Checkpoint:
         if self.is_qat:
             raise ValueError(f"{self.path} is a checkpoint of a QAT run; give one of the float model.")
         _check_fit(self.content["state_dict"], module, f"{self.path} does not fit {type(module).__name__}")
-        module.load_state_dict(self.content["state_dict"])
+        try:
+            module.load_state_dict(self.content["state_dict"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} does not fit {type(module).__name__}: {error}") from error
 
 
 def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = True) -> Module:
@@ -178,10 +181,10 @@ def check_state(state: Field) -> None:
         for _, of_module in Field(versions, f"{state.where}: versions").items():
             of_module.mapping()
     for key, entry in state.items():
-        name = key.rpartition(".")[2]
-        if name == "_extra_state":
-            if f"{STATE}." in key:
-                _check_flags(entry)
+        if f"{STATE}." not in key:
+            continue  # whatever the user's own modules have put there, such as a list of a metric
+        if key.rpartition(".")[2] == "_extra_state":
+            _check_flags(entry)
         elif not isinstance(entry.value, Tensor):
             raise entry.error("a tensor")
         if key.endswith(f"{STATE}.min_val"):
@@ -241,12 +244,16 @@ def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> N
     shapes = [
         f"{key} {tuple(state[key].shape)} (here {tuple(value.shape)})"
         for key, value in ours.items()
-        if isinstance(value, Tensor) and key in state and state[key].shape != value.shape and f"{STATE}." not in key
+        if _shape(value) is not None and _shape(state.get(key)) not in (None, _shape(value)) and f"{STATE}." not in key
     ]
     found = {"it lacks": missing, "it has besides": extra, "other shapes": _first(shapes)}
     if any(found.values()):
         differences = "; ".join(f"{what} {names}" for what, names in found.items() if names)
         raise ValueError(f"{complaint}: {differences}. Build the module as it was trained.")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _first(names: Iterable[str]) -> str:
