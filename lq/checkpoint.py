@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
+from lq.core.checkpoint import part_of_state, versions_of
 from lq.core.state import STATE
+from lq.export.remote import local_path
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
 from lq.target import find_target, graft, is_grafted, target_of
@@ -47,9 +49,11 @@ class Checkpoint:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no Lightning checkpoint, or holds more than plain data.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}; give a file that ModelCheckpoint has written.")
+        file = local_path(path)
+        if file is None or not file.is_file():
+            kind = "local file" if file is None else "file"
+            raise FileNotFoundError(f"there is no checkpoint {path}; give a {kind} that ModelCheckpoint has written.")
+        path = file
         try:
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
         except OSError:
@@ -97,13 +101,13 @@ class Checkpoint:
 
     def load_qat(self, module: Module) -> Module:
         """Prepare a float module as it was in the QAT run, and give it the weights; see :func:`load_checkpoint`."""
-        entry, state = self.entry, dict(self.content["state_dict"])
+        entry, state = self.entry, part_of_state(self.content["state_dict"])
         if is_lightning_module(module):
             _prepare_lightning_module(module, entry)
             loaded: nn.Module = module
         else:
             loaded = _prepared(module, entry)
-            state = _part(state, entry.target)
+            state = part_of_state(state, entry.target)
         _check_fit(state, loaded, f"{self.path} does not fit {type(module).__name__}")
         try:
             loaded.load_state_dict(state, strict=True)
@@ -120,7 +124,10 @@ class Checkpoint:
         if self.is_qat:
             raise ValueError(f"{self.path} is a checkpoint of a QAT run; give one of the float model.")
         _check_fit(self.content["state_dict"], module, f"{self.path} does not fit {type(module).__name__}")
-        module.load_state_dict(self.content["state_dict"])
+        try:
+            module.load_state_dict(self.content["state_dict"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} does not fit {type(module).__name__}: {error}") from error
 
 
 def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = True) -> Module:
@@ -169,11 +176,15 @@ def check_state(state: Field) -> None:
         ...
         ValueError: a.ckpt: state_dict.qat_state.min_val[0] is 1.0, above the upper end of its range, 0.0.
     """
+    versions = versions_of(state.value)
+    if versions is not None:
+        for _, of_module in Field(versions, f"{state.where}: versions").items():
+            of_module.mapping()
     for key, entry in state.items():
-        name = key.rpartition(".")[2]
-        if name == "_extra_state":
-            if f"{STATE}." in key:
-                _check_flags(entry)
+        if f"{STATE}." not in key:
+            continue  # whatever the user's own modules have put there, such as a list of a metric
+        if key.rpartition(".")[2] == "_extra_state":
+            _check_flags(entry)
         elif not isinstance(entry.value, Tensor):
             raise entry.error("a tensor")
         if key.endswith(f"{STATE}.min_val"):
@@ -226,11 +237,6 @@ def _prepared(module: nn.Module, entry: CheckpointEntry) -> Any:
     return entry.prepare(module, entry.target, entry.qconfig)
 
 
-def _part(state: Mapping[str, Any], target: str) -> dict[str, Any]:
-    prefix = f"{target}." if target else ""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
 def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> None:
     """Say how the architectures differ, before torch says it key by key."""
     ours = module.state_dict()
@@ -238,12 +244,16 @@ def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> N
     shapes = [
         f"{key} {tuple(state[key].shape)} (here {tuple(value.shape)})"
         for key, value in ours.items()
-        if isinstance(value, Tensor) and key in state and state[key].shape != value.shape and f"{STATE}." not in key
+        if _shape(value) is not None and _shape(state.get(key)) not in (None, _shape(value)) and f"{STATE}." not in key
     ]
     found = {"it lacks": missing, "it has besides": extra, "other shapes": _first(shapes)}
     if any(found.values()):
         differences = "; ".join(f"{what} {names}" for what, names in found.items() if names)
         raise ValueError(f"{complaint}: {differences}. Build the module as it was trained.")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _first(names: Iterable[str]) -> str:

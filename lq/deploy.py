@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from lq.backends.graph import as_graph
 from lq.evaluation import Judge, compare_on_validation_data
 from lq.export.artifact import Int8Model
 from lq.export.delivery import DEFAULT_EXPORTERS, Compared, Deployment, Order, deliver
+from lq.export.directory import AnyPath
 from lq.export.exporters import Choice
 from lq.export.parity import Gate
 from lq.export.rows import FP32
@@ -85,7 +85,7 @@ def deploy(
 def export_artifact(
     prepared: nn.Module,
     batches: Iterable[Any],
-    directory: str | Path,
+    directory: AnyPath,
     exporters: Sequence[Choice] = DEFAULT_EXPORTERS,
     gate: Gate | None = None,
     float_model: nn.Module | None = None,
@@ -95,7 +95,7 @@ def export_artifact(
     Args:
         prepared: from :func:`lq.prepare`, with ranges; it is left as it is.
         batches: inputs for the parity gate: tensors, tuples of positional arguments, or mappings of keywords.
-        directory: of the artifact.
+        directory: of the artifact, or a URL that fsspec knows.
         exporters: names, or ``{name: options}``.
         gate: what each artifact has to reach; ``None`` is the default one.
         float_model: for the FP32 row of the table.
@@ -109,15 +109,15 @@ def export_artifact(
         RuntimeError: if an artifact does not pass the gate or cannot be made; the others are written.
 
     Example:
-        >>> import tempfile, lq
+        >>> import lq, tempfile
         >>> x = torch.randn(64, 4)
         >>> prepared = lq.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         >>> _ = lq.calibrate(prepared, [x])
-        >>> done = export_artifact(prepared, [x], Path(tempfile.mkdtemp()) / "int8", ["torch", "pt2"])
+        >>> done = export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8", ["torch", "pt2"])
         >>> {kind: parity.passed for kind, parity in done.parity.items()}
         {'torch': True, 'pt2': True}
     """
-    order = Order(exporters, gate or Gate(), Path(directory))
+    order = Order(exporters, gate or Gate(), directory)
     kept: list[Inputs] = []
     for batch in batches:
         kept.append(inputs_of(prepared, in_float32(prepared, batch)))

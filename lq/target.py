@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from lq.backends.base import Inputs
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
+from lq.core.checkpoint import part_of_state
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import STATE
 from lq.packages import overrides
@@ -195,8 +196,10 @@ def prepared_name(module: nn.Module) -> str:
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has."""
     learned = {f"{name}.weight_scale" for name, layer in prepared.named_modules() if isinstance(layer, QATLayer)}
-    state = prepared.state_dict()
-    return {key: value for key, value in state.items() if not key.startswith(f"{STATE}.") and key not in learned}
+    state = part_of_state(prepared.state_dict())
+    for key in [key for key in state if key.startswith(f"{STATE}.") or key in learned]:
+        del state[key]
+    return state
 
 
 def is_grafted(module: nn.Module, name: str) -> bool:

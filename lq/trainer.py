@@ -68,7 +68,7 @@ class QATTrainer(Trainer):
             ckpt_path: a checkpoint of a QAT run.
             exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or {name: options}; null is as the
                 callback has.
-            export_dir: directory of the artifact; null is beside the checkpoint, with its name and -int8.
+            export_dir: directory or URL of the artifact; null is beside the checkpoint, with its name and -int8.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
 
         Returns:
@@ -81,7 +81,7 @@ class QATTrainer(Trainer):
         if ckpt_path is None:
             raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
         callback = self._qat_callback()
-        order = order_of(callback, exporters, Path(export_dir or beside(ckpt_path)), {"weights": str(ckpt_path)})
+        order = order_of(callback, exporters, export_dir or beside(ckpt_path), {"weights": str(ckpt_path)})
         checkpoint = Checkpoint.read(ckpt_path, weights_only is not False)
         entry = checkpoint.entry
         float_model = float_copy(model, choose_target(model, entry.target or None))
@@ -114,7 +114,7 @@ class QATTrainer(Trainer):
             bias: correct biases for the mean error of the weights.
             exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or {name: options}; null is as the
                 callback has.
-            export_dir: directory of the artifact; null is ptq-int8 in the default root directory.
+            export_dir: directory or URL of the artifact; null is ptq-int8 in the default root directory.
             ckpt_path: a float checkpoint; null takes the weights as the model has them.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
 
@@ -130,7 +130,7 @@ class QATTrainer(Trainer):
         checkpoint = read_checkpoint(ckpt_path, weights_only)
         if checkpoint is not None:
             checkpoint.load_float(model)
-        directory = Path(export_dir or Path(self.default_root_dir) / "ptq-int8")
+        directory = export_dir or f"{self.default_root_dir.rstrip('/')}/ptq-int8"
         order = order_of(callback, exporters, directory, {"weights": "post-training quantization"})
         float_model = float_copy(model, name)
         calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(batch_norm, bias, batches))
@@ -208,7 +208,7 @@ class QATTrainer(Trainer):
             model: the LightningModule in float.
             datamodule: its training data calibrate, its validation data judge.
             ckpt_path: a checkpoint of a QAT run; null reports on post-training quantization alone.
-            artifact: directory of that run's artifact, whose models are judged too.
+            artifact: directory or URL of that run's artifact, whose models are judged too.
             out: the page.
             picture: PNG file for the result and its reason in one picture; null writes none.
             calibration: training batches to calibrate with.
@@ -263,7 +263,7 @@ class QATTrainer(Trainer):
         Args:
             model: the LightningModule in float.
             datamodule: not used; it may stand in the configuration.
-            artifact: directory of the artifact.
+            artifact: directory or URL of the artifact.
             batch_sizes: sizes to measure.
             threads: for every runtime.
             min_time: seconds of timed calls for each model and batch size.
@@ -304,7 +304,8 @@ class QATTrainer(Trainer):
         print_table(done.rows)
         for note in done.notes:
             rank_zero_info(f"lq: {note}")
-        rank_zero_info(f"lq: artifact in {order.directory}")
+        if done.directory is not None:
+            rank_zero_info(f"lq: artifact in {done.directory}")
         done.raise_failures()
         return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,6 +21,8 @@ from lq.checkpoint import Checkpoint
 from lq.checkpoint_entry import CheckpointEntry
 from lq.detached import detached_copy
 from lq.export.delivery import Order
+from lq.export.directory import AnyPath
+from lq.export.remote import local_path
 from lq.loaders import training_batches
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.qconfig import QConfig
@@ -86,7 +89,7 @@ def calibrate_target(
 
 
 def order_of(
-    callback: QATCallback, exporters: Sequence[Any] | None, directory: Path, manifest: dict[str, Any]
+    callback: QATCallback, exporters: Sequence[Any] | None, directory: AnyPath, manifest: dict[str, Any]
 ) -> Order:
     """What the callback orders, with other exporters if given, for another directory."""
     chosen = callback.order.exporters if exporters is None else tuple(exporters)
@@ -110,20 +113,22 @@ def run_of(artifact: str | None, ckpt_path: str | None) -> Path | None:
         >>> run_of(None, "runs/x/version_0/checkpoints/last.ckpt").name
         'version_0'
     """
-    if artifact is not None:
-        return Path(artifact).absolute().parent
-    return None if ckpt_path is None else Path(ckpt_path).absolute().parent.parent
+    known = artifact or ckpt_path
+    path = None if known is None else local_path(known)
+    if path is None:
+        return None
+    return path.absolute().parent if artifact else path.absolute().parent.parent
 
 
-def beside(ckpt_path: str) -> Path:
+def beside(ckpt_path: str) -> AnyPath:
     """Where the artifact of a checkpoint goes.
 
     Example:
-        >>> beside("kept/last.ckpt").as_posix()
-        'kept/last-int8'
+        >>> beside("kept/last.ckpt").as_posix(), beside("file:///kept/last.ckpt").as_posix()
+        ('kept/last-int8', '/kept/last-int8')
     """
-    path = Path(ckpt_path)
-    return path.with_name(f"{path.stem}-int8")
+    path = local_path(ckpt_path)
+    return f"{os.path.splitext(ckpt_path)[0]}-int8" if path is None else path.with_name(f"{path.stem}-int8")
 
 
 def float_copy(model: LightningModule, name: str) -> nn.Module:

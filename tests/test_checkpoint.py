@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import torchmetrics
 from torch import Tensor, nn
 
 import lq
@@ -20,7 +22,18 @@ from lq.ptq.layers import layers_of
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import WeightSpec
 from lq.target import prepared_graph, prepared_name
-from tests.tiny import Late, Tiny, keeper, make_net, make_trainer, qat, quicken_deployment, train_loader, val_loader
+from tests.tiny import (
+    Late,
+    Tiny,
+    Versioned,
+    keeper,
+    make_net,
+    make_trainer,
+    qat,
+    quicken_deployment,
+    train_loader,
+    val_loader,
+)
 
 # A checkpoint is taken up by a trainer that keeps its own elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -104,6 +117,63 @@ def test_into_the_quantized_part_alone(tmp_path: Path) -> None:
     assert is_prepared(part)
     with torch.no_grad():
         assert torch.equal(part(X, torch.full((1,), 2.0)), module.eval()(X))
+
+
+def test_with_the_versions_of_its_modules(tmp_path: Path) -> None:
+    module = Versioned()
+    path = trained(tmp_path, module, qat())
+    whole, part = load_checkpoint(path, Versioned()), load_checkpoint(path, Versioned().model)
+    for loaded in (whole.model, part):
+        assert torch.equal(loaded.get_submodule("6").factor, module.model.get_submodule("6").factor)
+
+
+def test_versions_that_nobody_wrote_are_refused(tmp_path: Path) -> None:
+    path = trained(tmp_path, Versioned(), qat())
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]._metadata["model.6"] = 2
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"last\.ckpt\.state_dict: versions\.model\.6 is 2, but must be a mapping"):
+        load_checkpoint(path, Versioned())
+
+
+class Collects(Tiny):
+    """Keeps what it has seen in its checkpoints, as a list of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torchmetrics.CatMetric()
+        self.seen.persistent(True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.seen.update(batch[1])
+
+
+def test_what_is_no_tensor_is_the_users_own(tmp_path: Path) -> None:
+    module, callback = Collects(), qat()
+    checkpoint = keeper(tmp_path / "best", monitor="val_loss")
+    path = trained(tmp_path, module, callback, checkpoint)
+    assert isinstance(torch.load(path, weights_only=True)["state_dict"]["seen.value"], list)
+    assert torch.equal(load_checkpoint(path, Collects())(X), module.eval()(X))
+    assert callback.deployment is not None
+    assert isinstance(callback.deployment.directory, Path)
+    assert json.loads((callback.deployment.directory / "lq.json").read_text())["weights"] == checkpoint.best_model_path
+
+
+@pytest.mark.parametrize("callbacks", [[], [qat]])
+def test_weights_that_are_no_tensors_do_not_fit(tmp_path: Path, callbacks: list[Any]) -> None:
+    path = trained(tmp_path, Tiny(), *(make() for make in callbacks))
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["model.5.weight"] = [1.0]
+    torch.save(content, path)
+    checkpoint = Checkpoint.read(path)
+    with pytest.raises(ValueError, match=r"(?s)last\.ckpt does not fit Tiny: .*model\.5\.weight"):
+        checkpoint.load_qat(Tiny()) if callbacks else checkpoint.load_float(Tiny())
+    if callbacks:
+        content["state_dict"]["model.qat_state.nonfinite"] = [1]
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"nonfinite is a list, but must be a tensor"):
+            Checkpoint.read(path)
 
 
 def test_with_the_qconfig_of_the_run(tmp_path: Path) -> None:

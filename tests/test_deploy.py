@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from lq.backends.prepare import prepare, set_phase, state_of
-from lq.deploy import Baseline, deploy
+from lq.deploy import Baseline, deploy, export_artifact
 from lq.evaluation import Judge
 from lq.export.artifact import load, load_prepared_state
 from lq.export.delivery import Order
+from lq.ptq import calibrate
 from lq.target import graft
 from tests.tiny import Tiny, make_net, quicken_deployment, val_loader
 
@@ -42,7 +44,7 @@ def test_rows_results_and_artifact(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [row["model"] for row in done.rows] == ["FP32", "QAT fake", "int8 torch"]
     fp32, fake, int8 = done.rows
-    assert fp32["metrics"].keys() == fake["metrics"].keys() == int8["metrics"].keys() == {"accuracy"}
+    assert fp32["metrics"].keys() == fake["metrics"].keys() == int8["metrics"].keys() == {"val_loss", "accuracy"}
     assert all(row["latency_ms"] > 0 and row["threads"] == 1 for row in (fp32, int8))
     assert "latency_ms" not in fake  # nobody deploys it
     assert int8["sqnr_db"] > 30
@@ -69,6 +71,16 @@ def test_without_baseline_and_data() -> None:
     assert [row["model"] for row in done.rows] == ["QAT fake", "int8 torch"]
     assert done.rows[1]["sqnr_db"] > 30
     assert done.notes
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_artifact_may_go_to_a_url(tmp_path: Path, is_local: bool) -> None:
+    place = f"file://{tmp_path}/int8" if is_local else f"memory://{uuid.uuid4().hex}/int8"
+    x, prepared = torch.randn(8, 1, 6, 6), prepare(make_net())
+    calibrate(prepared, [x])
+    done = export_artifact(prepared, [x], place)
+    assert done.directory == (tmp_path / "int8" if is_local else place)
+    assert torch.equal(load(place)(x), done.models["torch"](x))
 
 
 def test_failure_keeps_the_weights_and_names_their_place(tmp_path: Path) -> None:

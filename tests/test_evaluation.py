@@ -75,9 +75,7 @@ def test_all_validation_data_are_used(layout: str) -> None:
             return self.total  # type: ignore[return-value]
 
     results = compare_on_validation_data(module, "model", {}, Judge(loaders, metric=Count())).results
-    assert results == {"fake": {"count": 12.0}}
-    limited, calls = compare_on_validation_data(
-        module, "model", {}, Judge(val_loader(), metric=Count(), limit=1), keep=3
-    )
-    assert len(calls) == 1
-    assert limited == {"fake": {"count": 6.0}}
+    assert results["fake"]["count"] == 12.0
+    limited = compare_on_validation_data(module, "model", {}, Judge(val_loader(), metric=Count(), limit=1), keep=3)
+    assert len(limited.calls) == 1
+    assert limited.results["fake"]["count"] == 6.0

@@ -22,7 +22,7 @@ from lq.target import (
     prepared_name,
     target_of,
 )
-from tests.tiny import Tiny, make_net
+from tests.tiny import Tiny, Versioned, make_net
 
 EAGER = QConfig(backend="eager")
 
@@ -148,6 +148,12 @@ def test_float_state_of_a_net_is_that_of_the_float_net() -> None:
     net = make_net()
     keys = net.state_dict().keys()
     assert float_state(prepare(net)).keys() == keys
+
+
+def test_float_state_keeps_the_versions_of_its_modules() -> None:
+    prepared, other = prepare(Versioned().model), Versioned().model
+    other.load_state_dict(float_state(prepared))
+    assert torch.equal(other[6].factor, prepared.get_submodule("6").factor)
 
 
 class InPlace(L.LightningModule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,28 @@ def test_the_callback_says_what_and_how(tmp_path: Path, trained: tuple[Path, QAT
     )
     assert list(done.models) == ["pt2"]
     assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == ["int8.pt2", "lq.json", "prepared.pt"]
+
+
+def test_urls_are_paths_or_stores(
+    tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here, store = f"file://{trained[0]}", f"memory://{uuid.uuid4().hex}/int8"
+    trainer, x = quiet_trainer(tmp_path), make_data().tensors[0]
+    beside = trainer.export(WithData(), ckpt_path=here)
+    assert beside.directory == trained[0].with_name("last-int8")
+    with caplog.at_level("INFO"):
+        done = trainer.export(WithData(), ckpt_path=here, export_dir=store)
+    assert done.directory == store
+    assert f"lq: artifact in {store}" in caplog.text
+    assert torch.equal(load(store)(x), load(trained[0].with_name("last-int8"))(x))
+    done = trainer.ptq(WithAllData(), batches=2, export_dir=f"{store}-ptq")
+    assert done.directory == f"{store}-ptq"
+    trainer.bench(Tiny(), artifact=store, batch_sizes=[1], min_time=0.01, compile=False, json_file="bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][-1]["model"] == "int8 torch"
+    assert not [path for path in tmp_path.iterdir() if ":" in path.name]
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint memory://a/last\.ckpt; give a local file that Model"):
+        trainer.export(WithData(), ckpt_path="memory://a/last.ckpt")
 
 
 def test_export_needs_a_qat_checkpoint(tmp_path: Path) -> None:

@@ -103,6 +103,33 @@ class Late(Tiny):
             self.model = make_net()
 
 
+class Gain(nn.Module):
+    """A factor, of which the first version held the logarithm."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        key = f"{prefix}factor"
+        if local_metadata.get("version", 1) < 2 and key in state_dict:
+            state_dict[key] = state_dict[key].exp()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class Versioned(Tiny):
+    """Holds a module whose state dicts have versions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*make_net(), Gain())
+
+
 class NoNoise(Tiny):
     """Without dropout: its random numbers are not part of a checkpoint."""
 

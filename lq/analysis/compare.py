@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,9 @@ from lq.analysis.tensors import evaluating
 from lq.backends.bias import round_biases
 from lq.backends.convert import convert
 from lq.benchmark import size_mb
+from lq.export.artifact import at_hand
 from lq.export.delivery import BIAS_ROUNDING
+from lq.export.directory import AnyPath
 from lq.export.manifest import read_manifest
 from lq.export.signature import one_sample
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
@@ -32,7 +33,7 @@ def compare(
     test: Iterable[Any],
     qconfig: QConfig | str = "portable",
     qat: fx.GraphModule | None = None,
-    artifact: str | os.PathLike[str] | None = None,
+    artifact: AnyPath | None = None,
     options: CompareOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Judge the float model, post-training quantization of three kinds, and QAT, on the same test data.
@@ -85,9 +86,9 @@ def compare(
     return contest.rows(test, call)
 
 
-def _add_qat(contest: Contest, qat: fx.GraphModule | None, artifact: str | os.PathLike[str] | None) -> None:
+def _add_qat(contest: Contest, qat: fx.GraphModule | None, artifact: AnyPath | None) -> None:
     if qat is not None:
-        if artifact is not None and read_manifest(artifact).get(BIAS_ROUNDING) is not None:
+        if artifact is not None and _has_rounded_biases(artifact):
             qat = copy.deepcopy(qat)
             round_biases(qat)  # as in what was exported
         contest.models[FAKE] = _fake_quantized(qat)
@@ -95,6 +96,11 @@ def _add_qat(contest: Contest, qat: fx.GraphModule | None, artifact: str | os.Pa
         contest.add_artifact(artifact)
     elif qat is not None:
         contest.add_int8(INT8, convert(qat))
+
+
+def _has_rounded_biases(artifact: AnyPath) -> bool:
+    with at_hand(artifact) as place:
+        return read_manifest(place).get(BIAS_ROUNDING) is not None
 
 
 def _static(

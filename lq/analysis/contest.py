@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,8 @@ from torch import fx, nn
 from lq.analysis.tensors import finite_output
 from lq.benchmark import Latency, compare_latency, size_mb
 from lq.console import BatchCounter
-from lq.export.artifact import load
+from lq.export.artifact import at_hand, load
+from lq.export.directory import AnyPath
 from lq.export.manifest import read_manifest
 from lq.export.rows import artifact_mb, fastest_float, float_forms
 from lq.export.signature import Inputs
@@ -89,14 +89,15 @@ class Contest:
         scripted = export_torchscript(int8, *self.sample)
         self.add(name, like_original(scripted, int8, *self.sample), size_mb(scripted))
 
-    def add_artifact(self, directory: str | os.PathLike[str]) -> None:
+    def add_artifact(self, directory: AnyPath) -> None:
         """Every format of an artifact whose runtime is installed."""
-        for kind in read_manifest(directory).get("artifacts", {}):
-            try:
-                loaded = load(directory, kind, threads=self.options.threads)
-            except ImportError:
-                continue
-            self.add(f"{INT8}, {kind}", loaded, artifact_mb(kind, loaded.path))
+        with at_hand(directory) as place:
+            for kind in read_manifest(place).get("artifacts", {}):
+                try:
+                    loaded = load(place, kind, threads=self.options.threads)
+                except ImportError:
+                    continue
+                self.add(f"{INT8}, {kind}", loaded, artifact_mb(kind, place))
 
     def rows(self, test: Iterable[Any], call: Call) -> list[dict[str, Any]]:
         """Measure everything."""

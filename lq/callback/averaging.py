@@ -49,7 +49,7 @@ def check_averaging(own: Callback, trainer: Trainer) -> None:
 
 
 def _check_pruning(callbacks: list[Any]) -> None:
-    name = next((type(c).__name__ for c in callbacks if isinstance(c, ModelPruning)), None)
+    name = next((type(c).__name__ for c in callbacks if is_a(c, ModelPruning)), None)
     if name is not None:
         raise ValueError(
             f"{name} cannot be used with QATCallback: it puts masks in the place of the weights that QAT scales and "

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.callback.checkpoint_to_load import names_files_of_others
 from lq.checkpoint import check_state
+from lq.core.checkpoint import part_of_state
 from lq.fields import Field
 from lq.packages import is_a
 
@@ -33,18 +34,19 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
     """
     key = f"{name}.qat_state._extra_state" if name else "qat_state._extra_state"
     only_plain = names_files_of_others(trainer)
-    paths = list(_best_first(trainer))
-    for path in paths:
+    early: list[str] = []
+    for path in _best_first(trainer):
         try:
             saved = _state_of(path, only_plain)
             if saved.get(key, {}).get("fake_quant", False):
-                _load(module, saved)
+                _load(module, saved, path)
                 return path
+            early.append(path)
         except ValueError as error:
-            rank_zero_warn(f"lq: {error} The next best weights are taken.")
-    if paths:
+            rank_zero_warn(f"lq: {error} The next best weights are taken, or else the last.")
+    if early:
         rank_zero_info(
-            f"lq: the best checkpoint, {paths[0]}, is from before QAT started; converting the last weights. "
+            f"lq: the best checkpoint, {early[0]}, is from before QAT started; converting the last weights. "
             "To have the best of the QAT epochs, keep more checkpoints: ModelCheckpoint(save_top_k=-1, ...)."
         )
     return LAST
@@ -70,7 +72,7 @@ def _state_of(path: str, only_plain: bool) -> dict[str, Any]:
         content = _with_code(path)
     state = Field(content, path)["state_dict"]
     check_state(state)
-    return state.mapping()
+    return part_of_state(state.value)
 
 
 def _with_code(path: str) -> Any:
@@ -81,14 +83,19 @@ def _with_code(path: str) -> Any:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def _load(module: LightningModule, saved: dict[str, Any]) -> None:
-    """Load all or nothing."""
-    before = {key: copy.deepcopy(value) for key, value in module.state_dict().items()}
+def _load(module: LightningModule, saved: dict[str, Any], path: str) -> None:
+    """Load all or nothing.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    before = copy.deepcopy(part_of_state(module.state_dict()))
     try:
         module.load_state_dict(saved, strict=module.strict_loading)
     except (RuntimeError, KeyError, TypeError) as error:
         module.load_state_dict(before, strict=False)
-        raise ValueError(f"the best checkpoint does not fit this model: {error}.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} does not fit this model: {reason}.") from error
 
 
 def _best_first(trainer: Trainer) -> Iterator[str]:

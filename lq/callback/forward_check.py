@@ -31,7 +31,8 @@ class ForwardCheck:
         ]
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Stop listening, and let go of what was heard."""
+        self._given, self._calls = None, []
         for listener in self._listeners:
             listener.remove()
 
@@ -43,11 +44,12 @@ class ForwardCheck:
             self._calls.append((_tensors((args, kwargs)), _tensors(output)))
 
     def _end(self, args: Any, kwargs: Any, output: Any) -> None:
-        given, self._given = self._given, None
-        if not self._calls or given is None:
+        given, calls = self._given, self._calls
+        self._given, self._calls = None, []
+        if not calls or given is None:
             return
         self.remove()
-        (taken, returned), *others = self._calls
+        (taken, returned), *others = calls
         parts = [
             "before it" if not _all_among(taken, given) else "",
             "behind it" if not _all_among(_tensors(output), returned) else "",

@@ -163,10 +163,7 @@ class QATCallback(Callback):
         self.plan = plan_of(target) if is_planned(target) else None
         if stage == "fit":
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
-            summary = "planned at its first call" if self.plan is None else self.plan.summary()
-            rank_zero_info(f"lq: {self._name or 'the module itself'}: {summary}")
-            if self.plan is not None and self.plan.warning is not None:
-                rank_zero_warn(f"lq: {self.plan.warning}.")
+            self._announce_plan()
             if self._name and self.target is None:  # who names a part knows that it is one
                 self._forward = ForwardCheck(pl_module, self._name, rank_zero_warn)
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
@@ -189,7 +186,13 @@ class QATCallback(Callback):
         target = self._target(pl_module)
         if self.plan is None and is_planned(target):
             self.plan = plan_of(target)
-            rank_zero_info(f"lq: {self._name or 'the module itself'}: {self.plan.summary()}")
+            self._announce_plan()
+
+    def _announce_plan(self) -> None:
+        summary = "planned at its first call" if self.plan is None else self.plan.summary()
+        rank_zero_info(f"lq: {self._name or 'the module itself'}: {summary}")
+        if self.plan is not None and self.plan.warning is not None:
+            rank_zero_warn(f"lq: {self.plan.warning}.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
@@ -255,6 +258,9 @@ class QATCallback(Callback):
         """
         target = self._target(pl_module)
         state_of(target).end_of_step()
+        if self._forward is not None:  # a module that trains without its forward would be listened to for ever
+            self._forward.remove()
+            self._forward = None
         if self._coverage_is_due and self._phase is not None and self._phase.fake_quant:
             self._coverage_is_due = False
             if not is_compiled(pl_module):

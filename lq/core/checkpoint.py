@@ -2,7 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_VERSIONS = "_metadata"  # where PyTorch keeps them; a copy of the entries alone would be one of the oldest version
+
+
+def versions_of(state: Mapping[str, Any]) -> Any:
+    """What a state dict knows of the versions of the modules that it is from; ``None`` if nothing.
+
+    Example:
+        >>> from torch import nn
+        >>> versions_of(nn.Sequential(nn.BatchNorm1d(2)).state_dict())["0"]
+        {'version': 2}
+    """
+    return getattr(state, _VERSIONS, None)
+
+
+def part_of_state(state: Mapping[str, Any], part: str = "") -> OrderedDict[str, Any]:
+    """A copy of a state dict, or of what of it belongs to a submodule, with the versions of the modules.
+
+    Args:
+        state: from ``state_dict()``.
+        part: dotted name of the submodule; "" is all.
+
+    Example:
+        >>> from torch import nn
+        >>> found = part_of_state(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).state_dict(), "1")
+        >>> list(found), versions_of(found)
+        (['weight', 'bias'], {'': {'version': 1}})
+    """
+    prefix = f"{part}." if part else ""
+    found = OrderedDict((key[len(prefix) :], value) for key, value in state.items() if key.startswith(prefix))
+    versions = versions_of(state)
+    if versions is not None:
+        mine = {key[len(prefix) :]: version for key, version in versions.items() if f"{key}.".startswith(prefix)}
+        setattr(found, _VERSIONS, OrderedDict(mine))
+    return found
 
 
 def require_same_slots(theirs: list[str], ours: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lq.export.directory import AnyPath, absolute, complete_directory, publish, 
 from lq.export.exporters import EXPORTERS
 from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
 from lq.export.program_check import only_plain_pickles
-from lq.export.remote import download, is_remote
+from lq.export.remote import download, is_remote, local_path
 from lq.export.scratch import scratch
 from lq.export.signature import Signature
 from lq.fields import Field
@@ -102,6 +102,30 @@ def own_files(directory: Path) -> list[str]:
     return own
 
 
+@contextmanager
+def at_hand(directory: AnyPath) -> Iterator[Path]:
+    """An artifact on the local disk: where it is, or a copy for as long as the context lasts.
+
+    Args:
+        directory: the artifact, or its URL for fsspec.
+
+    Yields:
+        a directory; whether it is an artifact is for :func:`lq.export.manifest.read_manifest` to say.
+
+    Raises:
+        FileNotFoundError: if there is nothing at the URL.
+        ValueError: if there is no artifact at the URL.
+        OSError: if a store cannot be read.
+    """
+    path = local_path(directory)
+    if path is not None:
+        yield complete_directory(path)
+        return
+    with scratch() as copy:
+        download(str(directory), copy)
+        yield copy
+
+
 class Int8Model:
     """An int8 model that needs none of the code it was trained with; call it like the float one.
 
@@ -170,13 +194,14 @@ def load(
             kind, or needs an engine that this build of PyTorch does not have; naming file and field.
         ImportError: if the runtime is not installed; the message says how to.
     """
+    with at_hand(directory) as path:  # the runtimes have read it all when they have loaded it
+        model = _load(path, kind, threads, compile, trust)
     if is_remote(directory):
-        with scratch() as copy:  # the runtimes have read it all when they have loaded it
-            download(str(directory), copy)
-            model = load(copy, kind, threads, compile, trust)
         model.path = str(directory)
-        return model
-    path = complete_directory(Path(directory).expanduser())
+    return model
+
+
+def _load(path: Path, kind: str | None, threads: int | None, compile: bool, trust: bool) -> Int8Model:
     manifest = read_manifest(path)
     kinds = manifest.get("artifacts", {})
     if not kinds:
@@ -201,7 +226,7 @@ def _loaded(path: Path, manifest: Mapping[str, Any], kind: str, threads: int | N
     signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
     restricted = not trust and exporter.check(path)
     try:
-        with only_plain_pickles() if restricted else nullcontext():
+        with only_plain_pickles(restricted):
             return exporter.load(path, signature, whole["artifacts"][kind].mapping(), threads)
     except (ImportError, ValueError, MemoryError):
         raise
@@ -216,7 +241,7 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
     """Load the state of the fake-quantized model of an artifact, to train on from it.
 
     Args:
-        directory: the artifact.
+        directory: the artifact, or its URL for fsspec.
 
     Returns:
         The state dict, on the CPU.
@@ -226,12 +251,12 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
         NotADirectoryError: if the path is a file.
         ValueError: if the directory is not an lq artifact, is of a newer format, or was changed.
     """
-    path = complete_directory(directory)
-    file = checked_file(path, read_manifest(path), PREPARED_NAME)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
-        raise ValueError(f"{file} is no state dict of plain data (read with weights_only=True): {error}") from error
+    with at_hand(directory) as path:
+        file = checked_file(path, read_manifest(path), PREPARED_NAME)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
+            raise ValueError(f"{file} is no state dict of plain data (read with weights_only=True): {error}") from error
     return Field(state, str(file)).mapping()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lq.benchmark import Latency, compare_latency, size_mb
-from lq.export.artifact import Int8Model, load
+from lq.export.artifact import Int8Model, at_hand, load
 from lq.export.directory import AnyPath
 from lq.export.manifest import read_manifest
 from lq.export.program import float_program
@@ -62,7 +62,7 @@ def bench(
     work in the same process, int8 latencies come out several times too high.
 
     Args:
-        directory: the artifact.
+        directory: the artifact, or its URL for fsspec.
         float_model: the float model, in any mode, on the CPU; ``None`` leaves its rows out.
         batch_sizes: sizes to measure; a model whose batch is fixed is measured at its own.
         threads: for every runtime.
@@ -78,12 +78,13 @@ def bench(
     """
     if not batch_sizes or any(size < 1 for size in batch_sizes):
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be one or more numbers from 1 up, e.g. [1, 16].")
-    manifest = read_manifest(directory)
     notes: list[str] = []
-    int8 = dict(_int8_models(directory, manifest, threads, compile, notes, tell))
+    with at_hand(directory) as artifact:
+        manifest = read_manifest(artifact)
+        int8 = dict(_int8_models(artifact, manifest, threads, compile, notes, tell))
+        sizes = {f"int8 {kind}": artifact_mb(kind, artifact) for kind in int8}
     signature = Signature.from_dict(manifest["signature"])
     models: dict[str, Callable[..., Any]] = {}
-    sizes = {f"int8 {kind}": artifact_mb(kind, Path(directory)) for kind in int8}
     with scratch() as place:
         if float_model is not None:
             float_model = copy.deepcopy(float_model).eval()

@@ -18,6 +18,7 @@ from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
 from lq.benchmark import Latency
 from lq.export.artifact import PREPARED_NAME, Int8Model, load
 from lq.export.destination import Destination
+from lq.export.directory import AnyPath
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.files import save
 from lq.export.gatekeeper import Gatekeeper
@@ -114,7 +115,7 @@ class Order:
 
     exporters: Sequence[Choice] = DEFAULT_EXPORTERS
     gate: Gate = field(default_factory=Gate)
-    directory: Path | Destination | None = None
+    directory: AnyPath | Destination | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

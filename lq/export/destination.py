@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from lq.export.artifact import check_writable, own_files
 from lq.export.directory import AnyPath, absolute, beside, complete_directory, publish
-from lq.export.manifest import MANIFEST_NAME, is_artifact
-from lq.export.remote import check_remote, fingerprint, is_remote, remote_manifest, upload
+from lq.export.manifest import MANIFEST_NAME, is_artifact, parse_manifest
+from lq.export.remote import check_remote, fingerprint, local_path, remote_manifest, upload
 
 
 @dataclass(frozen=True)
@@ -43,17 +40,16 @@ class Destination:
             place: a path, with ``~`` for the home directory, or a URL that fsspec knows.
 
         Raises:
-            OSError: if the path is relative and the working directory was deleted.
+            OSError: if the path is relative and the working directory was deleted, or a store cannot be asked.
             ValueError: if no such path can be.
         """
-        if is_remote(place):
+        path = local_path(place)
+        if path is None:
             url = str(place).rstrip("/")
             staged = Path(tempfile.gettempdir(), f"lq-{uuid.uuid5(uuid.NAMESPACE_URL, url).hex}")
             found = cls(staged, url)
-        elif isinstance(place, str) and place.startswith(("file://", "local://")):
-            found = cls(absolute(unquote(urlsplit(place).path)))
         else:
-            found = cls(absolute(place))
+            found = cls(absolute(path))
         return replace(found, before=fingerprint(found.manifest()))
 
     @property
@@ -87,10 +83,15 @@ class Destination:
             check_writable(self.path)
 
     def holds_models(self) -> bool:
-        """Whether an artifact with at least one model is there."""
+        """Whether an artifact with at least one model is there, of this or of a newer format.
+
+        Raises:
+            OSError: if a store cannot be asked.
+        """
+        content = self.manifest()
         try:
-            return bool(json.loads(self.manifest() or b"{}").get("artifacts"))
-        except (ValueError, AttributeError):
+            return content is not None and bool(parse_manifest(content, self.name).get("artifacts"))
+        except ValueError:
             return False
 
     def failed(self) -> Destination:
@@ -114,12 +115,7 @@ class Destination:
         if not self.url:
             return publish(place, self.path, own_files, lambda path: _free(Destination(path, before=self.before)).path)
         chosen = _free(self)
-        try:
-            upload(place, chosen.url, _listed(chosen.manifest()))
-        except OSError as error:
-            refuge = self.path.with_name(f"{self.path.name}-{uuid.uuid4().hex[:8]}")
-            shutil.move(place, refuge)
-            raise OSError(f"{error}. The artifact is complete; it is in {refuge}.") from error
+        upload(place, chosen.url)
         return chosen.url
 
 
@@ -139,10 +135,3 @@ def _free(wanted: Destination) -> Destination:
 def _is_foreign(wanted: Destination) -> bool:
     path = wanted.path
     return not wanted.url and path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artifact(path)))
-
-
-def _listed(manifest: bytes | None) -> list[str]:
-    try:
-        return list(json.loads(manifest or b"{}")["files"])
-    except (ValueError, KeyError, TypeError):
-        return []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lq.export.artifact import PREPARED_NAME
 from lq.export.destination import Destination
-from lq.export.directory import AnyPath, scratch_directory
+from lq.export.directory import AnyPath, beside, scratch_directory
 from lq.export.exporters import EXPORTERS
+from lq.export.manifest import MANIFEST_NAME, is_artifact
 from lq.export.scratch import scratch, scratch_beside
 
 Describe = Callable[[Path, Sequence[str]], None]
@@ -73,27 +76,88 @@ def hand_over(
         where it went. An older artifact with models is replaced by one that passed as a whole only.
 
     Raises:
-        OSError: if the disk refuses; an older artifact is untouched then.
+        OSError: if disk or store refuses; an older artifact is untouched then, and the error says where the new one is.
     """
-    if not whole and destination.holds_models():
-        describe(place, [*passed, *failed])
-        kept = destination.failed().take(place)
-        return Handed(rejected=kept, remarks=(f"{destination.name} stays the artifact of an earlier run",))
-    rejected = _put_aside(place, destination, failed, describe) if failed else None
-    describe(place, passed)
-    where = destination.take(place)
-    remarks: tuple[str, ...] = ()
+    if not whole:
+        with _kept(place, destination):
+            describe(place, [*passed, *failed])
+            if destination.holds_models():
+                kept = destination.failed().take(place)
+                return Handed(rejected=kept, remarks=(f"{destination.name} stays the artifact of an earlier run",))
+    with _apart(place, destination, failed, describe) as (aside, remarks):
+        try:
+            with _kept(place, destination):
+                describe(place, passed)
+                where = destination.take(place)
+        except OSError as error:
+            rejected, _ = _take_rejected(aside, destination)
+            if rejected is None:
+                raise
+            raise OSError(f"{str(error).rstrip('.')}. What did not pass is in {rejected}.") from error
+        rejected, more = _take_rejected(aside, destination)
+    remarks += more
     if where != destination.final:
-        remarks = (f"another run has written {destination.name} since this one began; this artifact is in {where}",)
+        remarks += (f"another run has written {destination.name} since this one began; this artifact is in {where}",)
     return Handed(where, rejected, remarks)
 
 
-def _put_aside(place: Path, destination: Destination, failed: Sequence[str], describe: Describe) -> Path | str:
-    beside = destination.failed()
-    with scratch_directory(beside.path) as aside:
-        for kind in failed:
-            for file in EXPORTERS[kind].files:
-                (place / file).rename(aside / file)
-        shutil.copyfile(place / PREPARED_NAME, aside / PREPARED_NAME)
-        describe(aside, failed)
-        return beside.take(aside)
+@contextmanager
+def _apart(
+    place: Path, destination: Destination, failed: Sequence[str], describe: Describe
+) -> Iterator[tuple[Path | None, tuple[str, ...]]]:
+    """A directory with what did not pass, which is no longer in ``place``; ``None``, with a remark, without room."""
+    aside: Path | None = None
+    remarks: tuple[str, ...] = ()
+    files = [file for kind in failed for file in EXPORTERS[kind].files]
+    with ExitStack() as stack:
+        try:
+            if files:
+                aside = stack.enter_context(scratch_directory(destination.path))
+                for file in files:
+                    (place / file).rename(aside / file)
+                shutil.copyfile(place / PREPARED_NAME, aside / PREPARED_NAME)
+                describe(aside, failed)
+        except OSError as error:
+            for file in files:
+                (place / file).unlink(missing_ok=True)
+            aside, remarks = None, (f"what did not pass could not be kept: {error}",)
+        yield aside, remarks
+
+
+def _take_rejected(aside: Path | None, destination: Destination) -> tuple[Path | str | None, tuple[str, ...]]:
+    if aside is None:
+        return None, ()
+    try:
+        return destination.failed().take(aside), ()
+    except OSError as error:
+        return _refuge(aside, destination), (f"what did not pass is not beside {destination.name}: {error}",)
+
+
+@contextmanager
+def _kept(place: Path, destination: Destination) -> Iterator[None]:
+    """If disk or store refuses an artifact, it goes where it can be found, which the error says."""
+    try:
+        yield
+    except OSError as error:
+        refuge = _refuge(place, destination)
+        if refuge is None:
+            raise
+        what = "The artifact is complete; it is" if is_artifact(refuge) else f"Its files, but no {MANIFEST_NAME}, are"
+        raise OSError(f"{str(error).rstrip('.')}. {what} in {refuge}.") from error
+
+
+def _refuge(place: Path, destination: Destination) -> Path | None:
+    """Move a directory beside its destination, or else to the system's place for temporary files."""
+    suffix = f"-{uuid.uuid4().hex[:8]}"
+    for parent in (destination.path.parent, Path(tempfile.gettempdir())):
+        refuge = parent / beside(destination.path, suffix).name
+        try:
+            place.rename(refuge)
+        except OSError:
+            try:
+                shutil.copytree(place, refuge)
+            except OSError:
+                shutil.rmtree(refuge, ignore_errors=True)
+                continue
+        return refuge
+    return None

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -22,6 +22,7 @@ MANIFEST_NAME = "lq.json"
 FORMAT = "lq-artifact"
 FORMAT_VERSION = 1
 DISTRIBUTION = "lightning-qat"
+_REMEDY = "Give the directory that a training exported."
 _LARGEST_MANIFEST = 2**26  # bytes; that of a model of ten thousand layers has some 10 MB
 _PACKAGES = (
     "lightning",
@@ -88,15 +89,57 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; give the artifact's directory, e.g. {path.parent}.")
     content = _read(path)
+    check_manifest(content, path)
+    return content
+
+
+def parse_manifest(content: bytes, place: Path | str) -> dict[str, Any]:
+    """Read the bytes of an ``lq.json``, of this or of a newer format; :func:`check_manifest` looks at the entries.
+
+    Args:
+        content: the bytes.
+        place: directory or URL of the artifact, for the messages.
+
+    Raises:
+        ValueError: if they are no JSON, or none that lq has written.
+
+    Example:
+        >>> parse_manifest(b"{}", "runs/int8")
+        Traceback (most recent call last):
+        ...
+        ValueError: runs/int8/lq.json was not written by lq: runs/int8 is not an lq artifact. Give the directory ...
+    """
+    file = f"{place}/{MANIFEST_NAME}"
+    try:
+        found = parse_json(content, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): the artifact is damaged. {_REMEDY}") from error
+    wanted = {"format": str, "format_version": int, "files": dict}
+    known = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in wanted.items())
+    if not known or found["format"] != FORMAT or isinstance(found["format_version"], bool):
+        raise ValueError(f"{file} was not written by lq: {place} is not an lq artifact. {_REMEDY}")
+    return dict(found)
+
+
+def check_manifest(content: dict[str, Any], place: Path | str) -> None:
+    """Refuse a manifest that :func:`write_manifest` cannot have written, such as one of files elsewhere.
+
+    Args:
+        content: from :func:`parse_manifest`.
+        place: directory or URL of the artifact, for the messages.
+
+    Raises:
+        ValueError: if it is of a newer format, or was tampered with; the message names file and field.
+    """
+    whole = Field(content, f"{place}/{MANIFEST_NAME}")
     version = content["format_version"]
     if version > FORMAT_VERSION:
-        writer = Field(content, str(path / MANIFEST_NAME)).get("versions", {}).get("lq", "a later version").value
+        writer = whole.get("versions", {}).get("lq", "a later version").value
         raise ValueError(
-            f"{path} has format version {version}, written by lq {writer}; this lq reads versions up to "
+            f"{place} has format version {version}, written by lq {writer}; this lq reads versions up to "
             f"{FORMAT_VERSION}. Upgrade it: pip install -U {DISTRIBUTION}."
         )
-    _check(Field(content, str(path / MANIFEST_NAME)))
-    return content
+    _check(whole)
 
 
 def is_artifact(directory: str | os.PathLike[str]) -> bool:
@@ -143,20 +186,11 @@ def checked_file(directory: str | os.PathLike[str], manifest: Mapping[str, Any],
 
 def _read(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_NAME
-    remedy = "Give the directory that a training exported."
     if not file.is_file():
-        raise ValueError(f"{path} is not an lq artifact: it has no {MANIFEST_NAME}. {remedy}")
+        raise ValueError(f"{path} is not an lq artifact: it has no {MANIFEST_NAME}. {_REMEDY}")
     if file.stat().st_size > _LARGEST_MANIFEST:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any that lq writes. {remedy}")
-    try:
-        content = parse_json(file.read_bytes(), str(file))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): the artifact is damaged. {remedy}") from error
-    wanted = {"format": str, "format_version": int, "files": dict}
-    known = isinstance(content, dict) and all(isinstance(content.get(k), t) for k, t in wanted.items())
-    if not known or content["format"] != FORMAT or isinstance(content["format_version"], bool):
-        raise ValueError(f"{file} was not written by lq: {path} is not an lq artifact. {remedy}")
-    return dict(content)
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any that lq writes. {_REMEDY}")
+    return parse_manifest(file.read_bytes(), path)
 
 
 def _check(manifest: Field) -> None:
@@ -200,12 +234,24 @@ def _check_range(name: str, ends: Field) -> None:
         raise ends.error("two numbers, the lower one first")
 
 
+def checksum(file: IO[bytes]) -> dict[str, str | int]:
+    """SHA-256 and size of an open file, as a manifest lists them.
+
+    Example:
+        >>> import io
+        >>> checksum(io.BytesIO(b"42"))
+        {'sha256': '73475cb40a568e8da8a045ced110137e159f890ac4da883b6b17dc651b3a8049', 'bytes': 2}
+    """
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return {"sha256": digest.hexdigest(), "bytes": size}
+
+
 def _fingerprint(path: Path) -> dict[str, str | int]:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+        return checksum(file)
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lq.export.treespec import load_treespec
 from lq.fields import Field, parse_json
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_ONE_AT_A_TIME = RLock()
 _OPERATION = re.compile(
     r"torch\.ops\.(?!_|import_module|load_library|loaded_libraries|image\b|inductor|c10d|profiler)\w+"
     r"\.(?!from_file)[A-Za-z_]\w*(\.\w+)?"
@@ -45,21 +47,30 @@ _HUGE = 64  # largest exponent
 
 
 @contextmanager
-def only_plain_pickles() -> Iterator[None]:
+def only_plain_pickles(wanted: bool = True) -> Iterator[None]:
     """Let ``torch.load`` read plain data only, whatever code calls it in this context.
+
+    PyTorch asks an environment variable, which all threads share: one thread at a time is in this context.
+
+    Args:
+        wanted: ``False`` leaves everything as it is, once no other thread has it otherwise.
 
     Example:
         >>> with only_plain_pickles():
         ...     print(os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"])
         1
     """
-    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
-    os.environ[_FORCE] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_FORCE]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+    with _ONE_AT_A_TIME:
+        if not wanted:
+            yield
+            return
+        before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
+        os.environ[_FORCE] = "1"
+        try:
+            yield
+        finally:
+            del os.environ[_FORCE]
+            os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:

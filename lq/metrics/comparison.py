@@ -154,8 +154,8 @@ class ModelComparison:
             raise ValueError(f"outputs of {sorted(outputs)} given, but {sorted(self.models)} are compared.")
         outputs = {name: self._move(outputs[name]) for name in self.models}
         target = self._move(target)
-        if self._prototype is None and target is not None:
-            target = _class_numbers(outputs[self.models[0]], target)
+        if self._prototype is None and target is not None and (self.is_empty or self._metrics):
+            target = self._plain_labels(outputs[self.models[0]], target)
         if self.is_empty:
             self._build(outputs[self.models[0]], target)
             self.is_empty = False
@@ -194,6 +194,15 @@ class ModelComparison:
             group: dict[str, Metric] = {"agreement": Top1Agreement()} if has_classes else {}
             group |= {"sqnr_db": SQNR(), "max_abs_error": MaxAbsError()}
             self._fidelity[pair] = {name: self._placed(metric) for name, metric in group.items()}
+
+    def _plain_labels(self, output: Any, target: Any) -> Any:
+        """Class numbers, wherever the labels say them; what :meth:`_is_classification` finds to be none stays."""
+        try:
+            return _class_numbers(output, target)
+        except ValueError:
+            if self._optional and self.is_empty:
+                return target
+            raise
 
     def _is_classification(self, output: Any, target: Any) -> bool:
         """Whether accuracy can be computed; if it has to be, an error says why not."""

@@ -1,4 +1,5 @@
 import copy
+import uuid
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lq.analysis import compare as package_compare
 from lq.analysis.compare import compare
 from lq.analysis.contest import CompareOptions
 from lq.backends.prepare import prepare, set_phase
+from lq.export.remote import upload
 from lq.qconfig import QConfig
 from lq.specs import WeightSpec
 from tests.analysis.planted import make_batches, make_planted
@@ -53,17 +55,20 @@ def test_the_models_are_left_as_they_were():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_an_artifact_is_judged_in_its_own_runtime(tmp_path):
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_artifact_is_judged_in_its_own_runtime(tmp_path, is_local):
     module = Tiny()
     trainer = make_trainer(tmp_path, callback := qat(), max_epochs=2)
     float_model = copy.deepcopy(module.model)
     trainer.fit(module, train_loader(), val_loader())
+    url = f"memory://{uuid.uuid4().hex}/int8"
+    upload(callback.deployment.directory, url)
     rows = compare(
         float_model,
         train_loader(),
         val_loader(),
         qat=module.model,
-        artifact=callback.deployment.directory,
+        artifact=callback.deployment.directory if is_local else url,
         options=QUICK,
     )
     assert names(rows)[-2:] == ["QAT fake", "QAT int8, torch"]

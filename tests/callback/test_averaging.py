@@ -26,7 +26,7 @@ from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from lq.specs import ActivationSpec, WeightSpec
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Tiny, make_net, make_trainer, qat, train_loader, val_loader
 
 WeightAveraging: Any = getattr(callbacks, "WeightAveraging", None)
 needs_averaging = pytest.mark.skipif(WeightAveraging is None, reason="Lightning averages weights this way since 2.6")
@@ -83,6 +83,30 @@ def test_pruning_is_refused_wherever_it_stands(fit: Fit, behind: bool) -> None:
     order = (qat(), pruning) if behind else (pruning, qat())
     with pytest.raises(ValueError, match=r"^ModelPruning cannot be used with QATCallback.*make_pruning_permanent"):
         fit(Tiny(), *order)
+
+
+def test_pruning_of_the_other_package_is_refused(tmp_path: Path) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Lit(other.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make_net()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss: torch.Tensor = self.model(batch[0]).sum()
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    pruning = other.callbacks.ModelPruning("l1_unstructured", amount=0.3)
+    trainer = other.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[qat(), pruning],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^ModelPruning cannot be used with QATCallback.*make_pruning_permanent"):
+        trainer.fit(Lit(), train_loader())
 
 
 class HandMade(Tiny):

@@ -25,7 +25,7 @@ from lq.export.artifact import load, load_prepared_state
 from lq.models import DigitsClassifier, OptimizerConfig
 from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, keeper, make_data, qat, train_loader, val_loader
+from tests.tiny import Tiny, Versioned, keeper, make_data, qat, train_loader, val_loader
 
 needs_ema = pytest.mark.skipif(
     not hasattr(callbacks, "EMAWeightAveraging"), reason="Lightning averages weights this way since 2.6"
@@ -101,6 +101,35 @@ def test_best_of_the_qat_checkpoints_where_several_are_kept(fit: Fit, tmp_path: 
     fit(Scores([9, 3, 2]), callback, checkpoint)
     best = next(path for path in checkpoint.best_k_models if "epoch=1" in path)
     _assert_weights(callback, best)
+
+
+def test_best_checkpoint_keeps_the_versions_of_its_modules(fit: Fit, tmp_path: Path) -> None:
+    module, callback, checkpoint = Versioned(), qat(), keeper(tmp_path / "kept", monitor="val_loss")
+    fit(module, callback, checkpoint, max_epochs=1)
+    assert _manifest(callback)["weights"] == checkpoint.best_model_path
+    assert torch.equal(_prepared(callback)["6.factor"], module.model.get_submodule("6").factor)
+
+
+def test_best_checkpoint_that_does_not_fit_leaves_the_last_weights(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, callback, checkpoint = Versioned(), qat(), keeper(tmp_path / "kept", monitor="val_loss")
+
+    class Spoil(L.Callback):
+        def on_train_end(self, *_: Any) -> None:
+            content = torch.load(checkpoint.best_model_path, weights_only=True)
+            content["state_dict"]["model.5.weight"] = torch.ones(1)
+            torch.save(content, checkpoint.best_model_path)
+
+    said = (
+        r"lq: \S+kept\S+\.ckpt does not fit this model: .* size mismatch for model\.5.*weights are taken, or else the"
+    )
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match=said):
+        fit(module, callback, checkpoint, Spoil(), max_epochs=1)
+    assert "is from before QAT started" not in caplog.text
+    assert _manifest(callback)["weights"] == "the last step"
+    for name, value in module.model.named_parameters():
+        assert torch.equal(_prepared(callback)[name], value), name
 
 
 def test_early_stopping(fit: Fit) -> None:

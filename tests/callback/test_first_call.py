@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lq.callback import QATCallback
+from lq.qconfig import QConfig
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny
 
@@ -19,3 +21,24 @@ def test_what_the_summary_counts_is_the_model_and_not_its_exports(fit: Fit, caps
     if "FLOPs" in printed:  # Lightning 2.6
         # Two images: 4 channels of 4x4 from 9 products each, and 3 from 64 of the linear layer; twice that in flops.
         assert "3.1 K" in printed
+
+
+class Checks(nn.Sequential):
+    """Cannot be planned from its code."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[-1] % 2 != 0:
+            raise RuntimeError("give images whose sides are even")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("val_batches", [1, 0])
+def test_the_plan_is_announced_with_its_warning_whenever_it_is_made(
+    fit: Fit, val_batches: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, callback = Tiny(), QATCallback(qconfig=QConfig(exclude=("0",)))  # three quarters of the work
+    module.model = Checks(*module.model)
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="lq: only 25% of the work of Checks runs in int8"):
+        fit(module, callback, max_epochs=1, limit_val_batches=val_batches)
+    assert ("planned at its first call" in caplog.text) == (val_batches == 0)
+    assert "1 of 2 layers quantized" in caplog.text

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import uuid
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from lq.deprecations import quiet_torchscript
 from lq.export.artifact import check_writable, load, load_prepared_state, new_artifact
 from lq.export.manifest import write_manifest
+from lq.export.remote import upload
 from lq.export.signature import Signature
 
 INPUT = torch.linspace(-1, 1, 16).reshape(2, 8)
@@ -223,6 +225,18 @@ def test_a_writer_that_fails_leaves_the_old_artifact(artifact, int8, error, entr
         rewrite(artifact, error, entries)
     assert torch.equal(load(artifact)(INPUT), int8(INPUT))
     assert list(artifact.parent.iterdir()) == [artifact]
+
+
+@pytest.mark.parametrize("kind", ["file", "home", "store"])
+def test_an_artifact_may_be_named_by_its_url(artifact, monkeypatch, kind):
+    monkeypatch.setenv("HOME", str(artifact.parent))
+    place = {"file": f"file://{artifact}", "home": "~/int8", "store": f"memory://{uuid.uuid4().hex}/int8"}[kind]
+    if kind == "store":
+        upload(artifact, place)
+    model = load(place)
+    assert torch.equal(model(INPUT), load(artifact)(INPUT))
+    assert str(model.path) == (place if kind == "store" else str(artifact))
+    assert load_prepared_state(place).keys() == STATE.keys()
 
 
 def test_check_writable_accepts_new_empty_and_own_directories(tmp_path, artifact):

@@ -3,12 +3,16 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 
+from lq.deploy import export_artifact
+from lq.export.artifact import load
 from lq.export.program_check import check_program, only_plain_pickles, read_archive
 from lq.export.pt2 import FILE, export
 from tests.export.nets import Residual, calibrated, example_of, images
@@ -106,3 +110,38 @@ def test_pickles_are_plain_whoever_reads_them(monkeypatch: pytest.MonkeyPatch) -
 def test_the_reader_is_that_of_torch(program: Path) -> None:
     with zipfile.ZipFile(program) as archive:
         assert len(list(read_archive(program))) <= len(archive.namelist())
+
+
+@pytest.mark.parametrize(("wanted", "seen"), [(True, "1"), (False, None)])
+def test_of_two_threads_each_has_what_it_wants(monkeypatch: pytest.MonkeyPatch, wanted: bool, seen: str | None) -> None:
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    before, entered, left = dict(os.environ), Event(), Event()
+
+    def second() -> str | None:
+        with only_plain_pickles(wanted):
+            entered.set()
+            found = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+            assert left.wait(10)
+            assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == found
+            return found
+
+    with ThreadPoolExecutor() as pool:
+        with only_plain_pickles():
+            done = pool.submit(second)
+            entered.wait(0.3)  # it has to wait, so this passes in full
+            assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+        left.set()
+        assert done.result() == seen
+    assert dict(os.environ) == before
+
+
+def test_several_threads_may_load_at_once(tmp_path: Path) -> None:
+    x, prepared = images(4), calibrated(Residual(), example_of(images(4)))
+    directory = export_artifact(prepared, [x], tmp_path / "int8", ["pt2"]).directory
+    assert directory is not None
+    before = dict(os.environ)
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda trust: load(directory, trust=trust), [False, True] * 4))
+    assert dict(os.environ) == before
+    assert all(torch.equal(model(x), models[0](x)) for model in models)

@@ -241,3 +241,22 @@ def test_classification_metric_needs_classes():
 )
 def test_metric_name(metric, name):
     assert metric_name(metric) == name
+
+
+@pytest.mark.parametrize("target", [torch.randn(4, 3), torch.ones(4, 3), torch.randn(4), None, ["a", "b", "c", "d"]])
+def test_optional_leaves_the_default_metric_out(target):
+    comparison = ModelComparison(["a", "b"], pairs=[("a", "b")], optional=True)
+    for _ in range(2):
+        comparison.update({"a": torch.ones(4, 3), "b": torch.ones(4, 3)}, target)
+    results = comparison.compute()
+    assert (results["a"], results["b"]) == ({}, {})
+    assert results["b_vs_a"]["agreement"] == 1.0
+
+
+def test_optional_takes_class_numbers_and_their_shares():
+    comparison = ModelComparison(["a"], optional=True)
+    comparison.update({"a": torch.eye(3)}, torch.arange(3))
+    comparison.update({"a": torch.eye(3)}, torch.eye(3).flip(0))
+    assert comparison.compute()["a"] == {"accuracy": pytest.approx(4 / 6)}
+    with pytest.raises(ValueError, match="must be shares of the classes"):
+        comparison.update({"a": torch.eye(3)}, torch.ones(3, 3))
