@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+
+Known = Callable[[], Mapping[str, Any]]
 
 
 def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:

@@ -129,27 +129,29 @@ def validation_example(module: LightningModule, name: str, judge: Judge) -> Inpu
 def first_example(
     trainer: Trainer, module: LightningModule, name: str, judge: Judge, required: bool = False
 ) -> Inputs | None:
-    """What the target is called with first: by the validation step, or else by the training step.
+    """What the validation step calls the target with first.
 
     Args:
         trainer: of a fit, in ``setup``; all processes have to call this.
-        module: the LightningModule; copies of it run, one batch each.
+        module: the LightningModule; a copy of it runs, on one batch.
         name: of its target.
         judge: how its validation runs.
         required: whether the inputs are needed, so that what goes wrong with the validation data is an error.
 
     Returns:
-        positional and keyword inputs, on the CPU; ``None`` if there are none before the training.
+        positional and keyword inputs, on the CPU; ``None`` if the validation gives none before the training.
+
+    Raises:
+        Exception: whatever the validation raises, if they are required.
     """
     try:
         loaders = early_validation_loaders(trainer, module, "QATCallback")
-        example = validation_example(module, name, replace(judge, loaders=loaders))
+        return validation_example(module, name, replace(judge, loaders=loaders))
     except Exception:
         if required:
             raise
         _log.debug("no example from the validation", exc_info=True)
-        example = None
-    return example
+        return None
 
 
 def example_without_training(module: LightningModule, name: str, judge: Judge) -> Inputs:

@@ -16,7 +16,7 @@ from lq.analysis.score import require_direction, single_metric
 from lq.analysis.sensitivity import SensitivityOptions
 from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import prepare, qconfig_of
-from lq.callback.checkpoint_to_load import checkpoint_to_load
+from lq.callback.checkpoint_to_load import Known
 from lq.callback.example import early_validation_loaders
 from lq.callback.processes import others_wait
 from lq.callback.progress import is_dev_run
@@ -62,7 +62,13 @@ def as_auto_exclude(
 
 
 def choose_qconfig(
-    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude | None, judge: Judge
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    qconfig: QConfig,
+    limits: AutoExclude | None,
+    judge: Judge,
+    checkpoint_of_run: Known,
 ) -> tuple[QConfig | None, Exclusions | None]:
     """The qconfig to prepare with: the user's, with layers excluded if that was asked for.
 
@@ -75,6 +81,7 @@ def choose_qconfig(
         qconfig: the user's.
         limits: from :func:`as_auto_exclude`.
         judge: metric and labels; the loaders are the trainer's.
+        checkpoint_of_run: gives the checkpoint that is going to be loaded.
 
     Returns:
         the qconfig, ``None`` as long as nobody knows it, and what was found in this very run.
@@ -87,7 +94,7 @@ def choose_qconfig(
     if is_grafted(module, name) and _was_fitted(module, name, qconfig):
         known: QConfig = qconfig_of(target_of(module, name))
         return known if _extends(known, qconfig) else qconfig, None  # which is going to be refused
-    checkpoint = checkpoint_to_load(trainer, _WHO)
+    checkpoint = checkpoint_of_run()
     if KEY in checkpoint:
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         if not _extends(entry.qconfig, qconfig):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lq.backends.prepare import prepare, qconfig_of
-from lq.callback.checkpoint_to_load import checkpoint_to_load
+from lq.callback.checkpoint_to_load import Known
 from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.example import declared_example, first_example
 from lq.checkpoint_entry import KEY, CheckpointEntry
@@ -39,7 +39,7 @@ def choose_target(module: LightningModule, target: str | None) -> str:
 
 
 def prepare_target(
-    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge, checkpoint_of_run: Known
 ) -> nn.Module | None:
     """Prepare the target in its place; a module that is prepared already is only checked.
 
@@ -49,6 +49,7 @@ def prepare_target(
         name: of its target.
         qconfig: what to quantize and how.
         judge: how the user's validation runs, should it have to show what the target is called with.
+        checkpoint_of_run: gives the checkpoint that is going to be loaded.
 
     Returns:
         a float copy of the target on the CPU, or ``None`` if it was prepared before.
@@ -62,7 +63,7 @@ def prepare_target(
     else:
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
-        prepare_it = _preparation(trainer, module, name, qconfig, judge)
+        prepare_it = _preparation(trainer, module, name, qconfig, judge, checkpoint_of_run)
         float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
         graft(module, name, prepare_it(part))
     if overrides(module, "configure_model"):
@@ -71,14 +72,14 @@ def prepare_target(
 
 
 def _preparation(
-    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge
+    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge, checkpoint_of_run: Known
 ) -> Callable[[nn.Module], nn.Module]:
     """How the target will be prepared: as in the checkpoint that is going to be loaded, or from what it is called with.
 
     Lazy layers, which a copy of the float model needs first, are initialized.
     """
     if qconfig.backend != "eager":
-        plain = checkpoint_to_load(trainer, "QATCallback").get(KEY)
+        plain = checkpoint_of_run().get(KEY)
         if plain is not None:
             entry = CheckpointEntry.from_dict(plain)
             return lambda part: entry.prepare(part, name, qconfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +16,7 @@ from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
+from lq.callback.checkpoint_to_load import checkpoint_to_load
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
@@ -151,11 +153,14 @@ class QATCallback(Callback):
             self._destination = choose_destination(trainer, self.export_dir)
         self._name = choose_target(pl_module, self.target)
         judge = self._judge(trainer, None)
-        applied, found = choose_qconfig(trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge)
+        checkpoint = cache(partial(checkpoint_to_load, trainer, "QATCallback"))
+        applied, found = choose_qconfig(
+            trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge, checkpoint
+        )
         if applied is None:
             return  # a float module until a fit has found what to exclude
         self._applied, self.exclusions = applied, found or self.exclusions
-        float_model = prepare_target(trainer, pl_module, self._name, applied, judge)
+        float_model = prepare_target(trainer, pl_module, self._name, applied, judge, checkpoint)
         if float_model is not None:
             self._float = FloatReference(float_model)
         self._float.forget_unless_matching(self._target(pl_module))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lq.export.creatable import check_creatable
-from lq.export.directory import AnyPath, absolute, complete_directory, publish, scratch_directory
+from lq.export.directory import AnyPath, complete_directory
 from lq.export.exporters import EXPORTERS
 from lq.export.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
 from lq.export.program_check import only_plain_pickles
@@ -26,7 +26,7 @@ def check_writable(directory: AnyPath) -> None:
     """Check, before hours of training, that an artifact can be written to a directory.
 
     Args:
-        directory: where :func:`new_artifact` will write; it need not exist, and nothing is left behind.
+        directory: where an artifact will be written; it need not exist, and nothing is left behind.
 
     Raises:
         NotADirectoryError: if the path, or a part of it, is a file.
@@ -44,44 +44,6 @@ def check_writable(directory: AnyPath) -> None:
             f"{path} holds files that are not an lq artifact. "
             f"Choose a new path, e.g. {path / 'int8'}, or empty this one."
         )
-
-
-@contextmanager
-def new_artifact(directory: AnyPath | None) -> Iterator[Path]:
-    """A place to write an artifact into, which becomes ``directory`` when the block ends well.
-
-    An older artifact there stays valid until then; files in it that are not its own (:func:`own_files`) move into the
-    new one. The block has to write ``lq.json``
-    (:func:`lq.export.manifest.write_manifest`) last.
-
-    Args:
-        directory: where the artifact shall be; ``None`` throws it away.
-
-    Yields:
-        an empty directory.
-
-    Raises:
-        OSError: as in :func:`check_writable`, or if the disk refuses.
-
-    Example:
-        >>> from lq.export.manifest import write_manifest
-        >>> import tempfile
-        >>> directory = Path(tempfile.mkdtemp()) / "int8"
-        >>> with new_artifact(directory) as place:
-        ...     _ = (place / "notes.txt").write_text("hello")
-        ...     write_manifest(place, {})
-        >>> sorted(file.name for file in directory.iterdir())
-        ['lq.json', 'notes.txt']
-    """
-    if directory is None:
-        with scratch() as place:
-            yield place
-        return
-    check_writable(directory)
-    target = absolute(directory)
-    with scratch_directory(target) as place:
-        yield place
-        publish(place, target, own_files)
 
 
 def own_files(directory: Path) -> list[str]:
@@ -134,14 +96,13 @@ class Int8Model:
         path: the artifact.
         kind: name of the exporter.
         manifest: the content of its ``lq.json``.
-        trust: as in :func:`load`.
+        signature: what it takes and returns.
     """
 
     def __init__(
-        self, call: Callable[..., Any], path: Path | str, kind: str, manifest: Mapping[str, Any], trust: bool = False
+        self, call: Callable[..., Any], path: Path | str, kind: str, manifest: Mapping[str, Any], signature: Signature
     ) -> None:
-        self.call, self.path, self.kind, self.manifest = call, path, kind, manifest
-        self.signature = Signature.from_dict(manifest["signature"], f"{MANIFEST_NAME}: signature", trust)
+        self.call, self.path, self.kind, self.manifest, self.signature = call, path, kind, manifest, signature
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -211,19 +172,22 @@ def _load(path: Path, kind: str | None, threads: int | None, compile: bool, trus
         raise ValueError(f"{path} has no {kind!r} model; it was exported as {', '.join(kinds)}.")
     if compile and kind != "pt2":
         raise ValueError(f"compile=True is for kind='pt2'; {kind!r} models hold kernels already.")
-    call = _loaded(path, manifest, kind, threads, trust)
+    whole = Field(manifest, str(path / MANIFEST_NAME))
+    signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
+    call = _loaded(path, whole, kind, signature, threads, trust)
     if compile:
         from lq.export.pt2 import ProgramModel, lower
 
         assert isinstance(call, ProgramModel)
         call = lower(call)
-    return Int8Model(call, path, kind, manifest, trust)
+    return Int8Model(call, path, kind, manifest, signature)
 
 
-def _loaded(path: Path, manifest: Mapping[str, Any], kind: str, threads: int | None, trust: bool) -> Callable[..., Any]:
-    exporter, whole = EXPORTERS[kind], Field(manifest, str(path / MANIFEST_NAME))
-    files = [checked_file(path, manifest, file) for file in exporter.files]
-    signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
+def _loaded(
+    path: Path, whole: Field, kind: str, signature: Signature, threads: int | None, trust: bool
+) -> Callable[..., Any]:
+    exporter = EXPORTERS[kind]
+    files = [checked_file(path, whole.mapping(), file) for file in exporter.files]
     restricted = not trust and exporter.check(path)
     try:
         with only_plain_pickles(restricted):

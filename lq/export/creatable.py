@@ -7,7 +7,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from lq.export.directory import AnyPath, absolute, scratch_directory, sweep
+from lq.export.directory import AnyPath, absolute, scratch_directory
 from lq.export.files import write_file
 
 _LONGEST_FILE = "int8.tensorrt.onnx"
@@ -51,9 +51,7 @@ def _try(target: Path, existing: Path) -> None:
     """Make and remove what the export is going to make."""
     made = [path for path in (target, *target.parents) if not path.exists()]
     try:
-        if existing == target:
-            sweep(target)
-        else:
+        if existing != target:
             target.mkdir(parents=True)
             _write_one(target)
         with scratch_directory(target) as place:

@@ -1,4 +1,9 @@
-"""A directory that is written as a whole or not at all, beside the one that it replaces."""
+"""A directory that is written as a whole or not at all, beside the one that it replaces.
+
+Whatever stood there before stays until the new one is complete; a process that dies in between leaves the old or the
+new one, never half of one. The exchange takes two renames: dying right between them leaves the old directory under its
+backup name, where :func:`complete_directory` finds it and the next write restores it.
+"""
 
 from __future__ import annotations
 
@@ -24,38 +29,6 @@ Own = Callable[[Path], Iterable[str]]
 
 _LONGEST_NAME = 255  # bytes, on every file system in use
 _DAY = 24 * 60 * 60
-
-
-@contextmanager
-def atomic_directory(directory: AnyPath) -> Iterator[Path]:
-    """Write a directory beside its place and move it there when everything is on the disk.
-
-    Whatever stood there before stays until the new one is complete; a process that dies in between leaves
-    the old or the new one, never half of one. The exchange takes two renames: dying right between them leaves
-    the old directory under its backup name, where :func:`complete_directory` finds it and the next write
-    restores it.
-
-    Args:
-        directory: where the result shall be; its parents are created.
-
-    Yields:
-        An empty directory to write into.
-
-    Raises:
-        OSError: if the disk refuses; the old directory is untouched then.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "result"
-        >>> with atomic_directory(target) as place:
-        ...     _ = (place / "answer.txt").write_text("42")
-        >>> [file.name for file in target.iterdir()]
-        ['answer.txt']
-    """
-    target = absolute(directory)
-    with scratch_directory(target) as place:
-        yield place
-        publish(place, target)
 
 
 @contextmanager
@@ -105,6 +78,15 @@ def publish(place: Path, target: Path, own: Own | None = None, choose: Callable[
 
     Raises:
         OSError: if the disk refuses; what stood there is untouched then.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "result"
+        >>> with scratch_directory(target) as place:
+        ...     _ = (place / "answer.txt").write_text("42")
+        ...     _ = publish(place, target)
+        >>> [file.name for file in target.iterdir()]
+        ['answer.txt']
     """
     _sync(place)
     with _locked(target.parent):
@@ -208,17 +190,6 @@ def _lock(directory: Path, wait: bool) -> int | None:
         os.close(handle)
         return None
     return handle
-
-
-def sweep(target: Path) -> None:
-    """Remove what killed processes have left beside a directory.
-
-    Args:
-        target: absolute.
-    """
-    if target.parent.is_dir():
-        with suppress(OSError), _locked(target.parent):
-            _sweep(target)
 
 
 def _sweep(target: Path) -> None:

@@ -52,10 +52,15 @@ def fresh_latencies(
     """
     with scratch() as place:
         job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
-        save({"int8": in_plain_containers(sample)}, place / _SAMPLE)
+        samples = {"int8": in_plain_containers(sample)}
         here: dict[str, Latency] = {}
-        if float_model is not None and not _save_float(float_model, sample, place):
-            here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
+        if float_model is not None:
+            scripted = _save_float(float_model, sample, place / _FLOAT)
+            if scripted is None:
+                here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
+            else:
+                samples["float"] = scripted
+        save(samples, place / _SAMPLE)
         write_file(place / _JOB, json.dumps(job).encode())
         run_module("lq.export.stopwatch", str(directory.absolute()), str(place))
         times = json.loads((place / _TIMES).read_text())
@@ -80,18 +85,18 @@ def main(directory: str, scratch: str) -> None:
     write_file(place / _TIMES, json.dumps({name: asdict(value) for name, value in times.items()}).encode())
 
 
-def _save_float(model: nn.Module, sample: Inputs, place: Path) -> bool:
+def _save_float(model: nn.Module, sample: Inputs, path: Path) -> Inputs | None:
+    """Write a scripted copy, and return what that is called with; ``None`` if it cannot be scripted."""
     # Whatever TorchScript cannot do with the user's float model leaves the eager one.
     with suppress(Exception):
         scripted = export_torchscript(copy.deepcopy(model), *sample)
-        given = torch.load(place / _SAMPLE, weights_only=False)
         content = io.BytesIO()
         with quiet_torchscript():
             torch.jit.save(scripted, content)
-        write_file(place / _FLOAT, content.getbuffer())
-        save({**given, "float": in_plain_containers(tensor_inputs(model, *sample))}, place / _SAMPLE)
-        return True
-    return False
+        inputs: Inputs = in_plain_containers(tensor_inputs(model, *sample))
+        write_file(path, content.getbuffer())
+        return inputs
+    return None
 
 
 def _float_forms(path: Path) -> Iterable[tuple[str, Callable[..., Any]]]:

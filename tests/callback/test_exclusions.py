@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 import torchmetrics
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -125,6 +126,17 @@ def test_no_second_analysis(
         assert Checkpoint.read(tmp_path / "again" / "last.ckpt").entry.qconfig.exclude == (BAD,)
     assert float_layers(module) == [BAD]
     assert again.exclusions is None
+
+
+def test_its_checkpoint_is_read_once_before_lightning_does(
+    tmp_path: Path, trained: tuple[Path, QATCallback, Planted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Any] = []
+    load = Strategy.load_checkpoint
+    monkeypatch.setattr(Strategy, "load_checkpoint", lambda *args, **how: reads.append(args[1]) or load(*args, **how))
+    trainer = make_trainer(tmp_path, callback(), keeper(tmp_path / "again"), max_epochs=2)
+    trainer.fit(Planted(), loader(), loader(), ckpt_path=trained[0])
+    assert reads == [trained[0]] * 2
 
 
 def test_a_checkpoint_with_other_grids_is_refused(

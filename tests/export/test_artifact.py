@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from lq.deprecations import quiet_torchscript
-from lq.export.artifact import check_writable, load, load_prepared_state, new_artifact
+from lq.export.artifact import check_writable, load, load_prepared_state, own_files
 from lq.export.manifest import write_manifest
 from lq.export.remote import upload
 from lq.export.signature import Signature
+from tests.export.places import new_directory
 
 INPUT = torch.linspace(-1, 1, 16).reshape(2, 8)
 
@@ -54,7 +55,7 @@ def artifact(tmp_path, int8):
 def write(directory, int8, engine="x86"):
     signature = Signature.of(Int8Linear(), ((INPUT,), {}), int8(INPUT))
     infos = {"torch": {"engine": engine, "named_arguments": False, "flat_output": False}}
-    with new_artifact(directory) as place:
+    with new_directory(directory, own_files) as place:
         int8.save(str(place / "int8.pt"))
         torch.save(STATE, place / "prepared.pt")
         write_manifest(place, {"signature": signature.to_dict(), "artifacts": infos})
@@ -96,16 +97,10 @@ def test_another_kind_than_it_has_is_named_with_those_that_it_has(artifact):
 
 
 def test_an_artifact_without_int8_model_says_why(tmp_path):
-    with new_artifact(tmp_path / "int8") as place:
+    with new_directory(tmp_path / "int8", own_files) as place:
         write_manifest(place, {"artifacts": {}, "error": "no batch was seen"})
     with pytest.raises(FileNotFoundError, match=r"holds no int8 model, because it could not be made: no batch was"):
         load(tmp_path / "int8")
-
-
-def test_without_a_directory_nothing_stays():
-    with new_artifact(None) as place:
-        (place / "int8.pt").write_text("x")
-    assert not place.exists()
 
 
 LOADS_ALONE = """
@@ -142,7 +137,7 @@ class Evil:
 
 
 def test_prepared_state_executes_nothing(tmp_path):
-    with new_artifact(tmp_path / "a") as place:
+    with new_directory(tmp_path / "a", own_files) as place:
         torch.save({"x": Evil()}, place / "prepared.pt")
         write_manifest(place, {})
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
@@ -187,9 +182,10 @@ def test_a_directory_that_is_none_of_ours_is_refused(tmp_path):
 
 DIES_WHILE_WRITING = """
 import os, sys
-from lq.export.artifact import new_artifact
+from lq.export.artifact import own_files
+from tests.export.places import new_directory
 
-with new_artifact(sys.argv[1]) as place:
+with new_directory(sys.argv[1], own_files) as place:
     (place / "int8.pt").write_bytes(b"half a mod")
     os._exit(9)
 """
@@ -212,7 +208,7 @@ def test_dying_between_the_renames_leaves_the_old_artifact_loadable(artifact, in
 
 
 def rewrite(directory, error, entries):
-    with new_artifact(directory) as place:
+    with new_directory(directory, own_files) as place:
         (place / "int8.pt").write_bytes(b"half a mod")
         if error:
             raise error
@@ -246,11 +242,10 @@ def test_check_writable_accepts_new_empty_and_own_directories(tmp_path, artifact
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "int8"]
 
 
-@pytest.mark.parametrize("check", [check_writable, lambda path: new_artifact(path).__enter__()])
-def test_a_directory_with_other_files_is_never_replaced(tmp_path, check):
+def test_a_directory_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"holds files that are not an lq artifact. Choose a new path"):
-        check(tmp_path)
+        check_writable(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 

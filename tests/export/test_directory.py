@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from lq.export.creatable import check_creatable
-from lq.export.directory import atomic_directory, beside, complete_directory, publish, scratch_directory
+from lq.export.directory import beside, complete_directory, publish, scratch_directory
+from tests.export.places import new_directory
 
 
 def write(target, text):
-    with atomic_directory(target) as place:
+    with new_directory(target) as place:
         (place / "a.txt").write_text(text)
         (place / "deep").mkdir()
         (place / "deep" / "b.txt").write_text(text)
@@ -36,7 +37,7 @@ def test_writes_and_replaces_the_whole_directory(tmp_path):
 
 def test_the_old_one_is_in_place_while_the_new_one_is_written(tmp_path):
     write(tmp_path / "result", "old")
-    with atomic_directory(tmp_path / "result") as place:
+    with new_directory(tmp_path / "result") as place:
         (place / "a.txt").write_text("half")
         assert read(tmp_path / "result") == whole("old")
 
@@ -75,7 +76,8 @@ def test_relative_paths(tmp_path, monkeypatch):
 KILLED_AT_EVERY_STEP = """
 import os, sys
 from pathlib import Path
-from lq.export.directory import atomic_directory, beside, complete_directory, publish, scratch_directory
+from lq.export.directory import complete_directory
+from tests.export.places import new_directory
 
 target = Path(sys.argv[1]) / "result"
 names = ["a.txt", "deep/b.txt"]
@@ -83,7 +85,7 @@ names = ["a.txt", "deep/b.txt"]
 def write(text, hook=None):
     if hook:
         sys.addaudithook(hook)
-    with atomic_directory(target) as place:
+    with new_directory(target) as place:
         (place / "deep").mkdir()
         for name in names:
             (place / name).write_text(text)

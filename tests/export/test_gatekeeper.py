@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import prepare, set_phase
-from lq.export.artifact import new_artifact
 from lq.export.delivery import Deployment, Order, deliver
 from lq.export.exporters import chosen
 from lq.export.gatekeeper import Gatekeeper
@@ -21,6 +20,7 @@ from lq.export.signature import Inputs, Signature
 from lq.ptq import calibrate
 from tests.export import faulty
 from tests.export.nets import example_of, images, residual
+from tests.export.places import new_directory
 from tests.tiny import quicken_deployment
 
 ROWS = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
@@ -134,9 +134,9 @@ def test_an_explanation_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch
     assert "they part at a layer that could not be found (not in float64)" in done.failures[0]
 
 
-def test_noise_is_not_asked_for_where_all_agree() -> None:
+def test_noise_is_not_asked_for_where_all_agree(tmp_path: Path) -> None:
     calls = [(CALL, outputs(deep()))]
-    with new_artifact(None) as place:
+    with new_directory(tmp_path / "int8") as place:
         infos = {"torch": chosen(["torch"])[0].export(deep(), CALL, place)}
         entries = {"signature": Signature.of(deep(), CALL, outputs(deep())).to_dict(), "artifacts": infos}
         write_manifest(place, entries)

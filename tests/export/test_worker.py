@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import fx
 
-from lq.export.artifact import load, new_artifact
+from lq.export.artifact import load
 from lq.export.exporters import chosen
 from lq.export.manifest import write_manifest
 from lq.export.signature import Inputs, Signature
 from lq.export.worker import run_in_fresh_process
 from tests.export.nets import TwoInputs, calibrated, example_of, images
+from tests.export.places import new_directory
 
 EXAMPLE = example_of(images(4), other=images(4, seed=3))
 
@@ -28,7 +29,7 @@ def artifact(prepared: fx.GraphModule, tmp_path_factory: pytest.TempPathFactory)
     directory = tmp_path_factory.mktemp("artifact") / "int8"
     with torch.no_grad():
         output = prepared(*EXAMPLE[0], **EXAMPLE[1])
-    with new_artifact(directory) as place:
+    with new_directory(directory) as place:
         info: dict[str, Any] = chosen(["torch"])[0].export(prepared, EXAMPLE, place)
         signature = Signature.of(prepared, EXAMPLE, output).to_dict()
         write_manifest(place, {"signature": signature, "artifacts": {"torch": info}})
