@@ -206,13 +206,13 @@ def compare_on_validation_data(
     results = comparison.finish()
     if not results:
         return Compared()
-    counts = frozenset(results["fake"]) if judge.monitor is None else frozenset({judge.monitor})
+    counts = frozenset({judge.monitor} if judge.monitor in own else results["fake"])
     notes: list[str] = []
     if own:
         results["fake"] = own | results["fake"]
         for version, model in others.items():
             try:
-                figures = _own_figures(module, name, judge, version, model, float_weights)
+                figures = own_figures(module, name, judge, version, model, float_weights)
                 results[version] = figures | results[version]
             except Exception as error:  # what validation_step does with an output may suit the target's alone
                 notes.append(f"{version} could not be judged by {type(module).__name__}.validation_step: {error}")
@@ -224,7 +224,7 @@ def compare_on_validation_data(
     return Compared(results, comparison.calls, counts, tuple(notes))
 
 
-def _own_figures(
+def own_figures(
     module: LightningModule,
     name: str,
     judge: Judge,
@@ -232,6 +232,16 @@ def _own_figures(
     model: Callable[..., Any],
     float_weights: Mapping[str, Any] | None,
 ) -> dict[str, float]:
+    """What the module logs with one version in the target's place: see :func:`logged_by`.
+
+    Args:
+        module: a copy of the user's module that nothing else uses.
+        name: of its target, which is prepared.
+        judge: the data.
+        version: its name; "fp32" is the module itself in float, as far as ``float_weights`` are known.
+        model: takes the inputs of the target.
+        float_weights: of the module as it was in float.
+    """
     if version == FP32 and float_weights is not None:
         with as_float_model(module, name, float_weights):
             return logged_by(module, name, judge, version)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.analysis.auto_exclude import AutoExclude, find_exclusions
@@ -18,10 +17,9 @@ from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import prepare, qconfig_of
 from lq.callback.checkpoint_to_load import Known
 from lq.callback.example import early_validation_loaders
-from lq.callback.processes import others_wait
+from lq.callback.processes import on_first_process
 from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
-from lq.core.collective import alone
 from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.metrics import targets_of
@@ -106,7 +104,8 @@ def choose_qconfig(
     if is_dev_run(trainer):
         limits = replace(limits, batches=1)
     judge = replace(judge, loaders=_loaders(trainer, module))
-    found = _find_together(trainer, lambda: _find(_float_twin(module, checkpoint), name, qconfig, limits, judge))
+    found = on_first_process(trainer, lambda: _find(_float_twin(module, checkpoint), name, qconfig, limits, judge))
+    rank_zero_info(f"lq: auto_exclude: {found}")
     module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found
 
@@ -126,26 +125,6 @@ def _require_float(module: LightningModule, name: str) -> None:
 
 def _extends(known: QConfig, qconfig: QConfig) -> bool:
     return replace(known, exclude=known.exclude[: len(qconfig.exclude)]) == qconfig
-
-
-def _find_together(trainer: Trainer, find: Callable[[], Exclusions]) -> Exclusions:
-    """Find layers in the first process, while the others wait for what it found.
-
-    The random numbers of the training stay what they would have been.
-    """
-    outcome: Exclusions | Exception | None = None
-    with others_wait(), isolate_rng(), alone():
-        if trainer.is_global_zero:
-            try:
-                outcome = find()
-                rank_zero_info(f"lq: auto_exclude: {outcome}")
-            except Exception as error:
-                outcome = error
-    outcome = trainer.strategy.broadcast(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    assert outcome is not None
-    return outcome
 
 
 def _loaders(trainer: Trainer, module: LightningModule) -> Any:

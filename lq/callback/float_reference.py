@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from lq.deploy import Baseline
-from lq.target import float_state
+from lq.stand_in import float_weights
+from lq.target import float_state, target_of
 
 
 class FloatReference:
@@ -30,6 +31,7 @@ class FloatReference:
         """Forget the figures of the last run."""
         self.has_weights, self.is_judged = True, False
         self.results: dict[str, float] = {}
+        self.rest: dict[str, Any] = {}
 
     @property
     def is_usable(self) -> bool:
@@ -41,14 +43,17 @@ class FloatReference:
         if self.model is not None and _shapes(self.model.state_dict()) != _shapes(float_state(target)):
             self.model = None
 
-    def take_weights(self, target: nn.Module) -> None:
-        """Copy the weights of the prepared target."""
-        if self.model is not None:
-            self.model.load_state_dict(float_state(target))
+    def take_weights(self, module: nn.Module, name: str) -> None:
+        """Copy the weights of the module whose prepared target has this name: of the target, and all others."""
+        if self.model is None:
+            return
+        self.model.load_state_dict(float_state(target_of(module, name)))
+        prefix = f"{name}." if name else ""
+        self.rest = {key: value for key, value in float_weights(module, name).items() if not key.startswith(prefix)}
 
     def baseline(self) -> Baseline:
         """For the FP32 row of the closing table."""
-        return Baseline(self.model, dict(self.results), self.has_weights)
+        return Baseline(self.model, dict(self.results), self.has_weights, self.rest)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:

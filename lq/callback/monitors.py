@@ -1,4 +1,4 @@
-"""Callbacks that look at figures of QAT before there are any."""
+"""The figure that counts, and callbacks that look at figures of QAT before there are any."""
 
 from __future__ import annotations
 
@@ -7,12 +7,70 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lq.packages import is_a
 
 _PREFIX = "qat/"
+
+
+def check_monitor(monitor: Any, mode: Any) -> None:
+    """Refuse a figure, or a direction, that is none.
+
+    Raises:
+        TypeError: if the figure is not called by its name.
+        ValueError: for another direction, or one of no figure.
+
+    Example:
+        >>> check_monitor("val_acc", "up")
+        Traceback (most recent call last):
+        ...
+        ValueError: mode='up' must be 'max' if a higher val_acc is better, or 'min'.
+    """
+    if monitor is not None and not (isinstance(monitor, str) and monitor):
+        raise TypeError(
+            f"monitor={monitor!r} ({type(monitor).__name__}) must be a name that validation_step logs, e.g. 'val_acc'."
+        )
+    if mode not in (None, "min", "max"):
+        raise ValueError(f"mode={mode!r} must be 'max' if a higher {monitor or 'figure'} is better, or 'min'.")
+    if mode is not None and monitor is None:
+        raise ValueError(f"mode={mode!r} says which way a figure is better, but not which one: give monitor='val_...'.")
+
+
+def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
+    """The figure of the module's validation that counts: the one that was asked for, or that of a ModelCheckpoint."""
+    if monitor is not None:
+        return monitor
+    names = [callback.monitor for callback in _callbacks(trainer, ModelCheckpoint)]
+    return next((name for name in names if name is not None and not name.startswith(_PREFIX)), None)
+
+
+def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) -> bool | None:
+    """Which way the figure that counts is better; ``None`` if nobody says so."""
+    name = counting_figure(trainer, monitor)
+    modes = [callback.mode for callback in _callbacks(trainer, ModelCheckpoint) if callback.monitor == name]
+    known = mode or next(iter(modes), None)
+    return None if known is None else known == "max"
+
+
+def require_figure(trainer: Trainer, module: LightningModule, monitor: str | None) -> None:
+    """Check, when a validation is over, that the figure that was asked for is logged and a number.
+
+    The sanity check, which comes before the first step, is such a validation.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if monitor is None or trainer.state.fn != "fit":
+        return
+    logged = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(_PREFIX)}
+    if monitor not in logged:
+        raise ValueError(
+            f"monitor={monitor!r}: the validation of {type(module).__name__} logs no such figure. It logs "
+            f"{', '.join(sorted(logged)) or 'nothing'}; write self.log({monitor!r}, ...) in validation_step, or name "
+            "one of those."
+        )
 
 
 def check_early_stopping(trainer: Trainer) -> None:

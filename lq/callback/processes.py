@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import distributed
 
+from lq.core.collective import alone
 from lq.packages import is_a
+
+Result = TypeVar("Result")
 
 _SPLITTING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 _LONG = timedelta(days=30)
@@ -47,3 +51,32 @@ def others_wait() -> Iterator[None]:
     finally:
         distributed.barrier(group=group)
         distributed.destroy_process_group(group)
+
+
+def on_first_process(trainer: Trainer, work: Callable[[], Result]) -> Result:
+    """Do some work in the first process, while the others wait for what comes out.
+
+    The random numbers of the training stay what they would have been.
+
+    Args:
+        trainer: of the run; all processes have to call this.
+        work: is called in the first one.
+
+    Returns:
+        its result, in all of them.
+
+    Raises:
+        Exception: whatever the work has raised, in all processes.
+    """
+    outcome: Any = None
+    with others_wait(), isolate_rng(), alone():
+        if trainer.is_global_zero:
+            try:
+                outcome = work()
+            except Exception as error:
+                outcome = error
+    outcome = trainer.strategy.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    result: Result = outcome
+    return result

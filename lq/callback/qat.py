@@ -27,14 +27,20 @@ from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
 from lq.callback.forward_check import ForwardCheck
 from lq.callback.learning_rate import InitialLearningRates
-from lq.callback.monitors import check_early_stopping, serve_monitors
+from lq.callback.monitors import (
+    check_early_stopping,
+    check_monitor,
+    counting_figure,
+    require_figure,
+    serve_monitors,
+)
 from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_target, prepare_target
 from lq.callback.processes import check_strategy, others_wait
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say, start_here
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.settings import as_order, check_settings
-from lq.callback.validation import figures_of, other_versions
+from lq.callback.validation import figures_of, figures_of_the_module, log_at_the_end, other_versions
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.evaluation import Judge, ValidationComparison
 from lq.export.delivery import Deployment
@@ -63,8 +69,13 @@ class QATCallback(Callback):
         qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt"), or a
             :class:`~lq.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
-        metric: any torchmetrics metric; ``None`` is multiclass accuracy.
-        target_fn: batch -> labels; ``None`` takes the last of ``(x, y)`` or "labels"/"label"/"target"/"y" of a dict.
+        monitor: the figure that counts, of those that ``validation_step`` logs, for the gate and ``auto_exclude``;
+            ``None`` takes what a ModelCheckpoint monitors.
+        mode: which way it is better, "min" or "max"; ``None`` as that ModelCheckpoint says.
+        metric: any torchmetrics metric, to be tracked besides; ``None`` is multiclass accuracy where batches are plain
+            images and labels, and nothing elsewhere.
+        target_fn: batch -> labels of the metric; ``None`` takes the last of ``(x, y)`` or
+            "labels"/"label"/"target"/"y" of a dict.
         int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or ``{name:
@@ -92,6 +103,8 @@ class QATCallback(Callback):
         target: str | None = None,
         qconfig: str | QConfig = "portable",
         schedule: QATSchedule | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
         metric: Metric | MetricCollection | None = None,
         target_fn: Callable[[Any], Any] | None = None,
         int8_every_n_epochs: int | None = None,
@@ -102,9 +115,11 @@ class QATCallback(Callback):
         log_ranges: Literal["summary", "tensors"] | None = "summary",
     ) -> None:
         check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir)
+        check_monitor(monitor, mode)
         self.target = target
         self.qconfig = as_qconfig(qconfig)
         self.schedule = as_dataclass(QATSchedule, schedule, "schedule")
+        self.monitor, self.mode = monitor, mode
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.order = as_order(exporters, gate)
@@ -230,7 +245,7 @@ class QATCallback(Callback):
         phase, target = self._course.phase(position_of(trainer, batch_idx)), self._target(pl_module)
         if phase.fake_quant and not self._started:
             self._started = True
-            self._float.take_weights(target)
+            self._float.take_weights(pl_module, self._name)
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
         self._announce(trainer, phase)
@@ -328,13 +343,17 @@ class QATCallback(Callback):
         """Log ``qat/<version>/<metric>``."""
         if self._comparison is None:
             return
-        results, self._comparison = self._comparison.finish(), None
+        others, results, self._comparison = self._comparison.others, self._comparison.finish(), None
         if self._float.model is not None:
             self._float.model.cpu()
         if trainer.sanity_checking:
             return
         if not state_of(self._target(pl_module)).fake_quant:
             results = {}
+        else:
+            judge = self._judge(trainer, self._loaders)
+            own = figures_of_the_module(trainer, pl_module, self._name, judge, others, self._float)
+            results |= {version: figures | results.get(version, {}) for version, figures in own.items()}
         self._float.results = results.get("fp32", self._float.results)
         self._float.is_judged = self._float.is_judged or "fp32" in results
         figures = figures_of(results)
@@ -347,7 +366,8 @@ class QATCallback(Callback):
         serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let compiled code run again."""
+        """Check that the figure that counts is logged, and let compiled code run again."""
+        require_figure(trainer, pl_module, self.monitor)
         self._listen_eagerly(pl_module, trainer.state.fn == "fit" and self._example is None)
 
     # ---- the end --------------------------------------------------------------------------------------------------
@@ -382,6 +402,7 @@ class QATCallback(Callback):
         with others_wait():
             if trainer.is_global_zero:
                 self.deployment = self._deploy(trainer, pl_module)
+                log_at_the_end(trainer, self.deployment.results, self.order.choices[0].name)
         if self.deployment is not None:
             self.deployment.raise_failures()
 
@@ -407,6 +428,7 @@ class QATCallback(Callback):
             self.target_fn,
             trainer.limit_val_batches,
             show_progress=trainer.progress_bar_callback is not None,
+            monitor=counting_figure(trainer, self.monitor),
         )
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lq.backends.convert import convert
 from lq.callback.float_reference import FloatReference
-from lq.evaluation import Results
+from lq.callback.processes import on_first_process
+from lq.detached import detached_copy
+from lq.evaluation import Judge, Results, own_figures
 from lq.target import prepared_graph
 
 
@@ -33,6 +39,61 @@ def other_versions(
         with torch.inference_mode(False), torch.no_grad():
             versions["int8"] = convert(prepared_graph(module, name))
     return versions
+
+
+def figures_of_the_module(
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    judge: Judge,
+    versions: Mapping[str, Callable[..., Any]],
+    reference: FloatReference,
+) -> Results:
+    """What the module's own validation logs with other versions in the target's place.
+
+    Each takes a pass over the validation data, in the first process and on the CPU, while the others wait.
+
+    Args:
+        trainer: of the run; all processes have to call this.
+        module: the running LightningModule; a copy runs.
+        name: of its target.
+        judge: the validation data.
+        versions: from :func:`other_versions`.
+        reference: the float model.
+
+    Returns:
+        the figures of each version; none of one that the user's code cannot be run with, which a warning says.
+    """
+    weights = reference.baseline().weights(name)
+
+    def judge_all() -> Results:
+        found: Results = {}
+        with torch.inference_mode(False):
+            twin = detached_copy(module).float()
+            for version, model in versions.items():
+                try:
+                    found[version] = own_figures(twin, name, judge, version, model, weights)
+                except Exception as error:  # whatever the user's validation cannot do outside of its own run
+                    reason = f"{type(error).__name__}: {error}"
+                    warnings.warn(f"lq: {version} could not be judged by validation_step: {reason}", stacklevel=2)
+        return found
+
+    return on_first_process(trainer, judge_all) if versions else {}
+
+
+def log_at_the_end(trainer: Trainer, results: Mapping[str, Mapping[str, float]], exporter: str) -> None:
+    """Log the figures of the closing table, those of the first exporter as "int8".
+
+    Args:
+        trainer: at the end of a fit.
+        results: figures by version.
+        exporter: the first one.
+    """
+    versions = {"fp32": "fp32", "fake": "fake", exporter: "int8"}
+    figures = figures_of({shown: dict(results.get(version, {})) for version, shown in versions.items()})
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=trainer.global_step)
 
 
 def figures_of(results: Results) -> dict[str, float]:
