@@ -45,6 +45,7 @@ class Judge:
         limit: Lightning's ``limit_val_batches``.
         show_progress: whether to show how far the comparison is.
         monitor: the one figure that counts, of those that the module logs; ``None`` is the metric's.
+        higher_is_better: which way that is better; ``None`` if nobody says.
     """
 
     loaders: Any = None
@@ -54,6 +55,7 @@ class Judge:
     limit: int | float | None = None
     show_progress: bool = True
     monitor: str | None = None
+    higher_is_better: bool | None = None
 
 
 class ValidationComparison:

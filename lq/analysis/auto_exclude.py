@@ -67,6 +67,7 @@ def find_exclusions(
     metric: AnyMetric | None = None,
     limits: AutoExclude | None = None,
     options: SensitivityOptions | None = None,
+    score: Score | None = None,
 ) -> Exclusions:
     """If quantization hurts, leave the worst layers in float, one by one, until it does not.
 
@@ -79,6 +80,7 @@ def find_exclusions(
         metric: any torchmetrics metric, the first of a collection; None is multiclass accuracy.
         limits: see :class:`AutoExclude`.
         options: how to run and judge a batch; its ``limit`` is not used.
+        score: judges the trials in the place of ``metric``.
 
     Returns:
         what to exclude: ``found.apply(qconfig)`` is the new qconfig.
@@ -99,7 +101,7 @@ def find_exclusions(
     require_ranges(prepared, "find_exclusions()")
     prepared = as_graph(prepared)
     kept = list(first_batches(batches, limits.batches, "find_exclusions()"))
-    score = Score(kept, single_metric(metric), options.call, options.target_fn, options.higher_is_better)
+    score = score or Score(kept, single_metric(metric), options.call, options.target_fn, options.higher_is_better)
     trials = _Trials(prepared, score, options.show_progress)
     with trials.running(2):
         exact, drop = trials.start()

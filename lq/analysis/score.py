@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -48,6 +49,10 @@ def require_direction(metric: OneMetric) -> None:
             f"{type(metric).__name__} does not say whether higher is better; set higher_is_better = True (or False) on "
             "the metric's class."
         )
+
+
+def _no_figure(model: nn.Module) -> float:
+    raise ValueError("OwnScore needs a figure: a function that takes a model.")
 
 
 @dataclass(frozen=True)
@@ -153,3 +158,44 @@ class Score:
                 "layers are ranked by one; average them, e.g. average='macro'."
             )
         return next(iter(values.values()))
+
+
+@dataclass(frozen=True)
+class OwnScore(Score):
+    """A figure that code of the user's computes, such as what a LightningModule logs in its validation.
+
+    Args:
+        batches: what layers are run on besides.
+        figure: model -> its figure.
+        label: name of the figure.
+        higher_is_better: which way it is better.
+
+    Example:
+        >>> score = OwnScore([0], higher_is_better=False, figure=lambda model: 0.25, label="val_loss")
+        >>> score.name, score.sign, score.of(nn.Identity())
+        ('val_loss', -1, 0.25)
+    """
+
+    figure: Callable[[nn.Module], float] = field(default=_no_figure)
+    label: str = "figure"
+
+    @property
+    def name(self) -> str:
+        """Name of the figure."""
+        return self.label
+
+    def of(
+        self, model: nn.Module, reference: Sequence[Tensor] = (), advance: Callable[[], None] | None = None
+    ) -> float:
+        """The figure of a model.
+
+        Raises:
+            ValueError: if it is no number.
+        """
+        value = self.figure(model)
+        if advance is not None:
+            for _ in self.batches:
+                advance()
+        if not math.isfinite(value):
+            raise ValueError(f"{self.label} of the model is {value}, and layers cannot be ranked by that.")
+        return value

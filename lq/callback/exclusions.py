@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import nn
 
 from lq.analysis.auto_exclude import AutoExclude, find_exclusions
 from lq.analysis.exclusions import Exclusions
-from lq.analysis.score import require_direction, single_metric
+from lq.analysis.score import OwnScore, Score, require_direction, single_metric
 from lq.analysis.sensitivity import SensitivityOptions
 from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import prepare, qconfig_of
@@ -21,9 +22,11 @@ from lq.callback.processes import on_first_process
 from lq.callback.progress import is_dev_run
 from lq.checkpoint_entry import KEY, CheckpointEntry
 from lq.detached import detached_copy
-from lq.evaluation import Judge
+from lq.evaluation import Judge, logged_by
+from lq.loaders import spread
 from lq.metrics import targets_of
 from lq.metrics.comparison import AnyMetric
+from lq.metrics.outputs import plain_targets_of
 from lq.plainly import as_dataclass
 from lq.progress import Point
 from lq.ptq.calibrate import calibrate
@@ -31,7 +34,7 @@ from lq.ptq.static import with_histograms
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from lq.target import is_grafted, target_of
-from lq.validation import call_sample, labels_of, validation_samples
+from lq.validation import Sample, call_sample, labels_of, validation_samples
 
 _WHO = "auto_exclude"
 _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was to be excluded
@@ -145,12 +148,41 @@ def _float_twin(module: LightningModule, checkpoint: Mapping[str, Any]) -> Light
 
 
 def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge) -> Exclusions:
-    target_fn = judge.target_fn or targets_of
+    target_fn = judge.target_fn or (plain_targets_of if judge.metric is None else targets_of)
     samples = validation_samples(twin, name, judge.loaders, judge.datamodule, target_fn, limits.batches)
     if not samples:
         raise ValueError("auto_exclude got no validation batch: the data loader is empty. Give it at least one.")
+    score = _own_score(twin, name, samples, limits, judge)
+    if score is None and any(sample.labels is None for sample in samples):
+        raise ValueError(
+            "auto_exclude does not know what counts: the batches are no plain inputs and labels. Name a figure that "
+            "validation_step logs, QATCallback(monitor='val_...', mode='max'), or give a metric and a target_fn."
+        )
     args, kwargs = samples[0].inputs
     prepared = prepare(target_of(twin, name), with_histograms(qconfig), args, kwargs)
     calibrate(prepared, samples, call_sample, len(samples), show_progress=judge.show_progress)
     options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=judge.show_progress)
-    return find_exclusions(prepared, samples, judge.metric, replace(limits, batches=len(samples)), options)
+    return find_exclusions(prepared, samples, judge.metric, replace(limits, batches=len(samples)), options, score)
+
+
+def _own_score(
+    twin: LightningModule, name: str, samples: Sequence[Sample], limits: AutoExclude, judge: Judge
+) -> Score | None:
+    """The figure that counts, of those that the module logs; ``None`` if a metric judges."""
+    monitor = judge.monitor
+    if monitor is None or judge.metric is not None:
+        return None
+    own = detached_copy(twin)
+    some = replace(judge, loaders=spread(judge.loaders, limits.batches), limit=limits.batches, show_progress=False)
+    logged = logged_by(own, name, some, "fp32")
+    if monitor not in logged:
+        return None  # a ModelCheckpoint may look at figures of the training
+    if judge.higher_is_better is None:
+        raise ValueError(
+            f"auto_exclude does not know which way {monitor} is better: give QATCallback(mode='max'), or 'min'."
+        )
+
+    def figure(model: nn.Module) -> float:
+        return logged_by(own, name, some, "a trial", model)[monitor]
+
+    return OwnScore(samples, higher_is_better=judge.higher_is_better, figure=figure, label=monitor)

@@ -31,6 +31,7 @@ from lq.callback.monitors import (
     check_early_stopping,
     check_monitor,
     counting_figure,
+    higher_is_better,
     require_figure,
     serve_monitors,
 )
@@ -357,7 +358,7 @@ class QATCallback(Callback):
         self._float.results = results.get("fp32", self._float.results)
         self._float.is_judged = self._float.is_judged or "fp32" in results
         figures = figures_of(results)
-        pl_module.log_dict(figures, sync_dist=True)
+        pl_module.log_dict(figures, sync_dist=True, add_dataloader_idx=False)  # which the names of the module have
         self._ranges.log_validation(trainer, pl_module)
         if trainer.state.fn != "fit":
             return
@@ -429,6 +430,7 @@ class QATCallback(Callback):
             trainer.limit_val_batches,
             show_progress=trainer.progress_bar_callback is not None,
             monitor=counting_figure(trainer, self.monitor),
+            higher_is_better=higher_is_better(trainer, self.monitor, self.mode),
         )
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------

@@ -74,26 +74,30 @@ def figures_of_the_module(
                 try:
                     found[version] = own_figures(twin, name, judge, version, model, weights)
                 except Exception as error:  # whatever the user's validation cannot do outside of its own run
-                    reason = f"{type(error).__name__}: {error}"
-                    warnings.warn(f"lq: {version} could not be judged by validation_step: {reason}", stacklevel=2)
+                    reason = f"{version} could not be judged on the validation data: {type(error).__name__}: {error}"
+                    warnings.warn(f"lq: {reason}", stacklevel=2)
         return found
 
     return on_first_process(trainer, judge_all) if versions else {}
 
 
 def log_at_the_end(trainer: Trainer, results: Mapping[str, Mapping[str, float]], exporter: str) -> None:
-    """Log the figures of the closing table, those of the first exporter as "int8".
+    """Log the figures of the closing table that the fit has not logged, and those of the first exporter as "int8".
 
     Args:
         trainer: at the end of a fit.
         results: figures by version.
         exporter: the first one.
     """
-    versions = {"fp32": "fp32", "fake": "fake", exporter: "int8"}
-    figures = figures_of({shown: dict(results.get(version, {})) for version, shown in versions.items()})
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+    found = figures_of({"fp32": dict(results.get("fp32", {})), "int8": dict(results.get(exporter, {}))})
+    known = trainer.callback_metrics
+    figures = {name: value for name, value in found.items() if name.startswith("qat/int8") or name not in known}
+    if not figures:
+        return
+    known.update({name: torch.tensor(value) for name, value in figures.items()})
+    epoch = {"epoch": max(trainer.current_epoch - 1, 0)}  # the last one that ran
     for logger in trainer.loggers:
-        logger.log_metrics(figures, step=trainer.global_step)
+        logger.log_metrics({**epoch, **figures}, step=trainer.global_step)
 
 
 def figures_of(results: Results) -> dict[str, float]:

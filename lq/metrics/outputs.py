@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ def main_tensor(output: Any) -> Tensor:
     """The tensor of an output that is compared: its first floating one with at least two dimensions.
 
     Args:
-        output: a tensor, or tensors in dicts, tuples and lists of any depth (searched in their order).
+        output: a tensor, or tensors in dicts, tuples, lists and dataclasses of any depth (searched in their order).
 
     Returns:
         That tensor; the first floating one of any shape if none has two dimensions.
@@ -109,3 +110,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (tuple, list)):
         for item in output:
             yield from _tensors(item)
+    elif dataclasses.is_dataclass(output):
+        for entry in dataclasses.fields(output):
+            yield from _tensors(getattr(output, entry.name))

@@ -156,7 +156,7 @@ def test_nothing_is_judged_on_a_guess(fit: Fit) -> None:
     callback = qat()
     trainer = fit(Indexed(), callback, max_epochs=1)
     assert callback.deployment is not None
-    assert callback.deployment.results["fake"] == {}
+    assert callback.deployment.results["fake"].keys() == {"val_loss"}  # what the module itself logs
     assert callback.deployment.results["torch_vs_fake"]["sqnr_db"] > 25
     assert not [name for name in trainer.callback_metrics if name.endswith("accuracy")]
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lq.analysis.auto_exclude import AutoExclude
+from lq.analysis.auto_exclude import AutoExclude, find_exclusions
 from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of
-from lq.callback import QATCallback, exclusions
+from lq.callback import QATCallback
+from lq.callback.processes import on_first_process
 from lq.checkpoint import Checkpoint, load_checkpoint
 from lq.console import BatchCounter
 from lq.qconfig import QConfig
@@ -75,7 +76,7 @@ def refuse_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("analysed once more")
 
-    monkeypatch.setattr("lq.callback.exclusions._find_together", refuse)
+    monkeypatch.setattr("lq.callback.exclusions.on_first_process", refuse)
 
 
 def float_layers(module: Any) -> list[str]:
@@ -259,7 +260,7 @@ def test_an_error_in_the_first_process_ends_all() -> None:
         raise KeyError("here")
 
     with pytest.raises(KeyError, match="here"):
-        exclusions._find_together(trainer, fail)
+        on_first_process(trainer, fail)
     assert isinstance(sent[0], KeyError)
 
 
@@ -342,9 +343,9 @@ def test_the_bars_are_shown_if_those_of_the_run_are(fit: Fit, monkeypatch: pytes
 
 def test_a_dev_run_looks_at_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    find = exclusions.find_exclusions
+    find = find_exclusions
     monkeypatch.setattr(
-        exclusions, "find_exclusions", lambda prepared, samples, *rest: seen.append(len(samples)) or find(
+        "lq.callback.exclusions.find_exclusions", lambda prepared, samples, *rest: seen.append(len(samples)) or find(
             prepared, samples, *rest
         ),
     )  # fmt: skip

@@ -189,6 +189,8 @@ def test_several_validation_loaders(fit: Fit) -> None:
     assert callback.deployment is not None
     seen = callback.deployment.results
     assert {"fp32", "fake", "torch"} <= seen.keys()
+    own = {"val_loss/dataloader_idx_0", "val_loss/dataloader_idx_1"}
+    assert all(own <= seen[version].keys() for version in ("fp32", "fake", "torch"))
 
 
 @pytest.mark.parametrize("how", ["no loader", "no step", "limit"])
@@ -284,7 +286,7 @@ def test_other_precisions(fit: Fit, precision: str) -> None:
     fit(module, callback, max_epochs=2, precision=precision)
     assert callback.deployment is not None
     assert state_of(module.model).min_val.dtype == torch.float32
-    assert callback.deployment.results["fp32"].keys() == {"accuracy"}
+    assert callback.deployment.results["fp32"].keys() == {"val_loss", "accuracy"}
     assert callback.deployment.results["torch_vs_fake"]["sqnr_db"] > 30
 
 
@@ -374,4 +376,4 @@ def test_a_module_may_keep_what_cannot_be_copied(fit: Fit) -> None:
     callback = qat()
     fit(KeepsItsLoss(), callback, max_epochs=1)
     assert callback.deployment is not None
-    assert callback.deployment.results["torch"].keys() == {"accuracy"}
+    assert callback.deployment.results["torch"].keys() == {"val_loss", "accuracy"}

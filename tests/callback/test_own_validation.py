@@ -1,0 +1,262 @@
+"""The module's own validation judges FP32, fake-quantized and int8: any task, nothing to configure."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lq.callback import QATCallback
+from lq.export.parity import Gate
+from lq.schedule import QATSchedule
+from tests.callback.conftest import Fit
+from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
+
+
+def results(callback: QATCallback) -> dict[str, dict[str, float]]:
+    assert callback.deployment is not None
+    return callback.deployment.results
+
+
+def loaders(*tensors: Tensor) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    data = TensorDataset(*tensors)
+    return DataLoader(data, batch_size=8), DataLoader(data, batch_size=8)
+
+
+class Segmenter(L.LightningModule):
+    """Every pixel has a class, and the batch an index that is no label; the figure is computed at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        self.counts = torch.zeros(2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def on_validation_epoch_start(self) -> None:
+        self.counts = torch.zeros(2)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        found, wanted = self.net(batch[0]).argmax(1) == 1, batch[1] == 1
+        self.counts += torch.stack([(found & wanted).sum(), (found | wanted).sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_iou", self.counts[0] / self.counts[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), 0.02)
+
+
+def iou(predict: Any, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        found = predict(x).argmax(1) == 1
+    return float((found & (y == 1)).sum() / (found | (y == 1)).sum())
+
+
+def test_segmentation_by_its_own_figure_with_no_argument(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0.5).long()
+    module, callback = Segmenter(), qat(start=1, lr=0.5)
+    floats: dict[str, float] = {}
+
+    class Float(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 0:
+                floats["iou"] = iou(pl_module.net.eval(), x, y)
+                pl_module.net.train()
+
+    trainer = fit(module, callback, Float(), max_epochs=3, loaders=loaders(x, y, torch.arange(32)))
+    found = results(callback)
+    assert found["fp32"] == pytest.approx({"val_iou": floats["iou"]})
+    assert found["fake"] == pytest.approx({"val_iou": float(trainer.callback_metrics["val_iou"])})
+    assert callback.deployment is not None
+    assert found["torch"] == pytest.approx({"val_iou": iou(callback.deployment.models["torch"], x, y)})
+    assert float(trainer.callback_metrics["qat/fp32/val_iou"]) == found["fp32"]["val_iou"]
+    assert float(trainer.callback_metrics["qat/int8/val_iou"]) == found["torch"]["val_iou"]
+    assert "val_iou" in capsys.readouterr().out
+
+
+def test_the_float_row_is_the_module_as_qat_found_it(fit: Fit) -> None:
+    """Also what lies outside of the target, which trains on."""
+
+    class Headed(Tiny):
+        def __init__(self) -> None:
+            super().__init__(lr=0.5)
+            self.backbone, self.head, self.model = self.model[:5], nn.Linear(64, 3), None
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.backbone(x))
+
+    module, callback = Headed(), QATCallback(target="backbone", schedule=QATSchedule(lr=None))
+    before = Headed()
+    before.load_state_dict(module.state_dict())
+    fit(module, callback, max_epochs=2)
+    with torch.no_grad():
+        losses = [F.cross_entropy(before.eval()(x), y).item() for x, y in val_loader()]
+    assert results(callback)["fp32"]["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert results(callback)["fake"]["val_loss"] != pytest.approx(results(callback)["fp32"]["val_loss"], rel=1e-3)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    hidden: Tensor
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(36, 8), nn.Linear(8, 3)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.body(x.flatten(1)).relu()
+
+    def forward(self, x: Tensor) -> Output:
+        hidden = self.encode(x)
+        return Output(self.last(hidden), hidden)
+
+
+class Structured(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Net()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x).logits
+
+
+def test_int8_outputs_come_in_the_structure_of_the_target(fit: Fit) -> None:
+    callback = qat()
+    fit(Structured(), callback, max_epochs=1)
+    assert {name for name, figures in results(callback).items() if "val_loss" in figures} == {"fp32", "fake", "torch"}
+
+
+def test_parts_that_are_called_besides_are_the_float_ones_in_float(fit: Fit) -> None:
+    class Besides(Structured):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("val_norm", self.model.encode(batch[0]).norm())
+
+    module, callback, before = Besides(), qat(lr=0.5), Net()
+    before.load_state_dict(module.model.state_dict())
+    fit(module, callback, max_epochs=1)
+    with torch.no_grad():
+        norms = [float(before.encode(x).norm()) for x, _ in val_loader()]
+    assert results(callback)["fp32"]["val_norm"] == pytest.approx(sum(norms) / len(norms))
+    assert results(callback)["fake"]["val_norm"] != pytest.approx(sum(norms) / len(norms), rel=1e-4)
+
+
+def test_figures_of_int8_every_few_epochs(fit: Fit) -> None:
+    callback = QATCallback(schedule=QATSchedule(lr=0.5), int8_every_n_epochs=2)
+    trainer = fit(Tiny(), callback, max_epochs=4)
+    with (Path(trainer.log_dir or "") / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = [(int(row["epoch"]), float(row["qat/int8/val_loss"])) for row in rows if row.get("qat/int8/val_loss")]
+    assert [epoch for epoch, _ in logged] == [1, 3, 3]
+    assert logged[-1][1] == pytest.approx(results(callback)["torch"]["val_loss"])
+    own = {int(row["epoch"]): float(row["val_loss"]) for row in rows if row.get("val_loss")}
+    assert logged[0][1] == pytest.approx(own[1], rel=0.05)  # of the fake-quantized model at that time
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_keeps_the_figures_of_the_float_model(tmp_path: Path) -> None:
+    first = qat(lr=0.5)
+    keeper = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    make_trainer(tmp_path, first, keeper, max_epochs=1).fit(Tiny(), train_loader(), val_loader())
+    second, keeper = qat(lr=0.5), ModelCheckpoint(tmp_path / "again", save_last=True)
+    trainer = make_trainer(tmp_path, second, keeper, max_epochs=2)
+    trainer.fit(Tiny(), train_loader(), val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt")
+    assert results(second)["fp32"] == results(first)["fp32"]
+    assert "val_loss" in results(second)["fp32"]
+
+
+class Silent(Tiny):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return (*batch, torch.arange(len(batch[1])))
+
+
+def test_a_validation_that_logs_nothing_is_told_what_to_log(fit: Fit) -> None:
+    callback = qat()
+    fit(Silent(), callback, max_epochs=1)
+    assert callback.deployment is not None
+    (note,) = [note for note in callback.deployment.notes if "logs nothing" in note]
+    assert note.startswith("Silent.validation_step logs nothing")
+    assert "self.log('val_" in note
+    assert callback.deployment.rows[-1]["sqnr_db"] > 25
+
+
+def test_a_figure_that_is_never_logged_is_refused_before_the_first_step(fit: Fit) -> None:
+    module = Tiny()
+    steps: list[int] = []
+    module.training_step = lambda batch, batch_idx: steps.append(batch_idx)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"monitor='val_f1': the validation of Tiny logs no such.*It logs val_loss;"):
+        fit(module, QATCallback(monitor="val_f1"), max_epochs=1, num_sanity_val_steps=1)
+    assert steps == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"monitor": 3}, TypeError, r"monitor=3 \(int\) must be a name"),
+        ({"monitor": "val_loss", "mode": "up"}, ValueError, "mode='up' must be 'max' if a higher val_loss"),
+        ({"mode": "min"}, ValueError, "not which one: give monitor="),
+    ],
+)
+def test_monitors_that_are_none(given: dict[str, Any], kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        QATCallback(**given)
+
+
+@pytest.mark.parametrize(("monitor", "fails"), [(None, False), ("val_loss", True)])
+def test_the_gate_looks_at_the_figure_that_counts(fit: Fit, monitor: str | None, fails: bool) -> None:
+    """int8 differs from the fake-quantized model in the loss by rounding, in the accuracy not at all."""
+    callback = QATCallback(monitor=monitor, gate=Gate(max_metric_change=0.0), schedule=QATSchedule(lr=0.5))
+    if fails:
+        with pytest.raises(RuntimeError, match="val_loss is"):
+            fit(Off(), callback, max_epochs=1)
+    else:
+        fit(Off(), callback, max_epochs=1)
+
+
+class Off(Tiny):
+    """Its loss tells the versions apart: of int8 no gradient can be taken."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            y = self(batch[0].clone())
+        self.log("val_loss", F.cross_entropy(y, batch[1]) + float(y.requires_grad))
+
+
+def test_layers_are_excluded_by_the_figure_that_counts(fit: Fit) -> None:
+    callback = QATCallback(auto_exclude=True, monitor="val_loss", mode="min", schedule=QATSchedule(lr=0.5))
+    fit(Tiny(), callback, max_epochs=1)
+    assert callback.exclusions is not None
+    assert "quantization takes val_loss from" in callback.exclusions.verdict
+
+
+def test_which_way_it_is_better_has_to_be_known(fit: Fit) -> None:
+    with pytest.raises(ValueError, match=r"which way val_loss is better: give QATCallback\(mode='max'\), or 'min'"):
+        fit(Tiny(), QATCallback(auto_exclude=True, monitor="val_loss"), max_epochs=1)
+    with pytest.raises(ValueError, match=r"does not know what counts: .* Name a figure that validation_step logs"):
+        fit(Silent(), QATCallback(auto_exclude=True), max_epochs=1)
+
+
+def test_a_model_checkpoint_says_what_counts_and_which_way(tmp_path: Path) -> None:
+    callback = QATCallback(auto_exclude=True, schedule=QATSchedule(lr=0.5))
+    checkpoint = ModelCheckpoint(tmp_path / "kept", monitor="val_loss", mode="min")
+    make_trainer(tmp_path, callback, checkpoint, max_epochs=1).fit(Tiny(), train_loader(), val_loader())
+    assert callback.exclusions is not None
+    assert "quantization takes val_loss from" in callback.exclusions.verdict
