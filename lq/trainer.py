@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lq.analysis import CompareOptions, SensitivityOptions, StudyOptions, analyze_layers, study
@@ -21,11 +21,12 @@ from lq.callback.preparation import choose_target
 from lq.checkpoint import Checkpoint
 from lq.deploy import Baseline, deploy
 from lq.detached import detached_copy
-from lq.evaluation import Judge
+from lq.evaluation import Judge, logged_by
 from lq.export.bench import bench
 from lq.export.delivery import Deployment, Order
-from lq.loaders import training_batches
+from lq.loaders import spread, training_batches
 from lq.metrics import targets_of
+from lq.metrics.outputs import plain_targets_of
 from lq.ptq.static import StaticOptions
 from lq.report.bench import print_bench
 from lq.report.layers import print_layers, write_layers
@@ -232,8 +233,19 @@ class QATTrainer(Trainer):
         example, loaders = first_validation_call(model, name, datamodule)
         if checkpoint is not None:
             qat = prepared_graph(model, name, example)
-        test = validation_samples(model, name, loaders, datamodule, callback.target_fn or targets_of, batches)
-        how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=batches and len(test))
+        target_fn = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)
+        test = validation_samples(model, name, loaders, datamodule, target_fn, batches)
+        judge = Judge(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)
+        twin = detached_copy(model)
+
+        def own(version: Callable[..., Any]) -> dict[str, float]:
+            try:
+                return logged_by(twin, name, judge, "a model", version)
+            except Exception as error:  # what validation_step does with an output may suit the target's alone
+                rank_zero_warn(f"lq: a model could not be judged by validation_step: {error}")
+                return {}
+
+        how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=batches and len(test), own=own)
         qconfig = callback.qconfig if qat is None else qconfig_of(qat)
         history = history_of(run_of(artifact, ckpt_path), entry)
         findings = study(float_model, train, test, qconfig, qat, artifact, history, StudyOptions(how))

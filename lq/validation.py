@@ -68,6 +68,7 @@ def validate_alone(
     """
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
         keep_local(metric)  # the other processes wait
+        metric.reset()
     _without_prepare_data(module)
     loaders = undistributed(loaders)
     with quiet_lightning():

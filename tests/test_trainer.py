@@ -237,7 +237,7 @@ def test_data_are_given_to_the_target_as_the_users_step_gives_them(tmp_path: Pat
     quiet_trainer(tmp_path).analyze(OwnLayout(), out=str(tmp_path / "a"))
     assert (tmp_path / "a" / "analysis.json").is_file()
     done = quiet_trainer(tmp_path).ptq(OwnLayout(), batch_norm=True)
-    assert done.results["torch"].keys() == {"accuracy"}
+    assert done.results["torch"].keys() == {"val_loss", "accuracy"}
 
 
 @pytest.fixture
@@ -271,8 +271,10 @@ def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, q
     assert torch.equal(train[0].inputs[0][0], 100 * make_data().tensors[0][:8])
     with torch.no_grad():
         x, y = torch.cat([s.inputs[0][0] for s in test]), torch.cat([s.labels for s in test])
-        accuracy = float((module.model.eval()(x).argmax(1) == y).float().mean())
-    assert findings.comparison[0]["metrics"] == {"accuracy": pytest.approx(accuracy)}
+        scores = module.model.eval()(x)
+    accuracy, loss = float((scores.argmax(1) == y).float().mean()), float(F.cross_entropy(scores, y))
+    assert findings.comparison[0]["metrics"] == pytest.approx({"accuracy": accuracy, "val_loss": loss})
+    assert all("val_loss" in row["metrics"] for row in findings.comparison)
     assert "Judged on 2 batches" in (tmp_path / "page.html").read_text()
 
 
@@ -331,7 +333,7 @@ def test_a_module_may_build_its_layers_in_configure_model(
     trainer, path = quiet_trainer(tmp_path), str(trained[0])
     torch.save({"state_dict": Tiny().state_dict()}, tmp_path / "float.ckpt")
     done = trainer.export(LateWithAllData(), ckpt_path=path)
-    assert done.results["fp32"].keys() == {"accuracy"}
+    assert done.results["fp32"].keys() == {"val_loss", "accuracy"}
     trainer.ptq(LateWithAllData(), ckpt_path=str(tmp_path / "float.ckpt"))
     trainer.analyze(LateWithAllData(), out=str(tmp_path / "a"))
     monkeypatch.setattr("lq.trainer.study", study_only_asks)

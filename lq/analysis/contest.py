@@ -31,7 +31,7 @@ class CompareOptions:
     """How to compare.
 
     Args:
-        metric: any torchmetrics metric; None for multiclass accuracy.
+        metric: any torchmetrics metric; None for multiclass accuracy where the batches are plain classification.
         call: how to run one batch; None for :func:`~lq.ptq.batches.run_batch`.
         target_fn: batch -> labels; None for :func:`lq.metrics.targets_of`.
         calibration: batches to calibrate with.
@@ -39,6 +39,7 @@ class CompareOptions:
         threads: of the latencies.
         seconds: to time each model for, at least.
         others: more models to judge, by name.
+        own: model -> figures that the user's own code computes of it, besides the metric.
     """
 
     metric: AnyMetric | None = None
@@ -49,6 +50,7 @@ class CompareOptions:
     threads: int = 1
     seconds: float = 1.0
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    own: Callable[[Callable[..., Any]], Mapping[str, float]] | None = None
 
 
 class Contest:
@@ -115,7 +117,8 @@ class Contest:
 
     def _judge(self, test: Iterable[Any], call: Call) -> dict[str, dict[str, float]]:
         pairs = [(FAKE, name) for name in self.models if FAKE in self.models and name.startswith(INT8)]
-        comparison = ModelComparison(list(self.models), self.options.metric, pairs)
+        own = self.options.own
+        comparison = ModelComparison(list(self.models), self.options.metric, pairs, optional=own is not None)
         total = self.options.limit or (len(test) if isinstance(test, Sized) else None)
         with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", total) as counter:
             for batch in first_batches(test, self.options.limit, "compare()"):
@@ -123,7 +126,10 @@ class Contest:
                 finite_output(outputs[FP32], f"compare(), {FP32}")
                 comparison.update(outputs, (self.options.target_fn or targets_of)(batch))
                 counter.advance()
-        return comparison.compute()
+        results = comparison.compute()
+        if own is not None:
+            results |= {name: {**results[name], **own(model)} for name, model in self.models.items()}
+        return results
 
     def _row(self, name: str, results: Mapping[str, Any], times: Mapping[str, Latency]) -> dict[str, Any]:
         row: dict[str, Any] = {"model": name, "metrics": results[name], "size_mb": self.sizes.get(name)}
@@ -156,6 +162,8 @@ def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping
         >>> round(recovered({"accuracy": 0.92}, {"accuracy": 0.82}, {"accuracy": 0.91}), 3)
         0.9
     """
-    name = next(iter(exact))
+    name = next(iter(exact), None)
+    if name is None:
+        return None
     gap = exact[name] - ptq[name]
     return (qat[name] - ptq[name]) / gap if abs(gap) >= _SMALL_GAP * abs(exact[name]) else None

@@ -38,6 +38,15 @@ class FloatReference:
         """Whether ``model`` holds, or will hold, the weights that QAT starts from."""
         return self.model is not None and self.has_weights
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be judged: once, while its figures are not known."""
+        return self.is_usable and not (self.results or self.is_judged)
+
+    def take_results(self, results: Mapping[str, float]) -> None:
+        """Note the figures that it was judged by."""
+        self.results, self.is_judged = dict(results), True
+
     def forget_unless_matching(self, target: nn.Module) -> None:
         """Forget a model whose weights are not those of this prepared target: a callback may serve several modules."""
         if self.model is not None and _shapes(self.model.state_dict()) != _shapes(float_state(target)):

@@ -37,13 +37,13 @@ from lq.callback.monitors import (
 )
 from lq.callback.phases import PhaseSwitch, take_nonfinite
 from lq.callback.preparation import choose_target, prepare_target
-from lq.callback.processes import check_strategy, others_wait
+from lq.callback.processes import check_strategy, on_first_process
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say, start_here
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.settings import as_order, check_settings
-from lq.callback.validation import figures_of, figures_of_the_module, log_at_the_end, other_versions
+from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
 from lq.checkpoint_entry import KEY, CheckpointEntry
-from lq.evaluation import Judge, ValidationComparison
+from lq.evaluation import Judge, Results
 from lq.export.delivery import Deployment
 from lq.export.destination import Destination
 from lq.export.parity import Gate
@@ -147,7 +147,7 @@ class QATCallback(Callback):
         self._ranges.reset()
         self._rates = InitialLearningRates([])
         self._switch = PhaseSwitch()
-        self._comparison: ValidationComparison | None = None
+        self._round: ValidationRound | None = None
         self._first_call: Listener | None = None
         self._forward: ForwardCheck | None = None
         self._resumes_float = False
@@ -316,16 +316,14 @@ class QATCallback(Callback):
         self._loaders = trainer.val_dataloaders
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
-        others: dict[str, nn.Module] = {}
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._started:
-            others = other_versions(pl_module, self._name, self._float, int8=self._int8_is_due(trainer))
-        self._comparison = ValidationComparison(
-            self._target(pl_module), others, self.metric, self.target_fn, sync=True, device=pl_module.device
-        )
+        judge, versions = self._judge(trainer, self._loaders), self._versions_due(trainer)
+        self._round = ValidationRound(trainer, pl_module, self._name, self._float, judge, versions)
 
-    def _int8_is_due(self, trainer: Trainer) -> bool:
+    def _versions_due(self, trainer: Trainer) -> list[str]:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._started:
+            return []
         every = self.int8_every_n_epochs
-        return every is not None and (trainer.current_epoch + 1) % every == 0
+        return ["fp32", "int8"] if every is not None and (trainer.current_epoch + 1) % every == 0 else ["fp32"]
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -337,27 +335,17 @@ class QATCallback(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Feed the comparison; ``args`` are outputs, batch, batch_idx and dataloader_idx."""
         self._ranges.stop()
-        if self._comparison is not None:
-            self._comparison.update(args[1])
+        if self._round is not None:
+            self._round.update(args[1])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log ``qat/<version>/<metric>``."""
-        if self._comparison is None:
+        if self._round is None:
             return
-        others, results, self._comparison = self._comparison.others, self._comparison.finish(), None
-        if self._float.model is not None:
-            self._float.model.cpu()
+        results, self._round = self._round.finish(self._judge(trainer, self._loaders)), None
         if trainer.sanity_checking:
             return
-        if not state_of(self._target(pl_module)).fake_quant:
-            results = {}
-        else:
-            judge = self._judge(trainer, self._loaders)
-            own = figures_of_the_module(trainer, pl_module, self._name, judge, others, self._float)
-            results |= {version: figures | results.get(version, {}) for version, figures in own.items()}
-        self._float.results = results.get("fp32", self._float.results)
-        self._float.is_judged = self._float.is_judged or "fp32" in results
-        figures = figures_of(results)
+        figures = figures_of(results) if state_of(self._target(pl_module)).fake_quant else {}
         pl_module.log_dict(figures, sync_dist=True, add_dataloader_idx=False)  # which the names of the module have
         self._ranges.log_validation(trainer, pl_module)
         if trainer.state.fn != "fit":
@@ -385,10 +373,10 @@ class QATCallback(Callback):
         for listener in (self._first_call, self._forward):
             if listener is not None:
                 listener.remove()
-        if self._comparison is not None:
-            self._comparison.stop()  # and nothing computed: that would wait for other processes
+        if self._round is not None:
+            self._round.stop()
         self._ranges.stop()
-        self._first_call = self._comparison = None
+        self._first_call = self._round = None
         self._pause.end()
         self._switch.thaw()
 
@@ -400,16 +388,14 @@ class QATCallback(Callback):
             return
         if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
-        with others_wait():
-            if trainer.is_global_zero:
-                self.deployment = self._deploy(trainer, pl_module)
-                log_at_the_end(trainer, self.deployment.results, self.order.choices[0].name)
+        results = on_first_process(trainer, lambda: self._deploy(trainer, pl_module))
+        log_at_the_end(trainer, results, self.order.choices[0].name)
         if self.deployment is not None:
             self.deployment.raise_failures()
 
-    def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Deployment:
+    def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Results:
         judge = self._judge(trainer, self._loaders)
-        return deploy_best(
+        self.deployment = deploy_best(
             trainer,
             pl_module,
             self._name,
@@ -420,6 +406,7 @@ class QATCallback(Callback):
             schedule=self.schedule,
             history=self._history,
         )
+        return self.deployment.results
 
     def _judge(self, trainer: Trainer, loaders: Any) -> Judge:
         return Judge(

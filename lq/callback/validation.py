@@ -1,9 +1,9 @@
-"""Validation: the other versions of the target that are judged beside the fake-quantized one."""
+"""Validation in a run: other versions of the target are judged beside the fake-quantized one."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,71 +14,89 @@ from lq.backends.convert import convert
 from lq.callback.float_reference import FloatReference
 from lq.callback.processes import on_first_process
 from lq.detached import detached_copy
-from lq.evaluation import Judge, Results, own_figures
-from lq.target import prepared_graph
+from lq.evaluation import Judge, Results, ValidationComparison, own_figures
+from lq.target import prepared_graph, target_of
 
 
-def other_versions(
-    module: LightningModule, name: str, reference: FloatReference, *, int8: bool
-) -> dict[str, nn.Module]:
-    """What one validation compares with the running target.
+class ValidationRound:
+    """One validation of a run: what the target computes, beside FP32 and int8 where they are due.
+
+    Made when the validation starts, while the module holds nothing of it yet.
 
     Args:
+        trainer: of the run.
         module: the running LightningModule.
         name: of its target.
-        reference: the float model; it is judged once, while it has no figures.
-        int8: whether to convert the target as it is now.
-
-    Returns:
-        "fp32" on the module's device and "int8" on the CPU, each where it is wanted.
+        reference: the float model; it is judged once, and gets its figures.
+        judge: metric and labels.
+        versions: "fp32" and "int8", each where it is due.
     """
-    versions: dict[str, nn.Module] = {}
-    if reference.model is not None and reference.is_usable and not (reference.results or reference.is_judged):
-        versions["fp32"] = reference.model.to(module.device).eval()
-    if int8:
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        name: str,
+        reference: FloatReference,
+        judge: Judge,
+        versions: Collection[str] = (),
+    ) -> None:
+        self.trainer, self.name, self.reference = trainer, name, reference
+        self.versions: dict[str, nn.Module] = {}
+        if "fp32" in versions and reference.model is not None and reference.is_due:
+            self.versions["fp32"] = reference.model.to(module.device).eval()
+        self._twin: LightningModule | None = None
         with torch.inference_mode(False), torch.no_grad():
-            versions["int8"] = convert(prepared_graph(module, name))
-    return versions
+            if "int8" in versions:
+                self.versions["int8"] = convert(prepared_graph(module, name))
+            if self.versions and trainer.is_global_zero:
+                self._twin = detached_copy(module).float()
+        self._comparison = ValidationComparison(
+            target_of(module, name), self.versions, judge.metric, judge.target_fn, sync=True, device=module.device
+        )
 
+    def update(self, batch: Any) -> None:
+        """Take the call that ``validation_step`` made for this batch."""
+        self._comparison.update(batch)
 
-def figures_of_the_module(
-    trainer: Trainer,
-    module: LightningModule,
-    name: str,
-    judge: Judge,
-    versions: Mapping[str, Callable[..., Any]],
-    reference: FloatReference,
-) -> Results:
-    """What the module's own validation logs with other versions in the target's place.
+    def stop(self) -> None:
+        """Stop listening, and compute nothing: that would wait for other processes."""
+        self._comparison.stop()
 
-    Each takes a pass over the validation data, in the first process and on the CPU, while the others wait.
+    def finish(self, judge: Judge) -> Results:
+        """The figures of all versions, by those: the metric's, and what the module's own validation logs.
 
-    Args:
-        trainer: of the run; all processes have to call this.
-        module: the running LightningModule; a copy runs.
-        name: of its target.
-        judge: the validation data.
-        versions: from :func:`other_versions`.
-        reference: the float model.
+        For the latter each version takes a pass over the validation data, in the first process and on the CPU, while
+        the others wait.
 
-    Returns:
-        the figures of each version; none of one that the user's code cannot be run with, which a warning says.
-    """
-    weights = reference.baseline().weights(name)
+        Args:
+            judge: the validation data.
 
-    def judge_all() -> Results:
+        Returns:
+            the figures; none of its own of a version that the user's code cannot be run with, which a warning says.
+        """
+        results = self._comparison.finish()
+        if self.reference.model is not None:
+            self.reference.model.cpu()
+        if self.versions:
+            for version, own in on_first_process(self.trainer, lambda: self._own_figures(judge)).items():
+                results[version] = own | results.get(version, {})
+        if "fp32" in self.versions:
+            self.reference.take_results(results.get("fp32", {}))
+        return results
+
+    def _own_figures(self, judge: Judge) -> Results:
         found: Results = {}
+        weights = self.reference.baseline().weights(self.name)
+        assert self._twin is not None
         with torch.inference_mode(False):
-            twin = detached_copy(module).float()
-            for version, model in versions.items():
+            for version, model in self.versions.items():
                 try:
-                    found[version] = own_figures(twin, name, judge, version, model, weights)
+                    found[version] = own_figures(self._twin, self.name, judge, version, model, weights)
                 except Exception as error:  # whatever the user's validation cannot do outside of its own run
                     reason = f"{version} could not be judged on the validation data: {type(error).__name__}: {error}"
                     warnings.warn(f"lq: {reason}", stacklevel=2)
         return found
-
-    return on_first_process(trainer, judge_all) if versions else {}
 
 
 def log_at_the_end(trainer: Trainer, results: Mapping[str, Mapping[str, float]], exporter: str) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 from lq.callback import QATCallback
 from lq.export.parity import Gate
@@ -84,6 +85,39 @@ def test_segmentation_by_its_own_figure_with_no_argument(fit: Fit, capsys: pytes
     assert float(trainer.callback_metrics["qat/fp32/val_iou"]) == found["fp32"]["val_iou"]
     assert float(trainer.callback_metrics["qat/int8/val_iou"]) == found["torch"]["val_iou"]
     assert "val_iou" in capsys.readouterr().out
+
+
+class Collects(Tiny):
+    """Collects over the epoch, and clears behind it, in the three ways that people write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.logged, self.losses = MeanMetric(), MeanMetric(), []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.losses.append(loss)
+        self.own.update(loss)
+        self.logged.update(loss)
+        self.log("val_logged", self.logged)
+        self.log("val_loss", loss)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({"val_list": torch.stack(self.losses).mean(), "val_own": self.own.compute()})
+        self.losses.clear()
+        self.own.reset()
+
+
+def test_figures_that_are_collected_over_the_epoch_are_of_one_version_alone(fit: Fit) -> None:
+    callback = QATCallback(schedule=QATSchedule(lr=0.9), int8_every_n_epochs=1)
+    trainer = fit(Collects(), callback, max_epochs=2)
+    for version in ("fp32", "fake", "torch"):
+        figures = results(callback)[version]
+        for name in ("val_logged", "val_list", "val_own"):
+            assert figures[name] == pytest.approx(figures["val_loss"], rel=1e-5), (version, name)
+    assert results(callback)["fp32"]["val_loss"] != pytest.approx(results(callback)["fake"]["val_loss"], rel=0.01)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["val_list"] == pytest.approx(logged["val_loss"], rel=1e-5)
 
 
 def test_the_float_row_is_the_module_as_qat_found_it(fit: Fit) -> None:
