@@ -66,6 +66,24 @@ def _torchvision(name: str, size: int = 32, seed: int = 0, **kwargs: Any) -> Ent
     return replace(_of_images(make, size, "torchvision"), seed=seed)
 
 
+def _of_class(name: str, settings: Callable[[], dict[str, Any]]) -> Entry:
+    """A class of torchvision in a small size: every kind of block, and not many of each."""
+
+    def make() -> nn.Module:
+        from torchvision import models
+
+        model: nn.Module = getattr(models, name)(**settings(), num_classes=10)
+        return model
+
+    return _of_images(make, 32, "torchvision")
+
+
+def _bottleneck_stages() -> dict[str, Any]:
+    from torchvision.models.resnet import Bottleneck
+
+    return {"block": Bottleneck, "layers": [1, 1, 1, 1], "width_per_group": 16}
+
+
 def _timm(name: str, **kwargs: Any) -> Entry:
     def make() -> nn.Module:
         import timm
@@ -127,20 +145,31 @@ class MultiInput(nn.Module):
 
 ZOO: dict[str, Entry] = {
     "torchvision resnet18": _torchvision("resnet18"),
-    "torchvision resnet50": _torchvision("resnet50"),
+    "torchvision ResNet, bottlenecks": _of_class("ResNet", _bottleneck_stages),
     "torchvision mobilenet_v2": _torchvision("mobilenet_v2", width_mult=0.5),
     "torchvision mobilenet_v3_small": _torchvision("mobilenet_v3_small"),
     "torchvision mobilenet_v3_large": _torchvision("mobilenet_v3_large"),
     "torchvision efficientnet_b0": _torchvision("efficientnet_b0", seed=1),
     "torchvision shufflenet_v2_x0_5": _torchvision("shufflenet_v2_x0_5"),
     "torchvision regnet_y_400mf": _torchvision("regnet_y_400mf"),
-    "torchvision densenet121": _torchvision("densenet121"),
+    "torchvision DenseNet, small": _of_class(
+        "DenseNet", lambda: {"growth_rate": 8, "block_config": (2, 2, 2, 2), "num_init_features": 16}
+    ),
     "torchvision googlenet": _torchvision("googlenet", 64, init_weights=False),
     "torchvision inception_v3": _torchvision("inception_v3", 96, init_weights=False, aux_logits=False),
     "torchvision squeezenet1_1": _torchvision("squeezenet1_1", 48),
     "torchvision convnext_tiny": _torchvision("convnext_tiny"),
-    "torchvision swin_t": _torchvision("swin_t"),
-    "torchvision vit_b_16": _vit(patch_size=16, num_layers=12, num_heads=12, hidden_dim=768, mlp_dim=3072),
+    "torchvision SwinTransformer, small": _of_class(
+        "SwinTransformer",
+        lambda: {
+            "patch_size": [2, 2],
+            "embed_dim": 24,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": [4, 4],
+        },
+    ),
+    "torchvision VisionTransformer, small": _vit(patch_size=8, num_layers=4, num_heads=3, hidden_dim=96, mlp_dim=192),
     "torchvision deeplabv3_mobilenet_v3_large": _torchvision(
         "deeplabv3_mobilenet_v3_large", 64, weights_backbone=None, num_classes=5
     ),
