@@ -20,6 +20,7 @@ from lq.core.state import STATE
 from lq.export.remote import local_path
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
+from lq.plainly import check_path
 from lq.target import find_target, graft, is_grafted, target_of
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -49,11 +50,15 @@ class Checkpoint:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no Lightning checkpoint, or holds more than plain data.
         """
+        check_path("path", path, "checkpoints/last.ckpt")
         file = local_path(path)
         if file is None or not file.is_file():
             kind = "local file" if file is None else "file"
             raise FileNotFoundError(f"there is no checkpoint {path}; give a {kind} that ModelCheckpoint has written.")
         path = file
+        head = file.open("rb").read(2)
+        if head not in (b"PK", b"\x80\x02"):
+            raise ValueError(f"{path} cannot be read as a checkpoint: it is no file of torch.save, or it is damaged.")
         try:
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
         except OSError:

@@ -22,6 +22,8 @@ from lq.export.parity import Gate
 from lq.export.rows import FP32
 from lq.export.signature import Inputs, in_float32
 from lq.metrics.outputs import main_tensor
+from lq.plainly import as_dataclass, check_module, check_path
+from lq.ptq.batches import check_batches
 from lq.target import prepared_graph
 from lq.tracing.inputs import inputs_of
 
@@ -117,7 +119,11 @@ def export_artifact(
         >>> {kind: parity.passed for kind, parity in done.parity.items()}
         {'torch': True, 'pt2': True}
     """
-    order = Order(exporters, gate or Gate(), directory)
+    check_path("directory", directory, "runs/int8")
+    check_batches(batches, "export_artifact()")
+    if float_model is not None:
+        check_module("float_model", float_model)
+    order = Order(exporters, as_dataclass(Gate, gate, "gate"), directory)
     kept: list[Inputs] = []
     for batch in batches:
         kept.append(inputs_of(prepared, in_float32(prepared, batch)))

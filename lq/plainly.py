@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from torch import nn
 
 T = TypeVar("T")
 
@@ -98,3 +101,45 @@ def check_flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} ({type(value).__name__}) is neither True nor False.")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Refuse all but modules.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> check_module("model", nn.Linear)
+        Traceback (most recent call last):
+        ...
+        TypeError: model=<class 'torch.nn.modules.linear.Linear'> is a class; give an object of it, model=Linear(...).
+    """
+    if isinstance(value, nn.Module):
+        return
+    if isinstance(value, type):
+        raise TypeError(f"{name}={value!r} is a class; give an object of it, {name}={value.__name__}(...).")
+    hint = " Load it into a module: module.load_state_dict(...)." if isinstance(value, Mapping) else ""
+    raise TypeError(f"{name} must be a torch.nn.Module, but is {_article(value)}.{hint}")
+
+
+def check_path(name: str, value: Any, example: str) -> None:
+    """Refuse all but paths and URLs.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> check_path("directory", None, "runs/int8")
+        Traceback (most recent call last):
+        ...
+        TypeError: directory=None (NoneType) must be a path or a URL, e.g. 'runs/int8'.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        shown = "" if isinstance(value, nn.Module) else f"={value!r}"
+        raise TypeError(f"{name}{shown} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
+
+
+def _article(value: Any) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"

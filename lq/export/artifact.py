@@ -18,6 +18,7 @@ from lq.export.remote import download, is_remote, local_path
 from lq.export.scratch import scratch
 from lq.export.signature import Signature
 from lq.fields import Field
+from lq.plainly import check_integer, check_path
 
 PREPARED_NAME = "prepared.pt"
 
@@ -155,6 +156,13 @@ def load(
             kind, or needs an engine that this build of PyTorch does not have; naming file and field.
         ImportError: if the runtime is not installed; the message says how to.
     """
+    check_path("directory", directory, "lightning_logs/version_0/int8")
+    if threads is not None:
+        check_integer("threads", threads, 4)
+        if threads < 1:
+            raise ValueError(f"threads={threads} must be at least 1; leave it out to let the runtime choose.")
+    if kind is not None and not isinstance(kind, str):
+        raise TypeError(f"kind={kind!r} ({type(kind).__name__}) must be the name of an exporter, e.g. 'onnx'.")
     with at_hand(directory) as path:  # the runtimes have read it all when they have loaded it
         model = _load(path, kind, threads, compile, trust)
     if is_remote(directory):

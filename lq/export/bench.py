@@ -22,6 +22,7 @@ from lq.export.pt2 import compile_frozen
 from lq.export.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
 from lq.export.scratch import scratch
 from lq.export.signature import Inputs, Signature
+from lq.plainly import check_module
 
 # The float model in the same runtime, which an int8 model has to beat to be worth its while.
 COUNTERPARTS = {
@@ -76,8 +77,11 @@ def bench(
     Raises:
         ValueError: for numbers out of range, or as :func:`lq.load`.
     """
-    if not batch_sizes or any(size < 1 for size in batch_sizes):
+    sizes_fit = all(isinstance(size, int) and size > 0 for size in batch_sizes)
+    if not batch_sizes or not sizes_fit:
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be one or more numbers from 1 up, e.g. [1, 16].")
+    if float_model is not None:
+        check_module("float_model", float_model)
     notes: list[str] = []
     with at_hand(directory) as artifact:
         manifest = read_manifest(artifact)

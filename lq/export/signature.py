@@ -95,7 +95,16 @@ class Signature:
         """
         named = _named(self.parameters, tuple(args), kwargs)
         for name, value in named.items():
-            if not _holds_tensors(value) and value != self.constants.get(name):
+            if _holds_tensors(value):
+                if name in kwargs and not any(
+                    spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs
+                ):
+                    raise ValueError(f"the exported model takes {self}, but was called with {name}=...")
+            elif hasattr(value, "__array__"):
+                raise ValueError(
+                    f"{name} is a {type(value).__name__}, but the exported model takes tensors: torch.as_tensor(x)."
+                )
+            elif value != self.constants.get(name):
                 raise ValueError(
                     f"the model was exported with {name}={self.constants.get(name)!r}, which is fixed in it, but was "
                     f"called with {name}={value!r}."

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
+from lq.plainly import check_integer
 
 Call = Callable[[Any, Any], Any]
 
@@ -106,14 +107,35 @@ def first_batches(batches: Iterable[Any], limit: int | None, who: str) -> Iterat
         >>> list(first_batches(range(9), 2, "calibrate"))
         [0, 1]
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"{who}: limit={limit} must be at least 1 batch, e.g. limit=100.")
+    check_batches(batches, who)
+    if limit is not None:
+        check_integer("limit", limit, 100)
+        if limit < 1:
+            raise ValueError(f"{who}: limit={limit} must be at least 1 batch, e.g. limit=100.")
     empty = True
     for batch in islice(batches, limit):
         empty = False
         yield batch
     if empty:
         raise ValueError(f"{who} got no batch: the data loader is empty. Give at least one.")
+
+
+def check_batches(batches: Any, who: str) -> None:
+    """Refuse what is one batch, or none.
+
+    Raises:
+        TypeError: naming what came.
+
+    Example:
+        >>> check_batches(torch.zeros(8, 4), "calibrate()")
+        Traceback (most recent call last):
+        ...
+        TypeError: calibrate(): batches is a Tensor; give several, such as a DataLoader, or a list of one: [x].
+    """
+    if isinstance(batches, (Tensor, Mapping, str, bytes, nn.Module)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{who}: batches is a {type(batches).__name__}; give several, such as a DataLoader, or a list of one: [x]."
+        )
 
 
 def reusable(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:
@@ -124,4 +146,5 @@ def reusable(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:
         >>> list(kept), list(kept)
         ([0, 1], [0, 1])
     """
+    check_batches(batches, "batches")
     return list(islice(batches, limit)) if iter(batches) is batches else batches

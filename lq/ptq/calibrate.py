@@ -12,7 +12,8 @@ from torch import nn
 from lq.backends.prepare import set_phase, state_of
 from lq.console import BatchCounter
 from lq.core.state import QATState
-from lq.ptq.batches import Call, first_batches, run_batch
+from lq.plainly import check_integer
+from lq.ptq.batches import Call, check_batches, first_batches, run_batch
 
 
 def calibrate(
@@ -49,6 +50,12 @@ def calibrate(
         >>> calibrate(prepared, [torch.randn(8, 4) for _ in range(3)])
         3
     """
+    if call is not None and not callable(call):
+        raise TypeError(
+            f"calibrate(): call={call!r} is no function; write e.g. lambda model, batch: model(batch['x'])."
+        )
+    check_batches(batches, "calibrate()")
+    check_integer("limit", limit, 100)
     state = state_of(prepared)
     bad_before = state.nonfinite.tolist()
     prepared.eval()

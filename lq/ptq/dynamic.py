@@ -14,6 +14,7 @@ from lq.backends.prepare import is_prepared
 from lq.deprecations import quiet_torch_ao, quiet_torchscript
 from lq.detached import detached_copy
 from lq.packages import is_lightning_module
+from lq.plainly import check_module
 from lq.qconfig import PRESETS
 
 DYNAMIC_LAYERS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Linear": nn.Linear}
@@ -45,6 +46,10 @@ def quantize_dynamic(
         >>> quantize_dynamic(nn.Sequential(nn.Linear(4, 2)))[0]
         DynamicQuantizedLinear(in_features=4, out_features=2, dtype=torch.qint8, qscheme=torch.per_tensor_affine)
     """
+    check_module("model", model)
+    engines = torch.backends.quantized.supported_engines
+    if engine is not None and engine not in engines:
+        raise ValueError(f"engine={engine!r} is not one of this build of PyTorch: {', '.join(engines)}.")
     unknown = [kind for kind in layers if kind not in DYNAMIC_LAYERS]
     if unknown or isinstance(layers, str):
         raise ValueError(f"layers={layers!r} must be a list of some of {list(DYNAMIC_LAYERS)}.")

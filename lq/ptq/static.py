@@ -14,8 +14,9 @@ from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared, prepare
 from lq.detached import detached_copy
 from lq.packages import is_lightning_module
+from lq.plainly import as_dataclass, check_flag, check_integer, check_module
 from lq.ptq.batch_norm import reestimate_batch_norm
-from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
+from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
 from lq.qconfig import QConfig, as_qconfig
@@ -38,6 +39,13 @@ class StaticOptions:
     bias: bool = False
     limit: int = 100
     target: str | None = None
+
+    def __post_init__(self) -> None:
+        check_flag("batch_norm", self.batch_norm)
+        check_flag("bias", self.bias)
+        check_integer("limit", self.limit, 100)
+        if self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1 batch, e.g. limit=100.")
 
 
 def quantize_static(
@@ -71,7 +79,7 @@ def quantize_static(
         >>> bool((int8(x) - model(x)).abs().max() < 0.05)
         True
     """
-    prepared, owner, name = _prepared(model, batches, qconfig, call, options or StaticOptions())
+    prepared, owner, name = _prepared(model, batches, qconfig, call, as_dataclass(StaticOptions, options, "options"))
     int8 = convert(prepared)
     if not name:
         return int8
@@ -106,7 +114,7 @@ def prepare_static(
         >>> prepared.qat_state.specs[0].observer
         'histogram'
     """
-    return _prepared(model, batches, qconfig, call, options or StaticOptions())[0]
+    return _prepared(model, batches, qconfig, call, as_dataclass(StaticOptions, options, "options"))[0]
 
 
 def with_histograms(qconfig: QConfig | str) -> QConfig:
@@ -126,10 +134,10 @@ def _prepared(
     model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call | None, options: StaticOptions
 ) -> tuple[fx.GraphModule, nn.Module, str]:
     """The prepared graph, the copy of the model that holds what it was made of, and under which name."""
+    check_module("model", model)
+    check_batches(batches, "quantize_static()")
     if is_prepared(model):
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
-    if options.limit < 1:
-        raise ValueError(f"quantize_static(): limit={options.limit} must be at least 1 batch, e.g. limit=100.")
     qconfig, run = with_histograms(qconfig), call or run_batch
     batches = reusable(batches, options.limit)
     owner, name = _copied(model, options.target)
@@ -148,6 +156,11 @@ def _prepared(
 
 def _copied(model: nn.Module, target: str | None) -> tuple[nn.Module, str]:
     if not is_lightning_module(model):
+        if target is not None:
+            raise ValueError(
+                f"target={target!r} is for LightningModules, and {type(model).__name__} is none: give the part itself, "
+                f"model.get_submodule({target!r})."
+            )
         return copy.deepcopy(model).cpu().float().eval(), ""
     return detached_copy(model).float().eval(), find_target(model, target)
 
