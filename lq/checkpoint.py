@@ -18,7 +18,7 @@ from lq.checkpoint_entry import KEY, CheckpointEntry, quoted
 from lq.core.state import STATE
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
-from lq.target import find_target, graft, is_grafted, target_of
+from lq.target import find_target, is_target_prepared, target_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -213,10 +213,10 @@ def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -
             f"In the checkpoint {quoted(entry.target)} is quantized, but of this {type(module).__name__} "
             f"{quoted(name)} would be. Build the module as it was trained."
         )
-    if is_grafted(module, name):
+    if is_target_prepared(module, name):
         entry.require_same_plan(name, qconfig_of(target_of(module, name)))
     else:
-        graft(module, name, _prepared(target_of(module, name), entry))
+        _prepared(target_of(module, name), entry)
 
 
 def _prepared(module: nn.Module, entry: CheckpointEntry) -> Any:

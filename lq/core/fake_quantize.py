@@ -78,19 +78,3 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""
         return f"{self.state.specs[self.slot]}, activation={self.activation}"
-
-
-class TrainingFlag(nn.Module):
-    """Gives its own ``training`` flag: stands in a graph where the traced code read ``self.training``."""
-
-    def forward(self) -> bool:
-        """The flag."""
-        return self.training
-
-
-class ModeSwitch(nn.Module):
-    """Gives its first argument in training and its second in evaluation, for models that return more in training."""
-
-    def forward(self, train_output: object, eval_output: object) -> object:
-        """One of the two."""
-        return train_output if self.training else eval_output

@@ -65,7 +65,7 @@ SAME_GRID = frozenset(
         "adaptive_max_pool1d", "adaptive_max_pool2d", "dropout", "dropout1d", "dropout2d", "dropout3d",
         "pixel_shuffle", "pixel_unshuffle", "view", "contiguous", "expand", "repeat", "unflatten", "T", "mT", "detach",
         "getitem", "flip", "native_channel_shuffle", "tensor_split", "swapdims", "moveaxis", "view_as", "reshape_as",
-        "expand_as", "ravel",
+        "expand_as", "ravel", "quant_stub", "dequant_stub",
     }
 )  # fmt: skip
 STOCHASTIC_DEPTH = frozenset({"StochasticDepth", "DropPath"})
@@ -168,9 +168,15 @@ def stays_in_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = module_of(node, modules)
     if module is not None:
         return isinstance(module, _AVERAGE_MODULES) or is_same_grid(node, modules)
-    return node.target in _AVERAGE_FUNCTIONS | CAT or is_same_grid(node, modules)
+    return recorded(node) in _AVERAGES or node.target in _AVERAGE_FUNCTIONS | CAT or is_same_grid(node, modules)
 
 
+_AVERAGES = frozenset(
+    {
+        "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+        "mean", "cat",
+    }
+)  # fmt: skip
 _AVERAGE_MODULES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
 )  # fmt: skip

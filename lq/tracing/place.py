@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from lq.specs import ActivationSpec
 from lq.tracing import ops
-from lq.tracing.fuse import Layer
+from lq.tracing.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ class Placement:
         """All places, in execution order."""
         found: dict[fx.Node, Rounding] = {}
         for stub in self.stubs:
-            source = stub.args[0]
-            assert isinstance(source, fx.Node)
-            found[stub] = Rounding(stub, source, tuple(stub.users), "none", False)
+            found[stub] = Rounding(stub, stub, tuple(stub.users), "none", False)
         for node in (*self.outputs, *self.joins):
             if node in self.unrounded:
                 continue
@@ -130,8 +128,7 @@ class Placement:
     def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
         if reader in self.joins:
             return ops.joined_tensors(reader) or [n for n in reader.args if isinstance(n, fx.Node)]
-        source = self.inputs[reader].source
-        return [] if source is None else [source]
+        return [self.inputs[reader].input]
 
     def _same_grid(self, node: fx.Node) -> bool:
         if ops.is_same_grid(node, self.modules):

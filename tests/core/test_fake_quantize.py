@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
+from lq.core.fake_quantize import FakeQuantize
 from lq.core.state import QATState
 from lq.specs import ActivationSpec
 
@@ -95,14 +95,6 @@ def test_only_what_it_owns_is_overwritten():
 
 def test_it_says_what_it_does():
     assert "uint8 [0, 255] affine, moving_average_minmax, activation=relu6" in repr(make("relu6")[1])
-
-
-def test_mode_helpers_follow_the_mode():
-    flag, switch = TrainingFlag(), ModeSwitch()
-    assert flag() is True
-    assert switch(1, 2) == 1
-    assert flag.eval()() is False
-    assert switch.eval()(1, 2) == 2
 
 
 @pytest.mark.parametrize("observer", ["histogram", "percentile"])
