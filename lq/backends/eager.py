@@ -42,7 +42,7 @@ def choose(recorded: Recorded) -> Choice:
     layers, floats = _split(recorded, inside)
     modules = recorded.finder.modules
     joins = [n for n, name in annotated.items() if n in inside and not stubs.is_switched_off(modules, name)]
-    placement = Placement(graph, {}, layers, joins, entries, recorded.qconfig.resolved_fuse_add)
+    placement = Placement(graph, layers, joins, entries, recorded.qconfig.resolved_fuse_add)
     return Choice(layers, floats, placement.sites(), _remarks(graph, inside, annotated))
 
 
@@ -76,6 +76,5 @@ def _where(node: fx.Node) -> str:
 
 
 def _method(node: fx.Node) -> str:
-    if node.target in ops.CAT:
-        return "cat([a, b], dim)"
-    return "add(a, b)" if node.target in ops.ADD else "mul(a, b)"
+    name = ops.operation_of(node)
+    return "cat([a, b], dim)" if name == "cat" else f"{name}(a, b)"

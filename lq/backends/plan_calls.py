@@ -158,6 +158,6 @@ def _float_operations(graph: fx.Graph, planner: SitePlanner) -> tuple[str, ...]:
         operation = ops.recorded(node)
         if not operation or node.meta.get("constant") or node in int8 or operation in _QUIET:
             continue
-        if not ops.is_same_grid(node, {}) and not ops.relu_kind(node, {}):
+        if not ops.is_same_grid(node) and not ops.relu_kind(node):
             found.append(planner.label(node))
     return tuple(found)

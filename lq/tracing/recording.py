@@ -141,7 +141,7 @@ class Recorder(TorchFunctionMode):
         """End the graph."""
         tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         self.graph.output(tuple(self._node(t) for t in tensors))
-        give_input_by_position(self.graph, {})
+        give_input_by_position(self.graph)
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._kept.append(tensor)

@@ -76,7 +76,7 @@ def functionals(graph: fx.Graph) -> dict[fx.Node, str]:
     for node in graph.nodes:
         owner = node.meta.get(_FUNCTIONAL)
         if owner is not None:
-            found[node.args[0] if relu_kind(node, {}) else node] = owner
+            found[node.args[0] if relu_kind(node) else node] = owner
     return found
 
 

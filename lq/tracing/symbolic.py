@@ -185,7 +185,7 @@ def read_calls(root: nn.Module, stubs: bool = False) -> tuple[fx.Graph, list[tup
     for node in graph.nodes:
         if _works_in_place(node) and node.op in ("call_function", "call_method"):
             _check_result_is_read(node)
-    give_input_by_position(graph, {})
+    give_input_by_position(graph)
     return graph, reader.calls
 
 

@@ -222,7 +222,7 @@ def assert_one_quantizer_per_tensor(prepared: fx.GraphModule) -> None:
         source = node.args[0]
         assert source not in read, node
         read.add(source)
-        while ops.is_same_grid(source, modules):
+        while ops.is_same_grid(source):
             source = source.args[0]
         assert not isinstance(ops.module_of(source, modules), FakeQuantize), f"{node} rounds {source} again"
 

@@ -89,8 +89,7 @@ def test_only_what_it_owns_is_overwritten():
     state, quantizer = make(observer=True, fake_quant=True)
     x = torch.randn(5, requires_grad=True) * 1.0
     assert quantizer(x).data_ptr() != x.data_ptr()
-    owner = FakeQuantize(state, 0, owns_input=True)
-    assert owner(x).data_ptr() == x.data_ptr()
+    assert quantizer(x, owned=True).data_ptr() == x.data_ptr()
 
 
 def test_it_says_what_it_does():

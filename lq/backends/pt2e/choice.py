@@ -76,7 +76,7 @@ class _Sites:
 
     def _is_in_range_of_group(self, site: Rounding) -> bool:
         """Whether what the group's first member clips leaves this one as it is: it averages or joins such members."""
-        if not ops.stays_in_range(site.node, {}):
+        if not ops.stays_in_range(site.node):
             return False
         groups = [{t.group for t in self.by_node.get(node, ())} for node in site.node.all_input_nodes]
         return all(site.group in group for group in groups)
@@ -84,14 +84,14 @@ class _Sites:
     def _site(self, node: fx.Node, tensor: VendorTensor) -> Rounding:
         users = tuple(u for u in node.users if tensor.readers is None or u in tensor.readers)
         everybody = len(users) == len(node.users)
-        relu = ops.relu_kind(node, {})
+        relu = ops.relu_kind(node)
         source = node.args[0] if relu else None
         if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1:
-            return Rounding(node, source, users, *relu, self._is_fresh(source), tensor.spec, tensor.group)
-        return Rounding(node, node, users, "none", False, everybody and self._is_fresh(node), tensor.spec, tensor.group)
+            return Rounding(node, source, users, relu, self._is_fresh(source), tensor.spec, tensor.group)
+        return Rounding(node, node, users, "none", everybody and self._is_fresh(node), tensor.spec, tensor.group)
 
     def _plain(self, site: Rounding) -> Rounding:
-        return replace(site, source=site.node, activation="none", inplace=False, owned=False)
+        return replace(site, source=site.node, activation="none", owned=False)
 
     def _is_float(self, user: fx.Node) -> bool:
         """Whether a reader is a layer that stays float, by the user's wish."""
@@ -101,7 +101,7 @@ class _Sites:
         return node in self.outputs or ops.joined_tensors(node) is not None
 
     def _is_rounded_before(self, node: fx.Node, tensor: VendorTensor) -> bool:
-        while ops.is_same_grid(node, {}) and node.args and isinstance(node.args[0], fx.Node):
+        while ops.is_same_grid(node) and node.args and isinstance(node.args[0], fx.Node):
             reader, node = node, node.args[0]
             for earlier in self.by_node.get(node, ()):
                 if earlier.spec == tensor.spec and (earlier.readers is None or reader in earlier.readers):
