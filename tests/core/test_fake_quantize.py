@@ -86,7 +86,7 @@ def test_an_empty_batch_passes_and_is_not_observed(seen: bool):
 
 
 def test_only_what_it_owns_is_overwritten():
-    state, quantizer = make(observer=True, fake_quant=True)
+    _, quantizer = make(observer=True, fake_quant=True)
     x = torch.randn(5, requires_grad=True) * 1.0
     assert quantizer(x).data_ptr() != x.data_ptr()
     assert quantizer(x, owned=True).data_ptr() == x.data_ptr()
