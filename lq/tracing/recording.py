@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
+from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
@@ -249,33 +250,6 @@ _PLAIN = (
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else str(type(value))
-
-
-def input_tensors(named: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """Every tensor of a call's arguments once, and what it is called.
-
-    Example:
-        >>> x = torch.ones(1)
-        >>> [name for name, _ in input_tensors({"pair": (x, {"key": torch.ones(2)}), "same": x})]
-        ['pair_0', 'pair_1_key']
-    """
-    found: dict[int, tuple[str, Tensor]] = {}
-    for name, value in named.items():
-        for path, leaf in _leaves(value, name):
-            if isinstance(leaf, Tensor):
-                found.setdefault(id(leaf), (path, leaf))
-    return list(found.values())
-
-
-def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [pair for key, inner in value.items() for pair in _leaves(inner, f"{path}_{key}")]
-    if isinstance(value, (list, tuple)):
-        return [pair for i, inner in enumerate(value) for pair in _leaves(inner, f"{path}_{i}")]
-    if isinstance(value, Tensor):
-        return [(path, value)]
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return [(path if len(tensors) == 1 else f"{path}_{i}", leaf) for i, leaf in enumerate(tensors)]
 
 
 _OURS = ("lq.", "torch.")

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
+from torch.ao.nn.quantized import FloatFunctional
+from torch.utils.checkpoint import checkpoint
 
 from lq.backends.convert import convert
+from lq.backends.graph import as_graph
 from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.deprecations import quiet_torch_ao
@@ -185,6 +189,64 @@ def test_two_stubs_may_read_one_tensor():
     assert state_of(prepared).names == ["fq_left_stub", "fq_left", "fq_right_stub", "fq_right"]
     set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
     assert torch.equal(prepared.train()(x)[2], x[:, :2])  # what no stub has seen is not rounded
+
+
+class Shared(nn.Module):
+    """One stub for two inputs, whose ranges differ, perhaps within a checkpoint or beside a branch on values."""
+
+    def __init__(self, checkpointed: bool = False, branches: bool = False) -> None:
+        super().__init__()
+        self.quant, self.dequant, self.join = ao.QuantStub(), ao.DeQuantStub(), FloatFunctional()
+        self.left, self.right = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.checkpointed, self.branches = checkpointed, branches
+
+    def part(self, x: Tensor) -> Tensor:
+        y: Tensor = self.left(self.quant(x))
+        return y
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        if self.branches and bool(x.sum() < -1e9):
+            x = x * 2
+        left = checkpoint(self.part, x, use_reentrant=False) if self.checkpointed else self.part(x)
+        y: Tensor = self.dequant(self.join.add(left, self.right(self.quant(other))))
+        return y
+
+
+PAIR = torch.rand(3, 4), 5 * torch.rand(3, 4)
+
+
+def trained(prepared: Any) -> Any:
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    for _ in range(2):
+        prepared.zero_grad()
+        prepared.train()(*PAIR).square().sum().backward()
+    return prepared
+
+
+def test_each_call_of_a_stub_has_a_range_of_its_own():
+    prepared = trained(prepare(Shared(), EAGER, PAIR))
+    ranges = dict(zip(state_of(prepared).names, state_of(prepared).max_val.tolist(), strict=True))
+    assert ranges["fq_quant"] == pytest.approx(float(PAIR[0].max()))
+    assert ranges["fq_quant_1"] == pytest.approx(float(PAIR[1].max()))
+    with torch.no_grad():
+        fake = prepared.eval()(*PAIR)
+        assert torch.allclose(as_graph(prepared)(*PAIR), fake, atol=1e-6)
+        for copied in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+            assert torch.equal(copied(*PAIR), fake)
+
+
+@pytest.mark.parametrize("how", ["checkpointed", "branches"])
+def test_what_no_graph_says_trains_the_same(how: str):
+    net = Shared()
+    other = Shared(**{how: True})
+    other.load_state_dict(net.state_dict())
+    expected = trained(prepare(net, EAGER, PAIR))
+    got = prepare(other, EAGER)  # at its first call, or read off the code
+    got(*PAIR)
+    trained(got)
+    assert state_of(got).names == state_of(expected).names
+    grads = [[p.grad for p in prepared.parameters()] for prepared in (expected, got)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_annotations_say_nothing_to_the_default_backend():

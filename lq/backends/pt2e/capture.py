@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lq.backends.base import Inputs, Recorded
 from lq.core.own_class import own_class
 from lq.tracing.functions import property_of
-from lq.tracing.inputs import named_arguments
+from lq.tracing.inputs import input_tensors, named_arguments
 from lq.tracing.layers import seen_of
 from lq.tracing.ops import SEEN, recorded
-from lq.tracing.recording import LEAF, TENSOR, input_tensors
+from lq.tracing.recording import LEAF, TENSOR
 
 _STEP = re.compile(r"lq_step_(\d+)\b")
 STEP = "lq_step"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("torchao")
 
+from lq.analysis.tensors import tensors_of
 from lq.backends.convert import convert
 from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare, prepare_again, set_phase, state_of
@@ -84,6 +85,8 @@ def test_shared_grids_are_one_range_that_covers_all(qconfig):
     state = state_of(prepared)
     names = {t.after: t.name for t in plan_of(prepared).tensors}
     assert names["left"] == names["right"] == "fq_left"
+    modules = {tensor.name: tensor.quantizer for tensor in tensors_of(prepared)}
+    assert modules["left"] is modules["right"]
     with torch.no_grad():  # the right one has the larger values
         prepared.right.bias.add_(5.0)
         prepared.left.bias.zero_()
