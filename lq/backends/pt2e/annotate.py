@@ -17,7 +17,7 @@ from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import seen_of, weight_of
 from lq.tracing.ops import SEEN, recorded
-from lq.tracing.recording import LEAF
+from lq.tracing.recording import LEAF, overwritten
 
 
 def annotate(call: Recorded, quantizer: Any) -> VendorPlan:
@@ -81,14 +81,16 @@ class _Reader:
         if step is not None and {user.meta.get(STEP) for user in node.users} == {step}:
             self._remark(f"what `{_name(step)}` computes inside is not rounded")
             return
-        if step is not None and all(self._is_observer(user) for user in source.users):
+        is_overwritten = step is not None and any(user.target is overwritten for user in step.users)
+        if step is not None and not is_overwritten and all(self._is_observer(user) for user in source.users):
             yield VendorTensor(step, None, spec, group)
             return
         for user in node.users:
             reader = user.meta.get(STEP)
             if reader is None or self._is_observer(user):
                 continue
-            read = step if step in reader.all_input_nodes else _only(reader.all_input_nodes)
+            inputs = [n for n in reader.all_input_nodes if not n.meta.get("constant")]
+            read = step if step in inputs else _only(inputs)
             if read is not None and reader is not step:
                 yield VendorTensor(read, (reader,), spec, group)
 

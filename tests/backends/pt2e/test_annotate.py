@@ -12,6 +12,8 @@ pytest.importorskip("torchao")
 
 from torchao.quantization.pt2e import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 
+from lq.backends.prepare import plan_of as prepared_plan
+from lq.backends.prepare import prepare
 from lq.backends.pt2e.annotate import annotate
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan
@@ -62,6 +64,24 @@ def test_a_tensor_that_others_read_in_float():
             return y
 
     assert rounded(plan_of(Fork(), OnlyLinear()))[0] == ("x", ("a", "b"), 0)
+
+
+def test_a_view_of_what_is_overwritten_is_still_the_input_of_its_reader():
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x)
+            part = y[:, :2]
+            y += 1
+            z: Tensor = self.fc(part)
+            return z
+
+    assert rounded(plan_of(Overwrites(), OnlyLinear())) == [("overwritten", ("fc",), 0), ("fc", None, 1)]
+    qconfig = QConfig(backend="pt2e", quantizer="tests.backends.pt2e.quantizers.OnlyLinear")
+    assert [t.after for t in prepared_plan(prepare(Overwrites(), qconfig, (X,))).tensors] == ["overwritten", "fc"]
 
 
 def test_one_of_several_results():
