@@ -21,7 +21,7 @@ from lq.export.remote import local_path
 from lq.fields import Field
 from lq.packages import is_lightning_module, overrides
 from lq.plainly import check_path
-from lq.target import find_target, graft, is_grafted, target_of
+from lq.target import find_target, target_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -56,7 +56,8 @@ class Checkpoint:
             kind = "local file" if file is None else "file"
             raise FileNotFoundError(f"there is no checkpoint {path}; give a {kind} that ModelCheckpoint has written.")
         path = file
-        head = file.open("rb").read(2)
+        with file.open("rb") as opened:
+            head = opened.read(2)
         if head not in (b"PK", b"\x80\x02"):
             raise ValueError(f"{path} cannot be read as a checkpoint: it is no file of torch.save, or it is damaged.")
         try:
@@ -109,16 +110,15 @@ class Checkpoint:
         entry, state = self.entry, part_of_state(self.content["state_dict"])
         if is_lightning_module(module):
             _prepare_lightning_module(module, entry)
-            loaded: nn.Module = module
         else:
-            loaded = _prepared(module, entry)
+            _prepare(module, entry)
             state = part_of_state(state, entry.target)
-        _check_fit(state, loaded, f"{self.path} does not fit {type(module).__name__}")
+        _check_fit(state, module, f"{self.path} does not fit {type(module).__name__}")
         try:
-            loaded.load_state_dict(state, strict=True)
+            module.load_state_dict(state, strict=True)
         except (RuntimeError, KeyError, TypeError) as error:  # a state of another size or kind
             raise ValueError(f"{self.path} does not fit {type(module).__name__}: {error}") from error
-        return loaded.eval()  # type: ignore[return-value]  # a GraphModule in the place of a plain module
+        return module.eval()
 
     def load_float(self, module: nn.Module) -> None:
         """Give a module the weights of a float run.
@@ -229,17 +229,14 @@ def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -
             f"In the checkpoint {quoted(entry.target)} is quantized, but of this {type(module).__name__} "
             f"{quoted(name)} would be. Build the module as it was trained."
         )
-    if is_grafted(module, name):
-        entry.require_same_plan(name, qconfig_of(target_of(module, name)))
-    else:
-        graft(module, name, _prepared(target_of(module, name), entry))
+    _prepare(target_of(module, name), entry)
 
 
-def _prepared(module: nn.Module, entry: CheckpointEntry) -> Any:
+def _prepare(module: nn.Module, entry: CheckpointEntry) -> None:
     if is_prepared(module):
         entry.require_same_plan(entry.target, qconfig_of(module))
-        return module
-    return entry.prepare(module, entry.target, entry.qconfig)
+    else:
+        entry.prepare(module, entry.target, entry.qconfig)
 
 
 def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lq.backends.prepare import prepare_again, prepare_without_example
+from lq.backends.prepare import prepare_again
 from lq.fields import Field
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
@@ -25,11 +25,9 @@ class CheckpointEntry:
     Args:
         target: dotted name of the quantized part; "" is the LightningModule itself.
         qconfig: what it was prepared with.
-        passed: parameters of its ``forward`` that calls pass.
         started: whether fake quantization had started.
         fp32: figures of the float model.
-        vendor: what its backend took from outside of lq, such as a quantizer of PT2E.
-        plan: of a target that was instrumented in place, all that is needed to do so again.
+        plan: all that is needed to instrument the target again, see :meth:`lq.tracing.plan.Plan.to_dict`.
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
 
     Example:
@@ -40,11 +38,9 @@ class CheckpointEntry:
 
     target: str
     qconfig: QConfig
-    passed: tuple[str, ...] = ()
     started: bool = False
     fp32: Mapping[str, float] = field(default_factory=dict)
-    vendor: Mapping[str, Any] | None = None
-    plan: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,17 +66,12 @@ class CheckpointEntry:
                 f"The checkpoint's QAT entry has format version {version}; this lq reads version {FORMAT_VERSION}. "
                 + ("Install the lq that wrote it, or a newer one." if version > FORMAT_VERSION else "Train it again.")
             )
-        qconfig, vendor, plan = _qconfig(given["qconfig"]), given.get("vendor", None), given.get("plan", None)
-        if vendor.value is None and qconfig.backend == "pt2e":  # which would ask the quantizer that the file names
-            raise vendor.error("what the quantizer of the backend 'pt2e' chose")
         return cls(
             given["target"].text(),
-            qconfig,
-            tuple(name.text() for name in given["passed"].each()),
+            _qconfig(given["qconfig"]),
             given.get("started", False).flag(),
             {name: _figure(value) for name, value in given.get("fp32", {}).items()},
-            None if vendor.value is None else vendor.mapping(),
-            None if plan.value is None else plan.mapping(),
+            given["plan"].mapping(),
             # the first checkpoints have none
             tuple({name: _figure(value) for name, value in row.items()} for row in given.get("history", ()).each()),
         )
@@ -117,15 +108,10 @@ class CheckpointEntry:
         """
         self.require_same_plan(target, qconfig)
         try:
-            if self.plan is not None:
-                return prepare_again(module, self.qconfig, self.plan)
-            return prepare_without_example(module, self.qconfig, frozenset(self.passed), vendor=self.vendor)
+            return prepare_again(module, self.qconfig, self.plan)
         except (KeyError, TypeError, AttributeError) as error:
-            if self.vendor is None and self.plan is None:
-                raise
-            name = "vendor" if self.plan is None else "plan"
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"checkpoint: {KEY}.{name} is not what QATCallback writes ({reason}).") from error
+            raise ValueError(f"checkpoint: {KEY}.plan is not what QATCallback writes ({reason}).") from error
 
 
 _GRIDS: dict[str, type[WeightSpec] | type[ActivationSpec]] = {"weight": WeightSpec, "activation": ActivationSpec}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -83,7 +84,7 @@ def as_float_model(module: nn.Module, name: str, weights: Mapping[str, Any]) -> 
     target = target_of(module, name)
     state = state_of(target)
     phase = {key: getattr(state, key) for key in ("fake_quant", "observer", "freeze_bn")}
-    before = {key: value.clone() for key, value in module.state_dict().items() if key in weights}
+    before = {key: copy.deepcopy(value) for key, value in module.state_dict().items() if key in weights}
     module.load_state_dict(dict(weights), strict=False)
     set_phase(target, fake_quant=False, observer=False, freeze_bn=False)
     try:
@@ -103,7 +104,7 @@ def float_weights(module: nn.Module, name: str) -> dict[str, Any]:
     prefix = f"{name}." if name else ""
     own = {prefix + key for key in float_state(target_of(module, name))}
     return {
-        key: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+        key: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
         for key, value in module.state_dict().items()
         if key in own or not key.startswith(prefix)
     }

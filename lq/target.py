@@ -1,8 +1,7 @@
-"""Which part of a LightningModule is quantized, and how the prepared graph takes its place."""
+"""Which part of a LightningModule is quantized."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -13,11 +12,9 @@ from lq.backends.base import Inputs
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
 from lq.core.checkpoint import part_of_state
-from lq.core.modules import QAT_LAYERS, QATLayer
+from lq.core.modules import QAT_LAYERS
 from lq.core.state import STATE
 from lq.packages import overrides
-
-_GRAPH = "_lq_graph"
 
 
 def find_target(module: LightningModule, name: str | None = None) -> str:
@@ -86,75 +83,6 @@ def target_of(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name) if name else module
 
 
-def graft(module: LightningModule, name: str, prepared: nn.Module) -> None:
-    """Put ``prepared`` in the place of the target; what was instrumented in place is there already.
-
-    A graph of another backend replaces a submodule: what the class of that has beside ``forward`` is gone, and whoever
-    asks for it is told so. If the LightningModule itself is the target, what the graph calls in another form is
-    replaced one by one and its class becomes a subclass whose ``forward`` runs the prepared graph, so that
-    ``self.conv1`` and all its other methods stay what they were.
-    """
-    if not isinstance(prepared, fx.GraphModule):
-        return
-    if name:
-        _explain_what_is_gone(prepared, target_of(module, name), name)
-        module.set_submodule(name, prepared)
-        return
-    for path in {str(node.target) for node in prepared.graph.nodes if node.op in ("call_module", "get_attr")}:
-        part = _attribute(prepared, path)
-        if isinstance(part, nn.Module) and not path.startswith(STATE) and part is not module.get_submodule(path):
-            module.set_submodule(path, part)
-    module.add_module(STATE, prepared.get_submodule(STATE))
-    _run_graph(module, prepared)
-
-
-def _explain_what_is_gone(prepared: fx.GraphModule, part: nn.Module, name: str) -> None:
-    gone, kind = frozenset(dir(part)) - frozenset(dir(prepared)), type(part).__name__
-
-    def explain(graph_module: nn.Module, attribute: str) -> Any:
-        try:
-            return nn.Module.__getattr__(graph_module, attribute)
-        except AttributeError as error:
-            if attribute not in gone:
-                raise
-            raise AttributeError(
-                f"{kind}.{attribute} is gone: while it is trained for int8, {name} is a graph with the forward() and "
-                f"the layers of {kind} and nothing else. Move {attribute} into the LightningModule, or make that the "
-                "target, which keeps all it has: QATCallback(target='')."
-            ) from error
-
-    # Every GraphModule has a class of its own.
-    type(prepared).__getattr__ = explain  # type: ignore[method-assign]
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(owner), name)
-
-
-def _run_graph(module: nn.Module, graph_module: fx.GraphModule) -> None:
-    module.__dict__[_GRAPH] = graph_module.graph
-    cls = type(module)
-    members = {"forward": type(graph_module).forward, "__module__": cls.__module__, "__reduce_ex__": _reduce}
-    # Like torch.nn.utils.parametrize: a subclass per instance, not a patched method.
-    module.__class__ = type(cls.__name__, (cls,), members)
-
-
-def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """For pickle and copy, which look a class up by its name: that of the user and the graph, which makes the other."""
-    attributes: Any = module
-    state = dict(attributes.__getstate__())
-    for name in (_GRAPH, "_compiled_call_impl"):
-        state.pop(name, None)
-    return _rebuild, (type(module).__bases__[0], prepared_graph(module, "")), state
-
-
-def _rebuild(cls: type[nn.Module], graph_module: fx.GraphModule) -> nn.Module:
-    module = cls.__new__(cls)
-    _run_graph(module, graph_module)
-    return module
-
-
 def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) -> fx.GraphModule:
     """The graph of a prepared target, sharing its parameters and ranges.
 
@@ -169,11 +97,7 @@ def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) 
     target = target_of(module, name)
     if not is_prepared(target):
         raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
-    if _GRAPH not in target.__dict__:
-        return as_graph(target, example)
-    graph_module = fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
-    graph_module._tracer_cls = None  # as lq.tracing.trace.trace does: unpickling traces once more
-    return graph_module
+    return as_graph(target, example)
 
 
 def prepared_name(module: nn.Module) -> str:
@@ -195,13 +119,12 @@ def prepared_name(module: nn.Module) -> str:
 
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has."""
-    learned = {f"{name}.weight_scale" for name, layer in prepared.named_modules() if isinstance(layer, QATLayer)}
     state = part_of_state(prepared.state_dict())
-    for key in [key for key in state if key.startswith(f"{STATE}.") or key in learned]:
+    for key in [key for key in state if key.startswith(f"{STATE}.")]:
         del state[key]
     return state
 
 
-def is_grafted(module: nn.Module, name: str) -> bool:
+def is_target_prepared(module: nn.Module, name: str) -> bool:
     """Whether the target is prepared already."""
     return is_prepared(target_of(module, name))

@@ -309,7 +309,7 @@ class QATTrainer(Trainer):
         order: Order,
         baseline: Baseline,
     ) -> Deployment:
-        """Deploy a grafted module, judged on its validation data, and say what came out."""
+        """Deploy a prepared module, judged on its validation data, and say what came out."""
         example, loaders = first_validation_call(model, name, datamodule)
         judge = Judge(loaders, datamodule, callback.metric, callback.target_fn, self.limit_val_batches)
         done = deploy(detached_copy(model), name, example, judge, order, baseline)

@@ -24,10 +24,10 @@ from lq.export.delivery import Order
 from lq.export.directory import AnyPath
 from lq.export.remote import local_path
 from lq.loaders import training_batches
-from lq.ptq.static import StaticOptions, prepare_static
+from lq.ptq.static import StaticOptions, prepare_and_calibrate
 from lq.qconfig import QConfig
 from lq.report.history import read_history
-from lq.target import graft, target_of
+from lq.target import target_of
 from lq.validation import Sample, call_sample, samples_of
 
 
@@ -75,7 +75,7 @@ def calibrate_target(
         name: of its target.
         datamodule: its training data calibrate.
         qconfig: grids.
-        options: what to do beside; their target is ``name``.
+        options: what to do beside.
 
     Raises:
         ValueError: if there is no batch, or the validation step does not call the target.
@@ -85,7 +85,7 @@ def calibrate_target(
         return call_sample(target_of(owner, name), sample)
 
     samples = samples_of(model, name, islice(training_batches(model, datamodule), options.limit), datamodule)
-    graft(model, name, prepare_static(model, samples, qconfig, call, replace(options, target=name)))
+    prepare_and_calibrate(model.cpu().float().eval(), name, samples, qconfig, call, options)
 
 
 def order_of(

@@ -14,7 +14,6 @@ from lq.evaluation import Judge
 from lq.export.artifact import load, load_prepared_state
 from lq.export.delivery import Order
 from lq.ptq import calibrate
-from lq.target import graft
 from tests.tiny import Tiny, make_net, quicken_deployment, val_loader
 
 
@@ -24,9 +23,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained() -> Tiny:
-    """A grafted module whose ranges have seen data."""
+    """A prepared module whose ranges have seen data."""
     module = Tiny()
-    graft(module, "model", prepare(module.model))
+    prepare(module.model)
     set_phase(module.model, fake_quant=True, observer=True, freeze_bn=False)
     for x, _ in val_loader():
         module.train()(x)

@@ -11,13 +11,13 @@ import torchmetrics
 from torch import Tensor, fx, nn
 from torch.ao import quantization as ao
 
+from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare, set_phase
 from lq.qconfig import QConfig
 from lq.target import (
     find_target,
     float_state,
-    graft,
-    is_grafted,
+    is_target_prepared,
     prepared_graph,
     prepared_name,
     target_of,
@@ -65,11 +65,11 @@ def test_find_target() -> None:
 
 
 @pytest.mark.parametrize("make", [Tiny, Direct])
-def test_find_target_is_the_same_after_grafting(make: Any) -> None:
+def test_find_target_is_the_same_when_it_is_prepared(make: Any) -> None:
     module = make()
     name = find_target(module)
-    graft(module, name, prepare(target_of(module, name)))
-    assert is_grafted(module, name)
+    prepare(target_of(module, name))
+    assert is_target_prepared(module, name)
     assert find_target(module) == name
 
 
@@ -78,13 +78,13 @@ def test_single_layer_as_target_names_its_holder() -> None:
         find_target(Direct(), "head")
 
 
-def test_graft_on_the_module_itself_keeps_the_module() -> None:
+def test_preparing_the_module_itself_keeps_the_module() -> None:
     module = Direct()
     before = dict(module.named_parameters())
     keys = module.state_dict().keys()
     x = torch.randn(2, 1, 6, 6)
     expected = module.eval()(x)
-    graft(module, "", prepare(module))
+    assert prepare(module) is module
     assert isinstance(module, Direct)
     assert module.helper() == "still here"
     assert all(module.get_parameter(name) is parameter for name, parameter in before.items())
@@ -100,10 +100,10 @@ def test_graft_on_the_module_itself_keeps_the_module() -> None:
 
 
 @pytest.mark.parametrize("make", [Tiny, Direct])
-def test_grafted_module_can_be_copied(make: Any) -> None:
+def test_a_prepared_module_can_be_copied(make: Any) -> None:
     module = make()
     name = find_target(module)
-    graft(module, name, prepare(target_of(module, name)))
+    prepare(target_of(module, name))
     twin = copy.deepcopy(module)
     x = torch.randn(2, 1, 6, 6)
     assert torch.equal(twin.eval()(x), module.eval()(x))
@@ -113,14 +113,14 @@ def test_grafted_module_can_be_copied(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [Tiny, Direct])
-def test_grafted_module_pickles(make: Any) -> None:
+def test_a_prepared_module_pickles(make: Any) -> None:
     module = make()
     name = find_target(module)
-    graft(module, name, prepare(target_of(module, name)))
+    prepare(target_of(module, name))
     x = torch.randn(2, 1, 6, 6)
     for twin in (pickle.loads(pickle.dumps(module)), pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(module))))):
         assert isinstance(twin, make)
-        assert is_grafted(twin, name)
+        assert is_target_prepared(twin, name)
         assert torch.equal(twin.eval()(x), module.eval()(x))
         assert twin.state_dict().keys() == module.state_dict().keys()
         set_phase(prepared_graph(twin, name), fake_quant=True, observer=True, freeze_bn=False)
@@ -140,7 +140,7 @@ def test_prepared_name(make: Any) -> None:
     with pytest.raises(ValueError, match="holds nothing that is prepared"):
         prepared_name(module)
     name = find_target(module)
-    graft(module, name, prepare(target_of(module, name)))
+    prepare(target_of(module, name))
     assert prepared_name(module) == name
 
 
@@ -171,14 +171,12 @@ class InPlace(L.LightningModule):
 def test_what_may_not_work_in_place_behind_a_fake_quantizer_does_not_in_the_lightning_module_either(
     qconfig: Any,
 ) -> None:
-    module = InPlace()
-    prepared = prepare(module, qconfig)
-    graft(module, "", prepared)
+    module = prepare(InPlace(), qconfig)
     set_phase(module, fake_quant=True, observer=True, freeze_bn=False)
     x = torch.rand(3, 4)
     for _ in range(2):
         module.train()(x).sum().backward()
-    assert torch.equal(module.eval()(x), prepared.eval()(x))
+    assert torch.equal(module.eval()(x), as_graph(module)(x))
 
 
 class Helpful(nn.Sequential):
@@ -190,22 +188,9 @@ class Helpful(nn.Sequential):
         return "still here"
 
 
-def test_what_a_named_target_had_it_keeps() -> None:
+@pytest.mark.parametrize("qconfig", ["portable", EAGER], ids=["fx", "eager"])
+def test_what_a_named_target_had_it_keeps(qconfig: Any) -> None:
     module = Tiny()
     module.model = Helpful()
-    graft(module, "model", prepare(module.model))
+    prepare(module.model, qconfig)
     assert (module.model.helper(), module.model.classes, len(module.model)) == ("still here", 2, 3)
-
-
-def test_whoever_asks_for_what_another_backends_graph_lacks_is_told_where_it_went() -> None:
-    module = Tiny()
-    module.model = Helpful()
-    graft(module, "model", prepare(module.model, EAGER))
-    for name in ("helper", "classes"):
-        with pytest.raises(AttributeError, match=rf"Helpful\.{name} is gone: .* QATCallback\(target=''\)"):
-            getattr(module.model, name)
-    with pytest.raises(AttributeError, match="has no attribute 'never_there'"):
-        _ = module.model.never_there
-    assert not hasattr(module.model, "helper")
-    assert module.model.get_submodule("1").out_features == 2
-    assert pickle.loads(pickle.dumps(copy.deepcopy(module))).model(torch.rand(1, 4)).shape == (1, 2)

@@ -66,7 +66,7 @@ def _quantizer_of(arg: Any, modules: dict[str, nn.Module]) -> FakeQuantize | Non
         module = ops.module_of(arg, modules)
         if isinstance(module, FakeQuantize):
             return module
-        if not ops.is_same_grid(arg, modules):
+        if not ops.is_same_grid(arg):
             return None
         arg = arg.args[0]
     return None

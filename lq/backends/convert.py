@@ -87,12 +87,12 @@ class _Int8Lowering(Lowering):
             return None
         suffix = "_relu" if relu else ""
         quantized = [self._quantized(n) for n in inputs]
-        if source.target in ops.CAT:
+        name = ops.operation_of(source)
+        if name == "cat":
             dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", source.kwargs.get("axis", 0))
             kernel = getattr(torch.ops.quantized, f"cat{suffix}")
             return self.graph.call_function(kernel, (quantized, dim, *output))
-        kernel = getattr(torch.ops.quantized, ("add" if source.target in ops.ADD else "mul") + suffix)
-        return self.graph.call_function(kernel, (*quantized, *output))
+        return self.graph.call_function(getattr(torch.ops.quantized, f"{name}{suffix}"), (*quantized, *output))
 
     def skips(self, node: fx.Node) -> bool:
         """Layers and joins whose every input is quantized run inside the kernel that writes their grid."""
@@ -108,16 +108,15 @@ class _Int8Lowering(Lowering):
         return joined is not None and all(self._grid_of(n) is not None for n in joined)
 
     def operation(self, node: fx.Node) -> _Value:
-        if ops.is_same_grid(node, self.modules) or ops.relu_kind(node, self.modules) is not None:
+        if ops.is_same_grid(node) or ops.relu_kind(node) is not None:
             return self._same_grid(node)
         return _Value(real=_reshaping(self.copy(node, self.real)))
 
     def _same_grid(self, node: fx.Node) -> _Value:
         grid = self._grid_of(node.args[0]) if node.args else None
-        relu = ops.relu_kind(node, self.modules)
-        if grid is None or (relu is not None and relu[0] == "relu6"):
+        if grid is None or ops.relu_kind(node) == "relu6":
             return _Value(real=_reshaping(self.copy(node, self.real)))
-        if not _runs_on_quantized(node, self.modules):
+        if not _runs_on_quantized(node):
             return _Value(real=_reshaping(self.copy(node, self.real)), grid=grid)
         keep = lambda n: self._quantized(n) if n is node.args[0] else self.real(n)  # noqa: E731
         return _Value(quantized=_reshaping(self.copy(node, keep)), grid=grid)
@@ -165,23 +164,16 @@ def _reshaping(node: fx.Node) -> fx.Node:
     return node
 
 
-_QUANTIZED_MODULES = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU)
-_QUANTIZED_FUNCTIONS = {
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
-    torch.max_pool2d, torch.nn.functional.max_pool2d, torch.relu, torch.nn.functional.relu,
-    "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "contiguous", "relu",
-    "detach",
-}  # fmt: skip
+_ON_QUANTIZED = frozenset(
+    {
+        "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "max_pool2d", "contiguous",
+        "relu", "detach",
+    }
+)  # fmt: skip
 
 
-def _runs_on_quantized(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if ops.returns_indices(node, modules):
+def _runs_on_quantized(node: fx.Node) -> bool:
+    name = ops.operation_of(node)
+    if ops.returns_indices(node) or (len(node.all_input_nodes) != 1 and name not in ("view", "reshape")):
         return False
-    module = ops.module_of(node, modules)
-    if module is not None:
-        return isinstance(module, _QUANTIZED_MODULES)
-    if len(node.all_input_nodes) != 1 and node.target not in ("view", "reshape", torch.reshape):
-        return False
-    if node.target in (torch.chunk, "chunk"):
-        return False
-    return node.target in _QUANTIZED_FUNCTIONS
+    return name in _ON_QUANTIZED

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 
 from torch import fx
 
-from lq.backends.base import Choice, Traced
+from lq.backends.base import Choice, Recorded
+from lq.core.own_class import own_class
 from lq.tracing import ops, stubs
-from lq.tracing.errors import owner_of
-from lq.tracing.fuse import Layer, find_layers
+from lq.tracing.layers import Layer, seen_of
 from lq.tracing.place import Placement
 from lq.tracing.plan import LayerPlan
 
@@ -20,7 +20,7 @@ _REMEDY = (
 )
 
 
-def choose(traced: Traced) -> Choice:
+def choose(recorded: Recorded) -> Choice:
     """Quantize what lies between a QuantStub and a DeQuantStub.
 
     Layers there, and the additions, multiplications, concatenations and matrix products of a FloatFunctional; not what
@@ -28,63 +28,53 @@ def choose(traced: Traced) -> Choice:
     only whether it is ``None`` counts. Other operations compute in float.
 
     Raises:
-        ValueError: if the module has no QuantStub.
+        ValueError: if the module calls no QuantStub.
     """
-    graph_module = traced.graph_module
-    entries = stubs.quant_stubs(graph_module)
+    graph = recorded.graph
+    entries = stubs.quant_stubs(graph)
     if not entries:
-        kind = type(traced.root).__name__
         raise ValueError(
-            f"backend='eager' quantizes what lies between a QuantStub and a DeQuantStub, and the graph of {kind} has "
-            f"no QuantStub (stubs around it, outside of the target, do not count). {_REMEDY}"
+            "backend='eager' quantizes what lies between a QuantStub and a DeQuantStub, and "
+            f"{own_class(recorded.root).__name__} calls no QuantStub (stubs around it, outside of the target, do not "
+            f"count). {_REMEDY}"
         )
-    inside = stubs.annotated_region(graph_module)
-    annotated = stubs.functionals(graph_module)
-    stubs.erase_stubs(graph_module, keep=tuple(entries))
-    layers, floats = _split(traced, inside)
-    joins = {
-        node: name
-        for node, name in annotated.items()
-        if node in inside and not stubs.is_switched_off(traced.root, name)
-    }
-    modules = dict(graph_module.named_modules())
-    fuse_add = traced.qconfig.resolved_fuse_add
-    placement = Placement(graph_module.graph, modules, layers, joins, entries, fuse_add)
-    return Choice(layers, floats, placement.sites(), _remarks(graph_module, inside, annotated))
+    inside, annotated = stubs.annotated_region(graph), stubs.functionals(graph)
+    layers, floats = _split(recorded, inside)
+    modules = recorded.finder.modules
+    joins = [n for n, name in annotated.items() if n in inside and not stubs.is_switched_off(modules, name)]
+    placement = Placement(graph, layers, joins, entries, recorded.qconfig.resolved_fuse_add)
+    return Choice(layers, floats, placement.sites(), _remarks(graph, inside, annotated))
 
 
-def _split(traced: Traced, inside: Collection[fx.Node]) -> tuple[list[Layer], list[LayerPlan]]:
-    found, floats = find_layers(traced.graph_module, traced.qconfig, traced.untraceable)
+def _split(recorded: Recorded, inside: Collection[fx.Node]) -> tuple[list[Layer], list[LayerPlan]]:
+    found, floats = recorded.finder.find()
     reasons: dict[str, str] = {}
     for layer in found:
         if layer.node not in inside:
             reasons[layer.name] = "it does not lie between a QuantStub and a DeQuantStub"
-        elif stubs.is_switched_off(traced.root, layer.name):
+        elif stubs.is_switched_off(recorded.finder.modules, layer.name):
             reasons[layer.name] = "qconfig = None"
-    kinds = {layer.name: type(layer.module).__name__ for layer in found if layer.name in reasons}
-    floats = floats + [LayerPlan(name, kind, reason=reasons[name]) for name, kind in kinds.items()]
-    return [layer for layer in found if layer.name not in reasons], floats
+    kept = [layer for layer in found if layer.name not in reasons]
+    return kept, floats + [layer.stays_float(reasons[layer.name]) for layer in found if layer.name in reasons]
 
 
-def _remarks(
-    graph_module: fx.GraphModule, inside: Collection[fx.Node], annotated: Mapping[fx.Node, str]
-) -> tuple[str, ...]:
+def _remarks(graph: fx.Graph, inside: Collection[fx.Node], annotated: Mapping[fx.Node, str]) -> tuple[str, ...]:
     """Joins of tensors that nobody annotated: torch.ao would train such a model and then fail to run it."""
-    plain = [n for n in graph_module.graph.nodes if n in inside and ops.joined_tensors(n) and n not in annotated]
+    plain = [n for n in graph.nodes if n in inside and ops.joined_tensors(n) and n not in annotated]
     return tuple(
-        f"`{node.name}`{_in(node)} joins quantized tensors but is not annotated, so it computes in float. To have it "
+        f"{_where(node)} joins quantized tensors but is not annotated, so it computes in float. To have it "
         "quantized write self.join = torch.ao.nn.quantized.FloatFunctional() and self.join."
         f"{_method(node)} in its place"
         for node in plain
     )
 
 
-def _in(node: fx.Node) -> str:
-    owner = owner_of(node)
-    return f" in {owner}" if owner else ""
+def _where(node: fx.Node) -> str:
+    seen = seen_of(node)
+    line = f" ({seen.line})" if seen.line else ""
+    return f"`{seen.operation}` in {seen.stack[-1] or 'the target'}{line}"
 
 
 def _method(node: fx.Node) -> str:
-    if node.target in ops.CAT:
-        return "cat([a, b], dim)"
-    return "add(a, b)" if node.target in ops.ADD else "mul(a, b)"
+    name = ops.operation_of(node)
+    return "cat([a, b], dim)" if name == "cat" else f"{name}(a, b)"

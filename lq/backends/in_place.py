@@ -1,4 +1,4 @@
-"""The default way to prepare: the user's module is recorded, planned and instrumented where it stands."""
+"""How every backend prepares: the user's module is recorded, planned and instrumented where it stands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from lq.backends.base import Inputs
 from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
+from lq.backends.pt2e.capture import several
 from lq.backends.rehearsal import rehearse_sites
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
@@ -43,10 +44,12 @@ def prepare_in_place(module: nn.Module, qconfig: QConfig, example: Inputs) -> QA
 
 
 def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATState | None = None) -> QATState:
-    recording = _recorded(module, example)
+    if qconfig.backend == "pt2e":
+        example = several(example)
+    recording = _recorded(module, example, qconfig)
     recorder = recording.evaluation
     training = recording.training.calls if recording.training is not None else []
-    sites, plan = plan_calls(module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown)
+    sites, plan = plan_calls(module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example)
     is_new = state is None
     state = attach(module, sites, state)
     try:
@@ -97,17 +100,23 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
         the state; without a plan as long as the module has not been called.
 
     Raises:
-        ValueError: if no layer can be quantized, a pattern matches nothing, or scales are to be learned, which an
-            optimizer has to know before the first call.
+        ValueError: if no layer can be quantized, a pattern matches nothing, scales are to be learned, which an
+            optimizer has to know before the first call, or a vendor's quantizer wants a call to export.
     """
     _check_not_scripted(module)
+    if qconfig.backend == "pt2e":
+        raise ValueError(
+            "backend='pt2e' exports the model, which takes an example of its inputs: lq.prepare(..., "
+            "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
+            "LightningModule, if it or its target can be called with that, or a fit that has validation data."
+        )
     if not _is_lazy(module):
         try:
-            graph, calls = read_calls(module)
+            graph, calls = read_calls(module, stubs=qconfig.backend == "eager")
         except NotPlainError:
             pass
         else:
-            sites, plan = plan_calls(module, qconfig, graph, calls, [], [])
+            sites, plan = plan_calls(module, qconfig, graph, calls)
             state = attach(module, sites)
             state.plan, state.qconfig = plan, qconfig
             warn_of(plan)
@@ -172,9 +181,9 @@ def _check_not_scripted(module: nn.Module) -> None:
         )
 
 
-def _recorded(module: nn.Module, example: Inputs) -> Recording:
+def _recorded(module: nn.Module, example: Inputs, qconfig: QConfig) -> Recording:
     try:
-        return record(module, *example)
+        return record(module, *example, stubs=qconfig.backend == "eager")
     except ValueError:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lq.backends.graph import as_graph
 from lq.backends.on_cpu import on_cpu_in_float32
 from lq.backends.prepare import plan_of, state_of
-from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
+from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
@@ -133,11 +133,9 @@ class Lowering:
             if self.state.names[module.slot] in self.unseen:
                 return self.wrap(self.activated(self.real(cast(fx.Node, node.args[0])), module.activation))
             return self.quantizer(node, module)
-        if isinstance(module, (QATState, ModeSwitch)):
+        if isinstance(module, QATState):
             arg = node.args[-1]
             return self.values[arg] if isinstance(arg, fx.Node) else Structure(arg)
-        if isinstance(module, TrainingFlag):
-            return False
         if isinstance(module, QATLayer):
             return self.layer(node, module)
         if node.op == "placeholder":

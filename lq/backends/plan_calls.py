@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx, nn
 
+from lq.backends import eager, pt2e
+from lq.backends import fx as fx_backend
+from lq.backends.base import Backend, Inputs, Recorded
 from lq.backends.planning import in_module_order, nothing_to_quantize
 from lq.core.own_class import own_class
 from lq.core.state import STATE
@@ -15,8 +19,7 @@ from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import LayerFinder, seen_of
-from lq.tracing.place import Placement
-from lq.tracing.plan import LayerPlan, Plan, ProductPlan
+from lq.tracing.plan import LayerPlan, Plan, ProductPlan, TensorPlan
 from lq.tracing.sites import Sites
 
 _QUIET = frozenset(
@@ -29,13 +32,17 @@ _QUIET = frozenset(
 )  # fmt: skip
 
 
+BACKENDS: Mapping[str, Backend] = {"fx": fx_backend.choose, "eager": eager.choose, "pt2e": pt2e.choose}
+
+
 def plan_calls(
     module: nn.Module,
     qconfig: QConfig,
     graph: fx.Graph,
     calls: Calls,
-    training: Calls,
-    unknown: list[str],
+    training: Calls = (),
+    unknown: Sequence[str] = (),
+    example: Inputs | None = None,
 ) -> tuple[Sites, Plan]:
     """Decide what of a recorded call is quantized.
 
@@ -46,6 +53,7 @@ def plan_calls(
         calls: all calls of functions, in evaluation.
         training: the same in training; empty if unknown.
         unknown: lines that read tensors of which nobody saw how they were made.
+        example: inputs of the call, if there were any.
 
     Returns:
         where to quantize, and the plan that people read.
@@ -54,17 +62,18 @@ def plan_calls(
         ValueError: if no layer can be quantized or a pattern matches nothing.
     """
     finder = LayerFinder(graph, module, qconfig)
-    layers, floats = finder.find()
-    floats += finder.others({layer.name for layer in layers} | {row.name for row in floats})
-    placement = Placement(graph, {}, layers, fuse_add=qconfig.resolved_fuse_add)
-    planner = SitePlanner(module, calls, layers, placement.sites(), qconfig, training)
+    choice = BACKENDS[qconfig.backend](Recorded(module, graph, qconfig, finder, example))
+    layers = choice.layers
+    floats = choice.floats + finder.others({layer.name for layer in layers} | {row.name for row in choice.floats})
+    planner = SitePlanner(module, calls, layers, choice.sites, qconfig, training)
     named = {name: m for name, m in module.named_modules() if name}
     qconfig.check_patterns(
         dict.fromkeys(planner.labels(), nn.Identity()) | named | {layer.name: layer.module for layer in layers}
     )
     if not layers:
-        raise ValueError(nothing_to_quantize(module, floats, {}))
+        raise ValueError(nothing_to_quantize(module, floats))
     sites, rows, tensors = planner.sites()
+    _check_scales(sites, tensors)
     work = _Work(graph, planner, finder.names)
     plan = Plan(
         own_class(module).__name__,
@@ -72,7 +81,7 @@ def plan_calls(
         tuple(work.filled(row) for row in in_module_order(module, rows + floats)),
         tensors,
         _float_operations(graph, planner),
-        remarks=_remarks(unknown),
+        remarks=(*choice.remarks, *_remarks(unknown)),
         sites=sites,
         products=work.products(),
         modules=architecture(module),
@@ -89,6 +98,17 @@ def architecture(module: nn.Module) -> tuple[tuple[str, str], ...]:
     """
     parts = module.named_modules(remove_duplicate=False)
     return tuple((name, own_class(part).__name__) for name, part in parts if not f"{name}.".startswith(f"{STATE}."))
+
+
+def _check_scales(sites: Sites, tensors: tuple[TensorPlan, ...]) -> None:
+    learned = {name for name, spec in zip(sites.names, sites.specs, strict=True) if spec.learned_scale}
+    shared = {name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1}
+    together = [tensor.after for tensor in tensors if tensor.name in learned & shared]
+    if together:
+        raise ValueError(
+            f"activation.learned_scale=True, but {', '.join(together[:5])} have one grid together, as the quantizer "
+            "wants it, and a learned scale belongs to one tensor. Leave learned_scale out."
+        )
 
 
 class _Work:
@@ -117,7 +137,7 @@ class _Work:
         return tuple(self.others)
 
 
-def _remarks(unknown: list[str]) -> tuple[str, ...]:
+def _remarks(unknown: Sequence[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     lines = ", ".join(dict.fromkeys(unknown))
@@ -138,6 +158,6 @@ def _float_operations(graph: fx.Graph, planner: SitePlanner) -> tuple[str, ...]:
         operation = ops.recorded(node)
         if not operation or node.meta.get("constant") or node in int8 or operation in _QUIET:
             continue
-        if not ops.is_same_grid(node, {}) and not ops.relu_kind(node, {}):
+        if not ops.is_same_grid(node) and not ops.relu_kind(node):
             found.append(planner.label(node))
     return tuple(found)

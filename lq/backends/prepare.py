@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
-from lq.backends import eager, pt2e
-from lq.backends import fx as fx_backend
-from lq.backends.base import Backend, Inputs, Traced
 from lq.backends.in_place import prepare_in_place, prepare_without_inputs
-from lq.backends.insert import insert_quantization, refuse_other_plans
 from lq.backends.plan_calls import architecture
-from lq.backends.planning import all_floats, float_operations, in_module_order, nothing_to_quantize, warn_of
-from lq.backends.self_check import self_check
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach
 from lq.qconfig import QConfig, as_qconfig
-from lq.tracing.plan import Plan, UntraceablePlan
+from lq.tracing.plan import Plan
 from lq.tracing.stubs import prepared_by_torch_ao
-from lq.tracing.trace import copy_modes, passed_parameters, trace, untraceable_parts
-
-BACKENDS: Mapping[str, Backend] = {"fx": fx_backend.choose, "eager": eager.choose, "pt2e": pt2e.choose}
 
 
 def prepare(
@@ -43,9 +34,8 @@ def prepare(
 
     Args:
         module: any module; a prepared one is returned as it is. To keep a float one beside it, give a copy.
-        qconfig: preset name or :class:`~lq.qconfig.QConfig`. The backends "eager" and "pt2e" return a graph in the
-            place of the module, which has to be traceable.
-        example_args: positional inputs of one call.
+        qconfig: preset name or :class:`~lq.qconfig.QConfig`.
+        example_args: positional inputs of one call; the backend "pt2e" needs them.
         example_kwargs: keyword inputs of that call.
 
     Returns:
@@ -53,7 +43,6 @@ def prepare(
 
     Raises:
         ValueError: if no layer can be quantized, a pattern matches nothing, or the example does not fit.
-        UntraceableError: of the other backends, if the module cannot be traced.
 
     Example:
         >>> import torch
@@ -68,23 +57,11 @@ def prepare(
     if is_prepared(module):
         return module
     qconfig = as_qconfig(qconfig)
-    if qconfig.backend == "fx":
-        return _prepare_in_place(module, qconfig, example_args, dict(example_kwargs or {}))
-    if example_args is None and example_kwargs is None:
-        return prepare_without_example(module, qconfig)
-    args, kwargs = example_args or (), dict(example_kwargs or {})
-    passed = passed_parameters(module, args, kwargs)
-    graph_module = prepare_without_example(module, qconfig, passed, (args, kwargs))
-    self_check(module, graph_module, args, kwargs)
-    return graph_module
-
-
-def _prepare_in_place(module: nn.Module, qconfig: QConfig, args: tuple[Any, ...] | None, kwargs: Any) -> nn.Module:
     _check_is_float(module)
-    if args is None and not kwargs:
+    if example_args is None and not example_kwargs:
         prepare_without_inputs(module, qconfig)
     else:
-        prepare_in_place(module, qconfig, (args or (), kwargs))
+        prepare_in_place(module, qconfig, (example_args or (), dict(example_kwargs or {})))
     refuse_other_plans(module)
     return module
 
@@ -126,55 +103,6 @@ def _check_same_architecture(module: nn.Module, plan: Plan) -> None:
             f"The checkpoint was prepared with another plan: {', '.join(differing[:5])}. Nothing was loaded; use the "
             "target, qconfig and architecture of that run."
         )
-
-
-def prepare_without_example(
-    module: nn.Module,
-    qconfig: QConfig,
-    passed: frozenset[str] = frozenset(),
-    example: Inputs | None = None,
-    vendor: Mapping[str, Any] | None = None,
-) -> fx.GraphModule:
-    """What :func:`prepare` does before its self-check.
-
-    Args:
-        module: a float module.
-        qconfig: what to quantize and how.
-        passed: names of the ``forward`` parameters with a default that calls pass.
-        example: inputs of one call, for backends that need some.
-        vendor: ``plan.vendor`` of the same module when it was prepared before, instead of asking again.
-
-    Returns:
-        the prepared GraphModule.
-
-    Raises:
-        ValueError: if no layer can be quantized or a pattern matches nothing.
-        UntraceableError: if the module cannot be traced.
-    """
-    _check_is_float(module)
-    qconfig.check_patterns({name: m for name, m in module.named_modules() if name})
-    graph_module = trace(module, passed)
-    untraceable = untraceable_parts(graph_module)
-    choice = BACKENDS[qconfig.backend](Traced(module, graph_module, tuple(untraceable), qconfig, example, vendor))
-    if not choice.layers:
-        raise ValueError(nothing_to_quantize(module, all_floats(module, choice), untraceable))
-    float_ops = float_operations(graph_module, choice)
-    state, rows, tensors = insert_quantization(graph_module, choice.layers, choice.sites, qconfig)
-    state.qconfig = qconfig
-    state.plan = Plan(
-        type(module).__name__,
-        qconfig.title,
-        in_module_order(module, rows + all_floats(module, choice)),
-        tensors,
-        float_ops,
-        tuple(UntraceablePlan(name, reason) for name, reason in untraceable.items()),
-        tuple(sorted(passed)),
-        choice.remarks,
-        choice.vendor,
-    )
-    warn_of(state.plan)
-    copy_modes(module, graph_module)
-    return graph_module
 
 
 def is_prepared(module: nn.Module) -> bool:
@@ -234,7 +162,19 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
     state.fake_quant, state.observer, state.freeze_bn = fake_quant, observer, freeze_bn
 
 
+def refuse_other_plans(module: nn.Module) -> None:
+    """Let a prepared module refuse checkpoints of another plan before anything of them is loaded."""
+    module.register_load_state_dict_pre_hook(_refuse_other_plans)  # type: ignore[no-untyped-call]
+
+
+def _refuse_other_plans(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before anything is loaded: the layers come before the state, and fit many a checkpoint of another plan."""
+    state_of(module).check_checkpoint(state_dict, f"{prefix}{STATE}.")
+
+
 def _check_is_float(module: nn.Module) -> None:
+    if hasattr(module, STATE):
+        raise ValueError(f"{type(module).__name__} already has an attribute {STATE!r}; rename it, lq needs that name.")
     found = prepared_by_torch_ao(module)
     if found is not None:
         name, kind = found

@@ -18,7 +18,6 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
 
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SEVERAL_RESULTS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
 
 
@@ -164,12 +163,10 @@ class _ReferenceLowering(Lowering):
         return _Value(self.call(str(node.target), layer, self.real(cast(fx.Node, node.args[0]))))
 
     def operation(self, node: fx.Node) -> Any:
-        if isinstance(ops.module_of(node, self.modules), _IDENTITIES):
-            return self.values[cast(fx.Node, node.args[0])]
         copied = self.copy(node, self.real)
         source = self.values.get(cast(fx.Node, node.args[0])) if node.args else None
         grid = source.grid if isinstance(source, _Value) else None
-        if grid is None or not ops.is_same_grid(node, self.modules):
+        if grid is None or not ops.is_same_grid(node):
             return _Value(copied)
         # The pair behind it changes no value, but tells the runtime that the operation may run on integers.
         return _Value(copied, grid) if node.target in _SEVERAL_RESULTS else self._quantized(copied, grid)

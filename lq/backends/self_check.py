@@ -62,7 +62,7 @@ def _tensors(output: Any, path: str = "") -> dict[str, Any]:
 
 def _compare_outputs(expected: Any, got: Any, name: str) -> None:
     remedy = (
-        "The traced graph computes something else. Exclude the module at fault from the target or report this model."
+        "The captured graph computes something else. Exclude the module at fault from the target or report this model."
     )
     if type(expected) is not type(got) and not (isinstance(got, dict) and _becomes_dict(expected)):
         raise ValueError(

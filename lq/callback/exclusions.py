@@ -33,7 +33,7 @@ from lq.ptq.calibrate import calibrate
 from lq.ptq.static import with_histograms
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
-from lq.target import is_grafted, target_of
+from lq.target import is_target_prepared, target_of
 from lq.validation import Sample, call_sample, labels_of, validation_samples
 
 _WHO = "auto_exclude"
@@ -92,7 +92,7 @@ def choose_qconfig(
     """
     if limits is None:
         return qconfig, None
-    if is_grafted(module, name) and _was_fitted(module, name, qconfig):
+    if is_target_prepared(module, name) and _was_fitted(module, name, qconfig):
         known: QConfig = qconfig_of(target_of(module, name))
         return known if _extends(known, qconfig) else qconfig, None  # which is going to be refused
     checkpoint = checkpoint_of_run()
@@ -102,7 +102,7 @@ def choose_qconfig(
             entry.require_same_plan(name, qconfig)
         return entry.qconfig, None
     if trainer.state.fn != "fit":
-        return qconfig if is_grafted(module, name) else None, None
+        return qconfig if is_target_prepared(module, name) else None, None
     _require_float(module, name)
     if is_dev_run(trainer):
         limits = replace(limits, batches=1)
@@ -119,7 +119,7 @@ def _was_fitted(module: LightningModule, name: str, qconfig: QConfig) -> bool:
 
 
 def _require_float(module: LightningModule, name: str) -> None:
-    if is_grafted(module, name):
+    if is_target_prepared(module, name):
         raise ValueError(
             f"auto_exclude looks for layers in a float module, but this {type(module).__name__} was prepared for QAT "
             "before and never trained since. Fit a new module, or leave the preparation to this QATCallback."

@@ -1,4 +1,4 @@
-"""What ``setup`` does: the target of a LightningModule is found, prepared and put in its place."""
+"""What ``setup`` does: the target of a LightningModule is found and prepared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lq.evaluation import Judge
 from lq.instrument.record import initialize_lazy
 from lq.packages import overrides
 from lq.qconfig import QConfig
-from lq.target import find_target, graft, is_grafted, target_of
+from lq.target import find_target, is_target_prepared, target_of
 
 
 def choose_target(module: LightningModule, target: str | None) -> str:
@@ -58,14 +58,14 @@ def prepare_target(
         ValueError: if the target was prepared otherwise, or ``configure_model`` undoes the preparation.
     """
     float_model: nn.Module | None = None
-    if is_grafted(module, name):
+    if is_target_prepared(module, name):
         _check_same_qconfig(module, name, qconfig)
     else:
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
         prepare_it = _preparation(trainer, module, name, qconfig, judge, checkpoint_of_run)
         float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
-        graft(module, name, prepare_it(part))
+        prepare_it(part)
     if overrides(module, "configure_model"):
         _check_configure_model(module, name)
     return float_model
@@ -78,13 +78,12 @@ def _preparation(
 
     Lazy layers, which a copy of the float model needs first, are initialized.
     """
-    if qconfig.backend != "eager":
-        plain = checkpoint_of_run().get(KEY)
-        if plain is not None:
-            entry = CheckpointEntry.from_dict(plain)
-            return lambda part: entry.prepare(part, name, qconfig)
+    plain = checkpoint_of_run().get(KEY)
+    if plain is not None:
+        entry = CheckpointEntry.from_dict(plain)
+        return lambda part: entry.prepare(part, name, qconfig)
     example = declared_example(module, name)
-    if example is None and trainer.state.fn == "fit" and qconfig.backend != "eager":
+    if example is None and trainer.state.fn == "fit":
         example = first_example(trainer, module, name, judge, required=qconfig.backend == "pt2e")
     if example is not None:
         initialize_lazy(target_of(module, name), *example)
@@ -102,7 +101,7 @@ def _check_same_qconfig(module: LightningModule, name: str, qconfig: QConfig) ->
 
 def _check_configure_model(module: LightningModule, name: str) -> None:
     module.configure_model()  # as Lightning is going to
-    if not is_grafted(module, name):
+    if not is_target_prepared(module, name):
         raise ValueError(
             f"{type(module).__name__}.configure_model() builds the layers anew each time it is called, which "
             "undoes the preparation for QAT. Lightning wants it to build them once: begin with "

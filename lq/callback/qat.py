@@ -53,7 +53,7 @@ from lq.instrument.listen import Listener
 from lq.plainly import as_dataclass
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
-from lq.target import is_grafted, target_of
+from lq.target import is_target_prepared, target_of
 from lq.tracing.plan import Plan
 
 
@@ -311,7 +311,7 @@ class QATCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the target: FP32 is judged on the first validation after the start, the rest on every one."""
-        if not is_grafted(pl_module, self._name):
+        if not is_target_prepared(pl_module, self._name):
             return
         self._loaders = trainer.val_dataloaders
         self._listen_eagerly(pl_module, True)
@@ -425,21 +425,14 @@ class QATCallback(Callback):
     # Not state_dict(): Lightning refuses two stateful callbacks of a class before this one can say what to do.
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
-        if not is_grafted(pl_module, self._name):
+        if not is_target_prepared(pl_module, self._name):
             return
         share_quantization_state(trainer, pl_module, self._name)
         if not is_planned(self._target(pl_module)):
             return
-        plan = plan_of(self._target(pl_module))
+        plan = plan_of(self._target(pl_module)).to_dict()
         checkpoint[KEY] = CheckpointEntry(
-            self._name,
-            self._applied,
-            plan.passed,
-            self._started,
-            self._float.results,
-            plan.vendor,
-            None if plan.sites is None else plan.to_dict(),
-            self._history,
+            self._name, self._applied, self._started, self._float.results, plan, self._history
         ).to_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

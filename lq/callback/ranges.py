@@ -11,8 +11,7 @@ from torch import nn
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.ranges import activation_scales, range_summary, scale_drift, weight_ranges
 from lq.console import FOR_LOGGERS
-from lq.instrument.attach import instrument_of
-from lq.target import prepared_graph, target_of
+from lq.target import target_of
 
 Detail = Literal["summary", "tensors"]
 SCALE = "qat/scale/"
@@ -57,7 +56,7 @@ class RangeMonitor:
     def listen(self, module: LightningModule, name: str) -> None:
         """Count in the validation batch that comes next."""
         if self.detail is not None:
-            self._target = _part(module, name)
+            self._target = target_of(module, name)
             self._listener = RangeListener(self._target, _VALUES)
 
     def stop(self) -> None:
@@ -79,16 +78,10 @@ class RangeMonitor:
         """Log how far the scales have moved since the last epoch, and return them."""
         if self.detail is None:
             return {}
-        before, self.scales = self.scales, activation_scales(_part(module, name))
+        before, self.scales = self.scales, activation_scales(target_of(module, name))
         if before:
             _log(module, {"scale_drift_max": scale_drift(before, self.scales)})
         return {f"{SCALE}{name}": scale for name, scale in self.scales.items()}
-
-
-def _part(module: LightningModule, name: str) -> nn.Module:
-    """The target: itself where it is instrumented, else its graph, which knows the names."""
-    target = target_of(module, name)
-    return prepared_graph(module, name) if instrument_of(target) is None else target
 
 
 def _log(module: LightningModule, figures: dict[str, float]) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lq.core.functional import fake_quantize
 from lq.core.lsq import learned_fake_quantize, started_scale
+from lq.core.marks import activate
 from lq.core.state import QATState
 
 
@@ -24,18 +24,15 @@ class FakeQuantize(nn.Module):
     Args:
         state: the model's quantization state.
         slot: index into it.
-        inplace: whether the absorbed activation worked in place.
-        owns_input: whether nobody else needs the input, so that it can be overwritten.
     """
 
     state: QATState
 
-    def __init__(self, state: QATState, slot: int, inplace: bool = False, owns_input: bool = False) -> None:
+    def __init__(self, state: QATState, slot: int) -> None:
         super().__init__()
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
-        self.slot, self.inplace, self.owns_input = slot, inplace, owns_input
-        state.writers[slot] += 1
+        self.slot = slot
         self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
 
     @property
@@ -43,12 +40,12 @@ class FakeQuantize(nn.Module):
         """The absorbed activation: "none", "relu" or "relu6"."""
         return self.state.activations[self.slot]
 
-    def forward(self, x: Tensor, owned: bool | None = None, recomputing: bool = False) -> Tensor:
+    def forward(self, x: Tensor, owned: bool = False, recomputing: bool = False) -> Tensor:
         """``x`` on the grid.
 
         Args:
             x: floating tensor, any shape.
-            owned: whether nobody else needs ``x``; ``None`` is what the constructor was told.
+            owned: whether nobody else needs ``x``, so that it can be overwritten.
             recomputing: whether this was computed before, and has been observed then.
         """
         qparams = None
@@ -57,40 +54,17 @@ class FakeQuantize(nn.Module):
         elif self.state.fake_quant:
             qparams = self.state.slot_qparams(self.slot)
         if qparams is None:
-            return self._activate(x)
+            return activate(x, self.activation)
         scale, low, high = qparams
         if self.scale is not None:
             return learned_fake_quantize(x, started_scale(self.scale, scale), low, high)
-        return fake_quantize(x, scale, low, high, self.owns_input if owned is None else owned)
+        return fake_quantize(x, scale, low, high, owned)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.scale is not None and f"{prefix}scale" not in state_dict:  # a float checkpoint: start anew
             state_dict = {**state_dict, f"{prefix}scale": torch.zeros_like(self.scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _activate(self, x: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return F.relu(x, self.inplace)
-        if self.activation == "relu6":
-            return F.relu6(x, self.inplace)
-        return x
-
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""
         return f"{self.state.specs[self.slot]}, activation={self.activation}"
-
-
-class TrainingFlag(nn.Module):
-    """Gives its own ``training`` flag: stands in a graph where the traced code read ``self.training``."""
-
-    def forward(self) -> bool:
-        """The flag."""
-        return self.training
-
-
-class ModeSwitch(nn.Module):
-    """Gives its first argument in training and its second in evaluation, for models that return more in training."""
-
-    def forward(self, train_output: object, eval_output: object) -> object:
-        """One of the two."""
-        return train_output if self.training else eval_output

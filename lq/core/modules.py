@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.layer import QATLayer
 from lq.core.state import QATState
@@ -89,32 +88,6 @@ QAT_LAYERS: dict[type[nn.Module], type[QATLayer]] = {
 }
 
 
-def qat_twin(module: nn.Module) -> type[QATLayer] | None:
-    """The QAT class for a float layer, or ``None``; subclasses with a forward of their own are not touched."""
-    for base, twin in QAT_LAYERS.items():
-        if isinstance(module, base):
-            return twin if type(module).forward is base.forward or _is_plain_linear(module) else None
-    return None
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    """Whether the forward of a subclass is ``F.linear`` and nothing else, as that of timm's ``Linear``."""
-    try:
-        nodes = list(fx.Tracer().trace(module).nodes)
-    except Exception:  # what cannot be traced is not plain
-        return False
-    calls = [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")]
-    if len(calls) != 1 or calls[0].target is not F.linear or nodes[-1].args != (calls[0],):
-        return False
-    read = [node.target if node.op == "get_attr" else node.op for node in calls[0].all_input_nodes]
-    return read == ["placeholder", "weight", *(["bias"] if module.bias is not None else [])]
-
-
-def has_running_statistics(bn: nn.Module) -> bool:
-    """Whether ``bn`` can be folded: it is a BatchNorm that tracks its statistics."""
-    return isinstance(bn, _BatchNorm) and bn.track_running_stats
-
-
 __all__: list[str] = [
     "QAT_LAYERS",
     "QATConv1d",
@@ -125,6 +98,4 @@ __all__: list[str] = [
     "QATConvTranspose3d",
     "QATLayer",
     "QATLinear",
-    "has_running_statistics",
-    "qat_twin",
 ]

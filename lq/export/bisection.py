@@ -62,7 +62,9 @@ def _source(prepared: fx.GraphModule, node: fx.Node) -> str:
     module = ops.module_of(source, dict(prepared.named_modules())) if isinstance(source, fx.Node) else None
     if isinstance(module, QATLayer):
         return str(cast(fx.Node, source).target)
-    return next((tensor.after for tensor in plan_of(prepared).tensors if tensor.name == name), name)
+    found = [tensor.after for tensor in plan_of(prepared).tensors if tensor.name == name]
+    # Several tensors may share a range, and with it the fake quantizer.
+    return next((after for after in found if after.replace(".", "_") == str(source)), (found or [name])[0])
 
 
 def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inputs) -> float:

@@ -23,7 +23,6 @@ from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import qconfig_of
 from lq.core.modules import QAT_LAYERS
 from lq.deprecations import quiet_torchscript
-from lq.export.control_flow import script_control_flow
 from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
 from lq.export.manifest import MANIFEST_NAME
@@ -85,7 +84,7 @@ def export_torchscript(
         # Shapes that the traced code reads become constants, which the comparison with real batches would show.
         warnings.filterwarnings("ignore", category=TracerWarning)
         trace: Any = torch.jit.trace
-        traced = trace(script_control_flow(model.eval()), **given, strict=False, check_trace=False)
+        traced = trace(model.eval(), **given, strict=False, check_trace=False)
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced.eval())
         return torch.jit.optimize_for_inference(frozen) if optimize else frozen
 

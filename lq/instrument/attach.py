@@ -81,16 +81,18 @@ class _Attaching:
             return self.sites[call]
         site = self.sites[call] = Site(len(self.sites), call.operation)
         place = self.places[call.place]
-        if call.operation == "batch_norm" and (
-            is_frozen_batch_norm(place.module) or isinstance(place.module, nn.SyncBatchNorm)
-        ):
-            place.whole = site
-            return site
         key = (place.path, call.operation)
         row = self.rows.get(key)
         if row is None:
             row = self.rows[key] = Row(len(self.rows), call.operation)
-            place.rows.update(dict.fromkeys(functions_of(call.operation), row))
+            functions = functions_of(call.operation)
+            if call.operation == "batch_norm" and (
+                is_frozen_batch_norm(place.module) or isinstance(place.module, nn.SyncBatchNorm)
+            ):
+                functions = ()
+            place.rows.update(dict.fromkeys(functions, row))
+            if not functions:  # as of stubs, which call none
+                place.whole = row
         row.put(call.nth, site)
         return site
 

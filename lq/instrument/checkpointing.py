@@ -85,9 +85,7 @@ def refuse_reentrant_part(outer: Place, place: Place) -> None:
     Raises:
         ValueError: as :func:`refuse_reentrant` does.
     """
-    sites = [site for row in place.rows.values() for site in row.sites if site is not None]
-    sites += [] if place.whole is None else [place.whole]
-    if any(site.expects or site.folds_with is not None for site in sites):
+    if any(site.expects or site.folds_with is not None for site in place.sites()):
         refuse_reentrant(outer, place.path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,8 +139,9 @@ def _inside_call(
     instrument: Instrument, call: Call, place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any
 ) -> Any:
     if place.whole is not None:
-        plain = lambda *a, **k: body(module, *a, **k)  # noqa: E731
-        return run_site(instrument, call, place, place.whole, plain, args, kwargs)
+        plain = partial(body, module)
+        site = _next(instrument, call, place, place.whole)
+        return plain(*args, **kwargs) if site is None else run_site(instrument, call, place, site, plain, args, kwargs)
     if call.in_mode:
         return body(module, *args, **kwargs)
     call.in_mode = True

@@ -142,9 +142,14 @@ class Place:
         self.path, self.module, self.instrument = path, module, instrument
         self.rows: dict[Any, Row] = {}
         self.own_forward: Callable[..., Any] | None = None
-        self.whole: Site | None = None  # a site that is the whole module
+        self.whole: Row | None = None  # sites that are the whole module
         self.is_root = False
         self.is_plain_leaf = False  # a layer of torch, whose forward calls no other code
+
+    def sites(self) -> list[Site]:
+        """All sites, each once."""
+        rows = [*self.rows.values(), *([] if self.whole is None else [self.whole])]
+        return list({id(site): site for row in rows for site in row.sites if site is not None}.values())
 
     def __getstate__(self) -> dict[str, Any]:
         # Functions of torch do not all pickle; their names lead back to them.

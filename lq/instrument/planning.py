@@ -12,9 +12,8 @@ from torch import fx, nn
 from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing import ops
-from lq.tracing.fuse import Layer
 from lq.tracing.layer_calls import LAYERS
-from lq.tracing.layers import weight_of
+from lq.tracing.layers import Layer, weight_of
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
@@ -69,7 +68,7 @@ class SitePlanner:
         return found
 
     def _is_of_torch(self, path: str) -> bool:
-        return own_class(self.modules[path]).__module__.startswith("torch.nn.")
+        return own_class(self.modules[path]).__module__.startswith(("torch.nn.", "torch.ao."))
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -147,8 +146,8 @@ class SitePlanner:
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(
-            TensorPlan(name, self.label(r.source), str(specs[slot]), r.activation)
-            for name, r, slot in zip(names, self.roundings, slots, strict=True)
+            TensorPlan(plan.names[slot], self.label(r.source), str(specs[slot]), r.activation)
+            for r, slot in zip(self.roundings, slots, strict=True)
         )
         return plan, rows, tensor_rows
 

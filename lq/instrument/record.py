@@ -34,13 +34,14 @@ class Recording:
     output: Any
 
 
-def record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
+def record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], stubs: bool = False) -> Recording:
     """Call a module once in evaluation and once in training, and note which functions it calls.
 
     Args:
         root: the module; parameters, buffers, modes, plain attributes and random states stay what they were.
         args: positional inputs of one call.
         kwargs: keyword inputs.
+        stubs: whether to note the stubs and FloatFunctionals of a model that is annotated by hand.
 
     Returns:
         both recordings.
@@ -55,11 +56,11 @@ def record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """
     initialize_lazy(root, args, kwargs)
     with as_it_was(root):
-        evaluation, output = _record(root.eval(), args, kwargs)
+        evaluation, output = _record(root.eval(), args, kwargs, stubs)
     training: Recorder | None = None
     with as_it_was(root):
         try:
-            training, _ = _record(root.train(), args, kwargs)
+            training, _ = _record(root.train(), args, kwargs, stubs)
         except Exception:  # detectors want targets, BatchNorm more than one sample: what is not seen is counted later
             training = None
     return Recording(evaluation, training, output)
@@ -72,9 +73,9 @@ def initialize_lazy(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             root.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
 
 
-def _record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Recorder, Any]:
+def _record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], stubs: bool) -> tuple[Recorder, Any]:
     args, kwargs = copy.deepcopy((args, dict(kwargs)))
-    recorder, instrument = Recorder(root), Instrument()
+    recorder, instrument = Recorder(root, stubs), Instrument()
     recorder.take_inputs(named_arguments(root, args, kwargs))
     swapped: list[nn.Module] = []
     try:

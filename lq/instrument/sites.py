@@ -209,7 +209,7 @@ def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: An
     state = instrument.state
     assert state is not None
     if instrument.marking:
-        return func(*args, **kwargs) if site is not place.whole else _statistics(place.module, args[0])
+        return func(*args, **kwargs) if place.whole is None else _statistics(place.module, args[0])
     if site.folds_with in call.folded:
         call.folded.discard(site.folds_with)
         return args[0]

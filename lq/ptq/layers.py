@@ -116,7 +116,4 @@ def _last_sites(prepared: nn.Module) -> Iterator[tuple[str, Site]]:
 
 def _sites_of(part: nn.Module) -> list[Site]:
     place = place_of(part)
-    if place is None:
-        return []
-    found = {id(site): site for row in place.rows.values() for site in row.sites if site is not None}
-    return [*found.values(), *([] if place.whole is None else [place.whole])]
+    return [] if place is None else place.sites()

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.backends.base import Inputs
 from lq.backends.convert import convert
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared, prepare
@@ -20,7 +21,7 @@ from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reu
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
 from lq.qconfig import QConfig, as_qconfig
-from lq.target import find_target, graft, prepared_graph, target_of
+from lq.target import find_target, target_of
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,48 @@ def _prepared(
     check_batches(batches, "quantize_static()")
     if is_prepared(model):
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
-    qconfig, run = with_histograms(qconfig), call or run_batch
-    batches = reusable(batches, options.limit)
     owner, name = _copied(model, options.target)
-    part = target_of(owner, name)
+    example = prepare_and_calibrate(owner, name, batches, qconfig, call, options)
+    return as_graph(target_of(owner, name), example), owner, name
+
+
+def prepare_and_calibrate(
+    owner: nn.Module,
+    name: str,
+    batches: Iterable[Any],
+    qconfig: QConfig | str = "portable",
+    call: Call | None = None,
+    options: StaticOptions | None = None,
+) -> Inputs:
+    """Prepare a part of a float model in place, and calibrate it.
+
+    Args:
+        owner: holds the part, and is what batches are run through.
+        name: of the part; "" is ``owner`` itself.
+        batches: data.
+        qconfig: grids.
+        call: how to run one batch.
+        options: what else to do.
+
+    Returns:
+        inputs of one call of the part.
+
+    Raises:
+        ValueError: as :func:`lq.prepare` and :func:`lq.calibrate` do.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> args, kwargs = prepare_and_calibrate(net, "", [torch.randn(8, 4)])
+        >>> is_prepared(net)
+        True
+    """
+    options, run = options or StaticOptions(), call or run_batch
+    batches, part = reusable(batches, options.limit), target_of(owner, name)
     example = first_inputs(owner, part, next(first_batches(batches, 1, "quantize_static()")), run)
-    prepared = prepare(part, qconfig, *example)
-    if isinstance(prepared, fx.GraphModule):
-        if is_lightning_module(owner):
-            graft(owner, name, prepared)
-            prepared = prepared_graph(owner, name)
-        else:
-            owner = prepared
-    _go_through(prepared, batches, lambda _, batch: run(owner, batch), options)
-    return as_graph(prepared, example), owner, name
+    prepare(part, with_histograms(qconfig), *example)
+    _go_through(part, batches, lambda _, batch: run(owner, batch), options)
+    return example
 
 
 def _copied(model: nn.Module, target: str | None) -> tuple[nn.Module, str]:

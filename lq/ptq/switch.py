@@ -157,7 +157,7 @@ class _Reach:
         return found
 
     def _passes(self, node: fx.Node) -> bool:
-        return ops.is_same_grid(node, self.modules) or ops.relu_kind(node, self.modules) is not None
+        return ops.is_same_grid(node) or ops.relu_kind(node) is not None
 
     def _passes_cheaply(self, node: fx.Node) -> bool:
-        return ops.is_cheap(node, self.modules) or isinstance(self._module(node), FakeQuantize)
+        return ops.is_cheap(node) or isinstance(self._module(node), FakeQuantize)

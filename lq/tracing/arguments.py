@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.nn import functional as F
-
-from lq.tracing.ops import module_of
 
 # Of torch's functions without a signature: those whose "input" comes second.
 _FIRST: Mapping[Any, str] = {
@@ -21,38 +19,29 @@ _FIRST: Mapping[Any, str] = {
 }
 
 
-def give_input_by_position(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+def give_input_by_position(graph: fx.Graph) -> None:
     """Put the first argument of every call into ``args[0]``, where everything that reads a graph looks for it.
 
     Args:
         graph: is changed.
-        modules: that it calls, by name.
 
     Example:
-        >>> class Net(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.fc = nn.Linear(4, 2)
-        ...     def forward(self, x):
-        ...         return self.fc(input=x)
-        >>> net = Net()
-        >>> graph = fx.symbolic_trace(net).graph
-        >>> give_input_by_position(graph, dict(net.named_modules()))
-        >>> [(node.args, node.kwargs) for node in graph.nodes if node.op == "call_module"]
-        [((x,), {})]
+        >>> graph = fx.symbolic_trace(lambda x: F.relu(input=x)).graph
+        >>> give_input_by_position(graph)
+        >>> [(node.args, node.kwargs) for node in graph.nodes if node.op == "call_function"]
+        [((x,), {'inplace': False})]
     """
     for node in graph.nodes:
-        if node.op not in ("call_module", "call_function") or node.args:
+        if node.op != "call_function" or node.args:
             continue
-        name = _first_parameter(node, modules)
+        name = _first_parameter(node)
         if name in node.kwargs:
             node.args = (node.kwargs[name],)
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
 
 
-def _first_parameter(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
-    module = module_of(node, modules)
-    function: Any = node.target if module is None else module.forward
+def _first_parameter(node: fx.Node) -> str:
+    function: Any = node.target
     try:
         first = next(iter(inspect.signature(function).parameters.values()), None)
     except (TypeError, ValueError):

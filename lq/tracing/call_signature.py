@@ -13,7 +13,13 @@ import torch
 from torch import fx, nn
 
 from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
-from lq.tracing.tracer import ordered_dict
+
+
+@fx.wrap
+def ordered_dict(items: list[tuple[Any, Any]]) -> OrderedDict[Any, Any]:
+    """An ``OrderedDict``, of which a graph would make a plain ``dict``."""
+    return OrderedDict(items)
+
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 

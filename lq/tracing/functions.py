@@ -40,10 +40,22 @@ def operation(func: Any) -> str:
 
 def _own_name(func: Any) -> str:
     name = str(getattr(func, "__name__", type(func).__name__))
-    if name in ("__get__", "__set__"):  # a property of tensors
-        found = resolve_name(func) or name
-        return found.removesuffix(f".{name}").rpartition(".")[2]
+    if name in ("__get__", "__set__"):
+        return property_of(func) or name
     return name
+
+
+def property_of(func: Any) -> str | None:
+    """The name of the property of tensors that a function gets or sets; ``None`` for other functions.
+
+    Example:
+        >>> property_of(torch.Tensor.T.__get__), property_of(torch.add)
+        ('T', None)
+    """
+    name = str(getattr(func, "__name__", ""))
+    if name not in ("__get__", "__set__"):
+        return None
+    return (resolve_name(func) or name).removesuffix(f".{name}").rpartition(".")[2]
 
 
 def writes(func: Any) -> bool:

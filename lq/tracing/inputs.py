@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +44,33 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         else:
             named[name] = value
     return named
+
+
+def input_tensors(named: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """Every tensor of a call's arguments once, and what it is called.
+
+    Example:
+        >>> x = torch.ones(1)
+        >>> [name for name, _ in input_tensors({"pair": (x, {"key": torch.ones(2)}), "same": x})]
+        ['pair_0', 'pair_1_key']
+    """
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, value in named.items():
+        for path, leaf in _leaves(value, name):
+            if isinstance(leaf, Tensor):
+                found.setdefault(id(leaf), (path, leaf))
+    return list(found.values())
+
+
+def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [pair for key, inner in value.items() for pair in _leaves(inner, f"{path}_{key}")]
+    if isinstance(value, (list, tuple)):
+        return [pair for i, inner in enumerate(value) for pair in _leaves(inner, f"{path}_{i}")]
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [(path if len(tensors) == 1 else f"{path}_{i}", leaf) for i, leaf in enumerate(tensors)]
 
 
 def describe_inputs(example: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lq.core.modules import QAT_LAYERS
 from lq.core.own_class import own_class
 from lq.qconfig import QConfig
+from lq.specs import WeightSpec
 from lq.tracing.functions import is_frozen_batch_norm
-from lq.tracing.fuse import Layer
 from lq.tracing.layer_calls import LAYERS, argument
 from lq.tracing.ops import SEEN, reads_no_values, recorded
 from lq.tracing.plan import LayerPlan
@@ -23,6 +24,43 @@ from lq.tracing.recording import Seen
 _NORM_DIMS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 _LAYER_MODULES: tuple[type[nn.Module], ...] = tuple(QAT_LAYERS)
 _GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to quantize.
+
+    Args:
+        node: its call.
+        name: that it has in the plan.
+        module: whose layer it is.
+        kind: the operation.
+        input: what it reads.
+        bn: the BatchNorm call behind it.
+        spec: the grid that a backend wants.
+    """
+
+    node: fx.Node
+    name: str
+    module: nn.Module
+    kind: str
+    input: fx.Node
+    bn: fx.Node | None = None
+    spec: WeightSpec | None = None
+
+    @property
+    def last(self) -> fx.Node:
+        """The node whose value is the layer's output."""
+        return self.bn or self.node
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution that is not transposed."""
+        return self.kind in ("conv1d", "conv2d", "conv3d")
+
+    def stays_float(self, reason: str) -> LayerPlan:
+        """The row of the plan if it is not quantized."""
+        return LayerPlan(self.name, LAYERS[self.kind].kind.__name__, reason=reason)
 
 
 class LayerFinder:
@@ -56,7 +94,7 @@ class LayerFinder:
             source = argument(call.input, node.args, node.kwargs)
             if reason is None and isinstance(source, fx.Node):
                 norm = self._batch_norm_behind(node, module)
-                layers.append(Layer(node, name, module, norm, input=source, kind=recorded(node)))
+                layers.append(Layer(node, name, module, recorded(node), source, norm))
             else:
                 floats.setdefault(name, LayerPlan(name, call.kind.__name__, reason=reason or "its input is not known"))
         quantized = {layer.name for layer in layers}

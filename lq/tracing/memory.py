@@ -15,7 +15,7 @@ _VIEWS = frozenset(
     {
         "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk", "split",
         "unbind", "narrow", "select", "expand", "unflatten", "T", "mT", "detach", "contiguous", "swapaxes", "movedim",
-        "dropout", "to", "float",
+        "dropout", "to", "float", "quant_stub", "dequant_stub",
     }
 )  # fmt: skip
 # Those that hand their input back where there is nothing to do.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
 from lq.specs import ActivationSpec
 from lq.tracing import ops
-from lq.tracing.fuse import Layer
+from lq.tracing.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class Rounding:
         source: the layer or operation that computes it; differs from ``node`` if that is an absorbed ReLU.
         users: the nodes that read the quantized value.
         activation: what the clamp absorbs.
-        inplace: whether that worked in place.
         owned: whether ``source`` is a layer or join that makes a tensor which nobody else needs.
         spec: the grid that the backend wants; ``None`` leaves it to the QConfig.
         group: sites of one group have one range; ``None`` is a group of its own.
@@ -31,7 +30,6 @@ class Rounding:
     source: fx.Node
     users: tuple[fx.Node, ...]
     activation: str
-    inplace: bool
     owned: bool = False
     spec: ActivationSpec | None = None
     group: int | None = None
@@ -50,8 +48,7 @@ class Placement:
     A model that is annotated by hand has decided both by itself.
 
     Args:
-        graph: of the traced module.
-        modules: its modules by name.
+        graph: of the recorded call.
         layers: what is quantized.
         joins: the joins that run in int8; ``None`` decides.
         stubs: calls of QuantStubs, whose results are quantized for all that read them.
@@ -61,13 +58,12 @@ class Placement:
     def __init__(
         self,
         graph: fx.Graph,
-        modules: Mapping[str, nn.Module],
         layers: Iterable[Layer],
         joins: Collection[fx.Node] | None = None,
         stubs: Collection[fx.Node] = (),
         fuse_add: bool = False,
     ) -> None:
-        self.graph, self.modules, self.stubs = graph, modules, dict.fromkeys(stubs)
+        self.graph, self.stubs = graph, dict.fromkeys(stubs)
         self.outputs = {layer.last: layer for layer in layers}
         self.inputs = {layer.node: layer for layer in self.outputs.values()}
         self.joins = {n for n in graph.nodes if ops.joined_tensors(n)} if joins is None else set(joins)
@@ -80,7 +76,7 @@ class Placement:
         found = set()
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         for node in order:
-            if node in self.joins and node.target in ops.ADD:
+            if node in self.joins and ops.operation_of(node) == "add":
                 terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and _readers(n) == [node]]
                 convolutions = [n for n in terms if self.outputs[n].is_convolution]
                 found |= set(sorted(convolutions, key=order.__getitem__)[-1:])
@@ -90,9 +86,7 @@ class Placement:
         """All places, in execution order."""
         found: dict[fx.Node, Rounding] = {}
         for stub in self.stubs:
-            source = stub.args[0]
-            assert isinstance(source, fx.Node)
-            found[stub] = Rounding(stub, source, tuple(stub.users), "none", False)
+            found[stub] = Rounding(stub, stub, tuple(stub.users), "none")
         for node in (*self.outputs, *self.joins):
             if node in self.unrounded:
                 continue
@@ -115,29 +109,27 @@ class Placement:
 
     def _site(self, node: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
         if len(users) == 1:
-            relu = ops.relu_kind(users[0], self.modules)
+            relu = ops.relu_kind(users[0])
             if relu:
-                return Rounding(users[0], node, tuple(users[0].users), *relu, owned=True)
-        return Rounding(node, node, users, "none", False, owned=True)
+                return Rounding(users[0], node, tuple(users[0].users), relu, owned=True)
+        return Rounding(node, node, users, "none", owned=True)
 
     def _site_of_float(self, source: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
-        relu = ops.relu_kind(source, self.modules)
+        relu = ops.relu_kind(source)
         feeding = source.args[0] if relu else None
         if relu and isinstance(feeding, fx.Node) and len(feeding.users) == 1 and len(users) == len(source.users):
-            return Rounding(source, feeding, users, *relu)
-        return Rounding(source, source, users, "none", False)
+            return Rounding(source, feeding, users, relu)
+        return Rounding(source, source, users, "none")
 
     def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
         if reader in self.joins:
             return ops.joined_tensors(reader) or [n for n in reader.args if isinstance(n, fx.Node)]
-        source = self.inputs[reader].source
-        return [] if source is None else [source]
+        return [self.inputs[reader].input]
 
     def _same_grid(self, node: fx.Node) -> bool:
-        if ops.is_same_grid(node, self.modules):
+        if ops.is_same_grid(node):
             return True
-        relu = ops.relu_kind(node, self.modules)
-        return relu is not None and relu[0] == "relu"
+        return ops.relu_kind(node) == "relu"
 
     def _first_that_leads_to_int8(self, path: list[fx.Node], reader: fx.Node) -> fx.Node:
         """As near to the source as possible, but behind the last fork that something in float reads too."""
@@ -150,12 +142,12 @@ class Placement:
         while node not in self.outputs and node not in self.joins and node not in self.stubs:
             parent = node.args[0] if node.args else None
             absorbed = isinstance(parent, fx.Node) and parent in (self.outputs.keys() | self.joins)
-            is_relu = ops.relu_kind(node, self.modules) is not None
+            is_relu = ops.relu_kind(node) is not None
             if not isinstance(parent, fx.Node):
                 break
             if absorbed and is_relu and len(parent.users) == 1:
                 return [*path, parent]
-            if not ops.is_same_grid(node, self.modules) and not (is_relu and self._on_grid(node)):
+            if not ops.is_same_grid(node) and not (is_relu and self._on_grid(node)):
                 break
             node = parent
             path.append(node)
@@ -163,9 +155,8 @@ class Placement:
 
     def _on_grid(self, relu: fx.Node) -> bool:
         """Whether a ReLU that was not absorbed reads values that are quantized already."""
-        kind = ops.relu_kind(relu, self.modules)
         parent = relu.args[0]
-        if kind is None or kind[0] != "relu" or not isinstance(parent, fx.Node):
+        if ops.relu_kind(relu) != "relu" or not isinstance(parent, fx.Node):
             return False
         source = self._path(parent)[-1]
         return source in self.outputs or source in self.joins or source in self.stubs
@@ -185,7 +176,7 @@ class Placement:
         while True:
             if node in self.outputs or node in self.joins:
                 return True
-            passes = self._same_grid(node) or ops.is_cheap(node, self.modules) or ops.relu_kind(node, self.modules)
+            passes = self._same_grid(node) or ops.is_cheap(node) or ops.relu_kind(node)
             parent = node.args[0] if node.args else None
             if not passes or not isinstance(parent, fx.Node):
                 return False
@@ -194,7 +185,7 @@ class Placement:
     def _leads_to_int8(self, user: fx.Node) -> bool:
         if user in self.inputs or user in self.joins:
             return True
-        passes = self._same_grid(user) or ops.is_cheap(user, self.modules) or ops.relu_kind(user, self.modules)
+        passes = self._same_grid(user) or ops.is_cheap(user) or ops.relu_kind(user)
         return bool(passes) and self._all_lead_to_int8(user)
 
     def _all_lead_to_int8(self, node: fx.Node) -> bool:

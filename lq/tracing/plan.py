@@ -64,14 +64,6 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class UntraceablePlan:
-    """A submodule that runs in float as it was written, because its ``forward`` has no graph, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that ``prepare`` decided.
 
@@ -80,12 +72,9 @@ class Plan:
         qconfig: name of the preset, and of the backend if that is not "fx".
         layers: one row for every quantizable layer.
         tensors: one row for every fake quantizer.
-        float_ops: names of the graph's nodes that compute in float.
-        untraceable: submodules that run as they were written, with all layers in them.
-        passed: parameters of ``forward`` that calls pass; all others keep their default.
+        float_ops: names of the operations that compute in float.
         remarks: what the backend has to say about the model.
-        vendor: what the backend took from outside of lq, as plain data.
-        sites: where the module quantizes, of one that is instrumented in place.
+        sites: where the module quantizes.
         products: products of matrices that are no layers.
         inputs: what one call of the model takes, without values; see :func:`lq.tracing.inputs.describe_inputs`.
         modules: dotted name and class of every module, so that another architecture is noticed.
@@ -102,10 +91,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     tensors: tuple[TensorPlan, ...]
     float_ops: tuple[str, ...] = ()
-    untraceable: tuple[UntraceablePlan, ...] = ()
-    passed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-    vendor: Mapping[str, Any] | None = None
     sites: Sites | None = None
     products: tuple[ProductPlan, ...] = ()
     inputs: Any = None
@@ -166,7 +152,6 @@ class Plan:
         for tensor in self.tensors:
             absorbs = "" if tensor.absorbs == "none" else f", absorbs {tensor.absorbs}"
             rows.append(f"  fake quantizer {tensor.name} behind {tensor.after}: {tensor.grid}{absorbs}")
-        rows += [f"  {part.name} runs in float as it is: {part.reason}" for part in self.untraceable]
         if self.float_ops:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
         total = self.work
@@ -189,11 +174,11 @@ class Plan:
         """
         from lq.tracing.sites import Sites  # which imports nothing of this room
 
-        kinds = {"layers": LayerPlan, "tensors": TensorPlan, "untraceable": UntraceablePlan, "products": ProductPlan}
+        kinds = {"layers": LayerPlan, "tensors": TensorPlan, "products": ProductPlan}
         values: dict[str, Any] = {
             name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()
         }
-        values |= {name: tuple(plain[name]) for name in ("float_ops", "passed", "remarks")}
+        values |= {name: tuple(plain[name]) for name in ("float_ops", "remarks")}
         values["modules"] = tuple((path, kind) for path, kind in plain["modules"])
         values["sites"] = None if plain["sites"] is None else Sites.from_dict(plain["sites"])
         return cls(**values)

@@ -18,10 +18,14 @@ from torch.utils._pytree import tree_leaves
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
+from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.ops import CALLED, SEEN
+from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
 from lq.tracing.work import multiply_accumulates
 
+LEAF = "lq_leaf"  # of a call that is all that a module of torch does: the name of that module
+TENSOR = "lq_tensor"  # of a tensor of which nobody saw how it was made: itself
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
 
 
@@ -61,11 +65,12 @@ class Recorder(TorchFunctionMode):
 
     Args:
         root: the module; its parameters and buffers are constants of the graph.
+        stubs: whether stubs and FloatFunctionals count, see :mod:`lq.tracing.stubs`.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, stubs: bool = False) -> None:
         super().__init__()
-        self.graph = fx.Graph()
+        self.graph, self.root, self.stubs = fx.Graph(), root, stubs
         self.stack: list[str] = []
         self._nodes: dict[int, fx.Node] = {}
         self._memory: dict[int, list[Tensor]] = {}
@@ -86,10 +91,38 @@ class Recorder(TorchFunctionMode):
         try:
             if is_frozen_batch_norm(module):
                 return self._whole(module, body, args, kwargs)
-            return body(module, *args, **kwargs)
+            if self.stubs and args:
+                self._note_functional(place.path, args[0])
+                if stub_function(module) is not None and isinstance(args[0], Tensor):
+                    return self._stub(stub_function(module), args[0])
+            before = len(self.calls)
+            out = body(module, *args, **kwargs)
+            if self._plain_leaf[-1] and len(self.calls) == before + 1 and not kwargs:
+                self._note_leaf(place.path, self.calls[-1][1], args, out)
+            return out
         finally:
             self.stack.pop()
             self._plain_leaf.pop()
+
+    def _note_leaf(self, path: str, node: fx.Node | None, args: Any, out: Any) -> None:
+        """Note on a call that it is all that its module does, with one tensor and with parameters of its own."""
+        if node is None or len(args) != 1 or not all(isinstance(value, Tensor) for value in (args[0], out)):
+            return
+        if self._nodes.get(id(out)) is node and self._nodes.get(id(args[0])) in node.all_input_nodes[:1]:
+            held = [str(n.target).rpartition(".")[0] for n in node.all_input_nodes[1:] if n.op == "get_attr"]
+            if held == [path] * (len(node.all_input_nodes) - 1):
+                node.meta[LEAF] = path
+
+    def _note_functional(self, path: str, value: Any) -> None:
+        owner = functional_that_calls(self.root, path)
+        if owner is not None and id(value) in self._nodes:
+            mark_functional(self._nodes[id(value)], owner)
+
+    def _stub(self, function: Any, x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            out = x.view_as(x)  # another object, so that those who read the one and the other are told apart
+        self._note(function, (x,), {}, out)
+        return out
 
     def _whole(self, module: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
@@ -102,16 +135,14 @@ class Recorder(TorchFunctionMode):
 
     def take_inputs(self, named: Mapping[str, Any]) -> None:
         """Make every tensor of the call's arguments an input of the graph."""
-        for name, value in named.items():
-            for path, leaf in _leaves(value, name):
-                if isinstance(leaf, Tensor) and id(leaf) not in self._nodes:
-                    self._remember(leaf, self.graph.placeholder(self._label(path)))
+        for path, tensor in input_tensors(named):
+            self._remember(tensor, self.graph.placeholder(self._label(path)))
 
     def give_output(self, output: Any) -> None:
         """End the graph."""
         tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         self.graph.output(tuple(self._node(t) for t in tensors))
-        give_input_by_position(self.graph, {})
+        give_input_by_position(self.graph)
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._kept.append(tensor)
@@ -132,7 +163,7 @@ class Recorder(TorchFunctionMode):
             node.meta["constant"] = True
         else:
             node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
-            node.meta["unknown"] = _line()[0]
+            node.meta["unknown"], node.meta[TENSOR] = _line()[0], tensor
             self.unknown.append(node.meta["unknown"])
         self._remember(tensor, node)
         return node
@@ -211,19 +242,14 @@ class Recorder(TorchFunctionMode):
 _OPERATORS: Mapping[str, Any] = {"add": operator.add, "mul": operator.mul, "cat": torch.cat}
 
 
+_PLAIN = (
+    bool, int, float, complex, str, type(None), type(...), slice, torch.dtype, torch.device, torch.layout,
+    torch.memory_format,
+)  # fmt: skip
+
+
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None), slice, torch.dtype)) else str(type(value))
-
-
-def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [pair for key, inner in value.items() for pair in _leaves(inner, f"{path}_{key}")]
-    if isinstance(value, (list, tuple)):
-        return [pair for i, inner in enumerate(value) for pair in _leaves(inner, f"{path}_{i}")]
-    if isinstance(value, Tensor):
-        return [(path, value)]
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return [(path if len(tensors) == 1 else f"{path}_{i}", leaf) for i, leaf in enumerate(tensors)]
+    return value if isinstance(value, _PLAIN) else str(type(value))
 
 
 _OURS = ("lq.", "torch.")

@@ -5,104 +5,115 @@ Its classes are known by name, so that nothing of ``torch.ao.quantization``, whi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import fx, nn
 
-from lq.tracing.ops import module_of, reads_no_values, relu_kind
+from lq.tracing.ops import recorded, relu_kind
 
 _FUNCTIONAL = "lq_functional"
 _MISSING = object()
 
 
-def is_stub(module: nn.Module | None) -> bool:
-    """Whether ``module`` is a QuantStub or a DeQuantStub.
+def quant_stub(x: Any) -> Any:
+    """Stands in a recorded graph where a QuantStub was called."""
+    return x
+
+
+def dequant_stub(x: Any) -> Any:
+    """Stands in a recorded graph where a DeQuantStub was called."""
+    return x
+
+
+def stub_function(module: nn.Module) -> Any:
+    """What stands in a recorded graph for the call of a stub; ``None`` for other modules.
 
     Example:
         >>> from torch.ao.quantization import DeQuantStub, QuantStub
-        >>> is_stub(QuantStub()), is_stub(DeQuantStub()), is_stub(nn.Identity())
-        (True, True, False)
+        >>> [getattr(stub_function(m), "__name__", None) for m in (QuantStub(), DeQuantStub(), nn.Identity())]
+        ['quant_stub', 'dequant_stub', None]
     """
-    return is_quant_stub(module) or is_dequant_stub(module)
-
-
-def is_quant_stub(module: nn.Module | None) -> bool:
-    """Whether ``module`` says that a tensor is quantized from here on."""
-    return _is_of_torch_ao(module, "QuantStub")
-
-
-def is_dequant_stub(module: nn.Module | None) -> bool:
-    """Whether ``module`` says that a tensor is float again."""
-    return _is_of_torch_ao(module, "DeQuantStub")
+    if _is_of_torch_ao(module, "QuantStub"):
+        return quant_stub
+    return dequant_stub if _is_of_torch_ao(module, "DeQuantStub") else None
 
 
 def _is_of_torch_ao(module: nn.Module | None, name: str) -> bool:
     return any(cls.__name__ == name and cls.__module__.startswith("torch") for cls in type(module).__mro__)
 
 
-def mark_functional(root: nn.Module, node: fx.Node) -> None:
-    """Note on a node that its value is the result of a FloatFunctional.
+def functional_that_calls(root: nn.Module, path: str) -> str | None:
+    """The FloatFunctional that hands its result to the module ``path``, as each does at the end of an operation.
 
     Args:
-        root: the traced module.
-        node: a call of the ``nn.Identity`` with which a FloatFunctional ends.
+        root: the module that is recorded.
+        path: dotted name of a module that is called.
+
+    Returns:
+        dotted name of the FloatFunctional; ``None`` if the module is not the last step of one.
+
+    Example:
+        >>> from torch.ao.nn.quantized import FloatFunctional
+        >>> net = nn.ModuleDict({"join": FloatFunctional()})
+        >>> functional_that_calls(net, "join.activation_post_process"), functional_that_calls(net, "join")
+        ('join', None)
     """
-    owner = str(node.target).rpartition(".")[0]
-    source = node.args[0]
-    if isinstance(source, fx.Node) and _is_of_torch_ao(root.get_submodule(owner), "FloatFunctional"):
-        source.meta[_FUNCTIONAL] = owner
+    owner, _, last = path.rpartition(".")
+    if last == "activation_post_process" and _is_of_torch_ao(root.get_submodule(owner), "FloatFunctional"):
+        return owner
+    return None
 
 
-def functionals(graph_module: fx.GraphModule) -> dict[fx.Node, str]:
+def mark_functional(node: fx.Node, owner: str) -> None:
+    """Note on a node that its value is the result of the FloatFunctional ``owner``."""
+    node.meta[_FUNCTIONAL] = owner
+
+
+def functionals(graph: fx.Graph) -> dict[fx.Node, str]:
     """The operations that a FloatFunctional computes, each with its dotted name; without the ReLU of ``add_relu``."""
-    modules = dict(graph_module.named_modules())
     found: dict[fx.Node, str] = {}
-    for node in graph_module.graph.nodes:
+    for node in graph.nodes:
         owner = node.meta.get(_FUNCTIONAL)
         if owner is not None:
-            found[node.args[0] if relu_kind(node, modules) else node] = owner
+            found[node.args[0] if relu_kind(node) else node] = owner
     return found
 
 
-def annotated_region(graph_module: fx.GraphModule) -> set[fx.Node]:
+def annotated_region(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose value comes from a QuantStub and has passed no DeQuantStub."""
-    modules = dict(graph_module.named_modules())
     inside: set[fx.Node] = set()
-    for node in graph_module.graph.nodes:
-        module = module_of(node, modules)
-        derives = any(source in inside for source in node.all_input_nodes) and not reads_no_values(node)
-        if is_quant_stub(module) or (derives and not is_dequant_stub(module) and node.op != "output"):
+    for node in graph.nodes:
+        derives = any(source in inside for source in node.all_input_nodes)
+        if node.target is quant_stub or (derives and node.target is not dequant_stub and node.op != "output"):
             inside.add(node)
     return inside
 
 
-def quant_stubs(graph_module: fx.GraphModule) -> list[fx.Node]:
+def quant_stubs(graph: fx.Graph) -> list[fx.Node]:
     """The calls of QuantStubs."""
-    modules = dict(graph_module.named_modules())
-    return [node for node in graph_module.graph.nodes if is_quant_stub(module_of(node, modules))]
+    return [node for node in graph.nodes if recorded(node) == quant_stub.__name__]
 
 
-def erase_stubs(graph_module: fx.GraphModule, keep: tuple[fx.Node, ...] = ()) -> None:
-    """Drop the calls of stubs, which compute nothing."""
-    modules = dict(graph_module.named_modules())
-    for node in list(graph_module.graph.nodes):
-        if is_stub(module_of(node, modules)) and node not in keep:
-            node.replace_all_uses_with(node.args[0])
-            graph_module.graph.erase_node(node)
-    graph_module.recompile()
-
-
-def is_switched_off(root: nn.Module, name: str) -> bool:
+def is_switched_off(modules: Mapping[str, nn.Module], name: str) -> bool:
     """Whether the nearest of a module and its holders that has a ``qconfig`` says ``None``.
+
+    Args:
+        modules: of the model, by name.
+        name: of one of them, or of a call that one of them makes.
 
     Example:
         >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
         >>> net[0].qconfig = None
-        >>> is_switched_off(net, "0.0"), is_switched_off(net, "1")
-        (True, False)
+        >>> modules = dict(net.named_modules())
+        >>> is_switched_off(modules, "0.0"), is_switched_off(modules, "0.matmul"), is_switched_off(modules, "1")
+        (True, True, False)
     """
     path = name.split(".") if name else []
     for length in range(len(path), -1, -1):
-        qconfig = getattr(root.get_submodule(".".join(path[:length])), "qconfig", _MISSING)
-        if qconfig is not _MISSING:
+        module = modules.get(".".join(path[:length]))
+        qconfig = getattr(module, "qconfig", _MISSING)
+        if module is not None and qconfig is not _MISSING:
             return qconfig is None
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +17,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from lq.core.modes import modes_kept
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation
-from lq.tracing.inplace import inplace_argument
 from lq.tracing.ops import CALLED, SAME_GRID, SEEN
 from lq.tracing.recording import CLOSED, Seen
-from lq.tracing.tracer import OneTrace
+from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
 
 _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "lstm", "gru", "rnn_tanh", "rnn_relu"})
 _CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, _InstanceNorm, torch.jit.ScriptModule)
@@ -45,13 +45,14 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
-class _Reader(OneTrace):
+class _Reader(fx.Tracer):
     """Follows every call down to functions of torch."""
 
     proxy_buffer_attributes = True
 
-    def __init__(self, root: nn.Module) -> None:
-        super().__init__(frozenset())
+    def __init__(self, root: nn.Module, stubs: bool) -> None:
+        super().__init__()
+        self.stubs = stubs
         self.tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         self.calls: list[tuple[Seen, fx.Node | None]] = []
 
@@ -66,9 +67,27 @@ class _Reader(OneTrace):
     ) -> Any:
         if self.is_leaf_module(m, ""):
             self.calls.append((Seen(CLOSED, (*self._stack(), self.path_of_module(m))), None))
+        if self.stubs:
+            owner = functional_that_calls(self.root, self.path_of_module(m))
+            if owner is not None:
+                mark_functional(args[0].node, owner)
+            if stub_function(m) is not None:
+                forward = partial(self._stub, stub_function(m))
         if isinstance(m, _BatchNorm) and type(m).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
             forward = partial(_batch_norm, m)  # without its look at the number of dimensions, which nobody knows
-        return fx.Tracer.call_module(self, m, forward, args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _stub(self, function: Any, x: Any) -> Any:
+        return self.create_proxy("call_function", function, (x,), {})
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Leave parameters at their defaults."""
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = list(inspect.signature(inspect.unwrap(root_fn)).parameters.values())
+        if len(parameters) != len(args):  # *args or **kwargs: no defaults to keep
+            return fn, args
+        both = zip(parameters, args, strict=True)
+        return fn, [arg if p.default is inspect.Parameter.empty else p.default for p, arg in both]
 
     def _stack(self) -> tuple[str, ...]:
         return ("", *(path for path, _ in self.module_stack.values() if path))
@@ -106,6 +125,18 @@ def _batch_norm(norm: Any, x: Any) -> Any:
     return F.batch_norm(x, *statistics, False, norm.momentum, norm.eps)
 
 
+def _inplace_argument(node: fx.Node) -> bool:
+    """Whether a function is called with ``inplace=True``."""
+    try:
+        parameters = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # built-in functions have no signature, and no such argument
+        return False
+    if "inplace" not in parameters:
+        return False
+    index = parameters.index("inplace")
+    return (node.args[index] if len(node.args) > index else node.kwargs.get("inplace", False)) is True
+
+
 class _Method:
     def __init__(self, name: str) -> None:
         self.__name__ = name
@@ -113,7 +144,7 @@ class _Method:
 
 def _works_in_place(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
-    inplace = (node.op == "call_function" and inplace_argument(node) is not None) or name in (
+    inplace = (node.op == "call_function" and _inplace_argument(node)) or name in (
         "iadd",
         "imul",
         "isub",
@@ -122,11 +153,12 @@ def _works_in_place(node: fx.Node) -> bool:
     return inplace or (name.endswith("_") and not name.startswith("_"))
 
 
-def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | None]]]:
+def read_calls(root: nn.Module, stubs: bool = False) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | None]]]:
     """The calls that a module makes in evaluation, as :class:`lq.tracing.recording.Recorder` notes them.
 
     Args:
         root: the module, which stays as it is.
+        stubs: whether to note the stubs and FloatFunctionals of a model that is annotated by hand.
 
     Returns:
         the graph, without shapes and work, and all calls.
@@ -139,7 +171,7 @@ def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | No
         >>> [seen.operation for seen, _ in calls]
         ['linear', 'relu']
     """
-    reader = _Reader(root)
+    reader = _Reader(root, stubs)
     before = {module: set(module.__dict__) for module in root.modules()}
     try:
         with modes_kept(root):
@@ -153,7 +185,7 @@ def read_calls(root: nn.Module) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | No
     for node in graph.nodes:
         if _works_in_place(node) and node.op in ("call_function", "call_method"):
             _check_result_is_read(node)
-    give_input_by_position(graph, {})
+    give_input_by_position(graph)
     return graph, reader.calls
 
 

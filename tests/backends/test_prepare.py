@@ -101,6 +101,13 @@ def test_what_is_not_prepared_has_no_state():
         state_of(nn.Linear(1, 1))
 
 
+def test_the_name_of_the_state_is_reserved():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net.qat_state = nn.Identity()
+    with pytest.raises(ValueError, match="already has an attribute 'qat_state'; rename it"):
+        prepare(net)
+
+
 def test_overrides_reach_weights_and_activations():
     four = LayerQConfig(WeightSpec(-7, 7), ActivationSpec(0, 15))
     prepared = prepare(make_net(), QConfig(overrides={"3": four, "type:Linear": LayerQConfig(WeightSpec(-127, 127))}))

@@ -221,26 +221,20 @@ def keep_contract(entry: Entry, qconfig: QConfig | str = "portable", kernels: fl
     args, kwargs = entry.inputs(2)
     prepared = prepare(net, qconfig, example_args=args, example_kwargs=kwargs)
     assert prepare(prepared) is prepared
-    names = [name for name, _ in prepared.named_parameters(remove_duplicate=False)]
-    # The graphs of other backends keep the names, not the order.
-    assert set(names) == set(theirs) if isinstance(prepared, fx.GraphModule) else names == list(theirs)
+    assert prepared is net
+    assert [name for name, _ in prepared.named_parameters(remove_duplicate=False)] == list(theirs)
     assert all(p is theirs[name] for name, p in prepared.named_parameters(remove_duplicate=False))
     _computes_what_the_float_model_does(prepared, model, entry.inputs(2))
     plan = plan_of(prepared)
-    untraced = tuple(part.name for part in plan.untraceable)
     explained = [row for row in plan.layers if row.weight is None]
     assert all(row.reason for row in explained)
     assert_one_quantizer_per_tensor(as_graph(prepared))
-    _trains(copy.deepcopy(prepared), entry.inputs(4), untraced)
+    _trains(copy.deepcopy(prepared), entry.inputs(4))
     calibrate(prepared, [entry.inputs(16) for _ in range(3)], call=lambda net, batch: net(*batch[0], **batch[1]))
     _copies_are_equal(prepared, model, entry.inputs(2))
     noise, quantization = _int8_follows(model, prepared, entry.inputs(16), kernels)
-    parts = tuple(dict.fromkeys(_holder(row.name, untraced) for row in explained))
+    parts = tuple(row.name for row in explained)
     return Kept(len(plan.quantized), len(plan.layers), parts, noise, quantization)
-
-
-def _holder(name: str, untraced: tuple[str, ...]) -> str:
-    return next((part for part in untraced if name.startswith(f"{part}.")), name)
 
 
 def main_tensor(output: Any) -> Tensor:
@@ -257,7 +251,7 @@ def assert_one_quantizer_per_tensor(prepared: fx.GraphModule) -> None:
         source = node.args[0]
         assert source not in read, node
         read.add(source)
-        while ops.is_same_grid(source, modules):
+        while ops.is_same_grid(source):
             source = source.args[0]
         assert not isinstance(ops.module_of(source, modules), FakeQuantize), f"{node} rounds {source} again"
 
@@ -280,13 +274,13 @@ def _computes_what_the_float_model_does(prepared: nn.Module, model: nn.Module, i
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
 
 
-def _trains(prepared: nn.Module, inputs: Inputs, untraced: tuple[str, ...]) -> None:
+def _trains(prepared: nn.Module, inputs: Inputs) -> None:
     for frozen in (False, True):
         set_phase(prepared, fake_quant=True, observer=not frozen, freeze_bn=frozen)
         output = prepared.train()(*inputs[0], **inputs[1])
         parts = [part for part in pytree.tree_leaves(output) if part is not None]
         sum(part.square().mean() for part in parts).backward()
-        reached = [(n, p.grad) for n, p in prepared.named_parameters() if not n.startswith(untraced or ("?",))]
+        reached = [(n, p.grad) for n, p in prepared.named_parameters()]
         assert not [name for name, grad in reached if grad is None or not torch.isfinite(grad).all()]
 
 
@@ -329,7 +323,7 @@ def _int8_follows(model: nn.Module, prepared: nn.Module, inputs: Inputs, share: 
     # An untrained net amplifies every flipped tie as it does any other noise, so the yardstick is its own
     # quantization noise, of which a wrong wire adds more than all (test_int8.py tests the layers to the integer).
     assert noise >= quantization + 3, f"int8 against fake {noise:.1f} dB, fake against float {quantization:.1f} dB"
-    if not inputs[1] and not plan_of(prepared).untraceable:
+    if not inputs[1]:
         _traces(int8, tuple(x[:2] for x in inputs[0]))
     return noise, quantization
 

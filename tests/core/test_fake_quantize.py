@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lq.core.fake_quantize import FakeQuantize, ModeSwitch, TrainingFlag
+from lq.core.fake_quantize import FakeQuantize
 from lq.core.state import QATState
 from lq.specs import ActivationSpec
 
@@ -86,23 +86,14 @@ def test_an_empty_batch_passes_and_is_not_observed(seen: bool):
 
 
 def test_only_what_it_owns_is_overwritten():
-    state, quantizer = make(observer=True, fake_quant=True)
+    _, quantizer = make(observer=True, fake_quant=True)
     x = torch.randn(5, requires_grad=True) * 1.0
     assert quantizer(x).data_ptr() != x.data_ptr()
-    owner = FakeQuantize(state, 0, owns_input=True)
-    assert owner(x).data_ptr() == x.data_ptr()
+    assert quantizer(x, owned=True).data_ptr() == x.data_ptr()
 
 
 def test_it_says_what_it_does():
     assert "uint8 [0, 255] affine, moving_average_minmax, activation=relu6" in repr(make("relu6")[1])
-
-
-def test_mode_helpers_follow_the_mode():
-    flag, switch = TrainingFlag(), ModeSwitch()
-    assert flag() is True
-    assert switch(1, 2) == 1
-    assert flag.eval()() is False
-    assert switch.eval()(1, 2) == 2
 
 
 @pytest.mark.parametrize("observer", ["histogram", "percentile"])

@@ -168,3 +168,36 @@ def test_parts_that_are_called_one_by_one_compute_what_the_whole_does(freeze_bn:
     for part in prepared:
         apart = part(apart)
     torch.testing.assert_close(apart, prepared(x), rtol=0, atol=2 * float(prepared.qat_state.scale_zero_point()[0][-1]))
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in {"weight": 2.0, "bias": 0.5, "running_mean": 0.1, "running_var": 3.0}.items():
+            self.register_buffer(name, torch.full((4,), value))
+
+    def forward(self, x: Any) -> Any:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale.reshape(1, -1, 1, 1) + (self.bias - self.running_mean * scale).reshape(1, -1, 1, 1)
+
+
+def test_a_frozen_batch_norm_that_is_called_twice_has_a_site_for_each_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.norm = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), FrozenBatchNorm2d()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(self.norm(self.first(self.norm(x))))
+            return y
+
+    net, x = Twice(), torch.rand(2, 4, 3, 3)
+    expected = net(x).detach()
+    prepared = prepare(net, example_args=(x,))
+    after = [tensor.after for tensor in plan_of(prepared).tensors if tensor.after.startswith("norm")]
+    assert after == ["norm.batch_norm", "norm.batch_norm_1"]
+    calibrate(prepared, [x])
+    with torch.no_grad():
+        assert 20 < float(sqnr(expected, prepared(x))) < 60

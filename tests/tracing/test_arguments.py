@@ -61,7 +61,7 @@ def twice_the_other(other: Tensor, input: Tensor) -> Tensor:
 def test_only_the_first_argument_moves() -> None:
     graph = fx.symbolic_trace(lambda x, y: twice_the_other(input=x, other=y)).graph
     (call,) = [node for node in graph.nodes if node.op == "call_function"]
-    give_input_by_position(graph, {})
+    give_input_by_position(graph)
     assert [str(arg) for arg in call.args] == ["y"]
     assert {key: str(value) for key, value in call.kwargs.items()} == {"input": "x"}
 
@@ -81,6 +81,6 @@ def test_it_is_what_the_function_takes_first(function: Any, first: str, others: 
     graph = fx.Graph()
     given: dict[str, Any] = {name: graph.placeholder(name) for name in [*others, first]}
     call = graph.call_function(function, (), given)
-    give_input_by_position(graph, {})
+    give_input_by_position(graph)
     assert call.args == (given.pop(first),)
     assert call.kwargs == given

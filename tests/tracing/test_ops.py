@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from lq.tracing import ops
@@ -17,25 +17,25 @@ def last_node(function: Callable[[Tensor], object]) -> fx.Node:
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
-        (lambda x: F.relu(x), ("relu", False)),
-        (lambda x: F.relu(x, True), ("relu", True)),
-        (lambda x: F.relu(x, inplace=True), ("relu", True)),
-        (lambda x: x.relu(), ("relu", False)),
-        (lambda x: x.relu_(), ("relu", True)),
-        (lambda x: torch.relu(x), ("relu", False)),
-        (lambda x: x.clamp(min=0.0), ("relu", False)),
-        (lambda x: F.relu6(x), ("relu6", False)),
-        (lambda x: x.clamp(0.0, 6.0), ("relu6", False)),
-        (lambda x: torch.clamp(x, min=0.0, max=6.0), ("relu6", False)),
-        (lambda x: F.hardtanh(x, 0.0, 6.0), ("relu6", False)),
+        (lambda x: F.relu(x), "relu"),
+        (lambda x: F.relu(x, True), "relu"),
+        (lambda x: F.relu(x, inplace=True), "relu"),
+        (lambda x: x.relu(), "relu"),
+        (lambda x: x.relu_(), "relu"),
+        (lambda x: torch.relu(x), "relu"),
+        (lambda x: x.clamp(min=0.0), "relu"),
+        (lambda x: F.relu6(x), "relu6"),
+        (lambda x: x.clamp(0.0, 6.0), "relu6"),
+        (lambda x: torch.clamp(x, min=0.0, max=6.0), "relu6"),
+        (lambda x: F.hardtanh(x, 0.0, 6.0), "relu6"),
         (lambda x: x.clamp(max=6.0), None),
         (lambda x: x.clamp(0.0, 5.0), None),
         (lambda x: F.hardtanh(x), None),
         (lambda x: F.leaky_relu(x), None),
     ],
 )
-def test_relus_in_every_spelling(function: Callable[[Tensor], Tensor], kind: tuple[str, bool] | None):
-    assert ops.relu_kind(last_node(function), {}) == kind
+def test_relus_in_every_spelling(function: Callable[[Tensor], Tensor], kind: str | None):
+    assert ops.relu_kind(last_node(function)) == kind
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,18 @@ def test_joins(function: Callable[[Tensor], Tensor], joins: bool):
     assert (ops.joined_tensors(last_node(function)) is not None) is joins
 
 
-@pytest.mark.parametrize("module", [kind for kind in ops.SAME_GRID_MODULES if kind not in (nn.ChannelShuffle,)])
-def test_same_grid_modules_invent_no_values(module: type[nn.Module]):
-    arguments = {nn.Unflatten: (1, (2, 2)), nn.ZeroPad2d: (1,), nn.PixelShuffle: (2,), nn.PixelUnshuffle: (2,)}
-    size = {nn.MaxPool1d: (1, 4, 4), nn.AdaptiveMaxPool1d: (1, 4, 4), nn.MaxPool3d: (1, 2, 4, 4, 4)}
-    size |= {nn.Dropout1d: (1, 4, 4), nn.Dropout3d: (1, 2, 4, 4, 4)}
-    default = (2,) if "Pool" in module.__name__ or "Upsampling" in module.__name__ else ()
-    kwargs = {"scale_factor": 2} if module is nn.UpsamplingNearest2d else {}
-    made = module(*(() if kwargs else arguments.get(module, default)), **kwargs).eval()
-    x = torch.randn(size.get(module, (1, 4, 4, 4)))
-    assert set(made(x).flatten().tolist()) <= {*x.flatten().tolist(), 0.0}
+@pytest.mark.parametrize(
+    ("function", "same"),
+    [
+        (lambda x: F.max_pool2d(x, 2), True),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True), False),
+        (lambda x: x.chunk(2)[0], True),
+        (lambda x: x.sin()[0], False),
+        (lambda x: x[:, 1:], True),
+        (lambda x: F.pixel_shuffle(x, 2), True),
+        (lambda x: F.avg_pool2d(x, 2), False),
+        (lambda x: torch.stack([x, x]), False),
+    ],
+)
+def test_same_grid(function: Callable[[Tensor], Tensor], same: bool):
+    assert ops.is_same_grid(last_node(function)) is same

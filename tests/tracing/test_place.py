@@ -168,6 +168,6 @@ def assert_one_quantizer_per_tensor(prepared: fx.GraphModule) -> None:
         source = node.args[0]
         assert source not in readers, f"{readers[source]} and {node} read {source}"
         readers[source] = node
-        while isinstance(source, fx.Node) and ops.is_same_grid(source, modules):
+        while isinstance(source, fx.Node) and ops.is_same_grid(source):
             source = source.args[0]
         assert not isinstance(ops.module_of(source, modules), FakeQuantize), f"{node} rounds {source} again"

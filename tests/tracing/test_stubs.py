@@ -8,16 +8,19 @@ from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 
+from lq.tracing.layers import seen_of
+from lq.tracing.ops import SEEN
 from lq.tracing.stubs import (
     annotated_region,
-    erase_stubs,
     functionals,
-    is_stub,
     is_switched_off,
     prepared_by_torch_ao,
+    quant_stub,
     quant_stubs,
+    stub_function,
 )
-from lq.tracing.trace import trace
+from lq.tracing.symbolic import read_calls
+from tests.backends.recorded import recorded
 
 
 class Net(nn.Module):
@@ -35,33 +38,44 @@ class Net(nn.Module):
         return z
 
 
-def names(nodes: Any) -> list[str]:
-    return [node.name for node in nodes]
+def operations(nodes: Any) -> list[str]:
+    return [of(node) for node in nodes]
 
 
-def test_the_region_is_what_comes_from_a_quant_stub():
-    graph_module = trace(Net())
-    assert names(quant_stubs(graph_module)) == ["quant"]
-    inside = annotated_region(graph_module)
-    assert names(n for n in graph_module.graph.nodes if n in inside) == ["quant", "inside", "add", "relu", "reshape"]
+def of(node: fx.Node) -> str:
+    return f"{seen_of(node).stack[-1]} {seen_of(node).operation}".strip()
 
 
-def test_functionals_are_found_without_their_relu():
-    assert {node.name: owner for node, owner in functionals(trace(Net())).items()} == {"add": "join"}
+GRAPHS = {
+    "recorded": lambda: recorded(Net(), (torch.rand(3, 4),), stubs=True).graph,
+    "read off the code": lambda: read_calls(Net(), stubs=True)[0],
+}
 
 
-def test_erased_stubs_compute_nothing():
-    net, x = Net(), torch.rand(3, 4)
-    graph_module = trace(net)
-    erase_stubs(graph_module)
-    assert not [n for n in graph_module.graph.nodes if str(n.target) in ("quant", "dequant")]
-    assert torch.equal(graph_module(x), net(x))
+@pytest.mark.parametrize("how", GRAPHS)
+def test_the_region_is_what_comes_from_a_quant_stub(how: str):
+    graph = GRAPHS[how]()
+    assert operations(quant_stubs(graph)) == ["quant quant_stub"]
+    inside = annotated_region(graph)
+    found = operations(n for n in graph.nodes if n in inside and SEEN in n.meta)
+    assert found == ["quant quant_stub", "inside linear", "add", "relu", "reshape"]
+
+
+@pytest.mark.parametrize("how", GRAPHS)
+def test_functionals_are_found_without_their_relu(how: str):
+    assert {of(node): owner for node, owner in functionals(GRAPHS[how]()).items()} == {"add": "join"}
+
+
+def test_without_being_asked_nobody_notes_stubs():
+    graph = recorded(Net(), (torch.rand(3, 4),)).graph
+    assert not quant_stubs(graph)
+    assert not functionals(graph)
 
 
 def test_classes_of_the_same_name_are_no_stubs():
     own = type("QuantStub", (nn.Module,), {})()
     derived = type("Mine", (QuantStub,), {})()
-    assert (is_stub(own), is_stub(derived), is_stub(None)) == (False, True, False)
+    assert (stub_function(own), stub_function(derived)) == (None, quant_stub)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +89,8 @@ def test_the_nearest_qconfig_counts(set_on, value, expected):
     if set_on == "":
         del net.a.qconfig
     net.get_submodule(set_on).qconfig = value
-    assert is_switched_off(net, "a.b") is expected
+    assert is_switched_off(dict(net.named_modules()), "a.b") is expected
 
 
 def test_float_models_are_not_taken_for_prepared_ones():
     assert prepared_by_torch_ao(Net()) is None  # FloatFunctional is a class of torch.ao.nn.quantized
-
-
-def test_stubs_survive_tracing_in_both_modes():
-    graph_module: fx.GraphModule = trace(nn.Sequential(QuantStub(), nn.Linear(2, 2), nn.Dropout(0.1), DeQuantStub()))
-    assert names(graph_module.graph.nodes) == ["input_1", "_0", "_1", "_2", "_3", "output"]

@@ -1,4 +1,4 @@
-"""What a quantizer of torchao wants of a traced module."""
+"""What a quantizer of torchao wants of a recorded call."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lq.backends.base import Inputs
+from lq.backends.base import Recorded
 from lq.backends.pt2e.capture import STEP, capture
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
-from lq.core.modules import QAT_LAYERS
 from lq.specs import ActivationSpec, WeightSpec
-from lq.tracing.ops import module_of
+from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layers import seen_of, weight_of
+from lq.tracing.ops import SEEN, recorded
+from lq.tracing.recording import LEAF, overwritten
 
 
-def annotate(graph_module: fx.GraphModule, quantizer: Any, example: Inputs) -> VendorPlan:
-    """Let a quantizer annotate the exported module, and read its wishes off the observers that torchao puts in.
+def annotate(call: Recorded, quantizer: Any) -> VendorPlan:
+    """Let a quantizer annotate the exported call, and read its wishes off the observers that torchao puts in.
 
     torchao resolves what is shared, implicitly or by wish; lq asks it for nothing else: what it puts in is thrown away.
 
     Args:
-        graph_module: from :func:`lq.tracing.trace.trace`.
+        call: of the module, with its inputs.
         quantizer: has ``transform_for_annotation``, ``annotate`` and ``validate``, as torchao's.
-        example: inputs of one call.
 
     Raises:
-        ValueError: if the module cannot be exported, or the quantizer wants something that lq does not have.
+        ValueError: if the call cannot be exported, or the quantizer wants something that lq does not have.
     """
     prepare: Any = importlib.import_module("torchao.quantization.pt2e.prepare").prepare
-    captured = quantizer.transform_for_annotation(capture(graph_module, example))
+    captured = quantizer.transform_for_annotation(capture(call))
     quantizer.annotate(captured)
     quantizer.validate(captured)
     observed = prepare(
@@ -41,42 +42,34 @@ def annotate(graph_module: fx.GraphModule, quantizer: Any, example: Inputs) -> V
         is_qat=True,
         obs_or_fq_callback=quantizer.prepare_obs_or_fq_callback,
     )
-    return _Reader(graph_module, observed).read()
+    return _Reader(observed).read()
 
 
 class _Reader:
-    def __init__(self, graph_module: fx.GraphModule, observed: fx.GraphModule) -> None:
-        self.modules = dict(graph_module.named_modules())
-        self.placeholders = {node.name: node for node in graph_module.graph.nodes if node.op == "placeholder"}
+    def __init__(self, observed: fx.GraphModule) -> None:
         self.observed, self.observers = observed, dict(observed.named_modules(remove_duplicate=False))
         self.groups: dict[int, int] = {}
         self.remarks: dict[str, None] = {}
 
     def read(self) -> VendorPlan:
-        weights: dict[str, WeightSpec] = {}
-        tensors: dict[tuple[str, int], VendorTensor] = {}
+        weights: dict[fx.Node, WeightSpec] = {}
+        tensors: dict[tuple[fx.Node, int], VendorTensor] = {}
         for node in self.observed.graph.nodes:
             if node.op != "call_module":
                 continue
             observer, source = self.observers[str(node.target)], node.args[0]
-            if source.op == "get_attr":
-                weights.update(self._weights(node, observer))
+            weights.update(self._weights(node, observer))
+            if source.op == "get_attr" or all(_reads_weight(user, node) for user in node.users):
                 continue
             for tensor in self._tensors(node, source, observer):
                 key = (tensor.node, tensor.group)
                 tensors[key] = _merged(tensors.get(key), tensor)
         return VendorPlan(weights, tuple(tensors.values()), tuple(self.remarks))
 
-    def _weights(self, node: fx.Node, observer: nn.Module) -> Iterator[tuple[str, WeightSpec]]:
+    def _weights(self, node: fx.Node, observer: nn.Module) -> Iterator[tuple[fx.Node, WeightSpec]]:
         for user in node.users:
-            step = user.meta.get(STEP)
-            is_weight = len(user.args) > 1 and user.args[1] is node
-            if step is None or not is_weight:
-                continue  # a number that became a tensor, or a bias, which int8 kernels add in int32
-            if isinstance(module_of(step, self.modules), tuple(QAT_LAYERS)):
-                yield step.name, _weight_spec(observer, str(step.target))
-            else:
-                self._remark(f"a weight that `{step.name}` reads stays float, because it is no layer of its own")
+            if _reads_weight(user, node):  # not a number that became a tensor, or a bias, which is added in int32
+                yield user.meta[STEP], _weight_spec(observer, _name(user.meta[STEP]))
 
     def _tensors(self, node: fx.Node, source: fx.Node, observer: nn.Module) -> Iterator[VendorTensor]:
         if source.op == "call_module":
@@ -86,22 +79,24 @@ class _Reader:
         group = self.groups.setdefault(id(observer), len(self.groups))
         step = self._step(source)
         if step is not None and {user.meta.get(STEP) for user in node.users} == {step}:
-            self._remark(f"what `{step.name}` computes inside is not rounded")
+            self._remark(f"what `{_name(step)}` computes inside is not rounded")
             return
-        if step is not None and all(self._is_observer(user) for user in source.users):
-            yield VendorTensor(step.name, None, spec, group)
+        is_overwritten = step is not None and any(user.target is overwritten for user in step.users)
+        if step is not None and not is_overwritten and all(self._is_observer(user) for user in source.users):
+            yield VendorTensor(step, None, spec, group)
             return
         for user in node.users:
             reader = user.meta.get(STEP)
             if reader is None or self._is_observer(user):
                 continue
-            read = step if step in reader.all_input_nodes else _only(reader.all_input_nodes)
+            inputs = [n for n in reader.all_input_nodes if not n.meta.get("constant")]
+            read = step if step in inputs else _only(inputs)
             if read is not None and reader is not step:
-                yield VendorTensor(read.name, (reader.name,), spec, group)
+                yield VendorTensor(read, (reader,), spec, group)
 
     def _step(self, source: fx.Node) -> fx.Node | None:
-        """The traced node that computes this tensor."""
-        step: fx.Node | None = source.meta.get(STEP) or self.placeholders.get(source.name)
+        """The recorded node that computes this tensor."""
+        step: fx.Node | None = source.meta.get(STEP)
         if step is None or source.target is not operator.getitem or step.target is operator.getitem:
             return step
         # One of several results of one call.
@@ -114,13 +109,30 @@ class _Reader:
         self.remarks[f"the quantizer's wishes are not all fulfilled: {remark}"] = None
 
 
+def _reads_weight(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a node is the weight of the layer that ``user`` computes."""
+    step = user.meta.get(STEP)
+    if step is None or recorded(step) not in LAYERS or user.args[1:2] != (node,):
+        return False
+    weight = weight_of(step)
+    return isinstance(weight, fx.Node) and bool(weight.meta.get("constant"))
+
+
+def _name(step: fx.Node) -> str:
+    """The module that makes a call, or the operation in it."""
+    if SEEN not in step.meta:
+        return str(step.name)
+    seen = seen_of(step)
+    return seen.stack[-1] if LEAF in step.meta else f"{seen.stack[-1]}.{seen.operation}".lstrip(".")
+
+
 def _only(nodes: list[fx.Node]) -> fx.Node | None:
     return nodes[0] if len(nodes) == 1 else None
 
 
 def _origin(node: fx.Node) -> str:
     step = node.meta.get(STEP)
-    return str(step.name if step is not None else node.name)
+    return _name(step) if step is not None else str(node.name)
 
 
 def _merged(known: VendorTensor | None, new: VendorTensor) -> VendorTensor:

@@ -1,10 +1,12 @@
-"""A traced module as the ATen graph that quantizers know, each of whose nodes says which traced node it comes from."""
+"""A recorded call as the ATen graph that quantizers know, each of whose nodes says which recorded one it comes from."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,73 +14,113 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lq.backends.base import Inputs
-from lq.tracing.errors import owner_of
+from lq.backends.base import Inputs, Recorded
+from lq.core.own_class import own_class
+from lq.tracing.functions import property_of
+from lq.tracing.inputs import input_tensors, named_arguments
+from lq.tracing.layers import seen_of
+from lq.tracing.ops import SEEN, recorded
+from lq.tracing.recording import LEAF, TENSOR
 
 _STEP = re.compile(r"lq_step_(\d+)\b")
 STEP = "lq_step"
 
 
 class _Step(nn.Module):
-    """One call of a traced graph as a module of its own: torch.export notes of each operation in which it ran."""
+    """One recorded call as a module of its own: torch.export notes of each operation in which it ran.
+
+    Args:
+        node: the call.
+        module: of torch, if that does nothing but the call; quantizers know layers by their classes.
+    """
 
     def __init__(self, node: fx.Node, module: nn.Module | None) -> None:
         super().__init__()
         self.module = module
-        self.target = node.target if module is None else None
+        self.target = None if module is not None else _callable(node.target)
+        self.returns_input = recorded(node) == "setitem"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.module is not None:
-            return self.module(*args, **kwargs)
-        if isinstance(self.target, str):
-            return getattr(args[0], self.target)(*args[1:], **kwargs)
-        assert callable(self.target)
-        return self.target(*args, **kwargs)
+            return self.module(args[0])
+        assert self.target is not None
+        out = self.target(*args, **kwargs)
+        return args[0] if self.returns_input else out
 
 
-def capture(graph_module: fx.GraphModule, example: Inputs) -> fx.GraphModule:
-    """Export a traced module in training mode, which is left as it is.
+def _callable(target: Any) -> Any:
+    """A function that torch.export follows: it does not know the methods of tensors as functions."""
+    name = property_of(target)
+    if name is not None:
+        return lambda x: getattr(x, name)
+    name = str(getattr(target, "__name__", ""))
+    if getattr(torch.Tensor, name, None) is not target:
+        return target
+    plain = getattr(operator, name, None) if name.startswith("__") else None
+    return plain or (lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
+
+
+def capture(call: Recorded) -> fx.GraphModule:
+    """Export a recorded call in training mode.
 
     Args:
-        graph_module: from :func:`lq.tracing.trace.trace`.
-        example: inputs of one call; a single sample is doubled, because BatchNorm wants more than one in training.
+        call: of a module, which is left as it is.
 
     Returns:
-        an ATen graph; ``node.meta["lq_step"]`` is the traced node that a node was made by, and ``nn_module_stack``
+        an ATen graph; ``node.meta["lq_step"]`` is the recorded node that a node was made by, and ``nn_module_stack``
         names the modules that the user knows.
 
     Raises:
-        ValueError: if torch.export refuses the module.
+        ValueError: if torch.export refuses the call.
     """
-    steps = list(graph_module.graph.nodes)
+    assert call.example is not None
+    steps = list(call.graph.nodes)
     # A copy, for what exporting does to modes and statistics.
-    twin = copy.deepcopy(_in_steps(graph_module, steps))
+    twin = copy.deepcopy(_in_steps(call, steps))
     for module in twin.modules():
         if isinstance(module, _BatchNorm) and module.momentum is None:
             module.momentum = 0.1  # a cumulative average depends on the value of its counter, which export refuses
-    args, kwargs = _several(example)
+    args, kwargs = copy.deepcopy(call.example)
+    tensors = tuple(tensor for _, tensor in input_tensors(named_arguments(call.root, args, kwargs)))
     try:
         # Not without strict=True: quantizers look for the sources that only it notes (torchao 0.18).
-        program: Any = torch.export.export(twin.train(), args, kwargs, strict=True)
+        program: Any = torch.export.export(twin.train(), tensors, strict=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ValueError(
-            f"backend='pt2e' exports the model, and torch.export refuses {type(graph_module).__name__}: "
+            f"backend='pt2e' exports the model, and torch.export refuses {own_class(call.root).__name__}: "
             f"{type(error).__name__}: {first} Quantize a submodule that can be exported, QATCallback(target=...), or "
             "use QConfig(backend='fx')."
         ) from error
     quiet = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     captured: fx.GraphModule = program.module(**quiet)
-    for node in captured.graph.nodes:
-        step = _step_of(node)
-        node.meta.pop("lq_step", None)
-        if step is not None:
-            node.meta[STEP] = steps[step]
-            node.meta["nn_module_stack"] = _users_stack(steps[step])
+    _say_where_from(captured, steps, call.finder.modules)
     return captured
 
 
-def _several(example: Inputs) -> Inputs:
+def _say_where_from(captured: fx.GraphModule, steps: list[fx.Node], modules: Mapping[str, nn.Module]) -> None:
+    inputs = iter([step for step in steps if step.op == "placeholder"])
+    for node in captured.graph.nodes:
+        index = _step_of(node)
+        node.meta.pop(STEP, None)
+        if index is not None:
+            node.meta[STEP] = steps[index]
+            node.meta["nn_module_stack"] = (
+                {path: (f"L['self'].{path}", own_class(modules[path])) for path in seen_of(steps[index]).stack if path}
+                if SEEN in steps[index].meta
+                else {}
+            )
+        elif node.op == "placeholder":
+            node.meta[STEP] = next(inputs)
+
+
+def several(example: Inputs) -> Inputs:
+    """Inputs of a call, a single sample doubled, because BatchNorm wants more than one in training.
+
+    Example:
+        >>> [tuple(x.shape) for x in several(((torch.ones(1, 3),), {}))[0]]
+        [(2, 3)]
+    """
     leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
     if not all(leaf.dim() and leaf.shape[0] == 1 for leaf in leaves):
         return example
@@ -86,33 +128,31 @@ def _several(example: Inputs) -> Inputs:
     return doubled
 
 
-def _in_steps(graph_module: fx.GraphModule, steps: list[fx.Node]) -> fx.GraphModule:
+def _in_steps(call: Recorded, steps: list[fx.Node]) -> fx.GraphModule:
     graph, root = fx.Graph(), nn.Module()
     new: dict[fx.Node, fx.Node] = {}
-    modules = dict(graph_module.named_modules())
     for index, node in enumerate(steps):
-        if node.op in ("call_module", "call_function", "call_method"):
-            name = f"{STEP}_{index}"
-            root.add_module(name, _Step(node, modules[str(node.target)] if node.op == "call_module" else None))
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: new[n])
-            new[node] = graph.call_module(name, args, kwargs)
-        elif node.op == "get_attr":
-            new[node] = graph.get_attr(_attach(root, graph_module, str(node.target), index))
+        name = f"{STEP}_{index}"
+        if node.op == "get_attr" or TENSOR in node.meta:
+            value = node.meta[TENSOR] if TENSOR in node.meta else _attribute(call.root, str(node.target))
+            if isinstance(value, nn.Parameter):
+                root.register_parameter(name, value)
+            else:
+                root.register_buffer(name, value, persistent=False)
+            new[node] = graph.get_attr(name)
+        elif node.op == "call_function":
+            module = call.finder.modules[node.meta[LEAF]] if LEAF in node.meta else None
+            root.add_module(name, _Step(node, module))
+            given = (node.args, node.kwargs) if module is None else (node.args[:1], {})
+            new[node] = graph.call_module(name, *fx.map_arg(given, lambda n: new[n]))
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
-    return fx.GraphModule(root, graph, class_name=type(graph_module).__name__)
+    return fx.GraphModule(root, graph, class_name=own_class(call.root).__name__)
 
 
-def _attach(root: nn.Module, source: nn.Module, target: str, index: int) -> str:
-    owner, _, last = target.rpartition(".")
-    value, name = getattr(source.get_submodule(owner), last), f"lq_constant_{index}"
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(name, value)
-    elif isinstance(value, torch.Tensor):
-        root.register_buffer(name, value, persistent=False)
-    else:
-        setattr(root, name, value)
-    return name
+def _attribute(module: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def _step_of(node: fx.Node) -> int | None:
@@ -121,10 +161,3 @@ def _step_of(node: fx.Node) -> int | None:
         if found:
             return int(found.group(1))
     return None
-
-
-def _users_stack(step: fx.Node) -> dict[str, tuple[str, Any]]:
-    stack = dict(step.meta.get("nn_module_stack", {}))
-    if step.op == "call_module" and owner_of(step) != str(step.target):
-        stack.setdefault(str(step.target), (str(step.target), None))
-    return {str(key): (f"L['self'].{path}", kind) for key, (path, kind) in stack.items()}

@@ -2,61 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import fx
 
-from lq.backends.base import Choice, Traced
+from lq.backends.base import Choice, Recorded
 from lq.backends.pt2e.annotate import annotate
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
-from lq.core.modules import QAT_LAYERS
 from lq.tracing import ops
-from lq.tracing.fuse import Layer, find_layers
+from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layers import Layer
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan
-from lq.tracing.stubs import erase_stubs
 
 
-def choose(traced: Traced) -> Choice:
+def choose(recorded: Recorded) -> Choice:
     """Quantize what the quantizer ``qconfig.quantizer`` wants.
 
     Raises:
         ImportError: if torchao is not installed.
         ValueError: if there is no example to export the module with, or the module or the quantizer is at fault.
     """
-    erase_stubs(traced.graph_module)
-    plan = _plan_of(traced)
-    layers, floats = _split(traced, plan)
-    sites = _Sites(traced.graph_module, layers, plan).all()
-    return Choice(layers, floats, sites, plan.remarks, plan.to_dict())
+    plan = annotate(recorded, make_quantizer(recorded.qconfig))
+    layers, floats = _split(recorded, plan)
+    return Choice(layers, floats, _Sites(recorded.graph, layers, plan).all(), plan.remarks)
 
 
-def _plan_of(traced: Traced) -> VendorPlan:
-    if traced.known is not None:
-        return VendorPlan.from_dict(traced.known)
-    if traced.example is None:
-        raise ValueError(
-            "backend='pt2e' exports the model, which takes an example of its inputs: lq.prepare(..., "
-            "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
-            "LightningModule, if it or its target can be called with that, or a fit that has validation data."
-        )
-    return annotate(traced.graph_module, make_quantizer(traced.qconfig), traced.example)
-
-
-def _split(traced: Traced, plan: VendorPlan) -> tuple[list[Layer], list[LayerPlan]]:
-    found, floats = find_layers(traced.graph_module, traced.qconfig, traced.untraceable)
+def _split(recorded: Recorded, plan: VendorPlan) -> tuple[list[Layer], list[LayerPlan]]:
+    found, floats = recorded.finder.find()
     rounded = {tensor.node for tensor in plan.tensors}
-    refused = {layer.name: type(layer.module).__name__ for layer in found if layer.node.name not in plan.weights}
     layers = [
         # What is rounded between a layer and its BatchNorm keeps them apart.
-        replace(layer, bn=None if layer.node.name in rounded else layer.bn, spec=plan.weights[layer.node.name])
+        replace(layer, bn=None if layer.node in rounded else layer.bn, spec=plan.weights[layer.node])
         for layer in found
-        if layer.name not in refused
+        if layer.node in plan.weights
     ]
-    reason = f"{traced.qconfig.quantizer} leaves it in float"
-    return layers, floats + [LayerPlan(name, kind, reason=reason) for name, kind in refused.items()]
+    known = {layer.name for layer in layers}
+    reason = f"{recorded.qconfig.quantizer} leaves it in float"
+    return layers, floats + [layer.stays_float(reason) for layer in found if layer.name not in known]
 
 
 class _Sites:
@@ -66,15 +50,13 @@ class _Sites:
     same grid, behind an operation that only moves values.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, layers: list[Layer], plan: VendorPlan) -> None:
-        self.modules = dict(graph_module.named_modules())
-        self.nodes: Mapping[str, fx.Node] = {node.name: node for node in graph_module.graph.nodes}
-        self.order = {node: i for i, node in enumerate(graph_module.graph.nodes)}
+    def __init__(self, graph: fx.Graph, layers: list[Layer], plan: VendorPlan) -> None:
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.outputs = {layer.last for layer in layers}
         self.quantized = {layer.node for layer in layers}
         self.by_node: dict[fx.Node, list[VendorTensor]] = {}
         for tensor in plan.tensors:
-            self.by_node.setdefault(self.nodes[tensor.node], []).append(tensor)
+            self.by_node.setdefault(tensor.node, []).append(tensor)
 
     def all(self) -> list[Rounding]:
         """In execution order, one group of tensors with one grid each."""
@@ -94,34 +76,34 @@ class _Sites:
 
     def _is_in_range_of_group(self, site: Rounding) -> bool:
         """Whether what the group's first member clips leaves this one as it is: it averages or joins such members."""
-        if not ops.stays_in_range(site.node, self.modules):
+        if not ops.stays_in_range(site.node):
             return False
         groups = [{t.group for t in self.by_node.get(node, ())} for node in site.node.all_input_nodes]
         return all(site.group in group for group in groups)
 
     def _site(self, node: fx.Node, tensor: VendorTensor) -> Rounding:
-        users = tuple(u for u in node.users if tensor.readers is None or u.name in tensor.readers)
+        users = tuple(u for u in node.users if tensor.readers is None or u in tensor.readers)
         everybody = len(users) == len(node.users)
-        relu = ops.relu_kind(node, self.modules)
+        relu = ops.relu_kind(node)
         source = node.args[0] if relu else None
         if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1:
-            return Rounding(node, source, users, *relu, self._is_fresh(source), tensor.spec, tensor.group)
-        return Rounding(node, node, users, "none", False, everybody and self._is_fresh(node), tensor.spec, tensor.group)
+            return Rounding(node, source, users, relu, self._is_fresh(source), tensor.spec, tensor.group)
+        return Rounding(node, node, users, "none", everybody and self._is_fresh(node), tensor.spec, tensor.group)
 
     def _plain(self, site: Rounding) -> Rounding:
-        return replace(site, source=site.node, activation="none", inplace=False, owned=False)
+        return replace(site, source=site.node, activation="none", owned=False)
 
     def _is_float(self, user: fx.Node) -> bool:
         """Whether a reader is a layer that stays float, by the user's wish."""
-        return isinstance(ops.module_of(user, self.modules), tuple(QAT_LAYERS)) and user not in self.quantized
+        return ops.recorded(user) in LAYERS and user not in self.quantized
 
     def _is_fresh(self, node: fx.Node) -> bool:
         return node in self.outputs or ops.joined_tensors(node) is not None
 
     def _is_rounded_before(self, node: fx.Node, tensor: VendorTensor) -> bool:
-        while ops.is_same_grid(node, self.modules) and node.args and isinstance(node.args[0], fx.Node):
+        while ops.is_same_grid(node) and node.args and isinstance(node.args[0], fx.Node):
             reader, node = node, node.args[0]
             for earlier in self.by_node.get(node, ()):
-                if earlier.spec == tensor.spec and (earlier.readers is None or reader.name in earlier.readers):
+                if earlier.spec == tensor.spec and (earlier.readers is None or reader in earlier.readers):
                     return True
         return False

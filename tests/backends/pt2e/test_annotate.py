@@ -6,18 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 pytest.importorskip("torchao")
 
 from torchao.quantization.pt2e import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 
+from lq.backends.prepare import plan_of as prepared_plan
+from lq.backends.prepare import prepare
 from lq.backends.pt2e.annotate import annotate
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
-from lq.tracing.trace import trace
 from tests.backends.pt2e.quantizers import OnlyLinear, only_linear_of
+from tests.backends.recorded import recorded
 
 X = torch.rand(2, 4)
 DYNAMIC = {
@@ -32,16 +35,20 @@ PER_CHANNEL = {
 
 
 def plan_of(net: nn.Module, quantizer: Any, *args: Tensor) -> VendorPlan:
-    return annotate(trace(net), quantizer, (args or (X,), {}))
+    return annotate(recorded(net, args or (X,)), quantizer)
 
 
 def rounded(plan: VendorPlan) -> list[tuple[str, tuple[str, ...] | None, int]]:
-    return [(t.node, t.readers, t.group) for t in plan.tensors]
+    return [(t.node.name, t.readers and tuple(n.name for n in t.readers), t.group) for t in plan.tensors]
+
+
+def weights(plan: VendorPlan) -> dict[str, WeightSpec]:
+    return {node.name: spec for node, spec in plan.weights.items()}
 
 
 def test_inputs_weights_and_outputs():
     plan = plan_of(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), OnlyLinear())
-    assert plan.weights == {name: WeightSpec(-7, 7, per_channel=False) for name in ("_0", "_2")}
+    assert weights(plan) == {name: WeightSpec(-7, 7, per_channel=False) for name in ("_0", "_2")}
     assert rounded(plan) == [("input_1", None, 0), ("_0", None, 1), ("_1", None, 2), ("_2", None, 3)]
     assert {t.spec for t in plan.tensors} == {ActivationSpec()}
 
@@ -57,6 +64,24 @@ def test_a_tensor_that_others_read_in_float():
             return y
 
     assert rounded(plan_of(Fork(), OnlyLinear()))[0] == ("x", ("a", "b"), 0)
+
+
+def test_a_view_of_what_is_overwritten_is_still_the_input_of_its_reader():
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x)
+            part = y[:, :2]
+            y += 1
+            z: Tensor = self.fc(part)
+            return z
+
+    assert rounded(plan_of(Overwrites(), OnlyLinear())) == [("overwritten", ("fc",), 0), ("fc", None, 1)]
+    qconfig = QConfig(backend="pt2e", quantizer="tests.backends.pt2e.quantizers.OnlyLinear")
+    assert [t.after for t in prepared_plan(prepare(Overwrites(), qconfig, (X,))).tensors] == ["overwritten", "fc"]
 
 
 def test_one_of_several_results():
@@ -83,8 +108,8 @@ def test_quantizers_that_choose_modules_by_name_see_the_users_names():
             y: Tensor = self.head(self.body(x))
             return y
 
-    assert list(plan_of(Two(), only_linear_of("body")).weights) == ["body_0"]
-    assert list(plan_of(Two(), only_linear_of("head")).weights) == ["head"]
+    assert list(weights(plan_of(Two(), only_linear_of("body")))) == ["body_0"]
+    assert list(weights(plan_of(Two(), only_linear_of("head")))) == ["head"]
 
 
 def test_shared_grids_are_one_group():
@@ -98,24 +123,25 @@ def test_shared_grids_are_one_group():
             return y
 
     quantizer = make_quantizer(QConfig(backend="pt2e", quantizer="xnnpack"))
-    groups = {t.node: t.group for t in plan_of(Joined(), quantizer, torch.rand(2, 3, 4, 4)).tensors}
+    groups = {t.node.name: t.group for t in plan_of(Joined(), quantizer, torch.rand(2, 3, 4, 4)).tensors}
     assert groups["a"] == groups["b"] == groups["cat"]
     assert len(set(groups.values())) == 3  # the input, these three, and the output
 
 
-def test_weights_and_values_inside_of_a_module_are_left_in_float_and_said():
+def test_layers_that_are_calls_are_layers():
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.fc = nn.Parameter(torch.rand(4, 4)), nn.Linear(4, 2)
+            self.weight, self.fc = nn.Parameter(torch.rand(4, 4)), weight_norm(nn.Linear(4, 2))
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.fc(F.linear(x, self.weight))
-            return y
+            return y @ y.T
 
     plan = plan_of(Functional(), OnlyLinear())
-    assert list(plan.weights) == ["fc"]
-    assert plan.remarks[0].endswith("a weight that `linear` reads stays float, because it is no layer of its own")
+    assert list(weights(plan)) == ["linear", "fc_linear"]
+    assert rounded(plan) == [("x", None, 0), ("linear", None, 1), ("fc_linear", None, 2)]
+    assert not plan.remarks
 
 
 @pytest.mark.parametrize(

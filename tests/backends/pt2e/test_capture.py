@@ -3,12 +3,18 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lq.backends.prepare import plan_of, prepare
 from lq.backends.pt2e.capture import STEP, capture
-from lq.tracing.trace import trace
+from lq.qconfig import QConfig
+from lq.tracing.layers import seen_of
+from lq.tracing.ops import SEEN
+from tests.backends.recorded import recorded
 
 
 class Block(nn.Module):
@@ -39,41 +45,67 @@ X, GAIN = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 1, 1)
 
 
 def test_every_operation_knows_where_it_comes_from():
-    traced = trace(Net())
-    captured = capture(traced, ((X,), {"gain": GAIN}))
+    captured = capture(recorded(Net(), (X,), {"gain": GAIN}))
     steps = {
-        str(n.target): n.meta[STEP].name for n in captured.graph.nodes if n.op == "call_function" and STEP in n.meta
+        str(n.target): seen_of(n.meta[STEP]).stack[-1]
+        for n in captured.graph.nodes
+        if n.op == "call_function" and STEP in n.meta and SEEN in n.meta[STEP].meta
     }
-    assert steps["aten.conv2d.default"] == "block_conv"
-    assert steps["aten.batch_norm.default"] == "block_bn"
-    assert steps["aten.hardswish.default"] == "block_act"
+    assert steps["aten.conv2d.default"] == "block.conv"
+    assert steps["aten.batch_norm.default"] == "block.bn"
+    assert steps["aten.hardswish.default"] == "block.act"
     assert steps["aten.linear.default"] == "fc"
-    relus = [n.meta[STEP].name for n in captured.graph.nodes if str(n.target) == "aten.relu.default"]
-    assert relus == ["act", "act_1"]
+    relus = [n.meta[STEP] for n in captured.graph.nodes if str(n.target) == "aten.relu.default"]
+    assert [seen_of(step).stack[-1] for step in relus] == ["act", "act"]
+    assert relus[0] is not relus[1]
     stacks = [n.meta["nn_module_stack"] for n in captured.graph.nodes if str(n.target) == "aten.conv2d.default"]
-    assert [path for path, _ in stacks[0].values()] == ["L['self'].block", "L['self'].block.conv"]
+    block, conv = ("L['self'].block", Block), ("L['self'].block.conv", nn.Conv2d)
+    assert list(stacks[0].values()) == [block, conv]
 
 
 def test_the_model_stays_as_it_was():
     net: Any = Net()
     net.block.bn.eval()
-    traced, before = trace(net), copy.deepcopy(net.state_dict())
-    capture(traced, ((X,), {"gain": GAIN}))
+    before = copy.deepcopy(net.state_dict())
+    capture(recorded(net, (X,), {"gain": GAIN}))
     assert [m.training for m in net.modules()] == [m is not net.block.bn for m in net.modules()]
     assert net.block.bn.momentum is None
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+class Spellings(nn.Module):
+    """Calls that a graph of functions has to make as the module does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.fc = nn.Parameter(torch.rand(4, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x).clone()
+        y[:, 0] = 1.0
+        y += x.to(torch.device("cpu"), torch.float32)
+        y = 1 - y.view(y.shape[0], 2, 2).mT.reshape(-1, 4).contiguous(memory_format=torch.contiguous_format)
+        y = F.linear(input=y, weight=self.weight)
+        z: Tensor = torch.from_numpy(np.ones(4, dtype=np.float32)) * y.relu_()
+        return z
+
+
+def test_the_graph_computes_what_the_model_does():
+    net, x = Spellings(), torch.rand(2, 4)
+    (got,) = capture(recorded(net, (x,)))(x)
+    torch.testing.assert_close(got, net(x))
+
+
 def test_one_sample_is_enough_for_batch_norm():
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    captured = capture(trace(net), ((torch.rand(1, 3),), {}))
-    assert any(str(n.target) == "aten.batch_norm.default" for n in captured.graph.nodes)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(4, 2))
+    prepared = prepare(net, QConfig(backend="pt2e", quantizer="x86_inductor"), (torch.rand(1, 3),))
+    assert len(plan_of(prepared).quantized) == 2
 
 
 def test_what_export_refuses_is_said():
-    class Counts(nn.Module):
+    class Calls(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.nonzero().float() if x.sum() > 0 else x
+            return x.clone().apply_(abs)
 
-    with pytest.raises(ValueError, match=r"torch\.export refuses Sequential: .* use QConfig"):
-        capture(trace(nn.Sequential(nn.Linear(2, 2), Counts())), ((torch.rand(2, 2),), {}))
+    with pytest.raises(ValueError, match=r"torch\.export refuses Calls: .* use QConfig"):
+        capture(recorded(Calls(), (torch.eye(2),)))

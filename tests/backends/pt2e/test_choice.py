@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("torchao")
 
+from lq.analysis.tensors import tensors_of
 from lq.backends.convert import convert
-from lq.backends.prepare import plan_of, prepare, prepare_without_example, set_phase, state_of
+from lq.backends.graph import as_graph
+from lq.backends.prepare import plan_of, prepare, prepare_again, set_phase, state_of
 from lq.backends.pt2e import choice
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.reference import reference
@@ -45,18 +47,9 @@ class Residual(nn.Module):
         return y
 
 
-PLANS: dict[str, Any] = {}
-
-
 def of(qconfig: QConfig, net: nn.Module | None = None) -> Any:
-    """Prepared; a quantizer is asked once, because exporting takes seconds."""
     torch.manual_seed(0)
-    key = f"{qconfig.quantizer} {qconfig.quantizer_options}"
-    if key not in PLANS:
-        bare = replace(qconfig, exclude=(), overrides={}, activation=None)
-        PLANS[key] = plan_of(prepare(Residual(), bare, example_args=(X,))).vendor
-    torch.manual_seed(0)
-    return prepare_without_example(net or Residual(), qconfig, vendor=PLANS[key])
+    return prepare(net or Residual(), qconfig, example_args=(X,))
 
 
 def sites(prepared: Any) -> dict[str, str]:
@@ -64,7 +57,7 @@ def sites(prepared: Any) -> dict[str, str]:
 
 
 def test_the_gate_names_what_was_rounded_where_tensors_share_a_range():
-    prepared = of(XNNPACK)
+    prepared = as_graph(of(XNNPACK))
     named = {str(node.args[0]): _source(prepared, node) for node in prepared.graph.nodes if "fq_" in str(node.target)}
     assert named["cat"] == "cat"
     assert named["left"] == "left"
@@ -76,13 +69,13 @@ def test_x86_inductor_leaves_what_it_fuses_with_an_addition_unrounded():
     assert len(plan_of(prepared).quantized) == 5
     assert sites(prepared)["add"] == "relu"
     assert "body" not in sites(prepared)
-    assert "head_2" not in sites(prepared)  # logits stay float
+    assert "head.2" not in sites(prepared)  # logits stay float
     assert {str(row.weight) for row in plan_of(prepared).layers} == {"int8 [-127, 127] per channel"}
 
 
 def test_xnnpack_rounds_all_of_it_on_signed_integers():
     prepared = of(XNNPACK)
-    assert {"body", "head_2"} <= sites(prepared).keys()
+    assert {"body", "head.2"} <= sites(prepared).keys()
     assert {spec.quant_min for spec in state_of(prepared).specs} == {-128}
 
 
@@ -90,19 +83,21 @@ def test_xnnpack_rounds_all_of_it_on_signed_integers():
 def test_shared_grids_are_one_range_that_covers_all(qconfig):
     prepared = of(qconfig)
     state = state_of(prepared)
-    slots = {name: prepared.get_submodule(f"qat_state.{name}").slot for name in ("fq_left", "fq_right")}
-    assert slots["fq_left"] == slots["fq_right"]
+    names = {t.after: t.name for t in plan_of(prepared).tensors}
+    assert names["left"] == names["right"] == "fq_left"
+    modules = {tensor.name: tensor.quantizer for tensor in tensors_of(prepared)}
+    assert modules["left"] is modules["right"]
     with torch.no_grad():  # the right one has the larger values
         prepared.right.bias.add_(5.0)
         prepared.left.bias.zero_()
     calibrate(prepared, [X])
     heard: list[Tensor] = []
-    for name in slots:
-        state.get_submodule(name).register_forward_hook(lambda _, args, out: heard.append(out))
-    state.fake_quant = False
+    state.fq_left.register_forward_hook(lambda _, args, out: heard.append(out))
     with torch.no_grad():
         prepared.eval()(X)
-    assert float(state.max_val[slots["fq_left"]]) == pytest.approx(max(float(h.max()) for h in heard), rel=0.05)
+    assert float(state.max_val[state.names.index("fq_left")]) == pytest.approx(
+        max(float(h.max()) for h in heard), rel=0.05
+    )
     assert float(heard[0].max()) < 2 < float(heard[1].max())
 
 
@@ -119,7 +114,7 @@ def test_int8_follows(qconfig):
 def test_nothing_is_rounded_twice():
     for qconfig in (X86, XNNPACK):
         names = sites(of(qconfig))
-        assert not {"pool", "head_0", "head_1"} & names.keys()  # same values on the same grid
+        assert not {"pool", "head.0", "head.1"} & names.keys()  # same values on the same grid
 
 
 def test_batch_norm_and_dropout_keep_their_arguments():
@@ -140,7 +135,7 @@ def test_excluded_layers_and_overrides_have_the_last_word():
     assert rows["stem"].reason == "exclude 'stem'"
     assert rows["left"].weight == "int4 [-7, 7] per channel"
     assert "x" not in sites(prepared)  # only the excluded layer reads it
-    assert "head_2" in sites(prepared)  # but what the quantizer wants behind one may be read by others
+    assert "head.2" in sites(prepared)  # but what the quantizer wants behind one may be read by others
 
 
 def test_weights_per_tensor_if_either_says_so():
@@ -152,7 +147,7 @@ def test_weights_per_tensor_if_either_says_so():
 
 def test_learned_scales_cannot_be_shared():
     learned = ActivationSpec(learned_scale=True)
-    with pytest.raises(ValueError, match=r"fq_left, fq_right.* have one grid together, as the quantizer wants it"):
+    with pytest.raises(ValueError, match=r"left, right.* have one grid together, as the quantizer wants it"):
         of(replace(X86, activation=learned))
 
 
@@ -164,7 +159,7 @@ def test_without_an_example_it_says_how_to_give_one():
 def test_a_known_plan_needs_neither_example_nor_quantizer(monkeypatch):
     prepared = of(X86)
     monkeypatch.setattr(choice, "annotate", None)
-    again = prepare_without_example(Residual(), X86, vendor=plan_of(prepared).vendor)
+    again = prepare_again(Residual(), X86, plan_of(prepared).to_dict())
     assert plan_of(again).tensors == plan_of(prepared).tensors
     assert state_of(again).names == state_of(prepared).names
 
@@ -187,7 +182,7 @@ def test_it_computes_what_torchao_would():
     net.bn, net.head[1].p = nn.Identity(), 0.0  # torchao scales weights by statistics that are one step old
     exported = torch.export.export(copy.deepcopy(net).train(), (X,), strict=True).module()
     theirs: Any = prepare_qat_pt2e(exported, make_quantizer(exact))
-    ours = prepare(net, exact, example_args=(X,))
+    ours = prepare(copy.deepcopy(net), exact, example_args=(X,))
     set_phase(ours, fake_quant=True, observer=True, freeze_bn=False)
     with torch.no_grad():
         for _ in range(2):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lq.backends.prepare import prepare
+from lq.backends.prepare import plan_of, prepare
 from lq.qconfig import QConfig
 from tests.backends.zoo import ZOO, keep_contract
 
@@ -41,7 +41,7 @@ class Gate(nn.Module):
 
 
 class Gated(nn.Module):
-    """Its middle chooses a layer by the values that it gets, which no graph can."""
+    """Its middle chooses a layer by the values that it gets, which no graph can say."""
 
     def __init__(self):
         super().__init__()
@@ -51,6 +51,10 @@ class Gated(nn.Module):
         return self.head(self.gate(torch.relu(self.conv(x)).mean((2, 3))))
 
 
-def test_what_cannot_be_exported_is_refused():
-    with pytest.raises(ValueError, match=r"torch\.export refuses Gated: .* QATCallback\(target=\.\.\.\), or use"):
-        prepare(Gated(), X86, (torch.rand(2, 3, 8, 8),))
+def test_of_a_branch_on_values_the_quantizer_sees_what_the_example_took():
+    net = Gated()
+    prepared = prepare(net, X86, (torch.rand(2, 3, 8, 8),))
+    rows = {row.name: row for row in plan_of(prepared).layers}
+    assert prepared is net
+    assert {name for name, row in rows.items() if row.weight} == {"conv", "gate.dark", "head"}
+    assert rows["gate.bright"].reason.startswith("it is not called")

@@ -1,0 +1,26 @@
+"""A call of a module as backends get it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lq.backends.base import Recorded
+from lq.instrument.record import record
+from lq.qconfig import QConfig
+from lq.tracing.layers import LayerFinder
+
+
+def recorded(
+    net: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    qconfig: QConfig | None = None,
+    stubs: bool = False,
+) -> Recorded:
+    """Record a call with these inputs."""
+    qconfig, named = qconfig or QConfig(), dict(kwargs or {})
+    graph = record(net, args, named, stubs).evaluation.graph
+    return Recorded(net, graph, qconfig, LayerFinder(graph, net, qconfig), (args, named))
