@@ -31,7 +31,8 @@ class WeightSpec:
         quant_min: lowest integer; must be ``-quant_max``, so that folding a negative BatchNorm weight loses nothing.
         quant_max: highest integer.
         per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
-        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
+        learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a
+            parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
         observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error: on a
             ResNet18 trained on Fashion-MNIST 1.8 dB better at 4 bits, 3.6 at 3 bits and 5.7 at 2 bits, the same from
             6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``).
@@ -88,7 +89,8 @@ class ActivationSpec:
             The latter four are made for :func:`lq.calibrate`; in training they search at every step.
         averaging_constant: weight of the newest batch in the moving average, in (0, 1].
         percentile: share of the values below the upper end and above the lower one, in percent, in (50, 100].
-        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
+        learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a
+            parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
 
     Raises:
         ValueError: on an unknown observer, an impossible range or a constant outside (0, 1].

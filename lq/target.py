@@ -12,7 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from lq.backends.base import Inputs
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
-from lq.core.modules import QAT_LAYERS, QATLayer
+from lq.core.lsq import LearnedScale
+from lq.core.modules import QAT_LAYERS
 from lq.core.state import STATE
 from lq.packages import overrides
 
@@ -194,9 +195,9 @@ def prepared_name(module: nn.Module) -> str:
 
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has."""
-    learned = {f"{name}.weight_scale" for name, layer in prepared.named_modules() if isinstance(layer, QATLayer)}
+    learned = tuple(f"{name}." for name, part in prepared.named_modules() if isinstance(part, LearnedScale))
     state = prepared.state_dict()
-    return {key: value for key, value in state.items() if not key.startswith(f"{STATE}.") and key not in learned}
+    return {key: value for key, value in state.items() if not key.startswith((f"{STATE}.", *learned))}
 
 
 def is_grafted(module: nn.Module, name: str) -> bool:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -57,8 +59,7 @@ def test_weights_use_their_levels_and_only_learned_scales_leave_some_beyond():
     assert (row["levels"], row["used_levels"], row["saturated"]) == (15, 15, 0.0)
     prepared = prepare_static(model, [x], QConfig(weight=WeightSpec(-7, 7, learned_scale=True)))
     with torch.no_grad():
-        layer = prepared.get_submodule("0")
-        layer.weight_scale.copy_(layer.weight.abs().amax(1, keepdim=True) / 14)
+        prepared.qat_state.wq_0.learned_scale.log_factor.fill_(math.log(0.5))
     assert 0.2 < rows_of(prepared, [x])["0", "weight"]["saturated"] < 0.8
 
 
@@ -80,8 +81,8 @@ def test_scales_are_those_of_the_grids_learned_ones_too():
     before = activation_scales(prepared)
     assert before == {"input_1": pytest.approx(before["input_1"]), "0": pytest.approx(before["0"])}
     with torch.no_grad():
-        prepared.qat_state.fq_input_1.scale.fill_(0.5)
-    assert activation_scales(prepared) == {**before, "input_1": 0.5}
+        prepared.qat_state.fq_input_1.learned_scale.log_factor.fill_(math.log(2))
+    assert activation_scales(prepared) == {**before, "input_1": pytest.approx(2 * before["input_1"])}
 
 
 def test_tensors_without_a_range_have_no_scale():
