@@ -49,7 +49,8 @@ class CheckpointEntry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "history": list(self.history)}
+        plain = {**dataclasses.asdict(self), "qconfig": self.qconfig.as_given(), "history": list(self.history)}
+        return {"format_version": FORMAT_VERSION, **plain}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], where: str = f"checkpoint: {KEY}") -> CheckpointEntry:
@@ -96,8 +97,7 @@ class CheckpointEntry:
                 f"The checkpoint quantizes {quoted(self.target)}, but this run {quoted(target)}. "
                 f"Use the target of that run: QATCallback(target={self.target or None!r})."
             )
-        theirs, ours = dataclasses.asdict(self.qconfig), dataclasses.asdict(qconfig)
-        differing = [f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in theirs if theirs[key] != ours[key]]
+        differing = self.qconfig.differences(qconfig)
         if differing:
             raise ValueError(
                 f"The checkpoint was prepared with another qconfig: {', '.join(differing)}. Use the qconfig of that "

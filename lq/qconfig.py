@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,13 +16,28 @@ from lq.specs import ActivationSpec, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
 
+# Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
+# nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what is below TYPE_CHECKING).
+if not TYPE_CHECKING:
+    _Weight = _Activation = dict[str, Any] | None
+    _Overrides = dict[str, Any]
+else:
+    _Weight = WeightSpec | None
+    _Activation = ActivationSpec | None
+    _Overrides = dict[str, "LayerQConfig"]
+
 
 @dataclass(frozen=True)
 class LayerQConfig:
-    """The two grids that one layer uses: its weight's and its output's (``None`` = the QConfig's own)."""
+    """What an override says of the grids of a layer's weight and of its output; only what is given counts.
 
-    weight: WeightSpec | None = None
-    activation: ActivationSpec | None = None
+    Args:
+        weight: grid of the weight, or a mapping of its settings; ``None`` says nothing.
+        activation: grid of the output, likewise.
+    """
+
+    weight: _Weight = None
+    activation: _Activation = None
 
     def __post_init__(self) -> None:
         _take_grids(self)
@@ -78,12 +93,13 @@ class QConfig:
 
     Args:
         preset: name in :data:`PRESETS`; gives engine, weight and activation unless they are given here.
-        weight: grid of all weights.
-        activation: grid of all activations.
+        weight: grid of all weights, on top of the preset's: what :class:`WeightSpec` is not given stays as it is there.
+        activation: grid of all activations, likewise.
         engine: ``torch.backends.quantized`` engine that runs the converted model.
         include: quantize only layers that match one of these; empty means all.
         exclude: leave layers that match one of these in float.
-        overrides: pattern -> :class:`LayerQConfig`; the last match wins.
+        overrides: pattern -> :class:`LayerQConfig`. Every pattern that matches changes the settings that it gives, a
+            later one on top of an earlier one; the two ends of a range are one setting.
         backend: who decides what is quantized: ``"fx"``, lq itself; ``"eager"``, the QuantStubs, FloatFunctionals and
             ``qconfig = None`` in a model that was written for torch.ao's eager mode; or ``"pt2e"``, a quantizer of
             torchao's PT2E flow, whose integers and schemes come before those of ``weight`` and ``activation``.
@@ -100,15 +116,18 @@ class QConfig:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
         >>> qconfig.weight_spec("features.0.0", nn.Conv2d(3, 8, 3)).quant_max
         127
+        >>> few = QConfig(weight=WeightSpec(-7, 7, observer="mse"), overrides={"fc": {"weight": WeightSpec(-31, 31)}})
+        >>> str(few.weight_spec("fc", nn.Linear(2, 2)))
+        'int6 [-31, 31] per channel, mse'
     """
 
     preset: str = "portable"
-    weight: WeightSpec | None = None
-    activation: ActivationSpec | None = None
+    weight: _Weight = None
+    activation: _Activation = None
     engine: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    overrides: dict[str, LayerQConfig] = field(default_factory=dict)
+    overrides: _Overrides = field(default_factory=dict)
     backend: str = "fx"
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
@@ -173,9 +192,16 @@ class QConfig:
         return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
 
     @property
+    def resolved_weight(self) -> WeightSpec:
+        """The weight grid where no override applies."""
+        own = PRESETS[self.preset].weight
+        return own if self.weight is None else self.weight.onto(own)
+
+    @property
     def resolved_activation(self) -> ActivationSpec:
         """The activation grid where no override applies."""
-        return self.activation or PRESETS[self.preset].activation
+        own = PRESETS[self.preset].activation
+        return own if self.activation is None else self.activation.onto(own)
 
     @property
     def learns_scales(self) -> bool:
@@ -185,20 +211,25 @@ class QConfig:
 
     def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
         """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
-        override, own = self._override(name, module).weight, self.weight or PRESETS[self.preset].weight
-        if override is not None or vendor is None:
-            return override or own
-        per_channel = own.per_channel and vendor.per_channel
-        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
+        grid = self.resolved_weight
+        if vendor is not None:
+            per_channel = grid.per_channel and vendor.per_channel
+            grid = replace(grid, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
+        for override in self._overrides(name, module):
+            grid = grid if override.weight is None else override.weight.onto(grid)
+        return grid
 
     def activation_spec(
         self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None
     ) -> ActivationSpec:
         """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only."""
-        override, own = self._override(name, module).activation, self.resolved_activation
-        if override is not None or vendor is None:
-            return override or own
-        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, symmetric=vendor.symmetric)
+        grid = self.resolved_activation
+        if vendor is not None:
+            low, high = vendor.quant_min, vendor.quant_max
+            grid = replace(grid, quant_min=low, quant_max=high, symmetric=vendor.symmetric)
+        for override in self._overrides(name, module):
+            grid = grid if override.activation is None else override.activation.onto(grid)
+        return grid
 
     def excludes(self, name: str, module: nn.Module) -> str | None:
         """Why the layer ``name`` stays float, or ``None`` if it is quantized."""
@@ -218,36 +249,75 @@ class QConfig:
                         f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
                     )
 
-    def _override(self, name: str, module: nn.Module | None) -> LayerQConfig:
-        found = [c for p, c in self.overrides.items() if matches(p, name, module)]
-        return found[-1] if found else LayerQConfig()
+    def _overrides(self, name: str, module: nn.Module | None) -> list[LayerQConfig]:
+        return [c for p, c in self.overrides.items() if matches(p, name, module)]
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> QConfig:
-        """The QConfig that ``dataclasses.asdict`` or :meth:`to_dict` made plain.
+        """The QConfig that :meth:`as_given` or :meth:`to_dict` made plain.
 
         Example:
             >>> qconfig = QConfig("x86_vnni", overrides={"fc": LayerQConfig(weight=WeightSpec(-7, 7))})
-            >>> QConfig.from_dict(dataclasses.asdict(qconfig)) == qconfig
+            >>> QConfig.from_dict(qconfig.as_given()) == qconfig
             True
         """
         overrides = {pattern: _specs_of(layer) for pattern, layer in plain["overrides"].items()}
         return cls(**{**plain, **_specs_of(plain), "overrides": {p: LayerQConfig(**s) for p, s in overrides.items()}})
 
+    def as_given(self) -> dict[str, Any]:
+        """Plain data; of every grid what was given, so that :meth:`from_dict` makes a QConfig that means the same."""
+        return {**dataclasses.asdict(self), **_as_given(self), "overrides": _overrides_as_given(self)}
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with everything resolved, for manifests."""
-        plain = dataclasses.asdict(self)
-        plain["weight"] = dataclasses.asdict(self.weight or PRESETS[self.preset].weight)
-        plain["activation"] = dataclasses.asdict(self.resolved_activation)
-        plain["engine"], plain["fuse_add"] = self.resolved_engine, self.resolved_fuse_add
-        plain["include"], plain["exclude"] = list(self.include), list(self.exclude)
-        return plain
+        """Plain data with everything resolved but the overrides, for manifests."""
+        return {
+            **self.as_given(),
+            "weight": dataclasses.asdict(self.resolved_weight),
+            "activation": dataclasses.asdict(self.resolved_activation),
+            "engine": self.resolved_engine,
+            "fuse_add": self.resolved_fuse_add,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+        }
+
+    def differences(self, other: QConfig) -> list[str]:
+        """Where another one means something else, each setting as ``name=theirs (here ours)`` with self's first.
+
+        Example:
+            >>> QConfig("qnnpack", engine="x86").differences(QConfig("portable", weight=WeightSpec(-127, 127)))
+            ["preset='qnnpack' (here 'portable')", "engine='x86' (here None)"]
+        """
+        theirs, ours = (_with_grids(qconfig) for qconfig in (self, other))
+        shown, here = self.as_given(), other.as_given()
+        return [f"{key}={shown[key]!r} (here {here[key]!r})" for key in theirs if theirs[key] != ours[key]]
 
 
 def _take_grids(config: QConfig | LayerQConfig) -> None:
     for name, kind in (("weight", WeightSpec), ("activation", ActivationSpec)):
         if getattr(config, name) is not None:
             object.__setattr__(config, name, as_dataclass(kind, getattr(config, name), name))
+
+
+def _as_given(config: QConfig | LayerQConfig) -> dict[str, Any]:
+    return {
+        "weight": config.weight and config.weight.as_given(),
+        "activation": config.activation and config.activation.as_given(),
+    }
+
+
+def _overrides_as_given(qconfig: QConfig) -> dict[str, Any]:
+    return {pattern: _as_given(layer) for pattern, layer in qconfig.overrides.items()}
+
+
+def _with_grids(qconfig: QConfig) -> dict[str, Any]:
+    """Settings to compare: a grid that is spelled out is that of the preset if it has its settings."""
+    weight, activation = qconfig.resolved_weight, qconfig.resolved_activation
+    overrides = {
+        pattern: (layer.weight and layer.weight.onto(weight), layer.activation and layer.activation.onto(activation))
+        for pattern, layer in qconfig.overrides.items()
+    }
+    grids = {"weight": weight, "activation": activation, "overrides": overrides}
+    return {**qconfig.as_given(), **grids}
 
 
 def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
