@@ -17,7 +17,7 @@ from lq.specs import ActivationSpec, WeightSpec
 BACKENDS = ("fx", "eager", "pt2e")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
-# nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what is below TYPE_CHECKING).
+# nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
 if not TYPE_CHECKING:
     _Weight = _Activation = dict[str, Any] | None
     _Overrides = dict[str, Any]

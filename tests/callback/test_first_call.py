@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lq.callback import QATCallback
 from tests.callback.conftest import Fit
@@ -19,3 +22,29 @@ def test_what_the_summary_counts_is_the_model_and_not_its_exports(fit: Fit, caps
     if "FLOPs" in printed:  # Lightning 2.6
         # Two images: 4 channels of 4x4 from 9 products each, and 3 from 64 of the linear layer; twice that in flops.
         assert "3.1 K" in printed
+
+
+def test_what_files_hold_in_float_is_said_before_and_behind(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    fit: Fit, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Decoding(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 2, 1))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net(batch[0]).pow(2).mean()
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("loss", self.net(batch[0]).pow(2).mean())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    loader = DataLoader(TensorDataset(torch.rand(8, 1, 8, 8)), 4)
+    with caplog.at_level("INFO"):
+        fit(Decoding(), QATCallback(), loaders=(loader, loader), max_epochs=1)
+    said = [record.getMessage() for record in caplog.records]
+    early = next(i for i, line in enumerate(said) if "int8 model torch: 2 runs in float" in line)
+    late = next(i for i, line in enumerate(said) if line.startswith("lq: torch: 2 runs in float"))
+    assert early < next(i for i, line in enumerate(said) if "after 0 epochs" in line) < late
