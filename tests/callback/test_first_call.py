@@ -25,8 +25,6 @@ def test_what_the_summary_counts_is_the_model_and_not_its_exports(fit: Fit, caps
 
 
 def test_what_files_hold_in_float_is_said_before_and_behind(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    fit: Fit, caplog: pytest.LogCaptureFixture
-) -> None:
     class Decoding(LightningModule):
         def __init__(self) -> None:
             super().__init__()
