@@ -10,6 +10,7 @@ first batch is not quantized, since its own range would be another one in every 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +101,22 @@ class QATState(Float32Buffers):
         """Take all slots and quantizers out."""
         self._modules.clear()
         self.fill([], [], [])
+
+    def observe_by(self, observer: str) -> None:
+        """Start over without ranges, and with another observer for the slots that have the usual one.
+
+        Args:
+            observer: for slots of ``"moving_average_minmax"``.
+        """
+        usual = "moving_average_minmax"
+        self.specs = [replace(s, observer=observer) if s.observer == usual else s for s in self.specs]
+        limits = [ACTIVATIONS[activation] for activation in self.activations]
+        searched = any(map(needs_histogram, self.specs))
+        self.histograms = ClippedRanges(self.specs, limits).to(self.min_val.device) if searched else None
+        self.min_val.fill_(torch.inf)
+        self.max_val.fill_(-torch.inf)
+        self._batch = [None] * len(self.names)
+        self._known, self._unsearched = None, False
 
     def qparams(self) -> list[QParams]:
         """``(scale, low, high)`` of every slot, as :func:`~lq.core.functional.fake_quantize` takes them.
