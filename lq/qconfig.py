@@ -194,6 +194,9 @@ class QConfig:
     @property
     def resolved_weight(self) -> WeightSpec:
         """The weight grid where no override applies."""
+        return _observed(self._own_weight(), [self.weight])
+
+    def _own_weight(self) -> WeightSpec:
         own = PRESETS[self.preset].weight
         return own if self.weight is None else self.weight.onto(own)
 
@@ -211,13 +214,14 @@ class QConfig:
 
     def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
         """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
-        grid = self.resolved_weight
+        grid = self._own_weight()
         if vendor is not None:
             per_channel = grid.per_channel and vendor.per_channel
             grid = replace(grid, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
-        for override in self._overrides(name, module):
-            grid = grid if override.weight is None else override.weight.onto(grid)
-        return grid
+        overrides = [override.weight for override in self._overrides(name, module)]
+        for override in overrides:
+            grid = grid if override is None else override.onto(grid)
+        return _observed(grid, [self.weight, *overrides])
 
     def activation_spec(
         self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None
@@ -296,6 +300,12 @@ def _take_grids(config: QConfig | LayerQConfig) -> None:
     for name, kind in (("weight", WeightSpec), ("activation", ActivationSpec)):
         if getattr(config, name) is not None:
             object.__setattr__(config, name, as_dataclass(kind, getattr(config, name), name))
+
+
+def _observed(grid: WeightSpec, given: Sequence[WeightSpec | None]) -> WeightSpec:
+    """The grid with the observer that its bits want, unless one was given: min/max leaves 2 bits little but zeros."""
+    named = any(spec is not None and "observer" in spec.given for spec in given)
+    return grid if named or grid.bits > 2 else replace(grid, observer="mse")
 
 
 def _as_given(config: QConfig | LayerQConfig) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class WeightSpec(Grid):
             parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
         observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error: on a
             ResNet18 trained on Fashion-MNIST 1.8 dB better at 4 bits, 3.6 at 3 bits and 5.7 at 2 bits, the same from
-            6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``).
+            6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``). A
+            :class:`~lq.qconfig.QConfig` that gives none takes "mse" for weights of 2 bits.
 
     Raises:
         ValueError: if the range is not symmetric or holds more than 8 bits, or on an unknown observer.

@@ -45,10 +45,10 @@ def test_a_later_override_changes_what_it_gives_on_top_of_earlier_ones():
     qconfig = QConfig(overrides={"type:Conv2d": four, "body.*": two, "body.last": LayerQConfig()})
     conv = nn.Conv2d(1, 1, 1)
     assert qconfig.weight_spec("head", conv) == WeightSpec(-7, 7)
-    assert qconfig.weight_spec("body.0", conv) == WeightSpec(-1, 1)
+    assert qconfig.weight_spec("body.0", conv) == WeightSpec(-1, 1, observer="mse")
     assert qconfig.activation_spec("body.0", conv) == ActivationSpec(0, 15)
     assert qconfig.activation_spec("head", conv) == ActivationSpec()
-    assert qconfig.weight_spec("body.last", conv) == WeightSpec(-1, 1)
+    assert qconfig.weight_spec("body.last", conv) == WeightSpec(-1, 1, observer="mse")
 
 
 GRIDS = [
@@ -68,6 +68,22 @@ def test_an_override_changes_what_it_gives_and_no_more(own, override, expected):
         for again in (qconfig, QConfig.from_dict(json.loads(json.dumps(qconfig.as_given()))), pickled(qconfig)):
             assert again.weight_spec("fc", nn.Linear(1, 1)) == expected
             assert again.weight_spec("other", nn.Linear(1, 1)) == qconfig.resolved_weight
+
+
+def test_weights_of_two_bits_have_scales_of_least_squares_unless_something_else_is_given():
+    conv, two = nn.Conv2d(1, 1, 1), WeightSpec(-1, 1)
+    assert QConfig(weight=two).resolved_weight.observer == "mse"
+    assert QConfig(weight=two).weight_spec("a", conv).observer == "mse"
+    assert QConfig(weight=WeightSpec(-1, 1, observer="minmax")).weight_spec("a", conv).observer == "minmax"
+    assert QConfig(weight=WeightSpec(-2, 2)).weight_spec("a", conv).observer == "minmax"
+    mixed = QConfig(
+        weight=two, overrides={"a": {"weight": WeightSpec(-127, 127)}, "b": {"weight": {"observer": "minmax"}}}
+    )
+    assert mixed.weight_spec("a", conv) == WeightSpec(-127, 127)
+    assert mixed.weight_spec("b", conv).observer == "minmax"
+    assert QConfig(overrides={"a": {"weight": two}}).weight_spec("a", conv).observer == "mse"
+    again = QConfig.from_dict(mixed.as_given())
+    assert again.weight_spec("a", conv) == WeightSpec(-127, 127)
 
 
 def pickled(qconfig: QConfig) -> QConfig:
