@@ -133,7 +133,7 @@ _GRIDS: dict[str, type[WeightSpec] | type[ActivationSpec]] = {"weight": WeightSp
 
 def _qconfig(given: Field) -> QConfig:
     """A QConfig, every field of it checked for its type before its own checks compare them."""
-    for name in ("preset", "backend", "quantizer"):
+    for name in ("preset", "backend", "quantizer", "keep"):
         given.get(name, "").text()
     for name in ("include", "exclude"):
         for pattern in given.get(name, ()).each():

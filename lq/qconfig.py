@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from lq.plainly import as_dataclass, check_flag
-from lq.specs import ActivationSpec, WeightSpec
+from lq.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
+KEPT = ("", "ends")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -108,6 +109,9 @@ class QConfig:
         fuse_add: a convolution whose result is only added to another tensor is not rounded before. So compute OpenVINO
             and inductor (exporters "openvino" and "pt2"), whose kernels add and then round; the kernels of others
             round both, and leave such a convolution in float. ``None`` leaves it to the preset.
+        keep: ``"ends"`` leaves the first and the last layers, and the tensors that they read or return, as many bits as
+            the preset has where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3); overrides
+            count more. ``""`` leaves nothing.
 
     Raises:
         ValueError: on an unknown preset or backend, or an engine that this CPU's torch does not support.
@@ -132,12 +136,15 @@ class QConfig:
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
+    keep: str = ""
 
     def __post_init__(self) -> None:
         self._take_mappings()
         if not isinstance(self.preset, str) or self.preset not in PRESETS:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
+        if self.keep not in KEPT:
+            raise ValueError(f"Unknown keep={self.keep!r}. Write keep='ends' for the first and last layers, or ''.")
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -171,10 +178,12 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """What gives grids and places: the preset's name, and that of the backend if it is not the default."""
+        """What gives grids and places: the preset's name, that of the backend if it is not the default, and keep."""
         if self.backend == "pt2e":
-            return f"pt2e {self.quantizer}"
-        return self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
+            name = f"pt2e {self.quantizer}"
+        else:
+            name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
+        return f"{name}, keep {self.keep}" if self.keep else name
 
     @property
     def resolved_engine(self) -> str:
@@ -212,9 +221,16 @@ class QConfig:
         grids = [self.weight, self.activation, *(s for o in self.overrides.values() for s in (o.weight, o.activation))]
         return any(grid is not None and grid.learned_scale for grid in grids)
 
-    def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
-        """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
+    def weight_spec(
+        self, name: str, module: nn.Module, vendor: WeightSpec | None = None, kept: bool = False
+    ) -> WeightSpec:
+        """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only.
+
+        ``kept`` is whether :attr:`keep` means this layer.
+        """
         grid = self._own_weight()
+        if kept:
+            grid = _with_bits_of(PRESETS[self.preset].weight, grid)
         if vendor is not None:
             per_channel = grid.per_channel and vendor.per_channel
             grid = replace(grid, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
@@ -224,10 +240,15 @@ class QConfig:
         return _observed(grid, [self.weight, *overrides])
 
     def activation_spec(
-        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None
+        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None, kept: bool = False
     ) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only."""
+        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only.
+
+        ``kept`` is whether :attr:`keep` means this tensor.
+        """
         grid = self.resolved_activation
+        if kept:
+            grid = _with_bits_of(PRESETS[self.preset].activation, grid)
         if vendor is not None:
             low, high = vendor.quant_min, vendor.quant_max
             grid = replace(grid, quant_min=low, quant_max=high, symmetric=vendor.symmetric)
@@ -306,6 +327,12 @@ def _observed(grid: WeightSpec, given: Sequence[WeightSpec | None]) -> WeightSpe
     """The grid with the observer that its bits want, unless one was given: min/max leaves 2 bits little but zeros."""
     named = any(spec is not None and "observer" in spec.given for spec in given)
     return grid if named or grid.bits > 2 else replace(grid, observer="mse")
+
+
+def _with_bits_of(preset: AnyGrid, grid: AnyGrid) -> AnyGrid:
+    """The grid with the integers and the scheme of the preset, if it has fewer of them."""
+    names = {"quant_min", "quant_max", "symmetric"} & {f.name for f in dataclasses.fields(preset)}
+    return grid if grid.bits >= preset.bits else replace(grid, **{name: getattr(preset, name) for name in names})
 
 
 def _as_given(config: QConfig | LayerQConfig) -> dict[str, Any]:

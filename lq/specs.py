@@ -43,6 +43,11 @@ class Grid:
         object.__setattr__(spec, "given", frozenset((*names[: len(args)], *kwargs)))
         return spec
 
+    @property
+    def bits(self) -> int:
+        """Bits that the grid needs."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
     def onto(self: AnyGrid, base: AnyGrid) -> AnyGrid:
         """What was given here, and for the rest the settings of ``base``.
 

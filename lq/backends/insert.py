@@ -12,6 +12,7 @@ from lq.core.modules import QATLayer, qat_twin
 from lq.core.state import STATE, QATState
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec
+from lq.tracing.ends import Ends
 from lq.tracing.fuse import Layer
 from lq.tracing.inplace import make_out_of_place
 from lq.tracing.place import Rounding
@@ -36,13 +37,14 @@ def insert_quantization(
     names = _site_names(sites, by_output)
     slots = _slots(sites)
     firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
-    specs = [_activation_spec(sites[i], by_output, qconfig) for i in firsts]
+    ends = Ends(layers, sites) if qconfig.keep == "ends" else None
+    specs = [_activation_spec(sites[i], by_output, qconfig, ends) for i in firsts]
     _check_scales(names, slots, specs)
     state = QATState([names[i] for i in firsts], specs, [sites[i].activation for i in firsts])
     _install_state(graph_module, state)
     _insert_fake_quantizers(graph_module, state, sites, names, slots)
     make_out_of_place(graph_module)
-    rows = [_swap_layer(graph_module, layer, state, qconfig) for layer in layers]
+    rows = [_swap_layer(graph_module, layer, state, qconfig, ends) for layer in layers]
     _finish(graph_module)
     tensors = tuple(
         TensorPlan(name, site.source.name, str(specs[slot]), site.activation)
@@ -102,10 +104,13 @@ def _insert_fake_quantizers(
             graph.erase_node(site.node)
 
 
-def _swap_layer(graph_module: fx.GraphModule, layer: Layer, state: QATState, qconfig: QConfig) -> LayerPlan:
+def _swap_layer(
+    graph_module: fx.GraphModule, layer: Layer, state: QATState, qconfig: QConfig, ends: Ends | None
+) -> LayerPlan:
     twin = qat_twin(layer.module)
     assert twin is not None
-    spec = qconfig.weight_spec(layer.name, layer.module, layer.spec)
+    kept = ends is not None and layer.name in ends.layers
+    spec = qconfig.weight_spec(layer.name, layer.module, layer.spec, kept)
     if not isinstance(graph_module.get_submodule(layer.name), QATLayer):
         graph_module.set_submodule(layer.name, twin.from_float(layer.module, spec, state))
     fused: tuple[str, ...] = ()
@@ -135,11 +140,13 @@ def _finish(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _activation_spec(site: Rounding, layers: Mapping[fx.Node, Layer], qconfig: QConfig) -> ActivationSpec:
-    layer = layers.get(site.source)
+def _activation_spec(
+    site: Rounding, layers: Mapping[fx.Node, Layer], qconfig: QConfig, ends: Ends | None
+) -> ActivationSpec:
+    layer, kept = layers.get(site.source), ends is not None and ends.has(site)
     if layer is not None:
-        return qconfig.activation_spec(layer.name, layer.module, site.spec)
-    return qconfig.activation_spec(site.source.name, None, site.spec)
+        return qconfig.activation_spec(layer.name, layer.module, site.spec, kept)
+    return qconfig.activation_spec(site.source.name, None, site.spec, kept)
 
 
 def _site_names(sites: list[Rounding], layers: Mapping[fx.Node, Layer]) -> list[str]:
