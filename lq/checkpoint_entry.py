@@ -45,7 +45,8 @@ class CheckpointEntry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "history": list(self.history)}
+        plain = {**dataclasses.asdict(self), "qconfig": self.qconfig.as_given(), "history": list(self.history)}
+        return {"format_version": FORMAT_VERSION, **plain}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], where: str = f"checkpoint: {KEY}") -> CheckpointEntry:
@@ -87,8 +88,7 @@ class CheckpointEntry:
                 f"The checkpoint quantizes {quoted(self.target)}, but this run {quoted(target)}. "
                 f"Use the target of that run: QATCallback(target={self.target or None!r})."
             )
-        theirs, ours = dataclasses.asdict(self.qconfig), dataclasses.asdict(qconfig)
-        differing = [f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in theirs if theirs[key] != ours[key]]
+        differing = self.qconfig.differences(qconfig)
         if differing:
             raise ValueError(
                 f"The checkpoint was prepared with another qconfig: {', '.join(differing)}. Use the qconfig of that "
@@ -119,7 +119,7 @@ _GRIDS: dict[str, type[WeightSpec] | type[ActivationSpec]] = {"weight": WeightSp
 
 def _qconfig(given: Field) -> QConfig:
     """A QConfig, every field of it checked for its type before its own checks compare them."""
-    for name in ("preset", "backend", "quantizer"):
+    for name in ("preset", "backend", "quantizer", "keep"):
         given.get(name, "").text()
     for name in ("include", "exclude"):
         for pattern in given.get(name, ()).each():

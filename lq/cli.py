@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lq.console import LineProgress, is_terminal
+from lq.hyperparameters import hyperparameters_of, model_settings
 from lq.trainer import QATTrainer
 
 DESCRIPTION = """Quantization-aware training for PyTorch Lightning.
@@ -71,6 +72,31 @@ class LQCLI(LightningCLI):
         """Lightning's, and those of :class:`lq.trainer.QATTrainer`."""
         own = ("export", "bench", "ptq", "analyze", "report")
         return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in own}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyperparameters of ``ckpt_path`` as those of the configured class.
+
+        Lightning's takes all of them for settings of the parser, which refuses those that a script has saved.
+        """
+        settings = self.config.get(self.config.get("subcommand") or "") or {}
+        path, model = settings.get("ckpt_path"), settings.get("model")
+        if not path or not model or not model.get("class_path"):
+            return
+        base = model.as_dict()
+        new = model_settings(base, hyperparameters_of(path))
+        if new is None:
+            return
+        exits, self.parser.exit_on_error = self.parser.exit_on_error, False
+        try:
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": new}}, self.config)
+        except argparse.ArgumentError as error:
+            reason = " ".join(str(error).split())[:300]
+            kept = "those of the configuration count"
+            _say(f"{path}: its hyperparameters do not fit {new['class_path']}; {kept}: {reason}")
+        else:
+            _say_changes(path, base, new)
+        finally:
+            self.parser.exit_on_error = exits
 
     def before_instantiate_classes(self) -> None:
         """Choose the progress callback, unless the configuration has one or wants none."""
@@ -156,6 +182,17 @@ def _report(error: Exception) -> NoReturn:
         raise error
     print(f"lq: error: {own}\n(LQ_DEBUG=1 shows where it was raised)", file=sys.stderr)
     sys.exit(2)
+
+
+def _say(text: str) -> None:
+    print(f"lq: {text}", file=sys.stderr)
+
+
+def _say_changes(path: str, base: dict[str, Any], new: dict[str, Any]) -> None:
+    own, given = base.get("init_args") or {}, new.get("init_args", {})  # none if LightningCLI has saved them
+    changes = [f"{name}={given[name]!r} (not {own[name]!r})" for name in given if given[name] is not own[name]]
+    if changes:
+        _say(f"{path}: its hyperparameters count: {', '.join(changes)}")
 
 
 def _has_bar(callbacks: object) -> bool:

@@ -25,18 +25,23 @@ def training_batches(module: LightningModule, datamodule: LightningDataModule | 
     owner: Any = datamodule or module
     owner.prepare_data()
     owner.setup("fit")
-    for one in _flat(owner.train_dataloader()):
+    for one in training_loaders(owner.train_dataloader()):
         yield from one
 
 
-def _flat(loaders: Any) -> list[Any]:
-    """The loaders, whatever structure holds them."""
+def training_loaders(loaders: Any) -> list[Any]:
+    """The loaders, whatever structure holds them.
+
+    Example:
+        >>> training_loaders({"a": [1, 2], "b": 3})
+        [1, 2, 3]
+    """
     if isinstance(loaders, CombinedLoader):
         return list(loaders.flattened)
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, (list, tuple)):
-        return [loader for each in loaders for loader in _flat(each)]
+        return [loader for each in loaders for loader in training_loaders(each)]
     return [loaders]
 
 

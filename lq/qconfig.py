@@ -6,23 +6,39 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lq.plainly import as_dataclass, check_flag
-from lq.specs import ActivationSpec, WeightSpec
+from lq.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
+KEPT = ("", "ends")
+
+# Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
+# nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
+if not TYPE_CHECKING:
+    _Weight = _Activation = dict[str, Any] | None
+    _Overrides = dict[str, Any]
+else:
+    _Weight = WeightSpec | None
+    _Activation = ActivationSpec | None
+    _Overrides = dict[str, "LayerQConfig"]
 
 
 @dataclass(frozen=True)
 class LayerQConfig:
-    """The two grids that one layer uses: its weight's and its output's (``None`` = the QConfig's own)."""
+    """What an override says of the grids of a layer's weight and of its output; only what is given counts.
 
-    weight: WeightSpec | None = None
-    activation: ActivationSpec | None = None
+    Args:
+        weight: grid of the weight, or a mapping of its settings; ``None`` says nothing.
+        activation: grid of the output, likewise.
+    """
+
+    weight: _Weight = None
+    activation: _Activation = None
 
     def __post_init__(self) -> None:
         _take_grids(self)
@@ -78,12 +94,13 @@ class QConfig:
 
     Args:
         preset: name in :data:`PRESETS`; gives engine, weight and activation unless they are given here.
-        weight: grid of all weights.
-        activation: grid of all activations.
+        weight: grid of all weights, on top of the preset's: what :class:`WeightSpec` is not given stays as it is there.
+        activation: grid of all activations, likewise.
         engine: ``torch.backends.quantized`` engine that runs the converted model.
         include: quantize only layers that match one of these; empty means all.
         exclude: leave layers that match one of these in float.
-        overrides: pattern -> :class:`LayerQConfig`; the last match wins.
+        overrides: pattern -> :class:`LayerQConfig`. Every pattern that matches changes the settings that it gives, a
+            later one on top of an earlier one; the two ends of a range are one setting.
         backend: who decides what is quantized: ``"fx"``, lq itself; ``"eager"``, the QuantStubs, FloatFunctionals and
             ``qconfig = None`` in a model that was written for torch.ao's eager mode; or ``"pt2e"``, a quantizer of
             torchao's PT2E flow, whose integers and schemes come before those of ``weight`` and ``activation``.
@@ -92,6 +109,9 @@ class QConfig:
         fuse_add: a convolution whose result is only added to another tensor is not rounded before. So compute OpenVINO
             and inductor (exporters "openvino" and "pt2"), whose kernels add and then round; the kernels of others
             round both, and leave such a convolution in float. ``None`` leaves it to the preset.
+        keep: ``"ends"`` leaves the first and the last layers, and the tensors that they read or return, as many bits as
+            the preset has where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3); overrides
+            count more. ``""`` leaves nothing.
 
     Raises:
         ValueError: on an unknown preset or backend, or an engine that this CPU's torch does not support.
@@ -100,25 +120,31 @@ class QConfig:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
         >>> qconfig.weight_spec("features.0.0", nn.Conv2d(3, 8, 3)).quant_max
         127
+        >>> few = QConfig(weight=WeightSpec(-7, 7, observer="mse"), overrides={"fc": {"weight": WeightSpec(-31, 31)}})
+        >>> str(few.weight_spec("fc", nn.Linear(2, 2)))
+        'int6 [-31, 31] per channel, mse'
     """
 
     preset: str = "portable"
-    weight: WeightSpec | None = None
-    activation: ActivationSpec | None = None
+    weight: _Weight = None
+    activation: _Activation = None
     engine: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    overrides: dict[str, LayerQConfig] = field(default_factory=dict)
+    overrides: _Overrides = field(default_factory=dict)
     backend: str = "fx"
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
+    keep: str = ""
 
     def __post_init__(self) -> None:
         self._take_mappings()
         if not isinstance(self.preset, str) or self.preset not in PRESETS:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
+        if self.keep not in KEPT:
+            raise ValueError(f"Unknown keep={self.keep!r}. Write keep='ends' for the first and last layers, or ''.")
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -152,10 +178,12 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """What gives grids and places: the preset's name, and that of the backend if it is not the default."""
+        """What gives grids and places: the preset's name, that of the backend if it is not the default, and keep."""
         if self.backend == "pt2e":
-            return f"pt2e {self.quantizer}"
-        return self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
+            name = f"pt2e {self.quantizer}"
+        else:
+            name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
+        return f"{name}, keep {self.keep}" if self.keep else name
 
     @property
     def resolved_engine(self) -> str:
@@ -173,9 +201,19 @@ class QConfig:
         return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
 
     @property
+    def resolved_weight(self) -> WeightSpec:
+        """The weight grid where no override applies."""
+        return _observed(self._own_weight(), [self.weight])
+
+    def _own_weight(self) -> WeightSpec:
+        own = PRESETS[self.preset].weight
+        return own if self.weight is None else self.weight.onto(own)
+
+    @property
     def resolved_activation(self) -> ActivationSpec:
         """The activation grid where no override applies."""
-        return self.activation or PRESETS[self.preset].activation
+        own = PRESETS[self.preset].activation
+        return own if self.activation is None else self.activation.onto(own)
 
     @property
     def learns_scales(self) -> bool:
@@ -183,22 +221,40 @@ class QConfig:
         grids = [self.weight, self.activation, *(s for o in self.overrides.values() for s in (o.weight, o.activation))]
         return any(grid is not None and grid.learned_scale for grid in grids)
 
-    def weight_spec(self, name: str, module: nn.Module, vendor: WeightSpec | None = None) -> WeightSpec:
-        """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only."""
-        override, own = self._override(name, module).weight, self.weight or PRESETS[self.preset].weight
-        if override is not None or vendor is None:
-            return override or own
-        per_channel = own.per_channel and vendor.per_channel
-        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
+    def weight_spec(
+        self, name: str, module: nn.Module, vendor: WeightSpec | None = None, kept: bool = False
+    ) -> WeightSpec:
+        """Grid of the weight of the layer ``name``; a vendor's integers and scheme yield to overrides only.
+
+        ``kept`` is whether :attr:`keep` means this layer.
+        """
+        grid = self._own_weight()
+        if kept:
+            grid = _with_bits_of(PRESETS[self.preset].weight, grid)
+        if vendor is not None:
+            per_channel = grid.per_channel and vendor.per_channel
+            grid = replace(grid, quant_min=vendor.quant_min, quant_max=vendor.quant_max, per_channel=per_channel)
+        overrides = [override.weight for override in self._overrides(name, module)]
+        for override in overrides:
+            grid = grid if override is None else override.onto(grid)
+        return _observed(grid, [self.weight, *overrides])
 
     def activation_spec(
-        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None
+        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None, kept: bool = False
     ) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only."""
-        override, own = self._override(name, module).activation, self.resolved_activation
-        if override is not None or vendor is None:
-            return override or own
-        return replace(own, quant_min=vendor.quant_min, quant_max=vendor.quant_max, symmetric=vendor.symmetric)
+        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only.
+
+        ``kept`` is whether :attr:`keep` means this tensor.
+        """
+        grid = self.resolved_activation
+        if kept:
+            grid = _with_bits_of(PRESETS[self.preset].activation, grid)
+        if vendor is not None:
+            low, high = vendor.quant_min, vendor.quant_max
+            grid = replace(grid, quant_min=low, quant_max=high, symmetric=vendor.symmetric)
+        for override in self._overrides(name, module):
+            grid = grid if override.activation is None else override.activation.onto(grid)
+        return grid
 
     def excludes(self, name: str, module: nn.Module) -> str | None:
         """Why the layer ``name`` stays float, or ``None`` if it is quantized."""
@@ -218,36 +274,87 @@ class QConfig:
                         f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
                     )
 
-    def _override(self, name: str, module: nn.Module | None) -> LayerQConfig:
-        found = [c for p, c in self.overrides.items() if matches(p, name, module)]
-        return found[-1] if found else LayerQConfig()
+    def _overrides(self, name: str, module: nn.Module | None) -> list[LayerQConfig]:
+        return [c for p, c in self.overrides.items() if matches(p, name, module)]
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> QConfig:
-        """The QConfig that ``dataclasses.asdict`` or :meth:`to_dict` made plain.
+        """The QConfig that :meth:`as_given` or :meth:`to_dict` made plain.
 
         Example:
             >>> qconfig = QConfig("x86_vnni", overrides={"fc": LayerQConfig(weight=WeightSpec(-7, 7))})
-            >>> QConfig.from_dict(dataclasses.asdict(qconfig)) == qconfig
+            >>> QConfig.from_dict(qconfig.as_given()) == qconfig
             True
         """
         overrides = {pattern: _specs_of(layer) for pattern, layer in plain["overrides"].items()}
         return cls(**{**plain, **_specs_of(plain), "overrides": {p: LayerQConfig(**s) for p, s in overrides.items()}})
 
+    def as_given(self) -> dict[str, Any]:
+        """Plain data; of every grid what was given, so that :meth:`from_dict` makes a QConfig that means the same."""
+        return {**dataclasses.asdict(self), **_as_given(self), "overrides": _overrides_as_given(self)}
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with everything resolved, for manifests."""
-        plain = dataclasses.asdict(self)
-        plain["weight"] = dataclasses.asdict(self.weight or PRESETS[self.preset].weight)
-        plain["activation"] = dataclasses.asdict(self.resolved_activation)
-        plain["engine"], plain["fuse_add"] = self.resolved_engine, self.resolved_fuse_add
-        plain["include"], plain["exclude"] = list(self.include), list(self.exclude)
-        return plain
+        """Plain data with everything resolved but the overrides, for manifests."""
+        return {
+            **self.as_given(),
+            "weight": dataclasses.asdict(self.resolved_weight),
+            "activation": dataclasses.asdict(self.resolved_activation),
+            "engine": self.resolved_engine,
+            "fuse_add": self.resolved_fuse_add,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+        }
+
+    def differences(self, other: QConfig) -> list[str]:
+        """Where another one means something else, each setting as ``name=theirs (here ours)`` with self's first.
+
+        Example:
+            >>> QConfig("qnnpack", engine="x86").differences(QConfig("portable", weight=WeightSpec(-127, 127)))
+            ["preset='qnnpack' (here 'portable')", "engine='x86' (here None)"]
+        """
+        theirs, ours = (_with_grids(qconfig) for qconfig in (self, other))
+        shown, here = self.as_given(), other.as_given()
+        return [f"{key}={shown[key]!r} (here {here[key]!r})" for key in theirs if theirs[key] != ours[key]]
 
 
 def _take_grids(config: QConfig | LayerQConfig) -> None:
     for name, kind in (("weight", WeightSpec), ("activation", ActivationSpec)):
         if getattr(config, name) is not None:
             object.__setattr__(config, name, as_dataclass(kind, getattr(config, name), name))
+
+
+def _observed(grid: WeightSpec, given: Sequence[WeightSpec | None]) -> WeightSpec:
+    """The grid with the observer that its bits want, unless one was given: min/max leaves 2 bits little but zeros."""
+    named = any(spec is not None and "observer" in spec.given for spec in given)
+    return grid if named or grid.bits > 2 else replace(grid, observer="mse")
+
+
+def _with_bits_of(preset: AnyGrid, grid: AnyGrid) -> AnyGrid:
+    """The grid with the integers and the scheme of the preset, if it has fewer of them."""
+    names = {"quant_min", "quant_max", "symmetric"} & {f.name for f in dataclasses.fields(preset)}
+    return grid if grid.bits >= preset.bits else replace(grid, **{name: getattr(preset, name) for name in names})
+
+
+def _as_given(config: QConfig | LayerQConfig) -> dict[str, Any]:
+    return {
+        "weight": config.weight and config.weight.as_given(),
+        "activation": config.activation and config.activation.as_given(),
+    }
+
+
+def _overrides_as_given(qconfig: QConfig) -> dict[str, Any]:
+    return {pattern: _as_given(layer) for pattern, layer in qconfig.overrides.items()}
+
+
+def _with_grids(qconfig: QConfig) -> dict[str, Any]:
+    """Settings to compare: a grid that is spelled out is that of the preset if it has its settings."""
+    weight, activation = qconfig.resolved_weight, qconfig.resolved_activation
+    overrides = {
+        pattern: (layer.weight and layer.weight.onto(weight), layer.activation and layer.activation.onto(activation))
+        for pattern, layer in qconfig.overrides.items()
+    }
+    grids = {"weight": weight, "activation": activation, "overrides": overrides}
+    return {**qconfig.as_given(), **grids}
 
 
 def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lq.plainly import check_integer
 from lq.progress import Point, Position
 
 __all__ = ["Phase", "Position", "QATSchedule"]
@@ -61,9 +62,12 @@ class QATSchedule:
     Args:
         start: when fake quantization and observers begin; the training is an ordinary float one before.
         freeze_bn: when BatchNorm statistics freeze, ``"never"``, or None for 3/8 of the part after ``start``.
-        observer_off: when observers stop, ``"never"``, or None for 1/2 of the part after ``start``.
+        observer_off: when observers stop, ``"never"``, or None for 1/2 of the part after ``start``, and for ``start``
+            itself if ranges are calibrated there.
         lr: learning rate at ``start`` as a share of the optimizer's initial one, in (0, 1]; None: untouched.
         lr_final: learning rate at the end of training as a share of the one at ``start``, in [0, 1].
+        calibration: training batches that give the ranges of activations at ``start``, by their histograms; 0 for none,
+            None for 32 if an activation has fewer than 8 bits.
 
     Raises:
         TypeError: if a value has the wrong type.
@@ -85,8 +89,13 @@ class QATSchedule:
     observer_off: int | float | str | None = None
     lr: float | None = 0.01
     lr_final: float = 0.01
+    calibration: int | None = None
 
     def __post_init__(self) -> None:
+        if self.calibration is not None:
+            check_integer("calibration", self.calibration, 32)
+            if self.calibration < 0:
+                raise ValueError(f"calibration={self.calibration} must be 0 (none) or more batches, e.g. 32.")
         start = Point.parse("start", self.start)
         if start.unit == "fraction" and start.value == 1:
             raise ValueError(f"start={self.start!r} is the end of the training; for epoch one write 1.")
@@ -142,6 +151,16 @@ class QATSchedule:
                 remarks.append(f"{name}={raw!r} is never reached: the training ends after {end}.")
         return tuple(remarks)
 
+    def without_calibration(self) -> QATSchedule:
+        """The schedule with observers that find the ranges in training.
+
+        Example:
+            >>> QATSchedule(start=2, observer_off=2, calibration=32).without_calibration().observer_off is None
+            True
+        """
+        held = self.calibration and self.observer_off is not None and self.observer_off == self.start
+        return replace(self, calibration=0, observer_off=None if held else self.observer_off)
+
     def phase(self, position: Position) -> Phase:
         """What holds for the step that begins at this position.
 
@@ -175,6 +194,8 @@ class QATSchedule:
         raw: int | float | str | None = getattr(self, name)
         if raw is not None:
             return Point.parse(name, raw, never=True)
+        if name == "observer_off" and self.calibration:
+            return Point.parse("start", self.start)  # which has been reached by whoever asks
         start = self._start_share(position)
         return Point(start + default_share * (1 - start), "fraction")
 
@@ -197,6 +218,8 @@ class QATSchedule:
     def _needs_end(self) -> list[str]:
         """The settings that only mean something in a training that ends."""
         points = {"start": self.start, "freeze_bn": self.freeze_bn, "observer_off": self.observer_off}
+        if self.calibration and self.observer_off is None:
+            del points["observer_off"]  # which is start
         found = [
             f"{name}={raw!r}"
             for name, raw in points.items()
@@ -212,8 +235,11 @@ class QATSchedule:
         problem = f"{name}={getattr(self, name)!r} with start={self.start!r}"
         if value < start:
             raise ValueError(f"{problem}: it lies before the start. Make it later, or start earlier.")
-        if value == start and name == "observer_off":
-            raise ValueError(f"{problem}: observers would never see a batch. Make it later, or 'never'.")
+        if value == start and name == "observer_off" and not self.calibration:
+            raise ValueError(
+                f"{problem}: observers would never see a batch. Make it later, or 'never', or let the ranges be "
+                "calibrated there: calibration=32."
+            )
 
 
 def _check_share(name: str, value: object, of: str) -> None:

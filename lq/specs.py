@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 from lq.plainly import check_flag, check_integer, check_number
 
@@ -23,18 +24,79 @@ def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
         )
 
 
+AnyGrid = TypeVar("AnyGrid", bound="Grid")
+
+
 @dataclass(frozen=True)
-class WeightSpec:
+class Grid:
+    """A grid that knows which of its settings were given, so that it can be laid on top of another one.
+
+    ``given`` holds their names. It is no field, so that grids with the same settings are equal.
+    """
+
+    given: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls: type[AnyGrid], *args: Any, **kwargs: Any) -> AnyGrid:
+        """Remember the names of the arguments; a copy or a pickle brings them along."""
+        spec = super().__new__(cls)
+        names = [field.name for field in fields(cls)]
+        object.__setattr__(spec, "given", frozenset((*names[: len(args)], *kwargs)))
+        return spec
+
+    @property
+    def bits(self) -> int:
+        """Bits that the grid needs."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+    def onto(self: AnyGrid, base: AnyGrid) -> AnyGrid:
+        """What was given here, and for the rest the settings of ``base``.
+
+        The two ends of the range go together. A range without negative integers is not symmetric, whatever ``base`` is.
+
+        Args:
+            base: grid of the same kind.
+
+        Raises:
+            ValueError: if the settings do not go together, such as ``symmetric=True`` here and an unsigned range there.
+
+        Example:
+            >>> str(WeightSpec(-31, 31).onto(WeightSpec(-7, 7, observer="mse")))
+            'int6 [-31, 31] per channel, mse'
+            >>> ActivationSpec(observer="histogram").onto(ActivationSpec(0, 15)).quant_max
+            15
+        """
+        names = set(self.given)
+        if names & {"quant_min", "quant_max"}:
+            names |= {"quant_min", "quant_max"}
+            if getattr(self, "quant_min", 0) >= 0:
+                names.add("symmetric")
+        settings = {f.name: getattr(self if f.name in names else base, f.name) for f in fields(self)}
+        return type(self)(**settings)
+
+    def as_given(self) -> dict[str, Any]:
+        """The settings that were given, as plain data.
+
+        Example:
+            >>> WeightSpec(-7, 7).as_given()
+            {'quant_min': -7, 'quant_max': 7}
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.given}
+
+
+@dataclass(frozen=True)
+class WeightSpec(Grid):
     """Symmetric integer grid of a weight; its scale follows the current weights or is learned.
 
     Args:
         quant_min: lowest integer; must be ``-quant_max``, so that folding a negative BatchNorm weight loses nothing.
         quant_max: highest integer.
         per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
-        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
+        learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a
+            parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
         observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error: on a
             ResNet18 trained on Fashion-MNIST 1.8 dB better at 4 bits, 3.6 at 3 bits and 5.7 at 2 bits, the same from
-            6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``).
+            6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``). A
+            :class:`~lq.qconfig.QConfig` that gives none takes "mse" for weights of 2 bits.
 
     Raises:
         ValueError: if the range is not symmetric or holds more than 8 bits, or on an unknown observer.
@@ -75,7 +137,7 @@ class WeightSpec:
 
 
 @dataclass(frozen=True)
-class ActivationSpec:
+class ActivationSpec(Grid):
     """Integer grid of an activation, one scale and zero point per tensor, ranges learned by an observer.
 
     Args:
@@ -88,7 +150,8 @@ class ActivationSpec:
             The latter four are made for :func:`lq.calibrate`; in training they search at every step.
         averaging_constant: weight of the newest batch in the moving average, in (0, 1].
         percentile: share of the values below the upper end and above the lower one, in percent, in (50, 100].
-        learned_scale: the scale is a parameter (LSQ, arXiv:1902.08153) that starts from what the observer found.
+        learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a
+            parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
 
     Raises:
         ValueError: on an unknown observer, an impossible range or a constant outside (0, 1].

@@ -22,7 +22,7 @@ from lq.export.signature import one_sample
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
-from lq.qconfig import PRESETS, QConfig, as_qconfig
+from lq.qconfig import QConfig, as_qconfig
 
 MINMAX, CORRECTED, DYNAMIC = "PTQ per-tensor MinMax", "PTQ histogram, bias corrected", "PTQ dynamic"
 
@@ -107,7 +107,7 @@ def _static(
     model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call, limit: int
 ) -> Iterable[tuple[str, fx.GraphModule]]:
     qconfig = as_qconfig(qconfig)
-    weight = replace(qconfig.weight or PRESETS[qconfig.preset].weight, learned_scale=False)
+    weight = replace(qconfig.resolved_weight, learned_scale=False)
     activation = replace(qconfig.resolved_activation, learned_scale=False)
     minmax, histogram = (replace(activation, observer=observer) for observer in ("minmax", "histogram"))
     per_tensor = replace(qconfig, weight=replace(weight, per_channel=False), activation=minmax)

@@ -11,6 +11,8 @@ from torch import nn
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.tensors import evaluating, require_ranges, tensors_of
 from lq.backends.prepare import state_of
+from lq.core.layer import QATLayer
+from lq.core.weight_quantizer import along_channels
 from lq.ptq.batches import Call, first_batches, run_batch
 from lq.ptq.layers import layers_of
 
@@ -128,16 +130,17 @@ def weight_ranges(prepared: nn.Module) -> list[RangeRow]:
                 scale=largest,
                 levels=spec.quant_max - spec.quant_min + 1,
                 used_levels=int(torch.bincount(integers.flatten().long() + 128).count_nonzero()),
-                saturated=_beyond(layer.module),
+                saturated=_beyond(layer.module, layer.norm),
                 dead=int((per_channel == 0).all(dim=1).sum()),
             )
         )
     return rows
 
 
-def _beyond(layer: Any) -> float:
-    """Only a learned scale leaves weights beyond its grid."""
-    if layer.weight_scale is None:
-        return 0.0
-    _, scale = layer.quantizer.integers(layer.weight.float())
-    return float(((layer.weight / scale).round().abs() > layer.weight_spec.quant_max).float().mean())
+def _beyond(layer: QATLayer, norm: Any) -> float:
+    """Share of the weights that lie beyond the grid: a learned scale and that of "mse" leave some."""
+    weight = layer.weight.detach().float()
+    if norm is not None and not layer.weight_spec.per_channel:  # its grid is that of the folded weight
+        weight = weight * along_channels(layer._folding(norm)[0].detach(), weight, layer.channel_axis)
+    scale = layer.quantizer.scale(weight).detach()
+    return float(((weight / scale).round().abs() > layer.weight_spec.quant_max).float().mean())

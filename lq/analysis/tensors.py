@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.core.fake_quantize import FakeQuantize
-from lq.core.functional import EPS, fake_quantize
+from lq.core.functional import fake_quantize
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
 from lq.metrics import main_tensor
@@ -30,10 +30,8 @@ class QuantizedTensor(NamedTuple):
     def grid(self) -> tuple[float, float, float]:
         """Scale, and the lowest and highest multiple of it."""
         state: QATState = self.quantizer.__dict__["state"]
-        scale, low, high = (float(part) for part in state.qparams()[self.quantizer.slot])
-        learned = 0.0 if self.quantizer.scale is None else float(self.quantizer.scale.detach())
-        scale = max(learned, EPS) if learned else scale  # 0 until training sets it
-        return scale, low, high
+        low, high = (float(end) for end in state.qparams()[self.quantizer.slot][1:])
+        return float(self.quantizer.scale), low, high
 
     def round(self, x: Tensor) -> Tensor:
         """``x`` on the grid."""

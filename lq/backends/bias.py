@@ -38,7 +38,7 @@ def round_biases(prepared: fx.GraphModule) -> None:
         if source is None or targets.count(node.target) > 1 or not state.ready(source.slot):
             continue
         observed = float(scales[source.slot])
-        scale = observed if source.scale is None else float(source.scale) or observed
+        scale = observed if source.learned_scale is None else float(source.learned_scale(observed))
         layer: Any = modules[str(node.target)]
         _round(layer, _batch_norm(prepared, node), scale)
 

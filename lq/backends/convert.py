@@ -45,6 +45,26 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
         return _Int8Lowering(graph).run()
 
 
+_WHY_FLOAT = "_lq_why_float"
+
+
+def in_float(int8: nn.Module) -> dict[str, str]:
+    """The layers of a converted model that were to run in int8 and compute in float, and why.
+
+    Args:
+        int8: from :func:`convert`.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq import calibrate
+        >>> prepared = prepare(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 3)))
+        >>> _ = calibrate(prepared, [torch.rand(2, 1, 8, 8)], show_progress=False)
+        >>> list(in_float(convert(prepared)))
+        ['1']
+    """
+    return dict(m.__dict__[_WHY_FLOAT] for m in int8.modules() if _WHY_FLOAT in m.__dict__)
+
+
 @dataclass
 class _Value:
     """What the new graph knows of one old value: a float node, a quantized node, and the grid that it lies on."""
@@ -128,7 +148,19 @@ class _Int8Lowering(Lowering):
         layer: Any = bare_layer(module)
         layer.weight = nn.Parameter(integers.float() * shaped, requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        layer.__dict__[_WHY_FLOAT] = (str(node.target), self._why_float(node, module))
         return _Value(real=self.call(str(node.name), layer, self.real(cast(fx.Node, node.args[0]))))
+
+    def _why_float(self, node: fx.Node, module: QATLayer) -> str:
+        if not has_kernel(module):
+            kind, engine = type(module).__name__.removeprefix("QAT"), torch.backends.quantized.engine
+            return f"engine {engine!r} has no int8 kernel for {kind} that computes what was trained"
+        if self._grid_of(node.args[0]) is None:
+            return "its input is in float"
+        behind = [ops.module_of(user, self.modules) for user in node.users]
+        if any(isinstance(m, FakeQuantize) and self.state.names[m.slot] in self.unseen for m in behind):
+            return "its output has no range, because it never ran"
+        return "its output is not quantized, or is also read as it is before that"
 
     # ---- values -------------------------------------------------------------------------------------------------
 

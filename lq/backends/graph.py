@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +14,8 @@ from lq.backends.base import Inputs
 from lq.backends.in_place import like
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
+from lq.core.lsq import LearnedScale
+from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
 from lq.tracing.capture import LayerSite, capture
@@ -94,9 +96,8 @@ def _first_with_work(plan: Plan) -> str:
     return next((name for name, done in work.items() if name and 20 * done >= work.total() > 0), "")
 
 
-def _learned_scale(state: nn.Module, layer: LayerAt) -> nn.Parameter | None:
-    found: Any = state.get_submodule(layer.quantizer).scale
-    return cast("nn.Parameter | None", found)
+def _learned_scale(state: nn.Module, layer: LayerAt) -> LearnedScale | None:
+    return cast(WeightQuantizer, state.get_submodule(layer.quantizer)).learned_scale
 
 
 @contextmanager

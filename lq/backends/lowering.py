@@ -16,7 +16,6 @@ from lq.backends.graph import as_graph
 from lq.backends.on_cpu import on_cpu_in_float32
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
-from lq.core.functional import EPS
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
 from lq.tracing import ops
@@ -164,8 +163,8 @@ class Lowering:
     def grid(self, module: FakeQuantize) -> Grid:
         """Where a fake quantizer has rounded to."""
         spec, scale = self.state.specs[module.slot], self._scales[module.slot]
-        if module.scale is not None and float(module.scale) != 0.0:
-            scale = max(float(module.scale), EPS)
+        if module.learned_scale is not None:
+            scale = float(module.learned_scale(scale))
         return Grid(scale, self._zero_points[module.slot], spec.quant_min, spec.quant_max)
 
     def batch_norm(self, node: fx.Node) -> _BatchNorm | None:

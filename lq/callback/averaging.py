@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lq.backends.prepare import is_prepared, state_of
+from lq.core.lsq import LearnedScale
 from lq.packages import is_a
 from lq.target import target_of
 
@@ -108,11 +109,12 @@ def share_quantization_state(trainer: Trainer, module: LightningModule, name: st
 
 
 def _share_learned_scales(average: nn.Module, module: nn.Module, name: str) -> None:
-    """They are 0 until QAT starts, which a slow average would remember for a thousand steps."""
-    running = dict(target_of(module, name).named_parameters())
-    for key, copied in target_of(average, name).named_parameters():
-        if key.rpartition(".")[2] == "weight_scale":
-            copied.data.copy_(running[key].data)
+    """A start that was searched for is 0 before, which a slow average would remember for a thousand steps."""
+    running = dict(target_of(module, name).named_modules())
+    for key, copied in target_of(average, name).named_modules():
+        own = running.get(key)
+        if isinstance(copied, LearnedScale) and isinstance(own, LearnedScale):
+            copied.load_state_dict(own.state_dict())
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:

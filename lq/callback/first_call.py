@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -51,4 +52,5 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
     prepared = copy.deepcopy(prepared_graph(module, name, example)).cpu().float()
     float_model.load_state_dict(float_state(target_of(module, name)))
     self_check(float_model, prepared, *example)
-    rehearse(prepared, example, order.exporters)
+    for note in rehearse(prepared, example, order.exporters):
+        rank_zero_info(f"lq: int8 model {note}")

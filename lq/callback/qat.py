@@ -16,6 +16,7 @@ from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.callback.averaging import check_averaging, share_quantization_state
+from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.checkpoint_to_load import checkpoint_to_load
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
@@ -230,6 +231,7 @@ class QATCallback(Callback):
         length = position_of(trainer, 0)
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
+        self._course = with_calibration(self._course, state_of(self._target(pl_module)))
         for remark in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {remark}")
         if not self._course.phase(length).fake_quant:
@@ -247,6 +249,8 @@ class QATCallback(Callback):
         if phase.fake_quant and not self._started:
             self._started = True
             self._float.take_weights(pl_module, self._name)
+            self._course = calibrate_at_start(trainer, pl_module, self._name, self._course)
+            phase = self._course.phase(position_of(trainer, batch_idx))
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
         self._announce(trainer, phase)

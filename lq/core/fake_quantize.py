@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from lq.core.functional import fake_quantize
-from lq.core.lsq import learned_fake_quantize, started_scale
+from lq.core.lsq import LearnedScale, learned_fake_quantize
 from lq.core.marks import activate
 from lq.core.state import QATState
 
@@ -18,8 +16,7 @@ class FakeQuantize(nn.Module):
 
     Its range is a slot of the model's :class:`~lq.core.state.QATState`, which several may share. With fake
     quantization off, or before the slot has seen a batch, it is just the activation function that it absorbed. A
-    learned scale is a parameter, ``scale``, 0 until the state starts it from the observed range; the zero point stays
-    with the observer.
+    learned scale is a submodule, ``learned_scale``; the zero point stays with the observer.
 
     Args:
         state: the model's quantization state.
@@ -33,7 +30,13 @@ class FakeQuantize(nn.Module):
         # Not registered as a child: the state is its parent.
         self.__dict__["state"] = state
         self.slot = slot
-        self.scale = nn.Parameter(torch.zeros(())) if state.specs[slot].learned_scale else None
+        self.learned_scale = LearnedScale(torch.zeros(())) if state.specs[slot].learned_scale else None
+
+    @property
+    def scale(self) -> Tensor:
+        """The step of the grid, learned or observed: float32 of shape (), without a gradient."""
+        observed = torch.as_tensor(self.state.slot_qparams(self.slot)[0])
+        return observed if self.learned_scale is None else self.learned_scale(observed).detach()
 
     @property
     def activation(self) -> str:
@@ -56,14 +59,9 @@ class FakeQuantize(nn.Module):
         if qparams is None:
             return activate(x, self.activation)
         scale, low, high = qparams
-        if self.scale is not None:
-            return learned_fake_quantize(x, started_scale(self.scale, scale), low, high)
+        if self.learned_scale is not None:
+            return learned_fake_quantize(x, self.learned_scale(scale), low, high)
         return fake_quantize(x, scale, low, high, owned)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.scale is not None and f"{prefix}scale" not in state_dict:  # a float checkpoint: start anew
-            state_dict = {**state_dict, f"{prefix}scale": torch.zeros_like(self.scale)}
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.core.lsq import LearnedScale
 from lq.core.state import QATState
 from lq.core.weight_quantizer import WeightQuantizer, along_channels, fold_batch_norm
 from lq.specs import WeightSpec
@@ -22,7 +23,7 @@ class QATLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     weight_spec: WeightSpec
-    weight_scale: nn.Parameter | None
+    learned_scale: LearnedScale | None
     quantizer: WeightQuantizer
     channel_axis = 0
 
@@ -30,8 +31,7 @@ class QATLayer(nn.Module):
     def from_float(cls, module: nn.Module, spec: WeightSpec, state: QATState) -> QATLayer:
         """The QAT twin of ``module``; parameters are shared, not copied.
 
-        A learned scale is a parameter of its own, ``weight_scale``, and 0 until the first training step takes it from
-        the weights.
+        A learned scale is a submodule of it, ``learned_scale``.
         """
         twin = cls.__new__(cls)
         twin.__dict__.update(module.__dict__)
@@ -39,9 +39,20 @@ class QATLayer(nn.Module):
             twin.__dict__[name] = copy.copy(module.__dict__[name])
         twin.__dict__["state"] = state  # not registered as a child
         quantizer = WeightQuantizer(spec, twin.channel_axis, twin.weight)
-        twin.weight_spec, twin.__dict__["quantizer"] = spec, quantizer  # not a child: its scale is a parameter here
-        twin.register_parameter("weight_scale", quantizer.scale)
+        twin.weight_spec = spec
+        twin.share_quantizer(quantizer)
         return twin
+
+    def share_quantizer(self, quantizer: WeightQuantizer) -> None:
+        """Take what rounds the weight, with its learned scale if it has one."""
+        self.__dict__["quantizer"] = quantizer  # not a child: its scale is one here
+        self._modules.pop("learned_scale", None)
+        self.add_module("learned_scale", quantizer.learned_scale)
+
+    @property
+    def weight_scale(self) -> Tensor:
+        """The scale of the weight as it is, learned or observed: float32 that broadcasts against it."""
+        return self.quantizer.scale(self.weight).detach()
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError  # pragma: no cover - each subclass has one
@@ -77,9 +88,6 @@ class QATLayer(nn.Module):
         return self.quantizer.quantized(self.weight, self.training, factor, fold)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A float checkpoint has no learned scales: they start anew from its weights.
-        if self.weight_scale is not None and f"{prefix}weight_scale" not in state_dict:
-            state_dict = {**state_dict, f"{prefix}weight_scale": torch.zeros_like(self.weight_scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.quantizer.forget()
 

@@ -1,21 +1,25 @@
-"""Learned step size quantization: the scale is a parameter (Esser et al., arXiv:1902.08153)."""
+"""Learned scales: what an observer finds times a factor that is trained, in the log domain."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lq.core.functional import EPS, Scalar
+from lq.core.float32 import Float32Buffers
+from lq.core.functional import SMALLEST_SCALE, Scalar
+
+# Beyond e^16 and e^-16 a factor is no scale; so far it neither overflows nor vanishes.
+_LARGEST_LOG = 16.0
 
 
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Scalar, high: Scalar, gradient_scale: Scalar) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
+        ctx.low, ctx.high = low, high
         bounds: Any = low, high
         return (x.float() * scale.reciprocal()).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
 
@@ -24,16 +28,15 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale = ctx.saved_tensors
         bounds: Any = ctx.low, ctx.high
-        grad32 = grad.float()
         real = x.float() * scale.reciprocal()
         integer = real.round().clamp_(*bounds)
         # Rounding moves a value by at most half a step; more than that is saturation.
         inside = (real - integer).abs() <= 0.5
-        slope = torch.where(inside, integer - real, integer)
         grad_scale = None
         if ctx.needs_input_grad[1]:
-            grad_scale = (grad32 * slope).sum_to_size(scale.shape) * ctx.gradient_scale
-        return torch.where(inside, grad, 0.0), grad_scale, None, None, None
+            slope = torch.where(inside, integer - real, integer)
+            grad_scale = (grad.float() * slope).sum_to_size(scale.shape)
+        return torch.where(inside, grad, 0.0), grad_scale, None, None
 
 
 def learned_fake_quantize(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
@@ -43,47 +46,114 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -
         \frac{\partial \hat x}{\partial s} = \begin{cases} \text{round}(x/s) - x/s & \text{inside} \\ l \text{ or } h
         & \text{outside} \end{cases}
 
-    The gradient of the scale is multiplied by :math:`1 / \sqrt{N h}`, where N is the number of values that share one
-    scale, as in section 2.2 of the paper; that of ``x`` passes inside and is 0 outside.
+    The gradient of ``x`` passes inside and is 0 outside.
 
     Args:
         x: floating tensor, any shape.
         scale: float32, positive, broadcasts against ``x``.
-        low: lowest multiple.
-        high: highest multiple, positive.
+        low: lowest multiple, at most 0.
+        high: highest multiple, at least 0.
 
     Returns:
         tensor like ``x``.
 
     Source:
-        Esser et al., "Learned Step Size Quantization", https://arxiv.org/abs/1902.08153.
+        Esser et al., "Learned Step Size Quantization", https://arxiv.org/abs/1902.08153; with a zero point, which shows
+        in ``low`` and ``high``: Bhalgat et al., "LSQ+", https://arxiv.org/abs/2004.09576.
 
     Example:
         >>> scale = torch.tensor(0.5, requires_grad=True)
         >>> out = learned_fake_quantize(torch.tensor([0.6, 9.0]), scale, 0, 4)
         >>> out.sum().backward()
-        >>> out.detach(), scale.grad  # ((1 - 1.2) + 4) / sqrt(2 * 4)
-        (tensor([0.5000, 2.0000]), tensor(1.3435))
+        >>> out.detach(), scale.grad  # (1 - 1.2) + 4
+        (tensor([0.5000, 2.0000]), tensor(3.8000))
     """
-    shared = x.numel() / max(scale.numel(), 1)
-    gradient_scale = (shared * high) ** -0.5
-    out: Tensor = _LearnedFakeQuantize.apply(x, scale, low, high, gradient_scale)
+    out: Tensor = _LearnedFakeQuantize.apply(x, scale, low, high)
     return out
 
 
-def started_scale(learned: Tensor, start: Scalar) -> Tensor:
-    """The scale that a learned one stands for: at least ``EPS``, and ``start`` while it is 0, which is to say not set.
+class _Times(torch.autograd.Function):
+    """``reference * exp(log_factor)``; keeps no argument, since either may be set before the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, log_factor: Tensor, reference: Scalar) -> Tensor:
+        factor = log_factor.float().clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
+        out = factor * reference
+        # A tensor without a range has a scale below all others, of which there is nothing to learn.
+        known = torch.as_tensor(reference, device=out.device) >= SMALLEST_SCALE
+        ctx.save_for_backward(torch.where(known, out, 0.0))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None
+
+
+class LearnedScale(Float32Buffers):
+    r"""A scale that is trained: :math:`s = s_0 \cdot e^p`, with what the observer finds now as :math:`s_0`.
+
+    The parameter ``log_factor``, :math:`p`, is 0 at first, so training starts from the observer. Whatever value it
+    takes, the scale is positive; and weight decay, which pulls parameters to 0, pulls the scale to the observed one.
+    While the observer follows its tensor, so does the scale. The gradient is
+
+    .. math:: \frac{\partial L}{\partial p} = s \cdot \frac{\partial L}{\partial s}
+
+    as it is: what the loss changes for a relative change of the scale. That has no unit. In it are neither the size of
+    the values nor their number nor that of the batch, so the factor :math:`1 / \sqrt{N h}`, by which the paper brings
+    the gradient of :math:`s` to the size of those of weights, has nothing left to do (Jain et al., section 3).
 
     Args:
-        learned: the parameter; gets no gradient where it is not what is returned.
-        start: where it will start, a number or a tensor that broadcasts.
+        like: tensor of the shape and device of the scale.
+        searched: whether the observer's scale is one that takes a search; it is then held as a multiple of a scale that
+            takes none, ``start``, which is 0 until :meth:`begin`.
 
-    Returns:
-        float32 tensor of the shape of ``learned``.
+    Source:
+        Jain et al., "Trained Quantization Thresholds", https://arxiv.org/abs/1903.08066 (the log domain);
+        Esser et al., "Learned Step Size Quantization", https://arxiv.org/abs/1902.08153.
 
     Example:
-        >>> started_scale(torch.tensor([0.0, 0.25, -1.0]), 0.5)
-        tensor([5.0000e-01, 2.5000e-01, 1.1921e-07])
+        >>> learned = LearnedScale(torch.zeros(2))
+        >>> with torch.no_grad():
+        ...     _ = learned.log_factor.copy_(torch.tensor([0.0, -0.6931]))
+        >>> learned(0.5).detach()
+        tensor([0.5000, 0.2500])
     """
-    # No ``clamp``, which would keep ``learned`` itself for the backward pass, and it may be set before that.
-    return torch.where(learned == 0, start, torch.where(learned < EPS, EPS, learned))
+
+    start: Tensor | None
+
+    def __init__(self, like: Tensor, searched: bool = False) -> None:
+        super().__init__()
+        self.log_factor = nn.Parameter(torch.zeros_like(like, dtype=torch.float32))
+        self.register_buffer("start", torch.zeros_like(like, dtype=torch.float32) if searched else None)
+
+    def forward(self, reference: Scalar, observed: Scalar | None = None) -> Tensor:
+        """The scale.
+
+        Args:
+            reference: what it is a multiple of.
+            observed: the observer's, where that has been searched for; it counts until :meth:`begin`.
+
+        Returns:
+            float32 of the shape of ``log_factor``; its gradient goes to that alone.
+        """
+        if self.start is not None:
+            unset = reference if observed is None else observed
+            reference = torch.where(self.start == 0, unset, self.start * reference)
+        out: Tensor = _Times.apply(self.log_factor, reference)
+        return out
+
+    @torch.no_grad()
+    def begin(self, reference: Tensor, observed: Tensor) -> None:
+        """Hold what the search has found as a multiple of ``reference``, where that has not been done."""
+        if self.start is not None:
+            self.start.copy_(torch.where(self.start == 0, observed / reference, self.start))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):  # a float checkpoint: start anew
+            with torch.no_grad():
+                for tensor in (self.log_factor, self.start):
+                    if tensor is not None:
+                        tensor.zero_()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -10,6 +10,7 @@ first batch is not quantized, since its own range would be another one in every 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +86,6 @@ class QATState(Float32Buffers):
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
         self._known: _Known | None = None
         self._unsearched = False
-        self._learned = [slot for slot, spec in enumerate(specs) if spec.learned_scale]
         count = len(names)
         self.register_buffer("min_val", torch.full((count,), torch.inf))
         self.register_buffer("max_val", torch.full((count,), -torch.inf))
@@ -101,6 +101,22 @@ class QATState(Float32Buffers):
         """Take all slots and quantizers out."""
         self._modules.clear()
         self.fill([], [], [])
+
+    def observe_by(self, observer: str) -> None:
+        """Start over without ranges, and with another observer for the slots that have the usual one.
+
+        Args:
+            observer: for slots of ``"moving_average_minmax"``.
+        """
+        usual = "moving_average_minmax"
+        self.specs = [replace(s, observer=observer) if s.observer == usual else s for s in self.specs]
+        limits = [ACTIVATIONS[activation] for activation in self.activations]
+        searched = any(map(needs_histogram, self.specs))
+        self.histograms = ClippedRanges(self.specs, limits).to(self.min_val.device) if searched else None
+        self.min_val.fill_(torch.inf)
+        self.max_val.fill_(-torch.inf)
+        self._batch = [None] * len(self.names)
+        self._known, self._unsearched = None, False
 
     def qparams(self) -> list[QParams]:
         """``(scale, low, high)`` of every slot, as :func:`~lq.core.functional.fake_quantize` takes them.
@@ -195,8 +211,6 @@ class QATState(Float32Buffers):
             self.before_step = None if self._known is None else self._known.qparams
         if self.training and self.observer:
             self.update()
-        if self.training and self.fake_quant and self._learned:
-            self._start_learned_scales()
 
     @torch.no_grad()
     def update(self) -> None:
@@ -239,16 +253,6 @@ class QATState(Float32Buffers):
         ends = torch.where(ran & ~torch.isfinite(ends), torch.inf, ends)
         all_reduce(ends, "MAX")
         return -ends[0], ends[1], (ends == torch.inf).any(dim=0)
-
-    @torch.no_grad()
-    def _start_learned_scales(self) -> None:
-        """Start those that are still 0 from the observed ranges, which by now are those of all processes."""
-        scale, _ = self.scale_zero_point()
-        has_range = torch.isfinite(self.min_val)
-        for slot in self._learned:
-            learned = self.get_submodule(self.names[slot]).scale
-            assert isinstance(learned, Tensor)
-            learned.copy_(torch.where((learned == 0) & has_range[slot], scale[slot], learned))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names and flags, so that a checkpoint says by itself what it holds."""

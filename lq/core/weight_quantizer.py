@@ -9,13 +9,13 @@ bias, where that is less work. Per-tensor weights do not commute; there the fold
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lq.core.functional import EPS
-from lq.core.lsq import learned_fake_quantize, started_scale
+from lq.core.lsq import LearnedScale, learned_fake_quantize
 from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
 from lq.specs import WeightSpec
 
@@ -37,13 +37,13 @@ class WeightQuantizer(nn.Module):
     def __init__(self, spec: WeightSpec, channel_axis: int = 0, like: Tensor | None = None) -> None:
         super().__init__()
         self.spec, self.channel_axis = spec, channel_axis
-        self._scale_is_set, self._memory = False, Scratch()
+        self._start_is_held, self._memory = False, Scratch()
         self.off = False
-        self.scale: nn.Parameter | None = None
+        self.learned_scale: LearnedScale | None = None
         if spec.learned_scale:
             assert like is not None
-            shape = self.observed_scale(like).shape
-            self.scale = nn.Parameter(torch.zeros(shape, device=like.device))
+            reference = self._reference_scale(like)
+            self.learned_scale = LearnedScale(reference, searched=spec.observer != "minmax")
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid, without a BatchNorm."""
@@ -76,7 +76,7 @@ class WeightQuantizer(nn.Module):
         return (on_grid * factor if fold and factor is not None else on_grid).to(weight.dtype)
 
     def _on_grid(self, weight: Tensor, training: bool) -> Tensor:
-        spec, scale = self.spec, self._scale(weight, training)
+        spec, scale = self.spec, self.scale(weight, training)
         if spec.learned_scale or spec.observer != "minmax":  # such a scale may clip
             return learned_fake_quantize(weight, scale, spec.quant_min, spec.quant_max)
         return fake_quantize_weight(weight, scale)
@@ -85,36 +85,44 @@ class WeightQuantizer(nn.Module):
         """The scale that the observer finds, shaped to broadcast against ``weight``."""
         return weight_scale(weight, self.spec, self.channel_axis)
 
-    def _scale(self, weight: Tensor, training: bool) -> Tensor:
-        """The observed scale, or the learned one; training starts that from the observed one."""
-        learned = self.scale
-        if learned is None:
-            return self.observed_scale(weight)
-        if not self._scale_is_set:
+    def scale(self, weight: Tensor, training: bool = False) -> Tensor:
+        """The scale that counts: the learned one if there is one, else the observed one.
+
+        Args:
+            weight: float tensor, in which BatchNorm is folded if it is quantized so.
+            training: whether the start of a learned scale, if that takes a search, may be held from now on.
+
+        Returns:
+            float32, shaped to broadcast against ``weight``; only a learned scale has a gradient.
+        """
+        learned = self.learned_scale
+        if learned is None or learned.start is None:
             observed = self.observed_scale(weight)
-            if not training:
-                return started_scale(learned, observed)
-            with torch.no_grad():
-                learned.copy_(torch.where(learned == 0, observed, learned))
-            self._scale_is_set = True
-        return started_scale(learned, EPS)
+            return observed if learned is None else learned.forward(observed)
+        reference = self._reference_scale(weight)
+        if self._start_is_held:
+            return learned.forward(reference)
+        observed = self.observed_scale(weight)
+        if training:
+            learned.begin(reference, observed)
+            self._start_is_held = True
+        return learned.forward(reference, observed)
+
+    def _reference_scale(self, weight: Tensor) -> Tensor:
+        """A scale that takes no search."""
+        return weight_scale(weight, replace(self.spec, observer="minmax"), self.channel_axis)
 
     def forget(self) -> None:
-        """A learned scale has been loaded: 0 in it means that it is still to be started."""
-        self._scale_is_set = False
+        """A learned scale has been loaded; its start may be still to be searched for."""
+        self._start_is_held = False
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The int8 weight of the deployed model, and its scale, shaped to broadcast."""
-        scale = self.observed_scale(weight)
-        if self.scale is not None:
-            scale = started_scale(self.scale.detach().to(weight.device), scale)
+        scale = self.scale(weight)
         return quantize_weight(weight, scale, self.spec.quant_max), scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A float checkpoint has no learned scales: they start anew from its weights.
-        if self.scale is not None and f"{prefix}scale" not in state_dict:
-            state_dict = {**state_dict, f"{prefix}scale": torch.zeros_like(self.scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.forget()
 

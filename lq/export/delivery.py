@@ -23,6 +23,7 @@ from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.files import save
 from lq.export.gatekeeper import Gatekeeper
 from lq.export.handover import as_destination, hand_over, workplace
+from lq.export.in_float import float_notes
 from lq.export.manifest import write_manifest
 from lq.export.parity import Gate, Parity, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
@@ -162,6 +163,7 @@ def deliver(
         save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, order.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
+        deployment.notes += float_notes(plan_of(prepared), infos)
         deployment.models = {kind: load(place, kind) for kind in infos}
         compared = compare(deployment.models, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
@@ -201,13 +203,16 @@ def _settle(
         model.path = handed.directory or handed.rejected or model.path
 
 
-def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> None:
+def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> list[str]:
     """Export a copy with made-up ranges and run it, so that what would fail after the training fails before it.
 
     Args:
         prepared: a copy that nothing else uses, on the CPU; it is spoilt.
         example: inputs of one call, on the CPU.
         exporters: as for :class:`Order`.
+
+    Returns:
+        what the files will hold in float although it is planned in int8, a line for each exporter.
 
     Raises:
         ValueError: if an exporter cannot export the model.
@@ -218,10 +223,11 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     prepared.eval()
     signature = Signature.of(prepared, example, _output(prepared, example))
     args, kwargs = smallest_call(prepared, example)
+    infos = {}
     for choice in chosen(exporters):
         try:
             with scratch() as place, torch.no_grad():
-                info = choice.export(prepared, example, place)
+                info = infos[choice.name] = choice.export(prepared, example, place)
                 choice.exporter.load(place, signature, info)(*args, **kwargs)
         except OSError:
             raise  # a full disk is no fault of the model
@@ -231,6 +237,7 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
                 f"show at the end of the training: {_one_line(error)}. Name an inner module without that part, "
                 f"QATCallback(target=...), or choose other exporters, of {', '.join(EXPORTERS)}."
             ) from error
+    return float_notes(plan_of(prepared), infos)
 
 
 def _output_with_rounded_biases(

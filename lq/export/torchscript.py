@@ -18,10 +18,9 @@ from torch import Tensor, fx, nn
 from torch.jit._trace import TracerWarning
 from torch.utils._pytree import tree_leaves
 
-from lq.backends.convert import convert
+from lq.backends.convert import convert, in_float
 from lq.backends.int8 import Int8Layer
-from lq.backends.prepare import qconfig_of
-from lq.core.modules import QAT_LAYERS
+from lq.backends.prepare import plan_of, qconfig_of
 from lq.deprecations import quiet_torchscript
 from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
@@ -94,9 +93,11 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 
     Returns:
         the engine whose weight layout it holds, how it is called, whether it returns a tuple of tensors in place of a
-        structure that TorchScript has no type for, and which layers run in int8 and in float.
+        structure that TorchScript has no type for, and which layers run in int8 and in float; of those that were to run
+        in int8 also why.
     """
     int8 = convert(prepared)
+    reasons = in_float(int8)
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
         sample = smallest_call(int8, example)
         flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
@@ -111,8 +112,13 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         "flat_output": flat,
         "libraries": libraries_of(scripted),
         "int8_layers": dict(Counter(m.kind for m in int8.modules() if isinstance(m, Int8Layer))),
-        "float_layers": [name for name, m in int8.named_modules() if isinstance(m, tuple(QAT_LAYERS))],
+        "float_layers": [*reasons, *_planned_float_layers(prepared)],
+        "float_reasons": reasons,
     }
+
+
+def _planned_float_layers(prepared: fx.GraphModule) -> list[str]:
+    return [row.name for row in plan_of(prepared).layers if row.weight is None]
 
 
 def load(

@@ -12,6 +12,7 @@ from torch import fx, nn
 from lq.core.own_class import own_class
 from lq.qconfig import QConfig
 from lq.tracing import ops
+from lq.tracing.ends import Ends
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import Layer, weight_of
 from lq.tracing.place import Rounding
@@ -46,6 +47,7 @@ class SitePlanner:
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.by_output = {layer.last: layer for layer in layers}
+        self.ends = Ends(layers, roundings) if qconfig.keep == "ends" else None
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
         self.calls = {node: at for node, at in self._named(calls) if node is not None}
@@ -157,15 +159,16 @@ class SitePlanner:
         return [known.setdefault(group, len(known)) for group in groups]
 
     def _activation_spec(self, rounding: Rounding) -> Any:
-        layer = self.by_output.get(rounding.source)
+        layer, kept = self.by_output.get(rounding.source), self.ends is not None and self.ends.has(rounding)
         if layer is not None:
-            return self.qconfig.activation_spec(layer.name, layer.module, rounding.spec)
-        return self.qconfig.activation_spec(self.label(rounding.source), None, rounding.spec)
+            return self.qconfig.activation_spec(layer.name, layer.module, rounding.spec, kept)
+        return self.qconfig.activation_spec(self.label(rounding.source), None, rounding.spec, kept)
 
     def _layer(self, layer: Layer, quantizer: str) -> LayerAt:
         weight = weight_of(layer.node)
         held = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
-        spec = self.qconfig.weight_spec(layer.name, layer.module, layer.spec)
+        kept = self.ends is not None and layer.name in self.ends.layers
+        spec = self.qconfig.weight_spec(layer.name, layer.module, layer.spec, kept)
         if layer.kind.startswith("conv_transpose"):
             spec = per_tensor(spec)  # the int8 kernels know no more
         norm = None if layer.bn is None else self.calls[layer.bn]

@@ -56,8 +56,7 @@ def _layers_in_place(prepared: nn.Module, modules: dict[str, nn.Module]) -> list
         if module is None or twin is None or not layer.weight.endswith("weight") or layer.name in found:
             continue
         view: Any = twin.from_float(module, layer.spec, state)
-        view.__dict__["quantizer"] = state.get_submodule(layer.quantizer)
-        view._parameters["weight_scale"] = view.quantizer.scale
+        view.share_quantizer(state.get_submodule(layer.quantizer))
         norm = None if layer.norm is None else cast(_BatchNorm, modules[layer.norm.place])
         found[layer.name] = QuantizedLayer(layer.name, view, norm)
     return list(found.values())

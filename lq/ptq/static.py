@@ -126,7 +126,7 @@ def with_histograms(qconfig: QConfig | str) -> QConfig:
         'histogram'
     """
     qconfig = as_qconfig(qconfig)
-    if qconfig.activation is not None:
+    if qconfig.activation is not None and "observer" in qconfig.activation.given:
         return qconfig
     return replace(qconfig, activation=replace(qconfig.resolved_activation, observer="histogram"))
 

@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.core.layer import QATLayer
+from lq.core.lsq import LearnedScale
 from lq.core.modules import QAT_LAYERS
 from lq.core.state import QATState
 from lq.specs import WeightSpec
@@ -26,13 +27,13 @@ class LayerSite:
         name: dotted name in the plan, e.g. "features.0.0" or "blocks.0.attn.linear".
         spec: grid of the weight.
         folds: whether the ``batch_norm`` behind it belongs to it.
-        weight_scale: a learned scale, shared.
+        learned_scale: of the weight, shared.
     """
 
     name: str
     spec: WeightSpec
     folds: bool = False
-    weight_scale: nn.Parameter | None = None
+    learned_scale: LearnedScale | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def make_layer(call: LayerCall, weight: Tensor, bias: Tensor | None, site: Layer
     layer._parameters["weight"] = _parameter(weight)
     layer._parameters["bias"] = None if bias is None else _parameter(bias)
     twin = QAT_LAYERS[call.kind].from_float(layer, site.spec, state)
-    if twin.weight_scale is not None and site.weight_scale is not None:
-        twin._parameters["weight_scale"] = twin.quantizer.scale = site.weight_scale
+    if twin.learned_scale is not None and site.learned_scale is not None:
+        twin.quantizer.learned_scale = site.learned_scale
+        twin.share_quantizer(twin.quantizer)
     return twin
 
 

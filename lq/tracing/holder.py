@@ -92,9 +92,8 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules of one class have the same tensors and hyperparameters."""
     if type(one) is not type(other):
         return False
-    keys = one._parameters.keys() - {"weight_scale"}
     plain = {key: value for key, value in one.__dict__.items() if isinstance(value, (bool, int, float, str, tuple))}
-    return all(_same(one._parameters[key], other._parameters[key]) for key in keys) and all(
+    return all(_same(one._parameters[key], other._parameters[key]) for key in one._parameters) and all(
         getattr(other, key, None) == value for key, value in plain.items()
     )
 

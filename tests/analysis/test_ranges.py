@@ -1,10 +1,14 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from lq.analysis.ranges import activation_scales, range_statistics
 from lq.backends.prepare import prepare
+from lq.core.weight import weight_scale
 from lq.ptq import calibrate, prepare_static
+from lq.ptq.layers import layers_of
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
 
@@ -51,15 +55,36 @@ def test_dead_channels_and_dead_tensors():
     assert found["2", "weight"]["dead"] == 0
 
 
-def test_weights_use_their_levels_and_only_learned_scales_leave_some_beyond():
+def test_weights_use_their_levels_and_learned_scales_leave_some_beyond():
     model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64)
     row = rows_of(prepare_static(model, [x], QConfig(weight=WeightSpec(-7, 7))), [x])["0", "weight"]
     assert (row["levels"], row["used_levels"], row["saturated"]) == (15, 15, 0.0)
     prepared = prepare_static(model, [x], QConfig(weight=WeightSpec(-7, 7, learned_scale=True)))
     with torch.no_grad():
-        layer = prepared.get_submodule("0")
-        layer.weight_scale.copy_(layer.weight.abs().amax(1, keepdim=True) / 14)
+        prepared.qat_state.wq_0.learned_scale.log_factor.fill_(math.log(0.5))
     assert 0.2 < rows_of(prepared, [x])["0", "weight"]["saturated"] < 0.8
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_weights_that_a_scale_of_least_squares_clips_are_counted(learned: bool, per_channel: bool, batch_norm: bool):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 16), *([nn.BatchNorm1d(16)] if batch_norm else []))
+    x = torch.randn(32, 256)
+    with torch.no_grad():
+        net[0].weight.normal_()  # on 7 levels the tails of a normal distribution are clipped
+        if batch_norm:
+            net[1].weight.uniform_(0.5, 2)
+    spec = WeightSpec(-3, 3, per_channel=per_channel, observer="mse", learned_scale=learned)
+    prepared = prepare_static(net, [x], QConfig(weight=spec))
+    (layer,) = layers_of(prepared)
+    weight = layer.module.weight.detach()
+    if batch_norm and not per_channel:
+        weight = weight * (net[1].weight * torch.rsqrt(net[1].running_var + net[1].eps)).detach()[:, None]
+    beyond = (weight / weight_scale(weight, spec)).round().abs() > 3
+    assert 0.001 < beyond.float().mean() < 0.3
+    assert rows_of(prepared, [x])["0", "weight"]["saturated"] == pytest.approx(float(beyond.float().mean()))
 
 
 def test_what_is_no_number_lies_beyond_every_grid():
@@ -80,8 +105,8 @@ def test_scales_are_those_of_the_grids_learned_ones_too():
     before = activation_scales(prepared)
     assert before == {"input_1": pytest.approx(before["input_1"]), "0": pytest.approx(before["0"])}
     with torch.no_grad():
-        prepared.qat_state.fq_input_1.scale.fill_(0.5)
-    assert activation_scales(prepared) == {**before, "input_1": 0.5}
+        prepared.qat_state.fq_input_1.learned_scale.log_factor.fill_(math.log(2))
+    assert activation_scales(prepared) == {**before, "input_1": pytest.approx(2 * before["input_1"])}
 
 
 def test_tensors_without_a_range_have_no_scale():

@@ -77,8 +77,9 @@ QCONFIGS = {
     "clipped ranges": (QConfig(activation=ActivationSpec(observer="mse")), 1),
     "weights of least squares": (QConfig(weight=WeightSpec(-7, 7, observer="mse")), 1),
     "per tensor": (QConfig(weight=WeightSpec(-7, 7, per_channel=False)), 1),
-    # Layers start their scales in the first step.
-    "learned": (QConfig(weight=WeightSpec(learned_scale=True), activation=ActivationSpec(learned_scale=True)), 2),
+    "learned": (QConfig(weight=WeightSpec(learned_scale=True), activation=ActivationSpec(learned_scale=True)), 1),
+    # Layers search for the start of their scales in the first step.
+    "learned from least squares": (QConfig(weight=WeightSpec(-7, 7, learned_scale=True, observer="mse")), 2),
 }
 
 

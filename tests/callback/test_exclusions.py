@@ -203,8 +203,8 @@ def test_learned_scales_of_excluded_layers_are_no_parameters(fit: Fit) -> None:
     module = Planted()
     fit(module, callback(qconfig=learned), loaders=(loader(), loader()), max_epochs=1)
     assert float_layers(module) == [BAD]
-    assert "model.qat_state.wq_3.scale" in module.state_dict()
-    assert f"model.qat_state.wq_{BAD}.scale" not in module.state_dict()
+    assert "model.qat_state.wq_3.learned_scale.log_factor" in module.state_dict()
+    assert f"model.qat_state.wq_{BAD}.learned_scale.log_factor" not in module.state_dict()
 
 
 class OwnData(Planted):

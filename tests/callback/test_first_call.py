@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lq.callback import QATCallback
 from lq.qconfig import QConfig
@@ -42,3 +44,27 @@ def test_the_plan_is_announced_with_its_warning_whenever_it_is_made(
         fit(module, callback, max_epochs=1, limit_val_batches=val_batches)
     assert ("planned at its first call" in caplog.text) == (val_batches == 0)
     assert "1 of 2 layers quantized" in caplog.text
+
+
+def test_what_files_hold_in_float_is_said_before_and_behind(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    class Decoding(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 2, 1))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net(batch[0]).pow(2).mean()
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("loss", self.net(batch[0]).pow(2).mean())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    loader = DataLoader(TensorDataset(torch.rand(8, 1, 8, 8)), 4)
+    with caplog.at_level("INFO"):
+        fit(Decoding(), QATCallback(), loaders=(loader, loader), max_epochs=1)
+    said = [record.getMessage() for record in caplog.records]
+    early = next(i for i, line in enumerate(said) if "int8 model torch: 2 runs in float" in line)
+    late = next(i for i, line in enumerate(said) if line.startswith("lq: torch: 2 runs in float"))
+    assert early < next(i for i, line in enumerate(said) if "after 0 epochs" in line) < late

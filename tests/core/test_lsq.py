@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lq.core.lsq import learned_fake_quantize
+from lq.core.lsq import LearnedScale, learned_fake_quantize
 
 
 def twin(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
@@ -29,26 +29,27 @@ def test_values_and_gradients_are_those_of_the_paper(low, high, per_channel):
     (slow * weight).sum().backward()
     torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(a.grad, b.grad)
-    shared = x.numel() / scale.numel()
     # sums of up to 180 products in float32, in another order
-    torch.testing.assert_close(s.grad, t.grad / (shared * high) ** 0.5, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(s.grad, t.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_descending_the_gradient_finds_a_better_scale():
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_descending_the_gradient_finds_a_better_scale_in_any_unit(unit: float):
     torch.manual_seed(0)
-    x = torch.randn(4096)
-    scale = torch.tensor(1.0, requires_grad=True)
-    optimizer = torch.optim.SGD([scale], lr=0.05)
+    x = torch.randn(4096) * unit
+    learned = LearnedScale(torch.zeros(()))
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.5)
 
     def noise() -> Tensor:
-        return (learned_fake_quantize(x, scale, -7, 7) - x).pow(2).mean()
+        return (learned_fake_quantize(x, learned(unit), -7, 7) - x).pow(2).mean() / unit**2
 
     before = noise().item()
     for _ in range(200):
         optimizer.zero_grad()
-        (noise() * 100).backward()
+        noise().backward()
         optimizer.step()
     assert noise().item() < before / 5
+    assert learned(unit).item() == pytest.approx(0.335 * unit, rel=0.15)  # of a normal distribution on 15 levels
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -63,7 +64,36 @@ def test_half_precision_inputs_keep_their_dtype_and_finite_gradients(dtype):
     assert torch.isfinite(x.grad).all()
 
 
-def test_a_scale_that_went_negative_stays_usable():
-    x = torch.randn(8)
-    out = learned_fake_quantize(x, torch.tensor(-1.0), -7, 7)
-    assert torch.isfinite(out).all()
+def test_a_scale_is_positive_whatever_the_parameter_is():
+    learned = LearnedScale(torch.zeros(5))
+    with torch.no_grad():
+        learned.log_factor.copy_(torch.tensor([-1e30, -100.0, 0.0, 100.0, 1e30]))
+    scale = learned(0.5)
+    assert torch.isfinite(scale).all()
+    assert (scale > 0).all()
+    assert (scale.diff() >= 0).all()
+    scale.sum().backward()
+    torch.testing.assert_close(learned.log_factor.grad, scale.detach())  # it comes back from wherever it is
+
+
+def test_what_has_no_range_teaches_nothing():
+    learned, scale = LearnedScale(torch.zeros(())), 2.0**-64
+    out = learned_fake_quantize(torch.tensor([3.0, 9.0], requires_grad=True), learned(scale), 0.0, 6.0 / scale)
+    out.sum().backward()
+    assert out.tolist() == [3.0, 6.0]
+    assert learned.log_factor.grad == 0
+
+
+def test_it_may_be_set_between_forward_and_backward():
+    learned, observed = LearnedScale(torch.zeros(()), searched=True), torch.tensor(0.5)
+    scale = learned(observed)
+    learned.begin(observed, observed / 2)
+    observed.fill_(7.0)
+    scale.backward()
+    assert learned.log_factor.grad == 0.5
+
+
+def test_a_cast_leaves_where_it_starts_in_float32():
+    learned = LearnedScale(torch.zeros(()), searched=True)
+    learned.begin(torch.tensor(1.0), torch.tensor(0.1234567))
+    assert learned.bfloat16()(torch.tensor(1.0)).item() == pytest.approx(0.1234567, rel=1e-6)

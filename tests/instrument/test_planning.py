@@ -131,7 +131,7 @@ def test_a_weight_that_is_given_by_keyword_is_known(learned_scale: bool) -> None
     sites = plan_of(prepared).sites
     assert sites is not None
     assert [layer.weight for layer in sites.layers] == ["fc.weight"]
-    assert ("qat_state.wq_fc.scale" in dict(prepared.named_parameters())) is learned_scale
+    assert ("qat_state.wq_fc.learned_scale.log_factor" in dict(prepared.named_parameters())) is learned_scale
     set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
     prepared.train()(x).sum().backward()
     assert net.fc.weight.grad is not None

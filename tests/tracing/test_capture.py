@@ -19,6 +19,7 @@ from lq.backends.int8 import Int8Layer
 from lq.backends.reference import reference
 from lq.core.functional import fake_quantize
 from lq.core.layer import QATLayer
+from lq.core.lsq import LearnedScale
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
 from lq.export.bisection import first_difference
@@ -305,15 +306,15 @@ def test_the_line_that_has_no_graph_is_named():
 
 
 def test_a_learned_scale_is_shared():
-    scale = nn.Parameter(torch.full((4, 1), 0.5))
+    scale = LearnedScale(torch.zeros(4, 1))
 
     def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
         return net.linear("fc", sites.round(x, "in"))
 
     net = Marked(body, fc=nn.Linear(4, 4))
-    net.sites.layers.append(LayerSite("fc", WeightSpec(learned_scale=True), weight_scale=scale))
+    net.sites.layers.append(LayerSite("fc", WeightSpec(learned_scale=True), learned_scale=scale))
     graph = check_float(net, torch.randn(3, 4))
-    assert graph.get_submodule("fc").weight_scale is scale
+    assert graph.get_submodule("fc").learned_scale is scale
 
 
 def test_a_bfloat16_model_lowers_to_float32():

@@ -1,0 +1,71 @@
+"""What an artifact computes in float although the plan has it in int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lq.tracing.plan import Plan
+
+_SHOWN = 5
+
+
+def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which planned int8 layers the files of each exporter hold in float, and what that leaves of the work in int8.
+
+    Layers that the plan itself leaves in float are not told again.
+
+    Args:
+        plan: of the prepared model.
+        infos: exporter -> what it has returned; ``float_layers`` holds names, with a kind in parentheses where a
+            runtime has said so, and ``float_reasons`` the reason for some of them.
+
+    Returns:
+        a line for each exporter that leaves a layer in float.
+
+    Example:
+        >>> from lq.tracing.plan import LayerPlan
+        >>> rows = LayerPlan("a", "Conv2d", weight="int7", work=30), LayerPlan("up", "Linear", weight="int7", work=10)
+        >>> found = {"torch": {"float_layers": ["up"], "float_reasons": {"up": "the engine has no kernel"}}}
+        >>> float_notes(Plan("Net", "portable", rows, ()), found)
+        ['torch: up runs in float (the engine has no kernel); 75% of the work runs in int8, not 100%']
+    """
+    notes = []
+    for kind, info in infos.items():
+        layers, work = _unplanned(plan, info.get("float_layers", ()))
+        if layers:
+            reasons = info.get("float_reasons", {})
+            shown = ", ".join(_with_reason(layer, reasons) for layer in layers[:_SHOWN])
+            more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+            verb = "runs" if len(layers) == 1 else "run"
+            notes.append(f"{kind}: {shown}{more} {verb} in float{_reason(layers, reasons)}{_share(plan, work)}")
+    return notes
+
+
+def _unplanned(plan: Plan, layers: Sequence[str]) -> tuple[list[str], int]:
+    """Those of the names that the plan does not have in float, and their work."""
+    int8 = {row.name: row.work for row in plan.quantized}
+    planned = {row.name for row in plan.layers} | {row.name for row in plan.products}
+    known = [layer for layer in layers if layer.partition(" (")[0] in int8]
+    # A runtime may have names of its own; more of those than the plan has in float are some of the others.
+    strange = [layer for layer in layers if layer.partition(" (")[0] not in planned]
+    named = sum(layer.partition(" (")[0] in planned - int8.keys() for layer in layers)
+    expected = len(planned - int8.keys()) - named
+    work = sum(int8[layer.partition(" (")[0]] for layer in known)
+    return known + (strange if len(strange) > expected else []), work
+
+
+def _with_reason(layer: str, reasons: Mapping[str, str]) -> str:
+    different = len(set(reasons.values())) > 1
+    return f"{layer} ({reasons[layer]})" if different and layer in reasons else layer
+
+
+def _reason(layers: Sequence[str], reasons: Mapping[str, str]) -> str:
+    found = {reasons.get(layer) for layer in layers} - {None}
+    return f" ({found.pop()})" if len(found) == 1 and len(set(reasons.values())) == 1 else ""
+
+
+def _share(plan: Plan, work: int) -> str:
+    if plan.share is None or not work:
+        return ""
+    return f"; {plan.share - work / plan.work:.0%} of the work runs in int8, not {plan.share:.0%}"

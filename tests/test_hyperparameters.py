@@ -1,0 +1,121 @@
+"""Checkpoints of scripts, with hyperparameters, on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from lq.hyperparameters import hyperparameters_of, model_settings
+
+SOURCE = """
+import lightning as L, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(L.LightningModule):
+    def __init__(self, lr: float = 0.1, width: int = 8, kind: str = "plain"):
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+    def training_step(self, batch, i):
+        return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+    def validation_step(self, batch, i):
+        self.log("val_loss", nn.functional.cross_entropy(self.model(batch[0]), batch[1]))
+    test_step = validation_step
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.hparams.lr)
+
+class Data(L.LightningDataModule):
+    def _loader(self):
+        return DataLoader(TensorDataset(torch.rand(32, 4), torch.arange(32) % 3), 8)
+    train_dataloader = val_dataloader = test_dataloader = _loader
+"""
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Train the module in a script, and write a YAML that names its class."""
+    (tmp_path / "script_of_mine.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(init_args: dict[str, Any] | None = None, change: dict[str, Any] | None = None, **given: Any) -> Path:
+        import script_of_mine as mine  # type: ignore[import-not-found]
+
+        trainer = Trainer(
+            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(mine.Net(**given), mine.Data())
+        trainer.save_checkpoint(tmp_path / "float.ckpt")
+        if change is not None:
+            checkpoint = torch.load(tmp_path / "float.ckpt")
+            checkpoint["hyper_parameters"] |= change
+            torch.save(checkpoint, tmp_path / "float.ckpt")
+        config = {
+            "model": {"class_path": "script_of_mine.Net", "init_args": init_args or {}},
+            "data": {"class_path": "script_of_mine.Data"},
+            "trainer": {"logger": False, "accelerator": "cpu"},
+        }
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
+        return tmp_path / "float.ckpt"
+
+    yield make
+    sys.modules.pop("script_of_mine", None)
+
+
+@pytest.mark.parametrize("verb", ["ptq", "analyze", "test"])
+def test_a_checkpoint_of_a_script_is_taken(run_lq: Any, trained: Make, capsys: Any, verb: str) -> None:
+    checkpoint = trained()
+    run_lq(verb, "--config", "my.yaml", "--ckpt_path", checkpoint)
+    assert "hyperparameters" not in capsys.readouterr().err
+
+
+def test_its_hyperparameters_count_and_are_said(run_lq: Any, trained: Make, capsys: Any) -> None:
+    checkpoint = trained({"width": 5, "lr": 0.3}, width=16)
+    run_lq("ptq", "--config", "my.yaml", "--ckpt_path", checkpoint)
+    said = capsys.readouterr().err
+    assert "float.ckpt: its hyperparameters count: " in said
+    assert "width=16 (not 5)" in said
+    assert "lr=0.1 (not 0.3)" in said
+
+
+def test_what_is_no_argument_does_not_count(run_lq: Any, trained: Make) -> None:
+    checkpoint = trained(change={"note": "a run of mine", "nested": {"a": 1}})
+    run_lq("ptq", "--config", "my.yaml", "--ckpt_path", checkpoint)
+
+
+def test_what_does_not_fit_leaves_those_of_the_configuration(run_lq: Any, trained: Make, capsys: Any) -> None:
+    checkpoint = trained(change={"width": "many"})
+    run_lq("ptq", "--config", "my.yaml", "--ckpt_path", checkpoint)
+    assert "its hyperparameters do not fit script_of_mine.Net; those of the configuration" in capsys.readouterr().err
+
+
+def test_those_that_the_command_line_saves_still_count(run_lq: Any, trained: Make, tmp_path: Path) -> None:
+    checkpoint = trained(change={"_class_path": "script_of_mine.Net", "_instantiator": "anything", "width": 8})
+    run_lq("test", "--config", "my.yaml", "--ckpt_path", checkpoint)
+
+
+def test_files_that_are_no_plain_checkpoints_have_none(tmp_path: Path) -> None:
+    for name, content in (("list", [1]), ("none", {}), ("object", {"hyper_parameters": argparse.Namespace(a=1)})):
+        torch.save(content, tmp_path / name)
+        assert hyperparameters_of(tmp_path / name) == {}
+    (tmp_path / "text").write_text("no checkpoint")
+    assert hyperparameters_of(tmp_path / "text") == {}
+    assert hyperparameters_of(tmp_path) == {}
+
+
+def test_nothing_new_is_nothing_to_set() -> None:
+    model = {"class_path": "Net", "init_args": {"lr": 0.1, "scale": torch.ones(2)}}
+    assert model_settings(model, {"lr": 0.1, "other": 3}) is None
+    assert model_settings(model, {"scale": torch.ones(2)}) is not None
+    assert model_settings({"class_path": "Net"}, {"lr": 0.1}) is None
