@@ -8,7 +8,7 @@ import fsspec
 import pytest
 import torch
 
-from lq.export.delivery import Order
+from lq.export.delivery import Compared, Order
 from lq.export.destination import Destination
 from lq.export.handover import as_destination
 from lq.export.remote import download
@@ -25,7 +25,7 @@ def deliver_to(destination: Destination | None, prepared: object = None) -> obje
     from lq.export.delivery import deliver
 
     order = Order(directory=destination)
-    return deliver(residual(), example_of(images(4)), lambda models, keep: ({}, []), order)
+    return deliver(residual(), example_of(images(4)), lambda models, keep: Compared(), order)
 
 
 def test_the_home_directory_and_file_urls_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import prepare, set_phase
-from lq.export.delivery import Deployment, Order, deliver
+from lq.export.delivery import Compared, Deployment, Order, deliver
 from lq.export.exporters import chosen
 from lq.export.gatekeeper import Gatekeeper
 from lq.export.manifest import write_manifest
@@ -49,7 +49,7 @@ def outputs(prepared: fx.GraphModule) -> Tensor:
 
 
 def delivered(prepared: fx.GraphModule, order: Order) -> Deployment:
-    return deliver(prepared, CALL, lambda models, keep: ({}, [(CALL, outputs(prepared))]), order)
+    return deliver(prepared, CALL, lambda models, keep: Compared(calls=[(CALL, outputs(prepared))]), order)
 
 
 @pytest.fixture(autouse=True)
