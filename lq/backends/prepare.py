@@ -7,18 +7,19 @@ from typing import Any
 
 from torch import nn
 
+from lq.backends.float_module import as_inputs, check_float_module
 from lq.backends.in_place import prepare_in_place, prepare_without_inputs
 from lq.backends.plan_calls import architecture
 from lq.core.state import STATE, QATState
-from lq.instrument.attach import attach
+from lq.instrument.attach import attach, detach
+from lq.plainly import check_flag
 from lq.qconfig import QConfig, as_qconfig
 from lq.tracing.plan import Plan
-from lq.tracing.stubs import prepared_by_torch_ao
 
 
 def prepare(
     module: nn.Module,
-    qconfig: QConfig | str = "portable",
+    qconfig: QConfig | str | None = None,
     example_args: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -33,8 +34,9 @@ def prepare(
     is plain; else it is planned at the first call.
 
     Args:
-        module: any module; a prepared one is returned as it is. To keep a float one beside it, give a copy.
-        qconfig: preset name or :class:`~lq.qconfig.QConfig`.
+        module: any module. To keep a float one beside it, give a copy. One that is prepared is returned as it is; with
+            another qconfig it is planned anew, unless it has seen data.
+        qconfig: preset name or :class:`~lq.qconfig.QConfig`; ``None`` is "portable".
         example_args: positional inputs of one call; the backend "pt2e" needs them.
         example_kwargs: keyword inputs of that call.
 
@@ -42,7 +44,9 @@ def prepare(
         ``module``; :func:`plan_of` gives its plan.
 
     Raises:
-        ValueError: if no layer can be quantized, a pattern matches nothing, or the example does not fit.
+        TypeError: if it is no module, or the example no tuple.
+        ValueError: if no layer can be quantized, a pattern matches nothing, the example does not fit, or the module is
+            none of float numbers; the message says what to give instead.
 
     Example:
         >>> import torch
@@ -54,16 +58,31 @@ def prepare(
         Sequential, qconfig portable: 2 of 2 layers quantized, 100% of the work, 3 fake quantizers, other operations in
         float: 0
     """
+    example = as_inputs(example_args, example_kwargs)
     if is_prepared(module):
-        return module
-    qconfig = as_qconfig(qconfig)
-    _check_is_float(module)
-    if example_args is None and not example_kwargs:
-        prepare_without_inputs(module, qconfig)
+        if qconfig is None or qconfig_of(module) == as_qconfig(qconfig):
+            return module
+        _release(module)
+    wanted = as_qconfig("portable" if qconfig is None else qconfig)
+    check_float_module(module)
+    if example is None:
+        prepare_without_inputs(module, wanted)
     else:
-        prepare_in_place(module, qconfig, (example_args or (), dict(example_kwargs or {})))
+        prepare_in_place(module, wanted, example)
     refuse_other_plans(module)
     return module
+
+
+def _release(prepared: nn.Module) -> None:
+    """Make a float module of one that was prepared with another qconfig and never trained."""
+    state = state_of(prepared)
+    if any(state.ready(slot) for slot in range(len(state.names))):
+        raise ValueError(
+            f"{type(prepared).__name__} was prepared with another qconfig, {qconfig_of(prepared)}, and has seen data "
+            "since. Prepare the float model, or a copy of it: lq.prepare(copy.deepcopy(net), qconfig)."
+        )
+    detach(prepared)
+    del prepared._modules[STATE]
 
 
 def prepare_again(module: nn.Module, qconfig: QConfig, plan: Mapping[str, Any]) -> nn.Module:
@@ -80,7 +99,7 @@ def prepare_again(module: nn.Module, qconfig: QConfig, plan: Mapping[str, Any]) 
     Raises:
         ValueError: if it lacks a part that the plan names.
     """
-    _check_is_float(module)
+    check_float_module(module)
     known = Plan.from_dict(plan)
     assert known.sites is not None
     _check_same_architecture(module, known)
@@ -158,6 +177,8 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
         >>> prepared.qat_state.fake_quant
         True
     """
+    for name, flag in (("fake_quant", fake_quant), ("observer", observer), ("freeze_bn", freeze_bn)):
+        check_flag(name, flag)
     state = state_of(prepared)
     state.fake_quant, state.observer, state.freeze_bn = fake_quant, observer, freeze_bn
 
@@ -170,15 +191,3 @@ def refuse_other_plans(module: nn.Module) -> None:
 def _refuse_other_plans(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Before anything is loaded: the layers come before the state, and fit many a checkpoint of another plan."""
     state_of(module).check_checkpoint(state_dict, f"{prefix}{STATE}.")
-
-
-def _check_is_float(module: nn.Module) -> None:
-    if hasattr(module, STATE):
-        raise ValueError(f"{type(module).__name__} already has an attribute {STATE!r}; rename it, lq needs that name.")
-    found = prepared_by_torch_ao(module)
-    if found is not None:
-        name, kind = found
-        raise ValueError(
-            f"{type(module).__name__} was prepared or converted by torch.ao before: {name or 'it'} is a {kind}. Give "
-            "the float model, as it was before prepare_qat; fuse_modules_qat is not needed either, but does no harm."
-        )

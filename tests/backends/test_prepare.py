@@ -44,11 +44,21 @@ def test_parameters_and_buffers_are_shared_and_the_net_keeps_its_layers():
 
 
 def test_preparing_twice_changes_nothing():
-    prepared = prepare(make_net())
-    assert prepare(prepared, "x86_vnni") is prepared
+    prepared = prepare(make_net(), "x86_vnni")
+    assert prepare(prepared) is prepare(prepared, "x86_vnni") is prepared
     assert is_prepared(prepared)
     assert not is_prepared(make_net())
-    assert qconfig_of(prepared) == QConfig("portable")
+    assert qconfig_of(prepared) == QConfig("x86_vnni")
+
+
+def test_another_qconfig_plans_anew_unless_there_are_ranges():
+    prepared, x = prepare(make_net()), torch.randn(X)
+    assert prepare(prepared, "x86_vnni", (x,)) is prepared
+    assert (qconfig_of(prepared), plan_of(prepared).qconfig) == (QConfig("x86_vnni"), "x86_vnni")
+    calibrate(prepared, [x], show_progress=False)
+    with pytest.raises(ValueError, match=r"another qconfig, .*x86_vnni.* has seen data.*copy\.deepcopy"):
+        prepare(prepared, "portable")
+    assert qconfig_of(prepared) == QConfig("x86_vnni")
 
 
 def test_it_starts_as_the_float_model_to_the_bit():

@@ -1,0 +1,93 @@
+"""What can be prepared: a float module that somebody calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lq.backends.base import Inputs
+from lq.backends.int8 import Int8Layer
+from lq.core.state import STATE
+from lq.plainly import check_module
+from lq.tracing.stubs import prepared_by_torch_ao
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def check_float_module(module: Any) -> None:
+    """Refuse what is no float module, or hides one.
+
+    Args:
+        module: to be prepared.
+
+    Raises:
+        TypeError: if it is no module.
+        ValueError: if it wraps one, was converted or prepared before, or has weights that are no numbers.
+
+    Example:
+        >>> check_float_module(nn.DataParallel(nn.Linear(2, 2)))
+        Traceback (most recent call last):
+        ...
+        ValueError: DataParallel hands its calls on to copies of another module. Prepare that one, module.module, ...
+    """
+    check_module("module", module)
+    kind = type(module).__name__
+    if isinstance(module, _WRAPPERS):
+        raise ValueError(
+            f"{kind} hands its calls on to copies of another module. Prepare that one, module.module, before it is "
+            "wrapped."
+        )
+    if hasattr(module, "_orig_mod"):
+        raise ValueError(
+            f"{kind} runs compiled code, which is not prepared. Prepare the module itself, module._orig_mod, and "
+            "compile the result: torch.compile(lq.prepare(net))."
+        )
+    if hasattr(module, STATE):
+        raise ValueError(f"{kind} already has an attribute {STATE!r}; rename it, lq needs that name.")
+    if any(isinstance(part, Int8Layer) for part in module.modules()):
+        raise ValueError(f"{kind} is an int8 model, from lq.convert. Give the float model that it was made from.")
+    found = prepared_by_torch_ao(module)
+    if found is not None:
+        name, part = found
+        raise ValueError(
+            f"{kind} was prepared or converted by torch.ao before: {name or 'it'} is a {part}. Give "
+            "the float model, as it was before prepare_qat; fuse_modules_qat is not needed either, but does no harm."
+        )
+    for name, parameter in module.named_parameters():
+        if not nn.parameter.is_lazy(parameter) and parameter.is_floating_point() and not _is_finite(parameter):
+            raise ValueError(
+                f"{name} of {kind} holds NaN or infinity, so there is nothing to quantize. Load a checkpoint from "
+                "before the training diverged."
+            )
+
+
+def as_inputs(args: Any, kwargs: Any) -> Inputs | None:
+    """An example, as ``prepare`` takes it; ``None`` if none was given.
+
+    Raises:
+        TypeError: if it has another form.
+
+    Example:
+        >>> as_inputs(None, None) is None
+        True
+        >>> as_inputs(torch.zeros(2), None)
+        Traceback (most recent call last):
+        ...
+        TypeError: example_args is a Tensor; give a tuple of positional inputs, example_args=(x,).
+    """
+    if args is not None and not isinstance(args, (tuple, list)):
+        raise TypeError(
+            f"example_args is a {type(args).__name__}; give a tuple of positional inputs, example_args=(x,)."
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"example_kwargs is a {type(kwargs).__name__}; give a mapping of names, example_kwargs={{'x': x}}."
+        )
+    return None if args is None and not kwargs else (tuple(args or ()), dict(kwargs or {}))
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    return parameter.device.type == "meta" or bool(torch.isfinite(parameter.detach()).all())
