@@ -30,7 +30,7 @@ def part_of_state(state: Mapping[str, Any], part: str = "") -> OrderedDict[str, 
     Example:
         >>> from torch import nn
         >>> found = part_of_state(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).state_dict(), "1")
-        >>> list(found), versions_of(found)
+        >>> list(found), dict(versions_of(found))
         (['weight', 'bias'], {'': {'version': 1}})
     """
     prefix = f"{part}." if part else ""

@@ -37,6 +37,7 @@ class WeightQuantizer(nn.Module):
     def __init__(self, spec: WeightSpec, channel_axis: int = 0, like: Tensor | None = None) -> None:
         super().__init__()
         self.spec, self.channel_axis = spec, channel_axis
+        self._unsearched = replace(spec, observer="minmax")
         self._start_is_held, self._memory = False, Scratch()
         self.off = False
         self.learned_scale: LearnedScale | None = None
@@ -110,7 +111,7 @@ class WeightQuantizer(nn.Module):
 
     def _reference_scale(self, weight: Tensor) -> Tensor:
         """A scale that takes no search."""
-        return weight_scale(weight, replace(self.spec, observer="minmax"), self.channel_axis)
+        return weight_scale(weight, self._unsearched, self.channel_axis)
 
     def forget(self) -> None:
         """A learned scale has been loaded; its start may be still to be searched for."""

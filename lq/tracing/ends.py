@@ -27,7 +27,7 @@ class Ends:
         >>> from torch import nn
         >>> graph = fx.symbolic_trace(nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))).graph
         >>> nodes = [node for node in graph.nodes if node.op == "call_module"]
-        >>> ends = Ends([Layer(node, str(node.target), nn.Identity()) for node in nodes], [])
+        >>> ends = Ends([Layer(n, str(n.target), nn.Identity(), "linear", n.args[0]) for n in nodes], [])
         >>> sorted(ends.layers)
         ['0', '2']
     """
@@ -50,8 +50,7 @@ class Ends:
 
 
 def _input(layer: Layer) -> list[fx.Node]:
-    read = layer.node.args[0] if layer.input is None else layer.input
-    return [read] if isinstance(read, fx.Node) else []
+    return [layer.input] if isinstance(layer.input, fx.Node) else []
 
 
 def _meets(start: Iterable[fx.Node], wanted: set[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> bool:
