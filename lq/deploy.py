@@ -20,12 +20,13 @@ from lq.export.directory import AnyPath
 from lq.export.exporters import Choice
 from lq.export.parity import Gate
 from lq.export.rows import FP32
-from lq.export.signature import Inputs, in_float32
+from lq.export.signature import in_float32
 from lq.metrics.outputs import main_tensor
 from lq.plainly import as_dataclass, check_module, check_path
 from lq.ptq.batches import check_batches
 from lq.target import prepared_graph
 from lq.tracing.inputs import inputs_of
+from lq.tracing.structure import Inputs
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from lq.backends.on_cpu import as_float32
 from lq.console import BatchCounter
 from lq.export.delivery import Compared
 from lq.export.rows import FP32
-from lq.export.signature import Inputs
 from lq.export.torchscript import int8_kernels
 from lq.metrics import ModelComparison, main_tensor, targets_of
 from lq.metrics.comparison import AnyMetric
@@ -28,6 +27,7 @@ from lq.metrics.outputs import plain_targets_of
 from lq.stand_in import StandIn, as_float_model
 from lq.tap import Tap, on_cpu
 from lq.target import target_of
+from lq.tracing.structure import Inputs
 from lq.validation import validate_alone
 
 Results = dict[str, dict[str, float]]

@@ -8,13 +8,13 @@ from lightning.pytorch import LightningModule
 from torch import fx, nn
 from torchmetrics import Metric, MetricCollection
 
-from lq.backends.base import Inputs
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared
 from lq.core.checkpoint import part_of_state
 from lq.core.modules import QAT_LAYERS
 from lq.core.state import STATE
 from lq.packages import overrides
+from lq.tracing.structure import Inputs
 
 
 def find_target(module: LightningModule, name: str | None = None) -> str:

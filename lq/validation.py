@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lq.detached import detached_copy
-from lq.export.signature import Inputs
 from lq.loaders import spread, undistributed
 from lq.metrics.comparison import keep_local
 from lq.packages import is_lightning_module, of_package
 from lq.tap import Tap, on_cpu
 from lq.target import target_of
+from lq.tracing.structure import Inputs
 
 _AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
 

@@ -16,11 +16,11 @@ from lq.export.artifact import at_hand, load
 from lq.export.directory import AnyPath
 from lq.export.manifest import read_manifest
 from lq.export.rows import artifact_mb, fastest_float, float_forms
-from lq.export.signature import Inputs
 from lq.export.torchscript import export_torchscript, int8_kernels, like_original
 from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
+from lq.tracing.structure import Inputs
 
 FP32, FAKE, INT8, HISTOGRAM = "FP32", "QAT fake", "QAT int8", "PTQ per-channel histogram"
 _SMALL_GAP = 0.005  # of the float metric; a share of less than that says nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import fx, nn
 
@@ -11,8 +11,7 @@ from lq.qconfig import QConfig
 from lq.tracing.layers import Layer, LayerFinder
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from lq.tracing.structure import Inputs
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lq.backends.base import Inputs
 from lq.backends.int8 import Int8Layer
 from lq.core.state import STATE
 from lq.plainly import check_module
+from lq.tracing.structure import Inputs
 from lq.tracing.stubs import prepared_by_torch_ao
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)

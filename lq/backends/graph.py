@@ -10,7 +10,6 @@ from typing import cast
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.backends.base import Inputs
 from lq.backends.in_place import like
 from lq.backends.prepare import plan_of, state_of
 from lq.core.fake_quantize import FakeQuantize
@@ -22,6 +21,7 @@ from lq.tracing.capture import LayerSite, capture
 from lq.tracing.inputs import made_inputs
 from lq.tracing.plan import Plan
 from lq.tracing.sites import LayerAt
+from lq.tracing.structure import Inputs
 
 
 def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModule:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from lq.backends.base import Inputs
 from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
 from lq.backends.pt2e.capture import several
@@ -22,6 +21,7 @@ from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig
 from lq.tracing.inputs import describe_inputs
 from lq.tracing.sites import Sites, in_place_joins
+from lq.tracing.structure import Inputs
 from lq.tracing.symbolic import NotPlainError, read_calls
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
-from lq.backends.base import Backend, Inputs, Recorded
+from lq.backends.base import Backend, Recorded
 from lq.backends.planning import in_module_order, nothing_to_quantize
 from lq.core.own_class import own_class
 from lq.core.state import STATE
@@ -21,6 +21,7 @@ from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import LayerFinder, seen_of
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan, TensorPlan
 from lq.tracing.sites import Sites
+from lq.tracing.structure import Inputs
 
 _QUIET = frozenset(
     {

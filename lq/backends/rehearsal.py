@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lq.backends.base import Inputs
 from lq.backends.closeness import difference
 from lq.core.kept import as_it_was
 from lq.instrument.attach import instrument_of
 from lq.instrument.record import Recording
-from lq.tracing.structure import Flattener
+from lq.tracing.structure import Flattener, Inputs
 
 
 def rehearse_sites(module: nn.Module, recording: Recording, example: Inputs) -> bool:

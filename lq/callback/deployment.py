@@ -18,12 +18,12 @@ from lq.detached import detached_copy
 from lq.evaluation import Judge
 from lq.export.delivery import Deployment, Order
 from lq.export.scratch import cleaned_up_on_sigterm
-from lq.export.signature import Inputs
 from lq.packages import is_a
 from lq.report.pictures import can_draw, log_pictures
 from lq.report.table import print_table
 from lq.schedule import QATSchedule
 from lq.target import prepared_graph
+from lq.tracing.structure import Inputs
 
 
 @cleaned_up_on_sigterm()

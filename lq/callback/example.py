@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lq.core.modes import modes_kept
 from lq.detached import detached_copy
 from lq.evaluation import Judge
-from lq.export.signature import Inputs
 from lq.packages import overrides
 from lq.ptq.batches import first_inputs
 from lq.tap import on_cpu
 from lq.target import target_of
+from lq.tracing.structure import Inputs
 from lq.validation import validation_samples
 
 _log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lq.backends.in_place import plan_at_once
 from lq.backends.self_check import self_check
 from lq.export.delivery import Order, rehearse
-from lq.export.signature import Inputs
 from lq.instrument.listen import Listener
 from lq.tap import on_cpu
 from lq.target import float_state, prepared_graph, target_of
+from lq.tracing.structure import Inputs
 
 
 def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs], None]) -> Listener:

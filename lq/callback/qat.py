@@ -49,13 +49,13 @@ from lq.export.delivery import Deployment
 from lq.export.destination import Destination
 from lq.export.parity import Gate
 from lq.export.scratch import scratch_beside
-from lq.export.signature import Inputs
 from lq.instrument.listen import Listener
 from lq.plainly import as_dataclass
 from lq.qconfig import QConfig, as_qconfig
 from lq.schedule import Phase, QATSchedule
 from lq.target import is_target_prepared, target_of
 from lq.tracing.plan import Plan
+from lq.tracing.structure import Inputs
 
 
 class QATCallback(Callback):

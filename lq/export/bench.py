@@ -21,8 +21,9 @@ from lq.export.program import float_program
 from lq.export.pt2 import compile_frozen
 from lq.export.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
 from lq.export.scratch import scratch
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Signature
 from lq.plainly import check_module
+from lq.tracing.structure import Inputs
 
 # The float model in the same runtime, which an int8 model has to beat to be worth its while.
 COUNTERPARTS = {

@@ -15,10 +15,11 @@ from lq.core.state import STATE
 from lq.export.exporters import Chosen
 from lq.export.parity import ENOUGH_DB
 from lq.export.scratch import scratch
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Signature
 from lq.metrics.fidelity import sqnr
 from lq.metrics.outputs import main_tensor
 from lq.tracing import ops
+from lq.tracing.structure import Inputs
 
 
 def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = ENOUGH_DB) -> str:

@@ -28,9 +28,10 @@ from lq.export.manifest import write_manifest
 from lq.export.parity import Gate, Parity, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
 from lq.export.scratch import scratch
-from lq.export.signature import Inputs, Signature, smallest_call
+from lq.export.signature import Signature, smallest_call
 from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
+from lq.tracing.structure import Inputs
 
 DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
 

@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_map
 from lq.export.files import write_file
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, quiet_export
-from lq.export.signature import FlatModel, Inputs, Signature, batch_size, one_sample
+from lq.export.signature import FlatModel, Signature, batch_size, one_sample
 from lq.fields import Field
+from lq.tracing.structure import Inputs
 
 FILE = "int8.pte"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import fx
 
-from lq.export.signature import Inputs, Signature, in_float32
+from lq.export.signature import Signature, in_float32
+from lq.tracing.structure import Inputs
 
 Choice = str | Mapping[str, Mapping[str, Any]]
 

@@ -14,7 +14,7 @@ from lq.export.bisection import first_difference
 from lq.export.exporters import Chosen
 from lq.export.parity import ENOUGH_DB, Gate, Parity, check
 from lq.export.rounding import rounding_noise
-from lq.export.signature import Inputs
+from lq.tracing.structure import Inputs
 
 
 class Gatekeeper:

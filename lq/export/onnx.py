@@ -25,8 +25,9 @@ from lq.export.files import write_file
 from lq.export.onnx_graph import align_channels, tidy
 from lq.export.program import export_program, quiet_export
 from lq.export.scratch import scratch
-from lq.export.signature import FlatModel, Inputs, Signature
+from lq.export.signature import FlatModel, Signature
 from lq.plainly import check_integer
+from lq.tracing.structure import Inputs
 
 FILE = "int8.onnx"
 TENSORRT_FILE = "int8.tensorrt.onnx"

@@ -22,7 +22,8 @@ from torch import Tensor, fx
 from lq.export import onnx as onnx_export
 from lq.export.files import write_file
 from lq.export.scratch import scratch
-from lq.export.signature import FlatModel, Inputs, Signature
+from lq.export.signature import FlatModel, Signature
+from lq.tracing.structure import Inputs
 
 FILE, WEIGHTS = "int8.xml", "int8.bin"
 _LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")

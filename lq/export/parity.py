@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lq.export.artifact import load
-from lq.export.signature import Inputs
 from lq.export.worker import WorkerError, run_in_fresh_process
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.metrics.outputs import main_tensor
 from lq.plainly import check_flag, check_integer, check_number
+from lq.tracing.structure import Inputs
 
 ENOUGH_DB = 25.0
 _TWICE_DB = 20 * math.log10(2)

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 from lq.backends.prepare import plan_of
 from lq.backends.reference import reference
-from lq.export.signature import Inputs, batch_size
+from lq.export.signature import batch_size
+from lq.tracing.structure import Inputs
 
 BATCH = "batch"
 

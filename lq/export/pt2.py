@@ -22,8 +22,9 @@ from lq.export.libraries import import_libraries, libraries_of
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, in_order, quiet_export
 from lq.export.program_check import check_program
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Signature
 from lq.fields import Field
+from lq.tracing.structure import Inputs
 
 FILE = "int8.pt2"
 

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from lq.export.parity import Gate, Parity, measure
-from lq.export.signature import Inputs
 from lq.metrics.outputs import main_tensor
+from lq.tracing.structure import Inputs
 
 
 @torch.no_grad()

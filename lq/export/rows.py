@@ -12,8 +12,8 @@ from torch import nn
 
 from lq.benchmark import Latency, size_mb
 from lq.export.exporters import EXPORTERS
-from lq.export.signature import Inputs
 from lq.export.torchscript import export_torchscript, like_original
+from lq.tracing.structure import Inputs
 
 FP32, FAKE = "fp32", "fake"
 EAGER, FROZEN, FUSED = "fp32 eager", "fp32 frozen", "fp32 fused"

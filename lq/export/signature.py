@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from lq.backends.on_cpu import other_float_types
 from lq.export.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from lq.tracing.structure import Inputs
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)

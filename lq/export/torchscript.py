@@ -26,8 +26,9 @@ from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program_check import read_archive
-from lq.export.signature import Inputs, Signature, smallest_call
+from lq.export.signature import Signature, smallest_call
 from lq.fields import Field
+from lq.tracing.structure import Inputs
 
 FILE = "int8.pt"
 

@@ -22,8 +22,8 @@ from lq.export.artifact import load
 from lq.export.files import save, write_file
 from lq.export.isolation import START, job_of, worker_environment
 from lq.export.scratch import scratch
-from lq.export.signature import Inputs
 from lq.metrics.outputs import main_tensor
+from lq.tracing.structure import Inputs
 
 _LENGTH = struct.Struct("<Q")
 _LAST_LINES = 40

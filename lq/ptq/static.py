@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.backends.base import Inputs
 from lq.backends.convert import convert
 from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared, prepare
@@ -22,6 +21,7 @@ from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
 from lq.qconfig import QConfig, as_qconfig
 from lq.target import find_target, target_of
+from lq.tracing.structure import Inputs
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from lq.metrics import sqnr
 from lq.ptq import calibrate
 from lq.qconfig import QConfig
 from lq.tracing import ops
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from lq.tracing.structure import Inputs
 
 
 def images(count: int, size: int) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 
 from lq.export.exporters import EXPORTERS, Exporter
-from lq.export.signature import FlatModel, Inputs, Signature
+from lq.export.signature import FlatModel, Signature
+from lq.tracing.structure import Inputs
 
 FILE = "faulty.pt"
 

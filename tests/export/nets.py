@@ -13,8 +13,9 @@ from lq.backends.bias import round_biases
 from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare, set_phase
 from lq.export.exporters import chosen
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Signature
 from lq.qconfig import QConfig
+from lq.tracing.structure import Inputs
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

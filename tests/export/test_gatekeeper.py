@@ -16,8 +16,9 @@ from lq.export.gatekeeper import Gatekeeper
 from lq.export.manifest import write_manifest
 from lq.export.parity import Gate
 from lq.export.rounding import rounding_noise
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Signature
 from lq.ptq import calibrate
+from lq.tracing.structure import Inputs
 from tests.export import faulty
 from tests.export.nets import example_of, images, residual
 from tests.export.places import new_directory

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lq.export.parity import Gate, Parity, check, measure, metric_complaint
-from lq.export.signature import Inputs
+from lq.tracing.structure import Inputs
 
 SCORES = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
 

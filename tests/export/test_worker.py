@@ -11,8 +11,9 @@ from torch import fx
 from lq.export.artifact import load
 from lq.export.exporters import chosen
 from lq.export.manifest import write_manifest
-from lq.export.signature import Inputs, Signature
+from lq.export.signature import Signature
 from lq.export.worker import run_in_fresh_process
+from lq.tracing.structure import Inputs
 from tests.export.nets import TwoInputs, calibrated, example_of, images
 from tests.export.places import new_directory
 

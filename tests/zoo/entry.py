@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from lq.tracing.structure import Inputs
+
 Kind = Literal["conv", "transformer", "detector", "recurrent", "other"]
 
 # Share of the multiply-accumulates that has to run in int8, attention's two products aside.

@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lq.backends.base import Inputs, Recorded
+from lq.backends.base import Recorded
 from lq.core.own_class import own_class
 from lq.tracing.functions import property_of
 from lq.tracing.inputs import input_tensors, named_arguments
 from lq.tracing.layers import seen_of
 from lq.tracing.ops import SEEN, recorded
 from lq.tracing.recording import LEAF, TENSOR
+from lq.tracing.structure import Inputs
 
 _STEP = re.compile(r"lq_step_(\d+)\b")
 STEP = "lq_step"
