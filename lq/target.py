@@ -170,7 +170,7 @@ def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) 
     if not is_prepared(target):
         raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
     if _GRAPH not in target.__dict__:
-        return as_graph(target, example)
+        return as_graph(target, example, name)
     graph_module = fx.GraphModule(target, copy.deepcopy(target.__dict__[_GRAPH]), class_name=type(target).__name__)
     graph_module._tracer_cls = None  # as lq.tracing.trace.trace does: unpickling traces once more
     return graph_module
