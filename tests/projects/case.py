@@ -62,7 +62,8 @@ class Outcome:
         arguments: what the callback was given.
         share: of the multiply-accumulates that run in int8.
         metric: name of the module's own figure.
-        fp32: that figure for the float model.
+        fp32: that figure for the float model, before QAT.
+        fake: that figure for the fake-quantized model, which the artifact shall equal.
         int8: that figure for the artifact.
         sqnr_db: of the artifact against the fake-quantized model.
         gate: "passed", what the gate objected to, or "" if it was never reached.
@@ -79,6 +80,7 @@ class Outcome:
     share: float | None = None
     metric: str = ""
     fp32: float | None = None
+    fake: float | None = None
     int8: float | None = None
     sqnr_db: float | None = None
     gate: str = ""

@@ -53,7 +53,7 @@ def regression() -> Fit:
 
 def detection() -> Fit:
     task = ObjectDetectionTask("faster-rcnn", "resnet18", weights=None, num_classes=2)
-    return Fit(task, loaders(_boxed(TRAIN, 0), _boxed(VALIDATION // 3, 1)))
+    return Fit(task, loaders(_boxed(8, 0), _boxed(4, 1), batch=4))
 
 
 CASES = (
@@ -64,7 +64,9 @@ CASES = (
         "ObjectDetectionTask",
         detection,
         "val_map_50",
+        epochs=(1, 2),
         arguments={"target": "model.backbone"},
         reason="Non-maximum suppression branches on values; the backbone is what can be exported.",
+        remark="After so few images a detector finds nothing: SQNR and gate say more than its figure.",
     ),
 )

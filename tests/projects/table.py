@@ -15,21 +15,26 @@ COMMAND = "python -m tests.projects all --reuse-torch --markdown docs/projects.m
 INTRODUCTION = """\
 # Projects of others
 
-Written by `{command}` from what it ran; not to be edited. torch {torch}, Lightning {lightning}, Python {python},
-{machine}, CPU only.
+Written from what it ran by
+
+```
+{command}
+```
+
+and not to be edited. torch {torch}, Lightning {lightning}, Python {python}, {machine}, CPU only.
 
 Each row is a `LightningModule` as the project ships it, or as its documentation writes it, with random weights and
 small synthetic data. It is trained for a few epochs in float, and then for a few more with `QATCallback` in the Trainer
 and no other edit; arguments of the callback are named where its defaults do not do. The figure is the module's own, as
 its `validation_step` logs it. It says whether int8 computes what was trained, not how good such a network can get: it
-saw a few dozen samples. FP32 is the module before the last few epochs, so int8 may be the better one. "Share" is that of
-the multiply-accumulates which runs in int8.
+saw a few dozen samples. FP32 is the module before QAT trained it further, so compare int8 with "fake", the trained
+model with fake quantization. "Share" is that of the multiply-accumulates which runs in int8.
 
 The command makes an environment for each project, installs what its file in `tests/projects` requires, and runs it
 there; without `--reuse-torch` torch is installed anew in each. `--list` names the projects.
 """
 
-TITLES = ("project", "module", "target", "share", "own figure", "FP32", "int8", "SQNR", "gate")
+TITLES = ("project", "module", "target", "share", "own figure", "FP32", "fake", "int8", "SQNR", "gate")
 
 
 def as_line(outcome: Outcome) -> str:
@@ -62,7 +67,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         machine=platform.machine(),
     )
     working = sum(outcome.works for outcome in outcomes)
-    lines = [head, f"{working} of {len(outcomes)} work.", "", *table(outcomes)]
+    lines = [head, f"{working} of {len(outcomes)} pass the gate and have both figures.", "", *table(outcomes)]
     lines += _list("What does not work", ((o, o.error or o.gate) for o in outcomes if not o.works))
     lines += _list("Remarks", ((o, o.remark) for o in outcomes if o.remark))
     return "\n".join(lines) + "\n"
@@ -83,6 +88,7 @@ def _cells(outcome: Outcome) -> list[str]:
         "" if outcome.share is None else f"{outcome.share:.0%}",
         f"`{outcome.metric}`" if outcome.metric else "",
         _figure(outcome.fp32),
+        _figure(outcome.fake),
         _figure(outcome.int8),
         "" if outcome.sqnr_db is None else f"{outcome.sqnr_db:.1f} dB",
         outcome.gate if outcome.gate == "passed" else "failed" if outcome.gate else "not reached",

@@ -68,7 +68,7 @@ def test_works_is_gate_and_figures() -> None:
 def test_the_page_hides_no_failure() -> None:
     failed = Outcome("two", "2.0", "Other", gate="SQNR 3 dB | too low", fp32=math.nan)
     text = page([WORKS, failed, Outcome("three", "", "all", error="no\nwheel")])
-    assert "1 of 3 work" in text
+    assert "1 of 3 pass the gate" in text
     assert "- **two, Other**: SQNR 3 dB | too low" in text
     assert "- **three, all**: no wheel" in text
     assert len({row.count(" | ") for row in table([WORKS, failed])}) == 1

@@ -35,7 +35,7 @@ def try_case(project: str, case: Case) -> Outcome:
     outcome = Outcome(project, version(distribution_of(project)), case.name, metric=case.metric)
     outcome.arguments = ", ".join(f"{name}={value!r}" for name, value in case.arguments.items())
     outcome.remark = " ".join(filter(None, [case.reason, case.remark]))
-    callback, start = lq.QATCallback(**case.arguments), time.monotonic()
+    callback, start, fit = lq.QATCallback(**case.arguments), time.monotonic(), None
     try:
         L.seed_everything(0, verbose=False)
         fit = case.build()
@@ -47,7 +47,7 @@ def try_case(project: str, case: Case) -> Outcome:
         outcome.error = f"{type(error).__name__}: {error}"[:FAILURE]
     outcome.seconds = round(time.monotonic() - start, 1)
     take(outcome, callback)
-    if not outcome.error:
+    if fit is not None and outcome.share is not None:
         outcome.target = prepared_name(fit.module)
     return outcome
 
@@ -75,11 +75,12 @@ def take(outcome: Outcome, callback: lq.QATCallback) -> None:
         return
     results, exporter = callback.deployment.results, callback.order.choices[0].name
     outcome.fp32 = results.get("fp32", {}).get(outcome.metric)
+    outcome.fake = results.get("fake", {}).get(outcome.metric)
     outcome.int8 = results.get(exporter, {}).get(outcome.metric)
     parity = callback.deployment.parity.get(exporter)
     if parity is not None:
         outcome.gate, outcome.sqnr_db = parity.complaint or "passed", parity.sqnr_db
-        outcome.remark = f"{outcome.remark} {parity.remark}".strip()
+        outcome.remark = "; ".join(filter(None, [outcome.remark, *callback.deployment.notes]))
     if None in (outcome.fp32, outcome.int8) and not outcome.error:
         said = "; ".join(callback.deployment.notes) or sorted(results.get(exporter, {}))
         outcome.error = f"{outcome.metric!r} is not in the results: {said}"
