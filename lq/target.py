@@ -23,7 +23,8 @@ def find_target(module: LightningModule, name: str | None = None) -> str:
     Args:
         module: the LightningModule.
         name: the user's choice; ``None`` takes the only child that holds quantizable layers, or the module itself if
-            layers sit directly on it (or on several children) and it has a ``forward``.
+            layers sit directly on it (or on several children, or on one that is never called, such as a
+            ``ModuleList``) and it has a ``forward``.
 
     Returns:
         the name.
@@ -40,7 +41,8 @@ def find_target(module: LightningModule, name: str | None = None) -> str:
             f"{type(module).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d). Build its layers in "
             "__init__ or configure_model: those built in LightningModule.setup() do not exist yet when QAT is prepared."
         )
-    direct = [child for child in candidates if isinstance(getattr(module, child), tuple(QAT_LAYERS))]
+    parts = [getattr(module, child) for child in candidates]
+    direct = [part for part in parts if isinstance(part, tuple(QAT_LAYERS)) or not _has_forward(part)]
     if len(candidates) == 1 and not direct:
         return candidates[0]
     if overrides(module, "forward"):
@@ -78,6 +80,11 @@ def _has_layers(module: nn.Module) -> bool:
     return any(isinstance(m, tuple(QAT_LAYERS)) for m in module.modules())
 
 
+def _has_forward(module: nn.Module) -> bool:
+    """Whether it can be called, as a ``ModuleList`` or ``ModuleDict`` cannot."""
+    return type(module).forward is not nn.Module.forward
+
+
 def target_of(module: nn.Module, name: str) -> nn.Module:
     """The submodule ``name``, or the module itself for ""."""
     return module.get_submodule(name) if name else module
@@ -97,7 +104,7 @@ def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) 
     target = target_of(module, name)
     if not is_prepared(target):
         raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
-    return as_graph(target, example)
+    return as_graph(target, example, name)
 
 
 def prepared_name(module: nn.Module) -> str:

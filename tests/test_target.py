@@ -64,6 +64,32 @@ def test_find_target() -> None:
     assert find_target(several) == "", "its forward uses both"
 
 
+class Listed(L.LightningModule):
+    """Goes through a container of blocks itself, as forecasting networks do."""
+
+    def __init__(self, blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks: Any = self.blocks
+        for block in blocks.values() if isinstance(blocks, nn.ModuleDict) else blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 2)]), nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)})],
+    ids=["list", "dict"],
+)
+def test_a_container_that_is_never_called_is_no_target(blocks: nn.Module) -> None:
+    assert find_target(Listed(blocks)) == ""
+    assert (
+        find_target(Listed(nn.Sequential(blocks[0] if isinstance(blocks, nn.ModuleList) else blocks["a"]))) == "blocks"
+    )
+
+
 @pytest.mark.parametrize("make", [Tiny, Direct])
 def test_find_target_is_the_same_when_it_is_prepared(make: Any) -> None:
     module = make()

@@ -24,7 +24,7 @@ from lq.tracing.sites import LayerAt
 from lq.tracing.structure import Inputs
 
 
-def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModule:
+def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "") -> fx.GraphModule:
     """The graph of a prepared module, with quantized layers and fake quantizers as modules; in evaluation mode.
 
     Parameters, buffers and ranges are those of the module itself, so that a change of one is a change of the other.
@@ -33,6 +33,7 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
         prepared: from :func:`lq.prepare`; what is a graph already is returned as it is.
         example: positional and keyword inputs of one call; ``None`` takes those that it was planned with, or was first
             called with.
+        name: of it in the user's module; errors recommend parts by their names there.
 
     Returns:
         the graph.
@@ -65,7 +66,8 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None) -> fx.GraphModu
         for layer in sites.layers
     ]
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
-    given, inner = like(prepared, example), _first_with_work(plan)
+    given, part = like(prepared, example), _first_with_work(plan)
+    inner = f"{name}.{part}" if name and part else part
     graph = capture(prepared, state, quantizers, layers, given, lambda: _marking(instrument), inner)
     _share_counters(graph, prepared, sites.layers)
     return graph

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import re
+import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -246,9 +247,9 @@ def tensor_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
             if value is signature.parameters[name].default or value == signature.parameters[name].default:
                 continue
             raise ValueError(
-                f"TorchScript takes tensors and structures of tensors, but the model is called with {name}={value!r}, "
-                "which is not its default. Give it that default, or name an inner module that is called with tensors "
-                "only: QATCallback(target=...)."
+                f"TorchScript takes tensors and structures of tensors, but the model is called with {name}="
+                f"{reprlib.repr(value)}, which is not its default. Give it that default, or name an inner module that "
+                "is called with tensors only: QATCallback(target=...)."
             )
         named[name] = value
     return (), named

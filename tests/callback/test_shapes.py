@@ -364,6 +364,31 @@ def test_a_branch_on_values_trains_but_has_no_graph_to_export(fit: Fit) -> None:
     assert taken == {True, False}, "one branch only"
 
 
+class ChoosesBoxes(nn.Module):
+    """As detectors do: a plain backbone, then a choice by values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU()), Gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen: Tensor = self.head(self.backbone(x))
+        return chosen[:, :3]
+
+
+def test_the_part_that_is_recommended_can_be_named(fit: Fit) -> None:
+    module = Tiny()
+    module.model = ChoosesBoxes()
+    with pytest.raises(ValueError, match=r"QATCallback\(target='model\.backbone'\)"):
+        fit(module, qat())
+    callback = QATCallback(target="model.backbone")
+    module = Tiny()
+    module.model = ChoosesBoxes()
+    fit(module, callback, max_epochs=1)
+    assert callback.deployment is not None
+    assert callback.deployment.directory is not None
+
+
 class KeepsItsLoss(Tiny):
     """As many do to look at it later: a tensor with its graph, which cannot be copied."""
 

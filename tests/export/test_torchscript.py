@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,17 @@ def test_int8_kernels_leaves_the_setting_as_it_was(asked: bool, warn_only: bool)
         assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_refusal_does_not_print_a_whole_batch() -> None:
+    @dataclass
+    class Batch:
+        x: Tensor
+
+    class OfBatches(nn.Module):
+        def forward(self, batch: Batch) -> Tensor:
+            return batch.x
+
+    with pytest.raises(ValueError, match="is called with batch=") as refusal:
+        tensor_inputs(OfBatches(), (Batch(torch.rand(9, 9)),))
+    assert len(str(refusal.value)) < 300
