@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
         rows: mappings with ``"model"`` (its name) and any of ``"metrics"`` (name to value), ``"size_mb"``
             (MB), ``"latency_ms"`` (ms), ``"threads"`` (of the latency), ``"recovered"`` (share of
             the loss of post-training quantization, a column only if some row has it), ``"agreement"`` (in [0, 1]) and
-            ``"sqnr_db"`` (dB). What is absent or None becomes a dash; ratios are taken against the first row.
+            ``"sqnr_db"`` (dB). What is absent or None becomes a dash; ratios are taken against the first row. Of
+            metrics that are the same in every row, such as two accuracies, the first stands for all.
         title: line above the table.
         transposed: one model a column instead, which is narrower when there are many metrics.
 
@@ -53,7 +55,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
     """
     _check(rows)
     threads = sorted({row["threads"] for row in rows if row.get("threads") is not None})
-    names = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
+    names = _distinct(rows)
     headers = ["\nmodel", *(f"\n{name}" for name in names)]
     headers += ["size\nMB", f"latency\n{_unit(threads)}"]
     show_recovered = any(row.get("recovered") is not None for row in rows)
@@ -99,6 +101,22 @@ def print_table(rows: Sequence[Row], console: Console | None = None, title: str 
     console.width = max(_width(table, console), before)  # a log has no right edge
     console.print(table)
     console.width = before
+
+
+def _distinct(rows: Sequence[Row]) -> list[str]:
+    """The names of the metrics, without those whose figures another one has already."""
+    found: dict[str, list[float | None]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.get("metrics") or {}):
+        column = [(row.get("metrics") or {}).get(name) for row in rows]
+        if not any(_same(column, other) for other in found.values()):
+            found[name] = column
+    return list(found)
+
+
+def _same(one: Sequence[float | None], other: Sequence[float | None]) -> bool:
+    return all(
+        a is b if a is None or b is None else math.isclose(a, b, rel_tol=1e-5) for a, b in zip(one, other, strict=True)
+    )
 
 
 def _width(table: Table, console: Console) -> int:

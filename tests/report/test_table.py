@@ -140,3 +140,17 @@ def test_the_recovered_gap_has_a_column_only_if_there_is_one():
     assert cells(text, "QAT int8")[5:7] == ["97", "%"]
     assert cells(text, "FP32")[4] == "-"
     assert "recovered" not in render([FP32, {**INT8, "recovered": None}])
+
+
+def test_metrics_that_are_the_same_everywhere_stand_once():
+    def with_metrics(*accuracies):
+        return [
+            {"model": str(i), "metrics": {"val/accuracy": a, "accuracy": b, "loss": 0.5}}
+            for i, (a, b) in enumerate(accuracies)
+        ]
+
+    once = render(with_metrics((0.9, 0.9), (0.8, 0.8 + 1e-9)), 200)
+    assert once.count("accuracy") == 1
+    assert "val/accuracy" in once
+    assert render(with_metrics((0.9, 0.9), (0.8, 0.81)), 200).count("accuracy") == 2
+    assert render([{"model": "a", "metrics": {"x": 0.5}}, {"model": "b", "metrics": {"y": 0.5}}], 200).count("0.5") == 2
