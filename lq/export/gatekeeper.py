@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor, fx
 
 from lq.export.bisection import first_difference
 from lq.export.exporters import Chosen
 from lq.export.parity import ENOUGH_DB, Gate, Parity, check
 from lq.export.rounding import rounding_noise
+from lq.metrics.outputs import main_tensor
 from lq.tracing.structure import Inputs
 
 
@@ -33,8 +36,14 @@ class Gatekeeper:
 
     @cached_property
     def noise(self) -> Parity | None:
-        """What rounding alone does to the model; see :func:`lq.export.rounding.rounding_noise`."""
-        return rounding_noise(self.prepared, self.inputs, self.expected)
+        """What rounding alone does to the model; see :func:`lq.export.rounding.rounding_noise`.
+
+        Its own float32 outputs count, not the expected ones: a graph that computes something else than what was trained
+        would do so in float64, too, and excuse itself.
+        """
+        with torch.no_grad():
+            own = [main_tensor(self.prepared(*args, **kwargs)) for args, kwargs in copy.deepcopy(self.inputs)]
+        return rounding_noise(self.prepared, self.inputs, own)
 
     def judge(self, choice: Chosen, place: Path, other_complaint: str = "") -> Parity:
         """Compare one artifact, and find the layer to look at if there is a complaint.

@@ -78,9 +78,11 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
         if planned is None:
             return None
         nth = planned
+    if torch.compiler.is_compiling() and not instrument.marking:  # what an activation stands behind cannot be seen
+        return row.sites[nth] if nth < len(row.sites) else None
     if nth < len(row.sites):
         return row.sites[nth] or row.activation
-    if row.activation is None and not torch.compiler.is_compiling():
+    if row.activation is None and not instrument.marking:
         instrument.unplanned[f"{place.path}.{row.name}".lstrip(".")] += 1
     return row.activation
 

@@ -157,9 +157,11 @@ def _activation(instrument: Instrument, call: Call, place: Place, site: Site, fu
     if owner is None:
         # The input of a checkpointed part is another object when it is computed again, and so it may be for dynamo;
         # and a module that is called alone does not know what made its input.
-        unknown = call.recomputing or call.outermost is place or torch.compiler.is_compiling()
+        # While marks are set torch.export runs the code itself: objects are what they are.
+        traced = torch.compiler.is_compiling() and not instrument.marking
+        unknown = call.recomputing or call.outermost is place or traced
         if site.expects and not unknown:
-            instrument.unplanned[site.function] += 1
+            instrument.unplanned[site.function] += not instrument.marking
             return func(*args, **kwargs)
         owner = site
     assert owner.output is not None

@@ -49,8 +49,9 @@ def outputs(prepared: fx.GraphModule) -> Tensor:
     return result
 
 
-def delivered(prepared: fx.GraphModule, order: Order) -> Deployment:
-    return deliver(prepared, CALL, lambda models, keep: Compared(calls=[(CALL, outputs(prepared))]), order)
+def delivered(prepared: fx.GraphModule, order: Order, expected: Tensor | None = None) -> Deployment:
+    calls = [(CALL, outputs(prepared) if expected is None else expected)]
+    return deliver(prepared, CALL, lambda models, keep: Compared(calls=calls), order)
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,14 @@ def test_a_fault_is_not_excused() -> None:
     done = delivered(deep(), Order([{"faulty": {"layer": "78"}}], Gate(min_sqnr_db=100)))
     assert not done.parity["faulty"].passed
     assert "they part at " in done.failures[0]
+
+
+def test_a_graph_that_computes_something_else_does_not_excuse_itself() -> None:
+    trained = outputs(deep())
+    trained = trained + trained.std() * torch.randn_like(trained)
+    done = delivered(deep(), Order(["torch"]), trained)
+    assert not done.parity["torch"].passed
+    assert done.failures
 
 
 def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
+from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.instrument.attach import instrument_of
 from lq.ptq import calibrate
@@ -41,6 +42,26 @@ def test_an_exception_leaves_nothing_behind() -> None:
     net.load_state_dict(net.state_dict())  # drops what the observers saw of the call
     assert torch.overrides._len_torch_function_stack() == 0
     assert_same(expected, step(net, x))
+
+
+class ReusesItsReLU(nn.Module):
+    """As the blocks of a ResNet: once behind a layer, where it is absorbed, and once behind a float sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.relu = nn.Linear(4, 8), nn.Linear(8, 4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.relu(self.last(self.relu(self.first(x))) + x)
+
+
+@pytest.mark.parametrize("way", ["graph", "compiled"])
+def test_an_activation_in_float_is_not_rounded_on_the_grid_of_an_earlier_call(way: str) -> None:
+    x = torch.randn(64, 4)
+    net: Any = ready(ReusesItsReLU(), x, observer=True).eval()
+    with torch.no_grad():
+        other = as_graph(net, ((x,), {})) if way == "graph" else torch.compile(net, backend="eager")
+        assert torch.equal(net(x), other(x))
 
 
 def test_the_users_lists_stay_theirs() -> None:
