@@ -82,7 +82,7 @@ def _has_layers(module: nn.Module) -> bool:
 
 def _has_forward(module: nn.Module) -> bool:
     """Whether it can be called, as a ``ModuleList`` or ``ModuleDict`` cannot."""
-    return type(module).forward is not nn.Module.forward
+    return "forward" in module.__dict__ or type(module).forward is not nn.Module.forward
 
 
 def target_of(module: nn.Module, name: str) -> nn.Module:
