@@ -196,6 +196,14 @@ def test_into_a_prepared_module_and_on_with_the_training(tmp_path: Path) -> None
         load_checkpoint(path, prepare(make_net(), "x86_vnni"))
 
 
+def test_into_a_module_whose_memory_was_never_filled(tmp_path: Path) -> None:
+    path, module = trained(tmp_path, Tiny(), qat()), Tiny()
+    with torch.no_grad():
+        module.model[-1].bias.fill_(torch.nan)  # as torch.empty may leave it
+    loaded = load_checkpoint(path, module)
+    assert torch.isfinite(loaded(X)).all()
+
+
 def test_float_checkpoint_is_refused(tmp_path: Path) -> None:
     path = trained(tmp_path, Tiny())
     with pytest.raises(ValueError, match=r"last\.ckpt is a checkpoint of a float model.*train or calibrate"):

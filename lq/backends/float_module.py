@@ -25,7 +25,7 @@ def check_float_module(module: Any) -> None:
 
     Raises:
         TypeError: if it is no module.
-        ValueError: if it wraps one, was converted or prepared before, or has weights that are no numbers.
+        ValueError: if it wraps one, or was converted or prepared before.
 
     Example:
         >>> check_float_module(nn.DataParallel(nn.Linear(2, 2)))
@@ -56,11 +56,22 @@ def check_float_module(module: Any) -> None:
             f"{kind} was prepared or converted by torch.ao before: {name or 'it'} is a {part}. Give "
             "the float model, as it was before prepare_qat; fuse_modules_qat is not needed either, but does no harm."
         )
+
+
+def check_weights(module: nn.Module) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        ValueError: naming the first parameter with NaN or infinity.
+
+    Example:
+        >>> check_weights(nn.Linear(2, 2))
+    """
     for name, parameter in module.named_parameters():
         if not nn.parameter.is_lazy(parameter) and parameter.is_floating_point() and not _is_finite(parameter):
             raise ValueError(
-                f"{name} of {kind} holds NaN or infinity, so there is nothing to quantize. Load a checkpoint from "
-                "before the training diverged."
+                f"{name} of {type(module).__name__} holds NaN or infinity, so there is nothing to quantize. Load a "
+                "checkpoint from before the training diverged."
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lq.backends.float_module import as_inputs, check_float_module
+from lq.backends.float_module import as_inputs, check_float_module, check_weights
 from lq.backends.in_place import prepare_in_place, prepare_without_inputs
 from lq.backends.plan_calls import architecture
 from lq.core.state import STATE, QATState
@@ -65,6 +65,7 @@ def prepare(
         _release(module)
     wanted = as_qconfig("portable" if qconfig is None else qconfig)
     check_float_module(module)
+    check_weights(module)
     if example is None:
         prepare_without_inputs(module, wanted)
     else:
