@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lq.cli import find_own_error, main
+from lq.cli import main
+from lq.cli.errors import find_own_error
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from lq.hyperparameters import hyperparameters_of, model_settings
+from lq.cli.hyperparameters import hyperparameters_of, model_settings
 
 SOURCE = """
 import lightning as L, torch
