@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from lq.cli.verbs import OWN_VERBS, VERBS, overview
+from lq.cli.verbs import OWN_VERBS, VERBS, debugging, overview
 
 # Messages about the machinery under a run, which nobody who reads its output can act upon.
 _NOISE = (
@@ -27,19 +27,20 @@ def main() -> None:
     What a user can put right is printed as one line, with exit status 2; a failure of the run itself, such as an
     artifact that does not agree, with 1. Errors of the user's code keep their traceback.
     """
-    debug = "--debug" in sys.argv[1:] or os.environ.get("LQ_DEBUG", "0") not in ("", "0")
-    sys.argv[1:] = [arg for arg in sys.argv[1:] if arg != "--debug"]
+    if "--debug" in sys.argv[1:]:
+        os.environ["LQ_DEBUG"] = "1"  # of the other processes of a run, too
+        sys.argv[1:] = [arg for arg in sys.argv[1:] if arg != "--debug"]
     # An installed script has its own folder in the search path, not the one that it is started in.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
         _run(sys.argv[1:])
     except KeyboardInterrupt:
-        if debug:
+        if debugging():
             raise
         sys.exit("lq: interrupted")
     except Exception as error:
-        if debug:
+        if debugging():
             raise
         _report(error)
 
@@ -85,14 +86,15 @@ def _run_lightning(verb: str | None, args: list[str]) -> None:
 
 def _verb_of(args: list[str]) -> str | None:
     """The verb among the arguments; ``None`` if only a configuration can name it."""
-    found = next((arg for arg in args if arg in VERBS), None)
-    if found is None and args and not args[0].startswith("-"):
+    if args and args[0].startswith("-"):
+        return next((arg for arg in args if arg in VERBS), None)
+    if args and args[0] not in VERBS:
         from lq.cli.import_paths import suggestion
 
         near = suggestion(args[0], VERBS) or f"; choose from {', '.join(VERBS)}"
         print(f"lq: error: there is no verb {args[0]!r}{near}", file=sys.stderr)
         sys.exit(2)
-    return found
+    return args[0] if args else None
 
 
 def _report(error: Exception) -> NoReturn:

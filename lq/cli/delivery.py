@@ -88,10 +88,8 @@ def deliver_without_data(
     """
     described = entry.plan.get("inputs")
     if described is None:
-        raise ValueError(
-            "the checkpoint does not say what the model is called with; name data: --data my_module.DataModule"
-        )
-    rank_zero_info("lq: no validation data (--data my_module.DataModule): compared on random inputs, without metrics")
+        raise ValueError("the checkpoint does not say what the model is called with; name data: --data my_module.Data")
+    rank_zero_info("lq: no validation data (--data my_module.Data): compared on random inputs, without metrics")
     example = _random_like(made_inputs(described))
     graph = prepared_graph(detached_copy(model), entry.target, example)
 

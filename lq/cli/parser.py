@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lq.cli.help import Formatter, verb_help
 from lq.cli.mistakes import in_one_line, options_of
+from lq.cli.verbs import debugging
 
 
 class Parser(LightningArgumentParser):
@@ -32,7 +33,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one line what is wrong, and end with exit status 2."""
-        if not self.exit_on_error:
+        if not self.exit_on_error or debugging():
             super().error(message, ex)
         parsers = [self, *self._of_verbs()]
         verbs = [parser.verb for parser in parsers if parser.verb]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 OF_LIGHTNING = {
     "fit": "train; with lq.QATCallback among the callbacks: for int8",
     "validate": "run the validation once",
@@ -33,6 +35,16 @@ Modules and data are named by import path; those of the working directory are fo
 
 lq VERB --help shows the options of a verb, --version the version. --debug, or LQ_DEBUG=1, shows
 the whole traceback of an error."""
+
+
+def debugging() -> bool:
+    """Whether errors shall come with all that is known of them.
+
+    Example:
+        >>> debugging()
+        False
+    """
+    return os.environ.get("LQ_DEBUG", "0") not in ("", "0")
 
 
 def overview() -> str:

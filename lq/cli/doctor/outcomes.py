@@ -96,9 +96,13 @@ def _rows(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Rows]:
 
 
 def _preset(name: str, engine: str, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    if engine not in torch.backends.quantized.supported_engines:
+    if engine not in _engines():
         return {"works": False, "error": f"this build of PyTorch has no engine {engine!r}"}
     return {"works": None, **outcomes.get(f"{PRESET} {name}", {})}
+
+
+def _engines() -> list[str]:
+    return list(torch.backends.quantized.supported_engines)
 
 
 def _exporter(exporter: Exporter, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
