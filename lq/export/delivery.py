@@ -31,6 +31,7 @@ from lq.export.scratch import scratch
 from lq.export.signature import Signature, smallest_call
 from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
@@ -164,6 +165,8 @@ def deliver(
         save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, order.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
+        batch = fixed_batch(prepared)
+        deployment.notes += [] if batch is None else [batch.remark]
         deployment.notes += float_notes(plan_of(prepared), infos)
         deployment.models = {kind: load(place, kind) for kind in infos}
         compared = compare(deployment.models, gate.batches)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from lq.backends.prepare import plan_of
 from lq.backends.reference import reference
 from lq.export.signature import batch_size
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 BATCH = "batch"
@@ -45,6 +46,7 @@ def export_program(
     Raises:
         ValueError: if the model cannot be exported.
     """
+    dynamic = dynamic and fixed_batch(prepared) is None
     try:
         return float_program(reference(prepared, signed), example, dynamic, largest_batch)
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from lq.backends.on_cpu import other_float_types
 from lq.export.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 _TENSOR = "tensor"
@@ -48,6 +49,7 @@ class Signature:
         inputs: its tensors, in the order in which the exported model takes them.
         output: structure of what it returns, as :func:`torch.utils._pytree.treespec_dumps` writes it.
         leaves: what stands in the places of that structure: "tensor", or a constant.
+        fixed_batch: the only batch size that it is right for, where the code of the model has made it a constant.
         spec: ``output`` as torch has read it.
 
     Example:
@@ -64,6 +66,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     output: str
     leaves: tuple[Any, ...]
+    fixed_batch: int | None = None
     spec: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -74,7 +77,8 @@ class Signature:
         named = _named(parameters, *example)
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
-        batch = batch_size(example)
+        fixed = fixed_batch(model)
+        batch = batch_size(example) if fixed is None else None
         specs = []
         for name, value in named.items():
             tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
@@ -84,7 +88,8 @@ class Signature:
                 dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
                 specs.append(TensorSpec(unique, shape, dtype))
         leaves, spec = tree_flatten(output)
-        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)))
+        size = None if fixed is None else fixed.size
+        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)), size)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call that hold tensors, by name and in order.
@@ -146,6 +151,21 @@ class Signature:
         """Number of output tensors."""
         return self.leaves.count(_TENSOR)
 
+    def check_batch(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a batch that the model would compute wrong numbers for, and no error.
+
+        Raises:
+            ValueError: if the batch size is fixed and that of the call is another one.
+        """
+        if self.fixed_batch is not None:
+            sizes = {t.shape[0] for t in self.tensors(args, kwargs) if t.dim()}
+            if sizes != {self.fixed_batch}:
+                raise ValueError(
+                    f"the code of the original model has fixed its batch size to {self.fixed_batch}, but it was called "
+                    f"with {', '.join(map(str, sorted(sizes)))}. Give it whole batches, or export it again with "
+                    "x.shape[0] in the place of len(x), int(...) or a number."
+                )
+
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""
         tensors = self.tensors(args, kwargs)
@@ -184,6 +204,7 @@ class Signature:
             tuple(_checked_spec(entry) for entry in given["inputs"].each()),
             given["output"].text(),
             tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
+            None if given["fixed_batch"].value is None else given["fixed_batch"].integer(1),
         )
         output = given["output"]
         spec = treespec_loads(output.text()) if trust else load_treespec(output.text(), output.where)
@@ -252,8 +273,10 @@ def one_sample(example: Inputs) -> Inputs:
     return args, kwargs
 
 
-def smallest_call(model: Callable[..., Any], example: Inputs) -> Inputs:
+def smallest_call(model: nn.Module, example: Inputs) -> Inputs:
     """The example cut to a batch of one, or whole where the model's code has fixed its batch."""
+    if fixed_batch(model) is not None:
+        return example
     sample = one_sample(example)
     try:
         with torch.no_grad():

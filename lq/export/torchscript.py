@@ -101,7 +101,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     int8 = convert(prepared)
     reasons = in_float(int8)
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
-        sample = smallest_call(int8, example)
+        sample = smallest_call(prepared, example)
         flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
     scripted = export_torchscript(_flattened(int8) if flat else int8, *sample)
     content = io.BytesIO()
