@@ -35,8 +35,8 @@ class FixedBatch:
     def remark(self) -> str:
         """What that means, and what to write instead."""
         return (
-            f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the size a constant; "
-            "x.shape[0] in the place of len(x), int(...) or a number leaves it open"
+            f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the size "
+            "a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"
         )
 
 
