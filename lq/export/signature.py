@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from lq.backends.on_cpu import other_float_types
 from lq.export.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-from lq.tracing.batch import fixed_batch
+from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.structure import Inputs
 
 _TENSOR = "tensor"
@@ -158,13 +158,7 @@ class Signature:
             ValueError: if the batch size is fixed and that of the call is another one.
         """
         if self.fixed_batch is not None:
-            sizes = {t.shape[0] for t in self.tensors(args, kwargs) if t.dim()}
-            if sizes != {self.fixed_batch}:
-                raise ValueError(
-                    f"the code of the original model has fixed its batch size to {self.fixed_batch}, but it was called "
-                    f"with {', '.join(map(str, sorted(sizes)))}. Give it whole batches, or export it again with "
-                    "x.shape[0] in the place of len(x), int(...) or a number."
-                )
+            FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""

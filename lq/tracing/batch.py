@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 _KEY = "lq_fixed_batch"  # in the ``meta`` of a graph
@@ -31,12 +31,26 @@ class FixedBatch:
     size: int
     line: str = ""
 
+    def check(self, sizes: Iterable[int]) -> None:
+        """Refuse a batch for which the graph would compute wrong numbers, and no error.
+
+        Raises:
+            ValueError: if a size is another one.
+        """
+        others = sorted(set(sizes) - {self.size})
+        if others:
+            raise ValueError(
+                f"the code of the model has made its batch size a constant, {self.size}, but it was called with "
+                f"{', '.join(map(str, others))}. Give it whole batches, or export it again with x.shape[0] in the "
+                "place of len(x), int(...) or a number."
+            )
+
     @property
     def remark(self) -> str:
         """What that means, and what to write instead."""
         return (
-            f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the size "
-            "a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"
+            f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the "
+            "size a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"
         )
 
 
@@ -50,7 +64,7 @@ def fixed_batch(graph: nn.Module) -> FixedBatch | None:
     return found
 
 
-def set_fixed_batch(graph: Any, batch: FixedBatch | None) -> None:
+def set_fixed_batch(graph: fx.GraphModule, batch: FixedBatch | None) -> None:
     """Note what :func:`fixed_batch` returns."""
     graph.meta[_KEY] = batch
 

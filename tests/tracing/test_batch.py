@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import lq
 from lq.backends.graph import as_graph
@@ -43,11 +44,11 @@ def by_check(x: Tensor) -> Tensor:
     return x.reshape(-1, 3, 1)
 
 
-def found(body: Body, size: int) -> lq.tracing.batch.FixedBatch | None:
+def captured(body: Body, size: int) -> fx.GraphModule:
     x = torch.randn(size, 3)
     prepared = lq.prepare(Net(body), example_args=(x,))
     prepared(x)
-    return fixed_batch(as_graph(prepared))
+    return as_graph(prepared)
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -56,7 +57,7 @@ def found(body: Body, size: int) -> lq.tracing.batch.FixedBatch | None:
     [(by_length, "/ len(x)"), (by_int, "int(x.shape[0])"), (by_loop, "for row in x")],
 )
 def test_a_size_that_becomes_a_number_is_named_with_its_line(body: Body, code: str, size: int) -> None:
-    batch = found(body, size)
+    batch = fixed_batch(copy.deepcopy(captured(body, size)))
     assert batch is not None
     assert batch.size == size
     assert "test_batch.py" in batch.line
@@ -66,4 +67,6 @@ def test_a_size_that_becomes_a_number_is_named_with_its_line(body: Body, code: s
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("body", [by_shape, by_check])
 def test_a_size_that_stays_open_or_changes_nothing_is_none(body: Body, size: int) -> None:
-    assert found(body, size) is None
+    graph = captured(body, size)
+    assert fixed_batch(graph) is None
+    assert len(graph(torch.randn(size + 2, 3))) == size + 2
