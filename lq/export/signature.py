@@ -16,7 +16,7 @@ from lq.backends.on_cpu import other_float_types
 from lq.export.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
 from lq.tracing.batch import FixedBatch, fixed_batch
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
@@ -74,7 +74,7 @@ class Signature:
         """The signature of a call of ``model`` by ``example`` that returned ``output``."""
         declared = inspect.signature(model.forward).parameters
         parameters = tuple(declared)
-        named = _named(parameters, *example)
+        named = in_plain_containers(_named(parameters, *example))
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
         fixed = fixed_batch(model)
@@ -97,7 +97,7 @@ class Signature:
         Raises:
             ValueError: if another one is not what the model was exported with.
         """
-        named = _named(self.parameters, tuple(args), kwargs)
+        named = in_plain_containers(_named(self.parameters, tuple(args), kwargs))
         for name, value in named.items():
             if _holds_tensors(value):
                 if name in kwargs and not any(
@@ -241,9 +241,15 @@ def batch_size(example: Inputs) -> int | None:
         >>> batch_size(((torch.zeros(8, 3), torch.zeros(8)), {}))
         8
     """
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-    sizes = {t.shape[0] for t in tensors}
+    sizes = {t.shape[0] for t in tensors_of(example) if t.dim()}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def in_order(model: nn.Module, example: Inputs) -> Inputs:
+    """The same call with its keywords in the order of the parameters, as the tracers of torch want them."""
+    args, kwargs = example
+    order = {name: position for position, name in enumerate(inspect.signature(model.forward).parameters)}
+    return args, dict(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def in_float32(model: nn.Module, example: Any) -> Any:
@@ -256,14 +262,14 @@ def in_float32(model: nn.Module, example: Any) -> Any:
     replaced = other_float_types(model)
     if not replaced:
         return example
-    return tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.dtype in replaced else t, example)
+    return map_tensors(example, lambda t: t.float() if t.dtype in replaced else t)
 
 
 def one_sample(example: Inputs) -> Inputs:
     """The example cut to a batch of one, where all its tensors share their first dimension."""
     if batch_size(example) is None:
         return example
-    args, kwargs = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf, example)
+    args, kwargs = map_tensors(example, lambda t: t[:1] if t.dim() else t)
     return args, kwargs
 
 
