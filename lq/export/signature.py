@@ -246,10 +246,18 @@ def batch_size(example: Inputs) -> int | None:
 
 
 def in_order(model: nn.Module, example: Inputs) -> Inputs:
-    """The same call with its keywords in the order of the parameters, as the tracers of torch want them."""
+    """The same call with its keywords in the order of the parameters and without gaps: the tracers confuse others."""
     args, kwargs = example
-    order = {name: position for position, name in enumerate(inspect.signature(model.forward).parameters)}
-    return args, dict(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
+    parameters = inspect.signature(model.forward).parameters
+    order = {name: position for position, name in enumerate(parameters)}
+    last = max((order[name] for name in kwargs if name in order), default=0)
+    skipped = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in kwargs and len(args) <= order[name] < last and parameter.default is not parameter.empty
+    }
+    given = {**skipped, **kwargs}
+    return args, dict(sorted(given.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def in_float32(model: nn.Module, example: Any) -> Any:
