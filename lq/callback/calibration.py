@@ -26,7 +26,7 @@ from lq.packages import is_a
 from lq.ptq.calibrate import calibrate
 from lq.schedule import QATSchedule
 from lq.target import target_of
-from lq.validation import call_sample, samples_of
+from lq.validation import Sample, call_sample, samples_of
 
 # A few dozen batches are enough for a histogram; some 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
 BATCHES = 32
@@ -110,11 +110,23 @@ def _ranges(trainer: Trainer, module: LightningModule, name: str, limit: int) ->
     state = state_of(prepared)
     state.waits = False
     state.observe_by("histogram")
-    batches = islice(_batches(trainer.train_dataloader, limit), limit)
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    calibrate(prepared, samples_of(module, name, batches, datamodule), call_sample, limit, show_progress=shown)
+    calibrate(prepared, training_samples(trainer, module, name, limit), call_sample, limit, show_progress=shown)
     state.settle()
     return state.min_val.clone(), state.max_val.clone()
+
+
+def training_samples(trainer: Trainer, module: LightningModule, name: str, limit: int) -> Iterator[Sample]:
+    """What reaches the target when ``validation_step`` gets training batches.
+
+    Args:
+        trainer: of the fit.
+        module: a LightningModule; a copy runs.
+        name: of its target.
+        limit: batches at most.
+    """
+    batches = islice(_batches(trainer.train_dataloader, limit), limit)
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return samples_of(module, name, batches, datamodule)
 
 
 def _batches(loaders: Any, limit: int) -> Iterator[Any]:
