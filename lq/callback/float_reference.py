@@ -32,7 +32,7 @@ class FloatReference:
 
     def reset(self) -> None:
         """Forget the figures of the last run."""
-        self.has_weights, self.is_judged = True, False
+        self.has_weights, self.is_judged, self.is_of_checkpoint = True, False, False
         self.results: dict[str, float] = {}
         self.rest: dict[str, Any] = {}
 
@@ -90,7 +90,7 @@ class FloatReference:
         if _shapes(weights) != _shapes(self.model.state_dict()):
             raise ValueError(f"checkpoint: {TEACHER} holds other weights than {type(self.model).__name__} has.")
         self.model.load_state_dict(weights)
-        self.has_weights = True
+        self.has_weights = self.is_of_checkpoint = True
 
     def baseline(self) -> Baseline:
         """For the FP32 row of the closing table."""

@@ -210,7 +210,8 @@ class QATCallback(Callback):
 
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
         self._example = example
-        if self._float.model is not None and self._float.is_usable:
+        # The check gives the float model the weights of now.
+        if self._float.model is not None and self._float.is_usable and not self._float.is_of_checkpoint:
             with scratch_beside(None if self._destination is None else self._destination.path):
                 check_first_call(pl_module, self._name, self._float.model, example, self.order)
         target = self._target(pl_module)
