@@ -48,8 +48,8 @@ def comparison_rows(
     elif FP32 in results:
         rows.append({"model": "FP32", "metrics": results[FP32]})
     if PTQ in results:
-        rows.append({"model": "PTQ fake", "metrics": results[PTQ]})
-    rows.append({"model": "QAT fake", "metrics": results.get(FAKE, {})})
+        rows.append({"model": "PTQ, before QAT", "metrics": results[PTQ]})
+    rows.append({"model": "fake-quantized", "metrics": results.get(FAKE, {})})
     return rows + [_int8_row(kind, place, results) | _latency(times.get(kind)) for kind in kinds]
 
 

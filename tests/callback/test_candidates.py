@@ -47,7 +47,7 @@ def test_a_training_that_spoils_the_model_delivers_what_it_started_from(fit: Fit
     assert read_manifest(tmp_path / "int8")["weights"] == UNTRAINED
     assert torch.equal(load_prepared_state(tmp_path / "int8")["0.weight"], weights)
     assert results["fake"]["val_loss"] == pytest.approx(results["ptq"]["val_loss"], rel=1e-4)
-    assert [row["model"] for row in spoilt.deployment.rows][:3] == ["FP32", "PTQ fake", "QAT fake"]
+    assert [row["model"] for row in spoilt.deployment.rows][:3] == ["FP32", "PTQ, before QAT", "fake-quantized"]
 
 
 def test_a_training_that_pays_is_delivered(fit: Fit, tmp_path: Path) -> None:
