@@ -16,6 +16,8 @@ from lq.analysis.score import single_metric
 from lq.backends.prepare import set_phase, state_of
 from lq.callback.example import validation_loaders
 from lq.callback.processes import on_first_process
+from lq.callback.progress import has_room_for_bar
+from lq.core.lsq import LearnedScale
 from lq.detached import detached_copy
 from lq.evaluation import Judge, compare_on_validation_data
 from lq.export.rows import FAKE
@@ -58,7 +60,7 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, judge: Jud
     ranges = state.min_val.detach().cpu().clone(), state.max_val.detach().cpu().clone()
     if loaders is None:
         return StartingPoint(ranges=ranges)
-    judge = replace(judge, loaders=loaders)
+    judge = replace(judge, loaders=loaders, show_progress=has_room_for_bar(trainer))
     try:
         results = on_first_process(trainer, lambda: _results(detached_copy(module).float(), name, judge))
         return StartingPoint(results, ranges)
@@ -120,11 +122,16 @@ def choose_weights(
 
 
 def _restore(twin: LightningModule, name: str, ranges: tuple[Tensor, Tensor], float_weights: Mapping[str, Any]) -> None:
-    twin.load_state_dict(dict(float_weights), strict=False)  # learned scales start over
-    state = state_of(target_of(twin, name))
+    target = target_of(twin, name)
+    weights = twin.state_dict()  # which knows the versions of the user's modules
+    weights.update({key: value for key, value in float_weights.items() if key in weights})
+    twin.load_state_dict(weights)
     with torch.no_grad():
-        for own, found in zip((state.min_val, state.max_val), ranges, strict=True):
+        for own, found in zip((state_of(target).min_val, state_of(target).max_val), ranges, strict=True):
             own.copy_(found)
+    for part in target.modules():
+        if isinstance(part, LearnedScale):
+            part.reset()
 
 
 def _results(twin: LightningModule, name: str, judge: Judge) -> dict[str, float]:

@@ -40,9 +40,14 @@ def test_the_table_of_what_is_known(tmp_path, fashion_folder, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:lq. QAT ended with")  # one step on noise
-def test_a_run_is_trained_and_judged(tmp_path, fashion_folder):
-    network = low_bits.Classifier("mobilenet_v2", 10, 1, relax_strides=1, model_args={"width_mult": 0.5})
-    low_bits.torch.save({"state_dict": network.state_dict()}, tmp_path / "fashion_mnist_mobilenet_v2_float.ckpt")
+def test_a_run_is_trained_and_judged(tmp_path, fashion_folder, monkeypatch):
+    network = {"model": "mobilenet_v2", "num_classes": 10, "in_channels": 1, "relax_strides": 1}
+    network["model_args"] = {"inverted_residual_setting": [[1, 8, 1, 1], [2, 8, 2, 2]]}
+    state = low_bits.Classifier(**network).state_dict()
+    low_bits.torch.save({"state_dict": state}, tmp_path / "fashion_mnist_mobilenet_v2_float.ckpt")
+    recipe = {"model": {"init_args": {**network, "optimizer": {"lr": 0.1}}}}
+    (tmp_path / "mobilenet_v2_qat.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setattr(low_bits, "RECIPES", tmp_path)
     results = tmp_path / "results.json"
     options = ["--steps", "1", "--rates", "0.01", "--seeds", "1", "--floats", str(tmp_path)]
     rows = low_bits.main(
