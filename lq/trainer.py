@@ -67,8 +67,8 @@ class QATTrainer(Trainer):
             model: the LightningModule in float; it is prepared as the checkpoint says.
             datamodule: its validation data are what artifacts are compared on.
             ckpt_path: a checkpoint of a QAT run.
-            exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or {name: options}; null is as the
-                callback has.
+            exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or {name: options};
+                null is as the callback has.
             export_dir: directory or URL of the artifact; null is beside the checkpoint, with its name and -int8.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
 
@@ -113,8 +113,8 @@ class QATTrainer(Trainer):
             batches: training batches to calibrate with.
             batch_norm: measure BatchNorm statistics anew behind quantized weights.
             bias: correct biases for the mean error of the weights.
-            exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or {name: options}; null is as the
-                callback has.
+            exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or {name: options};
+                null is as the callback has.
             export_dir: directory or URL of the artifact; null is ptq-int8 in the default root directory.
             ckpt_path: a float checkpoint; null takes the weights as the model has them.
             weights_only: refuse checkpoints that hold more than plain data; null is true.
