@@ -68,7 +68,7 @@ class QATCallback(Callback):
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
-        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt"), or a
+        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), or a
             :class:`~lq.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
         monitor: the figure that counts, of those that ``validation_step`` logs, for the gate and ``auto_exclude``;

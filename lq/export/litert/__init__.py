@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from lq.backends.prepare import plan_of
 from lq.export.files import write_file
@@ -22,8 +22,8 @@ from lq.export.litert.runtime import interpreted
 from lq.export.litert.tensors import FixedBatchError
 from lq.export.litert.translation import Translation, translate
 from lq.export.manifest import MANIFEST_NAME
-from lq.export.program import export_program
-from lq.export.signature import Signature, batch_size, smallest_call
+from lq.export.program import export_program, float_program
+from lq.export.signature import Signature, batch_size, one_sample, smallest_call
 from lq.fields import Field
 from lq.plainly import check_flag
 from lq.tracing.structure import Inputs
@@ -107,6 +107,31 @@ def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[
     smallest = smallest_call(prepared, example)
     program, _ = export_program(prepared, smallest, signed=True, dynamic=False)
     return translate(program, ends), batch_size(smallest)
+
+
+def write_float(model: nn.Module, example: Inputs, path: Path) -> int | None:
+    """Write a float model as it is, to compare with.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: inputs of one call.
+        path: where to.
+
+    Returns:
+        the largest batch that the file takes; ``None`` is any.
+
+    Raises:
+        RuntimeError: if it cannot be exported.
+        UnsupportedError: if LiteRT lacks an operator.
+    """
+    try:
+        program, dynamic = float_program(model, example)
+        made, largest = translate(program), None if dynamic else batch_size(example)
+    except FixedBatchError:
+        smallest = one_sample(example)
+        made, largest = translate(float_program(model, smallest, dynamic=False)[0]), batch_size(smallest)
+    write_file(path, made.content(output_names(model, example), type(model).__name__))
+    return largest
 
 
 def load(

@@ -26,10 +26,12 @@ class Pending:
     Args:
         node: of the program.
         bounds: of the activations behind it.
+        affine: factor and summand of a BatchNorm behind it.
     """
 
     node: fx.Node
     bounds: Bounds = _ANY
+    affine: tuple[Tensor, Tensor] | None = None
 
 
 def write_on_integers(known: Operator, call: Call, bounds: Bounds, grid: Grid) -> Value:

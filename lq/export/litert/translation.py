@@ -15,11 +15,13 @@ from lq.export.litert import nodes
 from lq.export.litert.call import Call, UnsupportedError, Weight
 from lq.export.litert.ends import Ends
 from lq.export.litert.file import Grid
-from lq.export.litert.operators import OPERATORS
+from lq.export.litert.operators import BATCH_NORMS, OPERATORS
+from lq.export.litert.operators.normalization import affine, folded
 from lq.export.litert.pending import Pending, has_integers, write_in_float, write_on_integers
 from lq.export.litert.tensors import Tensors, Value
 
 _FLOAT_ENDS = Ends()
+_CONVOLUTIONS = ("conv1d", "conv2d")
 
 
 @dataclass
@@ -114,7 +116,7 @@ class _Translator:
             return self._computed(node)
         if name not in OPERATORS:
             raise UnsupportedError(f"LiteRT has no operator for {name} ({node.name})")
-        return self._activation(node) or self._operation(node)
+        return self._activation(node) or self._batch_norm(node) or self._operation(node)
 
     def _computed(self, node: fx.Node) -> Any:
         """What depends on constants alone."""
@@ -133,6 +135,21 @@ class _Translator:
             return None
         both = replace(source, bounds=source.bounds.within(bounds))
         return both if len(node.users) == 1 or both.bounds.activation else None
+
+    def _batch_norm(self, node: fx.Node) -> Pending | list[Any] | None:
+        """A BatchNorm of a float model, folded into the convolution in front of it where there is one."""
+        name = nodes.operation(node)
+        if name not in BATCH_NORMS:
+            return None
+        given = nodes.named(node)
+        constants = {key: self.values[held] for key, held in given.items() if isinstance(held, fx.Node)}
+        source = self.values[node.args[0]]
+        folds = isinstance(source, Pending) and nodes.operation(source.node) in _CONVOLUTIONS
+        if folds and isinstance(self.values[source.node.args[1]], Tensor):
+            made: Any = replace(source, affine=affine(constants, given["eps"]))
+        else:
+            made = self._written(Pending(node), None)
+        return [made] if name != BATCH_NORMS[0] else made
 
     def _operation(self, node: fx.Node) -> Any:
         known = OPERATORS[nodes.operation(node)]
@@ -183,6 +200,8 @@ class _Translator:
         """The operation with its result on a grid if LiteRT can, else rounded to it afterwards."""
         name = nodes.operation(pending.node)
         known, call = OPERATORS[name], self._described(pending.node)
+        if pending.affine is not None:
+            call = folded(call, *pending.affine)
         if grid is not None and known.int8 and has_integers(call):
             return write_on_integers(known, call, pending.bounds, grid)
         self.done.floating[call.name] = name
@@ -193,6 +212,7 @@ class _Translator:
         given = nodes.named(node)
         resolved = {name: _mapped(argument, self._value) for name, argument in given.items()}
         example = node.meta["val"]
+        example = example[0] if nodes.operation(node) in BATCH_NORMS[1:] else example
         shape = nodes.sizes_of(example) if isinstance(example, Tensor) else ()
         return Call(self.net, self._name(node, given, resolved), resolved, shape)
 

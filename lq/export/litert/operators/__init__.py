@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lq.export.litert.call import Builder
-from lq.export.litert.operators import attention, elementwise, layers, pooling, shapes
+from lq.export.litert.operators import attention, elementwise, layers, normalization, pooling, shapes
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ def _int8(build: Builder) -> Operator:
     return Operator(build, int8=True)
 
 
+BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
+
 OPERATORS: Mapping[str, Operator] = {
     # Layers.
     "conv1d": _layer(layers.conv),
@@ -50,8 +52,8 @@ OPERATORS: Mapping[str, Operator] = {
     "mm": _int8(layers.matmul),
     "scaled_dot_product_attention": Operator(attention.attention),
     "embedding": Operator(shapes.embedding),
-    "batch_norm": Operator(elementwise.batch_norm),
-    "layer_norm": Operator(elementwise.layer_norm),
+    **dict.fromkeys(BATCH_NORMS, Operator(normalization.batch_norm)),
+    "layer_norm": Operator(normalization.layer_norm),
     # Arithmetic.
     "add": _layer(elementwise.binary("ADD", "AddOptions")),
     "sub": _layer(elementwise.binary("SUB", "SubOptions")),

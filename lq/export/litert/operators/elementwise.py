@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lq.export.litert.call import Bounds, Builder, Call, array
 from lq.export.litert.file import Grid, Shape, Size
 from lq.export.litert.tensors import CHANNELS_LAST, Value
@@ -24,12 +21,13 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
 
     def build(call: Call) -> Value:
         left, right = (call.taken(call[name]) for name in ("self", "other"))
-        return _joined(call, kind, left, right, options, fused)
+        return joined(call, kind, left, right, options, fused)
 
     return build
 
 
-def _joined(call: Call, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
+def joined(call: Call, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
+    """What an operator makes of two tensors that are broadcast to one shape."""
     order = _common_order(call, (left, right))
     tensors = [_broadcast(call, value, order) for value in (left, right)]
     settings = {"fusedActivationFunction": call.activation} if fused and options else {}
@@ -96,7 +94,7 @@ def silu(call: Call) -> Value:
     """``x * sigmoid(x)``."""
     x = call.value("self")
     gate = call.on(None if call.grid is None else _UNIT, "sigmoid").write("LOGISTIC", [x.tensor], x)
-    return _joined(call, "MUL", x, gate, "MulOptions")
+    return joined(call, "MUL", x, gate, "MulOptions")
 
 
 def hardsigmoid(call: Call) -> Value:
@@ -105,9 +103,9 @@ def hardsigmoid(call: Call) -> Value:
         call.on(None if call.grid is None else Grid.of(6 * call.grid.scale, call.grid.zero_point), "sum"),
         bounds=Bounds(0.0, 6.0),
     )
-    shifted = _joined(sum_of, "ADD", sum_of.value("self"), sum_of.taken(3.0), "AddOptions")
+    shifted = joined(sum_of, "ADD", sum_of.value("self"), sum_of.taken(3.0), "AddOptions")
     sixth = call.taken(1 / 6)
-    return _joined(replace(call, bounds=Bounds()), "MUL", shifted, sixth, "MulOptions")
+    return joined(replace(call, bounds=Bounds()), "MUL", shifted, sixth, "MulOptions")
 
 
 def hardtanh(call: Call) -> Value:
@@ -143,51 +141,6 @@ def softmax(call: Call) -> Value:
     return call.net.on_grid(made, call.grid, call.name)
 
 
-def layer_norm(call: Call) -> Value:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimensions."""
-    x = call.net.plain(call.value("input"))
-    rank = len(call.net.shape(x))
-    axes = call.net.integers(range(rank - len(call["normalized_shape"]), rank), "axes")
-    reduced = [Size(1) if d >= rank - len(call["normalized_shape"]) else size for d, size in enumerate(call.shape)]
-    averaged = replace(call, shape=tuple(reduced))
-    order = tuple(range(rank))
-
-    def average(of: Value, name: str) -> Value:
-        made = averaged.on(None, name)
-        return made.write_in("MEAN", [of.tensor, axes], order, "ReducerOptions", keepDims=True)
-
-    centred = _joined(call.on(None, "centred"), "SUB", x, average(x, "mean"), "SubOptions")
-    squares = _joined(call.on(None, "squares"), "MUL", centred, centred, "MulOptions")
-    variance = _joined(
-        averaged.on(None, "sum"), "ADD", average(squares, "variance"), call.taken(call["eps"]), "AddOptions"
-    )
-    inverse = averaged.on(None, "rsqrt").write("RSQRT", [variance.tensor], variance)
-    result = _joined(call.on(None, "normalized"), "MUL", centred, inverse, "MulOptions")
-    for kind, name, options in (("MUL", "weight", "MulOptions"), ("ADD", "bias", "AddOptions")):
-        if call.get(name) is not None:
-            result = _joined(call.on(None, name), kind, result, call.taken(call[name]), options)
-    return result
-
-
-def batch_norm(call: Call) -> Value:
-    """A BatchNorm that stands alone: a factor and a summand for each channel."""
-    x = call.value("input")
-    factor, summand = _affine(call)
-    sizes = (-1, *[1] * (len(call.shape) - 2))
-    scaled = _joined(call.on(None, "scaled"), "MUL", x, call.taken(factor.reshape(sizes)), "MulOptions")
-    return _joined(call, "ADD", scaled, call.taken(summand.reshape(sizes)), "AddOptions")
-
-
-def _affine(call: Call) -> tuple[Tensor, Tensor]:
-    factor = torch.rsqrt(call["running_var"].double() + call["eps"])
-    if call.get("weight") is not None:
-        factor = factor * call["weight"].double()
-    summand = -call["running_mean"].double() * factor
-    if call.get("bias") is not None:
-        summand = summand + call["bias"].double()
-    return factor.float(), summand.float()
-
-
 def prelu(call: Call) -> Value:
     """A ReLU with a slope for each channel."""
     x = call.value("self")
@@ -202,7 +155,7 @@ def power(call: Call) -> Value:
     """A power with a number as the exponent."""
     x = call.value("self")
     if call["exponent"] == 2:
-        return _joined(call, "MUL", x, x, "MulOptions")
+        return joined(call, "MUL", x, x, "MulOptions")
     return call.write("POW", [x.tensor, call.taken(call["exponent"]).tensor], x)
 
 
