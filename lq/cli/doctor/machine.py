@@ -15,7 +15,7 @@ import torch
 
 _PACKAGES = (
     "lightning", "pytorch-lightning", "torchmetrics", "jsonargparse", "torchvision", "torchao",
-    "onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "tensorrt", "matplotlib", "numpy",
+    "onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "tensorrt", "ai-edge-litert", "matplotlib", "numpy",
 )  # fmt: skip
 
 # What int8 arithmetic depends on, by the names that Linux and macOS give them.

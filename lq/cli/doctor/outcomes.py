@@ -20,7 +20,13 @@ Rows = list[dict[str, Any]]
 PRESET, EXPORTER = "preset", "exporter"
 
 # What runs the files that an exporter writes, where that is not among what the exporter needs.
-_RUNTIMES = {"tensorrt": "tensorrt", "onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch"}
+_RUNTIMES = {
+    "tensorrt": "tensorrt",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "ai-edge-litert",
+}
 
 
 def names_of_trials() -> list[str]:
@@ -28,7 +34,7 @@ def names_of_trials() -> list[str]:
 
     Example:
         >>> names_of_trials()[0], names_of_trials()[-1]
-        ('preset portable', 'exporter executorch')
+        ('preset portable', 'exporter litert')
     """
     return [*(f"{PRESET} {name}" for name in PRESETS), *(f"{EXPORTER} {name}" for name in EXPORTERS)]
 
