@@ -47,10 +47,10 @@ def hyperparameters_of(path: str | Path, weights_only: bool = True, key: str = "
     found = vars(found) if isinstance(found, Namespace) else found
     if not isinstance(found, Mapping):
         return {}
-    plain = {str(name): value for name, value in found.items() if name != _INSTANTIATOR}
+    plain = {str(n): vars(v) if isinstance(v, Namespace) else v for n, v in found.items() if n != _INSTANTIATOR}
     whole = checkpoint.get("hparams_name" if key == "model" else "datamodule_hparams_name")
     if isinstance(whole, str) and whole != "kwargs":  # save_hyperparameters(config): one argument that holds them all
-        return {whole: AttributeDict(plain)}  # as Lightning gives it to the module, for config.lr and config["lr"]
+        return {whole: plain}
     return plain
 
 
@@ -80,7 +80,7 @@ def model_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         return {"class_path": model["class_path"], "dict_kwargs": settings}
     own = dict(model.get("init_args") or {})
     known = {name: given[name] for name in own if name in given}
-    changed = {name: value for name, value in known.items() if not _same(own[name], value)}
+    changed = {name: value for name, value in known.items() if not same(own[name], value)}
     return {"class_path": model["class_path"], "init_args": {**own, **changed}} if changed else None
 
 
@@ -107,8 +107,33 @@ def argument_names(kind: type, demanded: bool = False) -> list[str]:
     return found
 
 
-def _same(a: Any, b: Any) -> bool:
+def with_attributes(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a module, mappings as ``load_from_checkpoint`` gives them: for ``config.lr`` and ``config["lr"]``.
+
+    Args:
+        kind: the module's class; what its annotations name is not changed.
+        given: arguments by name.
+
+    Example:
+        >>> class Net:
+        ...     def __init__(self, config): ...
+        >>> with_attributes(Net, {"config": {"lr": 0.1}})["config"].lr
+        0.1
+    """
+    parameters = inspect.signature(kind).parameters
+    free = {name for name, p in parameters.items() if p.annotation in (p.empty, Any, Namespace)}
+    return {name: AttributeDict(v) if type(v) is dict and name in free else v for name, v in given.items()}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal; tensors and the like, which do not say so in a word, are not.
+
+    Example:
+        >>> same({"lr": 0.1}, AttributeDict(lr=0.1)), same(torch.ones(2), torch.ones(2))
+        (True, False)
+    """
     try:
         return bool(a == b)
     except (RuntimeError, ValueError, TypeError):  # tensors and arrays
         return False
+

@@ -10,13 +10,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 
 from lq.callback import QATCallback
 from lq.checkpoint import Checkpoint
 from lq.cli.arguments import typed_arguments
 from lq.cli.help import Formatter
-from lq.cli.hyperparameters import hyperparameters_of, model_settings
+from lq.cli.hyperparameters import hyperparameters_of, model_settings, same, with_attributes
 from lq.cli.parser import Parser
 from lq.cli.trainer import QATTrainer
 from lq.cli.verbs import OWN_VERBS
@@ -98,6 +98,17 @@ class LQCLI(LightningCLI):
         finally:
             self.parser.exit_on_error = exits
 
+    def _add_instantiators(self) -> None:
+        """Add Lightning's, and before them one that gives mappings as ``load_from_checkpoint`` does."""
+        super()._add_instantiators()
+        theirs = _InstantiatorFn(cli=self, key="model")
+
+        def instantiate(kind: type, /, *args: Any, applied_instantiation_links: Any, **given: Any) -> Any:
+            links = {"applied_instantiation_links": applied_instantiation_links}
+            return theirs(kind, *args, **links, **with_attributes(kind, given))
+
+        self.parser.add_instantiator(instantiate, LightningModule, subclasses=True, prepend=True)
+
     def before_instantiate_classes(self) -> None:
         """Add the callbacks that the configuration leaves out: for the progress, and for a checkpoint of a QAT run."""
         settings = self.config[self.subcommand]
@@ -135,7 +146,7 @@ def _say(text: str) -> None:
 
 def _say_changes(path: str, base: dict[str, Any], new: dict[str, Any]) -> None:
     own, given = base.get("init_args") or {}, new.get("init_args", {})  # none if LightningCLI has saved them
-    changes = [f"{name}={given[name]!r} (not {own[name]!r})" for name in given if given[name] is not own[name]]
+    changes = [f"{name}={given[name]!r} (not {own[name]!r})" for name in given if not same(own[name], given[name])]
     if changes:
         _say(f"{path}: its hyperparameters count: {', '.join(changes)}")
 

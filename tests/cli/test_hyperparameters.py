@@ -40,6 +40,25 @@ class Data(L.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = _loader
 """
 
+OTHERS = """
+from script_of_mine import Net as Plain
+
+class Demanding(Plain):
+    def __init__(self, width: int, **kwargs):
+        super().__init__(width=width, **kwargs)
+        self.save_hyperparameters()
+
+class OneConfig(Plain):
+    def __init__(self, config):
+        super().__init__(config["lr"], config.width if hasattr(config, "width") else config["width"])
+        self.save_hyperparameters(config)
+
+class OneNamespace(Plain):
+    def __init__(self, args):
+        super().__init__(args.lr, args.width)
+        self.save_hyperparameters(args)
+"""
+
 Make = Callable[..., Path]
 
 
@@ -47,16 +66,20 @@ Make = Callable[..., Path]
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Train the module in a script, and write a YAML that names its class."""
     (tmp_path / "script_of_mine.py").write_text(SOURCE)
+    (tmp_path / "others_of_mine.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def make(init_args: dict[str, Any] | None = None, change: dict[str, Any] | None = None, **given: Any) -> Path:
+    def make(
+        init_args: dict[str, Any] | None = None, change: dict[str, Any] | None = None, of: str = "Net", **given: Any
+    ) -> Path:
+        import others_of_mine as others  # type: ignore[import-not-found]
         import script_of_mine as mine  # type: ignore[import-not-found]
 
         trainer = Trainer(
             max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
             enable_model_summary=False,
         )  # fmt: skip
-        trainer.fit(mine.Net(**given), mine.Data())
+        trainer.fit(getattr(mine if of == "Net" else others, of)(**given), mine.Data())
         trainer.save_checkpoint(tmp_path / "float.ckpt")
         if change is not None:
             checkpoint = torch.load(tmp_path / "float.ckpt")
@@ -72,6 +95,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
     yield make
     sys.modules.pop("script_of_mine", None)
+    sys.modules.pop("others_of_mine", None)
 
 
 @pytest.mark.parametrize("verb", ["ptq", "analyze", "test"])
@@ -109,26 +133,6 @@ def test_what_is_typed_comes_first(run_lq: Any, trained: Make, capsys: Any) -> N
     assert "lr=" not in said
 
 
-OTHERS = """
-from script_of_mine import Net as Plain
-
-class Demanding(Plain):
-    def __init__(self, width: int, **kwargs):
-        super().__init__(width=width, **kwargs)
-        self.save_hyperparameters()
-
-class OneConfig(Plain):
-    def __init__(self, config):
-        super().__init__(config["lr"], config.width if hasattr(config, "width") else config["width"])
-        self.save_hyperparameters(config)
-
-class OneNamespace(Plain):
-    def __init__(self, args):
-        super().__init__(args.lr, args.width)
-        self.save_hyperparameters(args)
-"""
-
-
 @pytest.mark.parametrize(
     ("name", "given"),
     [
@@ -137,27 +141,14 @@ class OneNamespace(Plain):
         ("OneNamespace", {"args": Namespace(lr=0.1, width=6)}),
     ],
 )
-def test_the_ways_to_save_them(
-    run_lq: Any, trained: Make, tmp_path: Path, capsys: Any, name: str, given: dict[str, Any]
-) -> None:
-    """The class is named, its arguments and the data's module are not in any file."""
-    checkpoint = trained()
-    (tmp_path / "others_of_mine.py").write_text(OTHERS)
-    try:
-        import others_of_mine as mine  # type: ignore[import-not-found]
-
-        module = getattr(mine, name)(**given)
-        state = {"state_dict": module.state_dict(), "hparams_name": module._hparams_name, "loops": {}}
-        saved = module.hparams_initial if name != "OneNamespace" else given["args"]
-        state |= {"hyper_parameters": saved if name == "OneNamespace" else dict(saved)}
-        torch.save({**torch.load(checkpoint), **state}, checkpoint)
-        run_lq(
-            "test", "--model", f"others_of_mine.{name}", "--data", "script_of_mine.Data", "--ckpt_path", checkpoint,
-            "--trainer.logger", "false", "--trainer.accelerator", "cpu",
-        )  # fmt: skip
-        assert "val_loss" in capsys.readouterr().out
-    finally:
-        sys.modules.pop("others_of_mine", None)
+def test_the_ways_to_save_them(run_lq: Any, trained: Make, capsys: Any, name: str, given: dict[str, Any]) -> None:
+    """The class is named; its arguments are in no file but the checkpoint."""
+    checkpoint = trained(of=name, **given)
+    run_lq(
+        "test", "--model", f"others_of_mine.{name}", "--data", "script_of_mine.Data", "--ckpt_path", checkpoint,
+        "--trainer.logger", "false", "--trainer.accelerator", "cpu",
+    )  # fmt: skip
+    assert "val_loss" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_a_qat_run_is_tested_as_it_was_trained(
