@@ -15,10 +15,10 @@ import lq
 import lq.analysis
 import lq.metrics
 from lq import QATCallback
-from lq.data import DigitsDataModule
-from lq.models import DigitsClassifier
 from lq.cli.trainer import QATTrainer
 from lq.cli.verbs import DOCTOR, OF_LIGHTNING
+from lq.data import DigitsDataModule
+from lq.models import DigitsClassifier
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -108,7 +108,7 @@ def argument_names(kind: type, demanded: bool = False) -> list[str]:
 
 
 def with_attributes(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a module, mappings as ``load_from_checkpoint`` gives them: for ``config.lr`` and ``config["lr"]``.
+    """The arguments of a module, mappings as ``load_from_checkpoint`` gives them: for ``config.lr``, too.
 
     Args:
         kind: the module's class; what its annotations name is not changed.
@@ -136,4 +136,3 @@ def same(a: Any, b: Any) -> bool:
         return bool(a == b)
     except (RuntimeError, ValueError, TypeError):  # tensors and arrays
         return False
-
