@@ -53,6 +53,7 @@ class Preset:
     activation: ActivationSpec
     about: str
     fuse_add: bool = False
+    round_cheap: bool = False
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -81,6 +82,13 @@ PRESETS: Mapping[str, Preset] = {
         WeightSpec(-127, 127),
         ActivationSpec(-128, 127, symmetric=True),
         "symmetric int8 weights and activations, zero point 0",
+    ),
+    "litert": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(),
+        "for LiteRT and microcontrollers: as x86_vnni, and nothing between two int8 layers is left unrounded",
+        round_cheap=True,
     ),
 }
 
@@ -202,6 +210,11 @@ class QConfig:
     def resolved_fuse_add(self) -> bool:
         """Whether residuals are added inside of convolutions."""
         return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
+
+    @property
+    def round_cheap(self) -> bool:
+        """Whether cheap operations between int8 layers are rounded one by one."""
+        return PRESETS[self.preset].round_cheap
 
     @property
     def resolved_weight(self) -> WeightSpec:
