@@ -289,7 +289,7 @@ def test_a_checkpoint_is_read_once(
     path = trained[0].name
     trainer, module = quiet_trainer(tmp_path), WithAllData()
     trainer.report(module, ckpt_path=path, out=str(tmp_path / "page.html"))
-    assert [row["model"] for row in quick_study[-1].comparison][-2:] == ["QAT fake", "QAT int8"]
+    assert [row["model"] for row in quick_study[-1].comparison][-2:] == ["QAT, fake-quantized", "QAT int8"]
     trainer.export(WithAllData(), ckpt_path=path)
     trainer.analyze(WithAllData(), ckpt_path=path, out=str(tmp_path / "a"), batches=1)
     assert reads.count(path) == 3

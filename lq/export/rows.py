@@ -46,7 +46,7 @@ def comparison_rows(
         rows.append(row | _latency(fastest_float(times)))
     elif FP32 in results:
         rows.append({"model": "FP32", "metrics": results[FP32]})
-    rows.append({"model": "QAT fake", "metrics": results.get(FAKE, {})})
+    rows.append({"model": "fake-quantized", "metrics": results.get(FAKE, {})})
     return rows + [_int8_row(kind, place, results) | _latency(times.get(kind)) for kind in kinds]
 
 
