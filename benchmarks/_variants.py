@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lq.backends.prepare import prepare, set_phase, set_saving
+from lq.backends.prepare import prepare, set_phase
+from lq.backends.saving import set_saving
 
 Build = Callable[[], nn.Module]
 

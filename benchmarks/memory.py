@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks._common import Row, label, number, parse, parser, ratio, report, synchronize
 from benchmarks._variants import FLOAT, VARIANTS, Case, Step, UnavailableError, build, cases
-from lq.core.weight import Scratch
+from lq.core.scratch import Scratch
 
 COLUMNS = (
     label("model", "model"),

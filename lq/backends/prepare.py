@@ -184,36 +184,6 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
     state.fake_quant, state.observer, state.freeze_bn = fake_quant, observer, freeze_bn
 
 
-SAVINGS = ("floats", "bytes")
-
-
-def set_saving(prepared: nn.Module, save: str) -> None:
-    """Choose as what autograd keeps the quantized tensors of a prepared module for the backward pass.
-
-    ``"floats"`` is the faster one. With ``"bytes"`` a quantized activation is kept as its integers, nine bits a value,
-    and a quantized weight not at all; both are made again in the backward pass. Every gradient is the same to the bit.
-
-    Args:
-        prepared: from :func:`prepare`.
-        save: ``"floats"`` or ``"bytes"``.
-
-    Raises:
-        ValueError: on another word, or if the module is not prepared.
-
-    Example:
-        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
-        >>> set_saving(prepared, "bytes")
-    """
-    check_saving(save)
-    state_of(prepared).saves_bytes = save == "bytes"
-
-
-def check_saving(save: str) -> None:
-    """Refuse what :func:`set_saving` does not know."""
-    if save not in SAVINGS:
-        raise ValueError(f"save={save!r} is unknown; choose one of {list(SAVINGS)}, e.g. save='bytes'.")
-
-
 def refuse_other_plans(module: nn.Module) -> None:
     """Let a prepared module refuse checkpoints of another plan before anything of them is loaded."""
     module.register_load_state_dict_pre_hook(_refuse_other_plans)  # type: ignore[no-untyped-call]

@@ -18,16 +18,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 # Private, with probes in tests/core/test_saving.py and tests/instrument/test_checkpointing.py: the innermost pair of
 # hooks on saved tensors, and whether there may be any, as there may not within torch.func.
 innermost_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
-_may_hook: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled
+_may_hook: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
 
 
 class _Known:
     """A tensor whose values can be made again; ``version`` is ``None`` while the function that makes it runs."""
 
     def __init__(self, tensor: Tensor, make: Callable[[], Tensor]) -> None:
-        self.storage = StorageWeakRef(tensor.untyped_storage())
+        self.storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self.start, self.layout = tensor.storage_offset(), (tensor.shape, tensor.stride())
-        self.make, self.version = make, None
+        self.make = make
+        self.version: int | None = None
         self.made: Tensor | None = None
 
     def values(self, for_the_last_time: bool) -> Tensor:

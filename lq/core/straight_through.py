@@ -94,14 +94,14 @@ class _AnyDtypePacked(torch.autograd.Function):
         saving.know(out, partial(_values_again, packed, scale, low, high, x.dtype))
         saving.made(out)
         ctx.save_for_backward(packed.bytes, packed.bits)
-        ctx.packed, ctx.low, ctx.high = packed._replace(bytes=None, bits=None), low, high
+        ctx.shape, ctx.stride, ctx.low, ctx.high = packed.shape, packed.stride, low, high
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low_bits, bits = ctx.saved_tensors
-        integers = unpack(ctx.packed._replace(bytes=low_bits, bits=bits), ctx.low - 1)
+        integers = unpack(Packed(low_bits, bits, ctx.shape, ctx.stride), ctx.low - 1)
         return torch.where((integers >= ctx.low) & (integers <= ctx.high), grad, 0.0), None, None, None, None
 
 

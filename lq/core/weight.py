@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lq.core.functional import EPS, SMALLEST_SCALE
 from lq.core.saving import Saving, current, require_version
+from lq.core.scratch import Scratch
 from lq.specs import WeightSpec
 
 # Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
@@ -76,27 +77,6 @@ def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
         better = explained > best
         scale, best = torch.where(better, product / square, scale), torch.where(better, explained, best)
     return scale
-
-
-class Scratch:
-    """Memory for a quantized weight: a forward pass borrows it, its backward pass gives it back.
-
-    A fresh tensor at every step would cost more than the arithmetic. Whoever asks while it is lent gets fresh memory,
-    so that a layer can be called twice, evaluated or changed in between, and every backward pass finds its own values.
-    """
-
-    def __init__(self) -> None:
-        self.free: Tensor | None = None
-
-    def take(self, like: Tensor) -> Tensor:
-        """A float32 tensor of the shape, strides and device of ``like``."""
-        free, self.free = self.free, None
-        if free is None or (free.shape, free.stride(), free.device) != (like.shape, like.stride(), like.device):
-            return torch.empty_like(like, dtype=torch.float32, requires_grad=False)
-        return free
-
-    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
-        return Scratch, ()
 
 
 def _rounded(weight: Tensor, scale: Tensor, step: Tensor, memory: Tensor | None = None) -> Tensor:
@@ -194,10 +174,10 @@ def fake_quantize_weight(
         tensor([[ 1.2700, -0.5000]])
     """
     saving = current()
-    if saving is not None or not (
-        torch.is_grad_enabled() and (weight.requires_grad or (factor is not None and factor.requires_grad))
-    ):
-        scratch = None  # it would not be used again, or nobody would give it back
+    if saving is not None and scratch is not None:
+        scratch.free, scratch = None, None  # the backward pass makes the values again
+    if not (torch.is_grad_enabled() and (weight.requires_grad or (factor is not None and factor.requires_grad))):
+        scratch = None  # without a backward pass nobody would give it back
     out: Tensor = _FakeQuantizeWeight.apply(weight, scale, factor, scratch, saving)
     if saving is not None:
         saving.made(out)

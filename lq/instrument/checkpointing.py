@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from lq.core.saving import innermost_hooks
 from lq.instrument.places import Call, Instrument, Place
 
+
 def is_backward() -> bool:
     """Whether this thread is in a backward pass, so that a forward in it is a recomputation."""
     return bool(torch._C._current_graph_task_id() != -1)
