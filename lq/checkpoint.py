@@ -140,17 +140,17 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
 
     Args:
         path: of the ``.ckpt`` file.
-        module: a new LightningModule of the class that was trained, or just the part that was quantized, in float;
-            it is prepared as it was then. A prepared one only gets the weights.
+        module: a new LightningModule of the class that was trained, or only the part that was quantized, in float. It
+            is prepared as it was in the run. A prepared module only gets the weights.
         weights_only: refuse files that hold more than plain data; see :func:`torch.load`.
 
     Returns:
-        the LightningModule itself, or the prepared GraphModule of a plain module; in evaluation mode, ready for
-        :func:`lq.convert` (of a LightningModule's target).
+        ``module``, prepared, with the trained weights, in evaluation mode. :func:`lq.convert` takes it, or the target
+        of a LightningModule.
 
     Raises:
-        ValueError: if it is no QAT checkpoint, was written by a newer lq or before QAT started, or is one of another
-            architecture.
+        ValueError: if the file is not a QAT checkpoint, was written by a newer lq or before QAT started, or is from
+            another architecture.
 
     Example:
         >>> import tempfile

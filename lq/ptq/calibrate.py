@@ -24,7 +24,7 @@ def calibrate(
     *,
     show_progress: bool = True,
 ) -> int:
-    """Let the observers of a prepared module see batches, in evaluation mode; afterwards it is fake-quantized.
+    """Find the ranges of a prepared module by running batches, in evaluation mode; then switch fake quantization on.
 
     Args:
         prepared: from :func:`lq.prepare`.
