@@ -162,7 +162,7 @@ def _on_validation_data(
             return compare_on_validation_data(module, name, versions, judge, keep, baseline.weights(name))
         except Exception as error:  # whatever the user's validation code cannot do outside its own run
             warnings.warn(
-                f"lq: the int8 model could not be judged on the validation data, so the table lacks metrics: {error}",
+                f"lq: int8 could not be evaluated on the validation data, so the table lacks its figures: {error}",
                 stacklevel=2,
             )
     return Compared()

@@ -53,7 +53,7 @@ def test_the_pages_that_start_people_off_have_python_to_run(page):
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other; `L`, `module` and `datamodule` are the reader's own."""
     monkeypatch.chdir(tmp_path)
-    names = {"L": L, "module": DigitsClassifier(width=4), "datamodule": DigitsDataModule(batch_size=64)}
+    names = {"L": L, "module": DigitsClassifier(width=4), "datamodule": DigitsDataModule(batch_size=16)}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
 

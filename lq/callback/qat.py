@@ -443,7 +443,7 @@ class QATCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""
         if KEY not in checkpoint:
-            rank_zero_info("lq: the checkpoint is one of the float model")
+            rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
             return
         entry = CheckpointEntry.from_dict(checkpoint[KEY])

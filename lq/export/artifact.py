@@ -228,7 +228,9 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
-            raise ValueError(f"{file} is no state dict of plain data (read with weights_only=True): {error}") from error
+            raise ValueError(
+                f"{file} is not a state dict of plain data (read with weights_only=True): {error}"
+            ) from error
     return Field(state, str(file)).mapping()
 
 

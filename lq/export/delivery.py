@@ -294,7 +294,7 @@ def _pass_gate(
         if not parity.passed:
             what = "does not compute what was trained" if parity.samples else "does not run"
             message = f"{choice.name!r} {what}: {parity.complaint}"
-            message += f"; they part at {parity.first_layer}" if parity.first_layer else ""
+            message += f"; they first differ at {parity.first_layer}" if parity.first_layer else ""
             if gate.on_failure == "error":
                 deployment.failures.append(message)
             else:

@@ -52,7 +52,7 @@ def calibrate(
     """
     if call is not None and not callable(call):
         raise TypeError(
-            f"calibrate(): call={call!r} is no function; write e.g. lambda model, batch: model(batch['x'])."
+            f"calibrate(): call={call!r} is not a function; write e.g. lambda model, batch: model(batch['x'])."
         )
     check_batches(batches, "calibrate()")
     check_integer("limit", limit, 100)
