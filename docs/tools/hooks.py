@@ -37,7 +37,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the generated pages into the navigation, where it says ``folder/*``."""
-    generated = sorted([*ORIGINS, *reference_pages()])
+    generated = [*sorted(ORIGINS), *reference_pages()]
     config.nav = [_filled(item, generated) for item in config.nav or []]
     return config
 

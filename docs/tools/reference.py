@@ -85,7 +85,8 @@ def _page(title: str, introduction: str, names: Sequence[str]) -> str:
 def _block(name: str) -> str:
     """A function that has the name of its module, such as ``lq.analysis.compare``, is found by its longer name."""
     heading = name.removeprefix("lq.trainer.QATTrainer.") if "QATTrainer" in name else name
-    return f"::: {_home(name)}\n    options:\n      heading: {heading}\n      toc_label: {heading}"
+    block = f"::: {_home(name)}\n    options:\n      heading: {heading}\n      toc_label: {heading}"
+    return f"{block}\n      members: []" if name == "lq.QATCallback" else block  # its methods are hooks
 
 
 @cache
