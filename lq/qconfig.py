@@ -15,7 +15,7 @@ from lq.plainly import as_dataclass, check_flag
 from lq.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
-KEPT = ("", "ends")
+KEPT = ("ends", "nothing")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -53,6 +53,7 @@ class Preset:
     activation: ActivationSpec
     about: str
     fuse_add: bool = False
+    round_cheap: bool = False
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -81,6 +82,13 @@ PRESETS: Mapping[str, Preset] = {
         WeightSpec(-127, 127),
         ActivationSpec(-128, 127, symmetric=True),
         "symmetric int8 weights and activations, zero point 0",
+    ),
+    "litert": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(),
+        "for LiteRT and microcontrollers: as x86_vnni, and nothing between two int8 layers is left unrounded",
+        round_cheap=True,
     ),
 }
 
@@ -111,7 +119,7 @@ class QConfig:
             the convolution and the sum; they compute such a convolution in float. ``None`` takes the preset's.
         keep: ``"ends"`` gives the first and the last layers, and the tensors that they read or return, the bits of the
             preset where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3). Overrides come
-            last. ``""`` makes no exception.
+            last. A network without any other layer has no ends. ``"nothing"`` makes no exception.
 
     Raises:
         ValueError: on an unknown preset or backend, or an engine that this build of PyTorch does not support.
@@ -136,7 +144,7 @@ class QConfig:
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
-    keep: str = ""
+    keep: str = "ends"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -144,7 +152,10 @@ class QConfig:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
         if self.keep not in KEPT:
-            raise ValueError(f"Unknown keep={self.keep!r}. Write keep='ends' for the first and last layers, or ''.")
+            raise ValueError(
+                f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
+                "preset, or keep='nothing'."
+            )
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -178,12 +189,12 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """Name of the preset, with the backend if it is not the default, and ``keep`` if it is set."""
+        """Name of the preset, with backend and ``keep`` if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
-        return f"{name}, keep {self.keep}" if self.keep else name
+        return name if self.keep == "ends" else f"{name}, keep {self.keep}"
 
     @property
     def resolved_engine(self) -> str:
@@ -199,6 +210,11 @@ class QConfig:
     def resolved_fuse_add(self) -> bool:
         """Whether residuals are added inside of convolutions."""
         return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
+
+    @property
+    def round_cheap(self) -> bool:
+        """Whether cheap operations between int8 layers are rounded one by one."""
+        return PRESETS[self.preset].round_cheap
 
     @property
     def resolved_weight(self) -> WeightSpec:

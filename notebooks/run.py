@@ -49,7 +49,10 @@ def tidied(notebook: Any) -> Any:
 
 
 def _is_worth_reading(output: Any) -> bool:
-    return not (output.output_type == "stream" and output.name == "stderr")
+    """No logs, and no objects that are shown by their address."""
+    shown = output.get("data", {})
+    is_address = "image/png" not in shown and " at 0x" in shown.get("text/plain", "")
+    return not is_address and output.get("name") != "stderr"
 
 
 def _output(output: Any) -> Any:

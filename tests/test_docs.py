@@ -15,9 +15,9 @@ import lq
 import lq.analysis
 import lq.metrics
 from lq import QATCallback
+from lq.cli.trainer import QATTrainer
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
-from lq.trainer import QATTrainer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -65,7 +65,8 @@ def test_yaml_blocks_are_settings(page):
         content = yaml.safe_load(block)
         assert isinstance(content, dict)
         given = [content] if content.keys() <= SETTINGS else []
-        given += [entry.get("init_args", {}) for entry in content.get("trainer", {}).get("callbacks", [])]
+        callbacks = content.get("callbacks", []) + content.get("trainer", {}).get("callbacks", [])
+        given += [entry.get("init_args", {}) for entry in callbacks]
         assert given, f"neither settings of QATCallback nor a trainer: {sorted(content)}"
         for settings in given:
             QATCallback(**{key: value for key, value in settings.items() if key != "metric"})
@@ -86,7 +87,7 @@ def test_commands_that_are_named_exist(page):
     commands = [line for block in blocks(page, "") for line in re.findall(r"^lq (.+)$", block, re.MULTILINE)]
     for command in commands + re.findall(r"`lq ([^`]+)`", page.read_text()):
         verb, *words = command.split()
-        if verb in ("fit", "validate", "test", "predict", "..."):
+        if verb in ("fit", "validate", "test", "predict", "doctor", "VERB", "..."):
             continue
         options = set(inspect.signature(getattr(QATTrainer, verb)).parameters) | {"config", "help"}
         assert {word[2:] for word in words if re.fullmatch(r"--\w+", word)} <= options

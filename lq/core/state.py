@@ -39,7 +39,6 @@ class _Known(NamedTuple):
 
     version: object
     qparams: list[QParams]
-    ready: list[bool]
 
 
 class QATState(Float32Buffers):
@@ -137,8 +136,8 @@ class QATState(Float32Buffers):
         return self._read().qparams[slot]
 
     def ready(self, slot: int) -> bool:
-        """Whether the slot has a range."""
-        return self._read().ready[slot]
+        """Whether the slot has a range; not for a training step, as a GPU is waited for."""
+        return bool(torch.isfinite(self.min_val[slot]))
 
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every slot, float32 of shape (slots,)."""
@@ -163,9 +162,7 @@ class QATState(Float32Buffers):
         known = self._known
         if known is None or version is None or known.version != version:
             qparams = of_each(step_and_ends(self.min_val, self.max_val, self._grid))
-            # Ranges do not go away again, so a GPU is waited for only until all are there.
-            ready = known.ready if known is not None and all(known.ready) else torch.isfinite(self.min_val).tolist()
-            known = self._known = _Known(version, qparams, ready)
+            known = self._known = _Known(version, qparams)
         return known
 
     def observe(self, slot: int, x: Tensor) -> QParams | None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from lq.export.signature import Signature, in_float32
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, in_plain_containers
 
 Choice = str | Mapping[str, Mapping[str, Any]]
 
@@ -55,7 +55,7 @@ class Exporter:
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
         """Write the files into a directory; returns what ``lq.json`` shall say of them."""
-        given = in_float32(prepared, example)
+        given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
 
@@ -108,6 +108,7 @@ EXPORTERS: dict[str, Exporter] = {
             "openvino",
         ),
         Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch", rounds_bias=True),
+        Exporter("litert", ("int8.tflite",), "lq.export.litert", ("ai_edge_litert",), "litert", rounds_bias=True),
     )
 }
 
@@ -149,7 +150,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
         >>> chosen(["onx"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch.
+        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch, litert.
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")

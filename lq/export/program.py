@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 from lq.backends.prepare import plan_of
 from lq.backends.reference import reference
-from lq.export.signature import batch_size
+from lq.export.signature import batch_size, in_order
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 BATCH = "batch"
@@ -45,6 +46,7 @@ def export_program(
     Raises:
         ValueError: if the model cannot be exported.
     """
+    dynamic = dynamic and fixed_batch(prepared) is None
     try:
         return float_program(reference(prepared, signed), example, dynamic, largest_batch)
     except RuntimeError as error:
@@ -87,21 +89,6 @@ def float_program(
             return torch.export.export(model, *example), False
         except Exception as error:
             raise RuntimeError(str(error)) from error
-
-
-def in_order(model: nn.Module, example: Inputs) -> Inputs:
-    """The same call with its keywords in the order of the parameters and without gaps: torch.export confuses others."""
-    args, kwargs = example
-    parameters = inspect.signature(model.forward).parameters
-    order = {name: position for position, name in enumerate(parameters)}
-    last = max((order[name] for name in kwargs if name in order), default=0)
-    skipped = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in kwargs and len(args) <= order[name] < last and parameter.default is not parameter.empty
-    }
-    given = {**skipped, **kwargs}
-    return args, dict(sorted(given.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 @contextmanager

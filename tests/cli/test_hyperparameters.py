@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from lq.hyperparameters import hyperparameters_of, model_settings
+from lq.cli.hyperparameters import hyperparameters_of, model_settings
 
 SOURCE = """
 import lightning as L, torch
@@ -106,7 +105,7 @@ def test_those_that_the_command_line_saves_still_count(run_lq: Any, trained: Mak
 
 
 def test_files_that_are_no_plain_checkpoints_have_none(tmp_path: Path) -> None:
-    for name, content in (("list", [1]), ("none", {}), ("object", {"hyper_parameters": argparse.Namespace(a=1)})):
+    for name, content in (("list", [1]), ("none", {}), ("object", {"hyper_parameters": PurePosixPath("a")})):
         torch.save(content, tmp_path / name)
         assert hyperparameters_of(tmp_path / name) == {}
     (tmp_path / "text").write_text("no checkpoint")

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from lq.analysis import study
 from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
+from lq.cli.trainer import QATTrainer
 from lq.export.artifact import load
 from lq.qconfig import QConfig
 from lq.specs import WeightSpec
-from lq.trainer import QATTrainer
 from tests.tiny import (
     Late,
     Tiny,
@@ -252,7 +252,7 @@ def quick_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.extend([given, study(*others, replace(options, compare=hurried, batches=1))])
         return seen[-1]
 
-    monkeypatch.setattr("lq.trainer.study", quick)
+    monkeypatch.setattr("lq.cli.report.study", quick)
     return seen
 
 
@@ -322,7 +322,7 @@ def test_analyze_judges_on_batches_of_every_loader(
     def ask(prepared: Any, samples: Any, *given: Any) -> None:
         raise AskedError(f"{len(samples)} samples, {given[-1].limit} used")
 
-    monkeypatch.setattr("lq.trainer.analyze_layers", ask)
+    monkeypatch.setattr("lq.cli.analyze.analyze_layers", ask)
     with pytest.raises(AskedError, match="4 samples, 4 used"):
         quiet_trainer(tmp_path).analyze(TwoLoaders(), ckpt_path=str(trained[0]), batches=2)
 
@@ -336,7 +336,7 @@ def test_a_module_may_build_its_layers_in_configure_model(
     assert done.results["fp32"].keys() == {"val_loss", "accuracy"}
     trainer.ptq(LateWithAllData(), ckpt_path=str(tmp_path / "float.ckpt"))
     trainer.analyze(LateWithAllData(), out=str(tmp_path / "a"))
-    monkeypatch.setattr("lq.trainer.study", study_only_asks)
+    monkeypatch.setattr("lq.cli.report.study", study_only_asks)
     with pytest.raises(AskedError, match="Sequential GraphModule"):
         trainer.report(LateWithAllData(), ckpt_path=path)
     trainer.bench(LateWithAllData(), artifact=str(done.directory), batch_sizes=[1], min_time=0.01, compile=False)
@@ -351,7 +351,7 @@ def test_analyze_by_a_metric_needs_one_that_fits(tmp_path: Path) -> None:
 # Lightning says so whenever a checkpoint is loaded into a new version directory.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_command_line(run_lq: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = Path(__file__).parent.parent / "recipes" / "digits" / "qat.yaml"
+    recipe = Path(__file__).parents[2] / "recipes" / "digits" / "qat.yaml"
     config = yaml.safe_load(recipe.read_text())
     config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "log_every_n_steps": 1}
     config["trainer"]["callbacks"][0]["init_args"]["schedule"] = {"start": 0}
