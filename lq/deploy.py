@@ -95,23 +95,23 @@ def export_artifact(
     gate: Gate | None = None,
     float_model: nn.Module | None = None,
 ) -> Deployment:
-    """Write a trained or calibrated model for one or more runtimes, without a Trainer.
+    """Export a trained or calibrated model for one or more runtimes, without a Trainer.
 
     Args:
-        prepared: from :func:`lq.prepare`, with ranges; it is left as it is.
+        prepared: from :func:`lq.prepare`, trained or calibrated; it is not changed.
         batches: inputs for the parity gate: tensors, tuples of positional arguments, or mappings of keywords.
         directory: of the artifact, or a URL that fsspec knows.
         exporters: names, or ``{name: options}``.
-        gate: what each artifact has to reach; ``None`` is the default one.
+        gate: how closely each file has to agree with ``prepared``; ``None`` is the default.
         float_model: for the FP32 row of the table.
 
     Returns:
-        what was delivered, with the rows of the table.
+        the loaded models, the rows of the table, and what the gate measured.
 
     Raises:
         ValueError: if ``prepared`` has no ranges, ``batches`` is empty, or an exporter or option does not exist.
         ImportError: if an exporter needs a package that is not installed.
-        RuntimeError: if an artifact does not pass the gate or cannot be made; the others are written.
+        RuntimeError: if a file does not pass the gate or cannot be made; the others are written.
 
     Example:
         >>> import lq, tempfile
@@ -164,7 +164,7 @@ def _on_validation_data(
             return compare_on_validation_data(module, name, versions, judge, keep, baseline.weights(name))
         except Exception as error:  # whatever the user's validation code cannot do outside its own run
             warnings.warn(
-                f"lq: the int8 model could not be judged on the validation data, so the table lacks metrics: {error}",
+                f"lq: int8 could not be evaluated on the validation data, so the table lacks its figures: {error}",
                 stacklevel=2,
             )
     return Compared()

@@ -71,11 +71,11 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
     start = f"{trainer.global_step} steps"
     if trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
         raise ValueError(
-            f"The float checkpoint is one after {trainer.current_epoch} epochs, and max_epochs={trainer.max_epochs}: "
-            "nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
+            f"The float checkpoint was written after {trainer.current_epoch} epochs, and max_epochs="
+            f"{trainer.max_epochs}: nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
             "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path."
         )
-    say(trainer, f"the checkpoint is one of the float model: QAT starts here, after {start}")
+    say(trainer, f"this is a checkpoint of the float model: QAT starts here, after {start}")
     freezes = schedule.freeze_bn
     is_past = (
         freezes is not None

@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
+from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
@@ -63,41 +64,44 @@ from lq.tracing.structure import Inputs
 class QATCallback(Callback):
     """Quantization-aware training, from float model to int8 artifact, as one callback.
 
-    At ``setup`` the target is fused and prepared; by the schedule fake quantization starts, BatchNorm statistics
-    freeze, observers stop and the learning rate is annealed; validation tracks FP32 against fake-quantized (and int8)
-    metrics; at the end the best checkpoint is converted, compared with what was trained, and written to
-    ``export_dir``.
+    In ``setup`` the target is prepared. During training the schedule starts fake quantization, freezes the BatchNorm
+    statistics, stops the observers and lowers the learning rate. Validation logs the figures of FP32, of the
+    fake-quantized model and, if wanted, of the int8 model. At the end the best checkpoint is converted, compared with
+    the fake-quantized model, and written to ``export_dir``.
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
         qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), or a
             :class:`~lq.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
-        monitor: the figure that counts, of those that ``validation_step`` logs, for the gate and ``auto_exclude``;
-            ``None`` takes what a ModelCheckpoint monitors.
-        mode: which way it is better, "min" or "max"; ``None`` as that ModelCheckpoint says.
-        metric: any torchmetrics metric, to be tracked besides; ``None`` is multiclass accuracy where batches are plain
-            images and labels, and nothing elsewhere.
+        monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
+            what a ModelCheckpoint monitors.
+        mode: "min" if a lower ``monitor`` is better, "max" if a higher one is; ``None`` takes that of the
+            ModelCheckpoint.
+        metric: a metric of torchmetrics, logged in addition; ``None`` is multiclass accuracy where batches are inputs
+            and class numbers, and no metric elsewhere.
         target_fn: batch -> labels of the metric; ``None`` takes the last of ``(x, y)`` or
             "labels"/"label"/"target"/"y" of a dict.
         int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or
             ``{name: options}``; the first is what :func:`lq.load` loads by default.
-        gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
-        auto_exclude: before the first step, look for a few layers that quantization hurts and leave them in float; see
-            :class:`~lq.analysis.auto_exclude.AutoExclude`. What was found is in ``exclusions``, and in the checkpoints.
-        distill: let the float model teach the quantized one, which costs one float forward a step; see
-            :class:`~lq.callback.distillation.Distillation`.
-        log_ranges: "summary" logs the worst saturation, use of levels, dead tensors and drift of scales under
-            ``qat/ranges/``, "tensors" besides each activation's, to the loggers; ``None`` nothing.
+        gate: how closely each file has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
+        auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
+            :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
+        distill: train the quantized model to predict what the float model predicts, which costs one float forward a
+            step; see :class:`~lq.callback.distillation.Distillation`.
+        log_ranges: "summary" logs the worst saturation, use of levels, dead channels and drift of scales under
+            ``qat/ranges/``; "tensors" also logs those of each activation, to the loggers; ``None`` logs neither.
+        save: as what a step keeps quantized tensors for its backward pass: "floats", or "bytes", which takes a fraction
+            of the memory, gives the same gradients to the bit, and takes longer; see :func:`lq.set_saving`.
 
     ``qconfig``, ``schedule``, ``gate``, ``auto_exclude`` and ``distill`` may be mappings of their settings, as in YAML.
 
     Raises:
-        TypeError: for a setting of another type, such as a ``metric`` that is none of torchmetrics.
+        TypeError: if a setting has the wrong type, such as a ``metric`` that is not from torchmetrics.
         ImportError: if an exporter needs a package that is not installed.
-        ValueError: for what can be seen at once to be wrong; the rest is checked before the first step of a training.
+        ValueError: if a setting is wrong. What depends on module and data is checked before the first training step.
 
     Example:
         >>> QATCallback(qconfig="portable", schedule=QATSchedule(start=2, freeze_bn=4, observer_off=5)).schedule.start
@@ -120,6 +124,7 @@ class QATCallback(Callback):
         auto_exclude: bool | AutoExclude = False,
         distill: Distillation | None = None,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
+        save: Literal["floats", "bytes"] = "floats",
     ) -> None:
         check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir)
         check_monitor(monitor, mode)
@@ -137,6 +142,8 @@ class QATCallback(Callback):
         self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
         self._pause = CompilationPause()
+        check_saving(save)
+        self.save = save
         check_detail(log_ranges)
         self._ranges = RangeMonitor(log_ranges)
         self._reset()
@@ -191,6 +198,7 @@ class QATCallback(Callback):
         self._float.forget_unless_matching(self._target(pl_module))
         target = self._target(pl_module)
         self.plan = plan_of(target) if is_planned(target) else None
+        set_saving(target, self.save)
         if stage == "fit":
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
             self._announce_plan()
@@ -467,7 +475,7 @@ class QATCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""
         if KEY not in checkpoint:
-            rank_zero_info("lq: the checkpoint is one of the float model")
+            rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
             return
         entry = CheckpointEntry.from_dict(checkpoint[KEY])

@@ -65,7 +65,7 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``prepare`` decided.
+    """What is quantized, what stays in float, and why.
 
     Args:
         model: class name.
@@ -73,9 +73,9 @@ class Plan:
         layers: one row for every quantizable layer.
         tensors: one row for every fake quantizer.
         float_ops: names of the operations that compute in float.
-        remarks: what the backend has to say about the model.
+        remarks: notes of the backend on the model.
         sites: where the module quantizes.
-        products: products of matrices that are no layers.
+        products: matrix products that are not layers, such as attention's.
         inputs: what one call of the model takes, without values; see :func:`lq.tracing.inputs.describe_inputs`.
         modules: dotted name and class of every module, so that another architecture is noticed.
         kept: names of the layers and tensors at the ends of the network that keep the bits of the preset.
