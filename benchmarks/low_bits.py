@@ -31,7 +31,7 @@ from benchmarks._common import Row, label, number, parse, parser, report
 from lq.data import FashionMNISTDataModule
 from lq.models import Classifier, OptimizerConfig
 from lq.ptq.bias import correct_bias
-from lq.report.plots.style import CYCLE, finish, new_figure
+from lq.report.plots.style import CYCLE, WIDTH, finish, new_figure
 from lq.specs import ActivationSpec, WeightSpec
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "fashion_mnist"
@@ -239,7 +239,7 @@ def picture(rows: Sequence[Row]) -> Any:
     """Accuracy of every method, a panel for each model and grid."""
     tables = list(dict.fromkeys(row["about"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "float"))
-    figure, axes = new_figure(2.9 * len(tables) + 0.6, 3.6, columns=len(tables))
+    figure, axes = new_figure(max(WIDTH, 2.9 * len(tables) + 0.6), 3.6, columns=len(tables))
     for axis, about in zip(axes, tables, strict=True):
         found = {row["method"]: row for row in rows if row["about"] == about}
         axis.axhline(found["float"]["mean"], color="black", linewidth=1, label="float")
@@ -251,7 +251,7 @@ def picture(rows: Sequence[Row]) -> Any:
         axis.set_xticks([])
         axis.set_ylim(max(axis.get_ylim()[0], found["float"]["mean"] - 15), None)
     axes[0].set_ylabel("test accuracy, %")
-    return finish(figure, "Fashion-MNIST at low bits", columns=4)
+    return finish(figure, "Fashion-MNIST at low bits", columns=2 if len(tables) < 3 else 4)
 
 
 if __name__ == "__main__":
