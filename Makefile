@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean. Each creates .venv and installs what it needs.
+# make demo | test | lint | docs | bench | clean. Each creates .venv and installs what it needs.
 # Other interpreter or package index: make test PYTHON=python3.12 PIP_FLAGS="--extra-index-url ..."
 
 PYTHON ?= python3
@@ -12,12 +12,13 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:
 	@echo "make demo   train, quantize and compare a small network on handwritten digits"
 	@echo "make test   run the tests and every example in the documentation"
 	@echo "make lint   ruff, mypy, import layers"
+	@echo "make docs   build the documentation into build/site; a warning is an error"
 	@echo "make bench  what training costs: step time, operations and memory, against float and torch.ao"
 	@echo "make clean  remove caches, builds and runs; .venv stays"
 
@@ -33,6 +34,11 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+# The variable keeps Material for MkDocs from advertising its successor.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 # On a GPU: make bench BENCH_FLAGS="--device cuda". With torch.compile (some minutes a model): STEP_FLAGS=--compile
 bench: $(VENV)/.installed-dev

@@ -68,7 +68,7 @@ class Checkpoint:
             if isinstance(error, pickle.UnpicklingError) and weights_only:
                 raise ValueError(
                     f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust "
-                    "where it comes from: load_checkpoint(path, module, weights_only=False)."
+                    "where it comes from: --weights_only false, or load_checkpoint(path, module, weights_only=False)."
                 ) from error
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}).") from error

@@ -19,7 +19,7 @@ from lq.export.delivery import DEFAULT_EXPORTERS, Compared, Deployment, Order, d
 from lq.export.directory import AnyPath
 from lq.export.exporters import Choice
 from lq.export.parity import Gate
-from lq.export.rows import FP32
+from lq.export.rows import FP32, PTQ
 from lq.export.signature import in_float32
 from lq.metrics.outputs import main_tensor
 from lq.plainly import as_dataclass, check_module, check_path
@@ -38,12 +38,14 @@ class Baseline:
         results: its metrics, where they were measured before.
         has_weights: whether ``model`` holds the weights from which QAT started; a run that was resumed has lost them.
         rest: the weights of the LightningModule outside of the target at that time, by their names.
+        ptq: metrics of the model quantized without training, if QAT started from ranges that were calibrated.
     """
 
     model: nn.Module | None = None
     results: Mapping[str, float] = field(default_factory=dict)
     has_weights: bool = True
     rest: Mapping[str, Any] = field(default_factory=dict)
+    ptq: Mapping[str, float] = field(default_factory=dict)
 
     def weights(self, name: str) -> dict[str, Any]:
         """All weights by their names in the LightningModule, whose target has this name."""
@@ -78,7 +80,7 @@ def deploy(
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         compared = _on_validation_data(module, name, models, baseline, judge, keep)
-        known = {FP32: baseline.results} if baseline.results else {}
+        known = {version: found for version, found in ((FP32, baseline.results), (PTQ, baseline.ptq)) if found}
         return replace(compared, results={**known, **compared.results})
 
     prepared = prepared_graph(module, name, example)

@@ -61,6 +61,8 @@ class Judge:
 class ValidationComparison:
     """Compares other versions of the target with the tapped one ("fake"), batch by batch.
 
+    A version that cannot run is left out, and ``failed`` says why.
+
     Args:
         target: the prepared target inside the running LightningModule.
         others: name -> callable that takes the target's inputs; modules run on their own device.
@@ -82,6 +84,7 @@ class ValidationComparison:
         keep: int = 0,
     ) -> None:
         self.others, self.keep = dict(others), keep
+        self.failed: dict[str, str] = {}
         self.calls: list[tuple[Inputs, Tensor]] = []
         pairs = [("fake", name) for name in self.others if name != FP32]
         self.comparison = ModelComparison(
@@ -98,11 +101,17 @@ class ValidationComparison:
         if len(self.calls) < self.keep:
             self.calls.append((on_cpu((args, kwargs)), on_cpu(main_tensor(output))))
         with torch.no_grad(), int8_kernels():
-            for name, model in self.others.items():
-                inputs = as_float32((args, kwargs))
-                moved_args, moved_kwargs = move_data_to_device(inputs, _device_of(model))
-                outputs[name] = model(*moved_args, **moved_kwargs)
+            for name, model in list(self.others.items()):
+                try:
+                    outputs[name] = _answer(model, (args, kwargs))
+                except Exception as error:  # the others are compared all the same
+                    self._leave_out(name, str(error))
         self.comparison.update(outputs, self.target_fn(batch))
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        del self.others[name]
+        self.comparison.drop(name)
 
     def finish(self) -> Results:
         """Stop listening and compute; empty if no batch was seen."""
@@ -112,6 +121,11 @@ class ValidationComparison:
     def stop(self) -> None:
         """Stop listening."""
         self.tap.remove()
+
+
+def _answer(model: Callable[..., Any], call: Inputs) -> Any:
+    args, kwargs = move_data_to_device(as_float32(call), _device_of(model))
+    return model(*args, **kwargs)
 
 
 def _device_of(model: Callable[..., Any]) -> torch.device:
@@ -209,10 +223,10 @@ def compare_on_validation_data(
     if not results:
         return Compared()
     counts = frozenset({judge.monitor} if judge.monitor in own else results["fake"])
-    notes: list[str] = []
+    notes = [f"{version} cannot run on the validation data: {why}" for version, why in comparison.failed.items()]
     if own:
         results["fake"] = own | results["fake"]
-        for version, model in others.items():
+        for version, model in comparison.others.items():
             try:
                 figures = own_figures(module, name, judge, version, model, float_weights)
                 results[version] = figures | results[version]

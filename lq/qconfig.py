@@ -15,7 +15,7 @@ from lq.plainly import as_dataclass, check_flag
 from lq.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
-KEPT = ("", "ends")
+KEPT = ("ends", "nothing")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -119,7 +119,7 @@ class QConfig:
             round both, and leave such a convolution in float. ``None`` leaves it to the preset.
         keep: ``"ends"`` leaves the first and the last layers, and the tensors that they read or return, as many bits as
             the preset has where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3); overrides
-            count more. ``""`` leaves nothing.
+            count more; a network without any other layer has no ends. ``"nothing"`` gives them the grids of all others.
 
     Raises:
         ValueError: on an unknown preset or backend, or an engine that this CPU's torch does not support.
@@ -144,7 +144,7 @@ class QConfig:
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
-    keep: str = ""
+    keep: str = "ends"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -152,7 +152,10 @@ class QConfig:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
         if self.keep not in KEPT:
-            raise ValueError(f"Unknown keep={self.keep!r}. Write keep='ends' for the first and last layers, or ''.")
+            raise ValueError(
+                f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
+                "preset, or keep='nothing'."
+            )
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -186,12 +189,12 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """What gives grids and places: the preset's name, that of the backend if it is not the default, and keep."""
+        """What gives grids and places: the preset's name, and backend and keep if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
-        return f"{name}, keep {self.keep}" if self.keep else name
+        return name if self.keep == "ends" else f"{name}, keep {self.keep}"
 
     @property
     def resolved_engine(self) -> str:

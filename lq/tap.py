@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from lq.backends.on_cpu import as_float32
 from lq.instrument.listen import Listener
+from lq.tracing.structure import map_tensors
 
 
 class Tap:
@@ -42,4 +42,4 @@ class Tap:
 
 def on_cpu(data: Any) -> Any:
     """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
-    return as_float32(tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), data))
+    return as_float32(map_tensors(data, lambda t: t.detach().to("cpu", copy=True)))

@@ -41,7 +41,7 @@ def test_rows_results_and_artifact(tmp_path: Path) -> None:
         trained(), "model", EXAMPLE, Judge(val_loader()),
         Order(directory=tmp_path / "int8", manifest={"weights": "mine"}), baseline,
     )  # fmt: skip
-    assert [row["model"] for row in done.rows] == ["FP32", "QAT fake", "int8 torch"]
+    assert [row["model"] for row in done.rows] == ["FP32", "fake-quantized", "int8 torch"]
     fp32, fake, int8 = done.rows
     assert fp32["metrics"].keys() == fake["metrics"].keys() == int8["metrics"].keys() == {"val_loss", "accuracy"}
     assert all(row["latency_ms"] > 0 and row["threads"] == 1 for row in (fp32, int8))
@@ -50,7 +50,7 @@ def test_rows_results_and_artifact(tmp_path: Path) -> None:
     assert done.directory == tmp_path / "int8"
     content = json.loads((tmp_path / "int8" / "lq.json").read_text())
     assert content["weights"] == "mine"
-    assert [row["model"] for row in content["table"]] == ["FP32", "QAT fake", "int8 torch"]
+    assert [row["model"] for row in content["table"]] == ["FP32", "fake-quantized", "int8 torch"]
     assert content["ranges"].keys() == set(load_prepared_state(tmp_path / "int8")["qat_state._extra_state"]["names"])
     x = torch.randn(9, 1, 6, 6)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_baseline_that_lost_its_weights_is_measured_but_not_judged() -> None:
 
 def test_without_baseline_and_data() -> None:
     done = deploy(trained(), "model", EXAMPLE, Judge())
-    assert [row["model"] for row in done.rows] == ["QAT fake", "int8 torch"]
+    assert [row["model"] for row in done.rows] == ["fake-quantized", "int8 torch"]
     assert done.rows[1]["sqnr_db"] > 30
     assert done.notes
 

@@ -1,49 +1,78 @@
 """What the documentation shows is executed, or at least exists."""
 
+import importlib.util
+import inspect
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import lightning as L
 import pytest
 import yaml
 
+import lq
+import lq.analysis
+import lq.metrics
+from lq import QATCallback
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
+from lq.cli.trainer import QATTrainer
+from lq.cli.verbs import DOCTOR, OF_LIGHTNING
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("recipes/**/*.md")),
 ]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+SETTINGS = set(inspect.signature(QATCallback).parameters)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
     return [body for language, body in FENCE.findall(page.read_text()) if language in languages]
 
 
-def test_the_readme_has_python_to_run():
-    assert blocks(ROOT / "README.md", "python")
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/how_to/segmentation.md"])
+def test_the_pages_that_start_people_off_have_python_to_run(page):
+    assert blocks(ROOT / page, "python")
+
+
+@each_page
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other; `L`, `module` and `datamodule` are the reader's own."""
     monkeypatch.chdir(tmp_path)
-    names = {"L": L, "module": DigitsClassifier(width=4), "datamodule": DigitsDataModule(batch_size=16)}
+    names = {"L": L, "module": DigitsClassifier(width=4), "datamodule": DigitsDataModule(batch_size=64)}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_yaml_blocks_parse(page):
+@each_page
+def test_yaml_blocks_are_settings(page):
+    """What a block gives to the callback is taken by it."""
     for block in blocks(page, "yaml"):
-        assert isinstance(yaml.safe_load(block), dict)
+        content = yaml.safe_load(block)
+        assert isinstance(content, dict)
+        given = [content] if content.keys() <= SETTINGS else []
+        given += [entry.get("init_args", {}) for entry in content.get("trainer", {}).get("callbacks", [])]
+        assert given, f"neither settings of QATCallback nor a trainer: {sorted(content)}"
+        for settings in given:
+            QATCallback(**{key: value for key, value in settings.items() if key != "metric"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@each_page
 def test_recipes_and_targets_that_are_named_exist(page):
     text = page.read_text()
     for recipe in re.findall(r"recipes/[\w/]+\.yaml", text):
@@ -51,3 +80,65 @@ def test_recipes_and_targets_that_are_named_exist(page):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE):
         assert target in targets, target
+
+
+@each_page
+def test_commands_that_are_named_exist(page):
+    commands = [line for block in blocks(page, "") for line in re.findall(r"^lq (.+)$", block, re.MULTILINE)]
+    for command in commands + re.findall(r"`lq ([^`]+)`", page.read_text()):
+        verb, *words = command.split()
+        if verb in (*OF_LIGHTNING, *DOCTOR, "...", "VERB"):
+            continue
+        options = set(inspect.signature(getattr(QATTrainer, verb)).parameters) | {"config", "data", "debug", "help"}
+        assert {word[2:] for word in words if re.fullmatch(r"--\w+", word)} <= options
+    for module in re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", page.read_text()):
+        assert importlib.util.find_spec(module), module
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(FENCE.sub("", page.read_text())):
+        path, _, anchor = link.partition("#")
+        if ":" in path:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if target.relative_to(ROOT).as_posix().startswith("docs/reference/"):
+            assert target.relative_to(ROOT / "docs").as_posix() in tool("reference").reference_pages(), link
+        else:
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def anchors(page: Path) -> list[str]:
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    lost = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")]
+    assert [page for page in lost if f" {page}\n" not in text] == [], "give each a line in nav of mkdocs.yml"
+
+
+def test_every_public_name_is_in_the_reference():
+    shown = "\n".join(tool("reference").reference_pages().values())
+    for module in (lq, lq.analysis, lq.metrics):
+        for name in module.__all__:
+            if not name.startswith("_"):
+                found = getattr(module, name)
+                assert f"::: {found.__module__}.{found.__qualname__}\n" in shown, name
+
+
+def test_docstrings_become_markdown(monkeypatch):
+    pytest.importorskip("griffe")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    markdown_of = tool("docstrings").markdown_of
+    assert markdown_of("See :class:`~lq.qconfig.QConfig` and ``None``.") == (
+        "See [`QConfig`][lq.qconfig.QConfig] and `None`."
+    )
+    assert markdown_of("See :func:`~lq.ptq.batches.run_batch`.") == "See `run_batch`."
+
+
+def test_the_picture_of_the_phases_is_that_of_the_schedule():
+    phases = tool("draw_phases")
+    assert phases.PICTURE.read_text() == phases.picture(), "run python docs/tools/draw_phases.py"

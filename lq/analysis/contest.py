@@ -22,7 +22,7 @@ from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
 from lq.tracing.structure import Inputs
 
-FP32, FAKE, INT8, HISTOGRAM = "FP32", "QAT fake", "QAT int8", "PTQ per-channel histogram"
+FP32, FAKE, INT8, HISTOGRAM = "FP32", "QAT, fake-quantized", "QAT int8", "PTQ per-channel histogram"
 _SMALL_GAP = 0.005  # of the float metric; a share of less than that says nothing
 
 

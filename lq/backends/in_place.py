@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
 from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
@@ -21,7 +20,7 @@ from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig
 from lq.tracing.inputs import describe_inputs
 from lq.tracing.sites import Sites, in_place_joins
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, map_tensors
 from lq.tracing.symbolic import NotPlainError, read_calls
 
 
@@ -153,7 +152,7 @@ def like(module: nn.Module, example: Inputs) -> Inputs:
         tensor = tensor.detach().to(parameter.device)
         return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
 
-    found: Inputs = tree_map_only(Tensor, moved, example)
+    found: Inputs = map_tensors(example, moved)
     return found
 
 

@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch import fx, nn
+
+from lq.tracing.structure import map_tensors
 
 _FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float64})
 
@@ -48,7 +49,7 @@ def as_float32(value: Any) -> Any:
         >>> as_float32([torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.int64)])
         [tensor([1.]), tensor([1])]
     """
-    return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _FLOATS else leaf, value)
+    return map_tensors(value, lambda t: t.float() if t.dtype in _FLOATS else t)
 
 
 def _plain(arguments: Any, replaced: frozenset[torch.dtype]) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lq.backends.closeness import difference
 from lq.core.kept import as_it_was
 from lq.instrument.attach import instrument_of
 from lq.instrument.record import Recording
+from lq.tracing.closeness import difference
 from lq.tracing.structure import Flattener, Inputs
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lq.backends.closeness import difference
 from lq.core.modes import modes_kept
 from lq.core.state import STATE, QATState
+from lq.tracing.closeness import difference
 from lq.tracing.structure import is_record
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -18,6 +18,7 @@ from lq.export.delivery import Order, rehearse
 from lq.instrument.listen import Listener
 from lq.tap import on_cpu
 from lq.target import float_state, prepared_graph, target_of
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 
@@ -52,5 +53,8 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
     prepared = copy.deepcopy(prepared_graph(module, name, example)).cpu().float()
     float_model.load_state_dict(float_state(target_of(module, name)))
     self_check(float_model, prepared, *example)
+    batch = fixed_batch(prepared)
+    if batch is not None:
+        rank_zero_warn(f"lq: {batch.remark}.")
     for note in rehearse(prepared, example, order.exporters):
         rank_zero_info(f"lq: int8 model {note}")

@@ -6,9 +6,11 @@ import math
 from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.console import is_terminal
+from lq.packages import is_a
 from lq.progress import Point, Position
 from lq.schedule import Phase, QATSchedule
 
@@ -38,6 +40,12 @@ def say(trainer: Trainer, text: str) -> None:
         rank_zero_info(f"lq: {text}")
     elif trainer.is_global_zero:
         bar.print(f"lq: {text}")
+
+
+def has_room_for_bar(trainer: Trainer) -> bool:
+    """Whether a bar of lq's may be shown beside that of the training: a terminal has room for one of Rich's."""
+    bar = trainer.progress_bar_callback
+    return bar is not None and not is_a(bar, RichProgressBar)
 
 
 def close_progress_bar(trainer: Trainer, module: LightningModule) -> None:

@@ -110,8 +110,10 @@ class Int8Model:
         """Run the model on CPU tensors, without gradients.
 
         Raises:
-            ValueError: if it cannot be run and the inputs are not as those that it was exported for.
+            ValueError: if it cannot be run and the inputs are not as those that it was exported for, or if it is right
+                for one batch size alone and that of the call is another.
         """
+        self.signature.check_batch(args, kwargs)
         try:
             return self.call(*args, **kwargs)
         except Exception as error:

@@ -28,9 +28,10 @@ from lq.export.manifest import write_manifest
 from lq.export.parity import Gate, Parity, measure, metric_complaint
 from lq.export.rows import FAKE, FP32, comparison_rows
 from lq.export.scratch import scratch
-from lq.export.signature import Signature, smallest_call
+from lq.export.signature import Signature, batch_size, smallest_call
 from lq.export.stopwatch import fresh_latencies
 from lq.metrics.outputs import main_tensor
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
@@ -164,14 +165,17 @@ def deliver(
         save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, order.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
+        batch = fixed_batch(prepared)
+        deployment.notes += [] if batch is None else [batch.remark]
         deployment.notes += float_notes(plan_of(prepared), infos)
         deployment.models = {kind: load(place, kind) for kind in infos}
         compared = compare(deployment.models, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
         deployment.notes += compared.notes
-        if not compared.calls:
+        calls = [(call, out) for call, out in compared.calls if batch is None or batch_size(call) == batch.size]
+        if not calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
-        _pass_gate(deployment, prepared, order, place, compared, compared.calls or [(example, main_tensor(output))])
+        _pass_gate(deployment, prepared, order, place, compared, calls or [(example, main_tensor(output))])
         times = _latencies(deployment, place, float_model, smallest_call(prepared, example))
         deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
         failed = _leave_out(deployment) if gate.on_failure == "error" else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lq.export.artifact import check_writable, own_files
 from lq.export.directory import AnyPath, absolute, beside, complete_directory, publish
-from lq.export.manifest import MANIFEST_NAME, is_artifact, parse_manifest
+from lq.export.manifest import MANIFEST_NAME, is_artifact, parse_manifest, read_manifest_bytes
 from lq.export.remote import check_remote, fingerprint, local_path, remote_manifest, upload
 
 
@@ -67,7 +67,7 @@ class Destination:
         if self.url:
             return remote_manifest(self.url)
         with suppress(OSError):  # a path that cannot be is what check() refuses
-            return (complete_directory(self.path) / MANIFEST_NAME).read_bytes()
+            return read_manifest_bytes(complete_directory(self.path) / MANIFEST_NAME)
         return None
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from lq.export.files import write_file
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, quiet_export
-from lq.export.signature import FlatModel, Signature, batch_size, one_sample
+from lq.export.signature import FlatModel, Signature, batch_size, smallest_call
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 
@@ -49,15 +49,15 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    program, _ = export_program(prepared, _plain(one_sample(example)), signed=True, dynamic=False)
+    sample = smallest_call(prepared, example)
+    program, _ = export_program(prepared, _plain(sample), signed=True, dynamic=False)
     _one_dequantization_each(program)
     with quiet_export():
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         layers = _layers(edge.exported_program().graph_module)
         content = edge.to_executorch().buffer
     write_file(directory / FILE, content)
-    at_once = None if batch_size(example) is None else 1
-    return {"dynamic_batch": False, "largest_batch": at_once, **layers}
+    return {"dynamic_batch": False, "largest_batch": batch_size(sample), **layers}
 
 
 def load(

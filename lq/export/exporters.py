@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from lq.export.signature import Signature, in_float32
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, in_plain_containers
 
 Choice = str | Mapping[str, Mapping[str, Any]]
 
@@ -55,7 +55,7 @@ class Exporter:
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
         """Write the files into a directory; returns what ``lq.json`` shall say of them."""
-        given = in_float32(prepared, example)
+        given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
 

@@ -23,7 +23,7 @@ FORMAT = "lq-artifact"
 FORMAT_VERSION = 1
 DISTRIBUTION = "lightning-qat"
 _REMEDY = "Give the directory that a training exported."
-_LARGEST_MANIFEST = 2**26  # bytes; that of a model of ten thousand layers has some 10 MB
+LARGEST_MANIFEST = 2**26  # bytes; that of a model of ten thousand layers has some 10 MB
 _PACKAGES = (
     "lightning",
     "pytorch-lightning",
@@ -111,6 +111,8 @@ def parse_manifest(content: bytes, place: Path | str) -> dict[str, Any]:
         ValueError: runs/int8/lq.json was not written by lq: runs/int8 is not an lq artifact. Give the directory ...
     """
     file = f"{place}/{MANIFEST_NAME}"
+    if len(content) > LARGEST_MANIFEST:
+        raise ValueError(f"{file} has more than {LARGEST_MANIFEST} bytes, as none that lq writes. {_REMEDY}")
     try:
         found = parse_json(content, file)
     except UnicodeDecodeError as error:
@@ -189,9 +191,13 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_NAME
     if not file.is_file():
         raise ValueError(f"{path} is not an lq artifact: it has no {MANIFEST_NAME}. {_REMEDY}")
-    if file.stat().st_size > _LARGEST_MANIFEST:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than any that lq writes. {_REMEDY}")
-    return parse_manifest(file.read_bytes(), path)
+    return parse_manifest(read_manifest_bytes(file), path)
+
+
+def read_manifest_bytes(file: Path) -> bytes:
+    """The bytes of an ``lq.json``; of one that :func:`parse_manifest` refuses as too large, no more than it takes."""
+    with file.open("rb") as stream:
+        return stream.read(LARGEST_MANIFEST + 1)
 
 
 def _check(manifest: Field) -> None:

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 from lq.backends.prepare import plan_of
 from lq.backends.reference import reference
-from lq.export.signature import batch_size
+from lq.export.signature import batch_size, in_order
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
 BATCH = "batch"
@@ -45,6 +46,7 @@ def export_program(
     Raises:
         ValueError: if the model cannot be exported.
     """
+    dynamic = dynamic and fixed_batch(prepared) is None
     try:
         return float_program(reference(prepared, signed), example, dynamic, largest_batch)
     except RuntimeError as error:
@@ -87,13 +89,6 @@ def float_program(
             return torch.export.export(model, *example), False
         except Exception as error:
             raise RuntimeError(str(error)) from error
-
-
-def in_order(model: nn.Module, example: Inputs) -> Inputs:
-    """The same call with its keywords in the order of the parameters: torch.export 2.15 confuses others."""
-    args, kwargs = example
-    order = {name: position for position, name in enumerate(inspect.signature(model.forward).parameters)}
-    return args, dict(sorted(kwargs.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from lq.backends.reference import register_operations
 from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
 from lq.export.manifest import MANIFEST_NAME
-from lq.export.program import export_program, in_order, quiet_export
+from lq.export.program import export_program, quiet_export
 from lq.export.program_check import check_program
-from lq.export.signature import Signature
+from lq.export.signature import Signature, in_order
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 

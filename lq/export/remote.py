@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 from lq.export.directory import AnyPath
 from lq.export.files import discard, write_file
-from lq.export.manifest import MANIFEST_NAME, check_manifest, checksum, parse_manifest
+from lq.export.manifest import LARGEST_MANIFEST, MANIFEST_NAME, check_manifest, checksum, parse_manifest
 
 _REMEDY = "Check the address and the credentials, or choose another."
 
@@ -90,7 +90,7 @@ def remote_manifest(url: str) -> bytes | None:
     store, root = _store(url)
     with _as_os_error(f"cannot read {url}", _REMEDY):
         try:
-            content: bytes = store.cat_file(f"{root}/{MANIFEST_NAME}")
+            content: bytes = store.cat_file(f"{root}/{MANIFEST_NAME}", end=LARGEST_MANIFEST + 1)
         except FileNotFoundError:
             return None
     return content

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map_only
 
 from lq.export.parity import Gate, Parity, measure
 from lq.metrics.outputs import main_tensor
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, map_tensors
 
 
 @torch.no_grad()
@@ -44,7 +43,7 @@ def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: 
     got = []
     try:
         for call in calls:
-            args, kwargs = tree_map_only(Tensor, _doubled, copy.deepcopy(call))
+            args, kwargs = map_tensors(copy.deepcopy(call), _doubled)
             got.append(main_tensor(exact(*args, **kwargs)))
     except Exception:  # the user's code may insist on float32 in any way
         return None

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from lq.backends.on_cpu import other_float_types
 from lq.export.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-from lq.tracing.structure import Inputs
+from lq.tracing.batch import FixedBatch, fixed_batch
+from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
@@ -48,6 +49,7 @@ class Signature:
         inputs: its tensors, in the order in which the exported model takes them.
         output: structure of what it returns, as :func:`torch.utils._pytree.treespec_dumps` writes it.
         leaves: what stands in the places of that structure: "tensor", or a constant.
+        fixed_batch: the only batch size that it is right for, where the code of the model has made it a constant.
         spec: ``output`` as torch has read it.
 
     Example:
@@ -64,6 +66,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     output: str
     leaves: tuple[Any, ...]
+    fixed_batch: int | None = None
     spec: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -71,10 +74,11 @@ class Signature:
         """The signature of a call of ``model`` by ``example`` that returned ``output``."""
         declared = inspect.signature(model.forward).parameters
         parameters = tuple(declared)
-        named = _named(parameters, *example)
+        named = in_plain_containers(_named(parameters, *example))
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
-        batch = batch_size(example)
+        fixed = fixed_batch(model)
+        batch = batch_size(example) if fixed is None else None
         specs = []
         for name, value in named.items():
             tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
@@ -84,7 +88,8 @@ class Signature:
                 dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
                 specs.append(TensorSpec(unique, shape, dtype))
         leaves, spec = tree_flatten(output)
-        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)))
+        size = None if fixed is None else fixed.size
+        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)), size)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call that hold tensors, by name and in order.
@@ -92,7 +97,7 @@ class Signature:
         Raises:
             ValueError: if another one is not what the model was exported with.
         """
-        named = _named(self.parameters, tuple(args), kwargs)
+        named = in_plain_containers(_named(self.parameters, tuple(args), kwargs))
         for name, value in named.items():
             if _holds_tensors(value):
                 if name in kwargs and not any(
@@ -146,6 +151,15 @@ class Signature:
         """Number of output tensors."""
         return self.leaves.count(_TENSOR)
 
+    def check_batch(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a batch that the model would compute wrong numbers for, and no error.
+
+        Raises:
+            ValueError: if the batch size is fixed and that of the call is another one.
+        """
+        if self.fixed_batch is not None:
+            FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
+
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""
         tensors = self.tensors(args, kwargs)
@@ -184,6 +198,7 @@ class Signature:
             tuple(_checked_spec(entry) for entry in given["inputs"].each()),
             given["output"].text(),
             tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
+            None if given["fixed_batch"].value is None else given["fixed_batch"].integer(1),
         )
         output = given["output"]
         spec = treespec_loads(output.text()) if trust else load_treespec(output.text(), output.where)
@@ -226,9 +241,23 @@ def batch_size(example: Inputs) -> int | None:
         >>> batch_size(((torch.zeros(8, 3), torch.zeros(8)), {}))
         8
     """
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-    sizes = {t.shape[0] for t in tensors}
+    sizes = {t.shape[0] for t in tensors_of(example) if t.dim()}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def in_order(model: nn.Module, example: Inputs) -> Inputs:
+    """The same call with its keywords in the order of the parameters and without gaps: the tracers confuse others."""
+    args, kwargs = example
+    parameters = inspect.signature(model.forward).parameters
+    order = {name: position for position, name in enumerate(parameters)}
+    last = max((order[name] for name in kwargs if name in order), default=0)
+    skipped = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in kwargs and len(args) <= order[name] < last and parameter.default is not parameter.empty
+    }
+    given = {**skipped, **kwargs}
+    return args, dict(sorted(given.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def in_float32(model: nn.Module, example: Any) -> Any:
@@ -241,19 +270,21 @@ def in_float32(model: nn.Module, example: Any) -> Any:
     replaced = other_float_types(model)
     if not replaced:
         return example
-    return tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.dtype in replaced else t, example)
+    return map_tensors(example, lambda t: t.float() if t.dtype in replaced else t)
 
 
 def one_sample(example: Inputs) -> Inputs:
     """The example cut to a batch of one, where all its tensors share their first dimension."""
     if batch_size(example) is None:
         return example
-    args, kwargs = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf, example)
+    args, kwargs = map_tensors(example, lambda t: t[:1] if t.dim() else t)
     return args, kwargs
 
 
-def smallest_call(model: Callable[..., Any], example: Inputs) -> Inputs:
+def smallest_call(model: nn.Module, example: Inputs) -> Inputs:
     """The example cut to a batch of one, or whole where the model's code has fixed its batch."""
+    if fixed_batch(model) is not None:
+        return example
     sample = one_sample(example)
     try:
         with torch.no_grad():

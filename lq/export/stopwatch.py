@@ -24,8 +24,8 @@ from lq.export.files import save, write_file
 from lq.export.rows import EAGER, FROZEN, FUSED
 from lq.export.scratch import scratch
 from lq.export.torchscript import export_torchscript, tensor_inputs
-from lq.export.worker import in_plain_containers, run_module
-from lq.tracing.structure import Inputs
+from lq.export.worker import run_module
+from lq.tracing.structure import Inputs, in_plain_containers
 
 SECONDS = 1.0
 _JOB, _SAMPLE, _FLOAT, _TIMES = "job.json", "sample.pt", "float.pt", "times.json"

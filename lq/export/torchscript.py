@@ -6,7 +6,6 @@ import copy
 import inspect
 import io
 import re
-import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +26,9 @@ from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program_check import read_archive
-from lq.export.signature import Signature, smallest_call
+from lq.export.signature import Signature, in_order, smallest_call
 from lq.fields import Field
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Flattener, Inputs, restore, tensors_of
 
 FILE = "int8.pt"
 
@@ -37,7 +36,6 @@ _MORE_THAN_COMPUTES = re.compile(
     r"def\s+__(?:setstate|getstate|init)__|\b(?:from_file|save|load|_?fork|rpc_\w+|file_\w+|Open|Load|Save)\s*\(|ops\.(?:image|video)\.\w+"
     r"|torch\.classes\.(?!quantized\b)\w+"
 )
-_STRUCTURES = (Tensor, list, tuple, dict)
 
 
 @contextmanager
@@ -69,10 +67,7 @@ def export_torchscript(
         optimize: also fuse for inference (folds BatchNorm of float models).
 
     Returns:
-        the frozen module; it takes other batch sizes than the example's.
-
-    Raises:
-        ValueError: as in :func:`tensor_inputs`.
+        the frozen module, which takes what :func:`tensor_inputs` returns; the batch size may be another one.
 
     Example:
         >>> frozen = export_torchscript(nn.Linear(4, 2).eval(), (torch.ones(1, 4),))
@@ -80,6 +75,8 @@ def export_torchscript(
         torch.Size([3, 2])
     """
     positional, named = tensor_inputs(model, args, kwargs)
+    if _own_arguments(model, args, kwargs or {}) is None:
+        model = _OfTensors(model.eval(), in_order(model, (args, dict(kwargs or {}))))
     given: dict[str, Any] = {"example_kwarg_inputs": named} if named else {"example_inputs": positional}
     with quiet_torchscript(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that the traced code reads become constants, which the comparison with real batches would show.
@@ -101,7 +98,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     int8 = convert(prepared)
     reasons = in_float(int8)
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
-        sample = smallest_call(int8, example)
+        sample = smallest_call(prepared, example)
         flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
     scripted = export_torchscript(_flattened(int8) if flat else int8, *sample)
     content = io.BytesIO()
@@ -110,7 +107,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     write_file(directory / FILE, content.getbuffer())
     return {
         "engine": qconfig_of(prepared).resolved_engine,
-        "named_arguments": bool(tensor_inputs(int8, *sample)[1]),
+        "arguments": list(tensor_inputs(int8, *sample)[1]),
         "flat_output": flat,
         "libraries": libraries_of(scripted),
         "int8_layers": dict(Counter(m.kind for m in int8.modules() if isinstance(m, Int8Layer))),
@@ -132,16 +129,16 @@ def load(
         ValueError: if this build of PyTorch lacks the engine.
     """
     given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.torch")
-    named, flat = given["named_arguments"].flag(), given["flat_output"].flag()
+    names, flat = [name.text() for name in given["arguments"].each()], given["flat_output"].flag()
     select_engine(directory, given["engine"].text())
     import_libraries(info)
     with quiet_torchscript():
         scripted: Callable[..., Any] = torch.jit.load(str(directory / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.arguments(args, kwargs)
+        tensors = signature.tensors(args, kwargs)
         with int8_kernels():
-            output = scripted(**arguments) if named else scripted(*arguments.values())
+            output = scripted(**dict(zip(names, tensors, strict=True))) if names else scripted(*tensors)
         return signature.restore(tree_leaves(output)) if flat else output
 
     return call
@@ -218,7 +215,10 @@ def like_original(
 
 
 def tensor_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
-    """What a TorchScript module takes of a call: its tensors, without arguments that equal their default.
+    """What the TorchScript module of a model takes in the place of a call: tensors alone.
+
+    Arguments that are tensors keep their places and names, if all others have their defaults. Otherwise all tensors
+    come by position, in the order of the parameters, and what else the call holds is fixed in the module.
 
     Args:
         model: the module that was exported, for the signature of its ``forward``.
@@ -228,28 +228,40 @@ def tensor_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     Returns:
         ``(args, kwargs)``, one of which is empty: the tracer takes one kind at a time.
 
-    Raises:
-        ValueError: if what is left is neither a tensor nor a structure of tensors.
-
     Example:
         >>> class Scale(nn.Module):
         ...     def forward(self, x, double=False):
         ...         return 2 * x if double else x
         >>> tensor_inputs(Scale(), (torch.ones(1),), {"double": False})
         ((), {'x': tensor([1.])})
+        >>> tensor_inputs(Scale(), ([torch.ones(1)],), {"double": True})
+        ((tensor([1.]),), {})
     """
-    if not kwargs and all(isinstance(value, _STRUCTURES) for value in args):
+    own = _own_arguments(model, args, kwargs or {})
+    return (tuple(tensors_of(in_order(model, (args, dict(kwargs or {}))))), {}) if own is None else own
+
+
+def _own_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs | None:
+    """The call without what has its default, if tensors are all that is left."""
+    if not kwargs and all(isinstance(value, Tensor) for value in args):
         return args, {}
     signature = inspect.signature(model.forward)
-    named = {}
-    for name, value in signature.bind(*args, **kwargs or {}).arguments.items():
-        if not isinstance(value, _STRUCTURES):
-            if value is signature.parameters[name].default or value == signature.parameters[name].default:
-                continue
-            raise ValueError(
-                f"TorchScript takes tensors and structures of tensors, but the model is called with {name}="
-                f"{reprlib.repr(value)}, which is not its default. Give it that default, or name an inner module that "
-                "is called with tensors only: QATCallback(target=...)."
-            )
-        named[name] = value
-    return (), named
+    bound = signature.bind(*args, **kwargs).arguments
+    held = {name: value for name, value in bound.items() if not _is_default(value, signature.parameters[name].default)}
+    return ((), held) if all(isinstance(value, Tensor) for value in held.values()) else None
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return not tensors_of(value) and bool(value is default or value == default)
+
+
+class _OfTensors(nn.Module):
+    """A model that is called with the tensors of a call, by position."""
+
+    def __init__(self, model: nn.Module, example: Inputs) -> None:
+        super().__init__()
+        self.model, self.structure = model, Flattener().take(example)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = restore(self.structure, tensors)
+        return self.model(*args, **kwargs)

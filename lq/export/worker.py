@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from lq.export.files import save, write_file
 from lq.export.isolation import START, job_of, worker_environment
 from lq.export.scratch import scratch
 from lq.metrics.outputs import main_tensor
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, in_plain_containers
 
 _LENGTH = struct.Struct("<Q")
 _LAST_LINES = 40
@@ -103,22 +103,6 @@ def pieces(stream: IO[bytes]) -> Iterable[bytes]:
     """What :func:`run_module` was ``given``, read in the process."""
     while header := stream.read(_LENGTH.size):
         yield stream.read(_LENGTH.unpack(header)[0])
-
-
-def in_plain_containers(value: Any) -> Any:
-    """The same values in tuples, lists and dicts, which unpickle without the code of the training.
-
-    Example:
-        >>> from collections import namedtuple
-        >>> in_plain_containers(namedtuple("Pair", "a b")(1, [2]))
-        (1, [2])
-    """
-    if isinstance(value, Mapping):
-        return {key: in_plain_containers(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [in_plain_containers(item) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return value
 
 
 def main(directory: str, kind: str, made: str, error: str) -> None:

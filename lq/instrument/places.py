@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from lq.core.state import QATState
+from lq.tracing.structure import map_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ LISTENERS = "_lq_listeners"  # and those who want to hear of its calls
 
 def kept_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Inputs of a call to keep: a copy, as a user may fill the tensors anew, on the CPU, where memory is plenty."""
-    return tree_map_only(torch.Tensor, lambda t: t.detach().to("cpu", copy=True), (args, dict(kwargs)))
+    return map_tensors((args, dict(kwargs)), lambda t: t.detach().to("cpu", copy=True))
 
 
 class Call:

@@ -165,6 +165,13 @@ class ModelComparison:
             for fidelity in group.values():
                 fidelity.update(main_tensor(outputs[reference]), main_tensor(outputs[other]))
 
+    def drop(self, name: str) -> None:
+        """Leave a model out from now on, with what was seen of it."""
+        self.models = tuple(model for model in self.models if model != name)
+        self.pairs = tuple(pair for pair in self.pairs if name not in pair)
+        self._metrics.pop(name, None)
+        self._fidelity = {pair: group for pair, group in self._fidelity.items() if name not in pair}
+
     def compute(self) -> dict[str, dict[str, float]]:
         """Results over all batches.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
 from lq.plainly import check_integer
+from lq.tracing.structure import map_tensors, tensors_of
 
 Call = Callable[[Any, Any], Any]
 
@@ -40,7 +40,7 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
         inputs = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
     elif isinstance(batch, (tuple, list)):
         inputs = batch[0] if batch else None
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+    if not tensors_of(inputs):
         raise ValueError(
             f"the batch, {describe(batch)}, has no tensor to call the model with. Known are a tensor, (inputs, ...) "
             "and a mapping of keywords; for another layout give call=, e.g. "
@@ -48,7 +48,7 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
         )
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     device = next((parameter.device for parameter in parameters), torch.device("cpu"))
-    inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+    inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 

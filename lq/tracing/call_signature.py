@@ -21,6 +21,12 @@ def ordered_dict(items: list[tuple[Any, Any]]) -> OrderedDict[Any, Any]:
     return OrderedDict(items)
 
 
+@fx.wrap
+def field_of(record: Any, name: str) -> Any:
+    """A field of a dataclass, or of the dict that stands for it where its class is not known."""
+    return record[name] if isinstance(record, dict) else getattr(record, name)
+
+
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -85,14 +91,16 @@ def _take_apart(graph: fx.Graph, node: fx.Node, value: Any, found: dict[int, fx.
         return
     if is_record(value) and not isinstance(value, Mapping):
         parts: list[tuple[Any, Any]] = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-        function: Any = getattr
+        function: Any = field_of
     else:
         parts = list(value.items()) if isinstance(value, Mapping) else []
         parts = list(enumerate(value)) if isinstance(value, (tuple, list)) else parts
         function = operator.getitem
     for key, part in parts:
         if leaves_of(part):
-            _take_apart(graph, graph.call_function(function, (node, key)), part, found)
+            taken = graph.call_function(function, (node, key))
+            taken.meta["is_wrapped"] = function is field_of
+            _take_apart(graph, taken, part, found)
 
 
 def output_of(graph: fx.Graph, structure: Any, results: list[Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from lq.core.state import STATE, QATState
+from lq.tracing.batch import set_fixed_batch
 from lq.tracing.call_signature import add_placeholders, output_of
 from lq.tracing.captured_layers import LayerSite
 from lq.tracing.exported import export
@@ -45,7 +46,7 @@ def capture(
 
     Returns:
         a GraphModule in evaluation mode, called as ``target`` is, that shares parameters and buffers with it. Its batch
-        is dynamic where the code allows it.
+        is dynamic where the code allows it; see :func:`lq.tracing.batch.fixed_batch`.
 
     Raises:
         ValueError: if the model has no graph, naming the line.
@@ -83,6 +84,7 @@ def capture(
     graph_module.graph.eliminate_dead_code()
     graph_module = fx.GraphModule(holder.root, graph_module.graph, class_name=type(target).__name__)
     graph_module.graph.lint()
+    set_fixed_batch(graph_module, exported.batch)
     shared = set(state.modules())  # whose modes are those of the model
     for module in graph_module.modules():
         module.training = module.training and module in shared

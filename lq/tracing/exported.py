@@ -10,16 +10,19 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
 from lq.core.kept import as_it_was
+from lq.tracing.batch import FixedBatch, where_sizes_become_constants
+from lq.tracing.closeness import difference
 from lq.tracing.functional import functional
 from lq.tracing.structure import Flattener, Inputs, restore
 
@@ -36,6 +39,7 @@ class Exported:
         results: nodes of the tensors that the module returns, in order.
         arguments: the structure of the call, with leaves in the places of its tensors.
         output: the structure of the result.
+        batch: the only batch size that the graph is right for, if there is but one.
     """
 
     graph: fx.Graph
@@ -44,6 +48,17 @@ class Exported:
     results: list[Any]
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     output: Any
+    batch: FixedBatch | None = None
+
+    def run(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What the graph computes of these inputs."""
+        given = {node: tensor for node, (_, tensor) in self.constants.items()} | dict(
+            zip(self.inputs, tensors, strict=True)
+        )
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        outputs = fx.Interpreter(fx.GraphModule({}, self.graph)).run(*(given[node] for node in placeholders))
+        named = dict(zip(self.graph.output_node().args[0], outputs, strict=True))  # type: ignore[arg-type]
+        return [named[node] for node in self.results]
 
 
 class _Returned:
@@ -86,8 +101,29 @@ def export(
     flat = _Flat(target, arguments)
     with as_it_was(target), marking(), torch.no_grad(), quiet():
         target.eval()
-        program, graph = functional(_program(flat, flattener.tensors, inner))
-    return _read(target, program, graph, arguments, flat.returned.structure)
+        with where_sizes_become_constants() as stacks:
+            program, graph = functional(_program(flat, flattener.tensors, inner))
+        exported = _read(target, program, graph, arguments, flat.returned.structure)
+        return replace(exported, batch=_fixed_batch(exported, flat, flattener.tensors, stacks))
+
+
+def _fixed_batch(
+    exported: Exported, flat: _Flat, tensors: list[Tensor], stacks: list[traceback.StackSummary]
+) -> FixedBatch | None:
+    """The batch of the example, if the graph holds it as a number and computes something else with another one."""
+    sizes = {t.shape[0] for t in tensors if t.dim()}
+    shapes = [node.meta["val"].shape for node in exported.inputs]
+    if len(sizes) != 1 or not all(is_concrete_int(shape[0]) for shape in shapes if shape):
+        return None
+    more = [torch.cat([t, t[:1]]) if t.dim() else t for t in tensors]
+    try:
+        expected = flat([t.clone() for t in more])
+        if all(difference(a, b) is None for a, b in zip(expected, exported.run(more), strict=True)):
+            return None
+    except Exception:
+        logging.getLogger(__name__).debug("no batch but that of the example", exc_info=True)
+    lines = (_line_of([(f.filename, f.lineno or 0, f.name, f.line or "") for f in stack]) for stack in stacks)
+    return FixedBatch(sizes.pop(), next(filter(None, lines), ""))
 
 
 def _program(flat: _Flat, tensors: list[Tensor], inner: str) -> ExportedProgram:
@@ -173,11 +209,16 @@ def _reason(target: nn.Module, error: Exception, inner: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    frames = [(f.filename, f.lineno, f.name, f.line) for f in traceback.extract_tb(error.__traceback__)]
+    frames = [(f.filename, f.lineno or 0, f.name, f.line or "") for f in traceback.extract_tb(error.__traceback__)]
     for file, line, name in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error)):
         frames.append((file, int(line), name, linecache.getline(file, int(line)).strip()))
+    return _line_of(frames) or "somewhere inside of it"
+
+
+def _line_of(frames: list[tuple[str, int, str, str]]) -> str:
+    """The innermost of the user's own lines; "" if there is none."""
     own = [frame for frame in frames if not re.search(r"[/\\](torch|lq)[/\\]|^<", frame[0])]
     if not own:
-        return "somewhere inside of it"
+        return ""
     file, line, name, code = own[-1]
     return f"{file}:{line}, in {name}" + (f": `{code}`" if code else "")

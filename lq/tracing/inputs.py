@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from lq.tracing.structure import is_record, tensors_of
 
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +71,10 @@ def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
         return [pair for i, inner in enumerate(value) for pair in _leaves(inner, f"{path}_{i}")]
     if isinstance(value, Tensor):
         return [(path, value)]
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    if is_record(value):
+        parts = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return [pair for key, inner in parts for pair in _leaves(inner, f"{path}_{key}")]
+    tensors = tensors_of(value)
     return [(path if len(tensors) == 1 else f"{path}_{i}", leaf) for i, leaf in enumerate(tensors)]
 
 

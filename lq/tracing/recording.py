@@ -21,6 +21,7 @@ from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, w
 from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.ops import CALLED, SEEN
+from lq.tracing.structure import tensors_of
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
 from lq.tracing.work import multiply_accumulates
 
@@ -140,8 +141,7 @@ class Recorder(TorchFunctionMode):
 
     def give_output(self, output: Any) -> None:
         """End the graph."""
-        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        self.graph.output(tuple(self._node(t) for t in tensors))
+        self.graph.output(tuple(self._node(t) for t in tensors_of(output)))
         give_input_by_position(self.graph)
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:

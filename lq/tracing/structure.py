@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -59,6 +60,58 @@ def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
         return _like(value, {key: function(item) for key, item in value.items()})
     if is_record(value):
         return _record_like(value, {f.name: function(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """``value`` with the function applied to every tensor in it, however deep.
+
+    Example:
+        >>> map_tensors({"x": [torch.ones(2), None]}, lambda t: t * 2)
+        {'x': [tensor([2., 2.]), None]}
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if not isinstance(value, (tuple, list, Mapping)) and not is_record(value):
+        return tree_map_only(torch.Tensor, function, value)  # classes that others have registered
+    return map_structure(value, lambda item: map_tensors(item, function))
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """All tensors of a structure, in order.
+
+    Example:
+        >>> tensors_of({"x": [torch.ones(1), None], "y": torch.zeros(1)})
+        [tensor([1.]), tensor([0.])]
+    """
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found
+
+
+def in_plain_containers(value: Any) -> Any:
+    """The same values in tuples, lists and dicts, which need none of the code of the training.
+
+    A dataclass becomes a dict of those of its fields that hold tensors: what else it holds is fixed in a graph.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> in_plain_containers(namedtuple("Pair", "a b")(1, [2]))
+        (1, [2])
+    """
+    if isinstance(value, Mapping):
+        return {key: in_plain_containers(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [in_plain_containers(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if is_record(value):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: in_plain_containers(part) for name, part in parts.items() if tensors_of(part)}
     return value
 
 

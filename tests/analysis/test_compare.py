@@ -32,17 +32,17 @@ def test_the_table_of_the_tutorial():
         trained.train()(x)
     rows = compare(model, batches, batches, qat=trained, options=QUICK)
     assert names(rows) == [
-        "FP32", "PTQ per-tensor MinMax", "PTQ per-channel histogram", "PTQ histogram, bias corrected", "QAT fake",
-        "QAT int8",
+        "FP32", "PTQ per-tensor MinMax", "PTQ per-channel histogram", "PTQ histogram, bias corrected",
+        "QAT, fake-quantized", "QAT int8",
     ]  # fmt: skip
     accuracy = {row["model"]: row["metrics"]["accuracy"] for row in rows}
     assert accuracy["FP32"] == 1.0
     assert accuracy["PTQ per-tensor MinMax"] < 0.7
     assert accuracy["PTQ per-channel histogram"] > accuracy["PTQ per-tensor MinMax"] + 0.2
-    assert accuracy["QAT int8"] == pytest.approx(accuracy["QAT fake"], abs=0.03)
+    assert accuracy["QAT int8"] == pytest.approx(accuracy["QAT, fake-quantized"], abs=0.03)
     by_name = {row["model"]: row for row in rows}
-    assert "latency_ms" not in by_name["QAT fake"]
-    assert all(row["latency_ms"] > 0 and row["size_mb"] > 0 for row in rows if row["model"] != "QAT fake")
+    assert "latency_ms" not in by_name["QAT, fake-quantized"]
+    assert all(row["latency_ms"] > 0 and row["size_mb"] > 0 for row in rows if row["model"] != "QAT, fake-quantized")
     assert by_name["QAT int8"]["agreement"] > 0.95
     assert not trained.training or trained.qat_state.observer  # its phase is what it was
 
@@ -71,7 +71,7 @@ def test_an_artifact_is_judged_in_its_own_runtime(tmp_path, is_local):
         artifact=callback.deployment.directory if is_local else url,
         options=QUICK,
     )
-    assert names(rows)[-2:] == ["QAT fake", "QAT int8, torch"]
+    assert names(rows)[-2:] == ["QAT, fake-quantized", "QAT int8, torch"]
     assert rows[-1]["sqnr_db"] > 30
     assert rows[-1]["size_mb"] == pytest.approx(
         (callback.deployment.directory / "int8.pt").stat().st_size / 1e6, rel=0.01

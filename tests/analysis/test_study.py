@@ -16,7 +16,7 @@ def test_the_page_holds_everything_about_the_qat_model(tmp_path):
     batches, model = make_batches(2), make_planted()
     qat = prepare_static(model, batches, PER_TENSOR)
     findings = study(model, batches, batches, PER_TENSOR, qat, history=HISTORY, options=QUICK)
-    assert [row["model"] for row in findings.comparison][-2:] == ["QAT fake", "QAT int8"]
+    assert [row["model"] for row in findings.comparison][-2:] == ["QAT, fake-quantized", "QAT int8"]
     assert max(findings.sensitivity, key=lambda row: row["harm"])["layer"] == BAD
     assert BAD in findings.exclusions
     assert findings.sqnr[-1]["int8_db"] is not None

@@ -21,7 +21,7 @@ def test_what_every_backend_makes_of_the_digits(monkeypatch):
     assert {name for name, _ in rows} == {"eager", "pt2e xnnpack"}
     for name in ("eager", "pt2e xnnpack"):
         assert rows[name, "int8 torch"]["agreement"] > 0.9
-        assert rows[name, "QAT fake"]["accuracy"] > 0.1
+        assert rows[name, "fake-quantized"]["accuracy"] > 0.1
         assert rows[name, "FP32"]["layers"] == 12
 
 

@@ -203,12 +203,12 @@ def test_logged_names_table_and_manifest(fit: Fit, tmp_path: Path, capsys: pytes
     manifest = _manifest(callback)
     assert callback.deployment.directory == Path(trainer.log_dir or "") / "int8"
     assert manifest["results"]["fake"] == callback.deployment.results["fake"]
-    assert [row["model"] for row in manifest["table"]] == ["FP32", "QAT fake", "int8 torch"]
+    assert [row["model"] for row in manifest["table"]] == ["FP32", "fake-quantized", "int8 torch"]
     printed = capsys.readouterr().out
     for row in manifest["table"]:
         line = next(line for line in printed.splitlines() if line.startswith(f" {row['model']} ") and ":" not in line)
         assert f"{row['metrics']['accuracy']:.4f}" in line
-        if row["model"] != "QAT fake":
+        if row["model"] != "fake-quantized":
             assert f"{row['latency_ms']:.2f}" in line
     assert "Validation" not in printed, "no progress bar in a log"
     points = {"start": 1, "freeze_bn": 2, "observer_off": 3}

@@ -54,7 +54,7 @@ def artifact(tmp_path, int8):
 
 def write(directory, int8, engine="x86"):
     signature = Signature.of(Int8Linear(), ((INPUT,), {}), int8(INPUT))
-    infos = {"torch": {"engine": engine, "named_arguments": False, "flat_output": False}}
+    infos = {"torch": {"engine": engine, "arguments": [], "flat_output": False}}
     with new_directory(directory, own_files) as place:
         int8.save(str(place / "int8.pt"))
         torch.save(STATE, place / "prepared.pt")

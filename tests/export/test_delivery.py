@@ -63,7 +63,7 @@ def test_the_manifest_says_what_where_from_and_how_close(tmp_path: Path) -> None
     assert content["parity"]["pt2"]["samples"] == 80
     assert content["results"]["fake"] == {"accuracy": 0.5}
     assert content["results"]["pt2_vs_fake"]["agreement"] == 1.0
-    assert [row["model"] for row in content["table"]] == ["FP32", "QAT fake", "int8 torch", "int8 pt2"]
+    assert [row["model"] for row in content["table"]] == ["FP32", "fake-quantized", "int8 torch", "int8 pt2"]
     assert content["qconfig"]["preset"] == "portable"
     assert len(content["plan"]["layers"]) == 7
     assert set(content["ranges"]) == {tensor["name"] for tensor in content["plan"]["tensors"]}
@@ -132,7 +132,7 @@ def test_an_exporter_that_fails_leaves_nothing_of_itself(tmp_path: Path) -> None
     assert done.failures == ["The int8 model could not be exported as 'faulty' (this cannot be exported)"]
     assert {file.name for file in (tmp_path / "int8").iterdir()} == {"int8.pt", "prepared.pt", "lq.json"}
     assert manifest(tmp_path / "int8")["error"] == done.failures[0]
-    assert [row["model"] for row in done.rows] == ["QAT fake", "int8 torch"]
+    assert [row["model"] for row in done.rows] == ["fake-quantized", "int8 torch"]
 
 
 def test_if_all_exporters_fail_the_state_remains(tmp_path: Path) -> None:

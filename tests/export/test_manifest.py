@@ -102,6 +102,14 @@ def test_read_refuses_a_damaged_file(tmp_path, content):
         read_manifest(tmp_path)
 
 
+def test_read_refuses_one_without_end(artifact, monkeypatch):
+    monkeypatch.setattr("lq.export.manifest.LARGEST_MANIFEST", 1000)
+    with (artifact / "lq.json").open("ab") as file:
+        file.write(b" " * 5000)
+    with pytest.raises(ValueError, match=r"lq.json has more than 1000 bytes, as none that lq writes"):
+        read_manifest(artifact)
+
+
 def test_read_refuses_a_newer_format(artifact):
     edit(artifact, format_version=2, versions={"lq": "9.1"})
     with pytest.raises(ValueError, match=r"format version 2, written by lq 9.1; .* up to 1. Upgrade it: pip"):

@@ -33,6 +33,29 @@ def test_keyword_inputs_and_dicts() -> None:
     assert got["loss"] is None
 
 
+class WithOptions(nn.Module):
+    """Called with its first and its last argument, as a model of transformers is with ``input_ids`` and ``labels``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.layer(x if mask is None else x * mask)
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_keyword_behind_one_that_is_not_given_keeps_its_place() -> None:
+    example = example_of(x=torch.randn(4, 4), labels=torch.tensor([0, 1, 2, 0]))
+    prepared = calibrated(WithOptions(), example)
+    program, dynamic = export_program(prepared, example)
+    assert dynamic
+    x, labels = torch.randn(3, 4), torch.tensor([2, 2, 1])
+    with torch.no_grad():
+        got, expected = program.module()(x=x, mask=None, labels=labels), prepared(x=x, labels=labels)
+    torch.testing.assert_close(got["loss"], expected["loss"])
+
+
 def test_keywords_in_another_order_than_the_parameters_do_not_change_places() -> None:
     example = example_of(other=images(4, seed=3), scale=1.0, image=images(4))
     prepared = calibrated(TwoInputs(), example)

@@ -109,6 +109,18 @@ def test_what_is_no_artifact_is_not_downloaded(url: str, store: Any, tmp_path: P
     assert not (tmp_path / "b").exists()
 
 
+def test_a_manifest_without_end_is_not_read_to_its_end(
+    url: str, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(written(tmp_path / "a"), url)
+    monkeypatch.setattr("lq.export.manifest.LARGEST_MANIFEST", 1000)
+    monkeypatch.setattr("lq.export.remote.LARGEST_MANIFEST", 1000)
+    store.pipe_file(key(url, "lq.json"), store.cat_file(key(url, "lq.json")) + b" " * 5000)
+    assert len(remote_manifest(url) or b"") == 1001
+    with pytest.raises(ValueError, match=r"int8/lq\.json has more than 1000 bytes"):
+        download(url, tmp_path / "b")
+
+
 def test_one_of_a_newer_format_is_not_downloaded(url: str, store: Any, tmp_path: Path) -> None:
     upload(written(tmp_path / "a", model="m"), url)
     edit(store, url, format_version=99)

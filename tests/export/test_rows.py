@@ -40,7 +40,7 @@ def test_a_row_for_each_version_with_what_is_known_of_it(place: Path) -> None:
         "torch_vs_fake": {"agreement": 0.99, "sqnr_db": 40.0},
     }
     rows = comparison_rows(["torch", "openvino"], net, place, results, times)
-    assert [row["model"] for row in rows] == ["FP32", "QAT fake", "int8 torch", "int8 openvino"]
+    assert [row["model"] for row in rows] == ["FP32", "fake-quantized", "int8 torch", "int8 openvino"]
     fp32, fake, scripted, openvino = rows
     assert [row["metrics"].get("accuracy") for row in rows] == [0.9, 0.8, 0.7, None]
     assert fp32["size_mb"] == size_mb(net)
@@ -56,7 +56,7 @@ def test_a_row_for_each_version_with_what_is_known_of_it(place: Path) -> None:
 def test_without_the_float_model_its_results_stay(place: Path) -> None:
     rows = comparison_rows([], None, place, {"fp32": {"accuracy": 0.9}}, {})
     assert rows[0] == {"model": "FP32", "metrics": {"accuracy": 0.9}}
-    assert [row["model"] for row in comparison_rows([], None, place, {}, {})] == ["QAT fake"]
+    assert [row["model"] for row in comparison_rows([], None, place, {}, {})] == ["fake-quantized"]
 
 
 def test_int8_is_compared_with_the_fastest_float_form() -> None:

@@ -260,3 +260,14 @@ def test_optional_takes_class_numbers_and_their_shares():
     assert comparison.compute()["a"] == {"accuracy": pytest.approx(4 / 6)}
     with pytest.raises(ValueError, match="must be shares of the classes"):
         comparison.update({"a": torch.eye(3)}, torch.ones(3, 3))
+
+
+def test_a_dropped_model_is_gone_and_the_others_go_on():
+    comparison = ModelComparison(["fp32", "fake", "int8"], pairs=[("fake", "int8"), ("fake", "fp32")])
+    for index, (outputs, target) in enumerate(batches()):
+        if index == 1:
+            comparison.drop("int8")
+        comparison.update({name: outputs[name] for name in comparison.models}, target)
+    results = comparison.compute()
+    assert list(results) == ["fp32", "fake", "fp32_vs_fake"]
+    assert results["fake"] == {"accuracy": pytest.approx((joined("fake").argmax(1) == TARGET).double().mean().item())}

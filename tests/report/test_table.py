@@ -6,7 +6,7 @@ from rich.console import Console
 from lq.report.table import comparison_table, print_table
 
 FP32 = {"model": "FP32", "metrics": {"accuracy": 0.9171}, "size_mb": 13.6, "latency_ms": 16.3, "threads": 1}
-FAKE = {"model": "QAT fake", "metrics": {"accuracy": 0.9165}}
+FAKE = {"model": "fake-quantized", "metrics": {"accuracy": 0.9165}}
 INT8 = {
     "model": "QAT int8",
     "metrics": {"accuracy": 0.91649},
@@ -36,7 +36,7 @@ def cells(text, name):
 def test_every_figure_stands_in_its_line(width):
     text = render(ROWS, width)
     assert cells(text, "FP32") == ["FP32", "0.9171", "13.60", "16.30", "-", "-"]
-    assert cells(text, "QAT fake") == ["QAT", "fake", "0.9165", "-", "-", "-", "-"]
+    assert cells(text, "fake-quantized") == ["fake-quantized", "0.9165", "-", "-", "-", "-"]
     assert cells(text, "QAT int8")[:7] == ["QAT", "int8", "0.9165", "3.49", "3.60", "99.88", "%"]
     assert cells(text, "QAT int8")[7:] == ["41.3"]
     assert "ms, 1 thread " in text
@@ -57,7 +57,7 @@ def test_no_line_is_broken_or_cut(rows, width, terminal):
 
 def test_many_metrics_turn_the_table_so_that_it_fits():
     text = render(WIDE, 80)
-    assert cells(text, "model") == ["model", "FP32", "QAT", "fake", "QAT", "int8"]
+    assert cells(text, "model") == ["model", "FP32", "fake-quantized", "QAT", "int8"]
     assert cells(text, "calibration_error")[1:] == ["0.0100"] * 3
     assert cells(text, "latency ms, 1 thread")[4:] == ["16.30", "-", "3.60"]
     assert cells(render(WIDE, 160), "model")[:2] == ["model", "accuracy"]

@@ -27,7 +27,7 @@ def test_models_stand_at_their_figures_and_what_is_far_off_at_the_edge():
 
 
 def test_equal_models_have_an_axis_too():
-    low, high = plot_models([ROWS[0], {**ROWS[0], "model": "QAT fake"}]).axes[0].get_xlim()
+    low, high = plot_models([ROWS[0], {**ROWS[0], "model": "fake-quantized"}]).axes[0].get_xlim()
     assert low < 0.916 < high
 
 

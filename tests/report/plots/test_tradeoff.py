@@ -4,7 +4,7 @@ from lq.report.plots.tradeoff import plot_tradeoff
 
 ROWS = [
     {"model": "FP32", "metrics": {"accuracy": 0.92, "f1": 0.9}, "size_mb": 14.0, "latency_ms": 9.0},
-    {"model": "QAT fake", "metrics": {"accuracy": 0.91}},
+    {"model": "fake-quantized", "metrics": {"accuracy": 0.91}},
     {"model": "int8", "metrics": {"accuracy": 0.915}, "size_mb": 3.6, "latency_ms": None},
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lq.backends.closeness import difference
+from lq.tracing.closeness import difference
 
 X = torch.tensor([1.0, -200.0, torch.inf, -torch.inf, torch.nan])
 

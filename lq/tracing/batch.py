@@ -1,0 +1,87 @@
+"""The batch size of a graph: any, or the one that the user's code has made a constant."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+_KEY = "lq_fixed_batch"  # in the ``meta`` of a graph
+
+
+@dataclass(frozen=True)
+class FixedBatch:
+    """The only batch size that a graph is right for.
+
+    Args:
+        size: of the inputs' first dimension.
+        line: of the user's code that reads it as a number, "file:line, in function: `code`"; "" if it is not known.
+
+    Example:
+        >>> print(FixedBatch(8, "net.py:12, in forward: `n = len(x)`").remark)
+        the exported model takes batches of exactly 8, because net.py:12, in forward: `n = len(x)` makes the size a
+        constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open
+    """
+
+    size: int
+    line: str = ""
+
+    def check(self, sizes: Iterable[int]) -> None:
+        """Refuse a batch for which the graph would compute wrong numbers, and no error.
+
+        Raises:
+            ValueError: if a size is another one.
+        """
+        others = sorted(set(sizes) - {self.size})
+        if others:
+            raise ValueError(
+                f"the code of the model has made its batch size a constant, {self.size}, but it was called with "
+                f"{', '.join(map(str, others))}. Give it whole batches, or export it again with x.shape[0] in the "
+                "place of len(x), int(...) or a number."
+            )
+
+    @property
+    def remark(self) -> str:
+        """What that means, and what to write instead."""
+        return (
+            f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the "
+            "size a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"
+        )
+
+
+def fixed_batch(graph: nn.Module) -> FixedBatch | None:
+    """The only batch size that a captured graph, or what was made of it, is right for; ``None`` if it takes any.
+
+    Example:
+        >>> fixed_batch(nn.Linear(4, 2))
+    """
+    found: FixedBatch | None = getattr(graph, "meta", {}).get(_KEY)
+    return found
+
+
+def set_fixed_batch(graph: fx.GraphModule, batch: FixedBatch | None) -> None:
+    """Note what :func:`fixed_batch` returns."""
+    graph.meta[_KEY] = batch
+
+
+@contextmanager
+def where_sizes_become_constants() -> Iterator[list[traceback.StackSummary]]:
+    """Collect where, during an export, the code turns a dynamic size into a number."""
+    stacks: list[traceback.StackSummary] = []
+    original = ShapeEnv._set_replacement
+
+    def noting(self: ShapeEnv, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(value, "is_Integer", False):
+            stacks.append(traceback.extract_stack())
+        original(self, symbol, value, *args, **kwargs)
+
+    ShapeEnv._set_replacement = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield stacks
+    finally:
+        ShapeEnv._set_replacement = original  # type: ignore[method-assign]
