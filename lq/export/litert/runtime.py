@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lq.export.litert.file import Array
-from lq.export.litert.tensors import CHANNELS_LAST
+from lq.export.litert.orders import CHANNELS_LAST
 from lq.export.signature import FlatModel, Signature
 
 _IMAGE = 4

@@ -6,13 +6,15 @@ tensor holds the dimensions, and nothing is moved until an operator asks for ano
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 
+from lq.export.litert import orders
 from lq.export.litert.file import Array, File, FileTensor, Grid, Shape, Size
+from lq.export.litert.orders import CHANNELS_LAST
 
 
 class FixedBatchError(ValueError):
@@ -34,16 +36,13 @@ class Value:
     shape: Shape | None = None
 
 
-CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
-
-
 class Tensors:
     """The tensors of a file, and the operators that move them."""
 
     def __init__(self) -> None:
         self.file = File()
         self._moved: dict[tuple[Value, object], Value] = {}
-        self._constants: dict[tuple[bytes, str, tuple[int, ...]], int] = {}
+        self._constants: dict[tuple[bytes, str, tuple[int, ...], Grid | None], int] = {}
 
     # ---- what they are ------------------------------------------------------------------------------------------
 
@@ -57,7 +56,7 @@ class Tensors:
 
     def shape(self, value: Value) -> Shape:
         """The sizes of a value in the order of its dimensions."""
-        return value.shape or _in_place(self.of(value).shape, value.order)
+        return value.shape or orders.in_place(self.of(value).shape, value.order)
 
     def lengths(self, value: Value) -> tuple[int, ...]:
         """The same for a batch of one."""
@@ -74,12 +73,11 @@ class Tensors:
         return replace(value, tensor=self.new(name, self.of(value).shape, grid))
 
     def constant(self, content: Array, name: str, grid: Grid | None = None) -> int:
-        """A file tensor with values; shapes and the like are kept once."""
-        if grid is not None or content.size > 16:
-            return self.file.constant(name, content, grid)
-        key = (content.tobytes(), content.dtype.name, content.shape)
+        """A file tensor with values; what is needed again, as by a layer that is called twice, is kept once."""
+        content = np.ascontiguousarray(content)
+        key = (hashlib.sha256(content.tobytes()).digest(), content.dtype.name, content.shape, grid)
         if key not in self._constants:
-            self._constants[key] = self.file.constant(name, content)
+            self._constants[key] = self.file.constant(name, content, grid)
         return self._constants[key]
 
     def integers(self, values: Sequence[int], name: str = "sizes") -> int:
@@ -110,11 +108,8 @@ class Tensors:
         """The value with nothing left to do, as near to how it lies as can be."""
         if value.shape is None:
             return value
-        groups = _groups(self.shape(replace(value, shape=None)), value.shape)
-        if groups is None:
-            return self.plain(value)
-        last = {tuple(new): max(map(value.order.index, old), default=0) for old, new in groups if new}
-        return self.ordered(value, tuple(dimension for new in sorted(last, key=last.__getitem__) for dimension in new))
+        groups = orders.matching_groups(self.shape(replace(value, shape=None)), value.shape)
+        return self.plain(value) if groups is None else self.ordered(value, orders.nearest_order(groups, value.order))
 
     def _reshaped(self, value: Value, order: tuple[int, ...]) -> Value:
         """The value with the reshaping done that it waits for, in an order if it can come out like that."""
@@ -122,8 +117,8 @@ class Tensors:
             return value
         if (value, ("reshaped", order)) not in self._moved:
             waiting, plain = replace(value, shape=None), tuple(range(len(value.shape)))
-            groups = _groups(self.shape(waiting), value.shape)
-            source = None if groups is None else _order_before(groups, order, value.shape)
+            groups = orders.matching_groups(self.shape(waiting), value.shape)
+            source = None if groups is None else orders.order_before(groups, order, value.shape)
             if source is None:
                 source, order = tuple(range(len(value.order))), plain
             lying = tuple(value.shape[dimension] for dimension in order)
@@ -168,7 +163,7 @@ class Tensors:
         if self.shape(value) == shape:
             return value
         value = self.settled(value)
-        order = _order_through(self.of(value).shape, value.order, shape)
+        order = orders.order_through(self.of(value).shape, value.order, shape)
         if order is not None:
             lying = tuple(shape[dimension] for dimension in order)
             return Value(self.reshape_axes(value.tensor, lying), order)
@@ -201,75 +196,3 @@ class Tensors:
             self.file.operator("QUANTIZE", [value.tensor], [made.tensor], "QuantizeOptions")
             self._moved[value, grid] = made
         return self._moved[value, grid]
-
-
-def _in_place(shape: Shape, order: tuple[int, ...]) -> Shape:
-    sizes = dict(zip(order, shape, strict=True))
-    return tuple(sizes[dimension] for dimension in range(len(order)))
-
-
-def _order_through(lying: Shape, order: tuple[int, ...], shape: Shape) -> tuple[int, ...] | None:
-    """In which order the dimensions of a reshaped tensor can lie without moving an element; ``None`` if in none.
-
-    A dimension may be split into several and several be joined, wherever those lie side by side.
-    """
-    old = _in_place(lying, order)
-    groups = _groups(old, shape)
-    if groups is None:
-        return None
-    moved: list[int] = []
-    rest = [dimension for dimension in order if old[dimension] != Size(1)]
-    while rest:
-        before, after = next(group for group in groups if rest[0] in group[0])
-        filled = [dimension for dimension in before if old[dimension] != Size(1)]
-        if rest[: len(filled)] != filled:
-            return None
-        moved += [dimension for dimension in after if shape[dimension] != Size(1)]
-        rest = rest[len(filled) :]
-    single = [dimension for dimension in range(len(shape)) if dimension not in moved]
-    usual = (tuple(range(len(shape))), CHANNELS_LAST.get(len(shape), ()))
-    matching = (known for known in usual if [d for d in known if d in moved] == moved and len(known) == len(shape))
-    return next(matching, (*moved[:1], *single, *moved[1:]))
-
-
-def _groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Which dimensions, joined, become which others: ``[([0], [0]), ([1, 2], [1])]``."""
-    groups: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        before, after = list(range(i, min(i + 1, len(old)))), list(range(j, min(j + 1, len(new))))
-        if before and old[i] == Size(1) and (not after or new[j] != Size(1)):
-            after = []
-        elif after and new[j] == Size(1) and (not before or old[i] != Size(1)):
-            before = []
-        while before and after and _extent(old, before) != _extent(new, after):
-            grown, sizes = (before, old) if _extent(old, before) < _extent(new, after) else (after, new)
-            if grown[-1] + 1 == len(sizes):
-                return None
-            grown.append(grown[-1] + 1)
-        groups.append((before, after))
-        i, j = i + len(before), j + len(after)
-    return groups
-
-
-def _order_before(
-    groups: list[tuple[list[int], list[int]]], order: tuple[int, ...], shape: Shape
-) -> tuple[int, ...] | None:
-    """How dimensions have to lie so that those that they become lie in an order; ``None`` if nothing makes them."""
-    before: list[int] = []
-    rest = [dimension for dimension in order if shape[dimension] != Size(1)]
-    while rest:
-        old, new = next(group for group in groups if rest[0] in group[1])
-        filled = [dimension for dimension in new if shape[dimension] != Size(1)]
-        if rest[: len(filled)] != filled:
-            return None
-        before += old
-        rest = rest[len(filled) :]
-    return (*(dimension for old, _ in groups for dimension in old if dimension not in before), *before)
-
-
-_ANY_BATCH = 2**61 - 1  # a prime that no size has as a factor
-
-
-def _extent(sizes: Shape, dimensions: Sequence[int]) -> int:
-    return prod(sizes[d].length * (_ANY_BATCH if sizes[d].changes else 1) for d in dimensions)

@@ -218,12 +218,8 @@ class _Translator:
 
     def _name(self, node: fx.Node, given: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
         """That of the layer, or else of the node."""
-        weight = resolved.get("weight")
-        return (
-            weight.name
-            if isinstance(weight, Weight)
-            else self.constants.layers.get(str(given.get("weight")), node.name)
-        )
+        weight, source = resolved.get("weight"), str(given.get("weight"))
+        return weight.name if isinstance(weight, Weight) else self.constants.layers.get(source, node.name)
 
 
 def _moves(node: fx.Node) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lq.export.litert.file import Size
-from lq.export.litert.tensors import CHANNELS_LAST, Tensors, Value
+from lq.export.litert.orders import CHANNELS_LAST
+from lq.export.litert.tensors import Tensors, Value
 
 pytest.importorskip("ai_edge_litert")
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from lq.export.litert.call import Bounds, Builder, Call, array
 from lq.export.litert.file import Grid, Shape, Size
-from lq.export.litert.tensors import CHANNELS_LAST, Value
+from lq.export.litert.orders import CHANNELS_LAST
+from lq.export.litert.tensors import Value
 
 # What LiteRT's specification of int8 demands of these results.
 _UNIT = Grid.of(1 / 256, -128)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lq.export.litert.call import Call, UnsupportedError, Weight, array
 from lq.export.litert.file import Grid, Size
 from lq.export.litert.operators.padding import Window, padded
-from lq.export.litert.tensors import CHANNELS_LAST, FixedBatchError, Value
+from lq.export.litert.orders import CHANNELS_LAST
+from lq.export.litert.tensors import FixedBatchError, Value
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 from lq.export.litert.call import Call, UnsupportedError
 from lq.export.litert.file import Grid
 from lq.export.litert.operators.padding import Pair, Window, pad_axes, padded
-from lq.export.litert.tensors import CHANNELS_LAST, Value
+from lq.export.litert.orders import CHANNELS_LAST
+from lq.export.litert.tensors import Value
 
 _LAST = CHANNELS_LAST[4]
 
