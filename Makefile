@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | bench | clean. Each creates .venv and installs what it needs.
+# make demo | test | lint | docs | notebooks | bench | clean. Each creates .venv and installs what it needs.
 # Other interpreter or package index: make test PYTHON=python3.12 PIP_FLAGS="--extra-index-url ..."
 
 PYTHON ?= python3
@@ -12,13 +12,14 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs notebooks bench clean
 
 help:
 	@echo "make demo   train, quantize and compare a small network on handwritten digits"
 	@echo "make test   run the tests and every example in the documentation"
 	@echo "make lint   ruff, mypy, import layers"
 	@echo "make docs   build the documentation into build/site; a warning is an error"
+	@echo "make notebooks  run the notebooks and store their outputs"
 	@echo "make bench  what training costs: step time, operations and memory, against float and torch.ao"
 	@echo "make clean  remove caches, builds and runs; .venv stays"
 
@@ -39,6 +40,9 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
+
+notebooks: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN) notebooks/run.py
 
 # On a GPU: make bench BENCH_FLAGS="--device cuda". With torch.compile (some minutes a model): STEP_FLAGS=--compile
 bench: $(VENV)/.installed-dev

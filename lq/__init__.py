@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lq.backends.prepare import set_phase as set_phase
     from lq.backends.saving import set_saving as set_saving
     from lq.callback import QATCallback as QATCallback
+    from lq.callback.distillation import Distillation as Distillation
     from lq.checkpoint import load_checkpoint as load_checkpoint
     from lq.deploy import export_artifact as export_artifact
     from lq.export.artifact import load as load
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ActivationSpec": "lq.specs",
     "AutoExclude": "lq.analysis.auto_exclude",
+    "Distillation": "lq.callback.distillation",
     "LayerQConfig": "lq.qconfig",
     "QATCallback": "lq.callback",
     "QATSchedule": "lq.schedule",

@@ -48,7 +48,7 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no Lightning checkpoint, or holds more than plain data.
+            ValueError: if it is not a Lightning checkpoint, or holds more than plain data.
         """
         check_path("path", path, "checkpoints/last.ckpt")
         file = local_path(path)
@@ -59,7 +59,9 @@ class Checkpoint:
         with file.open("rb") as opened:
             head = opened.read(2)
         if head not in (b"PK", b"\x80\x02"):
-            raise ValueError(f"{path} cannot be read as a checkpoint: it is no file of torch.save, or it is damaged.")
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint: it was not written by torch.save, or it is damaged."
+            )
         try:
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
         except OSError:
@@ -68,13 +70,13 @@ class Checkpoint:
             if isinstance(error, pickle.UnpicklingError) and weights_only:
                 raise ValueError(
                     f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust "
-                    "where it comes from: load_checkpoint(path, module, weights_only=False)."
+                    "where it comes from: --weights_only false, or load_checkpoint(path, module, weights_only=False)."
                 ) from error
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}).") from error
         if not isinstance(content, dict) or "state_dict" not in content:
             raise ValueError(
-                f"{path} is no Lightning checkpoint: it has no 'state_dict'. Give a file of ModelCheckpoint."
+                f"{path} is not a Lightning checkpoint: it has no 'state_dict'. Give a file of ModelCheckpoint."
             )
         whole = Field(content, str(path))
         check_state(whole["state_dict"])
@@ -140,17 +142,17 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
 
     Args:
         path: of the ``.ckpt`` file.
-        module: a new LightningModule of the class that was trained, or just the part that was quantized, in float;
-            it is prepared as it was then. A prepared one only gets the weights.
+        module: a new LightningModule of the class that was trained, or only the part that was quantized, in float. It
+            is prepared as it was in the run. A prepared module only gets the weights.
         weights_only: refuse files that hold more than plain data; see :func:`torch.load`.
 
     Returns:
-        the LightningModule itself, or the prepared GraphModule of a plain module; in evaluation mode, ready for
-        :func:`lq.convert` (of a LightningModule's target).
+        ``module``, prepared, with the trained weights, in evaluation mode. :func:`lq.convert` takes it, or the target
+        of a LightningModule.
 
     Raises:
-        ValueError: if it is no QAT checkpoint, was written by a newer lq or before QAT started, or is one of another
-            architecture.
+        ValueError: if the file is not a QAT checkpoint, was written by a newer lq or before QAT started, or is from
+            another architecture.
 
     Example:
         >>> import tempfile

@@ -15,6 +15,7 @@ from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
 
 KEY = "lq"
+TEACHER = "lq_teacher"  # the float weights of a run that learns from them
 FORMAT_VERSION = 1
 
 
@@ -29,6 +30,7 @@ class CheckpointEntry:
         fp32: figures of the float model.
         plan: all that is needed to instrument the target again, see :meth:`lq.tracing.plan.Plan.to_dict`.
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
+        ptq: figures of the model quantized without training, if QAT started from that.
 
     Example:
         >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
@@ -42,6 +44,7 @@ class CheckpointEntry:
     fp32: Mapping[str, float] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
+    ptq: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
@@ -75,6 +78,7 @@ class CheckpointEntry:
             given["plan"].mapping(),
             # the first checkpoints have none
             tuple({name: _figure(value) for name, value in row.items()} for row in given.get("history", ()).each()),
+            {name: _figure(value) for name, value in given.get("ptq", {}).items()},
         )
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:

@@ -19,7 +19,7 @@ from lq.export.delivery import DEFAULT_EXPORTERS, Compared, Deployment, Order, d
 from lq.export.directory import AnyPath
 from lq.export.exporters import Choice
 from lq.export.parity import Gate
-from lq.export.rows import FP32
+from lq.export.rows import FP32, PTQ
 from lq.export.signature import in_float32
 from lq.metrics.outputs import main_tensor
 from lq.plainly import as_dataclass, check_module, check_path
@@ -38,12 +38,14 @@ class Baseline:
         results: its metrics, where they were measured before.
         has_weights: whether ``model`` holds the weights from which QAT started; a run that was resumed has lost them.
         rest: the weights of the LightningModule outside of the target at that time, by their names.
+        ptq: metrics of the model quantized without training, if QAT started from ranges that were calibrated.
     """
 
     model: nn.Module | None = None
     results: Mapping[str, float] = field(default_factory=dict)
     has_weights: bool = True
     rest: Mapping[str, Any] = field(default_factory=dict)
+    ptq: Mapping[str, float] = field(default_factory=dict)
 
     def weights(self, name: str) -> dict[str, Any]:
         """All weights by their names in the LightningModule, whose target has this name."""
@@ -78,7 +80,7 @@ def deploy(
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         compared = _on_validation_data(module, name, models, baseline, judge, keep)
-        known = {FP32: baseline.results} if baseline.results else {}
+        known = {version: found for version, found in ((FP32, baseline.results), (PTQ, baseline.ptq)) if found}
         return replace(compared, results={**known, **compared.results})
 
     prepared = prepared_graph(module, name, example)
@@ -93,23 +95,23 @@ def export_artifact(
     gate: Gate | None = None,
     float_model: nn.Module | None = None,
 ) -> Deployment:
-    """Write a trained or calibrated model for one or more runtimes, without a Trainer.
+    """Export a trained or calibrated model for one or more runtimes, without a Trainer.
 
     Args:
-        prepared: from :func:`lq.prepare`, with ranges; it is left as it is.
+        prepared: from :func:`lq.prepare`, trained or calibrated; it is not changed.
         batches: inputs for the parity gate: tensors, tuples of positional arguments, or mappings of keywords.
         directory: of the artifact, or a URL that fsspec knows.
         exporters: names, or ``{name: options}``.
-        gate: what each artifact has to reach; ``None`` is the default one.
+        gate: how closely each file has to agree with ``prepared``; ``None`` is the default.
         float_model: for the FP32 row of the table.
 
     Returns:
-        what was delivered, with the rows of the table.
+        the loaded models, the rows of the table, and what the gate measured.
 
     Raises:
         ValueError: if ``prepared`` has no ranges, ``batches`` is empty, or an exporter or option does not exist.
         ImportError: if an exporter needs a package that is not installed.
-        RuntimeError: if an artifact does not pass the gate or cannot be made; the others are written.
+        RuntimeError: if a file does not pass the gate or cannot be made; the others are written.
 
     Example:
         >>> import lq, tempfile
@@ -162,7 +164,7 @@ def _on_validation_data(
             return compare_on_validation_data(module, name, versions, judge, keep, baseline.weights(name))
         except Exception as error:  # whatever the user's validation code cannot do outside its own run
             warnings.warn(
-                f"lq: the int8 model could not be judged on the validation data, so the table lacks metrics: {error}",
+                f"lq: int8 could not be evaluated on the validation data, so the table lacks its figures: {error}",
                 stacklevel=2,
             )
     return Compared()

@@ -231,7 +231,7 @@ def compare_on_validation_data(
                 figures = own_figures(module, name, judge, version, model, float_weights)
                 results[version] = figures | results[version]
             except Exception as error:  # what validation_step does with an output may suit the target's alone
-                notes.append(f"{version} could not be judged by {type(module).__name__}.validation_step: {error}")
+                notes.append(f"{version} could not be evaluated by {type(module).__name__}.validation_step: {error}")
     elif not results["fake"]:
         notes.append(
             f"{type(module).__name__}.validation_step logs nothing, so the table has no figure of what the model is "

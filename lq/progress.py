@@ -1,4 +1,4 @@
-"""How far a training is, and points in it that are given as epochs, steps or a fraction."""
+"""Position in a training, and points in it that are given as epochs, steps or a fraction."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lq.plainly import as_dataclass, check_flag
 from lq.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
-KEPT = ("", "ends")
+KEPT = ("ends", "nothing")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -30,10 +30,10 @@ else:
 
 @dataclass(frozen=True)
 class LayerQConfig:
-    """What an override says of the grids of a layer's weight and of its output; only what is given counts.
+    """Grids of a layer's weight and of its output; an override changes only the settings that are given.
 
     Args:
-        weight: grid of the weight, or a mapping of its settings; ``None`` says nothing.
+        weight: grid of the weight, or a mapping of its settings; ``None`` changes nothing.
         activation: grid of the output, likewise.
     """
 
@@ -53,6 +53,7 @@ class Preset:
     activation: ActivationSpec
     about: str
     fuse_add: bool = False
+    round_cheap: bool = False
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -82,39 +83,46 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(-128, 127, symmetric=True),
         "symmetric int8 weights and activations, zero point 0",
     ),
+    "litert": Preset(
+        "onednn",
+        WeightSpec(-127, 127),
+        ActivationSpec(),
+        "for LiteRT and microcontrollers: as x86_vnni, and nothing between two int8 layers is left unrounded",
+        round_cheap=True,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class QConfig:
-    """Which layers are quantized and on which grids.
+    """Which layers are quantized, and with which integers.
 
     Patterns in ``include``, ``exclude`` and ``overrides`` are globs over dotted module names
     (``"features.1*"``) or ``"type:ClassName"``. A pattern that matches nothing is an error at ``prepare``.
 
     Args:
         preset: name in :data:`PRESETS`; gives engine, weight and activation unless they are given here.
-        weight: grid of all weights, on top of the preset's: what :class:`WeightSpec` is not given stays as it is there.
+        weight: grid of all weights. It changes the settings of the preset that it gives, and keeps the others.
         activation: grid of all activations, likewise.
         engine: ``torch.backends.quantized`` engine that runs the converted model.
         include: quantize only layers that match one of these; empty means all.
         exclude: leave layers that match one of these in float.
         overrides: pattern -> :class:`LayerQConfig`. Every pattern that matches changes the settings that it gives, a
             later one on top of an earlier one; the two ends of a range are one setting.
-        backend: who decides what is quantized: ``"fx"``, lq itself; ``"eager"``, the QuantStubs, FloatFunctionals and
-            ``qconfig = None`` in a model that was written for torch.ao's eager mode; or ``"pt2e"``, a quantizer of
-            torchao's PT2E flow, whose integers and schemes come before those of ``weight`` and ``activation``.
-        quantizer: of backend "pt2e": ``"x86_inductor"``, ``"xnnpack"``, or the dotted path of a class or function.
-        quantizer_options: what it is called with.
-        fuse_add: a convolution whose result is only added to another tensor is not rounded before. So compute OpenVINO
-            and inductor (exporters "openvino" and "pt2"), whose kernels add and then round; the kernels of others
-            round both, and leave such a convolution in float. ``None`` leaves it to the preset.
-        keep: ``"ends"`` leaves the first and the last layers, and the tensors that they read or return, as many bits as
-            the preset has where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3); overrides
-            count more. ``""`` leaves nothing.
+        backend: who decides what is quantized. ``"fx"``: lq itself. ``"eager"``: the QuantStubs, FloatFunctionals and
+            ``qconfig = None`` in a model that was written for torch.ao's eager mode. ``"pt2e"``: a quantizer of
+            torchao's PT2E flow, whose integers and schemes replace those of ``weight`` and ``activation``.
+        quantizer: for the backend "pt2e": ``"x86_inductor"``, ``"xnnpack"``, or the dotted path of a class or function.
+        quantizer_options: arguments of the quantizer.
+        fuse_add: whether a convolution whose result is only added to another tensor is left unrounded before the
+            addition. OpenVINO and inductor compute in this way (exporters "openvino" and "pt2"). Other runtimes round
+            the convolution and the sum; they compute such a convolution in float. ``None`` takes the preset's.
+        keep: ``"ends"`` gives the first and the last layers, and the tensors that they read or return, the bits of the
+            preset where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3). Overrides come
+            last. A network without any other layer has no ends. ``"nothing"`` makes no exception.
 
     Raises:
-        ValueError: on an unknown preset or backend, or an engine that this CPU's torch does not support.
+        ValueError: on an unknown preset or backend, or an engine that this build of PyTorch does not support.
 
     Example:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
@@ -136,7 +144,7 @@ class QConfig:
     quantizer: str = ""
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
-    keep: str = ""
+    keep: str = "ends"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -144,7 +152,10 @@ class QConfig:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
             raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
         if self.keep not in KEPT:
-            raise ValueError(f"Unknown keep={self.keep!r}. Write keep='ends' for the first and last layers, or ''.")
+            raise ValueError(
+                f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
+                "preset, or keep='nothing'."
+            )
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -178,12 +189,12 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """What gives grids and places: the preset's name, that of the backend if it is not the default, and keep."""
+        """Name of the preset, with backend and ``keep`` if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
-        return f"{name}, keep {self.keep}" if self.keep else name
+        return name if self.keep == "ends" else f"{name}, keep {self.keep}"
 
     @property
     def resolved_engine(self) -> str:
@@ -199,6 +210,11 @@ class QConfig:
     def resolved_fuse_add(self) -> bool:
         """Whether residuals are added inside of convolutions."""
         return PRESETS[self.preset].fuse_add if self.fuse_add is None else self.fuse_add
+
+    @property
+    def round_cheap(self) -> bool:
+        """Whether cheap operations between int8 layers are rounded one by one."""
+        return PRESETS[self.preset].round_cheap
 
     @property
     def resolved_weight(self) -> WeightSpec:
@@ -290,11 +306,11 @@ class QConfig:
         return cls(**{**plain, **_specs_of(plain), "overrides": {p: LayerQConfig(**s) for p, s in overrides.items()}})
 
     def as_given(self) -> dict[str, Any]:
-        """Plain data; of every grid what was given, so that :meth:`from_dict` makes a QConfig that means the same."""
+        """Plain data with the settings that were given, from which :meth:`from_dict` makes an equal QConfig."""
         return {**dataclasses.asdict(self), **_as_given(self), "overrides": _overrides_as_given(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with everything resolved but the overrides, for manifests."""
+        """Plain data with the values of the preset filled in, for manifests."""
         return {
             **self.as_given(),
             "weight": dataclasses.asdict(self.resolved_weight),
@@ -306,7 +322,7 @@ class QConfig:
         }
 
     def differences(self, other: QConfig) -> list[str]:
-        """Where another one means something else, each setting as ``name=theirs (here ours)`` with self's first.
+        """The settings in which another QConfig differs, as ``name=own (here other)``.
 
         Example:
             >>> QConfig("qnnpack", engine="x86").differences(QConfig("portable", weight=WeightSpec(-127, 127)))

@@ -60,18 +60,19 @@ class QATSchedule:
     .. math:: \text{lr} \cdot (\text{lr_final} + (1 - \text{lr_final}) \cdot (1 + \cos \pi p) / 2)
 
     Args:
-        start: when fake quantization and observers begin; the training is an ordinary float one before.
+        start: when fake quantization and observers begin; before that the training is an ordinary float training.
         freeze_bn: when BatchNorm statistics freeze, ``"never"``, or None for 3/8 of the part after ``start``.
         observer_off: when observers stop, ``"never"``, or None for 1/2 of the part after ``start``, and for ``start``
             itself if ranges are calibrated there.
-        lr: learning rate at ``start`` as a share of the optimizer's initial one, in (0, 1]; None: untouched.
+        lr: learning rate at ``start`` as a share of the optimizer's initial one, in (0, 1]; None leaves it to the
+            schedulers of the module.
         lr_final: learning rate at the end of training as a share of the one at ``start``, in [0, 1].
-        calibration: training batches that give the ranges of activations at ``start``, by their histograms; 0 for none,
-            None for 32 if an activation has fewer than 8 bits.
+        calibration: number of training batches from whose histograms the ranges of the activations are found at
+            ``start``; 0 for none, None for 32 if an activation has fewer than 8 bits.
 
     Raises:
         TypeError: if a value has the wrong type.
-        ValueError: if a value is out of range, has an unknown unit, or the order is impossible.
+        ValueError: if a value is out of range or has an unknown unit, or if the points are in an impossible order.
 
     Source:
         Points: the static quantization tutorial of PyTorch. Learning rate: Wu et al., arXiv:2004.09602.
@@ -125,8 +126,8 @@ class QATSchedule:
             Remarks worth a warning: points that this training never reaches.
 
         Raises:
-            ValueError: if a share is asked of a training without an end, ``start`` lies at or behind the end,
-                or another point lies before ``start``.
+            ValueError: if a point is a share of a training that has no end, if ``start`` is not before the end, or if
+                another point is before ``start``.
 
         Example:
             >>> QATSchedule(observer_off=9).check(total_epochs=5)

@@ -93,10 +93,10 @@ class WeightSpec(Grid):
         per_channel: one scale per output channel (the advice of Krishnamoorthi, arXiv:1806.08342) or one per tensor.
         learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a
             parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
-        observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error: on a
-            ResNet18 trained on Fashion-MNIST 1.8 dB better at 4 bits, 3.6 at 3 bits and 5.7 at 2 bits, the same from
-            6 bits on. Finding it takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``). A
-            :class:`~lq.qconfig.QConfig` that gives none takes "mse" for weights of 2 bits.
+        observer: ``"minmax"``, the scale that clips nothing, or ``"mse"``, the one with the least squared error. On a
+            ResNet18 trained on Fashion-MNIST "mse" is 1.8 dB better at 4 bits, 3.6 at 3 bits and 5.7 at 2 bits, and
+            equal from 6 bits on. It takes some 27 times as long: 0.8 s a step (``python -m benchmarks.weight_error``).
+            A :class:`~lq.qconfig.QConfig` that names no observer uses "mse" for weights of 2 bits.
 
     Raises:
         ValueError: if the range is not symmetric or holds more than 8 bits, or on an unknown observer.
@@ -144,10 +144,10 @@ class ActivationSpec(Grid):
         quant_min: lowest integer.
         quant_max: highest integer.
         symmetric: zero point fixed at 0 (needs a signed range), as TensorRT wants it; otherwise affine.
-        observer: what the range is: that of the values, as ``"moving_average_minmax"`` over batches or as
-            ``"minmax"``; or a clipped one, found from their histogram: ``"histogram"`` (least squared error, both ends
-            free), ``"mse"`` (the same, both ends shrunk alike), ``"percentile"`` or ``"entropy"`` (relative entropy).
-            The latter four are made for :func:`lq.calibrate`; in training they search at every step.
+        observer: how the range is found. ``"moving_average_minmax"`` and ``"minmax"`` take the range of all values.
+            Four others clip, using a histogram: ``"histogram"`` (least squared error, both ends free), ``"mse"`` (the
+            same, both ends shrunk by one factor), ``"percentile"`` and ``"entropy"`` (relative entropy). These are
+            meant for :func:`lq.calibrate`; in training they search at every step.
         averaging_constant: weight of the newest batch in the moving average, in (0, 1].
         percentile: share of the values below the upper end and above the lower one, in percent, in (50, 100].
         learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a

@@ -209,7 +209,7 @@ def test_float_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"last\.ckpt is a checkpoint of a float model.*train or calibrate"):
         load_checkpoint(path, Tiny())
     torch.save([1], path)
-    with pytest.raises(ValueError, match="is no Lightning checkpoint"):
+    with pytest.raises(ValueError, match="is not a Lightning checkpoint"):
         load_checkpoint(path, Tiny())
 
 

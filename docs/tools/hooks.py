@@ -18,8 +18,12 @@ from reference import reference_pages
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Path in the repository -> path in the site.
+# Path in the repository -> path in the site; of sources, the reference of what is in them.
 PAGES = {
+    "lq/__init__.py": "reference/functions.md",
+    "lq/qconfig.py": "reference/configuration.md",
+    "lq/analysis/__init__.py": "reference/analysis.md",
+    "lq/analysis/auto_exclude.py": "reference/training.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
@@ -29,7 +33,7 @@ PAGES = {
         for readme in ROOT.glob("recipes/*/README.md")
     },
 }
-ORIGINS = {uri: path for path, uri in PAGES.items() if uri != "index.md"}
+ORIGINS = {uri: path for path, uri in PAGES.items() if path.endswith(".md") and path != "README.md"}
 
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -37,7 +41,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the generated pages into the navigation, where it says ``folder/*``."""
-    generated = sorted([*ORIGINS, *reference_pages()])
+    generated = [*sorted(ORIGINS), *reference_pages()]
     config.nav = [_filled(item, generated) for item in config.nav or []]
     return config
 

@@ -66,8 +66,9 @@ def reference_pages() -> dict[str, str]:
         "Command line",
         "`lq fit`, `validate`, `test` and `predict` are those of "
         "[LightningCLI](https://lightning.ai/docs/pytorch/stable/cli/lightning_cli.html). "
-        "The arguments of each method below are the options of the verb of `lq` that has its name.",
-        [f"lq.trainer.QATTrainer.{verb}" for verb in ("export", "ptq", "analyze", "report", "bench")],
+        "The arguments of each function below are the options of the verb that has its name; "
+        "[The command line](../command_line.md) has examples, and `lq doctor`.",
+        [f"lq.cli.trainer.QATTrainer.{verb}" for verb in ("export", "ptq", "analyze", "report", "bench")],
     )
     for module, introduction in (
         (lq.analysis, "What quantization does to each tensor and layer, as plain rows."),
@@ -84,8 +85,9 @@ def _page(title: str, introduction: str, names: Sequence[str]) -> str:
 
 def _block(name: str) -> str:
     """A function that has the name of its module, such as ``lq.analysis.compare``, is found by its longer name."""
-    heading = name.removeprefix("lq.trainer.QATTrainer.") if "QATTrainer" in name else name
-    return f"::: {_home(name)}\n    options:\n      heading: {heading}\n      toc_label: {heading}"
+    heading = name.removeprefix("lq.cli.trainer.QATTrainer.") if "QATTrainer" in name else name
+    block = f"::: {_home(name)}\n    options:\n      heading: {heading}\n      toc_label: {heading}"
+    return f"{block}\n      members: []" if name == "lq.QATCallback" else block  # its methods are hooks
 
 
 @cache

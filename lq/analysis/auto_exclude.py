@@ -1,4 +1,4 @@
-"""Which few layers have to stay in float: tried out, and judged by the metric."""
+"""Which few layers have to stay in float, found by trying them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MIN_SHARE = 0.01  # of the noise; where one layer drowns everything, the next h
 
 @dataclass(frozen=True)
 class AutoExclude:
-    """How many layers may stay in float, and when they have to.
+    """How many layers may stay in float, and when.
 
     Args:
-        max_layers: at most so many.
-        max_drop: what quantization may cost, in the metric's own unit; below that nothing is excluded, and no more
-            than is needed to get there.
+        max_layers: the largest number of layers to leave in float.
+        max_drop: the loss by quantization that is allowed, in the unit of the metric. If the loss is smaller, nothing
+            is excluded; otherwise only as many layers as are needed to reach it.
         max_slowdown: how much longer all int8 layers together may take, as a share.
-        batches: validation batches to calibrate and judge with; they are kept in memory.
+        batches: validation batches to calibrate and to evaluate on; they are kept in memory.
 
     Raises:
         ValueError: if a number is out of range.
@@ -71,16 +71,16 @@ def find_exclusions(
 ) -> Exclusions:
     """If quantization hurts, leave the worst layers in float, one by one, until it does not.
 
-    Layers are tried in the order of the noise that each alone adds to the output, as long as the time allows; each
-    trial is judged by the metric. What turns out not to be needed stays quantized.
+    Layers are tried in float in the order of the noise that each adds to the output, as long as ``max_slowdown``
+    allows. The metric decides after each trial. Layers that turn out not to be needed stay quantized.
 
     Args:
         prepared: from :func:`lq.prepare_static`, with ranges; it is left as it is.
         batches: data with labels.
         metric: any torchmetrics metric, the first of a collection; None is multiclass accuracy.
         limits: see :class:`AutoExclude`.
-        options: how to run and judge a batch; its ``limit`` is not used.
-        score: judges the trials in the place of ``metric``.
+        options: how to run a batch and find its labels; its ``limit`` is not used.
+        score: evaluates the trials in the place of ``metric``.
 
     Returns:
         what to exclude: ``found.apply(qconfig)`` is the new qconfig.

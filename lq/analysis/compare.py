@@ -36,7 +36,7 @@ def compare(
     artifact: AnyPath | None = None,
     options: CompareOptions | None = None,
 ) -> list[dict[str, Any]]:
-    """Judge the float model, post-training quantization of three kinds, and QAT, on the same test data.
+    """Evaluate the float model, three kinds of post-training quantization, and QAT on the same test data.
 
     Rows: FP32 (latency of the fastest of eager, frozen and fused TorchScript); static PTQ per tensor with MinMax, per
     channel with histograms, and the latter with corrected biases; dynamic PTQ where there are recurrent layers or
@@ -49,8 +49,8 @@ def compare(
         test: batches with labels.
         qconfig: grids of the PTQ models: those of QAT.
         qat: the prepared model that was trained, with its ranges.
-        artifact: directory of its artifact, of which every format is judged whose runtime is installed; without it
-            the int8 row is converted from ``qat``.
+        artifact: directory of its artifact; every file whose runtime is installed is evaluated. Without it the int8
+            row is converted from ``qat``.
         options: see :class:`CompareOptions`.
 
     Returns:

@@ -41,8 +41,8 @@ def layer_costs(
 ) -> list[CostRow]:
     """Time of every layer in int8, and in float with a dequantization before and a quantization behind it.
 
-    That is what one layer in float among int8 ones costs; several neighbours share the borders and cost a little less.
-    Times are those of the fastest calls, which say more than the median where other processes run too.
+    That is the cost of one float layer among int8 layers. Neighbours in float share the conversions and cost a little
+    less. Times are those of the fastest calls, because other processes disturb the median.
 
     Args:
         prepared: from :func:`lq.prepare`, with ranges.

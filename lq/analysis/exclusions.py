@@ -83,10 +83,10 @@ def propose_exclusions(
     max_slowdown: float = 0.25,
     min_share: float = 0.05,
 ) -> Exclusions:
-    """Layers to leave in float, the most harm per time first, until the rest is good enough or the time is spent.
+    """Propose layers to leave in float: those with the largest loss per time first, until the rest is good enough.
 
-    The expected result takes the harms of several layers as additive, scaled to that of the whole model, which is a
-    guess: measure the model with the proposal applied.
+    The expected result assumes that the losses of several layers add up, scaled to the loss of the whole model. This is
+    an estimate; measure the model with the proposal applied.
 
     Args:
         rows: from :func:`~lq.analysis.sensitivity.sensitivity`, best with ``direction="all_but_one"``.

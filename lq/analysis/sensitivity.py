@@ -55,7 +55,7 @@ class SensitivityOptions:
         call: how to run one batch; None for :func:`~lq.ptq.batches.run_batch`.
         target_fn: batch -> labels; None for :func:`lq.metrics.targets_of`.
         higher_is_better: needed where the metric does not say so itself.
-        limit: batches to use; they are kept in memory, so that every layer is judged by the same ones.
+        limit: batches to use; they are kept in memory, so that every layer is measured on the same ones.
         show_progress: whether to show how far it is.
         replace_other: whether a ``resume_file`` of another model, metric or data is started anew, rather than refused.
     """
@@ -78,9 +78,9 @@ def sensitivity(
 ) -> list[SensitivityRow]:
     """What quantizing each layer costs, by switching layers on or off one at a time.
 
-    Layers are placed as with ``include`` ("one") or ``exclude`` ("all_but_one") in the qconfig: a tensor stays
-    quantized where another int8 layer reads or writes it. "one" says how much harm a layer does by itself,
-    "all_but_one" what leaving it in float would bring.
+    "one" quantizes each layer alone and measures the loss that it causes, as ``QConfig(include=[layer])`` would.
+    "all_but_one" leaves each layer in float and measures the gain, as ``QConfig(exclude=[layer])`` would. A tensor that
+    another int8 layer reads or writes stays quantized.
 
     Args:
         prepared: from :func:`lq.prepare`, with ranges; it is left as it is.

@@ -53,8 +53,8 @@ def sqnr_per_layer(
 
     .. math:: 20 \log_{10} \frac{\lVert x \rVert_2}{\lVert x - y \rVert_2}
 
-    Weights are compared with BatchNorm folded in. A low ``sqnr_db`` says that the tensor suits its grid badly; where
-    ``accumulated_db`` falls from one row to the next, the noise gets in.
+    Weights are compared with BatchNorm folded in. A low ``sqnr_db`` means that rounding this tensor to its grid loses
+    much of it. Where ``accumulated_db`` falls from one row to the next, that layer adds noise.
 
     Args:
         prepared: from :func:`lq.prepare`, with ranges.

@@ -50,7 +50,7 @@ def study(
     history: Sequence[Mapping[str, float]] = (),
     options: StudyOptions | None = None,
 ) -> Findings:
-    """Compare, and look into the QAT model, or into the one quantized after training if there is none.
+    """Compare the models, and measure noise, sensitivity and ranges of the QAT model, or of the post-training one.
 
     Args:
         model: the float model, on the CPU.

@@ -18,10 +18,10 @@ from lq.tracing import ops
 
 
 def convert(prepared: nn.Module) -> fx.GraphModule:
-    """Build the int8 model that a prepared module has been emulating; ``prepared`` is left as it is.
+    """Convert a prepared module to an int8 model that computes what it emulates; ``prepared`` is not changed.
 
     Args:
-        prepared: from :func:`lq.prepare`, on any device, with ranges (it has trained or calibrated).
+        prepared: from :func:`lq.prepare`, trained or calibrated, on any device.
 
     Returns:
         a GraphModule on the CPU, in evaluation mode, float tensors in and out, int8 kernels inside.

@@ -122,7 +122,7 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
             return state
     if qconfig.learns_scales:
         raise ValueError(
-            f"What {type(module).__name__} computes cannot be read off its code, so it is planned at its first call, "
+            f"What {type(module).__name__} computes cannot be read from its code, so it is planned at its first call, "
             "but an optimizer has to know learned scales before. Give lq.prepare(..., example_args=(x,))."
         )
     state = defer(module, partial(_plan_at_first_call, qconfig))
@@ -175,8 +175,8 @@ def _is_lazy(module: nn.Module) -> bool:
 def _check_not_scripted(module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
-            f"{type(module).__name__} was compiled by torch.jit, so nobody sees which layers it calls. Give the module "
-            "that it was compiled from, and script or trace the result when it is trained."
+            f"{type(module).__name__} was compiled by torch.jit, so its calls of layers cannot be seen. Give the "
+            "module that it was compiled from, and script or trace the result when it is trained."
         )
 
 

@@ -86,6 +86,7 @@ def plan_calls(
         sites=sites,
         products=work.products(),
         modules=architecture(module),
+        kept=planner.kept(),
     )
     return sites, plan
 

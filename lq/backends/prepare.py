@@ -23,19 +23,19 @@ def prepare(
     example_args: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Let a module train for int8: it is instrumented in place, and its own ``forward`` keeps running.
+    """Prepare a module for quantization-aware training, in place; its own ``forward`` keeps running.
 
-    The module stays the object that it is, with its parameters, methods, hooks and submodules; the classes of those
-    whose calls are quantized become subclasses, and it gets a submodule ``qat_state``. Its state dict holds every key
-    of the float module plus those of ``qat_state``, so a float checkpoint loads with only the latter missing. Fake
-    quantization starts switched off: see :func:`set_phase`.
+    The module stays the same object, with its parameters, methods, hooks and submodules. Submodules whose calls are
+    quantized get a subclass as their class, and the module gets a submodule ``qat_state``. Its state dict holds every
+    key of the float module plus those of ``qat_state``. Fake quantization starts switched off; :func:`set_phase`
+    switches it on.
 
-    What is quantized is planned from one call with the example. Without one it is read off the module's code where that
-    is plain; else it is planned at the first call.
+    One call with the example shows what can be quantized. Without an example the plan is read from the module's code
+    where that is simple, and otherwise made at the first call.
 
     Args:
-        module: any module. To keep a float one beside it, give a copy. One that is prepared is returned as it is; with
-            another qconfig it is planned anew, unless it has seen data.
+        module: any module. Give a copy to keep the float module. A prepared module is returned as it is, or planned
+            anew if the qconfig is another one and it has seen no data.
         qconfig: preset name or :class:`~lq.qconfig.QConfig`; ``None`` is "portable".
         example_args: positional inputs of one call; the backend "pt2e" needs them.
         example_kwargs: keyword inputs of that call.
@@ -44,9 +44,9 @@ def prepare(
         ``module``; :func:`plan_of` gives its plan.
 
     Raises:
-        TypeError: if it is no module, or the example no tuple.
-        ValueError: if no layer can be quantized, a pattern matches nothing, the example does not fit, or the module is
-            none of float numbers; the message says what to give instead.
+        TypeError: if ``module`` is not a module, or ``example_args`` not a tuple.
+        ValueError: if no layer can be quantized, a pattern matches nothing, the example does not fit, or the parameters
+            are not floating point numbers; the message says what to give instead.
 
     Example:
         >>> import torch
@@ -151,7 +151,7 @@ def plan_of(prepared: nn.Module) -> Plan:
     """The plan of a prepared module.
 
     Raises:
-        ValueError: if it is made at the first call, and there was none.
+        ValueError: if the plan is made at the first call, and there was no call yet.
     """
     plan = state_of(prepared).plan
     if not isinstance(plan, Plan):

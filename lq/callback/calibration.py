@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -17,16 +16,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lq.backends.prepare import state_of
 from lq.callback.processes import others_wait
-from lq.callback.progress import is_dev_run, say
+from lq.callback.progress import has_room_for_bar, is_dev_run, say
 from lq.core.collective import alone
 from lq.core.state import QATState
 from lq.detached import detached_copy
 from lq.loaders import spread, training_loaders
-from lq.packages import is_a
 from lq.ptq.calibrate import calibrate
 from lq.schedule import QATSchedule
 from lq.target import target_of
-from lq.validation import call_sample, samples_of
+from lq.validation import Sample, call_sample, samples_of
 
 # A few dozen batches are enough for a histogram; some 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
 BATCHES = 32
@@ -104,17 +102,33 @@ def _ranges(trainer: Trainer, module: LightningModule, name: str, limit: int) ->
     """Lowest and highest value of every slot, on the CPU."""
     if not state_of(target_of(module, name)).names:
         raise ValueError("the target is planned at its first call; give the module an example_input_array")
-    bar = trainer.progress_bar_callback
-    shown = bar is not None and not is_a(bar, RichProgressBar)  # a terminal has room for one of its kind
     prepared = target_of(detached_copy(module), name)
     state = state_of(prepared)
     state.waits = False
     state.observe_by("histogram")
-    batches = islice(_batches(trainer.train_dataloader, limit), limit)
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    calibrate(prepared, samples_of(module, name, batches, datamodule), call_sample, limit, show_progress=shown)
+    calibrate(
+        prepared,
+        training_samples(trainer, module, name, limit),
+        call_sample,
+        limit,
+        show_progress=has_room_for_bar(trainer),
+    )
     state.settle()
     return state.min_val.clone(), state.max_val.clone()
+
+
+def training_samples(trainer: Trainer, module: LightningModule, name: str, limit: int) -> Iterator[Sample]:
+    """What reaches the target when ``validation_step`` gets training batches.
+
+    Args:
+        trainer: of the fit.
+        module: a LightningModule; a copy runs.
+        name: of its target.
+        limit: batches at most.
+    """
+    batches = islice(_batches(trainer.train_dataloader, limit), limit)
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return samples_of(module, name, batches, datamodule)
 
 
 def _batches(loaders: Any, limit: int) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from torch import fx
 
 from lq.analysis.sqnr import sqnr_per_layer
 from lq.callback.best import load_best
+from lq.callback.calibration import BATCHES, training_samples
+from lq.callback.candidates import StartingPoint, choose_weights
 from lq.callback.progress import close_progress_bar
 from lq.deploy import Baseline, deploy
 from lq.detached import detached_copy
@@ -37,6 +40,7 @@ def deploy_best(
     baseline: Baseline,
     order: Order,
     schedule: QATSchedule,
+    start: StartingPoint | None = None,
     history: Sequence[Mapping[str, float]] = (),
 ) -> Deployment:
     """Deploy the best weights of a fit that is over, and say what came out.
@@ -50,6 +54,7 @@ def deploy_best(
         baseline: for the FP32 row.
         order: what to deliver.
         schedule: for the manifest.
+        start: what QAT started from, if that was calibrated: the best of it and of what was trained is deployed.
         history: of the training, for the pictures.
 
     Returns:
@@ -58,6 +63,9 @@ def deploy_best(
     close_progress_bar(trainer, module)
     twin = detached_copy(module)
     weights = load_best(trainer, twin, name)
+    if start is not None and judge.loaders is not None:
+        baseline = replace(baseline, ptq=start.results)
+        weights = _choose(trainer, twin, name, judge, start, baseline, weights)
     rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
     manifest = {"weights": weights, "schedule": vars(schedule), "target": name, "recipe": _recipe(trainer)}
     deployment = deploy(twin, name, example, judge, replace(order, manifest=manifest), baseline)
@@ -68,6 +76,27 @@ def deploy_best(
         rank_zero_info(f"lq: artifact in {deployment.directory}")
     _log_pictures(trainer, prepared_graph(twin, name, example), example, history)
     return deployment
+
+
+def _choose(
+    trainer: Trainer,
+    twin: LightningModule,
+    name: str,
+    judge: Judge,
+    start: StartingPoint,
+    baseline: Baseline,
+    trained: str,
+) -> str:
+    before = copy.deepcopy(twin.state_dict())
+    known = baseline.weights(name) if baseline.has_weights and baseline.model is not None else {}
+    samples = training_samples(trainer, twin, name, BATCHES)
+    try:
+        return choose_weights(twin.float(), name, judge, start, known, samples, trained)
+    except Exception as error:  # whatever the user's validation cannot do outside of its own run
+        reason = " ".join(str(error).split())[:300]
+        rank_zero_warn(f"lq: what was trained could not be compared with what it started from: {reason}")
+        twin.load_state_dict(before)
+        return trained
 
 
 def _log_pictures(

@@ -134,8 +134,8 @@ def _loaders(trainer: Trainer, module: LightningModule) -> Any:
     loaders = early_validation_loaders(trainer, module, _WHO)
     if loaders is None:
         raise ValueError(
-            "auto_exclude judges layers on the validation data, and this fit has none. Give it some, or exclude layers "
-            "by name: QConfig(exclude=[...])."
+            "auto_exclude compares layers on the validation data, and this fit has none. Give it some, or exclude "
+            "layers by name: QConfig(exclude=[...])."
         )
     return loaders
 
@@ -155,7 +155,7 @@ def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclud
     score = _own_score(twin, name, samples, limits, judge)
     if score is None and any(sample.labels is None for sample in samples):
         raise ValueError(
-            "auto_exclude does not know what counts: the batches are no plain inputs and labels. Name a figure that "
+            "auto_exclude needs a figure to compare: the batches are not plain inputs and labels. Name a figure that "
             "validation_step logs, QATCallback(monitor='val_...', mode='max'), or give a metric and a target_fn."
         )
     args, kwargs = samples[0].inputs

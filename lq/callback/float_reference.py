@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from lq.checkpoint import check_state
+from lq.checkpoint_entry import TEACHER
 from lq.deploy import Baseline
+from lq.fields import Field
 from lq.stand_in import float_weights
 from lq.target import float_state, target_of
 
@@ -29,7 +32,7 @@ class FloatReference:
 
     def reset(self) -> None:
         """Forget the figures of the last run."""
-        self.has_weights, self.is_judged = True, False
+        self.has_weights, self.is_judged, self.is_of_checkpoint = True, False, False
         self.results: dict[str, float] = {}
         self.rest: dict[str, Any] = {}
 
@@ -59,6 +62,35 @@ class FloatReference:
         self.model.load_state_dict(float_state(target_of(module, name)))
         prefix = f"{name}." if name else ""
         self.rest = {key: value for key, value in float_weights(module, name).items() if not key.startswith(prefix)}
+
+    def teacher(self) -> nn.Module:
+        """The model, with the weights that QAT started from.
+
+        Raises:
+            ValueError: if these are not known.
+        """
+        if self.model is None or not self.has_weights:
+            raise ValueError(
+                "distill needs the weights that QAT started from: this module was prepared for QAT before, or the "
+                "checkpoint is of a run without distill, and holds none. Start from the float checkpoint, or leave "
+                "distill out."
+            )
+        return self.model
+
+    def take_teacher(self, weights: Mapping[str, Any]) -> None:
+        """Take the weights that QAT started from out of a checkpoint.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        if self.model is None:
+            return
+        state = Field({TEACHER: weights}, "checkpoint")[TEACHER]
+        check_state(state)
+        if _shapes(weights) != _shapes(self.model.state_dict()):
+            raise ValueError(f"checkpoint: {TEACHER} holds other weights than {type(self.model).__name__} has.")
+        self.model.load_state_dict(weights)
+        self.has_weights = self.is_of_checkpoint = True
 
     def baseline(self) -> Baseline:
         """For the FP32 row of the closing table."""

@@ -6,9 +6,11 @@ import math
 from dataclasses import replace
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.console import is_terminal
+from lq.packages import is_a
 from lq.progress import Point, Position
 from lq.schedule import Phase, QATSchedule
 
@@ -40,6 +42,12 @@ def say(trainer: Trainer, text: str) -> None:
         bar.print(f"lq: {text}")
 
 
+def has_room_for_bar(trainer: Trainer) -> bool:
+    """Whether a bar of lq's may be shown beside that of the training: a terminal has room for one of Rich's."""
+    bar = trainer.progress_bar_callback
+    return bar is not None and not is_a(bar, RichProgressBar)
+
+
 def close_progress_bar(trainer: Trainer, module: LightningModule) -> None:
     """End the progress bar of a fit, which would otherwise be drawn again below all that is printed from now on."""
     bar = trainer.progress_bar_callback
@@ -63,11 +71,11 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
     start = f"{trainer.global_step} steps"
     if trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
         raise ValueError(
-            f"The float checkpoint is one after {trainer.current_epoch} epochs, and max_epochs={trainer.max_epochs}: "
-            "nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
+            f"The float checkpoint was written after {trainer.current_epoch} epochs, and max_epochs="
+            f"{trainer.max_epochs}: nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
             "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path."
         )
-    say(trainer, f"the checkpoint is one of the float model: QAT starts here, after {start}")
+    say(trainer, f"this is a checkpoint of the float model: QAT starts here, after {start}")
     freezes = schedule.freeze_bn
     is_past = (
         freezes is not None

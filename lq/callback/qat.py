@@ -18,11 +18,13 @@ from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.calibration import calibrate_at_start, with_calibration
+from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import checkpoint_to_load
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
 from lq.callback.destination import choose_destination
+from lq.callback.distillation import Distillation, Teacher, check_teaching
 from lq.callback.example import check_example, example_without_training, validation_loaders
 from lq.callback.exclusions import as_auto_exclude, choose_qconfig
 from lq.callback.first_call import check_first_call, watch_first_call
@@ -44,7 +46,7 @@ from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.settings import as_order, check_settings
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
-from lq.checkpoint_entry import KEY, CheckpointEntry
+from lq.checkpoint_entry import KEY, TEACHER, CheckpointEntry
 from lq.evaluation import Judge, Results
 from lq.export.delivery import Deployment
 from lq.export.destination import Destination
@@ -62,41 +64,44 @@ from lq.tracing.structure import Inputs
 class QATCallback(Callback):
     """Quantization-aware training, from float model to int8 artifact, as one callback.
 
-    At ``setup`` the target is fused and prepared; by the schedule fake quantization starts, BatchNorm statistics
-    freeze, observers stop and the learning rate is annealed; validation tracks FP32 against fake-quantized (and int8)
-    metrics; at the end the best checkpoint is converted, compared with what was trained, and written to
-    ``export_dir``.
+    In ``setup`` the target is prepared. During training the schedule starts fake quantization, freezes the BatchNorm
+    statistics, stops the observers and lowers the learning rate. Validation logs the figures of FP32, of the
+    fake-quantized model and, if wanted, of the int8 model. At the end the best checkpoint is converted, compared with
+    the fake-quantized model, and written to ``export_dir``.
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
-        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt"), or a
+        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), or a
             :class:`~lq.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
-        monitor: the figure that counts, of those that ``validation_step`` logs, for the gate and ``auto_exclude``;
-            ``None`` takes what a ModelCheckpoint monitors.
-        mode: which way it is better, "min" or "max"; ``None`` as that ModelCheckpoint says.
-        metric: any torchmetrics metric, to be tracked besides; ``None`` is multiclass accuracy where batches are plain
-            images and labels, and nothing elsewhere.
+        monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
+            what a ModelCheckpoint monitors.
+        mode: "min" if a lower ``monitor`` is better, "max" if a higher one is; ``None`` takes that of the
+            ModelCheckpoint.
+        metric: a metric of torchmetrics, logged in addition; ``None`` is multiclass accuracy where batches are inputs
+            and class numbers, and no metric elsewhere.
         target_fn: batch -> labels of the metric; ``None`` takes the last of ``(x, y)`` or
             "labels"/"label"/"target"/"y" of a dict.
         int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
-        exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", or ``{name:
-            options}``; the first is what :func:`lq.load` loads by default.
-        gate: how far each of them has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
-        auto_exclude: before the first step, look for a few layers that quantization hurts and leave them in float; see
-            :class:`~lq.analysis.auto_exclude.AutoExclude`. What was found is in ``exclusions``, and in the checkpoints.
-        log_ranges: "summary" logs the worst saturation, use of levels, dead tensors and drift of scales under
-            ``qat/ranges/``, "tensors" besides each activation's, to the loggers; ``None`` nothing.
+        exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or
+            ``{name: options}``; the first is what :func:`lq.load` loads by default.
+        gate: how closely each file has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
+        auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
+            :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
+        distill: train the quantized model to predict what the float model predicts, which costs one float forward a
+            step; see :class:`~lq.callback.distillation.Distillation`.
+        log_ranges: "summary" logs the worst saturation, use of levels, dead channels and drift of scales under
+            ``qat/ranges/``; "tensors" also logs those of each activation, to the loggers; ``None`` logs neither.
         save: as what a step keeps quantized tensors for its backward pass: "floats", or "bytes", which takes a fraction
             of the memory, gives the same gradients to the bit, and takes longer; see :func:`lq.set_saving`.
 
-    ``qconfig``, ``schedule``, ``gate`` and ``auto_exclude`` may be mappings of their settings, as in YAML.
+    ``qconfig``, ``schedule``, ``gate``, ``auto_exclude`` and ``distill`` may be mappings of their settings, as in YAML.
 
     Raises:
-        TypeError: for a setting of another type, such as a ``metric`` that is none of torchmetrics.
+        TypeError: if a setting has the wrong type, such as a ``metric`` that is not from torchmetrics.
         ImportError: if an exporter needs a package that is not installed.
-        ValueError: for what can be seen at once to be wrong; the rest is checked before the first step of a training.
+        ValueError: if a setting is wrong. What depends on module and data is checked before the first training step.
 
     Example:
         >>> QATCallback(qconfig="portable", schedule=QATSchedule(start=2, freeze_bn=4, observer_off=5)).schedule.start
@@ -117,6 +122,7 @@ class QATCallback(Callback):
         exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
         gate: Gate | None = None,
         auto_exclude: bool | AutoExclude = False,
+        distill: Distillation | None = None,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
         save: Literal["floats", "bytes"] = "floats",
     ) -> None:
@@ -130,6 +136,7 @@ class QATCallback(Callback):
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.order = as_order(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
+        self.distill = None if distill is None else as_dataclass(Distillation, distill, "distill")
         self.exclusions: Exclusions | None = None
         self.plan: Plan | None = None
         self._name, self._applied = "", self.qconfig
@@ -157,6 +164,8 @@ class QATCallback(Callback):
         self._round: ValidationRound | None = None
         self._first_call: Listener | None = None
         self._forward: ForwardCheck | None = None
+        self._start: StartingPoint | None = None
+        self._teacher: Teacher | None = None
         self._resumes_float = False
         self._loaders: Any = None
         self._pause.end()
@@ -209,7 +218,8 @@ class QATCallback(Callback):
 
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
         self._example = example
-        if self._float.model is not None and self._float.is_usable:
+        # The check gives the float model the weights of now.
+        if self._float.model is not None and self._float.is_usable and not self._float.is_of_checkpoint:
             with scratch_beside(None if self._destination is None else self._destination.path):
                 check_first_call(pl_module, self._name, self._float.model, example, self.order)
         target = self._target(pl_module)
@@ -220,6 +230,8 @@ class QATCallback(Callback):
     def _announce_plan(self) -> None:
         summary = "planned at its first call" if self.plan is None else self.plan.summary()
         rank_zero_info(f"lq: {self._name or 'the module itself'}: {summary}")
+        if self.plan is not None and self.plan.about_ends is not None:
+            rank_zero_info(f"lq: {self.plan.about_ends}")
         if self.plan is not None and self.plan.warning is not None:
             rank_zero_warn(f"lq: {self.plan.warning}.")
 
@@ -236,6 +248,8 @@ class QATCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
         length = position_of(trainer, 0)
+        if self.distill is not None:
+            check_teaching(pl_module, self._float.teacher())
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
         self._course = with_calibration(self._course, state_of(self._target(pl_module)))
@@ -257,12 +271,19 @@ class QATCallback(Callback):
             self._started = True
             self._float.take_weights(pl_module, self._name)
             self._course = calibrate_at_start(trainer, pl_module, self._name, self._course)
+            if self._course.calibration:
+                self._start = judge_start(trainer, pl_module, self._name, self._judge(trainer, None))
             phase = self._course.phase(position_of(trainer, batch_idx))
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
         self._announce(trainer, phase)
         self._phase = phase
         self._listen_eagerly(pl_module, self._example is None)
+        if self.distill is not None and phase.fake_quant:
+            if self._teacher is None:
+                teacher = self._float.teacher()
+                self._teacher = Teacher(self.distill, trainer, pl_module, target, teacher, self.target_fn)
+            self._teacher.begin(batch)
 
     def _listen_eagerly(self, pl_module: LightningModule, listening: bool) -> None:
         if listening and is_compiled(pl_module):
@@ -290,6 +311,8 @@ class QATCallback(Callback):
         """
         target = self._target(pl_module)
         state_of(target).end_of_step()
+        if self._teacher is not None:
+            pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         if self._forward is not None:  # a module that trains without its forward would be listened to for ever
             self._forward.remove()
             self._forward = None
@@ -381,13 +404,13 @@ class QATCallback(Callback):
         self._stop_listening()
 
     def _stop_listening(self) -> None:
-        for listener in (self._first_call, self._forward):
+        for listener in (self._first_call, self._forward, self._teacher):
             if listener is not None:
                 listener.remove()
         if self._round is not None:
             self._round.stop()
         self._ranges.stop()
-        self._first_call = self._round = None
+        self._first_call = self._round = self._teacher = None
         self._pause.end()
         self._switch.thaw()
 
@@ -415,6 +438,7 @@ class QATCallback(Callback):
             baseline=self._float.baseline(),
             order=replace(self.order, directory=self._destination),
             schedule=self.schedule,
+            start=self._start,
             history=self._history,
         )
         return self.deployment.results
@@ -441,15 +465,17 @@ class QATCallback(Callback):
         share_quantization_state(trainer, pl_module, self._name)
         if not is_planned(self._target(pl_module)):
             return
-        plan = plan_of(self._target(pl_module)).to_dict()
+        plan, ptq = plan_of(self._target(pl_module)).to_dict(), {} if self._start is None else self._start.results
         checkpoint[KEY] = CheckpointEntry(
-            self._name, self._applied, self._started, self._float.results, plan, self._history
+            self._name, self._applied, self._started, self._float.results, plan, self._history, ptq
         ).to_dict()
+        if self.distill is not None and self._started:
+            checkpoint[TEACHER] = self._float.teacher().state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run; the float weights from before QAT are not in its checkpoint, their figures are."""
         if KEY not in checkpoint:
-            rank_zero_info("lq: the checkpoint is one of the float model")
+            rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
             return
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
@@ -458,3 +484,6 @@ class QATCallback(Callback):
         self._history = [dict(row) for row in entry.history]
         self._ranges.resume(self._history)
         self._float.has_weights = not self._started
+        self._start = StartingPoint(entry.ptq) if entry.ptq else None
+        if TEACHER in checkpoint:
+            self._float.take_teacher(checkpoint[TEACHER])

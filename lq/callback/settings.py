@@ -49,7 +49,7 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
         )
     if target_fn is not None and not callable(target_fn):
         raise TypeError(
-            f"target_fn={_shown(target_fn)} is no function of a batch; write e.g. lambda batch: batch['y']."
+            f"target_fn={_shown(target_fn)} is not a function of a batch; write e.g. lambda batch: batch['y']."
         )
     if int8_every_n_epochs is not None:
         check_integer("int8_every_n_epochs", int8_every_n_epochs, 5)

@@ -94,7 +94,7 @@ class ValidationRound:
                 try:
                     found[version] = own_figures(self._twin, self.name, judge, version, model, weights)
                 except Exception as error:  # whatever the user's validation cannot do outside of its own run
-                    reason = f"{version} could not be judged on the validation data: {type(error).__name__}: {error}"
+                    reason = f"{version} could not be evaluated on the validation data: {type(error).__name__}: {error}"
                     warnings.warn(f"lq: {reason}", stacklevel=2)
         return found
 

@@ -166,10 +166,14 @@ class LearnedScale(Float32Buffers):
         if self.start is not None:
             self.start.copy_(torch.where(self.start == 0, observed / reference, self.start))
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Be the observer's scale again."""
+        for tensor in (self.log_factor, self.start):
+            if tensor is not None:
+                tensor.zero_()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if not any(key.startswith(prefix) for key in state_dict):  # a float checkpoint: start anew
-            with torch.no_grad():
-                for tensor in (self.log_factor, self.start):
-                    if tensor is not None:
-                        tensor.zero_()
+        if not any(key.startswith(prefix) for key in state_dict):  # a float checkpoint
+            self.reset()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -136,8 +136,8 @@ def load(
 ) -> Int8Model:
     """Load the int8 model of an artifact.
 
-    Loading runs no code and imports no module that the files name; calling the model runs the model. What it is from a
-    stranger is up to them: it may be slow, or compute anything.
+    Loading runs no code and imports no module that the files name. Calling the model runs the model: a file from
+    somebody else may be slow or compute anything.
 
     Args:
         directory: the artifact, or its URL for fsspec.
@@ -145,8 +145,8 @@ def load(
             exported as.
         threads: of ONNX Runtime and OpenVINO; torch has ``torch.set_num_threads``.
         compile: let inductor turn a "pt2" program into int8 kernels, once for each input shape.
-        trust: the files are from somebody who may run code here. Needed for a program or an output of a class that is
-            not known to this process.
+        trust: set it only for files of somebody who may run code on this machine. It is needed if an output is of a
+            class that this process does not know.
 
     Returns:
         A callable that takes and returns CPU tensors as the float model did.
@@ -230,7 +230,9 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
-            raise ValueError(f"{file} is no state dict of plain data (read with weights_only=True): {error}") from error
+            raise ValueError(
+                f"{file} is not a state dict of plain data (read with weights_only=True): {error}"
+            ) from error
     return Field(state, str(file)).mapping()
 
 

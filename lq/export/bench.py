@@ -31,6 +31,7 @@ COUNTERPARTS = {
     "onnx": ("fp32 onnx",),
     "tensorrt": ("fp32 onnx",),
     "openvino": ("fp32 openvino",),
+    "litert": ("fp32 litert",),
     "pt2": ("fp32 compiled",),
 }
 
@@ -143,7 +144,21 @@ def _float_models(
         tell("exporting the float model to ONNX")
         with suppress(RuntimeError, ValueError):  # what torch.export cannot take has no such rows
             forms |= _float_runtimes(model, sample, signature, place / "float.onnx", threads, wanted)
+    if "fp32 litert" in wanted:
+        tell("exporting the float model to LiteRT")
+        with suppress(RuntimeError, ValueError):
+            forms["fp32 litert"] = _float_litert(model, sample, signature, place / "float.tflite", threads)
     return forms
+
+
+def _float_litert(
+    model: nn.Module, sample: Inputs, signature: Signature, path: Path, threads: int
+) -> Callable[..., Any]:
+    from lq.export.litert import write_float
+    from lq.export.litert.runtime import interpreted
+
+    largest = write_float(model, sample, path)
+    return interpreted(path, signature, threads, largest_batch=largest)
 
 
 def _float_runtimes(

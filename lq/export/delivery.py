@@ -63,17 +63,17 @@ Compare = Callable[[Mapping[str, Int8Model], int], Compared]
 
 @dataclass
 class Deployment:
-    """What a run leaves.
+    """The result of a run: int8 models, figures, and where the files are.
 
     Args:
-        models: the int8 models by exporter, as they were loaded again from the disk.
-        rows: of the closing table.
-        results: metrics by version, and how far each int8 model agrees with the fake-quantized one.
-        parity: what the gate found, by exporter.
-        directory: of the artifact, or its URL, if one was written.
-        rejected: where that is which did not pass the gate; with it all else, if an older artifact stayed in its place.
-        notes: to be read beside the table.
-        failures: what went wrong with single exporters; their files are not in the artifact.
+        models: the int8 models by exporter, loaded again from the disk.
+        rows: rows of the closing table.
+        results: figures by version, and how closely each int8 model agrees with the fake-quantized one.
+        parity: what the gate measured, by exporter.
+        directory: directory or URL of the artifact, if one was written.
+        rejected: directory of the files that did not pass the gate; of all files, if an older artifact was kept.
+        notes: notes on the table.
+        failures: errors of single exporters, whose files are not in the artifact.
     """
 
     models: dict[str, Int8Model] = field(default_factory=dict)
@@ -86,10 +86,10 @@ class Deployment:
     failures: list[str] = field(default_factory=list)
 
     def raise_failures(self) -> None:
-        """End with an error if an exporter failed.
+        """Raise an error if an exporter failed.
 
         Raises:
-            RuntimeError: with what failed, and what stands nevertheless.
+            RuntimeError: naming what failed and where the other files are.
         """
         if self.failures:
             where = "nothing was written" if self.directory is None else f"everything else is in {self.directory}"
@@ -298,7 +298,7 @@ def _pass_gate(
         if not parity.passed:
             what = "does not compute what was trained" if parity.samples else "does not run"
             message = f"{choice.name!r} {what}: {parity.complaint}"
-            message += f"; they part at {parity.first_layer}" if parity.first_layer else ""
+            message += f"; they first differ at {parity.first_layer}" if parity.first_layer else ""
             if gate.on_failure == "error":
                 deployment.failures.append(message)
             else:

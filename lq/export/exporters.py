@@ -108,6 +108,7 @@ EXPORTERS: dict[str, Exporter] = {
             "openvino",
         ),
         Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch", rounds_bias=True),
+        Exporter("litert", ("int8.tflite",), "lq.export.litert", ("ai_edge_litert",), "litert", rounds_bias=True),
     )
 }
 
@@ -149,7 +150,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
         >>> chosen(["onx"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch.
+        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch, litert.
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")

@@ -34,6 +34,7 @@ _PACKAGES = (
     "onnxruntime",
     "openvino",
     "executorch",
+    "ai-edge-litert",
 )
 RESERVED = ("format", "format_version", "versions", "files")
 

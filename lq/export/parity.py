@@ -25,19 +25,21 @@ ON_FAILURE = ("error", "warn")
 
 @dataclass(frozen=True)
 class Gate:
-    """What an artifact has to reach, against the fake-quantized model on real batches.
+    """How closely an exported file has to agree with the fake-quantized model, on real batches.
 
     Args:
         batches: how many validation batches are compared.
-        min_agreement: share of samples with the same largest output, of classifiers; ``None`` does not look. A single
-            sample may always differ, so that few samples are judged by SQNR.
-        min_sqnr_db: signal to quantization-noise ratio in dB; ``None`` does not look. Saturating kernels give 16-26 dB,
-            sound ones 27-60, the least where flips of single values grow through many layers.
-        max_metric_change: how far the metric of an artifact on the validation data may be from that of the
-            fake-quantized model, in either direction; ``None`` does not look.
-        excuse_rounding: let pass what is at most twice as far from the fake-quantized model as that is from itself in
-            float64 (:func:`lq.export.rounding.rounding_noise`): no int8 kernel can be expected to be nearer.
-        on_failure: "error" leaves the artifact out and lets the run fail; "warn" keeps it.
+        min_agreement: least share of samples with the same largest output (top-1); ``None`` switches this check off.
+            One sample may always differ, so that a few samples are compared by SQNR alone.
+        min_sqnr_db: least signal to quantization-noise ratio in dB; ``None`` switches this check off. Kernels that
+            saturate give 16-26 dB, correct ones 27-60 dB. The lowest of these are in networks of many layers, where
+            small differences grow.
+        max_metric_change: largest difference, in either direction, between the file's validation figure and that of the
+            fake-quantized model; ``None`` switches this check off.
+        excuse_rounding: accept a file whose difference from the fake-quantized model is at most twice the difference
+            between that model in float32 and in float64 (:func:`lq.export.rounding.rounding_noise`). An int8 kernel
+            cannot be expected to be closer than that.
+        on_failure: "error" leaves the file out and fails the run; "warn" keeps it and warns.
 
     Raises:
         TypeError: for values of another type, such as text.
@@ -73,7 +75,7 @@ class Gate:
             raise ValueError(f"on_failure={self.on_failure!r} must be one of {', '.join(ON_FAILURE)}.")
 
     def complaint(self, parity: Parity) -> str:
-        """What is wrong with these distances, or ""."""
+        """Why these differences are too large, or ""."""
         if self.min_sqnr_db is not None and not parity.sqnr_db >= self.min_sqnr_db:
             return f"SQNR {parity.sqnr_db:.1f} dB is below {self.min_sqnr_db:.1f} dB"
         if self.min_agreement is None or parity.agreement is None:
@@ -86,16 +88,16 @@ class Gate:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an artifact agrees with the fake-quantized model.
+    """How closely an exported file agrees with the fake-quantized model.
 
     Args:
-        samples: compared.
-        sqnr_db: of the outputs, in dB.
-        max_abs_error: largest difference of two outputs.
-        agreement: share of samples with the same largest output; ``None`` if it is no classifier.
-        complaint: what the gate objects to, or "".
-        first_layer: where the two part, if there is a complaint.
-        remark: what else is to be known of the comparison.
+        samples: number of samples that were compared.
+        sqnr_db: SQNR of the outputs, in dB.
+        max_abs_error: largest absolute difference of an output.
+        agreement: share of samples with the same largest output; ``None`` if the outputs have no classes.
+        complaint: why the file does not pass the gate, or "".
+        first_layer: the first layer at which the two differ, if there is a complaint.
+        remark: a note on the comparison.
     """
 
     samples: int
@@ -108,13 +110,13 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the gate lets it through."""
+        """Whether the file passes the gate."""
         return not self.complaint
 
     def is_explained_by(self, noise: Parity) -> bool:
-        """Whether the distances are at most twice those that rounding alone makes.
+        """Whether the difference is at most twice the one that rounding alone makes.
 
-        The ratio of the outputs decides, since how many predictions change follows from it.
+        SQNR decides; how many predictions change follows from it.
 
         Example:
             >>> Parity(100, 24.0, 0.2, agreement=0.97).is_explained_by(Parity(100, 28.0, 0.1, agreement=0.99))
@@ -124,7 +126,7 @@ class Parity:
 
     @property
     def fidelity(self) -> dict[str, float]:
-        """The measures without the verdict."""
+        """The figures, without the decision."""
         found = {"sqnr_db": self.sqnr_db, "max_abs_error": self.max_abs_error}
         return found if self.agreement is None else {"agreement": self.agreement, **found}
 

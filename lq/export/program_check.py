@@ -117,7 +117,9 @@ def _check_entries(field: Field) -> None:
 
 def _check_operation(field: Field) -> None:
     if isinstance(field.value, str) and not _OPERATION.fullmatch(field.value):
-        raise ValueError(f"{field.where} names the function {field.value[:80]!r}, which is no operation. {_trust()}")
+        raise ValueError(
+            f"{field.where} names the function {field.value[:80]!r}, which is not an operation. {_trust()}"
+        )
 
 
 def _check_structure(field: Field) -> None:
@@ -140,7 +142,7 @@ def _check_expression(field: Field) -> None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = []
     if not nodes or not all(isinstance(node, _NODES) and _is_harmless(node) for node in nodes):
-        raise ValueError(f"{field.where} is {text[:80]!r}, which is no size. {_trust()}")
+        raise ValueError(f"{field.where} is {text[:80]!r}, which is not a size. {_trust()}")
 
 
 def _is_harmless(node: ast.AST) -> bool:

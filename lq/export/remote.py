@@ -177,7 +177,7 @@ def _store(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise ImportError(f"{url} cannot be reached: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{url} is no place that fsspec knows: {error}. Choose another path.") from error
+        raise ValueError(f"{url} is not a location that fsspec knows: {error}. Choose another path.") from error
     except Exception as error:  # some look for credentials already here
         raise OSError(f"cannot reach {url}: {error}. {_REMEDY}") from error
     return store, root.rstrip("/")

@@ -15,7 +15,7 @@ from lq.export.exporters import EXPORTERS
 from lq.export.torchscript import export_torchscript, like_original
 from lq.tracing.structure import Inputs
 
-FP32, FAKE = "fp32", "fake"
+FP32, PTQ, FAKE = "fp32", "ptq", "fake"
 EAGER, FROZEN, FUSED = "fp32 eager", "fp32 frozen", "fp32 fused"
 
 Results = Mapping[str, Mapping[str, float]]
@@ -34,7 +34,8 @@ def comparison_rows(
         kinds: the exporters.
         float_model: on the CPU, or ``None`` for a row without size and latency.
         place: where their files are.
-        results: metrics by version ("fp32", "fake" and the exporters), and fidelity as ``<exporter>_vs_fake``.
+        results: metrics by version ("fp32", "ptq" for what QAT started from, "fake" and the exporters), and fidelity as
+            ``<exporter>_vs_fake``.
         times: latencies by exporter, and of the float forms as "fp32 ...".
 
     Returns:
@@ -46,6 +47,8 @@ def comparison_rows(
         rows.append(row | _latency(fastest_float(times)))
     elif FP32 in results:
         rows.append({"model": "FP32", "metrics": results[FP32]})
+    if PTQ in results:
+        rows.append({"model": "PTQ, before QAT", "metrics": results[PTQ]})
     rows.append({"model": "fake-quantized", "metrics": results.get(FAKE, {})})
     return rows + [_int8_row(kind, place, results) | _latency(times.get(kind)) for kind in kinds]
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from lq.core.own_class import own_class
 from lq.qconfig import QConfig
+from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing import ops
 from lq.tracing.ends import Ends
 from lq.tracing.layer_calls import LAYERS
@@ -158,17 +159,31 @@ class SitePlanner:
         groups = (i if r.group is None else ("group", r.group) for i, r in enumerate(self.roundings))
         return [known.setdefault(group, len(known)) for group in groups]
 
-    def _activation_spec(self, rounding: Rounding) -> Any:
-        layer, kept = self.by_output.get(rounding.source), self.ends is not None and self.ends.has(rounding)
-        if layer is not None:
-            return self.qconfig.activation_spec(layer.name, layer.module, rounding.spec, kept)
-        return self.qconfig.activation_spec(self.label(rounding.source), None, rounding.spec, kept)
+    def kept(self) -> tuple[str, ...]:
+        """Names of the layers and tensors that have more bits because they are at an end of the network."""
+        if self.ends is None:
+            return ()
+        layers, tensors = self.layers, self.roundings
+        found = [at.name for at in layers if self._weight_spec(at) != self._weight_spec(at, kept=False)]
+        found += [
+            self.label(r.source) for r in tensors if self._activation_spec(r) != self._activation_spec(r, kept=False)
+        ]
+        return tuple(dict.fromkeys(found))
+
+    def _weight_spec(self, layer: Layer, kept: bool = True) -> WeightSpec:
+        kept = kept and self.ends is not None and layer.name in self.ends.layers
+        return self.qconfig.weight_spec(layer.name, layer.module, layer.spec, kept)
+
+    def _activation_spec(self, rounding: Rounding, kept: bool = True) -> ActivationSpec:
+        kept = kept and self.ends is not None and self.ends.has(rounding)
+        layer = self.by_output.get(rounding.source)
+        name, module = (self.label(rounding.source), None) if layer is None else (layer.name, layer.module)
+        return self.qconfig.activation_spec(name, module, rounding.spec, kept)
 
     def _layer(self, layer: Layer, quantizer: str) -> LayerAt:
         weight = weight_of(layer.node)
         held = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
-        kept = self.ends is not None and layer.name in self.ends.layers
-        spec = self.qconfig.weight_spec(layer.name, layer.module, layer.spec, kept)
+        spec = self._weight_spec(layer)
         if layer.kind.startswith("conv_transpose"):
             spec = per_tensor(spec)  # the int8 kernels know no more
         norm = None if layer.bn is None else self.calls[layer.bn]

@@ -22,7 +22,7 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def classification_metric(num_classes: int) -> MulticlassAccuracy:
-    """The metric that a classifier gets unasked: the share of correct top-1 predictions.
+    """The default metric of classifiers: the share of correct top-1 predictions.
 
     Args:
         num_classes: number of classes, at least 2.

@@ -24,7 +24,7 @@ def calibrate(
     *,
     show_progress: bool = True,
 ) -> int:
-    """Let the observers of a prepared module see batches, in evaluation mode; afterwards it is fake-quantized.
+    """Find the ranges of a prepared module by running batches, in evaluation mode; then switch fake quantization on.
 
     Args:
         prepared: from :func:`lq.prepare`.
@@ -52,7 +52,7 @@ def calibrate(
     """
     if call is not None and not callable(call):
         raise TypeError(
-            f"calibrate(): call={call!r} is no function; write e.g. lambda model, batch: model(batch['x'])."
+            f"calibrate(): call={call!r} is not a function; write e.g. lambda model, batch: model(batch['x'])."
         )
     check_batches(batches, "calibrate()")
     check_integer("limit", limit, 100)

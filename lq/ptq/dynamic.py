@@ -25,8 +25,8 @@ def quantize_dynamic(
 ) -> nn.Module:
     """A copy of a model whose LSTM, GRU and linear layers have int8 weights; no data are needed.
 
-    Their inputs are quantized at every call, over the range that they have then, so it pays where reading the weights
-    is what takes the time: recurrent layers, large linear layers, small batches. Convolutions stay float.
+    The inputs are quantized at every call, over the range that they have in that call. This is worthwhile where reading
+    the weights takes most of the time: recurrent layers, large linear layers, small batches. Convolutions stay float.
 
     Args:
         model: any module, on any device.

@@ -26,10 +26,10 @@ from lq.tracing.structure import Inputs
 
 @dataclass(frozen=True)
 class StaticOptions:
-    """What to do beside calibrating.
+    """What to do in addition to calibration.
 
     Args:
-        batch_norm: measure BatchNorm statistics anew behind quantized weights, before the ranges; see
+        batch_norm: measure BatchNorm statistics again behind quantized weights, before the ranges; see
             :func:`~lq.ptq.batch_norm.reestimate_batch_norm`.
         bias: correct biases for the mean error of the weights; see :func:`~lq.ptq.bias.correct_bias`.
         limit: batches to use for each.
@@ -56,7 +56,7 @@ def quantize_static(
     call: Call | None = None,
     options: StaticOptions | None = None,
 ) -> nn.Module:
-    """An int8 copy of a float model, quantized after training; the model itself is left as it is.
+    """Quantize a copy of a trained float model to int8, without training; the model itself is not changed.
 
     Args:
         model: any module, or a LightningModule, of which the target is quantized.
@@ -97,14 +97,14 @@ def prepare_static(
 ) -> fx.GraphModule:
     """The fake-quantized model that :func:`quantize_static` converts, as a graph, for analysis.
 
-    To start training from there, give :func:`lq.prepare` the float model and :func:`lq.calibrate` the result.
+    To train from calibrated ranges, call :func:`lq.prepare` on the float model and :func:`lq.calibrate` on the result.
 
     Args:
-        model: as for :func:`quantize_static`, and so are the others.
+        model: as in :func:`quantize_static`, and so are the other arguments.
         batches: data.
-        qconfig: grids.
+        qconfig: preset name or QConfig.
         call: how to run one batch.
-        options: what else to do.
+        options: see :class:`StaticOptions`.
 
     Returns:
         the graph of a prepared copy of the model (of a LightningModule, of its target), calibrated.

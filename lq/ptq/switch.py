@@ -50,7 +50,7 @@ def quantize_only(prepared: nn.Module, layers: Collection[str]) -> Iterator[None
     known = [layer.name for layer in layers_of(graph)]
     unknown = sorted(set(layers) - set(known))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no quantized layer of this model; those are {', '.join(known)}.")
+        raise ValueError(f"{unknown[0]!r} is not a quantized layer of this model; those are {', '.join(known)}.")
     active = _Reach(graph, set(layers)).active_modules()
     parts = [m for m in graph.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
     with _off(state_of(prepared), parts, _weights_in_place(prepared, set(known) - set(layers))):

@@ -133,8 +133,8 @@ def _sqnr(findings: Findings) -> Section | None:
     if not findings.sqnr:
         return None
     text = (
-        "A low value alone says that a tensor suits its grid badly. Where the line of accumulated values drops, noise "
-        "gets in."
+        "A low value means that rounding this tensor to its grid loses much of it. Where the line of accumulated "
+        "values drops, that layer adds noise."
     )
     rows = [
         {"tensor": row["name"], "kind": row["kind"]} | {label: _number(row.get(key), ".1f") for key, label in _DECIBELS}

@@ -13,7 +13,8 @@ from lq.tracing.place import Rounding
 class Ends:
     """The layers that read no other layer's result, or whose result no other layer reads, and the tensors around them.
 
-    Networks with several inputs or outputs have several of either.
+    Networks with several inputs or outputs have several of either. One without any other layer has no ends: what was
+    asked for all of it would be done nowhere.
 
     Args:
         layers: all quantized layers of a graph.
@@ -37,9 +38,10 @@ class Ends:
         inputs = {layer.node: _input(layer) for layer in layers}
         first = [layer for layer in layers if not _meets(inputs[layer.node], results, lambda n: n.all_input_nodes)]
         last = [layer for layer in layers if not _meets(layer.last.users, calls, lambda n: n.users)]
-        self.layers = {layer.name for layer in [*first, *last]}
+        self.layers, self.tensors = {layer.name for layer in [*first, *last]}, {layer.last for layer in last}
+        if self.layers == {layer.name for layer in layers}:
+            self.layers, self.tensors = set(), set()
         rounded = {rounding.node for rounding in roundings}
-        self.tensors = {layer.last for layer in last}
         for layer in layers:
             if layer.name in self.layers:
                 self.tensors |= _nearest(inputs[layer.node], rounded)

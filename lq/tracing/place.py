@@ -53,6 +53,7 @@ class Placement:
         joins: the joins that run in int8; ``None`` decides.
         stubs: calls of QuantStubs, whose results are quantized for all that read them.
         fuse_add: do not round a convolution that is only added to something; its kernel adds before it rounds.
+        round_cheap: round behind every cheap operation between int8 layers, not only behind the last one in a row.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Placement:
         joins: Collection[fx.Node] | None = None,
         stubs: Collection[fx.Node] = (),
         fuse_add: bool = False,
+        round_cheap: bool = False,
     ) -> None:
         self.graph, self.stubs = graph, dict.fromkeys(stubs)
         self.outputs = {layer.last: layer for layer in layers}
@@ -70,6 +72,7 @@ class Placement:
         while joins is None and self._drop_joins():
             pass
         self.unrounded = self._added_by_kernels() if fuse_add else set()
+        self.round_cheap = round_cheap
 
     def _added_by_kernels(self) -> set[fx.Node]:
         """Of every addition the last convolution that nothing else reads."""
@@ -104,8 +107,15 @@ class Placement:
                 users = tuple(u for u in node.users if self._leads_to_int8(u))
                 site = self._site_of_float(node, users)
                 found[site.node] = site
+        for node in self._in_rows() if self.round_cheap else ():
+            found.setdefault(node, self._site_of_float(node, tuple(node.users)))
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         return sorted(found.values(), key=lambda site: order[site.node])
+
+    def _in_rows(self) -> Iterable[fx.Node]:
+        """Cheap operations on the way from int8 to int8."""
+        cheap = (node for node in self.graph.nodes if ops.is_cheap(node) and ops.relu_kind(node) is None)
+        return [node for node in cheap if self._derives_from_int8(node) and self._all_lead_to_int8(node)]
 
     def _site(self, node: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
         if len(users) == 1:

@@ -65,7 +65,7 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that ``prepare`` decided.
+    """What is quantized, what stays in float, and why.
 
     Args:
         model: class name.
@@ -73,11 +73,12 @@ class Plan:
         layers: one row for every quantizable layer.
         tensors: one row for every fake quantizer.
         float_ops: names of the operations that compute in float.
-        remarks: what the backend has to say about the model.
+        remarks: notes of the backend on the model.
         sites: where the module quantizes.
-        products: products of matrices that are no layers.
+        products: matrix products that are not layers, such as attention's.
         inputs: what one call of the model takes, without values; see :func:`lq.tracing.inputs.describe_inputs`.
         modules: dotted name and class of every module, so that another architecture is noticed.
+        kept: names of the layers and tensors at the ends of the network that keep the bits of the preset.
 
     Example:
         >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",), "int7 [-63, 63] per channel"),), ())
@@ -96,6 +97,7 @@ class Plan:
     products: tuple[ProductPlan, ...] = ()
     inputs: Any = None
     modules: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def work(self) -> int:
@@ -135,6 +137,19 @@ class Plan:
         """The layers that are quantized."""
         return tuple(layer for layer in self.layers if layer.weight is not None)
 
+    @property
+    def about_ends(self) -> str | None:
+        """What to say if the ends of the network have more bits than the rest of it.
+
+        Example:
+            >>> Plan("Net", "portable", (), (), kept=("conv1", "fc")).about_ends
+            "the ends of the network keep the preset's bits: conv1, fc; QConfig(keep='nothing') gives them fewer, too"
+        """
+        if not self.kept:
+            return None
+        shown = ", ".join(self.kept[:6]) + (", ..." if len(self.kept) > 6 else "")
+        return f"the ends of the network keep the preset's bits: {shown}; QConfig(keep='nothing') gives them fewer, too"
+
     def summary(self) -> str:
         """One line."""
         share = "" if self.share is None else f", {self.share:.0%} of the work"
@@ -156,7 +171,7 @@ class Plan:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
         total = self.work
         rows += [f"  {row.work / total:.1%} of the work in float: {_in_float(row)}" for row in self.in_float[:5]]
-        rows += [f"  {remark}" for remark in self.remarks]
+        rows += [f"  {remark}" for remark in (self.about_ends, *self.remarks) if remark]
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,7 +193,7 @@ class Plan:
         values: dict[str, Any] = {
             name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()
         }
-        values |= {name: tuple(plain[name]) for name in ("float_ops", "remarks")}
+        values |= {name: tuple(plain[name]) for name in ("float_ops", "remarks", "kept")}
         values["modules"] = tuple((path, kind) for path, kind in plain["modules"])
         values["sites"] = None if plain["sites"] is None else Sites.from_dict(plain["sites"])
         return cls(**values)

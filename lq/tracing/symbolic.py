@@ -26,7 +26,7 @@ _CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, _InstanceNorm, tor
 
 
 class NotPlainError(Exception):
-    """What a module does with its tensors cannot be read off its code with certainty."""
+    """What a module does with its tensors cannot be read from its code with certainty."""
 
 
 class _Proxy(fx.Proxy):

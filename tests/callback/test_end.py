@@ -298,7 +298,7 @@ def test_validation_that_cannot_run_again_costs_only_metrics(fit: Fit) -> None:
             assert self.trainer.max_epochs == 1, "not my trainer"
 
     callback = qat()
-    with pytest.warns(UserWarning, match="could not be judged on the validation data.*not my trainer"):
+    with pytest.warns(UserWarning, match="could not be evaluated on the validation data.*not my trainer"):
         fit(Once(), callback, max_epochs=1)
     assert callback.deployment is not None
     assert callback.deployment.directory is not None

@@ -102,7 +102,7 @@ def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> No
     assert list(done.models) == ["torch", "pt2"]
     assert done.failures == [done.failures[0]]
     assert done.failures[0].startswith("'faulty' does not compute what was trained: SQNR ")
-    assert "they part at second (" in done.failures[0]
+    assert "they first differ at second (" in done.failures[0]
     files = {file.name for file in (tmp_path / "int8").iterdir()}
     assert files == {"int8.pt", "int8.pt2", "prepared.pt", "lq.json"}
     content = manifest(tmp_path / "int8")
@@ -110,7 +110,7 @@ def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> No
     assert content["parity"]["faulty"]["passed"] is False
     assert content["parity"]["faulty"]["first_layer"].startswith("second (")
     assert content["error"] == done.failures[0]
-    with pytest.raises(RuntimeError, match=r"they part at second .* everything else is in .*int8\."):
+    with pytest.raises(RuntimeError, match=r"they first differ at second .* everything else is in .*int8\."):
         done.raise_failures()
     load(tmp_path / "int8", "pt2")
     load_prepared_state(tmp_path / "int8")
@@ -118,7 +118,9 @@ def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> No
 
 def test_warn_keeps_what_fails_the_gate(tmp_path: Path) -> None:
     order = Order([{"faulty": {"layer": "head"}}], Gate(on_failure="warn"), tmp_path / "int8")
-    with pytest.warns(UserWarning, match=r"lq: 'faulty' does not compute what was trained: .*; they part at head \("):
+    with pytest.warns(
+        UserWarning, match=r"lq: 'faulty' does not compute what was trained: .*; they first differ at head \("
+    ):
         done = delivered(order)
     assert done.failures == []
     assert (tmp_path / "int8" / faulty.FILE).exists()
@@ -236,7 +238,7 @@ def test_what_fails_the_gate_is_kept_beside(tmp_path: Path) -> None:
     done = delivered(Order(["torch", {"faulty": {"layer": "second"}}], directory=tmp_path / "int8"))
     assert (done.directory, done.rejected) == (tmp_path / "int8", tmp_path / "int8.failed")
     assert list(manifest(tmp_path / "int8.failed")["artifacts"]) == ["faulty"]
-    assert "they part at second" in manifest(tmp_path / "int8.failed")["error"]
+    assert "they first differ at second" in manifest(tmp_path / "int8.failed")["error"]
     load_prepared_state(tmp_path / "int8.failed")
     with pytest.raises(RuntimeError, match=r"kept in .*int8\.failed, everything else is in .*int8\.$"):
         done.raise_failures()

@@ -118,7 +118,7 @@ def test_it_is_not_if_the_gate_says_so() -> None:
 def test_a_fault_is_not_excused() -> None:
     done = delivered(deep(), Order([{"faulty": {"layer": "78"}}], Gate(min_sqnr_db=100)))
     assert not done.parity["faulty"].passed
-    assert "they part at " in done.failures[0]
+    assert "they first differ at " in done.failures[0]
 
 
 def test_a_graph_that_computes_something_else_does_not_excuse_itself() -> None:
@@ -141,7 +141,7 @@ def test_an_explanation_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lq.export.gatekeeper.first_difference", refuse)
     done = delivered(deep(), Order(["torch", {"faulty": {"layer": "78"}}], directory=tmp_path / "int8"))
     assert list(done.models) == ["torch"]
-    assert "they part at a layer that could not be found (not in float64)" in done.failures[0]
+    assert "they first differ at a layer that could not be found (not in float64)" in done.failures[0]
 
 
 def test_noise_is_not_asked_for_where_all_agree(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_rare_outliers_cost_histogram_observers_less_than_minmax(observer):
     found = {}
     for name in ("minmax", observer):
         activation = ActivationSpec(0, 63, observer=name, percentile=99.9)
-        prepared = prepare(copy.deepcopy(model), QConfig(weight=WeightSpec(), activation=activation))
+        prepared = prepare(copy.deepcopy(model), QConfig(weight=WeightSpec(), activation=activation, keep="nothing"))
         calibrate(prepared, calibration.split(500))
         with torch.no_grad():
             found[name] = sqnr(model(x), prepared(x)).item()

@@ -13,6 +13,7 @@ from lq.checkpoint_entry import CheckpointEntry
 from lq.models.annotated import AnnotatedMobileNetV2
 from lq.qconfig import LayerQConfig, QConfig
 from lq.specs import ActivationSpec, WeightSpec
+from lq.tracing.plan import Plan
 
 W, A = WeightSpec(-7, 7), ActivationSpec(0, 15)
 
@@ -43,7 +44,7 @@ def planned(qconfig: QConfig) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def test_first_and_last_layers_and_what_they_read_and_return() -> None:
-    weights, tensors = planned(QConfig(weight=W, activation=A, keep="ends"))
+    weights, tensors = planned(QConfig(weight=W, activation=A))
     ends = {"left", "right", "skip", "one", "two"}
     assert {name for name, grid in weights.items() if grid.startswith("int7 [-63, 63]")} == ends
     assert all(grid.startswith("int4") for name, grid in weights.items() if name not in ends)
@@ -54,14 +55,14 @@ def test_first_and_last_layers_and_what_they_read_and_return() -> None:
 
 
 def test_without_it_all_have_few_bits() -> None:
-    weights, tensors = planned(QConfig(weight=W, activation=A))
+    weights, tensors = planned(QConfig(weight=W, activation=A, keep="nothing"))
     assert all(grid.startswith("int4") for grid in weights.values())
     assert all(grid.startswith("uint4") for grid in tensors.values())
 
 
 def test_overrides_count_more() -> None:
     overrides = {"left": LayerQConfig(weight=WeightSpec(-3, 3)), "x": LayerQConfig(activation=ActivationSpec(0, 31))}
-    weights, tensors = planned(QConfig(weight=W, activation=A, keep="ends", overrides=overrides))
+    weights, tensors = planned(QConfig(weight=W, activation=A, overrides=overrides))
     assert weights["left"].startswith("int3")
     assert tensors["x"].startswith("uint5")
     assert weights["right"].startswith("int7")
@@ -69,42 +70,64 @@ def test_overrides_count_more() -> None:
 
 def test_only_the_integers_change_and_only_to_more_bits() -> None:
     own = WeightSpec(-7, 7, per_channel=False, observer="mse")
-    weights, _ = planned(QConfig(weight=own, keep="ends"))
+    weights, _ = planned(QConfig(weight=own))
     assert weights["left"] == "int7 [-63, 63] per tensor, mse"
-    wide = QConfig(weight=WeightSpec(-127, 127), keep="ends")
+    wide = QConfig(weight=WeightSpec(-127, 127))
     assert set(planned(wide)[0].values()) == {"int8 [-127, 127] per channel"}
-    weights, tensors = planned(QConfig("tensorrt", weight=W, activation=A, keep="ends"))
+    weights, tensors = planned(QConfig("tensorrt", weight=W, activation=A))
     assert weights["left"].startswith("int8")
     assert tensors["x"].startswith("int8 [-128, 127] symmetric")
     assert tensors["left"].startswith("uint4 [0, 15] affine")
 
 
+@pytest.mark.parametrize("qconfig", [QConfig(), QConfig(weight=W, keep="nothing")])
+def test_nothing_is_said_where_nothing_is_kept(qconfig: QConfig) -> None:
+    plan = lq.plan_of(lq.prepare(Net(), qconfig, example_args=INPUTS))
+    assert plan.kept == ()
+    assert "keep" not in str(plan).replace("keep nothing", "")
+
+
+def test_activations_of_few_bits_alone() -> None:
+    plan = lq.plan_of(lq.prepare(Net(), QConfig(activation=A), example_args=INPUTS))
+    assert {"x", "y", "one", "two"} <= set(plan.kept)
+    assert "left" not in plan.kept
+
+
 def test_two_bits_within_and_eight_at_the_ends() -> None:
-    weights, _ = planned(QConfig(weight=WeightSpec(-1, 1), keep="ends"))
+    weights, _ = planned(QConfig(weight=WeightSpec(-1, 1)))
     assert weights["left"] == "int7 [-63, 63] per channel"
     assert weights["a"] == "int2 [-1, 1] per channel, mse"
 
 
 def test_the_plan_says_so_and_a_checkpoint_knows_it() -> None:
-    qconfig = QConfig(weight=W, keep="ends")
+    qconfig = QConfig(weight=W)
     plan = lq.plan_of(lq.prepare(Net(), qconfig, example_args=INPUTS))
-    assert "qconfig portable, keep ends:" in plan.summary()
+    assert plan.kept[:3] == ("left", "right", "skip")
+    assert "the ends of the network keep the preset's bits: left, right, skip" in str(plan)
+    assert Plan.from_dict(plan.to_dict()) == plan
     entry = CheckpointEntry("model", qconfig, started=True)
     again = CheckpointEntry.from_dict(entry.to_dict())
     assert again.qconfig.keep == "ends"
-    with pytest.raises(ValueError, match=r"keep='ends' \(here ''\)"):
-        again.require_same_plan("model", QConfig(weight=W))
+    with pytest.raises(ValueError, match=r"keep='ends' \(here 'nothing'\)"):
+        again.require_same_plan("model", QConfig(weight=W, keep="nothing"))
 
 
 def test_of_a_module_without_an_example() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    plan = lq.plan_of(lq.prepare(net, QConfig(weight=W, activation=A, keep="ends")))
+    plan = lq.plan_of(lq.prepare(net, QConfig(weight=W, activation=A)))
     assert [str(row.weight)[:4] for row in plan.layers] == ["int7", "int4", "int7"]
     assert [row.grid[:5] for row in plan.tensors] == ["uint8", "uint4", "uint8", "uint8"]
 
 
+def test_a_network_of_ends_alone_has_none() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    plan = lq.plan_of(lq.prepare(net, QConfig(weight=W, activation=A)))
+    assert (plan.kept, {row.grid[:5] for row in plan.tensors}) == ((), {"uint4"})
+    assert {str(row.weight)[:4] for row in plan.layers} == {"int4"}
+
+
 def test_of_an_annotated_model() -> None:
-    qconfig = QConfig(weight=W, activation=A, keep="ends", backend="eager")
+    qconfig = QConfig(weight=W, activation=A, backend="eager")
     rows = lq.plan_of(lq.prepare(AnnotatedMobileNetV2(classes=3), qconfig)).layers
     grids = [str(row.weight)[:4] for row in rows if row.weight is not None]
     assert (grids[0], grids[-1]) == ("int7", "int7")
@@ -114,6 +137,6 @@ def test_of_an_annotated_model() -> None:
 def test_anything_else_is_refused() -> None:
     wrong: Any = "first"
     with pytest.raises(
-        ValueError, match=r"Unknown keep='first'. Write keep='ends' for the first and last layers, or ''"
+        ValueError, match=r"Unknown keep='first'. Write keep='ends' to leave the first and last layers the bits of"
     ):
         QConfig(keep=wrong)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lq.checkpoint import Checkpoint
+from lq.cli.common import beside, float_copy, history_of, run_of
 from lq.report.plots import plot_metric, plot_scale_drift
-from lq.verbs import beside, float_copy, history_of, run_of
 from tests.tiny import Tiny, keeper, make_trainer, qat, train_loader, val_loader
 
 

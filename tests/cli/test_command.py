@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lq.cli import find_own_error, main
+from lq.export.delivery import Deployment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -81,36 +82,47 @@ def test_errors_of_ours_are_one_line(run_lq, config, capsys, changes, message):
     assert "Traceback" not in error
 
 
-def test_debug_shows_the_traceback(run_lq, config, monkeypatch):
-    monkeypatch.setenv("LQ_DEBUG", "1")
+@pytest.mark.parametrize("option", [[], ["--debug"]])
+def test_debug_shows_the_traceback(run_lq, config, monkeypatch, option):
+    monkeypatch.setenv("LQ_DEBUG", "0" if option else "1")
     with pytest.raises(ValueError, match="only 1797 digits"):
-        run_lq("fit", "--config", config(data={"val_size": 5000}))
+        run_lq("fit", "--config", config(data={"val_size": 5000}), *option)
 
 
-def test_errors_of_others_keep_their_traceback(run_lq, config):
-    with pytest.raises(Exception, match="max_epochs") as caught:
-        run_lq("fit", "--config", config(trainer={"max_epochs": -7}))
-    assert find_own_error(caught.value) is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["fit", "--model.widht", "3"], "Option 'widht' is not accepted"),
-        (["fit", "--config", "nothing.yaml"], "File does not exist: '"),
-        (["train"], "train"),
-        ([], "subcommand"),
-    ],
-)
-def test_parser_errors_are_not_hidden_behind_the_usage(run_lq, config, capsys, arguments, message):
-    if "--model.widht" in arguments:
-        arguments = [*arguments, "--config", config()]
+def test_settings_that_lightning_refuses_are_one_line(run_lq, config, capsys):
     with pytest.raises(SystemExit) as exit_:
-        run_lq(*arguments)
+        run_lq("fit", "--config", config(trainer={"max_epochs": -7}))
     assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "usage:" not in error
+    assert "max_epochs" in capsys.readouterr().err
+
+
+def test_errors_of_the_users_code_keep_their_traceback(run_lq, config, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("of the user's")
+
+    monkeypatch.setattr("lq.models.DigitsClassifier.training_step", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_lq("fit", "--config", config())
+
+
+def test_a_run_that_fails_ends_with_another_status(run_lq, config, capsys, monkeypatch):
+    monkeypatch.setattr("lq.cli.lightning_cli.LQCLI.__init__", lambda *_: Deployment(failures=["bad"]).raise_failures())
+    with pytest.raises(SystemExit) as exit_:
+        run_lq("fit")
+    assert exit_.value.code == 1
+    assert "lq: error: bad" in capsys.readouterr().err
+
+
+def test_without_a_verb_the_verbs_are_shown(run_lq, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run_lq()
+    assert exit_.value.code == 2
+    assert "usage: lq VERB" in capsys.readouterr().err
+
+
+def test_the_version(run_lq, capsys):
+    run_lq("--version")
+    assert re.fullmatch(r"lq \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 def test_users_own_progress_bar_is_kept(run_lq, config, capsys):
@@ -140,7 +152,7 @@ def test_module_is_the_same_command():
     assert result.stdout.startswith("usage: lq ")
     assert "\n  lq fit --config recipes/digits/qat.yaml\n" in result.stdout
     for verb in ("fit", "validate", "test", "predict"):
-        assert f"    {verb} " in result.stdout
+        assert f"\n  {verb} " in result.stdout
 
 
 def test_a_log_file_holds_no_carriage_returns(config, tmp_path):
@@ -159,14 +171,21 @@ def test_a_log_file_holds_no_carriage_returns(config, tmp_path):
     assert b"Tip:" not in output
 
 
-def test_modules_in_the_working_directory_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_modules_in_the_working_directory_are_found_and_take_no_librarys_place(tmp_path: Path) -> None:
+    """An installed script has its own folder at the start of its search path, ``python -m`` the working directory."""
     (tmp_path / "mine_here.py").write_text("import lightning as L\nclass Net(L.LightningModule): pass\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as for an installed script
-    monkeypatch.setattr(sys, "argv", ["lq", "fit", "--model", "mine_here.Net", "--print_config"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    assert "mine_here.Net" in capsys.readouterr().out
+    (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')\n")
+    script = tmp_path / "bin" / "lq"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom lq.cli import main\nsys.exit(main())\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in ([script], ["-m", "lq"]):
+        result = subprocess.run(
+            [sys.executable, *command, "fit", "--model", "mine_here.Net", "--print_config"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "mine_here.Net" in result.stdout

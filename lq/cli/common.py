@@ -1,4 +1,4 @@
-"""What the verbs of the Trainer have in common."""
+"""What the verbs have in common."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
-from lq.checkpoint import Checkpoint
 from lq.checkpoint_entry import CheckpointEntry
+from lq.cli.weights import read_qat
 from lq.detached import detached_copy
 from lq.export.delivery import Order
 from lq.export.directory import AnyPath
@@ -31,16 +31,24 @@ from lq.target import target_of
 from lq.validation import Sample, call_sample, samples_of
 
 
-def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
-    """The checkpoint that a verb was given, if it was given any; plain data only, unless the user says otherwise."""
-    return None if ckpt_path is None else Checkpoint.read(ckpt_path, weights_only is not False)
+def qat_callback(trainer: Trainer) -> QATCallback:
+    """The QATCallback among the callbacks, or one with its defaults.
+
+    Example:
+        >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> qat_callback(trainer).qconfig.preset
+        'portable'
+    """
+    found = [c for c in trainer.callbacks if isinstance(c, QATCallback)]  # type: ignore[attr-defined]
+    return found[0] if found else QATCallback()
 
 
 def prepared_target(
     model: LightningModule,
     datamodule: LightningDataModule | None,
     callback: QATCallback,
-    checkpoint: Checkpoint | None,
+    ckpt_path: str | None,
+    weights_only: bool | None,
     calibration: int,
 ) -> str:
     """Prepare the target in its place, with the ranges of a QAT checkpoint or calibrated.
@@ -49,12 +57,15 @@ def prepared_target(
         model: the LightningModule in float.
         datamodule: its training data calibrate.
         callback: names target and qconfig, if there is no QAT checkpoint.
-        checkpoint: of a QAT run or of the float model; None takes the weights as they are.
+        ckpt_path: checkpoint or artifact of a QAT run, or checkpoint of the float model; None takes the weights as they
+            are.
+        weights_only: ``False`` reads files that hold more than plain data.
         calibration: batches to calibrate with.
 
     Returns:
         the target's name.
     """
+    checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
     if checkpoint is not None and checkpoint.is_qat:
         checkpoint.load_qat(model)
         return checkpoint.entry.target

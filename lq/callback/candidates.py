@@ -1,0 +1,151 @@
+"""Below 8 bits training does not always pay: what it started from is judged too, and the best is delivered."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lq.analysis.score import single_metric
+from lq.backends.prepare import set_phase, state_of
+from lq.callback.example import validation_loaders
+from lq.callback.processes import on_first_process
+from lq.callback.progress import has_room_for_bar
+from lq.core.lsq import LearnedScale
+from lq.detached import detached_copy
+from lq.evaluation import Judge, compare_on_validation_data
+from lq.export.rows import FAKE
+from lq.metrics import metric_name
+from lq.ptq.batch_norm import reestimate_batch_norm
+from lq.target import target_of
+from lq.validation import Sample, call_sample
+
+UNTRAINED = "the float model, quantized without training"
+ADVICE = "Train longer or at another rate (QATSchedule(lr=...))"
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a low-bit QAT starts from: a post-training quantization, the float weights with calibrated ranges.
+
+    Args:
+        results: its figures on the validation data.
+        ranges: lowest and highest value of every slot, on the CPU; ``None`` in a run that was resumed.
+    """
+
+    results: Mapping[str, float] = field(default_factory=dict)
+    ranges: tuple[Tensor, Tensor] | None = None
+
+
+def judge_start(trainer: Trainer, module: LightningModule, name: str, judge: Judge) -> StartingPoint:
+    """Judge the calibrated target before the first step of QAT: one pass over the validation data.
+
+    Args:
+        trainer: of the fit; all processes have to call this.
+        module: the LightningModule, its target calibrated.
+        name: of the target.
+        judge: how its validation runs, the data apart.
+
+    Returns:
+        the starting point; without figures if there are no validation data, or they need the run itself.
+    """
+    loaders, state = validation_loaders(trainer), state_of(target_of(module, name))
+    ranges = state.min_val.detach().cpu().clone(), state.max_val.detach().cpu().clone()
+    if loaders is None:
+        return StartingPoint(ranges=ranges)
+    judge = replace(judge, loaders=loaders, show_progress=has_room_for_bar(trainer))
+    try:
+        results = on_first_process(trainer, lambda: _results(detached_copy(module).float(), name, judge))
+        return StartingPoint(results, ranges)
+    except Exception as error:  # whatever the user's validation cannot do outside of its own run
+        reason = " ".join(str(error).split())[:300]
+        rank_zero_warn(f"lq: what QAT starts from could not be judged ({type(error).__name__}: {reason}).")
+        return StartingPoint(ranges=ranges)
+
+
+def choose_weights(
+    twin: LightningModule,
+    name: str,
+    judge: Judge,
+    start: StartingPoint,
+    float_weights: Mapping[str, Any],
+    samples: Iterable[Sample],
+    trained: str,
+) -> str:
+    """Leave in a trained module what is best on the validation data, which takes a pass for each candidate.
+
+    Candidates are what was trained; the same with BatchNorm statistics measured behind the rounded weights; and what
+    QAT started from.
+
+    Args:
+        twin: a copy of the trained module that nothing else uses.
+        name: of its target.
+        judge: the validation data, and the figure that counts.
+        start: what QAT started from.
+        float_weights: of the module from before QAT, by their names; empty if they are not known any more.
+        samples: what reaches the target, of the training data, for BatchNorms.
+        trained: where the weights of ``twin`` are from.
+
+    Returns:
+        where those are from that it has now.
+    """
+    results = _results(twin, name, judge)
+    counts = _counting(results, judge)
+    if counts is None:
+        rank_zero_info("lq: no figure says whether training has paid; QATCallback(monitor=..., mode=...) names one")
+        return trained
+    figure, sign = counts
+    best, before_norms = results[figure], copy.deepcopy(twin.state_dict())
+    if reestimate_batch_norm(target_of(twin, name), samples, call_sample):
+        again = _results(twin, name, judge)[figure]
+        rank_zero_info(f"lq: {figure} {best:.4f}, with BatchNorm statistics measured anew {again:.4f}")
+        if sign * again > sign * best:
+            best, trained = again, f"{trained}, with BatchNorm statistics measured anew"
+        else:
+            twin.load_state_dict(before_norms)
+    before = start.results.get(figure, best)
+    if sign * before <= sign * best:
+        return trained
+    worse = f"lq: QAT ended with {figure} {best:.4f}, and quantization without training had {before:.4f}"
+    if not float_weights or start.ranges is None:
+        rank_zero_warn(f"{worse}. {ADVICE}, or quantize the float model: lq.quantize_static.")
+        return trained
+    rank_zero_warn(f"{worse}, which is delivered. {ADVICE}.")
+    _restore(twin, name, start.ranges, float_weights)
+    return UNTRAINED
+
+
+def _restore(twin: LightningModule, name: str, ranges: tuple[Tensor, Tensor], float_weights: Mapping[str, Any]) -> None:
+    target = target_of(twin, name)
+    weights = twin.state_dict()  # which knows the versions of the user's modules
+    weights.update({key: value for key, value in float_weights.items() if key in weights})
+    twin.load_state_dict(weights)
+    with torch.no_grad():
+        for own, found in zip((state_of(target).min_val, state_of(target).max_val), ranges, strict=True):
+            own.copy_(found)
+    for part in target.modules():
+        if isinstance(part, LearnedScale):
+            part.reset()
+
+
+def _results(twin: LightningModule, name: str, judge: Judge) -> dict[str, float]:
+    set_phase(target_of(twin, name), fake_quant=True, observer=False, freeze_bn=True)
+    return dict(compare_on_validation_data(twin, name, {}, judge).results.get(FAKE, {}))
+
+
+def _counting(results: Mapping[str, float], judge: Judge) -> tuple[str, int] | None:
+    """Name and sign of the figure that counts: the one of the user's, or else that of the metric."""
+    metric = single_metric(judge.metric)
+    if judge.monitor is not None and judge.monitor in results:
+        name, higher = judge.monitor, judge.higher_is_better
+    elif isinstance(metric, str):
+        name, higher = metric, True
+    else:
+        name, higher = metric_name(metric), cast("bool | None", metric.higher_is_better)
+    return None if name not in results or higher is None else (name, 1 if higher else -1)

@@ -1,0 +1,176 @@
+"""The float model teaches the quantized one, whatever the user's training step does with its output.
+
+The loss is the user's: it may be returned, taken apart, or passed to several optimizers by hand, and wrapping it would
+have to know which. So its gradient is extended instead, where it leaves the loss for the target: a hook on the output
+of the target adds the gradient of the distillation loss. Whatever scales the user's gradient scales that, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from lq.backends.on_cpu import as_float32
+from lq.callback.compilation import is_compiled
+from lq.core.distillation import distillation_loss, is_class_scores
+from lq.instrument.listen import Listener
+from lq.metrics.outputs import describe, main_tensor, plain_targets_of
+from lq.plainly import check_number
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the float model teaches the quantized one.
+
+    Args:
+        temperature: by which class scores are divided before the softmax, above 0.
+        weight: of the distillation loss beside the user's, above 0.
+        loss: "kl" for class scores in dimension 1 of the output, "mse" for anything else; ``None`` takes "kl" if the
+            labels of the batch are classes.
+
+    Raises:
+        TypeError: if a number is none.
+        ValueError: if one is out of range, or the loss is unknown.
+
+    Example:
+        >>> Distillation(temperature=4.0).weight
+        1.0
+    """
+
+    temperature: float = 1.0
+    weight: float = 1.0
+    loss: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            check_number(f"distill: {name}", value, 1.0)
+            if not value > 0:
+                raise ValueError(f"distill: {name}={value!r} must be above 0, e.g. {name}=1.0.")
+        if self.loss not in (None, "kl", "mse"):
+            raise ValueError(f"distill: loss={self.loss!r} must be 'kl' for class scores, 'mse', or None to find out.")
+
+
+def check_teaching(module: LightningModule, model: nn.Module) -> None:
+    """Refuse, before the first step, a training that hears nothing of its target.
+
+    Args:
+        module: the LightningModule.
+        model: the float target.
+
+    Raises:
+        ValueError: if compiled code runs it.
+    """
+    if is_compiled(module):
+        raise ValueError(
+            f"distill listens to {type(model).__name__}, which compiled code runs without anybody hearing it. Train "
+            "without torch.compile, or leave distill out."
+        )
+
+
+class Teacher:
+    """The float model beside the target in training: one forward more for each of its calls, without gradient.
+
+    Args:
+        settings: how it teaches.
+        trainer: of the fit, which knows how losses are scaled.
+        module: the LightningModule.
+        target: the prepared target in it.
+        model: the float target with the weights from before QAT.
+        labels_of: batch -> labels; ``None`` for :func:`lq.metrics.outputs.plain_targets_of`.
+    """
+
+    def __init__(
+        self,
+        settings: Distillation,
+        trainer: Trainer,
+        module: LightningModule,
+        target: nn.Module,
+        model: nn.Module,
+        labels_of: Callable[[Any], Any] | None,
+    ) -> None:
+        self.settings, self.trainer, self.module = settings, trainer, module
+        self.model, self.labels_of = model, labels_of or plain_targets_of
+        self.losses: list[Tensor] = []
+        self._labels: Any = None
+        self._teaches = False
+        self._answers: list[Any] = []
+        self._listener = Listener(target, before=self._answer, after=self._compare)
+
+    def begin(self, batch: Any) -> None:
+        """A training step begins."""
+        self.model.to(self.module.device).eval()
+        self.losses, self._answers, self._teaches = [], [], True
+        self._labels = None if self.settings.loss is not None else self.labels_of(batch)
+
+    def end(self) -> dict[str, Tensor]:
+        """The training step is over.
+
+        Returns:
+            what it is to be logged: the distillation loss, if the target was called.
+        """
+        self._teaches = False
+        return {"qat/distillation": torch.stack(self.losses).mean()} if self.losses else {}
+
+    def remove(self) -> None:
+        """Stop teaching."""
+        self._listener.remove()
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        if not self._teaches:
+            return
+        # Copies, for the target may work in place; and what it is called with may be of half precision.
+        given, keywords = tree_map_only(Tensor, lambda t: t.detach().clone(), as_float32((args, kwargs)))
+        with torch.no_grad():
+            self._answers.append(self.model(*given, **keywords))
+
+    def _compare(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._teaches:
+            return
+        student, teacher = main_tensor(output), main_tensor(self._answers.pop())
+        if not student.requires_grad:  # an exponential average, or a part that is frozen
+            return
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"distill compares the output of the target with that of its float version in evaluation, but in "
+                f"training it returns {describe(output)} and there {describe(teacher)}. Name an inner module that "
+                "returns the same in both, QATCallback(target=...), or leave distill out."
+            )
+        with torch.enable_grad():
+            leaf = student.detach().float().requires_grad_()
+            loss = distillation_loss(leaf, teacher.detach(), self._temperature(student))
+            (slope,) = torch.autograd.grad(loss, leaf)
+        self.losses.append(loss.detach())
+        student.register_hook(_Once(lambda: self._scaled(slope)))  # type: ignore[no-untyped-call]
+
+    def _temperature(self, student: Tensor) -> float | None:
+        scores = is_class_scores(student, self._labels) if self.settings.loss is None else self.settings.loss == "kl"
+        return self.settings.temperature if scores else None
+
+    def _scaled(self, slope: Tensor) -> Tensor:
+        """The gradient on the scale of the user's: Lightning divides losses that accumulate, AMP multiplies them."""
+        weight = self.settings.weight
+        if self.module.automatic_optimization:
+            weight /= self.trainer.accumulate_grad_batches
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        slope = slope * weight
+        return slope if scaler is None else scaler.scale(slope)
+
+
+class _Once:
+    """Adds a tensor to the first gradient that comes: of two losses that share an output, one brings it."""
+
+    def __init__(self, added: Callable[[], Tensor]) -> None:
+        self.added: Callable[[], Tensor] | None = added
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        if self.added is None:
+            return None
+        added, self.added = self.added(), None
+        return grad + added.to(grad.dtype)

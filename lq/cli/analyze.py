@@ -1,0 +1,70 @@
+"""``lq analyze``: what quantization does to every layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lq.analysis import SensitivityOptions, analyze_layers
+from lq.analysis.score import single_metric
+from lq.cli.common import prepared_target, qat_callback
+from lq.detached import detached_copy
+from lq.metrics import targets_of
+from lq.report.layers import print_layers, write_layers
+from lq.target import prepared_graph
+from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
+
+
+def analyze_layers_of(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | None = None,
+    by: Literal["sqnr", "metric"] = "sqnr",
+    direction: Literal["one", "all_but_one"] = "all_but_one",
+    batches: int = 4,
+    calibration: int = 100,
+    out: str = "analysis",
+    weights_only: bool | None = None,
+) -> None:
+    """Look at every layer: noise, sensitivity, time in int8 and in float; and propose which to leave in float.
+
+    Prints a table and the proposal, as a line for the configuration too, and writes analysis.json, sqnr.png and
+    sensitivity.png. A run that was broken off goes on where it was if weights and data are the same.
+
+    Args:
+        trainer: gives the callbacks.
+        model: the LightningModule in float.
+        datamodule: its training data calibrate, its validation data judge.
+        ckpt_path: a checkpoint or artifact of a QAT run, or a checkpoint of the float model, which is quantized after
+            training; null takes the weights as the model has them.
+        by: what layers are ranked by: the SQNR of the output, or the metric of the QATCallback (accuracy without).
+        direction: quantize each layer alone ("one"), or all but it ("all_but_one").
+        batches: validation batches to judge on, of each data loader.
+        calibration: training batches to calibrate a float model with.
+        out: directory to write to.
+        weights_only: refuse checkpoints that hold more than plain data; null is true.
+
+    Raises:
+        ValueError: if the checkpoint does not fit, or the data have no batch or do not fit the metric.
+    """
+    callback, judged = qat_callback(trainer), by == "metric"
+    name = prepared_target(model, datamodule, callback, ckpt_path, weights_only, calibration)
+    target_fn = (callback.target_fn or targets_of) if judged else lambda batch: None
+    _, loaders = first_validation_call(model, name, datamodule)
+    samples = validation_samples(model, name, loaders, datamodule, target_fn, batches)
+    found = analyze_layers(
+        prepared_graph(detached_copy(model), name, samples[0].inputs if samples else None),
+        samples,
+        single_metric(callback.metric) if judged else None,
+        direction,
+        Path(out) / f"{by}-{direction}.json",
+        SensitivityOptions(call=call_sample, target_fn=labels_of, limit=len(samples) or batches, replace_other=True),
+    )
+    plain = found.to_dict()
+    print_layers(plain, str(found.exclusions))
+    files = write_layers(out, plain, found.exclusions.layers)
+    rank_zero_info(f"lq: {', '.join(path.name for path in files)} in {out}")

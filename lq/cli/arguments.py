@@ -1,0 +1,138 @@
+"""What a command line leaves out and a run or a checkpoint knows: its ``config.yaml``, required hyperparameters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lq.cli.hyperparameters import SAVED_AS, argument_names, hyperparameters_of
+from lq.cli.import_paths import imported
+
+CONFIG = "config.yaml"
+
+
+def completed(verb: str, args: Sequence[str]) -> list[str]:
+    """The arguments of a verb, with what can be known without asking for it.
+
+    Without ``--config`` and ``--model``, the ``config.yaml`` of the run counts that a checkpoint or an artifact lies
+    in. Arguments that the module's class demands and nobody gave are taken from the checkpoint's hyperparameters.
+
+    Args:
+        verb: such as "export".
+        args: what follows it.
+
+    Returns:
+        the arguments to parse.
+
+    Example:
+        >>> completed("export", ["--ckpt_path", "no.ckpt", "--model", "my_module.Net"])
+        ['--ckpt_path', 'no.ckpt', '--model', 'my_module.Net']
+    """
+    args = list(args)
+    if verb != "fit" and not any(_values(args, "--config", "-c", "--model")):
+        config = config_of(next(_values(args, "--ckpt_path"), None), next(_values(args, "--artifact"), None))
+        if config is not None:
+            print(f"lq: settings of {config} (--config or --model takes others)", file=sys.stderr)
+            args = ["--config", str(config), *args]
+    return [*_required(args), *_with_class_of_help(args)]
+
+
+def typed_arguments(args: Sequence[str], key: str = "model") -> set[str]:
+    """The arguments of the module, or of the data, that are options of the command line.
+
+    Example:
+        >>> sorted(typed_arguments(["--model", "mine.Net", "--model.width", "8", "--model.init_args.lr=0.1"]))
+        ['lr', 'width']
+    """
+    options = [arg.partition("=")[0] for arg in args if arg.startswith(f"--{key}.")]
+    names = {option.removeprefix(f"--{key}.").removeprefix("init_args.").partition(".")[0] for option in options}
+    return names - {"class_path", "help"}
+
+
+def config_of(ckpt_path: str | None, artifact: str | None = None) -> Path | None:
+    """The ``config.yaml`` of the run that a checkpoint or an artifact lies in, as Lightning's command line leaves it.
+
+    Example:
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> _ = (run / "config.yaml").write_text("model: my_module.Net")
+        >>> config_of(str(run / "checkpoints" / "last.ckpt")).name, config_of(None, str(run / "int8")).name
+        ('config.yaml', 'config.yaml')
+    """
+    folders = [
+        folder for given in (ckpt_path, artifact) if given for folder in list(Path(given).absolute().parents)[:2]
+    ]
+    return next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+
+
+def _required(args: list[str]) -> list[str]:
+    """What the classes demand, nobody gives, and the checkpoint knows; as a configuration in the command line."""
+    settings = _settings(args)
+    wanted = {key: given for key in SAVED_AS if (given := _known_of(key, settings))}
+    try:
+        return ["--config", json.dumps(wanted)] if wanted else []
+    except TypeError:  # a value that no configuration can hold
+        return []
+
+
+def _known_of(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting ``model`` or ``data``, with what its class demands and the checkpoint alone knows."""
+    path, setting = settings["ckpt_path"], settings[key]
+    kind = imported(setting["class_path"])
+    if not isinstance(path, str) or not isinstance(kind, type):
+        return {}
+    lacking = [name for name in argument_names(kind, demanded=True) if name not in setting["init_args"]]
+    known = hyperparameters_of(path, settings["weights_only"] is not False, key) if lacking else {}
+    found = {name: known[name] for name in lacking if name in known}
+    return {"class_path": setting["class_path"], "init_args": found} if found else {}
+
+
+def _with_class_of_help(args: list[str]) -> list[str]:
+    """``--model my_module.Net --model.help`` asks for the arguments of that class."""
+    option = args[-1] if args and args[-1].endswith(".help") else ""
+    kind = next(_values(args, option.removesuffix(".help")), None)
+    return [*args, kind] if kind else args
+
+
+def _settings(args: list[str]) -> dict[str, Any]:
+    """What files and options say of the checkpoint and the classes, later ones over earlier ones."""
+    found: dict[str, Any] = {}
+    for text in _values(args, "--config", "-c"):
+        content = _yaml(Path(text).read_text(encoding="utf-8") if Path(text).is_file() else "")
+        found |= content if isinstance(content, dict) else {}
+    weights_only = next(_values(args, "--weights_only"), None)
+    return {
+        **{key: _class_setting(key, found.get(key), args) for key in SAVED_AS},
+        "ckpt_path": next(_values(args, "--ckpt_path"), found.get("ckpt_path")),
+        "weights_only": found.get("weights_only") if weights_only is None else _yaml(weights_only),
+    }
+
+
+def _class_setting(key: str, configured: Any, args: list[str]) -> dict[str, Any]:
+    given = {"class_path": configured} if isinstance(configured, str) else configured
+    given = given if isinstance(given, dict) else {}
+    typed = dict.fromkeys(typed_arguments(args, key))
+    path = next(_values(args, f"--{key}", f"--{key}.class_path"), given.get("class_path"))
+    return {"class_path": path, "init_args": {**(given.get("init_args") or {}), **typed}}
+
+
+def _values(args: Sequence[str], *options: str) -> Iterator[str]:
+    """The values of options, written ``--name value`` or ``--name=value``."""
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in options and equals:
+            yield value
+        elif arg in options and index + 1 < len(args):
+            yield args[index + 1]
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None

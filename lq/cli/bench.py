@@ -1,0 +1,63 @@
+"""``lq bench``: how large and how fast the models of an artifact are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lq.callback.preparation import choose_target
+from lq.cli.common import qat_callback
+from lq.export.bench import bench
+from lq.report.bench import print_bench
+from lq.target import target_of
+
+
+def bench_artifact(
+    trainer: Trainer,
+    model: LightningModule | None = None,
+    datamodule: LightningDataModule | None = None,
+    artifact: str | None = None,
+    batch_sizes: Sequence[int] = (1, 16),
+    threads: int = 1,
+    min_time: float = 1.0,
+    compile: bool = True,
+    json_file: str | None = None,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    """Measure size, latency and throughput of an artifact's models against the float model.
+
+    Args:
+        trainer: gives the callbacks.
+        model: the LightningModule in float; without one, the rows of the float model are left out.
+        datamodule: not used; it may stand in the configuration.
+        artifact: directory or URL of the artifact.
+        batch_sizes: sizes to measure.
+        threads: for every runtime.
+        min_time: seconds of timed calls for each model and batch size.
+        compile: also measure what inductor makes of float and of "pt2"; it takes some minutes.
+        json_file: where to write the figures.
+        ckpt_path: a checkpoint whose hyperparameters build the float model; its weights make no difference here.
+        weights_only: read its hyperparameters only if they are plain data; null is true.
+
+    Raises:
+        ValueError: if there is no artifact, or as :func:`lq.bench`.
+    """
+    if artifact is None:
+        raise ValueError("bench needs an artifact: --artifact runs/.../int8")
+    target = None
+    if model is not None:
+        target = target_of(model, choose_target(model, qat_callback(trainer).target))
+    torch.set_num_threads(threads)
+    measured = bench(
+        artifact, target, tuple(batch_sizes), threads, min_time, compile, lambda line: rank_zero_info(f"lq: {line}")
+    )
+    print_bench(measured.rows, measured.notes)
+    if json_file is not None:
+        content = {"rows": measured.rows, "notes": measured.notes}
+        Path(json_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,66 @@
+"""``lq export``: a checkpoint for one or more runtimes, without training again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lq.callback.preparation import choose_target
+from lq.cli.common import beside, float_copy, order_of, qat_callback
+from lq.cli.delivery import deliver_judged, deliver_without_data, has_validation_data
+from lq.cli.weights import read_qat
+from lq.deploy import Baseline
+from lq.export.delivery import Deployment
+
+
+def export_checkpoint(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | None = None,
+    exporters: Sequence[str | dict[str, dict[str, Any]]] | None = None,
+    export_dir: str | None = None,
+    weights_only: bool | None = None,
+) -> Deployment:
+    """Export a QAT checkpoint for one or more runtimes, without training again.
+
+    Metric, gate and exporters are those of the QATCallback among the callbacks, if there is one.
+
+    Args:
+        trainer: gives the callbacks.
+        model: the LightningModule in float; it is prepared as the checkpoint says.
+        datamodule: its validation data are what artifacts are compared on; without any, random inputs are.
+        ckpt_path: a checkpoint of a QAT run, or the directory of an artifact.
+        exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or {name: options}; null is
+            as the callback has.
+        export_dir: directory or URL of the artifact; null is beside the checkpoint, with its name and -int8.
+        weights_only: refuse checkpoints that hold more than plain data; null is true.
+
+    Returns:
+        what was delivered.
+
+    Raises:
+        ValueError: if there is no checkpoint, or it does not fit.
+        RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
+    """
+    if ckpt_path is None:
+        raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
+    callback = qat_callback(trainer)
+    manifest: dict[str, Any] = {"weights": str(ckpt_path)}
+    order = order_of(callback, exporters, export_dir or beside(ckpt_path), manifest)
+    checkpoint = read_qat(ckpt_path, weights_only, model)
+    if not checkpoint.is_qat:
+        raise ValueError(
+            f"{ckpt_path} is a checkpoint of a float model: lq ptq quantizes it as it is, and lq fit trains it for "
+            "int8 with --trainer.callbacks lq.QATCallback."
+        )
+    entry = checkpoint.entry
+    manifest["target"] = entry.target
+    float_model = float_copy(model, choose_target(model, entry.target or None))
+    checkpoint.load_qat(model)
+    baseline = Baseline(float_model, entry.fp32, has_weights=False)
+    if not has_validation_data(model, datamodule):
+        return deliver_without_data(model, entry, order, baseline)
+    return deliver_judged(trainer, model, entry.target, datamodule, order, baseline)

@@ -1,0 +1,152 @@
+"""LightningCLI with the verbs of lq, and with settings from checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lq.callback import QATCallback
+from lq.checkpoint import Checkpoint
+from lq.cli.arguments import typed_arguments
+from lq.cli.help import Formatter
+from lq.cli.hyperparameters import hyperparameters_of, model_settings
+from lq.cli.parser import Parser
+from lq.cli.trainer import QATTrainer
+from lq.cli.verbs import OWN_VERBS
+from lq.console import LineProgress, is_terminal
+
+
+class LQCLI(LightningCLI):
+    """LightningCLI that knows more verbs, and writes one line an epoch where its output is not a terminal.
+
+    Args:
+        verb: the only one to make a parser for, which takes its time; ``None`` makes those of all.
+        help_of_everything: whether ``--help`` shows all options.
+    """
+
+    def __init__(self, verb: str | None = None, help_of_everything: bool = False) -> None:
+        self._verb, self._help_of_everything = verb, help_of_everything
+        super().__init__(
+            trainer_class=QATTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "lq", "formatter_class": Formatter, "allow_abbrev": False},
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, as one of lq's own class, for which LightningCLI before 2.6 has no argument."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = Parser
+        return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As Lightning does; without a float model, ``bench`` measures the others."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        needs_model = self._verb != "bench"
+        parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=needs_model)
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Tell each parser which options are those of its verb."""
+        super().setup_parser(*args, **kwargs)
+        for verb, parser in self._subcommand_parsers.items():
+            assert isinstance(parser, Parser)
+            parser.verb, parser.own = verb, self._subcommand_method_arguments[verb]
+            parser.help_of_everything = self._help_of_everything
+            parser.usage = f"lq {verb} [options]"
+            _put_first(parser, f"options of {verb}")
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Lightning's, and those of :class:`lq.cli.trainer.QATTrainer`."""
+        own = {name: {"model", "datamodule"} for name in OWN_VERBS}
+        verbs = {**LightningCLI.subcommands(), **own}
+        return verbs if self._verb is None else {self._verb: verbs[self._verb]}
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyperparameters of ``ckpt_path`` as those of the configured class.
+
+        Lightning's takes all of them for settings of the parser, which refuses those that a script has saved. What
+        stands in the command line comes before both.
+        """
+        settings = self.config.get(self.config.get("subcommand") or "") or {}
+        path, model = settings.get("ckpt_path"), settings.get("model")
+        if not path or not model or not model.get("class_path"):
+            return
+        base = model.as_dict()
+        saved, typed = hyperparameters_of(path, settings.get("weights_only") is not False), typed_arguments(sys.argv)
+        new = model_settings(base, {name: value for name, value in saved.items() if name not in typed})
+        if new is None:
+            return
+        exits, self.parser.exit_on_error = self.parser.exit_on_error, False
+        try:
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": new}}, self.config)
+        except argparse.ArgumentError as error:
+            reason = " ".join(str(error).split())[:300]
+            kept = "those of the configuration count"
+            _say(f"{path}: its hyperparameters do not fit {new['class_path']}; {kept}: {reason}")
+        else:
+            _say_changes(path, base, new)
+        finally:
+            self.parser.exit_on_error = exits
+
+    def before_instantiate_classes(self) -> None:
+        """Add the callbacks that the configuration leaves out: for the progress, and for a checkpoint of a QAT run."""
+        settings = self.config[self.subcommand]
+        trainer = settings["trainer"]
+        added: list[Callback] = []
+        if not is_terminal() and trainer["enable_progress_bar"] is not False:
+            added += [] if _has(trainer["callbacks"], ProgressBar) else [LineProgress()]
+        if self.subcommand in ("validate", "test", "predict") and not _has(trainer["callbacks"], QATCallback):
+            added += _callback_of(settings.get("ckpt_path"), settings.get("weights_only"))
+        if added:
+            self.trainer_defaults["callbacks"] = added
+
+
+def _callback_of(path: str | None, weights_only: bool | None) -> list[QATCallback]:
+    """The callback that prepares a module as the checkpoint of a QAT run wants it; none for others."""
+    if path is None or not Path(path).is_file():
+        return []
+    checkpoint = Checkpoint.read(path, weights_only is not False)
+    if not checkpoint.is_qat:
+        return []
+    entry = checkpoint.entry
+    return [QATCallback(target=entry.target, qconfig=entry.qconfig)]
+
+
+def _put_first(parser: LightningArgumentParser, title: str) -> None:
+    """Where all options are shown, those of the verb, which were added last, come first."""
+    groups: Any = parser._action_groups
+    groups[-1].title = title
+    groups.insert(0, groups.pop())
+
+
+def _say(text: str) -> None:
+    print(f"lq: {text}", file=sys.stderr)
+
+
+def _say_changes(path: str, base: dict[str, Any], new: dict[str, Any]) -> None:
+    own, given = base.get("init_args") or {}, new.get("init_args", {})  # none if LightningCLI has saved them
+    changes = [f"{name}={given[name]!r} (not {own[name]!r})" for name in given if given[name] is not own[name]]
+    if changes:
+        _say(f"{path}: its hyperparameters count: {', '.join(changes)}")
+
+
+def _has(callbacks: object, kind: type) -> bool:
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    for callback in given:
+        path = callback.get("class_path") if hasattr(callback, "get") else None
+        if path is None:
+            continue
+        module, _, name = path.rpartition(".")
+        if issubclass(getattr(importlib.import_module(module), name), kind):
+            return True
+    return False

@@ -1,0 +1,65 @@
+"""``lq ptq``: quantize after training, the baseline that QAT has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lq.callback.preparation import choose_target
+from lq.cli.common import calibrate_target, float_copy, order_of, qat_callback
+from lq.cli.delivery import deliver_judged
+from lq.cli.weights import read_checkpoint
+from lq.deploy import Baseline
+from lq.export.delivery import Deployment
+from lq.ptq.static import StaticOptions
+
+
+def quantize_after_training(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    batches: int = 100,
+    batch_norm: bool = False,
+    bias: bool = False,
+    exporters: Sequence[str | dict[str, dict[str, Any]]] | None = None,
+    export_dir: str | None = None,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> Deployment:
+    """Quantize after training: calibrate on training batches, compare, export; the baseline that QAT has to beat.
+
+    Target, qconfig, metric, gate and exporters are those of the QATCallback among the callbacks, if there is one;
+    activations are observed by histograms unless its qconfig says otherwise.
+
+    Args:
+        trainer: gives the callbacks.
+        model: the trained LightningModule in float.
+        datamodule: its training data calibrate, its validation data judge.
+        batches: training batches to calibrate with.
+        batch_norm: measure BatchNorm statistics anew behind quantized weights.
+        bias: correct biases for the mean error of the weights.
+        exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or {name: options}; null is
+            as the callback has.
+        export_dir: directory or URL of the artifact; null is ptq-int8 in the default root directory.
+        ckpt_path: a float checkpoint; null takes the weights as the model has them.
+        weights_only: refuse checkpoints that hold more than plain data; null is true.
+
+    Returns:
+        what was delivered.
+
+    Raises:
+        ValueError: if the checkpoint does not fit, or the data have no batch.
+        RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
+    """
+    callback = qat_callback(trainer)
+    name = choose_target(model, callback.target)
+    checkpoint = read_checkpoint(ckpt_path, weights_only)
+    if checkpoint is not None:
+        checkpoint.load_float(model)
+    directory = export_dir or f"{trainer.default_root_dir.rstrip('/')}/ptq-int8"
+    order = order_of(callback, exporters, directory, {"weights": "post-training quantization", "target": name})
+    float_model = float_copy(model, name)
+    calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(batch_norm, bias, batches))
+    return deliver_judged(trainer, model, name, datamodule, order, Baseline(float_model))

@@ -1,0 +1,137 @@
+"""``lq report``: float, post-training quantization and QAT on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lq.analysis import CompareOptions, StudyOptions, study
+from lq.backends.prepare import qconfig_of
+from lq.callback import QATCallback
+from lq.callback.preparation import choose_target
+from lq.checkpoint_entry import CheckpointEntry
+from lq.cli.common import check_float, float_copy, history_of, qat_callback, run_of
+from lq.cli.weights import read_checkpoint, read_qat
+from lq.detached import detached_copy
+from lq.evaluation import Judge, logged_by
+from lq.loaders import spread, training_batches
+from lq.metrics import targets_of
+from lq.metrics.outputs import plain_targets_of
+from lq.report.page import Findings, write_page, write_picture
+from lq.report.table import print_table
+from lq.target import prepared_graph
+from lq.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
+
+
+def report_on(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    ckpt_path: str | None = None,
+    artifact: str | None = None,
+    out: str = "report.html",
+    picture: str | None = None,
+    calibration: int = 100,
+    batches: int | None = None,
+    float_ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    """Compare float, post-training quantization and QAT, look into the layers, and write one HTML page.
+
+    Args:
+        trainer: gives the callbacks.
+        model: the LightningModule in float.
+        datamodule: its training data calibrate, its validation data judge.
+        ckpt_path: a checkpoint or artifact of a QAT run; null reports on post-training quantization alone.
+        artifact: directory or URL of that run's artifact, whose models are judged too.
+        out: the page.
+        picture: PNG file for the result and its reason in one picture; null writes none.
+        calibration: training batches to calibrate with.
+        batches: validation batches to judge on, of each data loader; null takes all.
+        float_ckpt_path: the float checkpoint that QAT started from; null takes the weights as the model has them.
+        weights_only: refuse checkpoints that hold more than plain data; null is true.
+
+    Raises:
+        ValueError: if the checkpoint does not fit, or the data have no batch.
+    """
+    callback = qat_callback(trainer)
+    subject = _load(model, callback, ckpt_path, float_ckpt_path, weights_only)
+    findings = _findings(model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
+    print_table(findings.comparison)
+    if subject.entry is not None:
+        check_float(subject.entry.fp32, findings.comparison[0]["metrics"])
+    title = type(subject.float_model).__name__
+    rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
+    if picture is not None:
+        rank_zero_info(f"lq: picture in {write_picture(picture, title, findings)}")
+
+
+class _Subject(NamedTuple):
+    """The target's name, its float version, and what the checkpoint knows of the QAT run if there was one."""
+
+    name: str
+    float_model: nn.Module
+    entry: CheckpointEntry | None
+
+
+def _load(
+    model: LightningModule,
+    callback: QATCallback,
+    ckpt_path: str | None,
+    float_ckpt_path: str | None,
+    weights_only: bool | None,
+) -> _Subject:
+    """Give the module the weights of the checkpoints, and prepare it if it was trained with fake quantization."""
+    before = read_checkpoint(float_ckpt_path, weights_only)
+    checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
+    entry = None if checkpoint is None else checkpoint.entry
+    name = choose_target(model, callback.target if entry is None else entry.target or None)
+    if before is not None:
+        before.load_float(model)
+    float_model = float_copy(model, name)
+    if checkpoint is not None:
+        checkpoint.load_qat(model)
+    return _Subject(name, float_model, entry)
+
+
+def _findings(
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    callback: QATCallback,
+    subject: _Subject,
+    artifact: str | None,
+    ckpt_path: str | None,
+    calibration: int,
+    batches: int | None,
+) -> Findings:
+    name, entry = subject.name, subject.entry
+    train = list(samples_of(model, name, islice(training_batches(model, datamodule), calibration), datamodule))
+    example, loaders = first_validation_call(model, name, datamodule)
+    qat = None if entry is None else prepared_graph(model, name, example)
+    labels = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)
+    test = validation_samples(model, name, loaders, datamodule, labels, batches)
+    judge = Judge(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)
+    limit, own = batches and len(test), _own_figures(model, name, judge)
+    how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=limit, own=own)
+    qconfig = callback.qconfig if qat is None else qconfig_of(qat)
+    history = history_of(run_of(artifact, ckpt_path), entry)
+    return study(subject.float_model, train, test, qconfig, qat, artifact, history, StudyOptions(how))
+
+
+def _own_figures(model: LightningModule, name: str, judge: Judge) -> Callable[[Callable[..., Any]], dict[str, float]]:
+    """What the user's own validation logs, with a version in the target's place."""
+    twin = detached_copy(model)
+
+    def own(version: Callable[..., Any]) -> dict[str, float]:
+        try:
+            return logged_by(twin, name, judge, "a model", version)
+        except Exception as error:  # what validation_step does with an output may suit the target's alone
+            rank_zero_warn(f"lq: a model could not be judged by validation_step: {error}")
+            return {}
+
+    return own

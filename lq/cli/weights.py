@@ -1,0 +1,64 @@
+"""The weights that a verb was given: a checkpoint, or the directory of an artifact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lq.callback.preparation import choose_target
+from lq.checkpoint import Checkpoint
+from lq.checkpoint_entry import FORMAT_VERSION, KEY
+from lq.export.artifact import load_prepared_state
+from lq.export.manifest import read_manifest
+from lq.export.remote import local_path
+from lq.fields import Field
+
+
+def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
+    """The checkpoint that a verb was given, if it was given any; plain data only, unless the user says otherwise."""
+    return None if ckpt_path is None else Checkpoint.read(ckpt_path, weights_only is not False)
+
+
+def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Checkpoint:
+    """What a QAT run has left: its checkpoint, or its artifact.
+
+    Args:
+        path: of the file or the directory.
+        weights_only: ``False`` reads files that hold more than plain data.
+        model: gives the weights that an artifact does not hold: those outside of the quantized part.
+
+    Returns:
+        the checkpoint, or the artifact as one.
+
+    Raises:
+        FileNotFoundError: if there is no such file or directory.
+        ValueError: if it is neither, or cannot be read.
+    """
+    place = local_path(path)
+    if place is None or not place.is_dir():
+        return Checkpoint.read(path, weights_only is not False)
+    manifest = Field(read_manifest(place), str(place / "lq.json"))
+    target = manifest.get("target", "").text() or choose_target(model, None)
+    entry = {
+        "format_version": FORMAT_VERSION,
+        "target": target,
+        "qconfig": manifest["qconfig"].value,
+        "started": True,
+        "fp32": manifest.get("results", {}).mapping().get("fp32", {}),
+        "plan": manifest["plan"].value,
+    }
+    return Checkpoint(place, {"state_dict": _whole_state(place, target, model), KEY: entry})
+
+
+def _whole_state(place: Any, target: str, model: LightningModule) -> dict[str, Any]:
+    """The state of the quantized part, and of the rest of the module as it is."""
+    choose_target(model, target or None)  # calls configure_model, which may build the layers
+    prefix = f"{target}." if target else ""
+    held = {prefix + key: value for key, value in load_prepared_state(place).items()}
+    rest = {key: value for key, value in model.state_dict().items() if key not in held}
+    if rest:
+        some = ", ".join(list(rest)[:3]) + (", ..." if len(rest) > 3 else "")
+        rank_zero_warn(f"lq: {place} holds no {some}; they stay as {type(model).__name__} has them.")
+    return {**rest, **held}

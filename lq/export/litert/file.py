@@ -1,0 +1,240 @@
+"""A ``.tflite`` file in the making: tensors, operators, signature, and the bytes that hold them.
+
+Source:
+    The schema of the format, ``ai_edge_litert.schema_py_generated``; versions of operators as in TensorFlow Lite's
+    ``tools/versioning/op_version.cc``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_TYPES = {"float32": "FLOAT32", "int8": "INT8", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
+_ALIGNMENT = 16  # bytes, as the schema demands of buffers
+
+# The version of an operator that knows int8; 2 for most.
+_ONE_VERSION = frozenset({"QUANTIZE", "RESHAPE", "HARD_SWISH", "LEAKY_RELU", "ELU", "SQUEEZE", "EXPAND_DIMS", "SHAPE"})
+_INT8_VERSIONS = {
+    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 5, "TRANSPOSE_CONV": 3, "TILE": 3, "REVERSE_V2": 3,
+    "BROADCAST_TO": 3,
+}  # fmt: skip
+_FLOAT_VERSIONS = {"BROADCAST_TO": 2, "FULLY_CONNECTED": 5, "TRANSPOSE_CONV": 3}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the int8 values of a tensor lie: ``real = scale * (q - zero_point)``.
+
+    Args:
+        scales: float32, one for the tensor or one for each channel.
+        zero_point: of all of them.
+        axis: that of the channels.
+    """
+
+    scales: tuple[float, ...]
+    zero_point: int = 0
+    axis: int = 0
+
+    @classmethod
+    def of(cls, scale: float, zero_point: int) -> Grid:
+        """The grid of a whole tensor; the scale is rounded to float32, in which files keep it."""
+        return cls((float(np.float32(scale)),), zero_point)
+
+    @property
+    def scale(self) -> float:
+        """The scale of a whole tensor."""
+        (scale,) = self.scales
+        return scale
+
+    def integer(self, real: float) -> int:
+        """The nearest integer to a real value, which may lie beyond int8."""
+        return round(real / self.scale) + self.zero_point
+
+
+class Size(NamedTuple):
+    """One dimension of a tensor: its size, for a batch of one, and whether it changes with the batch."""
+
+    length: int
+    changes: bool = False
+
+
+Shape: TypeAlias = tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor as the file has it.
+
+    Args:
+        name: shown by viewers and profilers.
+        shape: its sizes.
+        dtype: of numpy, by name.
+        grid: of int8 and int32 values.
+        content: of a constant.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+    grid: Grid | None = None
+    content: Array | None = None
+
+
+@dataclass(frozen=True)
+class FileOperator:
+    """An operator: its name in the schema, tensors by index (-1 where one is left out), and options."""
+
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: str
+    settings: Mapping[str, Any]
+    version: int
+
+
+class File:
+    """Collects tensors and operators."""
+
+    def __init__(self) -> None:
+        self.tensors: list[FileTensor] = []
+        self.operators: list[FileOperator] = []
+
+    def tensor(self, tensor: FileTensor) -> int:
+        """Add a tensor; returns its index."""
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def constant(self, name: str, content: Array, grid: Grid | None = None) -> int:
+        """Add a tensor with values."""
+        return self.tensor(FileTensor(name, tuple(map(Size, content.shape)), content.dtype.name, grid, content))
+
+    def operator(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: str = "",
+        version: int = 0,
+        **settings: Any,
+    ) -> None:
+        """Add an operator.
+
+        Args:
+            kind: its name in the schema's ``BuiltinOperator``.
+            inputs: indices of tensors.
+            outputs: likewise.
+            options: the schema's class of its options, "" if it has none.
+            version: 0 takes the one that its types need.
+            settings: of these options.
+        """
+        version = version or self._version(kind, [*inputs, *outputs])
+        self.operators.append(FileOperator(kind, tuple(inputs), tuple(outputs), options, settings, version))
+
+    def _version(self, kind: str, tensors: Sequence[int]) -> int:
+        if not any(self.tensors[i].dtype == "int8" for i in tensors if i >= 0):
+            return _FLOAT_VERSIONS.get(kind, 1)
+        return 1 if kind in _ONE_VERSION else _INT8_VERSIONS.get(kind, 2)
+
+    def content(self, inputs: Mapping[str, int], outputs: Mapping[str, int], about: str) -> bytes:
+        """The bytes of the file.
+
+        Args:
+            inputs: of the model: their names in its signature, and their indices.
+            outputs: likewise.
+            about: a line that says what it is.
+        """
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.ModelT()
+        model.version, model.description = 3, about
+        codes = sorted({(operator.kind, operator.version) for operator in self.operators})
+        model.operatorCodes = [_code(schema, *code) for code in codes]
+        model.buffers = [_Buffer(b"")]
+        graph = schema.SubGraphT()
+        graph.name = "main"
+        graph.inputs, graph.outputs = list(inputs.values()), list(outputs.values())
+        graph.tensors = [_tensor(schema, tensor, model.buffers) for tensor in self.tensors]
+        graph.operators = [_operator(schema, o, codes.index((o.kind, o.version))) for o in self.operators]
+        model.subgraphs = [graph]
+        model.signatureDefs = [_signature(schema, inputs, outputs)]
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """Content of a tensor, aligned as the schema wants it and Python's flatbuffers do not by themselves."""
+
+    data: bytes
+
+    def Pack(self, builder: Any) -> Any:  # noqa: N802 - the schema's objects call it so
+        from ai_edge_litert import schema_py_generated as schema
+
+        vector = None
+        if self.data:
+            builder.Prep(_ALIGNMENT, len(self.data))
+            vector = builder.CreateByteVector(self.data)
+        schema.BufferStart(builder)
+        if vector is not None:
+            schema.BufferAddData(builder, vector)
+        return schema.BufferEnd(builder)
+
+
+def _code(schema: Any, kind: str, version: int) -> Any:
+    code = schema.OperatorCodeT()
+    code.builtinCode = getattr(schema.BuiltinOperator, kind)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)  # what readers from before 2020 look at
+    code.version = version
+    return code
+
+
+def _tensor(schema: Any, tensor: FileTensor, buffers: list[_Buffer]) -> Any:
+    made = schema.TensorT()
+    made.name, made.shape = tensor.name, [size.length for size in tensor.shape]
+    made.type = getattr(schema.TensorType, _TYPES[tensor.dtype])
+    made.buffer = 0
+    if any(size.changes for size in tensor.shape):
+        made.shapeSignature = [-1 if size.changes else size.length for size in tensor.shape]
+    if tensor.content is not None:
+        made.buffer = len(buffers)
+        buffers.append(_Buffer(np.ascontiguousarray(tensor.content).tobytes()))
+    if tensor.grid is not None:
+        made.quantization = schema.QuantizationParametersT()
+        made.quantization.scale = list(tensor.grid.scales)
+        made.quantization.zeroPoint = [tensor.grid.zero_point] * len(tensor.grid.scales)
+        made.quantization.quantizedDimension = tensor.grid.axis
+    return made
+
+
+def _operator(schema: Any, operator: FileOperator, code: int) -> Any:
+    made = schema.OperatorT()
+    made.opcodeIndex, made.inputs, made.outputs = code, list(operator.inputs), list(operator.outputs)
+    if operator.options:
+        made.builtinOptionsType = getattr(schema.BuiltinOptions, operator.options)
+        made.builtinOptions = getattr(schema, f"{operator.options}T")()
+        for name, value in operator.settings.items():
+            assert hasattr(made.builtinOptions, name), f"{operator.options} has no {name}"
+            setattr(made.builtinOptions, name, value)
+    return made
+
+
+def _signature(schema: Any, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+    made = schema.SignatureDefT()
+    made.signatureKey = "serving_default"
+    made.inputs, made.outputs = ([_named(schema, *item) for item in named.items()] for named in (inputs, outputs))
+    return made
+
+
+def _named(schema: Any, name: str, index: int) -> Any:
+    made = schema.TensorMapT()
+    made.name, made.tensorIndex = name, index
+    return made

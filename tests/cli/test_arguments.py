@@ -1,0 +1,78 @@
+"""What a run or a checkpoint knows need not be typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lq.cli.arguments import completed, config_of, typed_arguments
+
+SOURCE = """
+class Base:
+    def __init__(self, width, lr=0.1): ...
+
+class Net(Base):
+    def __init__(self, depth, kind="plain", **kwargs): ...
+"""
+NET = ["--model", "mine_to_complete.Net"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_to_complete.py").write_text(SOURCE)
+    hyperparameters = {"depth": 3, "width": 4, "kind": "other", "lr": 0.5}
+    torch.save({"state_dict": {}, "hyper_parameters": hyperparameters}, tmp_path / "float.ckpt")
+    return str(tmp_path / "float.ckpt")
+
+
+def test_what_a_class_demands_comes_from_the_checkpoint(checkpoint: str) -> None:
+    given = ["--ckpt_path", checkpoint, *NET]
+    option, content, *rest = completed("ptq", given)
+    assert option == "--config"
+    assert json.loads(content)["model"]["init_args"] == {"depth": 3, "width": 4}
+    assert rest == given
+
+
+def test_what_is_typed_or_configured_does_not(checkpoint: str, tmp_path: Path) -> None:
+    given = [f"--ckpt_path={checkpoint}", *NET, "--model.depth", "5", "--model.init_args.width=1"]
+    assert completed("ptq", given) == given
+    (tmp_path / "my.yaml").write_text(
+        f"model: {{class_path: mine_to_complete.Net, init_args: {{depth: 2, width: 2}}}}\nckpt_path: {checkpoint}\n"
+    )
+    given = ["-c", str(tmp_path / "my.yaml")]
+    assert completed("ptq", given) == given
+
+
+def test_the_data_have_hyperparameters_too(checkpoint: str) -> None:
+    torch.save({"hyper_parameters": {}, "datamodule_hyper_parameters": {"width": 2}}, checkpoint)
+    given = ["--ckpt_path", checkpoint, "--data", "mine_to_complete.Base"]
+    data = {"class_path": "mine_to_complete.Base", "init_args": {"width": 2}}
+    assert completed("test", given) == ["--config", json.dumps({"data": data}), *given]
+    assert completed("test", [*given, "--data.width", "3"]) == [*given, "--data.width", "3"]
+
+
+def test_values_that_no_configuration_can_hold_are_left_out(checkpoint: str) -> None:
+    torch.save({"hyper_parameters": {"depth": torch.ones(2), "width": 1}}, checkpoint)
+    given = ["--ckpt_path", checkpoint, *NET]
+    assert completed("ptq", given) == given
+
+
+def test_the_settings_of_a_run_are_those_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: nothing.Net\n")
+    found = run / "config.yaml"
+    for given in (["--ckpt_path", f"{run}/checkpoints/last.ckpt"], ["--artifact", f"{run}/int8"]):
+        assert completed("bench", given) == ["--config", str(found), *given]
+        assert completed("bench", [*given, *NET]) == [*given, *NET]
+        assert completed("fit", given) == given, "a fit has settings of its own"
+    assert f"settings of {found}" in capsys.readouterr().err
+    assert config_of(str(tmp_path / "elsewhere.ckpt")) is None
+
+
+def test_arguments_that_are_typed() -> None:
+    assert typed_arguments(["--model.optimizer.lr", "1", "--model.help", "--data.x", "2"]) == {"optimizer"}
