@@ -30,8 +30,9 @@ def executed(path: Path, directory: Path) -> Any:
 
 
 def source_of(notebook: Any) -> str:
-    """Checksum of all cells, which says whether stored outputs are those of these cells."""
-    return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()
+    """Checksum of the code, which says whether stored outputs are those of this code."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
 def tidied(notebook: Any) -> Any:

@@ -50,6 +50,8 @@ def test_the_pages_that_start_people_off_have_python_to_run(page):
     assert blocks(ROOT / page, "python")
 
 
+# Lightning says so whenever a run is resumed in a new version directory.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @each_page
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other; `L`, `module` and `datamodule` are the reader's own."""
