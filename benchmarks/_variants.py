@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import prepare, set_phase
+from lq.backends.saving import set_saving
 
 Build = Callable[[], nn.Module]
 
@@ -140,9 +141,10 @@ def _stock_eager(case: Case, x: Tensor) -> nn.Module:
     return prepared.to(x.device)
 
 
-def _lq(fake_quant: bool, observer: bool, freeze_bn: bool) -> Callable[[Case, Tensor], nn.Module]:
+def _lq(fake_quant: bool, observer: bool, freeze_bn: bool, save: str = "floats") -> Callable[[Case, Tensor], nn.Module]:
     def build(case: Case, x: Tensor) -> nn.Module:
         model = prepare(_float(case, x))
+        set_saving(model, save)
         if freeze_bn and not any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise UnavailableError("no BatchNorm")
         if fake_quant:
@@ -164,6 +166,8 @@ VARIANTS: dict[str, Callable[[Case, Tensor], nn.Module]] = {
     "lq, observers on": _lq(True, True, False),
     "lq, observers off": _lq(True, False, False),
     "lq, BN frozen": _lq(True, False, True),
+    "lq, observers on, bytes": _lq(True, True, False, "bytes"),
+    "lq, BN frozen, bytes": _lq(True, False, True, "bytes"),
 }
 
 

@@ -1,4 +1,4 @@
-"""How much memory a training step keeps for its backward pass, and on a GPU its peak.
+"""How much memory a training step keeps for its backward pass, and its peak: counted on a CPU, measured on a GPU.
 
 python -m benchmarks.memory --models resnet18 --json memory.json
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks._common import Row, label, number, parse, parser, ratio, report, synchronize
 from benchmarks._variants import FLOAT, VARIANTS, Case, Step, UnavailableError, build, cases
-from lq.core.weight import Scratch
+from lq.core.scratch import Scratch
 
 COLUMNS = (
     label("model", "model"),
@@ -78,21 +83,50 @@ def _usage(model: nn.Module, x: Tensor, y: Tensor) -> Row:
     step = Step.of(model, x, y)
     for _ in range(2):
         step()
-    saved, held = _saved(step, model), _megabytes(_held(model))
-    return {"saved_mb": saved, "held_mb": held, "both_mb": saved + held, "peak_mb": _peak(step)}
+    saved, counted_peak = _saved(step)
+    held, peak = _megabytes(_held(model)), _peak(step)
+    return {"saved_mb": saved, "held_mb": held, "both_mb": saved + held, "peak_mb": peak or counted_peak}
 
 
-def _saved(step: Step, model: nn.Module) -> float:
-    """Megabytes that one forward pass keeps, beyond what the modules own anyway."""
-    saved: list[Tensor] = []
+class Storages(TorchDispatchMode):
+    """Counts the bytes of all memory that operations make, for as long as somebody has it.
 
-    def pack(tensor: Tensor) -> Tensor:
-        saved.append(tensor)  # alive until counted, or its address would be given to another one
-        return tensor
+    What an operation needs for itself alone, such as a convolution's columns, it does not see.
+    """
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step.forward_backward()
-    return _megabytes(saved, excluded=[*model.parameters(), *_held(model)])
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._given: set[int] = set()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._given |= {storage._cdata for storage in _storages((args, kwargs))} - self._made.keys()
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage._cdata not in self._given and storage._cdata not in self._made:
+                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, self.alive())
+        return out
+
+    def alive(self) -> int:
+        """Bytes that are there now."""
+        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        return sum(size for _, size in self._made.values())
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _saved(step: Step) -> tuple[float, float]:
+    """Megabytes that a forward pass has made and that are there at its end, and the most in the whole step."""
+    step.optimizer.zero_grad(set_to_none=True)
+    with Storages() as storages:
+        loss = F.cross_entropy(step.model(step.x), step.y)
+        saved = storages.alive()
+        loss.backward()  # type: ignore[no-untyped-call]
+    return saved / 1e6, storages.peak / 1e6
 
 
 def _held(model: nn.Module) -> Iterator[Tensor]:
@@ -103,15 +137,13 @@ def _held(model: nn.Module) -> Iterator[Tensor]:
         yield from (value for value in values if isinstance(value, Tensor))
 
 
-def _megabytes(tensors: Iterable[Tensor], excluded: Iterable[Tensor] = ()) -> float:
+def _megabytes(tensors: Iterable[Tensor]) -> float:
     """Size of the distinct storages behind ``tensors``, in MB of 1,000,000 bytes."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in excluded}
-    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(size for address, size in sizes.items() if address not in own) / 1e6
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()) / 1e6
 
 
 def _peak(step: Step) -> float | None:
-    """Highest allocation during a step on a GPU, in MB; None on a CPU."""
+    """Highest allocation during a step on a GPU, in MB, with parameters and all else; None on a CPU."""
     device = step.x.device
     if device.type != "cuda":
         return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lq.backends.prepare import plan_of as plan_of
     from lq.backends.prepare import prepare as prepare
     from lq.backends.prepare import set_phase as set_phase
+    from lq.backends.saving import set_saving as set_saving
     from lq.callback import QATCallback as QATCallback
     from lq.callback.distillation import Distillation as Distillation
     from lq.checkpoint import load_checkpoint as load_checkpoint
@@ -58,6 +59,7 @@ _HOMES = {
     "quantize_dynamic": "lq.ptq",
     "quantize_static": "lq.ptq",
     "set_phase": "lq.backends.prepare",
+    "set_saving": "lq.backends.saving",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -16,6 +16,7 @@ import lq.analysis
 import lq.metrics
 from lq import QATCallback
 from lq.cli.trainer import QATTrainer
+from lq.cli.verbs import DOCTOR, OF_LIGHTNING
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
 
@@ -89,9 +90,9 @@ def test_commands_that_are_named_exist(page):
     commands = [line for block in blocks(page, "") for line in re.findall(r"^lq (.+)$", block, re.MULTILINE)]
     for command in commands + re.findall(r"`lq ([^`]+)`", page.read_text()):
         verb, *words = command.split()
-        if verb in ("fit", "validate", "test", "predict", "doctor", "VERB", "..."):
+        if verb in (*OF_LIGHTNING, *DOCTOR, "...", "VERB"):
             continue
-        options = set(inspect.signature(getattr(QATTrainer, verb)).parameters) | {"config", "help"}
+        options = set(inspect.signature(getattr(QATTrainer, verb)).parameters) | {"config", "data", "debug", "help"}
         assert {word[2:] for word in words if re.fullmatch(r"--\w+", word)} <= options
     for module in re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", page.read_text()):
         assert importlib.util.find_spec(module), module

@@ -26,7 +26,7 @@ GROUPS = {
     "functions": (
         "Functions without a Trainer",
         "The steps of the callback as functions on a module.",
-        ["prepare", "plan_of", "set_phase", "calibrate", "convert", "load_checkpoint"],
+        ["prepare", "plan_of", "set_phase", "set_saving", "calibrate", "convert", "load_checkpoint"],
     ),
     "post_training": (
         "Post-training quantization",

@@ -27,7 +27,6 @@ from lq.target import target_of
 from lq.validation import Sample, call_sample
 
 UNTRAINED = "the float model, quantized without training"
-REESTIMATED = "BatchNorm statistics measured anew"
 ADVICE = "Train longer or at another rate (QATSchedule(lr=...))"
 
 
@@ -77,7 +76,8 @@ def choose_weights(
     start: StartingPoint,
     float_weights: Mapping[str, Any],
     samples: Iterable[Sample],
-) -> str | None:
+    trained: str,
+) -> str:
     """Leave in a trained module what is best on the validation data, which takes a pass for each candidate.
 
     Candidates are what was trained; the same with BatchNorm statistics measured behind the rounded weights; and what
@@ -90,32 +90,32 @@ def choose_weights(
         start: what QAT started from.
         float_weights: of the module from before QAT, by their names; empty if they are not known any more.
         samples: what reaches the target, of the training data, for BatchNorms.
+        trained: where the weights of ``twin`` are from.
 
     Returns:
-        what the weights are, if they are not those that were trained.
+        where those are from that it has now.
     """
     results = _results(twin, name, judge)
     counts = _counting(results, judge)
     if counts is None:
         rank_zero_info("lq: no figure says whether training has paid; QATCallback(monitor=..., mode=...) names one")
-        return None
+        return trained
     figure, sign = counts
-    best, chosen = results[figure], None
-    trained = copy.deepcopy(twin.state_dict())
+    best, before_norms = results[figure], copy.deepcopy(twin.state_dict())
     if reestimate_batch_norm(target_of(twin, name), samples, call_sample):
         again = _results(twin, name, judge)[figure]
         rank_zero_info(f"lq: {figure} {best:.4f}, with BatchNorm statistics measured anew {again:.4f}")
         if sign * again > sign * best:
-            best, chosen = again, REESTIMATED
+            best, trained = again, f"{trained}, with BatchNorm statistics measured anew"
         else:
-            twin.load_state_dict(trained)
+            twin.load_state_dict(before_norms)
     before = start.results.get(figure, best)
     if sign * before <= sign * best:
-        return chosen
+        return trained
     worse = f"lq: QAT ended with {figure} {best:.4f}, and quantization without training had {before:.4f}"
     if not float_weights or start.ranges is None:
         rank_zero_warn(f"{worse}. {ADVICE}, or quantize the float model: lq.quantize_static.")
-        return chosen
+        return trained
     rank_zero_warn(f"{worse}, which is delivered. {ADVICE}.")
     _restore(twin, name, start.ranges, float_weights)
     return UNTRAINED

@@ -65,7 +65,7 @@ def deploy_best(
     weights = load_best(trainer, twin, name)
     if start is not None and judge.loaders is not None:
         baseline = replace(baseline, ptq=start.results)
-        weights = _choose(trainer, twin, name, judge, start, baseline) or weights
+        weights = _choose(trainer, twin, name, judge, start, baseline, weights)
     rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
     manifest = {"weights": weights, "schedule": vars(schedule), "target": name, "recipe": _recipe(trainer)}
     deployment = deploy(twin, name, example, judge, replace(order, manifest=manifest), baseline)
@@ -79,18 +79,24 @@ def deploy_best(
 
 
 def _choose(
-    trainer: Trainer, twin: LightningModule, name: str, judge: Judge, start: StartingPoint, baseline: Baseline
-) -> str | None:
+    trainer: Trainer,
+    twin: LightningModule,
+    name: str,
+    judge: Judge,
+    start: StartingPoint,
+    baseline: Baseline,
+    trained: str,
+) -> str:
     before = copy.deepcopy(twin.state_dict())
     known = baseline.weights(name) if baseline.has_weights and baseline.model is not None else {}
+    samples = training_samples(trainer, twin, name, BATCHES)
     try:
-        twin.float()
-        return choose_weights(twin, name, judge, start, known, training_samples(trainer, twin, name, BATCHES))
+        return choose_weights(twin.float(), name, judge, start, known, samples, trained)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
         reason = " ".join(str(error).split())[:300]
         rank_zero_warn(f"lq: what was trained could not be compared with what it started from: {reason}")
         twin.load_state_dict(before)
-        return None
+        return trained
 
 
 def _log_pictures(

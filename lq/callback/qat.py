@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
+from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
@@ -92,6 +93,8 @@ class QATCallback(Callback):
             step; see :class:`~lq.callback.distillation.Distillation`.
         log_ranges: "summary" logs the worst saturation, use of levels, dead channels and drift of scales under
             ``qat/ranges/``; "tensors" also logs those of each activation, to the loggers; ``None`` logs neither.
+        save: as what a step keeps quantized tensors for its backward pass: "floats", or "bytes", which takes a fraction
+            of the memory, gives the same gradients to the bit, and takes longer; see :func:`lq.set_saving`.
 
     ``qconfig``, ``schedule``, ``gate``, ``auto_exclude`` and ``distill`` may be mappings of their settings, as in YAML.
 
@@ -121,6 +124,7 @@ class QATCallback(Callback):
         auto_exclude: bool | AutoExclude = False,
         distill: Distillation | None = None,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
+        save: Literal["floats", "bytes"] = "floats",
     ) -> None:
         check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir)
         check_monitor(monitor, mode)
@@ -138,6 +142,8 @@ class QATCallback(Callback):
         self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
         self._pause = CompilationPause()
+        check_saving(save)
+        self.save = save
         check_detail(log_ranges)
         self._ranges = RangeMonitor(log_ranges)
         self._reset()
@@ -192,6 +198,7 @@ class QATCallback(Callback):
         self._float.forget_unless_matching(self._target(pl_module))
         target = self._target(pl_module)
         self.plan = plan_of(target) if is_planned(target) else None
+        set_saving(target, self.save)
         if stage == "fit":
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
             self._announce_plan()

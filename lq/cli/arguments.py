@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lq.cli.hyperparameters import argument_names, hyperparameters_of
+from lq.cli.hyperparameters import SAVED_AS, argument_names, hyperparameters_of
 from lq.cli.import_paths import imported
 
 CONFIG = "config.yaml"
@@ -42,15 +42,15 @@ def completed(verb: str, args: Sequence[str]) -> list[str]:
     return [*_required(args), *_with_class_of_help(args)]
 
 
-def typed_arguments(args: Sequence[str]) -> set[str]:
-    """The arguments of the module that are options of the command line.
+def typed_arguments(args: Sequence[str], key: str = "model") -> set[str]:
+    """The arguments of the module, or of the data, that are options of the command line.
 
     Example:
         >>> sorted(typed_arguments(["--model", "mine.Net", "--model.width", "8", "--model.init_args.lr=0.1"]))
         ['lr', 'width']
     """
-    options = [arg.partition("=")[0] for arg in args if arg.startswith("--model.")]
-    names = {option.removeprefix("--model.").removeprefix("init_args.").partition(".")[0] for option in options}
+    options = [arg.partition("=")[0] for arg in args if arg.startswith(f"--{key}.")]
+    names = {option.removeprefix(f"--{key}.").removeprefix("init_args.").partition(".")[0] for option in options}
     return names - {"class_path", "help"}
 
 
@@ -71,23 +71,25 @@ def config_of(ckpt_path: str | None, artifact: str | None = None) -> Path | None
 
 
 def _required(args: list[str]) -> list[str]:
-    """What the class demands, nobody gives, and the checkpoint knows; as a configuration in the command line."""
+    """What the classes demand, nobody gives, and the checkpoint knows; as a configuration in the command line."""
     settings = _settings(args)
-    path, model = settings["ckpt_path"], settings["model"]
-    kind = imported(model["class_path"])
-    if not isinstance(path, str) or not isinstance(kind, type):
-        return []
-    known = hyperparameters_of(path, settings.get("weights_only") is not False)
-    wanted = {
-        name: known[name]
-        for name in argument_names(kind, demanded=True)
-        if name in known and name not in model["init_args"]
-    }
+    wanted = {key: given for key in SAVED_AS if (given := _known_of(key, settings))}
     try:
-        given = json.dumps({"model": {"class_path": model["class_path"], "init_args": wanted}})
+        return ["--config", json.dumps(wanted)] if wanted else []
     except TypeError:  # a value that no configuration can hold
         return []
-    return ["--config", given] if wanted else []
+
+
+def _known_of(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting ``model`` or ``data``, with what its class demands and the checkpoint alone knows."""
+    path, setting = settings["ckpt_path"], settings[key]
+    kind = imported(setting["class_path"])
+    if not isinstance(path, str) or not isinstance(kind, type):
+        return {}
+    lacking = [name for name in argument_names(kind, demanded=True) if name not in setting["init_args"]]
+    known = hyperparameters_of(path, settings["weights_only"] is not False, key) if lacking else {}
+    found = {name: known[name] for name in lacking if name in known}
+    return {"class_path": setting["class_path"], "init_args": found} if found else {}
 
 
 def _with_class_of_help(args: list[str]) -> list[str]:
@@ -98,22 +100,25 @@ def _with_class_of_help(args: list[str]) -> list[str]:
 
 
 def _settings(args: list[str]) -> dict[str, Any]:
-    """``ckpt_path``, ``weights_only`` and ``model`` as files and options give them, later ones over earlier ones."""
+    """What files and options say of the checkpoint and the classes, later ones over earlier ones."""
     found: dict[str, Any] = {}
     for text in _values(args, "--config", "-c"):
         content = _yaml(Path(text).read_text(encoding="utf-8") if Path(text).is_file() else "")
         found |= content if isinstance(content, dict) else {}
-    model = found.get("model")
-    model = {"class_path": model} if isinstance(model, str) else dict(model) if isinstance(model, dict) else {}
-    model["init_args"] = dict(model.get("init_args") or {})
-    model["init_args"] |= dict.fromkeys(typed_arguments(args))
-    model["class_path"] = next(_values(args, "--model", "--model.class_path"), model.get("class_path"))
     weights_only = next(_values(args, "--weights_only"), None)
     return {
-        "model": model,
+        **{key: _class_setting(key, found.get(key), args) for key in SAVED_AS},
         "ckpt_path": next(_values(args, "--ckpt_path"), found.get("ckpt_path")),
         "weights_only": found.get("weights_only") if weights_only is None else _yaml(weights_only),
     }
+
+
+def _class_setting(key: str, configured: Any, args: list[str]) -> dict[str, Any]:
+    given = {"class_path": configured} if isinstance(configured, str) else configured
+    given = given if isinstance(given, dict) else {}
+    typed = dict.fromkeys(typed_arguments(args, key))
+    path = next(_values(args, f"--{key}", f"--{key}.class_path"), given.get("class_path"))
+    return {"class_path": path, "init_args": {**(given.get("init_args") or {}), **typed}}
 
 
 def _values(args: Sequence[str], *options: str) -> Iterator[str]:

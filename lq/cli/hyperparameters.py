@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 
+# Where Lightning keeps those of the module and of the datamodule in a checkpoint.
+SAVED_AS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+
 # What LightningCLI saves beside those of the module's own.
 _CLASS, _INSTANTIATOR = "_class_path", "_instantiator"
 
 
-def hyperparameters_of(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
+def hyperparameters_of(path: str | Path, weights_only: bool = True, key: str = "model") -> dict[str, Any]:
     """What ``save_hyperparameters`` has put into a checkpoint.
 
     Args:
         path: of the file.
         weights_only: ``False`` reads those that are more than plain data, too.
+        key: whose, of :data:`SAVED_AS`.
 
     Returns:
         hyperparameters by name; none if there is no such file, or it holds more than plain data: whoever loads it says
@@ -37,14 +41,14 @@ def hyperparameters_of(path: str | Path, weights_only: bool = True) -> dict[str,
         return {}
     try:
         checkpoint = torch.load(path, weights_only=weights_only, map_location="cpu")
-        found = checkpoint["hyper_parameters"]
+        found = checkpoint[SAVED_AS[key]]
     except Exception:  # foreign bytes lead readers of pickles and archives to raise whatever they like
         return {}
     found = vars(found) if isinstance(found, Namespace) else found
     if not isinstance(found, Mapping):
         return {}
     plain = {str(name): value for name, value in found.items() if name != _INSTANTIATOR}
-    whole = checkpoint.get("hparams_name")
+    whole = checkpoint.get("hparams_name" if key == "model" else "datamodule_hparams_name")
     if isinstance(whole, str) and whole != "kwargs":  # save_hyperparameters(config): one argument that holds them all
         return {whole: AttributeDict(plain)}  # as Lightning gives it to the module, for config.lr and config["lr"]
     return plain

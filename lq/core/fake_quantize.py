@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lq.core.functional import fake_quantize
 from lq.core.lsq import LearnedScale, learned_fake_quantize
 from lq.core.marks import activate
+from lq.core.saving import current
 from lq.core.state import QATState
 
 
@@ -61,7 +62,10 @@ class FakeQuantize(nn.Module):
         scale, low, high = qparams
         if self.learned_scale is not None:
             return learned_fake_quantize(x, self.learned_scale(scale), low, high)
-        return fake_quantize(x, scale, low, high, owned)
+        saving = current()
+        if saving is not None and not self.state.ready(self.slot):  # then the grid is that of all floats
+            saving = None
+        return fake_quantize(x, scale, low, high, owned, saving)
 
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from lq.core.packed import Scalar
+from lq.core.saving import Saving
+from lq.core.straight_through import in_any_dtype, in_float32, on_grid
 
 # The scale of what is all zeros. Values in small units have smaller ones, down to that of values that float32 squares.
 EPS = torch.finfo(torch.float32).eps
 SMALLEST_SCALE = 2.0**-60
-
-Scalar = float | Tensor
 
 
 def affine_qparams(
@@ -56,71 +57,9 @@ def affine_qparams(
     return scale, zero_point
 
 
-# In training, values that saturate stay this much (relative) outside the grid, so that the backward pass can tell
-# them from the values that round to its ends without keeping a mask or a second copy of the tensor.
-_MARK, _MARK_AT_ZERO = 1e-6, 1e-20
-
-
-def _beyond(low: Scalar, high: Scalar, share: float) -> tuple[Any, Any]:
-    """The ends, ``low <= 0 <= high``, moved outwards by a share of the mark."""
-    stretch, shift = 1.0 + share * _MARK, share * _MARK_AT_ZERO
-    return low * stretch - shift, high * stretch + shift
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Float32, marking saturated values; one fresh tensor, or none if it works in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool) -> Tensor:
-        inverse = 1.0 / scale
-        if inplace:
-            ctx.mark_dirty(x)
-            out = x.mul_(inverse)
-        else:
-            out = x * inverse
-        out.round_().clamp_(*_beyond(low, high, 1.0)).mul_(scale)
-        ctx.save_for_backward(out)
-        ctx.ends = tuple(end * scale for end in _beyond(low, high, 0.5))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (out,) = ctx.saved_tensors
-        return _inside(grad, out, *ctx.ends), None, None, None, None
-
-
-class _FakeQuantizeAnyDtype(torch.autograd.Function):
-    """Computes in float32 whatever the dtype, and keeps the input for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.ends = (low - 0.5) * scale, (high + 0.5) * scale
-        return _exact(x, scale, low, high)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        return _inside(grad, x, *ctx.ends), None, None, None
-
-
-def _exact(x: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
-    bounds: Any = low, high
-    return (x.float() * (1.0 / scale)).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
-
-
-def _inside(grad: Tensor, x: Tensor, low: Scalar, high: Scalar) -> Tensor:
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        # One-dimensional, so that they are compared in float32 and not in the dtype of ``x``.
-        low, high = (torch.as_tensor(end, device=x.device).reshape(1) for end in (low, high))
-        return torch.where((x > low) & (x < high), grad, 0.0)
-    out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
-    return out
-
-
-def fake_quantize(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False, saving: Saving | None = None
+) -> Tensor:
     """Round ``x`` to multiples of ``scale`` and saturate: ``clamp(round(x / scale), low, high) * scale``.
 
     ``low`` and ``high`` are ``quant_min - zero_point`` and ``quant_max - zero_point``, or a tighter ``low`` where a
@@ -135,6 +74,7 @@ def fake_quantize(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: 
         low: lowest multiple, integer-valued, at most 0.
         high: highest multiple, integer-valued, at least 0.
         inplace: overwrite ``x``, which must be float32 and needed by nobody else.
+        saving: what is told how to make the result again, so that autograd does not keep it; the grid has 256 values.
 
     Returns:
         tensor like ``x``.
@@ -144,12 +84,11 @@ def fake_quantize(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: 
         tensor([0.0000, 0.5000, 1.0000, 6.0000])
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
-        if inplace and x.dtype == torch.float32:
-            bounds: Any = low, high
-            return x.mul_(1.0 / scale).round_().clamp_(*bounds).mul_(scale)
-        return _exact(x, scale, low, high)
+        return on_grid(x, scale, low, high, inplace and x.dtype == torch.float32, saving)
     if x.dtype != torch.float32:
-        out: Tensor = _FakeQuantizeAnyDtype.apply(x, scale, low, high)
+        out = in_any_dtype(x, scale, low, high, saving)
     else:
-        out = _FakeQuantize.apply(x, scale, low, high, inplace and not torch.compiler.is_compiling())
+        out = in_float32(x, scale, low, high, inplace and not torch.compiler.is_compiling(), saving)
+    if saving is not None:
+        saving.made(out)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lq.core.float32 import Float32Buffers
-from lq.core.functional import SMALLEST_SCALE, Scalar
+from lq.core.functional import SMALLEST_SCALE
+from lq.core.packed import Scalar
+from lq.core.saving import Saving, current, require_version
 
 # Beyond e^16 and e^-16 a factor is no scale; so far it neither overflows nor vanishes.
 _LARGEST_LOG = 16.0
@@ -17,11 +20,14 @@ _LARGEST_LOG = 16.0
 
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Scalar, high: Scalar, saving: Saving | None) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.low, ctx.high = low, high
-        bounds: Any = low, high
-        return (x.float() * scale.reciprocal()).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
+        out = _rounded(x, scale, low, high)
+        if saving is not None:
+            saving.know(out, partial(_rounded_again, x.detach(), x._version, scale.detach(), low, high))
+            saving.made(out)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -36,7 +42,17 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             slope = torch.where(inside, integer - real, integer)
             grad_scale = (grad.float() * slope).sum_to_size(scale.shape)
-        return torch.where(inside, grad, 0.0), grad_scale, None, None
+        return torch.where(inside, grad, 0.0), grad_scale, None, None, None
+
+
+def _rounded(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    bounds: Any = low, high
+    return (x.float() * scale.reciprocal()).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
+
+
+def _rounded_again(x: Tensor, version: int, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    require_version(x, version)
+    return _rounded(x, scale, low, high)
 
 
 def learned_fake_quantize(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
@@ -68,7 +84,7 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -
         >>> out.detach(), scale.grad  # (1 - 1.2) + 4
         (tensor([0.5000, 2.0000]), tensor(3.8000))
     """
-    out: Tensor = _LearnedFakeQuantize.apply(x, scale, low, high)
+    out: Tensor = _LearnedFakeQuantize.apply(x, scale, low, high, current())
     return out
 
 

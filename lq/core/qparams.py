@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq.core.functional import Scalar, affine_qparams
+from lq.core.functional import affine_qparams
+from lq.core.packed import Scalar
 from lq.specs import ActivationSpec
 
 # The ends of what an absorbed activation lets pass.

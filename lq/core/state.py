@@ -66,7 +66,7 @@ class QATState(Float32Buffers):
         super().__init__()
         self.plan: object = None
         self.qconfig: object = None
-        self.fake_quant = self.observer = self.freeze_bn = False
+        self.fake_quant = self.observer = self.freeze_bn = self.saves_bytes = False
         self.pinned: list[QParams] | None = None
         self.before_step: list[QParams] | None = None
         self.waits = False
@@ -83,7 +83,7 @@ class QATState(Float32Buffers):
         self.names, self.specs, self.activations = list(names), list(specs), list(activations)
         self.writers = [0] * len(names)  # fake quantizers of each slot: usually one
         self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
-        self._known: _Known | None = None
+        self._forget()
         self._unsearched = False
         count = len(names)
         self.register_buffer("min_val", torch.full((count,), torch.inf))
@@ -115,7 +115,13 @@ class QATState(Float32Buffers):
         self.min_val.fill_(torch.inf)
         self.max_val.fill_(-torch.inf)
         self._batch = [None] * len(self.names)
-        self._known, self._unsearched = None, False
+        self._forget()
+        self._unsearched = False
+
+    def _forget(self) -> None:
+        """What was read of ranges that are others now."""
+        self._known: _Known | None = None
+        self._ready = [False] * len(self.names)
 
     def qparams(self) -> list[QParams]:
         """``(scale, low, high)`` of every slot, as :func:`~lq.core.functional.fake_quantize` takes them.
@@ -136,8 +142,10 @@ class QATState(Float32Buffers):
         return self._read().qparams[slot]
 
     def ready(self, slot: int) -> bool:
-        """Whether the slot has a range; not for a training step, as a GPU is waited for."""
-        return bool(torch.isfinite(self.min_val[slot]))
+        """Whether the slot has a range. A GPU is waited for until it has one: ranges do not go away again."""
+        if not self._ready[slot]:
+            self._ready = torch.isfinite(self.max_val - self.min_val).tolist()
+        return self._ready[slot]
 
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every slot, float32 of shape (slots,)."""
@@ -278,7 +286,7 @@ class QATState(Float32Buffers):
         self.check_checkpoint(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._batch = [None] * len(self.names)
-        self._known = None
+        self._forget()
         self._unsearched = self._unsearched and f"{prefix}min_val" not in state_dict
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:

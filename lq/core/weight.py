@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lq.core.functional import EPS, SMALLEST_SCALE
+from lq.core.saving import Saving, current, require_version
+from lq.core.scratch import Scratch
 from lq.specs import WeightSpec
 
 # Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
@@ -76,30 +79,14 @@ def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
     return scale
 
 
-class Scratch:
-    """Memory for a quantized weight: a forward pass borrows it, its backward pass gives it back.
-
-    A fresh tensor at every step would cost more than the arithmetic. Whoever asks while it is lent gets fresh memory,
-    so that a layer can be called twice, evaluated or changed in between, and every backward pass finds its own values.
-    """
-
-    def __init__(self) -> None:
-        self.free: Tensor | None = None
-
-    def take(self, like: Tensor) -> Tensor:
-        """A float32 tensor of the shape, strides and device of ``like``."""
-        free, self.free = self.free, None
-        if free is None or (free.shape, free.stride(), free.device) != (like.shape, like.stride(), like.device):
-            return torch.empty_like(like, dtype=torch.float32, requires_grad=False)
-        return free
-
-    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
-        return Scratch, ()
-
-
 def _rounded(weight: Tensor, scale: Tensor, step: Tensor, memory: Tensor | None = None) -> Tensor:
     out = torch.mul(weight.float(), scale.reciprocal(), out=memory)
     return out.round_().mul_(step)
+
+
+def _rounded_again(weight: Tensor, version: int, scale: Tensor, step: Tensor) -> Tensor:
+    require_version(weight, version)
+    return _rounded(weight, scale, step)
 
 
 # A custom operation, because inductor would fuse this with bringing the weight into the order that its convolutions
@@ -116,7 +103,14 @@ def _(weight: Tensor, scale: Tensor, step: Tensor) -> Tensor:
 
 class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, factor: Tensor | None, scratch: Scratch | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor,
+        factor: Tensor | None,
+        scratch: Scratch | None,
+        saving: Saving | None,
+    ) -> Tensor:
         ctx.scratch, ctx.dtype, memory = scratch, weight.dtype, None
         if scratch is not None:
             ctx.memory = scratch.take(weight)
@@ -128,6 +122,8 @@ class _FakeQuantizeWeight(torch.autograd.Function):
             out = _rounded_apart(weight, scale, step)
         else:
             out = _rounded(weight, scale, step, memory)
+        if saving is not None:
+            saving.know(out, partial(_rounded_again, weight.detach(), weight._version, scale, step))
         if factor is not None:
             ctx.save_for_backward(out, factor)
         return out
@@ -144,7 +140,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
             grad = grad.mul_(factor)
         if ctx.scratch is not None:
             ctx.scratch.free = ctx.memory
-        return grad.to(ctx.dtype), None, grad_factor, None
+        return grad.to(ctx.dtype), None, grad_factor, None, None
 
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -177,9 +173,14 @@ def fake_quantize_weight(
         >>> fake_quantize_weight(w, weight_scale(w, WeightSpec(-127, 127)))
         tensor([[ 1.2700, -0.5000]])
     """
+    saving = current()
+    if saving is not None and scratch is not None:
+        scratch.free, scratch = None, None  # the backward pass makes the values again
     if not (torch.is_grad_enabled() and (weight.requires_grad or (factor is not None and factor.requires_grad))):
         scratch = None  # without a backward pass nobody would give it back
-    out: Tensor = _FakeQuantizeWeight.apply(weight, scale, factor, scratch)
+    out: Tensor = _FakeQuantizeWeight.apply(weight, scale, factor, scratch, saving)
+    if saving is not None:
+        saving.made(out)
     return out
 
 

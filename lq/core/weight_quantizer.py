@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lq.core.lsq import LearnedScale, learned_fake_quantize
-from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.scratch import Scratch
+from lq.core.weight import fake_quantize_weight, quantize_weight, weight_scale
 from lq.specs import WeightSpec
 
 

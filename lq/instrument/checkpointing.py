@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointFunction
 
+from lq.core.saving import innermost_hooks
 from lq.instrument.places import Call, Instrument, Place
-
-# Private, with a probe in tests/instrument/test_checkpointing.py: the innermost pair of hooks on saved tensors.
-_innermost_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def is_backward() -> bool:
@@ -99,7 +97,7 @@ def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    hooks = _innermost_hooks(False)
+    hooks = innermost_hooks(False)
     if hooks is None:
         return
     for cell in getattr(hooks[0], "__closure__", None) or ():

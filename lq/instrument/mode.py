@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lq.core.saving import Saving
 from lq.instrument.checkpointing import (
     is_backward,
     notice_checkpoint,
@@ -176,7 +178,8 @@ def _begin(
     if call.recomputing:
         state.pinned = pinned or state.before_step
     try:
-        output = _inside_call(instrument, call, place, module, body, args, kwargs)
+        with _saving(instrument, call):
+            output = _inside_call(instrument, call, place, module, body, args, kwargs)
         _check_all_norms_ran(instrument, call)
         if place.is_root and not call.recomputing and not instrument.rehearsing:
             state.end_of_call()
@@ -185,6 +188,15 @@ def _begin(
         state.pinned = pinned
         call.place, call.outermost, call.grad, call.recomputing = None, None, False, False
         call.start()
+
+
+def _saving(instrument: Instrument, call: Call) -> AbstractContextManager[Any]:
+    """Around a call of which autograd shall save bytes, unless torch.compile decides what is saved."""
+    state = instrument.state
+    assert state is not None
+    if not (state.saves_bytes and state.fake_quant and call.grad) or torch.compiler.is_compiling():
+        return nullcontext()
+    return Saving() if Saving.is_possible() and not call.recomputing else nullcontext()
 
 
 def _check_all_norms_ran(instrument: Instrument, call: Call) -> None:

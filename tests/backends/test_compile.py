@@ -60,12 +60,22 @@ class Counted:
         return self.counter.frame_count - before
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "modes"), [("resnet18", {}, (True, False)), ("mobilenet_v2", {"width_mult": 0.25}, (True,))]
-)
-def test_models_compile_to_one_graph_a_phase_and_back_to_none(name: str, settings: dict, modes: tuple[bool, ...]):
+def resnet() -> nn.Module:
     models = pytest.importorskip("torchvision.models")
-    model, x = Counted(prepare(models.get_model(name, weights=None, **settings))), torch.randn(2, 3, 32, 32)
+    net: nn.Module = models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    return net
+
+
+def mobilenet() -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    blocks = [[1, 16, 1, 1], [6, 24, 2, 2]]  # expansion, channels, repeats, stride: one residual connection
+    net: nn.Module = models.MobileNetV2(num_classes=5, width_mult=0.5, inverted_residual_setting=blocks, dropout=0.0)
+    return net
+
+
+@pytest.mark.parametrize(("make", "modes"), [(resnet, (True, False)), (mobilenet, (True,))])
+def test_models_compile_to_one_graph_a_phase_and_back_to_none(make: Callable[[], nn.Module], modes: tuple[bool, ...]):
+    model, x = Counted(prepare(make())), torch.randn(2, 3, 32, 32)
     added = {phase: model.graphs(phase, x) for phase in PHASES}  # from the first batch on, when no slot has a range
     assert added == dict.fromkeys(PHASES, 1)
     for training in modes[1:]:  # evaluation knows fake quantization on and off
@@ -93,9 +103,7 @@ def test_other_grids_compile_to_as_few(kind: str):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
 def test_compiled_mobilenet_has_the_outputs_and_gradients_of_eager_mode():
-    models = pytest.importorskip("torchvision.models")
-    blocks = [[1, 16, 1, 1], [6, 24, 2, 2]]  # expansion, channels, repeats, stride: one residual connection
-    net = models.MobileNetV2(num_classes=5, width_mult=0.5, inverted_residual_setting=blocks, dropout=0.0)
+    net = mobilenet()
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, std=0.5)

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
+from lq.callback.distillation import Distillation
 from lq.qconfig import QConfig
 from lq.schedule import QATSchedule
 from lq.specs import ActivationSpec
@@ -92,6 +93,7 @@ def main(folder: Path, processes: int, strategy: str = "auto", lr: float = 0.1) 
         qconfig=QConfig(activation=spec),
         schedule=QATSchedule(start=1, lr=0.5),
         int8_every_n_epochs=1,
+        distill=Distillation(),
         export_dir=str(folder / "int8"),
     )
     trainer = L.Trainer(

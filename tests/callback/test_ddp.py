@@ -51,6 +51,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert first["results"]["fake"] == one["results"]["fake"]
     assert first["logged"] == second["logged"]
     assert {"qat/fp32/accuracy", "qat/fake/accuracy", "qat/int8/accuracy"} <= first["logged"].keys()
+    assert first["logged"]["qat/distillation"] == pytest.approx(one["logged"]["qat/distillation"], rel=1e-2)
     assert first["results"]["torch_vs_fake"]["agreement"] == 1.0
     log = (tmp_path / "two" / "log.txt").read_text()
     assert log.count("lq: model: Sequential") == 1

@@ -104,6 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"auto_exclude": {"max_drop": NAN}}, "nan is not a number"),
     ({"log_ranges": "all"}, "log_ranges='all' is unknown"),
     ({"log_ranges": True}, "log_ranges=True is unknown"),
+    ({"save": "int8"}, "save='int8' is unknown"),
 ]
 
 

@@ -47,6 +47,14 @@ def test_what_is_typed_or_configured_does_not(checkpoint: str, tmp_path: Path) -
     assert completed("ptq", given) == given
 
 
+def test_the_data_have_hyperparameters_too(checkpoint: str) -> None:
+    torch.save({"hyper_parameters": {}, "datamodule_hyper_parameters": {"width": 2}}, checkpoint)
+    given = ["--ckpt_path", checkpoint, "--data", "mine_to_complete.Base"]
+    data = {"class_path": "mine_to_complete.Base", "init_args": {"width": 2}}
+    assert completed("test", given) == ["--config", json.dumps({"data": data}), *given]
+    assert completed("test", [*given, "--data.width", "3"]) == [*given, "--data.width", "3"]
+
+
 def test_values_that_no_configuration_can_hold_are_left_out(checkpoint: str) -> None:
     torch.save({"hyper_parameters": {"depth": torch.ones(2), "width": 1}}, checkpoint)
     given = ["--ckpt_path", checkpoint, *NET]

@@ -37,7 +37,11 @@ def shape(text: str) -> str:
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:lq. the float model reaches")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_the_commands_of_the_page(
-    run_lq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run_lq: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pytest.importorskip("matplotlib")
     quicken_deployment(monkeypatch)
@@ -48,13 +52,13 @@ def test_the_commands_of_the_page(
     for words, lines in commands():
         if "float.ckpt" in words and not (tmp_path / "float.ckpt").exists():
             runpy.run_path("train.py")
-        capfd.readouterr()
-        with suppress(SystemExit):
+        capsys.readouterr(), caplog.clear()
+        with suppress(SystemExit), caplog.at_level("INFO"):
             run_lq(*words)
-        out, err = capfd.readouterr()
-        printed = [shape(line) for line in (out + err).splitlines()]
+        out = "".join(capsys.readouterr()) + "\n".join(caplog.messages)
+        printed = [shape(line) for line in out.splitlines()]
         missing = [line for line in lines if not any(shape(line) in line_ for line_ in printed)]
-        assert not missing, f"lq {' '.join(words)} printed\n{out}{err}"
+        assert not missing, f"lq {' '.join(words)} printed\n{out}"
         ran.append(words[0])
     assert {"fit", "validate", "export", "ptq", "analyze", "report", "bench", "doctor"} <= set(ran)
     sys.modules.pop("my_module", None)

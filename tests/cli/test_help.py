@@ -9,7 +9,7 @@ import pytest
 
 from lq.cli.verbs import OF_LIGHTNING, OWN_VERBS
 
-MARKUP = re.compile(r"`|:\w+:|\*\*|\.\. \w+::")
+MARKUP = re.compile(r"`|\*\*\w|\.\. \w+::")
 
 
 def shown(run_lq: Any, capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from lq.callback import QATCallback
 from lq.cli.hyperparameters import hyperparameters_of, model_settings
 
 SOURCE = """
@@ -97,6 +99,83 @@ def test_what_does_not_fit_leaves_those_of_the_configuration(run_lq: Any, traine
     checkpoint = trained(change={"width": "many"})
     run_lq("ptq", "--config", "my.yaml", "--ckpt_path", checkpoint)
     assert "its hyperparameters do not fit script_of_mine.Net; those of the configuration" in capsys.readouterr().err
+
+
+def test_what_is_typed_comes_first(run_lq: Any, trained: Make, capsys: Any) -> None:
+    checkpoint = trained(width=16)
+    run_lq("test", "--config", "my.yaml", "--ckpt_path", checkpoint, "--model.lr", "0.7")
+    said = capsys.readouterr().err
+    assert "width=16 (not 8)" in said
+    assert "lr=" not in said
+
+
+OTHERS = """
+from script_of_mine import Net as Plain
+
+class Demanding(Plain):
+    def __init__(self, width: int, **kwargs):
+        super().__init__(width=width, **kwargs)
+        self.save_hyperparameters()
+
+class OneConfig(Plain):
+    def __init__(self, config):
+        super().__init__(config["lr"], config.width if hasattr(config, "width") else config["width"])
+        self.save_hyperparameters(config)
+
+class OneNamespace(Plain):
+    def __init__(self, args):
+        super().__init__(args.lr, args.width)
+        self.save_hyperparameters(args)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("Demanding", {"width": 6}),
+        ("OneConfig", {"config": {"lr": 0.1, "width": 6}}),
+        ("OneNamespace", {"args": Namespace(lr=0.1, width=6)}),
+    ],
+)
+def test_the_ways_to_save_them(
+    run_lq: Any, trained: Make, tmp_path: Path, capsys: Any, name: str, given: dict[str, Any]
+) -> None:
+    """The class is named, its arguments and the data's module are not in any file."""
+    checkpoint = trained()
+    (tmp_path / "others_of_mine.py").write_text(OTHERS)
+    try:
+        import others_of_mine as mine  # type: ignore[import-not-found]
+
+        module = getattr(mine, name)(**given)
+        state = {"state_dict": module.state_dict(), "hparams_name": module._hparams_name, "loops": {}}
+        saved = module.hparams_initial if name != "OneNamespace" else given["args"]
+        state |= {"hyper_parameters": saved if name == "OneNamespace" else dict(saved)}
+        torch.save({**torch.load(checkpoint), **state}, checkpoint)
+        run_lq(
+            "test", "--model", f"others_of_mine.{name}", "--data", "script_of_mine.Data", "--ckpt_path", checkpoint,
+            "--trainer.logger", "false", "--trainer.accelerator", "cpu",
+        )  # fmt: skip
+        assert "val_loss" in capsys.readouterr().out
+    finally:
+        sys.modules.pop("others_of_mine", None)
+
+
+def test_a_checkpoint_of_a_qat_run_is_tested_as_it_was_trained(
+    run_lq: Any, trained: Make, tmp_path: Path, capsys: Any
+) -> None:
+    trained()
+    from script_of_mine import Data, Net
+
+    trainer = Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, callbacks=[QATCallback(export_dir=tmp_path / "int8")],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module, data = Net(width=6), Data()
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "qat.ckpt")
+    run_lq("test", "--config", "my.yaml", "--ckpt_path", tmp_path / "qat.ckpt")
+    assert "val_loss" in capsys.readouterr().out
 
 
 def test_those_that_the_command_line_saves_still_count(run_lq: Any, trained: Make, tmp_path: Path) -> None:

@@ -95,7 +95,3 @@ def test_faults_of_a_module_are_those_that_python_finds(told: Any, tmp_path: Pat
     lacking = told("fit", "--model", "lacks_a_package.Net")
     assert "lacks_a_package cannot be imported: ModuleNotFoundError: No module named 'no_such_package'" in lacking
     assert str(tmp_path / "lacks_a_package.py") in lacking
-
-
-def test_a_class_in_the_working_directory_is_found_by_its_name(told: Any) -> None:
-    assert "did you mean 'to_err.Net'?" in told("fit", "--model", "Net")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lq.core.functional import EPS
-from lq.core.weight import Scratch, fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.scratch import Scratch
+from lq.core.weight import fake_quantize_weight, quantize_weight, weight_scale
 from lq.specs import WeightSpec
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-63, 63, per_channel=False)

@@ -80,7 +80,7 @@ def _preset(name: str) -> tuple[Tensor, Tensor]:
 def _exporter(name: str) -> tuple[Tensor, Tensor]:
     exporter = EXPORTERS[name]
     exporter.check_installed()
-    prepared, x = _calibrated("tensorrt" if name == "tensorrt" else "portable")
+    prepared, x = _calibrated(name if name in ("tensorrt", "litert") else "portable")
     inputs: Inputs = ((x,), {})
     graph = as_graph(prepared, inputs)
     with tempfile.TemporaryDirectory() as place, torch.no_grad():

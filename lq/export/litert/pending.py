@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, fx
 
 from lq.export.litert.call import Bounds, Call
 from lq.export.litert.file import Grid
 from lq.export.litert.operators import Operator
-from lq.export.litert.operators.elementwise import clamp
+from lq.export.litert.operators.elementwise import clamp, clamped
 from lq.export.litert.tensors import Value
 
 _OF_LAYERS = ("weight", "bias")
@@ -38,7 +36,8 @@ def write_on_integers(known: Operator, call: Call, bounds: Bounds, grid: Grid) -
     """An int8 operator with its result on a grid, within what the activations let pass."""
     if known.fuses and bounds.activation:
         return _built(known, replace(call, grid=grid, bounds=bounds))
-    return _clamped(call, _built(known, replace(call, grid=grid)), bounds, grid)
+    call = replace(call, grid=grid)
+    return clamped(call, _built(known, call), bounds, grid)
 
 
 def write_in_float(known: Operator, call: Call, bounds: Bounds) -> Value:
@@ -69,18 +68,6 @@ def _built(known: Operator, call: Call) -> Value:
     made = known.build(call)
     assert isinstance(made, Value)
     return made
-
-
-def _clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
-    for kind, limit in (("MAXIMUM", bounds.low), ("MINIMUM", bounds.high)):
-        integer = grid.integer(limit) if math.isfinite(limit) else None
-        if integer is None or (integer <= -128 if kind == "MAXIMUM" else integer >= 127):
-            continue  # saturation does it
-        constant = call.net.constant(np.array(integer, np.int8), f"{call.name}/limit", grid)
-        made = call.net.like(value, f"{call.name}/{kind.lower()}", grid)
-        call.net.file.operator(kind, [value.tensor, constant], [made.tensor], "MaximumMinimumOptions")
-        value = made
-    return value
 
 
 def _leaves(argument: Any) -> list[Any]:

@@ -18,12 +18,14 @@ class Operator:
         int8: whether LiteRT computes it on integers.
         fuses: whether it computes a ReLU or ReLU6 behind it by itself.
         moves: whether it only moves elements, so that the result lies on the grid of its input.
+        clamps: whether it is the same before a rounding and behind it, whatever it reads.
     """
 
     build: Builder
     int8: bool = False
     fuses: bool = False
     moves: bool = False
+    clamps: bool = False
 
 
 def _moving(build: Builder) -> Operator:
@@ -74,9 +76,9 @@ OPERATORS: Mapping[str, Operator] = {
     # Activations.
     "relu": _int8(elementwise.unary("RELU")),
     "relu6": _int8(elementwise.unary("RELU6")),
-    "hardtanh": Operator(elementwise.hardtanh),
-    "clamp": Operator(elementwise.clamp),
-    "clamp_min": Operator(elementwise.clamp),
+    "hardtanh": Operator(elementwise.hardtanh, int8=True, clamps=True),
+    "clamp": Operator(elementwise.clamp, int8=True, clamps=True),
+    "clamp_min": Operator(elementwise.clamp, int8=True, clamps=True),
     "hardswish": _int8(elementwise.unary("HARD_SWISH")),
     "hardsigmoid": _int8(elementwise.hardsigmoid),
     "sigmoid": _int8(elementwise.sigmoid),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from lq.export.litert.call import Bounds, Builder, Call, array
 from lq.export.litert.file import Grid, Shape, Size
 from lq.export.litert.tensors import CHANNELS_LAST, Value
@@ -114,9 +116,11 @@ def hardtanh(call: Call) -> Value:
 
 
 def clamp(call: Call) -> Value:
-    """A clamp in float, as the ReLU that it may be."""
+    """A clamp, as the ReLU that it may be; integers are clamped behind their rounding."""
     low, high = call.get("min"), call.get("max")
     bounds = Bounds(-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    if call.grid is not None:
+        return clamped(call, call.net.on_grid(call["self"], call.grid, call.name), bounds, call.grid)
     x = call.value("self")
     if bounds.activation not in ("", "NONE"):
         return call.write(bounds.activation, [x.tensor], x)
@@ -124,6 +128,19 @@ def clamp(call: Call) -> Value:
         if math.isfinite(limit):
             x = call.write(kind, [x.tensor, call.taken(limit).tensor], x, "MaximumMinimumOptions")
     return x
+
+
+def clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
+    """Integers within bounds, where their saturation goes beyond."""
+    for kind, limit in (("MAXIMUM", bounds.low), ("MINIMUM", bounds.high)):
+        integer = grid.integer(limit) if math.isfinite(limit) else None
+        if integer is None or (integer <= -128 if kind == "MAXIMUM" else integer >= 127):
+            continue
+        constant = call.net.constant(np.array(integer, np.int8), f"{call.name}/limit", grid)
+        made = call.net.like(value, f"{call.name}/{kind.lower()}", grid)
+        call.net.file.operator(kind, [value.tensor, constant], [made.tensor], "MaximumMinimumOptions")
+        value = made
+    return value
 
 
 def softmax(call: Call) -> Value:

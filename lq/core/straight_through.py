@@ -1,0 +1,164 @@
+"""Rounding to a grid with the gradient of the clipped straight-through estimator, in float32 and in less.
+
+Where a :class:`~lq.core.saving.Saving` is given, results are packed while they are integers, and what autograd would
+keep of them is unpacked: the same operations on the same integers, so the same values to the bit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lq.core.packed import Packed, Scalar, pack, unpack
+from lq.core.saving import Saving
+
+# In training, values that saturate stay this much (relative) outside the grid, so that the backward pass can tell
+# them from the values that round to its ends without keeping a mask or a second copy of the tensor.
+_MARK, _MARK_AT_ZERO = 1e-6, 1e-20
+
+
+def _beyond(low: Scalar, high: Scalar, share: float) -> tuple[Any, Any]:
+    """The ends, ``low <= 0 <= high``, moved outwards by a share of the mark."""
+    stretch, shift = 1.0 + share * _MARK, share * _MARK_AT_ZERO
+    return low * stretch - shift, high * stretch + shift
+
+
+class _Float32(torch.autograd.Function):
+    """Marks saturated values; one fresh tensor, or none if it works in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool, saving: Saving | None
+    ) -> Tensor:
+        inverse = 1.0 / scale
+        if inplace:
+            ctx.mark_dirty(x)
+            out = x.mul_(inverse)
+        else:
+            out = x * inverse
+        out.round_()
+        if saving is not None:
+            bounds: Any = low - 1, high + 1
+            packed = pack(out.clamp_(*bounds), low - 1)
+            saving.know(out, partial(_marked_again, packed, scale, low, high))
+        _marked(out, scale, low, high)
+        ctx.save_for_backward(out)
+        ctx.ends = tuple(end * scale for end in _beyond(low, high, 0.5))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (out,) = ctx.saved_tensors
+        return _where_inside(grad, out, *ctx.ends), None, None, None, None, None
+
+
+def _marked(integers: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
+    """Values of integers, of which those beyond the grid have saturated; in place."""
+    return integers.clamp_(*_beyond(low, high, 1.0)).mul_(scale)
+
+
+def _marked_again(packed: Packed, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
+    return _marked(unpack(packed, low - 1).float(), scale, low, high)
+
+
+class _AnyDtype(torch.autograd.Function):
+    """Computes in float32 whatever the dtype, and keeps the input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.ends = _ends(scale, low, high)
+        return _values(_integers(x, scale, low, high), scale, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return _where_inside(grad, x, *ctx.ends), None, None, None
+
+
+class _AnyDtypePacked(torch.autograd.Function):
+    """The same, and keeps the integers, those of saturated values one beyond the end."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, saving: Saving) -> Tensor:
+        integers = _integers(x, scale, low, high)
+        inside = _where_inside(torch.ones_like(x), x, *_ends(scale, low, high)).bool()
+        packed = pack(torch.where(inside, integers, torch.where(integers >= high, high + 1, low - 1)), low - 1)
+        out = _values(integers, scale, x.dtype)
+        saving.know(out, partial(_values_again, packed, scale, low, high, x.dtype))
+        saving.made(out)
+        ctx.save_for_backward(packed.bytes, packed.bits)
+        ctx.shape, ctx.stride, ctx.low, ctx.high = packed.shape, packed.stride, low, high
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        low_bits, bits = ctx.saved_tensors
+        integers = unpack(Packed(low_bits, bits, ctx.shape, ctx.stride), ctx.low - 1)
+        return torch.where((integers >= ctx.low) & (integers <= ctx.high), grad, 0.0), None, None, None, None
+
+
+def _integers(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False) -> Tensor:
+    bounds: Any = low, high
+    scaled = x.mul_(1.0 / scale) if inplace else x.float() * (1.0 / scale)
+    return scaled.round_().clamp_(*bounds)
+
+
+def _values(integers: Tensor, scale: Scalar, dtype: torch.dtype) -> Tensor:
+    return integers.mul_(scale).to(dtype)
+
+
+def _values_again(packed: Packed, scale: Scalar, low: Scalar, high: Scalar, dtype: torch.dtype) -> Tensor:
+    bounds: Any = low, high
+    return _values(unpack(packed, low - 1).float().clamp_(*bounds), scale, dtype)
+
+
+def _ends(scale: Scalar, low: Scalar, high: Scalar) -> tuple[Scalar, Scalar]:
+    """Between which values do not saturate."""
+    return (low - 0.5) * scale, (high + 0.5) * scale
+
+
+def _where_inside(grad: Tensor, x: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        # One-dimensional, so that they are compared in float32 and not in the dtype of ``x``.
+        low, high = (torch.as_tensor(end, device=x.device).reshape(1) for end in (low, high))
+        return torch.where((x > low) & (x < high), grad, 0.0)
+    out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
+    return out
+
+
+def in_float32(
+    x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool, saving: Saving | None = None
+) -> Tensor:
+    """Round a float32 tensor that wants a gradient; saturated values come out a millionth beyond the grid."""
+    out: Tensor = _Float32.apply(x, scale, low, high, inplace, saving)
+    return out
+
+
+def in_any_dtype(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, saving: Saving | None = None) -> Tensor:
+    """Round a tensor of less than float32 that wants a gradient."""
+    if saving is None:
+        out: Tensor = _AnyDtype.apply(x, scale, low, high)
+    else:
+        out = _AnyDtypePacked.apply(x, scale, low, high, saving)
+    return out
+
+
+def on_grid(
+    x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False, saving: Saving | None = None
+) -> Tensor:
+    """Round a tensor that wants no gradient."""
+    integers = _integers(x, scale, low, high, inplace)
+    packed = None if saving is None else pack(integers, low - 1)
+    out = _values(integers, scale, x.dtype)
+    if saving is not None and packed is not None:
+        saving.know(out, partial(_values_again, packed, scale, low, high, x.dtype))
+        saving.made(out)
+    return out
