@@ -24,7 +24,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.
     net, x = make_net().eval(), torch.randn(8, 1, 6, 6)
     prepared = prepare(copy.deepcopy(net))
     calibrate(prepared, [x])
-    export_artifact(prepared, [x], tmp_path / "int8", ["torch", "onnx", "openvino", "pt2"])
+    export_artifact(prepared, [x], tmp_path / "int8", ["torch", "onnx", "openvino", "pt2", "litert"])
     return tmp_path / "int8", net
 
 
@@ -35,8 +35,8 @@ def test_every_model_at_every_batch_size(artifact: tuple[Path, nn.Module]) -> No
     found = bench(*artifact, batch_sizes=(1, 3), min_time=0.01, compile=False, tell=lines.append)
     models = [row["model"] for row in found.rows if row["batch_size"] == 3]
     assert models == [
-        "fp32 eager", "fp32 frozen", "fp32 fused", "fp32 onnx", "fp32 openvino",
-        "int8 torch", "int8 onnx", "int8 openvino", "int8 pt2",
+        "fp32 eager", "fp32 frozen", "fp32 fused", "fp32 onnx", "fp32 openvino", "fp32 litert",
+        "int8 torch", "int8 onnx", "int8 openvino", "int8 pt2", "int8 litert",
     ]  # fmt: skip
     assert len(found.rows) == 2 * len(models)
     eager = found.rows[0]

@@ -74,7 +74,6 @@ class Tensors:
 
     def constant(self, content: Array, name: str, grid: Grid | None = None) -> int:
         """A file tensor with values; what is needed again, as by a layer that is called twice, is kept once."""
-        content = np.ascontiguousarray(content)
         key = (hashlib.sha256(content.tobytes()).digest(), content.dtype.name, content.shape, grid)
         if key not in self._constants:
             self._constants[key] = self.file.constant(name, content, grid)

@@ -59,6 +59,8 @@ class Branches(nn.Module):
         self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
         self.branches = branches
         self.layers = nn.ModuleList(b for b in branches.values() if isinstance(b, nn.Module))
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
         self.heads = nn.ModuleList(nn.Conv2d(channels.get(name, 8), 4, 1) for name in branches)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
