@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -105,8 +106,8 @@ def _list(title: str, entries: Iterable[tuple[Outcome, str]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """On one line, so that it stays one entry."""
-    return " ".join(text.split())
+    """On one line, so that it stays one entry, and without the folders of the machine that it ran on."""
+    return re.sub(r"(?<![\w/])/\S*?/(?=site-packages/|int8)", "", " ".join(text.split()))
 
 
 def _row(cells: Sequence[str]) -> str:
