@@ -102,7 +102,10 @@ CASES: dict[str, tuple[Use, str]] = {
     "calibrate numbers": (lambda _: lq.calibrate(prepared(), [1, 2]), "the batch, int, has no tensor"),
     "calibrate: limit 0": (lambda _: lq.calibrate(prepared(), [X], limit=0), "limit=0 must be at least 1 batch"),
     "calibrate: limit of text": (lambda _: lq.calibrate(prepared(), [X], limit="9"), "limit='9' .* whole number"),
-    "calibrate: call of text": (lambda _: lq.calibrate(prepared(), [X], call="forward"), "call='forward' is no func"),
+    "calibrate: call of text": (
+        lambda _: lq.calibrate(prepared(), [X], call="forward"),
+        "call='forward' is not a func",
+    ),
     "convert float": (lambda _: lq.convert(net()), "not prepared for QAT; call lq.prepare"),
     "convert nothing": (lambda _: lq.convert(None), "NoneType is not prepared for QAT"),
     "convert too early": (lambda _: lq.convert(lq.prepare(net(), example_args=(X,))), "there are no ranges"),

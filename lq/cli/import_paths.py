@@ -73,7 +73,7 @@ def _unqualified(name: str, base: type) -> str:
     here = {path.rpartition(".")[2]: path for path in _classes_here()}
     near = difflib.get_close_matches(name, [*here, *known], n=1, cutoff=0.6)
     start = f"{name!r} is no import path of a class, such as my_module.Net"
-    return f"{start}; did you mean {(here | known)[near[0]]!r}?" if near else start
+    return f"{start}; did you mean {(known | here)[near[0]]!r}?" if near else start
 
 
 def _not_importable(module: str, name: str, error: Exception) -> str:

@@ -9,10 +9,16 @@ TINY = ["--processes", "2", "--batch", "2", "--size", "32", "--rounds", "1", "--
 
 def test_every_phase_is_measured_and_all_processes_keep_the_same_ranges(capsys):
     rows = {row["step"]: row for row in distributed.main([*TINY, "--models", "mlp", "--precision", "bf16"])}
-    assert list(rows) == ["float", "lq, before start", "lq, observers on", "lq, observers off"]
+    assert list(rows) == [
+        "float",
+        "lq, before start",
+        "lq, observers on",
+        "lq, observers off",
+        "lq, observers on, bytes",
+    ]
     assert all(row["ms"] > 0 for row in rows.values())
     assert rows["float"]["ratio"] == 1.0
-    assert [row["ranges"] for row in rows.values()] == ["", "", "equal", "equal"]
+    assert [row["ranges"] for row in rows.values()] == ["", "", "equal", "equal", "equal"]
     assert "2 processes" in capsys.readouterr().out
 
 

@@ -17,8 +17,8 @@ TINY = ["--batch", "2", "--size", "32", "--rounds", "1"]
     [
         ("mobilenet_v2", set()),
         ("efficientnet_lite0", {"stock eager"}),
-        ("vit_tiny", {"stock eager", "lq, BN frozen"}),
-        ("mlp", {"lq, BN frozen"}),
+        ("vit_tiny", {"stock eager", "lq, BN frozen", "lq, BN frozen, bytes"}),
+        ("mlp", {"lq, BN frozen", "lq, BN frozen, bytes"}),
     ],
 )
 def test_every_variant_that_exists_is_measured(model, absent, tmp_path, capsys):

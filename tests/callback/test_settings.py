@@ -27,7 +27,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"target": nn.Linear(2, 2)}, "target=Linear.* not the module itself"),
     ({"metric": "accuracy"}, "is not a torchmetrics metric"),
     ({"metric": {"class_path": "x"}}, "is not a torchmetrics metric"),
-    ({"target_fn": "module.function"}, "is no function"),
+    ({"target_fn": "module.function"}, "is not a function"),
     ({"int8_every_n_epochs": "2"}, "'2' .* is not a whole number"),
     ({"int8_every_n_epochs": 0}, "must be at least 1"),
     ({"int8_every_n_epochs": 1.5}, "is not a whole number"),

@@ -1,5 +1,7 @@
 """What layers with a quantized weight share, beyond the arithmetic that test_modules.py compares with its twins."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,11 @@ from lq.ptq.layers import layers_of
 from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
 
-LEARNED = QConfig(weight=WeightSpec(-7, 7, learned_scale=True), activation=ActivationSpec(0, 15, learned_scale=True))
-PLAIN = QConfig(weight=WeightSpec(-7, 7), activation=ActivationSpec(0, 15))
+ALL: dict[str, Any] = {"keep": "nothing"}  # four bits at the ends, too
+LEARNED = QConfig(
+    weight=WeightSpec(-7, 7, learned_scale=True), activation=ActivationSpec(0, 15, learned_scale=True), **ALL
+)
+PLAIN = QConfig(weight=WeightSpec(-7, 7), activation=ActivationSpec(0, 15), **ALL)
 
 
 def network() -> nn.Module:
@@ -92,7 +97,10 @@ def test_learned_scales_learn_convert_and_round_trip():
 @pytest.mark.parametrize("learned", [False, True])
 def test_scales_of_least_squares_train_convert_and_start_learned_ones(learned: bool):
     weight = WeightSpec(-7, 7, learned_scale=learned, observer="mse")
-    prepared, x = prepare(network(), QConfig(weight=weight, activation=PLAIN.activation)), torch.randn(64, 3, 6, 6)
+    prepared, x = (
+        prepare(network(), QConfig(weight=weight, activation=PLAIN.activation, **ALL)),
+        torch.randn(64, 3, 6, 6),
+    )
     start = weight_scale(prepared.get_submodule("3").weight, weight)
     train(prepared, x, steps=1)
     if learned:
@@ -113,7 +121,7 @@ def test_a_float_checkpoint_loads_strictly_and_learned_scales_start_anew():
 
 def test_a_float_checkpoint_lets_the_search_of_a_learned_scale_start_anew():
     searched = WeightSpec(-7, 7, learned_scale=True, observer="mse")
-    prepared = prepare(network(), QConfig(weight=searched, activation=PLAIN.activation))
+    prepared = prepare(network(), QConfig(weight=searched, activation=PLAIN.activation, **ALL))
     train(prepared, torch.randn(16, 3, 6, 6), steps=4)
     torch.manual_seed(5)
     with torch.no_grad():
@@ -154,7 +162,8 @@ def small_and_wild(qconfig: QConfig, lr: float = 0.02) -> nn.Module:
 @pytest.mark.parametrize("activation", [ActivationSpec(), ActivationSpec(0, 15, learned_scale=True)])
 @pytest.mark.parametrize("lr", [0.02, 0.5])
 def test_no_learned_scale_dies(lr: float, activation: ActivationSpec):
-    prepared = small_and_wild(QConfig(weight=WeightSpec(-7, 7, learned_scale=True), activation=activation), lr)
+    qconfig = QConfig(weight=WeightSpec(-7, 7, learned_scale=True), activation=activation, **ALL)
+    prepared = small_and_wild(qconfig, lr)
     for name, scale in scales_of(prepared).items():
         assert torch.isfinite(scale).all(), name
         assert (scale > 0).all(), name

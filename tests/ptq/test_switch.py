@@ -94,7 +94,7 @@ def test_the_state_is_back_after_an_error(model):
 
 def test_an_unknown_layer_is_refused(model):
     with (
-        pytest.raises(ValueError, match=r"'stemm' is no quantized layer .* stem, "),
+        pytest.raises(ValueError, match=r"'stemm' is not a quantized layer .* stem, "),
         quantize_only(prepare(model, example_args=(X,)), ["stemm"]),
     ):
         pass
