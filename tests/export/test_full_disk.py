@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(not is_possible(), reason="may not mount in a namespace of its own")
 def test_a_disk_that_fills_up_costs_the_new_artifact_alone() -> None:
-    command = [sys.executable, "-m", "tests.export.full_disk", "--step", "16", "--exporters", "torch"]
+    command = [sys.executable, "-m", "tests.export.full_disk", "--step", "32", "--exporters", "torch"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True)
     report = json.loads(done.stdout.splitlines()[-1])
