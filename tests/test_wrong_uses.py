@@ -66,7 +66,10 @@ CASES: dict[str, tuple[Use, str]] = {
     "prepare nothing": (lambda _: lq.prepare(None), "must be a torch.nn.Module, but is a NoneType"),
     "prepare a path": (lambda _: lq.prepare("model.pt"), "must be a torch.nn.Module, but is a str"),
     "prepare a state dict": (lambda _: lq.prepare(net().state_dict()), r"module\.load_state_dict\(\.\.\.\)"),
-    "prepare a wrapper": (lambda _: lq.prepare(nn.DataParallel(net())), "Prepare that one, module.module, before"),
+    "prepare a wrapper": (
+        lambda _: lq.prepare(nn.DataParallel(net())),
+        r"Prepare that one, module.module, before it is wrapped \(.*test_wrong_uses.py:\d+\)",
+    ),
     "prepare compiled code": (lambda _: lq.prepare(torch.compile(net())), r"torch\.compile\(lq\.prepare\(net\)\)"),
     "prepare an int8 model": (lambda _: lq.prepare(lq.convert(prepared())), "is an int8 model, from lq.convert"),
     "prepare a diverged model": (lambda _: lq.prepare(diverged()), "2.bias of Sequential holds NaN or infinity"),

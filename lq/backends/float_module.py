@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from lq.plainly import check_module
 from lq.tracing.structure import Inputs
 from lq.tracing.stubs import prepared_by_torch_ao
 
+_OURS = re.compile(r"[/\\\\](lq|torch)[/\\\\]")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -38,7 +41,7 @@ def check_float_module(module: Any) -> None:
     if isinstance(module, _WRAPPERS):
         raise ValueError(
             f"{kind} hands its calls on to copies of another module. Prepare that one, module.module, before it is "
-            "wrapped."
+            f"wrapped ({_users_line()})."
         )
     if hasattr(module, "_orig_mod"):
         raise ValueError(
@@ -56,6 +59,13 @@ def check_float_module(module: Any) -> None:
             f"{kind} was prepared or converted by torch.ao before: {name or 'it'} is a {part}. Give "
             "the float model, as it was before prepare_qat; fuse_modules_qat is not needed either, but does no harm."
         )
+
+
+def _users_line() -> str:
+    """The innermost line of the caller's code, "file:line"."""
+    frames = traceback.extract_stack()
+    frame = next((f for f in reversed(frames) if not _OURS.search(f.filename)), frames[0])
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def check_weights(module: nn.Module) -> None:
