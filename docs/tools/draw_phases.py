@@ -13,7 +13,7 @@ from lq.schedule import Phase, QATSchedule
 
 PICTURE = Path(__file__).parent.parent / "phases.svg"
 
-WIDTH, LEFT, RIGHT = 960, 205, 940
+WIDTH, LEFT, RIGHT = 960, 240, 940
 EPOCHS, STEPS_PER_EPOCH = 10, 40
 SCHEDULE = QATSchedule(start=2)
 COLORS = {0: "#eceff4", 1: "#cfe3f7", 2: "#a9cdf0", 3: "#a9cdf0", 4: "#7fb4e6"}
