@@ -23,6 +23,7 @@ from lq.export.signature import Signature
 from lq.metrics import sqnr
 from lq.metrics.outputs import main_tensor
 from lq.ptq.calibrate import calibrate
+from lq.qconfig import PRESETS
 from lq.tracing.structure import Inputs
 
 _ENOUGH_DB = 25  # what the parity gate asks for
@@ -80,7 +81,7 @@ def _preset(name: str) -> tuple[Tensor, Tensor]:
 def _exporter(name: str) -> tuple[Tensor, Tensor]:
     exporter = EXPORTERS[name]
     exporter.check_installed()
-    prepared, x = _calibrated(name if name in ("tensorrt", "litert") else "portable")
+    prepared, x = _calibrated(name if name in PRESETS else "portable")
     inputs: Inputs = ((x,), {})
     graph = as_graph(prepared, inputs)
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
