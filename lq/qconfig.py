@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lq.plainly import as_dataclass, check_flag
-from lq.specs import ActivationSpec, AnyGrid, WeightSpec
+from lq.checks import as_dataclass, check_flag
+from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")

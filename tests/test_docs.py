@@ -10,13 +10,13 @@ from types import ModuleType
 import lightning as L
 import pytest
 import yaml
+from lq.cli.subcommands import DOCTOR, OF_LIGHTNING
 
 import lq
 import lq.analysis
 import lq.metrics
 from lq import QATCallback
 from lq.cli.trainer import QATTrainer
-from lq.cli.verbs import DOCTOR, OF_LIGHTNING
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
 
@@ -138,8 +138,8 @@ def test_docstrings_become_markdown(monkeypatch):
     pytest.importorskip("griffe")
     monkeypatch.setattr(sys, "path", sys.path.copy())
     markdown_of = tool("docstrings").markdown_of
-    assert markdown_of("See :class:`~lq.qconfig.QConfig` and ``None``.") == (
-        "See [`QConfig`][lq.qconfig.QConfig] and `None`."
+    assert markdown_of("See :class:`~lq.config.qconfig.QConfig` and ``None``.") == (
+        "See [`QConfig`][lq.config.qconfig.QConfig] and `None`."
     )
     assert markdown_of("See :func:`~lq.ptq.batches.run_batch`.") == "See `run_batch`."
 

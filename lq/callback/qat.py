@@ -46,17 +46,17 @@ from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.settings import as_order, check_settings
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
-from lq.checkpoint_entry import KEY, TEACHER, CheckpointEntry
-from lq.evaluation import Judge, Results
-from lq.export.delivery import Deployment
-from lq.export.destination import Destination
-from lq.export.parity import Gate
-from lq.export.scratch import scratch_beside
+from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
+from lq.checks import as_dataclass
+from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.schedule import Phase, QATSchedule
+from lq.delivery.deliver import Deployment
+from lq.delivery.destination import Destination
+from lq.delivery.evaluation import Judge, Results
+from lq.export.artifact.scratch import scratch_beside
+from lq.export.parity.gate import Gate
 from lq.instrument.listen import Listener
-from lq.plainly import as_dataclass
-from lq.qconfig import QConfig, as_qconfig
-from lq.schedule import Phase, QATSchedule
-from lq.target import is_target_prepared, target_of
+from lq.lightning_module.target import is_target_prepared, target_of
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
 
@@ -72,8 +72,8 @@ class QATCallback(Callback):
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
         qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert", "mcu", "qnn"), or
-            a :class:`~lq.qconfig.QConfig`.
-        schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
+            a :class:`~lq.config.qconfig.QConfig`.
+        schedule: when things happen; see :class:`~lq.config.schedule.QATSchedule`.
         monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
             what a ModelCheckpoint monitors.
         mode: "min" if a lower ``monitor`` is better, "max" if a higher one is; ``None`` takes that of the
@@ -86,7 +86,7 @@ class QATCallback(Callback):
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch",
             "litert", "mcu", or ``{name: options}``; the first is what :func:`lq.load` loads by default.
-        gate: how closely each file has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
+        gate: how closely each file has to agree with the fake-quantized model; see :class:`~lq.export.parity.gate.Gate`.
         auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
         distill: train the quantized model to predict what the float model predicts, which costs one float forward a

@@ -11,8 +11,8 @@ from lq.callback.preparation import choose_target
 from lq.cli.common import beside, float_copy, order_of, qat_callback
 from lq.cli.delivery import deliver_judged, deliver_without_data, has_validation_data
 from lq.cli.weights import read_qat
-from lq.deploy import Baseline
-from lq.export.delivery import Deployment
+from lq.delivery.deliver import Deployment
+from lq.delivery.deploy import Baseline
 
 
 def export_checkpoint(

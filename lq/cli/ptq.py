@@ -11,8 +11,8 @@ from lq.callback.preparation import choose_target
 from lq.cli.common import calibrate_target, float_copy, order_of, qat_callback
 from lq.cli.delivery import deliver_judged
 from lq.cli.weights import read_checkpoint
-from lq.deploy import Baseline
-from lq.export.delivery import Deployment
+from lq.delivery.deliver import Deployment
+from lq.delivery.deploy import Baseline
 from lq.ptq.static import StaticOptions
 
 

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from lq.benchmark import Latency, compare_latency, size_mb
-from lq.export.artifact import Int8Model, at_hand, load
+from lq.checks import check_module
+from lq.export.artifact.directory import AnyPath
+from lq.export.artifact.int8_model import Int8Model, at_hand, load
+from lq.export.artifact.manifest import read_manifest
+from lq.export.artifact.scratch import scratch
+from lq.export.artifact.signature import Signature
 from lq.export.chips import on_chips
-from lq.export.directory import AnyPath
 from lq.export.exporters import EXPORTERS
-from lq.export.manifest import read_manifest
+from lq.export.formats.program import float_program
+from lq.export.formats.pt2 import compile_frozen
 from lq.export.mcu.vela import check_npu
-from lq.export.program import float_program
-from lq.export.pt2 import compile_frozen
-from lq.export.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
-from lq.export.scratch import scratch
-from lq.export.signature import Signature
-from lq.plainly import check_module
+from lq.timing.latency import Latency, compare_latency, size_mb
+from lq.timing.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
 from lq.tracing.structure import Inputs
 
 # The float model in the same runtime, which an int8 model has to beat to be worth its while.
@@ -168,8 +168,8 @@ def _float_models(
 def _float_litert(
     model: nn.Module, sample: Inputs, signature: Signature, path: Path, threads: int
 ) -> Callable[..., Any]:
-    from lq.export.litert import write_float
-    from lq.export.litert.runtime import interpreted
+    from lq.export.formats.litert import write_float
+    from lq.export.formats.litert.runtime import interpreted
 
     largest = write_float(model, sample, path)
     return interpreted(path, signature, threads, largest_batch=largest)
@@ -178,8 +178,8 @@ def _float_litert(
 def _float_runtimes(
     model: nn.Module, sample: Inputs, signature: Signature, path: Path, threads: int, wanted: set[str]
 ) -> dict[str, Callable[..., Any]]:
-    from lq.export.onnx import session_model, write_program
-    from lq.export.openvino import compiled_model
+    from lq.export.formats.onnx import session_model, write_program
+    from lq.export.formats.openvino import compiled_model
 
     program, _ = float_program(model, sample)
     write_program(program, path)

@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lq.backends.bias import round_biases
 from lq.backends.prepare import plan_of, qconfig_of, set_phase, state_of
-from lq.benchmark import Latency
-from lq.export.artifact import PREPARED_NAME, Int8Model, load
-from lq.export.destination import Destination
-from lq.export.directory import AnyPath
+from lq.conversion.bias import round_biases
+from lq.delivery.destination import Destination
+from lq.delivery.gatekeeper import Gatekeeper
+from lq.delivery.handover import as_destination, hand_over, workplace
+from lq.delivery.in_float import float_notes
+from lq.export.artifact.directory import AnyPath
+from lq.export.artifact.files import save
+from lq.export.artifact.int8_model import PREPARED_NAME, Int8Model, load
+from lq.export.artifact.manifest import write_manifest
+from lq.export.artifact.scratch import scratch
+from lq.export.artifact.signature import Signature, batch_size, smallest_call
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
-from lq.export.files import save
-from lq.export.gatekeeper import Gatekeeper
-from lq.export.handover import as_destination, hand_over, workplace
-from lq.export.in_float import float_notes
-from lq.export.manifest import write_manifest
-from lq.export.parity import Gate, Parity, measure, metric_complaint
-from lq.export.rows import FAKE, FP32, comparison_rows
-from lq.export.scratch import scratch
-from lq.export.signature import Signature, batch_size, smallest_call
-from lq.export.stopwatch import fresh_latencies
+from lq.export.parity.gate import Gate, Parity, measure, metric_complaint
 from lq.metrics.outputs import main_tensor
+from lq.timing.latency import Latency
+from lq.timing.rows import FAKE, FP32, comparison_rows
+from lq.timing.stopwatch import fresh_latencies
 from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
@@ -107,7 +107,7 @@ class Order:
     Args:
         exporters: names from :data:`lq.export.exporters.EXPORTERS`, or ``{name: options}``.
         gate: what each artifact has to reach.
-        directory: where to write, as a path, a URL or a :class:`~lq.export.destination.Destination` from before the
+        directory: where to write, as a path, a URL or a :class:`~lq.delivery.destination.Destination` from before the
             training; ``None`` writes nothing.
         manifest: what else ``lq.json`` shall hold.
 
@@ -137,7 +137,7 @@ def deliver(
 
     Args:
         prepared: on the CPU, trained or calibrated; it is left in evaluation mode. If a runtime rounds biases,
-            those of the model are rounded beforehand (:func:`lq.backends.bias.round_biases`), so that all artifacts and
+            those of the model are rounded beforehand (:func:`lq.conversion.bias.round_biases`), so that all artifacts and
             the fake-quantized model have the same ones; ``lq.json`` says how far that moves its output.
         example: inputs of one call, on the CPU.
         compare: takes the loaded int8 models and a number of calls, of which it returns at most that many.

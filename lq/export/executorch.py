@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from lq.export.files import write_file
-from lq.export.manifest import MANIFEST_NAME
-from lq.export.program import contiguous, export_program, quiet_export
-from lq.export.signature import FlatModel, Signature, batch_size, smallest_call
+from lq.export.artifact.files import write_file
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
+from lq.export.formats.program import contiguous, export_program, quiet_export
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 

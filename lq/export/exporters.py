@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from lq.export.signature import Signature, in_float32
+from lq.export.artifact.signature import Signature, in_float32
 from lq.tracing.structure import Inputs, in_plain_containers
 
 Choice = str | Mapping[str, Mapping[str, Any]]
@@ -99,9 +99,9 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "lq.export.torchscript"),
-        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx", rounds_bias=True),
-        Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.onnx", _ONNX, "onnx", "_tensorrt"),
+        Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript"),
+        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True),
+        Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", "_tensorrt"),
         Exporter(
             "qnn",
             ("int8.qnn.onnx",),
@@ -111,16 +111,20 @@ EXPORTERS: dict[str, Exporter] = {
             rounds_bias=True,
             stand_in="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
         ),
-        Exporter("pt2", ("int8.pt2",), "lq.export.pt2"),
+        Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2"),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),
-            "lq.export.openvino",
+            "lq.export.formats.openvino",
             ("openvino", "onnx", "onnxscript"),
             "openvino",
         ),
-        Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch", rounds_bias=True),
-        Exporter("litert", ("int8.tflite",), "lq.export.litert", ("ai_edge_litert",), "litert", rounds_bias=True),
+        Exporter(
+            "executorch", ("int8.pte",), "lq.export.formats.executorch", ("executorch",), "executorch", rounds_bias=True
+        ),
+        Exporter(
+            "litert", ("int8.tflite",), "lq.export.formats.litert", ("ai_edge_litert",), "litert", rounds_bias=True
+        ),
         Exporter(
             "mcu",
             ("int8.mcu.tflite",),

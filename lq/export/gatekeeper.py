@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from lq.export.bisection import first_difference
+from lq.export.artifact.signature import batch_size
 from lq.export.exporters import Chosen
-from lq.export.parity import ENOUGH_DB, Gate, Parity, check
-from lq.export.rounding import rounding_noise
-from lq.export.signature import batch_size
+from lq.export.parity.bisection import first_difference
+from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check
+from lq.export.parity.rounding import rounding_noise
 from lq.metrics.outputs import main_tensor
 from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs, map_tensors
@@ -38,7 +38,7 @@ class Gatekeeper:
 
     @cached_property
     def noise(self) -> Parity | None:
-        """What rounding alone does to the model; see :func:`lq.export.rounding.rounding_noise`.
+        """What rounding alone does to the model; see :func:`lq.export.parity.rounding.rounding_noise`.
 
         Its own float32 outputs count, not the expected ones: a graph that computes something else than what was trained
         would do so in float64, too, and excuse itself.

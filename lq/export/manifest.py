@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-from lq.export.files import write_file
+from lq.export.artifact.files import write_file
 from lq.fields import Field, parse_json
 
 MANIFEST_NAME = "lq.json"

@@ -21,12 +21,12 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
-from lq.export.files import write_file
-from lq.export.onnx_graph import align_channels, tidy
-from lq.export.program import export_program, quiet_export
-from lq.export.scratch import scratch
-from lq.export.signature import FlatModel, Signature
-from lq.plainly import check_integer
+from lq.checks import check_integer
+from lq.export.artifact.files import write_file
+from lq.export.artifact.scratch import scratch
+from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.formats.onnx_graph import align_channels, tidy
+from lq.export.formats.program import export_program, quiet_export
 from lq.tracing.structure import Inputs
 
 FILE = "int8.onnx"
@@ -129,7 +129,7 @@ def _model_of(program: ExportedProgram, opset: int) -> Any:
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
-    """Write ``int8.onnx``; its first layer takes channels in fours (:func:`lq.export.onnx_graph.align_channels`).
+    """Write ``int8.onnx``; its first layer takes channels in fours (:func:`lq.export.formats.onnx_graph.align_channels`).
 
     Returns:
         opset, whether the batch is dynamic, and what ONNX Runtime makes of the graph on this machine.

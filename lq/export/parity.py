@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq.export.artifact import load
-from lq.export.worker import WorkerError, run_in_fresh_process
+from lq.checks import check_flag, check_integer, check_number
+from lq.export.artifact.int8_model import load
+from lq.export.parity.worker import WorkerError, run_in_fresh_process
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.metrics.outputs import main_tensor
-from lq.plainly import check_flag, check_integer, check_number
 from lq.tracing.structure import Inputs
 
 ENOUGH_DB = 25.0
@@ -37,7 +37,7 @@ class Gate:
         max_metric_change: largest difference, in either direction, between the file's validation figure and that of the
             fake-quantized model; ``None`` switches this check off.
         excuse_rounding: accept a file whose difference from the fake-quantized model is at most twice the difference
-            between that model in float32 and in float64 (:func:`lq.export.rounding.rounding_noise`). An int8 kernel
+            between that model in float32 and in float64 (:func:`lq.export.parity.rounding.rounding_noise`). An int8 kernel
             cannot be expected to be closer than that.
         simulated: how many samples are compared where a simulator or reference kernels run the file in place of its
             chip (exporters "qnn" and "mcu"), at some 50 million multiply-accumulates a second.

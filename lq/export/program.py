@@ -15,8 +15,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
 from lq.backends.prepare import plan_of
-from lq.backends.reference import reference
-from lq.export.signature import batch_size, in_order
+from lq.conversion.reference import reference
+from lq.export.artifact.signature import batch_size, in_order
 from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs, map_tensors
 
@@ -36,7 +36,7 @@ def export_program(
     Args:
         prepared: in evaluation mode, with ranges.
         example: inputs of one call, on the CPU.
-        signed: as in :func:`lq.backends.reference.reference`.
+        signed: as in :func:`lq.conversion.reference.reference`.
         dynamic: let the first dimension of the inputs be any, if they share it.
         largest_batch: what that dimension may be at most; ``None`` sets no limit.
 

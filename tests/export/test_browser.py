@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lq.export.formats.onnx import FILE
 from torch import Tensor
 
-from lq.export.onnx import FILE
 from tests.export.litert.ran import steps_apart
 from tests.export.nets import IMAGES, example_of, images, residual, round_trip
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lq.delivery.deploy import export_artifact
+from lq.export.artifact.manifest import read_manifest
+from lq.timing.bench import bench
 
-from lq.deploy import export_artifact
-from lq.export.bench import bench
 from lq.export.chips import on_chips
-from lq.export.manifest import read_manifest
 from lq.export.mcu import vela
 from tests.export.nets import images, residual
 from tests.tiny import quicken_deployment

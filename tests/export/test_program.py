@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lq.export.formats.program import export_program
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.export.program import export_program
 from tests.export.nets import TwoInputs, calibrated, example_of, images, residual
 
 

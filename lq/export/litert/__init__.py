@@ -15,18 +15,18 @@ from typing import Any
 from torch import fx, nn
 
 from lq.backends.prepare import plan_of
-from lq.export.files import write_file
-from lq.export.litert.call import UnsupportedError
-from lq.export.litert.ends import FLOAT32, Ends, output_names
-from lq.export.litert.report import describe, floating
-from lq.export.litert.runtime import interpreted
-from lq.export.litert.tensors import FixedBatchError
-from lq.export.litert.translation import Translation, translate
-from lq.export.manifest import MANIFEST_NAME
-from lq.export.program import export_program, float_program
-from lq.export.signature import Signature, batch_size, one_sample, smallest_call
+from lq.checks import check_flag
+from lq.export.artifact.files import write_file
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.signature import Signature, batch_size, one_sample, smallest_call
+from lq.export.formats.litert.call import UnsupportedError
+from lq.export.formats.litert.ends import FLOAT32, Ends, output_names
+from lq.export.formats.litert.report import describe, floating
+from lq.export.formats.litert.runtime import interpreted
+from lq.export.formats.litert.tensors import FixedBatchError
+from lq.export.formats.litert.translation import Translation, translate
+from lq.export.formats.program import export_program, float_program
 from lq.fields import Field
-from lq.plainly import check_flag
 from lq.tracing.structure import Inputs
 
 FILE = "int8.tflite"

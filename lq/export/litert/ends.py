@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from lq.export.litert.orders import CHANNELS_LAST
-from lq.export.litert.tensors import Tensors, Value
-from lq.plainly import check_flag
+from lq.checks import check_flag
+from lq.export.formats.litert.orders import CHANNELS_LAST
+from lq.export.formats.litert.tensors import Tensors, Value
 from lq.tracing.structure import Inputs
 
 FLOAT32, INT8 = "float32", "int8"

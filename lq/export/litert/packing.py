@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lq.export.litert.file import File, FileOperator, FileTensor, Grid
+from lq.export.formats.litert.file import File, FileOperator, FileTensor, Grid
 
 _TYPES = {"float32": "FLOAT32", "int8": "INT8", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
 _ALIGNMENT = 16  # bytes, as the schema demands of buffers

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lq.export.litert.file import Array
-from lq.export.litert.orders import CHANNELS_LAST
-from lq.export.signature import FlatModel, Signature
+from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.formats.litert.file import Array
+from lq.export.formats.litert.orders import CHANNELS_LAST
 
 _IMAGE = 4
 

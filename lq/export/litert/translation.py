@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from lq.export.litert import nodes
-from lq.export.litert.call import Call, UnsupportedError, Weight
-from lq.export.litert.ends import Ends
-from lq.export.litert.file import Grid
-from lq.export.litert.operators import BATCH_NORMS, OPERATORS
-from lq.export.litert.operators.normalization import affine, folded
-from lq.export.litert.packing import packed
-from lq.export.litert.pending import Pending, has_integers, write_in_float, write_on_integers
-from lq.export.litert.tensors import Tensors, Value
+from lq.export.formats.litert import nodes
+from lq.export.formats.litert.call import Call, UnsupportedError, Weight
+from lq.export.formats.litert.ends import Ends
+from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.operators import BATCH_NORMS, OPERATORS
+from lq.export.formats.litert.operators.normalization import affine, folded
+from lq.export.formats.litert.packing import packed
+from lq.export.formats.litert.pending import Pending, has_integers, write_in_float, write_on_integers
+from lq.export.formats.litert.tensors import Tensors, Value
 
 _FLOAT_ENDS = Ends()
 _CONVOLUTIONS = ("conv1d", "conv2d")
@@ -58,7 +58,7 @@ def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translation
     """Write a program operation by operation.
 
     Args:
-        program: of :func:`lq.export.program.export_program` with int8 activations, or a float one.
+        program: of :func:`lq.export.formats.program.export_program` with int8 activations, or a float one.
         ends: what inputs and outputs are.
 
     Returns:

@@ -13,15 +13,15 @@ from typing import Any
 from torch import fx
 
 from lq.backends.prepare import plan_of
-from lq.export.files import write_file
-from lq.export.litert import translated_once
-from lq.export.litert.call import UnsupportedError
-from lq.export.litert.ends import INT8, Ends, output_names
-from lq.export.litert.report import describe, floating
-from lq.export.litert.translation import Translation
-from lq.export.manifest import MANIFEST_NAME
+from lq.export.artifact.files import write_file
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.signature import Signature
+from lq.export.formats.litert import translated_once
+from lq.export.formats.litert.call import UnsupportedError
+from lq.export.formats.litert.ends import INT8, Ends, output_names
+from lq.export.formats.litert.report import describe, floating
+from lq.export.formats.litert.translation import Translation
 from lq.export.mcu.interpreter import RefusedError, arena_bytes, interpreted
-from lq.export.signature import Signature
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lq.export.scratch import scratch
+from lq.export.artifact.scratch import scratch
 
 NPUS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lq.export import onnx as onnx_export
-from lq.export.manifest import MANIFEST_NAME
-from lq.export.onnx import OPSET
+from lq.checks import check_flag, check_integer
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
+from lq.export.formats import onnx as onnx_export
+from lq.export.formats.onnx import OPSET
 from lq.export.qnn.report import describe
 from lq.export.qnn.session import Target, open_session
-from lq.export.signature import FlatModel, Signature, batch_size, smallest_call
 from lq.fields import Field
-from lq.plainly import check_flag, check_integer
 from lq.tracing.structure import Inputs
 
 FILE = "int8.qnn.onnx"
@@ -96,5 +96,5 @@ def load(
 
 
 def check_file(directory: Path) -> None:
-    """Refuse a file that reads other files, as :func:`lq.export.onnx.check_file` does."""
+    """Refuse a file that reads other files, as :func:`lq.export.formats.onnx.check_file` does."""
     onnx_export.check_file(directory, FILE)

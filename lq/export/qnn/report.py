@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lq.export.artifact.scratch import scratch
 from lq.export.qnn.session import Target, cpu_operators, open_session
-from lq.export.scratch import scratch
 
 _LAYERS = ("Conv1d", "Conv2d", "Conv3d", "DepthWiseConv2d", "TransposeConv2d", "FullyConnected", "MatMul")
 # QNN's numbers of types, as in its header QnnTypes.h: float of 16 and of 32 bits, which the NPU computes in 16.

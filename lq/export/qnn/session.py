@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lq.export.scratch import scratch
+from lq.export.artifact.scratch import scratch
 
 # On other machines the package runs the chip's own NPU.
 SIMULATES = platform.machine() in ("x86_64", "AMD64")

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
+from lq.export.formats.litert import FILE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.export.exporters import chosen
-from lq.export.litert import FILE
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec
 from tests.export.litert.ran import Ran, in_litert, steps_apart
 from tests.export.nets import IMAGES, Residual, TwoInputs, calibrated, example_of, images, round_trip
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lq.export.artifact.signature import Signature
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.export.exporters import EXPORTERS, chosen
 from lq.export.mcu import FILE
 from lq.export.mcu.interpreter import RefusedError, arena_bytes
-from lq.export.signature import Signature
 from tests.export.litert.ran import steps_apart
 from tests.export.nets import IMAGES, calibrated, example_of, images, residual, round_trip
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lq.export.formats.litert import FILE
 from torch import nn
 
-from lq.export.litert import FILE
 from lq.export.mcu.vela import check_npu, estimate
 from tests.export.nets import IMAGES, calibrated, example_of, residual, round_trip
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lq.export.litert.call import Builder
-from lq.export.litert.operators import attention, composed, elementwise, layers, normalization, pooling, shapes
+from lq.export.formats.litert.call import Builder
+from lq.export.formats.litert.operators import attention, composed, elementwise, layers, normalization, pooling, shapes
 
 
 @dataclass(frozen=True)

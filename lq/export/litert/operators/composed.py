@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lq.export.litert.call import Call
-from lq.export.litert.file import Size
-from lq.export.litert.operators.elementwise import joined
-from lq.export.litert.operators.normalization import batch_norm
-from lq.export.litert.operators.pooling import reduced
-from lq.export.litert.tensors import Value
+from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.file import Size
+from lq.export.formats.litert.operators.elementwise import joined
+from lq.export.formats.litert.operators.normalization import batch_norm
+from lq.export.formats.litert.operators.pooling import reduced
+from lq.export.formats.litert.tensors import Value
 
 
 def elu(call: Call) -> Value:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lq.export.litert.call import Builder, Call, UnsupportedError
-from lq.export.litert.file import Grid
-from lq.export.litert.operators.padding import Pair, Window, pad_axes, padded
-from lq.export.litert.orders import CHANNELS_LAST
-from lq.export.litert.tensors import Value
+from lq.export.formats.litert.call import Builder, Call, UnsupportedError
+from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.operators.padding import Pair, Window, pad_axes, padded
+from lq.export.formats.litert.orders import CHANNELS_LAST
+from lq.export.formats.litert.tensors import Value
 
 _LAST = CHANNELS_LAST[4]
 
