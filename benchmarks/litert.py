@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lq.conversion.bias import round_biases
-from lq.conversion.graph import as_graph
-from lq.export.artifact.signature import Signature
-from lq.export.formats.litert import FILE, write_float
-from lq.export.formats.litert.runtime import interpreted
-from lq.export.formats.onnx import session_model, write_program
-from lq.export.formats.program import float_program
 from torch import Tensor, fx, nn
 
 from benchmarks._common import Column, Row, label, number, parse, parser, report, take_turns
 from lq.backends.prepare import prepare
+from lq.conversion.bias import round_biases
+from lq.conversion.graph import as_graph
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
-from lq.export.mcu.interpreter import RefusedError, arena_bytes
+from lq.export.formats.litert import FILE, write_float
+from lq.export.formats.litert.runtime import interpreted
+from lq.export.formats.mcu.interpreter import RefusedError, arena_bytes
+from lq.export.formats.onnx import session_model, write_program
+from lq.export.formats.program import float_program
 from lq.metrics import sqnr, top1_agreement
 from lq.ptq import calibrate
 

@@ -10,12 +10,12 @@ from types import ModuleType
 import lightning as L
 import pytest
 import yaml
-from lq.cli.subcommands import DOCTOR, OF_LIGHTNING
 
 import lq
 import lq.analysis
 import lq.metrics
 from lq import QATCallback
+from lq.cli.subcommands import DOCTOR, OF_LIGHTNING
 from lq.cli.trainer import QATTrainer
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
@@ -95,7 +95,7 @@ def test_commands_that_are_named_exist(page):
     commands = [line for block in blocks(page, "") for line in re.findall(r"^lq (.+)$", block, re.MULTILINE)]
     for command in commands + re.findall(r"`lq ([^`]+)`", page.read_text()):
         verb, *words = command.split()
-        if verb in (*OF_LIGHTNING, *DOCTOR, "...", "VERB"):
+        if verb in (*OF_LIGHTNING, *DOCTOR, "...", "COMMAND"):
             continue
         options = set(inspect.signature(getattr(QATTrainer, verb)).parameters) | {"config", "data", "debug", "help"}
         assert {word[2:] for word in words if re.fullmatch(r"--\w+", word)} <= options

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lq.cli.doctor.machine import version_of
-from lq.config.qconfig import PRESETS
+from lq.config.presets import PRESETS
 from lq.export.artifact.scratch import scratch
 from lq.export.exporters import EXPORTERS, Exporter
 from lq.export.parity.worker import WorkerError, run_module

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import prepare, set_phase
 from lq.cli.doctor.outcomes import PRESET
-from lq.config.qconfig import PRESETS
+from lq.config.presets import PRESETS
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.export.artifact.signature import Signature

@@ -1,0 +1,135 @@
+"""Judges every artifact of a delivery against the fake-quantized model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from lq.export.artifact.signature import batch_size
+from lq.export.exporters import Chosen
+from lq.export.parity.bisection import first_difference
+from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check
+from lq.export.parity.rounding import rounding_noise
+from lq.metrics.outputs import main_tensor
+from lq.tracing.batch import fixed_batch
+from lq.tracing.structure import Inputs, map_tensors
+
+
+class Gatekeeper:
+    """One gate for all artifacts of a model; what is costly is computed when the first of them fails.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        calls: inputs, and the main output of ``prepared`` for each.
+        gate: what every artifact has to reach.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Tensor]], gate: Gate) -> None:
+        self.prepared, self.gate = prepared, gate
+        self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
+        self.notes: list[str] = []
+
+    @cached_property
+    def noise(self) -> Parity | None:
+        """What rounding alone does to the model; see :func:`lq.export.parity.rounding.rounding_noise`.
+
+        Its own float32 outputs count, not the expected ones: a graph that computes something else than what was trained
+        would do so in float64, too, and excuse itself.
+        """
+        with torch.no_grad():
+            own = [main_tensor(self.prepared(*args, **kwargs)) for args, kwargs in copy.deepcopy(self.inputs)]
+        return rounding_noise(self.prepared, self.inputs, own)
+
+    def judge(self, choice: Chosen, place: Path, other_complaint: str = "") -> Parity:
+        """Compare one artifact, and find the layer to look at if there is a complaint.
+
+        Args:
+            choice: its exporter.
+            place: directory with its files.
+            other_complaint: what else speaks against it, or "".
+        """
+        inputs, expected = self._compared(choice)
+        parity = self._excused(choice.name, check(place, choice.name, inputs, expected, self.gate))
+        if parity.note:
+            self.notes.append(f"{choice.name}: {parity.note}")
+        parity = replace(parity, complaint=parity.complaint or other_complaint)
+        if parity.passed:
+            return parity
+        return replace(parity, first_layer=self._first_layer(choice, inputs[0]))
+
+    def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Tensor]]:
+        """All calls, or the first samples where a chip is simulated, which is slow."""
+        if not choice.exporter.stand_in:
+            return self.inputs, self.expected
+        cuts = fixed_batch(self.prepared) is None
+        inputs, expected = first_samples(self.inputs, self.expected, self.gate.simulated, cuts)
+        if len(inputs) < len(self.inputs) or len(expected[-1]) < len(self.expected[len(expected) - 1]):
+            self.notes.append(
+                f"{choice.name}: {choice.exporter.stand_in} ran {sum(map(len, expected))} samples for the comparison; "
+                "gate={'simulated': 200} takes more"
+            )
+        return inputs, expected
+
+    def _first_layer(self, choice: Chosen, call: Inputs) -> str:
+        try:
+            return first_difference(self.prepared, choice, call, self.gate.min_sqnr_db or ENOUGH_DB)
+        except Exception as error:  # it explains a failure, and must not become one
+            return f"a layer that could not be found ({error})"
+
+    def _excused(self, name: str, parity: Parity) -> Parity:
+        """Without the complaint, where rounding alone explains it."""
+        if parity.passed or not math.isfinite(parity.sqnr_db) or not self.gate.excuse_rounding:
+            return parity
+        if self.noise is None or not parity.is_explained_by(self.noise):
+            return parity
+        self.notes.append(
+            f"{name}: {parity.complaint}; rounding alone explains that: computed in float64, the fake-quantized model "
+            f"itself reaches {_reached(self.noise)}"
+        )
+        return replace(parity, complaint="")
+
+
+def first_samples(
+    inputs: Sequence[Inputs], expected: Sequence[Tensor], count: int, cuts: bool = True
+) -> tuple[list[Inputs], list[Tensor]]:
+    """The first calls that hold so many samples.
+
+    Args:
+        inputs: of all calls.
+        expected: the output of each.
+        count: how many samples are enough.
+        cuts: whether the last call may be cut.
+
+    Example:
+        >>> calls = [((torch.zeros(4, 3),), {}), ((torch.zeros(4, 3),), {})]
+        >>> [len(output) for output in first_samples(calls, [torch.zeros(4, 2)] * 2, 6)[1]]
+        [4, 2]
+    """
+    found: list[tuple[Inputs, Tensor]] = []
+    left = count
+    for call, output in zip(inputs, expected, strict=True):
+        if left <= 0:
+            break
+        size = batch_size(call)
+        if cuts and size == len(output) and size > left:
+            args, kwargs = map_tensors(call, partial(_head, count=left))
+            call, output = (args, kwargs), output[:left]
+        found.append((call, output))
+        left -= size or 1
+    return [call for call, _ in found], [output for _, output in found]
+
+
+def _head(tensor: Tensor, count: int) -> Tensor:
+    return tensor[:count] if tensor.dim() else tensor
+
+
+def _reached(noise: Parity) -> str:
+    ratio = f"{noise.sqnr_db:.1f} dB"
+    return ratio if noise.agreement is None else f"{noise.agreement:.1%} and {ratio}"
