@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lq.deployment.deploy import export_artifact
 
+from lq.deployment.deploy import export_artifact
 from lq.export.artifact.manifest import read_manifest
 from lq.export.formats.mcu import vela
 from lq.timing.bench import bench
