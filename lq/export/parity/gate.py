@@ -40,7 +40,7 @@ class Gate:
             between that model in float32 and in float64 (:func:`lq.export.parity.rounding.rounding_noise`). An int8
             kernel cannot be expected to be closer than that.
         simulated: how many samples are compared where a simulator or reference kernels run the file in place of its
-            chip (exporters "qnn" and "mcu"), at some 50 million multiply-accumulates a second.
+            chip (exporters "qnn" and "mcu"), which is slow.
         on_failure: "error" leaves the file out and fails the run; "warn" keeps it and warns.
 
     Raises:

@@ -56,12 +56,17 @@ def test_the_file_has_fixed_shapes_uint8_activations_and_int8_weights(exported: 
 
 
 def test_a_first_layer_keeps_its_three_channels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     # The exporter "onnx" pads such a layer's integers, which the provider does not open.
     prepared = calibrated(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), EXAMPLE, "qnn")
     model, info = round_trip("qnn", prepared, EXAMPLE, tmp_path)
     assert info["int8_layers"] == {"Conv2d": 1}
     with torch.no_grad():
-        assert steps_apart(prepared(IMAGES), model(IMAGES)) <= 1
+        expected = prepared(IMAGES)
+    got = model(IMAGES)
+    assert steps_apart(expected, got) <= 1
+    # It rounds sums once more before it rounds them to a step; more than this would be another scale.
+    assert 0 < (got - expected).abs().gt(1e-3).float().mean() < 0.1
 
 
 class Between(nn.Module):
