@@ -80,7 +80,7 @@ def gated_export(
         deployment.notes += float_notes(plan_of(prepared), infos)
         deployment.models = {kind: load(place, kind) for kind in infos}
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.
-        quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].stand_in}
+        quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].simulator}
         compared = compare(quick, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
         deployment.notes += compared.notes
@@ -187,7 +187,7 @@ def _latencies(
 ) -> dict[str, Latency]:
     """Of what runs in a fresh process; a failure costs the figures, not the artifact."""
     ran = [kind for kind, parity in deployment.parity.items() if parity.samples]
-    kinds = [kind for kind in ran if not EXPORTERS[kind].stand_in]
+    kinds = [kind for kind in ran if not EXPORTERS[kind].simulator]
     try:
         return fresh_latencies(place, kinds, float_model, sample)
     except RuntimeError as error:

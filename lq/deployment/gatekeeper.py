@@ -66,14 +66,15 @@ class Gatekeeper:
 
     def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Tensor]]:
         """All calls, or the first samples where a chip is simulated, which is slow."""
-        if not choice.exporter.stand_in:
+        if not choice.exporter.simulator:
             return self.inputs, self.expected
         cuts = fixed_batch(self.prepared) is None
         inputs, expected = first_samples(self.inputs, self.expected, self.gate.simulated, cuts)
-        if len(inputs) < len(self.inputs) or len(expected[-1]) < len(self.expected[len(expected) - 1]):
+        samples, all_samples = (sum(map(_samples, outputs)) for outputs in (expected, self.expected))
+        if samples < all_samples:
             self.notes.append(
-                f"{choice.name}: {choice.exporter.stand_in} ran {sum(map(len, expected))} samples for the comparison; "
-                "gate={'simulated': 200} takes more"
+                f"{choice.name}: {choice.exporter.simulator} ran {samples} of {all_samples} samples for the comparison; "
+                f"gate={{'simulated': {all_samples}}} takes all"
             )
         return inputs, expected
 
@@ -118,7 +119,7 @@ def first_samples(
         if left <= 0:
             break
         size = batch_size(call)
-        if cuts and size == len(output) and size > left:
+        if cuts and size == _samples(output) and size > left:
             args, kwargs = map_tensors(call, partial(_head, count=left))
             call, output = (args, kwargs), output[:left]
         found.append((call, output))
@@ -128,6 +129,10 @@ def first_samples(
 
 def _head(tensor: Tensor, count: int) -> Tensor:
     return tensor[:count] if tensor.dim() else tensor
+
+
+def _samples(output: Tensor) -> int:
+    return len(output) if output.dim() else 1
 
 
 def _reached(noise: Parity) -> str:

@@ -32,7 +32,7 @@ class Exporter:
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
-        stand_in: what runs the files here in place of the chip, if anything does; its times mean nothing.
+        simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Exporter:
     extra: str = ""
     suffix: str = ""
     rounds_bias: bool = False
-    stand_in: str = ""
+    simulator: str = ""
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -115,7 +115,7 @@ EXPORTERS: dict[str, Exporter] = {
             (*_ONNX, "onnxruntime_qnn"),
             "qnn",
             rounds_bias=True,
-            stand_in="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
+            simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
         ),
         Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2"),
         Exporter(
@@ -148,7 +148,7 @@ EXPORTERS: dict[str, Exporter] = {
             ("ai_edge_litert", "tflite_micro"),
             "mcu",
             rounds_bias=True,
-            stand_in="the reference kernels of tflite-micro",
+            simulator="the reference kernels of tflite-micro",
         ),
     )
 }

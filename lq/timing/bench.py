@@ -132,8 +132,8 @@ def _int8_models(
     tell: Callable[[str], None],
 ) -> Iterable[tuple[str, Int8Model]]:
     for kind in manifest["artifacts"]:
-        if stand_in := EXPORTERS[kind].stand_in:
-            notes.append(f"int8 {kind} is not timed: {stand_in} would run it here")
+        if simulator := EXPORTERS[kind].simulator:
+            notes.append(f"int8 {kind} is not timed: {simulator} would run it here")
             continue
         tell(f"loading {kind}")
         lowers = kind == "pt2" and compile and importlib.util.find_spec("torchao") is not None

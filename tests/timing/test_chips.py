@@ -28,7 +28,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.parity["mcu"].passed
     assert done.parity["mcu"].samples == 32, "reference kernels are slow, so that the gate takes the first samples"
     assert done.parity["litert"].samples == 50
-    assert any("ran 32 samples" in note for note in done.notes)
+    assert any("ran 32 of 50 samples" in note for note in done.notes)
     times = {row["model"]: row.get("latency_ms") for row in done.rows}
     assert times["int8 litert"] is not None
     assert times["int8 mcu"] is None, "no time of this machine is that of a microcontroller"
