@@ -71,8 +71,8 @@ class QATCallback(Callback):
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
-        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), or a
-            :class:`~lq.config.qconfig.QConfig`.
+        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert", "mcu", "qnn"), or
+            a :class:`~lq.config.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.config.schedule.QATSchedule`.
         monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
             what a ModelCheckpoint monitors.
@@ -84,8 +84,8 @@ class QATCallback(Callback):
             "labels"/"label"/"target"/"y" of a dict.
         int8_every_n_epochs: also convert and evaluate the true int8 model every n epochs; ``None``: only at the end.
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
-        exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or
-            ``{name: options}``; the first is what :func:`lq.load` loads by default.
+        exporters: what the artifact holds: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch",
+            "litert", "mcu", or ``{name: options}``; the first is what :func:`lq.load` loads by default.
         gate: how closely each file has to agree with the fake-quantized model; see :class:`lq.Gate`.
         auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.

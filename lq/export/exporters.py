@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class Exporter:
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
+        simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Exporter:
     extra: str = ""
     suffix: str = ""
     rounds_bias: bool = False
+    simulator: str = ""
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -105,6 +108,15 @@ EXPORTERS: dict[str, Exporter] = {
         Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript"),
         Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True),
         Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", "_tensorrt"),
+        Exporter(
+            "qnn",
+            ("int8.qnn.onnx",),
+            "lq.export.formats.qnn",
+            (*_ONNX, "onnxruntime_qnn"),
+            "qnn",
+            rounds_bias=True,
+            simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
+        ),
         Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2"),
         Exporter(
             "openvino",
@@ -128,6 +140,15 @@ EXPORTERS: dict[str, Exporter] = {
             ("ai_edge_litert",),
             "litert",
             rounds_bias=True,
+        ),
+        Exporter(
+            "mcu",
+            ("int8.mcu.tflite",),
+            "lq.export.formats.mcu",
+            ("ai_edge_litert", "tflite_micro"),
+            "mcu",
+            rounds_bias=True,
+            simulator="the reference kernels of tflite-micro",
         ),
     )
 }
@@ -170,7 +191,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
         >>> chosen(["onx"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch, litert.
+        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, qnn, pt2, openvino, ...
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")

@@ -77,7 +77,13 @@ def check_symmetric(prepared: fx.GraphModule) -> None:
 
 
 def write(
-    prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OPSET, *, aligned: bool = False
+    prepared: fx.GraphModule,
+    example: Inputs,
+    path: Path,
+    opset: int = OPSET,
+    *,
+    aligned: bool = False,
+    dynamic: bool = True,
 ) -> Written:
     """Write a QDQ file.
 
@@ -87,6 +93,7 @@ def write(
         path: where to.
         opset: version of the ONNX operators.
         aligned: whether a first layer gets channels in fours, which ONNX Runtime likes.
+        dynamic: let the batch be any, where the model does.
 
     Returns:
         what was written.
@@ -97,9 +104,9 @@ def write(
     import onnx
 
     check_options(opset)
-    program, dynamic = export_program(prepared, example)
+    program, any_batch = export_program(prepared, example, dynamic=dynamic)
     model = _model_of(program, opset)
-    tidy(model, dynamic)
+    tidy(model, any_batch)
     if aligned:
         align_channels(model)
     write_file(path, model.SerializeToString())
@@ -107,7 +114,7 @@ def write(
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(f"the ONNX file is not valid: {error}") from error
-    return Written(path, dynamic)
+    return Written(path, any_batch)
 
 
 def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
