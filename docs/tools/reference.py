@@ -68,7 +68,7 @@ def reference_pages() -> dict[str, str]:
         "[LightningCLI](https://lightning.ai/docs/pytorch/stable/cli/lightning_cli.html). "
         "The arguments of each function below are the options of the verb that has its name; "
         "[The command line](../command_line.md) has examples, and `lq doctor`.",
-        [f"lq.cli.trainer.QATTrainer.{verb}" for verb in ("export", "ptq", "analyze", "report", "bench")],
+        [f"lq.cli.trainer.QATTrainer.{verb}" for verb in ("export", "ptq", "analyze", "bits", "report", "bench")],
     )
     for module, introduction in (
         (lq.analysis, "What quantization does to each tensor and layer, as plain rows."),

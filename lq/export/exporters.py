@@ -30,6 +30,7 @@ class Exporter:
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
+        widths: bits that a stored weight can take.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Exporter:
     extra: str = ""
     suffix: str = ""
     rounds_bias: bool = False
+    widths: tuple[int, ...] = (8,)
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -92,25 +94,45 @@ class Exporter:
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
+_ANY = tuple(range(2, 9))  # a compressed archive
+_NIBBLES = (4, 8)
 
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "lq.export.torchscript"),
-        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx", rounds_bias=True),
+        Exporter("torch", ("int8.pt",), "lq.export.torchscript", widths=_ANY),
+        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx", rounds_bias=True, widths=_NIBBLES),
         Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.onnx", _ONNX, "onnx", "_tensorrt"),
-        Exporter("pt2", ("int8.pt2",), "lq.export.pt2"),
+        Exporter("pt2", ("int8.pt2",), "lq.export.pt2", widths=_ANY),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),
             "lq.export.openvino",
             ("openvino", "onnx", "onnxscript"),
             "openvino",
+            widths=_NIBBLES,
         ),
         Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch", rounds_bias=True),
         Exporter("litert", ("int8.tflite",), "lq.export.litert", ("ai_edge_litert",), "litert", rounds_bias=True),
     )
 }
+
+
+def stored_bits(bits: int, exporters: Sequence[str]) -> int:
+    """Bits that a weight takes in the files of exporters, where it takes the most.
+
+    Args:
+        bits: of its grid.
+        exporters: names; none is a file that stores any number of bits.
+
+    Raises:
+        ValueError: for unknown names.
+
+    Example:
+        >>> stored_bits(3, ["torch"]), stored_bits(3, ["torch", "onnx"]), stored_bits(3, ["litert"])
+        (3, 4, 8)
+    """
+    return max((min(w for w in _known(name).widths if w >= bits) for name in exporters), default=bits)
 
 
 @dataclass(frozen=True)
@@ -178,9 +200,7 @@ def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
-    if name not in EXPORTERS:
-        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
-    exporter = EXPORTERS[name]
+    exporter = _known(name)
     exporter.check_installed()
     known = exporter.options() if options else ()
     unknown = sorted(set(options) - set(known))
@@ -190,3 +210,9 @@ def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
     if check is not None:
         check(**options)
     return Chosen(exporter, dict(options))
+
+
+def _known(name: str) -> Exporter:
+    if name not in EXPORTERS:
+        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
+    return EXPORTERS[name]
