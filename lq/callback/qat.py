@@ -268,7 +268,7 @@ class QATCallback(Callback):
             check_teaching(pl_module, self._float.teacher())
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
-        self._course = with_calibration(self._course, state_of(self._target(pl_module)))
+        self._course = with_calibration(self._course, self._target(pl_module))
         for remark in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {remark}")
         if not self._course.phase(length).fake_quant:

@@ -94,16 +94,16 @@ class Exporter:
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
-_ANY = tuple(range(2, 9))  # a compressed archive
+_COMPRESSED = (2, 3, 4, 5, 6, 8)  # more than six bits are not
 _NIBBLES = (4, 8)
 
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "lq.export.torchscript", widths=_ANY),
+        Exporter("torch", ("int8.pt",), "lq.export.torchscript", widths=_COMPRESSED),
         Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx", rounds_bias=True, widths=_NIBBLES),
         Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.onnx", _ONNX, "onnx", "_tensorrt"),
-        Exporter("pt2", ("int8.pt2",), "lq.export.pt2", widths=_ANY),
+        Exporter("pt2", ("int8.pt2",), "lq.export.pt2", widths=_COMPRESSED),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),

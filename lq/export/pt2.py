@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from lq.backends.reference import register_operations
 from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
+from lq.export.low_bits import stored_archive
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program import export_program, quiet_export
 from lq.export.program_check import check_program
@@ -40,7 +41,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     program._example_inputs = None
     content = io.BytesIO()
     torch.export.save(program, content)
-    write_file(directory / FILE, content.getbuffer())
+    write_file(directory / FILE, stored_archive(content, prepared))
     args, kwargs = in_order(prepared, example)
     libraries = libraries_of(program)
     return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs), "libraries": libraries}

@@ -24,6 +24,7 @@ from lq.backends.prepare import plan_of, qconfig_of
 from lq.deprecations import quiet_torchscript
 from lq.export.files import write_file
 from lq.export.libraries import import_libraries, libraries_of
+from lq.export.low_bits import stored_archive
 from lq.export.manifest import MANIFEST_NAME
 from lq.export.program_check import read_archive
 from lq.export.signature import Signature, in_order, smallest_call
@@ -104,7 +105,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     content = io.BytesIO()
     with quiet_torchscript():
         torch.jit.save(scripted, content)
-    write_file(directory / FILE, content.getbuffer())
+    write_file(directory / FILE, stored_archive(content, prepared))
     return {
         "engine": qconfig_of(prepared).resolved_engine,
         "arguments": list(tensor_inputs(int8, *sample)[1]),
