@@ -24,7 +24,7 @@ from benchmarks.low_bits import Bench, Run, add_shared, markdown
 from lq.analysis.bits import AutoBits, BitChoice, choose_bits
 from lq.analysis.bits.choice import FrontierRow
 from lq.analysis.bits.layers import at_width
-from lq.specs import ActivationSpec
+from lq.config.specs import ActivationSpec
 
 UNIFORM = "uniform"
 WIDTHS = {"chosen of 2, 4, 8": (2, 4, 8), "chosen of 2, 3, 4, 5, 6, 8": (2, 3, 4, 5, 6, 8)}

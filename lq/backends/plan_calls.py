@@ -12,10 +12,10 @@ from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
 from lq.backends.base import Backend, Recorded
 from lq.backends.planning import in_module_order, nothing_to_quantize
+from lq.config.qconfig import QConfig
 from lq.core.own_class import own_class
 from lq.core.state import STATE
 from lq.instrument.planning import Calls, SitePlanner
-from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import LayerFinder, seen_of
@@ -82,7 +82,7 @@ def plan_calls(
         tuple(work.filled(row) for row in in_module_order(module, rows + floats)),
         tensors,
         _float_operations(graph, planner),
-        remarks=(*choice.remarks, *_remarks(unknown), *_without_effect(planner)),
+        notes=(*choice.notes, *_notes(unknown), *_without_effect(planner)),
         sites=sites,
         products=work.products(),
         modules=architecture(module),
@@ -139,7 +139,7 @@ class _Work:
         return tuple(self.others)
 
 
-def _remarks(unknown: Sequence[str]) -> tuple[str, ...]:
+def _notes(unknown: Sequence[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     lines = ", ".join(dict.fromkeys(unknown))

@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule
 
 from lq.analysis.bits import AutoBits, BitChoice, choose_bits
 from lq.callback.search import require_early_start
-from lq.evaluation import Judge
+from lq.checks import as_dataclass
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.schedule import QATSchedule
+from lq.deployment.evaluation import ValidationData
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import call_sample, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
-from lq.plainly import as_dataclass
-from lq.qconfig import LayerQConfig, QConfig
-from lq.schedule import QATSchedule
-from lq.target import target_of
-from lq.validation import call_sample, labels_of, validation_samples
 
 _WHO = "auto_bits"
 
@@ -62,11 +62,11 @@ class BitSearch:
         same = replace(known, overrides=qconfig.overrides, exclude=known.exclude[: len(qconfig.exclude)]) == qconfig
         return same and all(_keeps(known.overrides.get(key), layer) for key, layer in qconfig.overrides.items())
 
-    def find(self, twin: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> BitChoice:
+    def find(self, twin: LightningModule, name: str, qconfig: QConfig, validation: ValidationData) -> BitChoice:
         """The bits."""
-        wanted, target_fn = self.wanted, judge.target_fn or plain_targets_of
-        samples = validation_samples(twin, name, judge.loaders, judge.datamodule, target_fn, wanted.batches)
-        target, show = target_of(twin, name), judge.show_progress
+        wanted, target_fn = self.wanted, validation.target_fn or plain_targets_of
+        samples = validation_samples(twin, name, validation.loaders, validation.datamodule, target_fn, wanted.batches)
+        target, show = target_of(twin, name), validation.show_progress
         return choose_bits(target, samples, qconfig, wanted, call_sample, labels_of, self.exporters, show)
 
 

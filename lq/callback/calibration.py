@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from lq.backends.prepare import is_planned, plan_of, qconfig_of, state_of
 from lq.callback.processes import others_wait
 from lq.callback.progress import has_room_for_bar, is_dev_run, say
+from lq.config.presets import PRESETS
+from lq.config.schedule import QATSchedule
 from lq.core.collective import alone
-from lq.detached import detached_copy
-from lq.loaders import spread, training_loaders
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.loaders import spread, training_loaders
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import Sample, call_sample, samples_of
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import PRESETS
-from lq.schedule import QATSchedule
-from lq.target import target_of
-from lq.validation import Sample, call_sample, samples_of
 
 # A few dozen batches are enough for a histogram; some 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
 BATCHES = 32
@@ -47,7 +47,7 @@ def with_calibration(schedule: QATSchedule, target: nn.Module) -> QATSchedule:
 
     Example:
         >>> from lq.backends.prepare import prepare
-        >>> from lq.qconfig import QConfig
+        >>> from lq.config.qconfig import QConfig
         >>> four = prepare(nn.Sequential(nn.Linear(4, 2)), QConfig(weight={"quant_min": -7, "quant_max": 7}))
         >>> with_calibration(QATSchedule(), four).calibration
         32

@@ -15,19 +15,19 @@ from lq.analysis.score import OwnScore, Score, require_direction, single_metric
 from lq.analysis.sensitivity import SensitivityOptions
 from lq.backends.prepare import prepare
 from lq.callback.search import require_early_start
-from lq.detached import detached_copy
-from lq.evaluation import Judge, logged_by
-from lq.loaders import spread
+from lq.checks import as_dataclass
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.deployment.evaluation import ValidationData, logged_by
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.loaders import spread
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import Sample, call_sample, labels_of, validation_samples
 from lq.metrics import targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.metrics.outputs import plain_targets_of
-from lq.plainly import as_dataclass
 from lq.ptq.calibrate import calibrate
 from lq.ptq.static import with_histograms
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.target import target_of
-from lq.validation import Sample, call_sample, labels_of, validation_samples
 
 _WHO = "auto_exclude"
 
@@ -65,17 +65,19 @@ class ExclusionSearch:
         """Whether the one is the other with more layers excluded."""
         return replace(known, exclude=known.exclude[: len(qconfig.exclude)]) == qconfig
 
-    def find(self, twin: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> Exclusions:
+    def find(self, twin: LightningModule, name: str, qconfig: QConfig, validation: ValidationData) -> Exclusions:
         """What to exclude."""
-        return _find(twin, name, qconfig, self.limits, judge)
+        return _find(twin, name, qconfig, self.limits, validation)
 
 
-def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge) -> Exclusions:
-    target_fn = judge.target_fn or (plain_targets_of if judge.metric is None else targets_of)
-    samples = validation_samples(twin, name, judge.loaders, judge.datamodule, target_fn, limits.batches)
+def _find(
+    twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, validation: ValidationData
+) -> Exclusions:
+    target_fn = validation.target_fn or (plain_targets_of if validation.metric is None else targets_of)
+    samples = validation_samples(twin, name, validation.loaders, validation.datamodule, target_fn, limits.batches)
     if not samples:
         raise ValueError("auto_exclude got no validation batch: the data loader is empty. Give it at least one.")
-    score = _own_score(twin, name, samples, limits, judge)
+    score = _own_score(twin, name, samples, limits, validation)
     if score is None and any(sample.labels is None for sample in samples):
         raise ValueError(
             "auto_exclude needs a figure to compare: the batches are not plain inputs and labels. Name a figure that "
@@ -83,24 +85,26 @@ def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclud
         )
     args, kwargs = samples[0].inputs
     prepared = prepare(target_of(twin, name), with_histograms(qconfig), args, kwargs)
-    calibrate(prepared, samples, call_sample, len(samples), show_progress=judge.show_progress)
-    options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=judge.show_progress)
-    return find_exclusions(prepared, samples, judge.metric, replace(limits, batches=len(samples)), options, score)
+    calibrate(prepared, samples, call_sample, len(samples), show_progress=validation.show_progress)
+    options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=validation.show_progress)
+    return find_exclusions(prepared, samples, validation.metric, replace(limits, batches=len(samples)), options, score)
 
 
 def _own_score(
-    twin: LightningModule, name: str, samples: Sequence[Sample], limits: AutoExclude, judge: Judge
+    twin: LightningModule, name: str, samples: Sequence[Sample], limits: AutoExclude, validation: ValidationData
 ) -> Score | None:
     """The figure that counts, of those that the module logs; ``None`` if a metric judges."""
-    monitor = judge.monitor
-    if monitor is None or judge.metric is not None:
+    monitor = validation.monitor
+    if monitor is None or validation.metric is not None:
         return None
     own = detached_copy(twin)
-    some = replace(judge, loaders=spread(judge.loaders, limits.batches), limit=limits.batches, show_progress=False)
+    some = replace(
+        validation, loaders=spread(validation.loaders, limits.batches), limit=limits.batches, show_progress=False
+    )
     logged = logged_by(own, name, some, "fp32")
     if monitor not in logged:
         return None  # a ModelCheckpoint may look at figures of the training
-    if judge.higher_is_better is None:
+    if validation.higher_is_better is None:
         raise ValueError(
             f"auto_exclude does not know which way {monitor} is better: give QATCallback(mode='max'), or 'min'."
         )
@@ -108,4 +112,4 @@ def _own_score(
     def figure(model: nn.Module) -> float:
         return logged_by(own, name, some, "a trial", model)[monitor]
 
-    return OwnScore(samples, higher_is_better=judge.higher_is_better, figure=figure, label=monitor)
+    return OwnScore(samples, higher_is_better=validation.higher_is_better, figure=figure, label=monitor)

@@ -15,13 +15,13 @@ from lq.callback.checkpoint_to_load import Known
 from lq.callback.example import early_validation_loaders
 from lq.callback.processes import on_first_process
 from lq.callback.progress import is_dev_run
-from lq.checkpoint_entry import KEY, CheckpointEntry
-from lq.detached import detached_copy
-from lq.evaluation import Judge
-from lq.progress import Point
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.target import is_target_prepared, target_of
+from lq.checkpoints.entry import KEY, CheckpointEntry
+from lq.config.points import Point
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.deployment.evaluation import ValidationData
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.target import is_target_prepared, target_of
 
 _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was found
 
@@ -58,14 +58,14 @@ class Search(Protocol[AnyFound]):
         """Whether the one may be the other with a change."""
         ...
 
-    def find(self, twin: LightningModule, name: str, qconfig: QConfig, judge: Judge) -> AnyFound:
+    def find(self, twin: LightningModule, name: str, qconfig: QConfig, validation: ValidationData) -> AnyFound:
         """Look for a change.
 
         Args:
             twin: a float copy of the module.
             name: of its target.
             qconfig: the user's.
-            judge: the validation data, and the figure that counts.
+            validation: the validation data, and the figure that counts.
         """
         ...
 
@@ -95,7 +95,7 @@ def choose_qconfig(
     name: str,
     qconfig: QConfig,
     search: Search[AnyFound] | None,
-    judge: Judge,
+    validation: ValidationData,
     checkpoint_of_run: Known,
 ) -> tuple[QConfig | None, AnyFound | None]:
     """The qconfig to prepare with: the user's, with what a search has found if one was asked for.
@@ -108,7 +108,7 @@ def choose_qconfig(
         name: of its target.
         qconfig: the user's.
         search: what looks for changes.
-        judge: metric and labels; the loaders are the trainer's.
+        validation: metric and labels; the loaders are the trainer's.
         checkpoint_of_run: gives the checkpoint that is going to be loaded.
 
     Returns:
@@ -132,8 +132,8 @@ def choose_qconfig(
         return qconfig if is_target_prepared(module, name) else None, None
     _require_float(module, name, search.setting)
     wanted = search.on_one_batch() if is_dev_run(trainer) else search
-    judge = replace(judge, loaders=_loaders(trainer, module, search))
-    found = on_first_process(trainer, lambda: wanted.find(_float_twin(module, checkpoint), name, qconfig, judge))
+    validation = replace(validation, loaders=_loaders(trainer, module, search))
+    found = on_first_process(trainer, lambda: wanted.find(_float_twin(module, checkpoint), name, qconfig, validation))
     rank_zero_info(f"lq: {search.setting}: {found}")
     module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found

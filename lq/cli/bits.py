@@ -12,9 +12,9 @@ from lq.analysis.bits import AutoBits, choose_bits
 from lq.callback.preparation import choose_target
 from lq.cli.common import float_copy, qat_callback
 from lq.cli.weights import read_checkpoint
+from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
 from lq.report.bits import print_bits, write_bits
-from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
 
 
 def choose_bits_of(
@@ -59,7 +59,7 @@ def choose_bits_of(
     _, loaders = first_validation_call(model, name, datamodule)
     target_fn = callback.target_fn or plain_targets_of
     samples = validation_samples(model, name, loaders, datamodule, target_fn, options.batches)
-    stored = [choice.name for choice in callback.order.choices] if exporters is None else list(exporters)
+    stored = [choice.name for choice in callback.export_settings.choices] if exporters is None else list(exporters)
     target = float_copy(model, name)
     found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)
     print_bits(found.rows, found.loss, str(found))

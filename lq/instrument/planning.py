@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.config.qconfig import Named, QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
-from lq.qconfig import Named, QConfig
-from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing import ops
 from lq.tracing.ends import Ends
 from lq.tracing.layer_calls import LAYERS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from lq.specs import ActivationSpec
+from lq.config.specs import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.layers import Layer
 

@@ -12,10 +12,10 @@ import torch
 from lq.analysis.bits import AutoBits
 from lq.backends.prepare import plan_of
 from lq.callback import QATCallback
-from lq.checkpoint import Checkpoint, load_checkpoint
-from lq.export.manifest import read_manifest
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
+from lq.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.export.artifact.manifest import read_manifest
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, keeper, make_trainer, train_loader, val_loader
 

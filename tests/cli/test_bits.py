@@ -13,7 +13,7 @@ import yaml
 from lq.analysis.bits.losses import WeightLoss
 from lq.backends.prepare import plan_of
 from lq.callback import QATCallback
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 from tests.cli.runs import OwnLayout, WithAllData, quiet_trainer
 from tests.tiny import Tiny, make_trainer, train_loader, val_loader
 

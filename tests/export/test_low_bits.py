@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import WeightSpec
+from lq.conversion.graph import as_graph
 from lq.export.exporters import EXPORTERS, chosen, stored_bits
-from lq.export.low_bits import two_in_a_byte
+from lq.export.formats.low_bits import two_in_a_byte
 from lq.metrics import sqnr
 from lq.ptq.calibrate import calibrate
 from lq.ptq.layers import layers_of
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import WeightSpec
 from tests.export.nets import example_of, images, residual, round_trip
 
 FOUR = QConfig("x86_vnni", weight=WeightSpec(-7, 7), keep="nothing")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare, state_of
-from lq.backends.reference import reference
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.graph import as_graph
+from lq.conversion.reference import reference
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import ActivationSpec, WeightSpec
 
 FIVE_BITS, FIVE = ActivationSpec(0, 31), LayerQConfig(activation=ActivationSpec(0, 31))
 

@@ -4,7 +4,7 @@ import json
 import yaml
 from rich.console import Console
 
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 from lq.report.bits import print_bits, write_bits
 
 ROWS = [

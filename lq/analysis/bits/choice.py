@@ -9,8 +9,8 @@ from typing import Any, TypedDict
 
 from lq.analysis.bits.budget import Budget
 from lq.analysis.bits.layers import LayerOption, override_of
-from lq.qconfig import LayerQConfig, QConfig, as_qconfig
-from lq.specs import WeightSpec
+from lq.config.qconfig import LayerQConfig, QConfig, as_qconfig
+from lq.config.specs import WeightSpec
 
 
 class FrontierRow(TypedDict):

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget, written
 from lq.analysis.bits.layers import FLOAT, LayerChoices, LayerOption
-from lq.backends.reference import ReferenceLayer, reference
+from lq.conversion.reference import ReferenceLayer, reference
 
 
 @dataclass(frozen=True)

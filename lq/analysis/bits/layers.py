@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from lq.backends.prepare import plan_of, prepare
+from lq.config.presets import PRESETS
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import WeightSpec
 from lq.export.exporters import stored_bits
 from lq.ptq.layers import layers_of
-from lq.qconfig import PRESETS, LayerQConfig, QConfig
-from lq.specs import WeightSpec
 from lq.tracing.structure import Inputs
 
 FLOAT = 32

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, fx
 
 from lq.analysis.tensors import evaluating, finite_output
+from lq.config.specs import WeightSpec
 from lq.core.distillation import distillation_loss, is_class_scores
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.ptq.batches import Call
 from lq.ptq.layers import QuantizedLayer, layers_of
 from lq.ptq.switch import only_weights
-from lq.specs import WeightSpec
 
 KL, NOISE = "KL divergence", "noise/signal"
 
@@ -68,7 +68,7 @@ class WeightLoss:
 
         Example:
             >>> import torch
-            >>> from lq.backends.graph import as_graph
+            >>> from lq.conversion.graph import as_graph
             >>> from lq.backends.prepare import prepare
             >>> from lq.ptq.batches import run_batch
             >>> x = torch.randn(64, 4)

@@ -25,14 +25,14 @@ from lq.analysis.bits.layers import (
 )
 from lq.analysis.bits.losses import WeightLoss
 from lq.analysis.resume import ResultFile, fingerprint
-from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare
+from lq.checks import check_integer
+from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
+from lq.conversion.graph import as_graph
 from lq.metrics.outputs import plain_targets_of
-from lq.plainly import check_integer
 from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import QConfig, as_qconfig
 
 
 @dataclass(frozen=True)

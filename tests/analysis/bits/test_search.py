@@ -16,10 +16,10 @@ from lq.analysis.bits import AutoBits, BitChoice, choose_bits
 from lq.analysis.bits.layers import at_width
 from lq.analysis.bits.losses import WeightLoss
 from lq.backends.prepare import plan_of, prepare, set_phase
-from lq.backends.reference import ReferenceLayer, reference
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import WeightSpec
+from lq.conversion.reference import ReferenceLayer, reference
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import WeightSpec
 
 WIDE = QConfig("x86_vnni", keep="nothing")
 
