@@ -74,8 +74,8 @@ class QATCallback(Callback):
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
-        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), or a
-            :class:`~lq.config.qconfig.QConfig`.
+        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), a YAML file such as
+            that of ``lq bits``, or a :class:`~lq.config.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.config.schedule.QATSchedule`.
         monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
             what a ModelCheckpoint monitors.

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import nn
 
 from lq.checks import as_dataclass, check_flag
@@ -359,7 +361,7 @@ def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
-    """A preset's name, a :class:`QConfig` or a mapping of its fields, as a :class:`QConfig`.
+    """A preset's name, a YAML file of the fields, a :class:`QConfig` or a mapping, as a :class:`QConfig`.
 
     Example:
         >>> as_qconfig({"preset": "x86_vnni", "exclude": ["fc"]}).exclude
@@ -367,6 +369,8 @@ def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
     """
     if isinstance(value, QConfig):
         return value
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return as_dataclass(QConfig, yaml.safe_load(Path(value).read_text(encoding="utf-8")), value)
     if isinstance(value, str):
         return QConfig(preset=value)
     if isinstance(value, Mapping):

@@ -32,8 +32,9 @@ def test_bits_prints_and_writes_what_the_callback_takes(tmp_path: Path, capsys: 
     assert "effective_bits=4: 0.000" in printed
     settings = yaml.safe_load((out / "bits.yaml").read_text())
     assert list(settings["overrides"]) == ["0", "5"]
-    module = Tiny()
-    make_trainer(tmp_path, QATCallback(qconfig=settings), max_epochs=1).fit(module, train_loader(), val_loader())
+    module, callback = Tiny(), QATCallback(qconfig=str(out / "bits.yaml"))
+    assert callback.qconfig == QConfig(**settings)
+    make_trainer(tmp_path, callback, max_epochs=1).fit(module, train_loader(), val_loader())
     assert QConfig(**settings).overrides["5"].weight is not None
     grids = {row.name: row.weight for row in plan_of(module.model).layers}
     for name, grid in settings["overrides"].items():
