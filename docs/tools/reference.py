@@ -16,7 +16,7 @@ GROUPS = {
     "training": (
         "The callback",
         "What a Trainer is given, and its settings. Each setting can be written in Python or in YAML.",
-        ["QATCallback", "QATSchedule", "Gate", "AutoExclude"],
+        ["QATCallback", "QATSchedule", "Gate", "AutoExclude", "AutoBits"],
     ),
     "configuration": (
         "Quantization settings",
@@ -26,7 +26,7 @@ GROUPS = {
     "functions": (
         "Functions without a Trainer",
         "The steps of the callback as functions on a module.",
-        ["prepare", "plan_of", "set_phase", "set_saving", "calibrate", "convert", "load_checkpoint"],
+        ["prepare", "plan_of", "set_phase", "set_saving", "calibrate", "convert", "load_checkpoint", "choose_bits"],
     ),
     "post_training": (
         "Post-training quantization",
@@ -46,6 +46,7 @@ RESULTS = [
     "lq.export.parity.gate.Parity",
     "lq.export.artifact.int8_model.Int8Model",
     "lq.tracing.plan.Plan",
+    "lq.analysis.bits.choice.BitChoice",
     "lq.config.schedule.Phase",
     "lq.config.points.Position",
 ]

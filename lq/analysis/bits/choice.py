@@ -40,6 +40,13 @@ class BitChoice:
         loss: what losses are: "KL divergence" of class scores or "noise/signal" of the output.
         layers: name of a layer -> what was chosen.
         rows: the choice, the same bits everywhere, and the frontier, in the order of their sizes.
+
+    Example:
+        >>> row = FrontierRow(name="chosen", size_mb=0.1, effective_bits=4.0, expected=0.1, measured=0.12)
+        >>> layers = {"fc": LayerOption(4, WeightSpec(-7, 7), 4, 100)}
+        >>> print(BitChoice(Budget.parse("effective_bits=4"), "KL divergence", layers, [row]))
+        effective_bits=4: 0.1 MB, 4 bits per weight, KL divergence 0.12
+          4 bits: fc
     """
 
     budget: Budget
