@@ -66,6 +66,7 @@ class BitSearch:
         """The bits."""
         wanted, target_fn = self.wanted, validation.target_fn or plain_targets_of
         samples = validation_samples(twin, name, validation.loaders, validation.datamodule, target_fn, wanted.batches)
+        wanted = replace(wanted, batches=len(samples) or wanted.batches)  # of every loader
         target, show = target_of(twin, name), validation.show_progress
         return choose_bits(target, samples, qconfig, wanted, call_sample, labels_of, self.exporters, show)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -59,6 +60,7 @@ def choose_bits_of(
     _, loaders = first_validation_call(model, name, datamodule)
     target_fn = callback.target_fn or plain_targets_of
     samples = validation_samples(model, name, loaders, datamodule, target_fn, options.batches)
+    options = replace(options, batches=len(samples) or options.batches)  # of every loader
     stored = [choice.name for choice in callback.export_settings.choices] if exporters is None else list(exporters)
     target = float_copy(model, name)
     found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)

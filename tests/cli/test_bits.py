@@ -60,6 +60,23 @@ def test_a_module_with_its_own_batches(tmp_path: Path, capsys: pytest.CaptureFix
     assert "loss: KL divergence" in capsys.readouterr().out
 
 
+class TwoLoaders(WithAllData):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+    def val_dataloader(self) -> Any:
+        return [val_loader(), val_loader()]
+
+
+def test_batches_of_every_loader_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    measure = WeightLoss.of
+    monkeypatch.setattr(WeightLoss, "of", lambda self, grids: seen.append(len(self.batches)) or measure(self, grids))
+    trainer = quiet_trainer(tmp_path, QATCallback(qconfig=FREE))
+    trainer.bits(TwoLoaders(), widths=[2, 8], batches=1, out=str(tmp_path / "b"))
+    assert set(seen) == {2}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -246,6 +246,36 @@ def test_the_float_model_is_left_as_it_was(net: nn.Module, batches: list[Any]) -
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+class Unusual(nn.Module):
+    """Weight norm, a layer that is called twice, a function, a shared weight, a transposed convolution, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3))
+        self.twice, self.up, self.weight = (
+            nn.Conv2d(4, 4, 1),
+            nn.ConvTranspose2d(4, 4, 2),
+            nn.Parameter(torch.ones(8, 4)),
+        )
+        self.left, self.right, self.attention = nn.Linear(8, 8), nn.Linear(8, 8), nn.MultiheadAttention(8, 2)
+        self.right.weight = self.left.weight
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        x = self.up(self.twice(self.twice(self.first(x)))).mean((2, 3))
+        x = self.right(torch.relu(self.left(nn.functional.linear(x, self.weight))))
+        return {"scores": self.attention(x[None], x[None], x[None])[0][0] * scale}
+
+
+def test_layers_of_all_kinds_get_the_bits_that_were_chosen(batches: list[Any]) -> None:
+    torch.manual_seed(0)
+    net = Unusual().eval()
+    found = choose_bits(net, batches, WIDE, AutoBits("effective_bits=3.5", (2, 4, 8)), show_progress=False)
+    plan = plan_of(prepare(copy.deepcopy(net), found.apply(WIDE), (batches[0][0],)))
+    grids = {row.name: row.weight or "" for row in plan.layers}
+    assert grids.keys() == found.layers.keys() >= {"first", "twice", "up", "linear", "left", "attention.linear"}
+    assert {n: g[:4] for n, g in grids.items()} == {n: o.label[:4] for n, o in found.layers.items()}
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
