@@ -5,7 +5,8 @@
 
 The first and last layers keep the bits of the preset everywhere. Bits are chosen on four batches of validation images,
 for a file of the size that uniform bits have; what is reported is the accuracy of the int8 model that was delivered, on
-the 10,000 test images of Fashion-MNIST. Rows are kept in the results file and not run again.
+the 10,000 test images of Fashion-MNIST, with ``--steps 0`` that of quantization without training. Rows are kept in the
+results file and not run again.
 """
 
 from __future__ import annotations
@@ -79,14 +80,15 @@ def _rows(bench: Bench, model: str, grid: str, options: argparse.Namespace) -> I
 
 
 def _measured(bench: Bench, run: Run) -> dict[str, float]:
-    """Train with uniform or with chosen bits."""
+    """Train with uniform or with chosen bits, or quantize without training."""
     width, activation = (int(bits) for bits in run.grid[1:].split("A"))
     base = lq.QConfig() if activation == 8 else lq.QConfig(activation=ActivationSpec(0, 2**activation - 1))
     uniform = next(row for row in _choice(bench, run.model, (width,), "effective_bits=31").rows if row["name"])
-    if run.method == UNIFORM:
-        return bench.trained(run, at_width(base, width)) | _costs(uniform)
-    choice = _choice(bench, run.model, WIDTHS[run.method], f"size={uniform['size_mb']:.9f}MB")
-    return bench.trained(run, choice.apply(at_width(base, width))) | _costs(choice.chosen)
+    qconfig, costs = at_width(base, width), uniform
+    if run.method != UNIFORM:
+        choice = _choice(bench, run.model, WIDTHS[run.method], f"size={uniform['size_mb']:.9f}MB")
+        qconfig, costs = choice.apply(qconfig), choice.chosen
+    return (bench.trained if run.steps else bench.untrained)(run, qconfig) | _costs(costs)
 
 
 def _costs(row: FrontierRow) -> dict[str, float]:

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,17 +115,25 @@ class Bench:
         return lq.QConfig(**qconfig)
 
     def _untrained(self, run: Run) -> dict[str, float]:
+        if run.method == "float":
+            L.seed_everything(run.seed, verbose=False)
+            return self.accuracies(self.module(run.model).eval())
+        observer = "minmax" if run.method == "PTQ min/max" else "histogram"
+        return self.untrained(run, self._qconfig(run), observer, run.method == "PTQ bias corrected")
+
+    def untrained(
+        self, run: Run, qconfig: lq.QConfig, observer: str = "histogram", correct: bool = False
+    ) -> dict[str, float]:
+        """Quantize the float checkpoint without training; accuracies of the fake-quantized model."""
         L.seed_everything(run.seed, verbose=False)
-        module, qconfig = self.module(run.model), self._qconfig(run)
-        if run.method != "float":
-            observer = "minmax" if run.method == "PTQ min/max" else "histogram"
-            activation = ActivationSpec(**GRIDS[run.grid].get("activation", {}), observer=observer)
-            batches = list(islice(self.data.train_dataloader(), CALIBRATION))
-            lq.prepare(module.model, lq.QConfig(weight=qconfig.weight, activation=activation), (batches[0][0],))
-            if run.method == "PTQ bias corrected":
-                correct_bias(module.model, batches)
-            lq.calibrate(module.model, batches, show_progress=False)
-        return self.accuracies(module.eval())
+        model, batches = self.module(run.model).model, list(islice(self.data.train_dataloader(), CALIBRATION))
+        given = {} if qconfig.activation is None else qconfig.activation.as_given()
+        activation = ActivationSpec(**{**given, "observer": observer})
+        lq.prepare(model, replace(qconfig, activation=activation), (batches[0][0],))
+        if correct:
+            correct_bias(model, batches)
+        lq.calibrate(model, batches, show_progress=False)
+        return self.accuracies(model.eval())
 
     def _trained(self, run: Run) -> dict[str, float]:
         settings = dict(TRAINED[run.method])
