@@ -104,4 +104,4 @@ def scale_of(clamp: Any) -> float:
 def test_an_override_that_changes_nothing_is_told(pattern: str, override: LayerQConfig, message: str) -> None:
     with pytest.warns(UserWarning, match=f"overrides that change nothing.*{message}"):
         changed = prepared(**{pattern: override})
-    assert any(message in remark for remark in plan_of(changed).remarks)
+    assert any(message in note for note in plan_of(changed).notes)
