@@ -16,6 +16,7 @@ from lq.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")
+ATTENTION = ("float", "int8")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -54,6 +55,7 @@ class Preset:
     about: str
     fuse_add: bool = False
     round_cheap: bool = False
+    probabilities: tuple[float, float] = (0.0, 1.0)  # the range of a softmax
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -89,6 +91,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(),
         "for LiteRT and microcontrollers: as x86_vnni, and nothing between two int8 layers is left unrounded",
         round_cheap=True,
+        probabilities=(0.0, 255 / 256),  # the only grid that LiteRT's int8 softmax writes: steps of 1/256 from 0
     ),
 }
 
@@ -120,9 +123,11 @@ class QConfig:
         keep: ``"ends"`` gives the first and the last layers, and the tensors that they read or return, the bits of the
             preset where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3). Overrides come
             last. A network without any other layer has no ends. ``"nothing"`` makes no exception.
+        attention: ``"int8"`` quantizes what attention's two products read: query, key, value and the probabilities
+            of the softmax. ``"float"`` leaves both products to float.
 
     Raises:
-        ValueError: on an unknown preset or backend, or an engine that this build of PyTorch does not support.
+        ValueError: on an unknown preset, backend or attention, or an engine that this build of PyTorch does not support.
 
     Example:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
@@ -145,6 +150,7 @@ class QConfig:
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
     keep: str = "ends"
+    attention: str = "float"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -156,6 +162,7 @@ class QConfig:
                 f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
                 "preset, or keep='nothing'."
             )
+        self._check_attention()
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -177,6 +184,15 @@ class QConfig:
                 f"supported: {[e for e in supported if e != 'none']}. Set qconfig.engine to one of these."
             )
 
+    def _check_attention(self) -> None:
+        if self.attention not in ATTENTION:
+            raise ValueError(f"Unknown attention={self.attention!r}. Choose one of {list(ATTENTION)}.")
+        if self.attention == "int8" and self.backend != "fx":
+            raise ValueError(
+                f"attention='int8' with backend={self.backend!r}, which decides itself what is quantized. Write "
+                "backend='fx', or leave attention out."
+            )
+
     def _take_mappings(self) -> None:
         """Grids and overrides as YAML gives them."""
         _take_grids(self)
@@ -189,12 +205,13 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """Name of the preset, with backend and ``keep`` if they are not the default."""
+        """Name of the preset, with backend, ``keep`` and ``attention`` if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
-        return name if self.keep == "ends" else f"{name}, keep {self.keep}"
+        name = name if self.keep == "ends" else f"{name}, keep {self.keep}"
+        return name if self.attention == "float" else f"{name}, attention {self.attention}"
 
     @property
     def resolved_engine(self) -> str:
@@ -215,6 +232,11 @@ class QConfig:
     def round_cheap(self) -> bool:
         """Whether cheap operations between int8 layers are rounded one by one."""
         return PRESETS[self.preset].round_cheap
+
+    @property
+    def probabilities(self) -> ActivationSpec:
+        """The grid of a softmax, of whose values the range is known."""
+        return ActivationSpec(fixed_range=PRESETS[self.preset].probabilities)
 
     @property
     def resolved_weight(self) -> WeightSpec:
@@ -258,7 +280,7 @@ class QConfig:
     def activation_spec(
         self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None, kept: bool = False
     ) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only.
+        """Grid of the output of the layer or operation ``name``; what a vendor gives yields to overrides only.
 
         ``kept`` is whether :attr:`keep` means this tensor.
         """
@@ -266,8 +288,7 @@ class QConfig:
         if kept:
             grid = _with_bits_of(PRESETS[self.preset].activation, grid)
         if vendor is not None:
-            low, high = vendor.quant_min, vendor.quant_max
-            grid = replace(grid, quant_min=low, quant_max=high, symmetric=vendor.symmetric)
+            grid = vendor.onto(grid)
         for override in self._overrides(name, module):
             grid = grid if override.activation is None else override.activation.onto(grid)
         return grid

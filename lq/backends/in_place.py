@@ -18,6 +18,7 @@ from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.places import Instrument, kept_example
 from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig
+from lq.tracing.attention import ATTENTION
 from lq.tracing.inputs import describe_inputs
 from lq.tracing.sites import Sites, in_place_joins
 from lq.tracing.structure import Inputs, map_tensors
@@ -48,7 +49,9 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATSta
     recording = _recorded(module, example, qconfig)
     recorder = recording.evaluation
     training = recording.training.calls if recording.training is not None else []
-    sites, plan = plan_calls(module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example)
+    sites, plan = plan_calls(
+        module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example, recorder.attention
+    )
     is_new = state is None
     state = attach(module, sites, state)
     try:
@@ -109,7 +112,7 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
             "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
             "LightningModule, if it or its target can be called with that, or a fit that has validation data."
         )
-    if not _is_lazy(module):
+    if not _is_lazy(module) and qconfig.attention == "float":
         try:
             graph, calls = read_calls(module, stubs=qconfig.backend == "eager")
         except NotPlainError:
@@ -180,9 +183,15 @@ def _check_not_scripted(module: nn.Module) -> None:
         )
 
 
+def _opens(module: nn.Module, qconfig: QConfig, path: str) -> bool:
+    """Whether the attention of a part is planned, and trained, step by step."""
+    name = f"{path}.{ATTENTION}".lstrip(".")
+    return qconfig.attention == "int8" and qconfig.excludes(name, module.get_submodule(path)) is None
+
+
 def _recorded(module: nn.Module, example: Inputs, qconfig: QConfig) -> Recording:
     try:
-        return record(module, *example, stubs=qconfig.backend == "eager")
+        return record(module, *example, stubs=qconfig.backend == "eager", opens=partial(_opens, module, qconfig))
     except ValueError:
         raise
     except Exception as error:

@@ -241,7 +241,7 @@ def without_range(prepared: nn.Module) -> set[str]:
     state = state_of(prepared)
     finite = torch.isfinite(state.min_val).tolist()  # not state.ready(): a slot may have run in another process only
     unseen = {name for name, has_range in zip(state.names, finite, strict=True) if not has_range}
-    if len(unseen) == len(state.names):
+    if not any(state.observed()):
         raise ValueError(
             "No fake quantizer has seen a batch, so there are no ranges to convert with: "
             "train with observers on, or run calibration batches in training mode, first."

@@ -20,7 +20,7 @@ from lq.instrument.checkpointing import (
 )
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
-from lq.tracing.functions import TRANSPARENT
+from lq.tracing.opened import OPENED
 
 Body = Callable[..., Any]
 
@@ -53,9 +53,10 @@ class SiteMode(TorchFunctionMode):
             call.busy = False
 
     def _without_site(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in TRANSPARENT:
+        opened = OPENED if self.call.place is None else self.call.place.opened
+        if func in opened:
             with self:
-                return TRANSPARENT[func](*args, **kwargs)
+                return opened[func](*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
             args = tuple(self._inside(arg) for arg in args)
         return func(*args, **kwargs)

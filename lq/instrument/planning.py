@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,14 @@ from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing import ops
 from lq.tracing.ends import Ends
+from lq.tracing.attention import ATTENTION
+from lq.tracing.labels import Calls, is_of_torch, labels_of
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import Layer, weight_of
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
-
-Calls = Sequence[tuple[Seen, fx.Node | None]]
-
 
 class SitePlanner:
     """Names the calls of a recorded graph, and says what happens at each.
@@ -34,6 +33,7 @@ class SitePlanner:
         roundings: where values are rounded.
         qconfig: the grids.
         training: every call of a second recording, in training; empty if there is none.
+        attention: for each attention that was recorded step by step the modules whose ``forward`` was running.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class SitePlanner:
         roundings: list[Rounding],
         qconfig: QConfig,
         training: Calls = (),
+        attention: Iterable[tuple[str, ...]] = (),
     ) -> None:
+        self.attention = list(attention)
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.by_output = {layer.last: layer for layer in layers}
@@ -52,7 +54,7 @@ class SitePlanner:
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
         self.calls = {node: at for node, at in self._named(calls) if node is not None}
-        self._labels = {node: label for node, label in self._labelled(calls) if node is not None}
+        self._labels = labels_of(calls, self.modules)
         self.training = self._in_training(calls, training)
 
     # ---- naming -------------------------------------------------------------------------------------------------
@@ -66,12 +68,9 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation == CLOSED or not self._is_of_torch(seen.stack[-1]):
+            elif seen.operation in (CLOSED, ATTENTION) or not is_of_torch(self.modules[seen.stack[-1]]):
                 found[seen.stack[-1]] = None
-        return found
-
-    def _is_of_torch(self, path: str) -> bool:
-        return own_class(self.modules[path]).__module__.startswith(("torch.nn.", "torch.ao."))
+        return found | dict.fromkeys(stack[-1] for stack in self.attention)
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -82,17 +81,6 @@ class SitePlanner:
             key = (self._place(seen), seen.operation)
             yield node, CallAt(*key, counts[key])
             counts[key] += 1
-
-    def _labelled(self, calls: Calls) -> Iterable[tuple[fx.Node | None, str]]:
-        """A name for each call that people recognise: the module that makes it, or the operation in there."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for seen, node in calls:
-            path = seen.stack[-1]
-            is_leaf = path and self._is_of_torch(path) and not any(True for _ in self.modules[path].children())
-            name = path if is_leaf else f"{path}.{seen.operation}".lstrip(".")
-            nth = counts[path, seen.operation]
-            yield node, name if nth == 0 else f"{name}_{nth}"
-            counts[path, seen.operation] += 1
 
     def _in_training(self, calls: Calls, training: Calls) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
         """Of operations that a place calls more or less often in training: which call there is which in evaluation."""
@@ -146,6 +134,7 @@ class SitePlanner:
             tuple(tensors),
             fresh,
             self.training,
+            tuple(dict.fromkeys(stack[-1] for stack in self.attention)),
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(

@@ -9,6 +9,7 @@ from torch import fx
 
 from lq.specs import ActivationSpec
 from lq.tracing import ops
+from lq.tracing.attention import Product, is_softmax
 from lq.tracing.layers import Layer
 
 
@@ -54,6 +55,8 @@ class Placement:
         stubs: calls of QuantStubs, whose results are quantized for all that read them.
         fuse_add: do not round a convolution that is only added to something; its kernel adds before it rounds.
         round_cheap: round behind every cheap operation between int8 layers, not only behind the last one in a row.
+        products: whose factors are rounded.
+        probabilities: the grid of a softmax that is one.
     """
 
     def __init__(
@@ -64,10 +67,14 @@ class Placement:
         stubs: Collection[fx.Node] = (),
         fuse_add: bool = False,
         round_cheap: bool = False,
+        products: Iterable[Product] = (),
+        probabilities: ActivationSpec | None = None,
     ) -> None:
         self.graph, self.stubs = graph, dict.fromkeys(stubs)
         self.outputs = {layer.last: layer for layer in layers}
         self.inputs = {layer.node: layer for layer in self.outputs.values()}
+        self.products = {product.node: product for product in products}
+        self.probabilities = probabilities
         self.joins = {n for n in graph.nodes if ops.joined_tensors(n)} if joins is None else set(joins)
         while joins is None and self._drop_joins():
             pass
@@ -96,10 +103,13 @@ class Placement:
             site = self._site(node, tuple(node.users))
             found[site.node] = site
         produced = self.outputs.keys() | self.joins | self.stubs.keys()
-        for reader in (*self.inputs, *self.joins):
+        for reader in (*self.inputs, *self.joins, *self.products):
             for value in self._tensor_inputs(reader):
                 path = self._path(value)
                 if path[-1] in produced:
+                    continue
+                if reader in self.products and is_softmax(path[-1]):
+                    found[path[-1]] = self._site_of_softmax(path[-1])
                     continue
                 node = self._first_that_leads_to_int8(path, reader)
                 if node in found:
@@ -131,7 +141,13 @@ class Placement:
             return Rounding(source, feeding, users, relu)
         return Rounding(source, source, users, "none")
 
+    def _site_of_softmax(self, softmax: fx.Node) -> Rounding:
+        """In front of the dropout that training has there, and for all readers: the range ends at 1."""
+        return Rounding(softmax, softmax, tuple(softmax.users), "none", spec=self.probabilities)
+
     def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
+        if reader in self.products:
+            return list(self.products[reader].factors)
         if reader in self.joins:
             return ops.joined_tensors(reader) or [n for n in reader.args if isinstance(n, fx.Node)]
         return [self.inputs[reader].input]
@@ -193,7 +209,7 @@ class Placement:
             node = parent
 
     def _leads_to_int8(self, user: fx.Node) -> bool:
-        if user in self.inputs or user in self.joins:
+        if user in self.inputs or user in self.joins or user in self.products:
             return True
         passes = self._same_grid(user) or ops.is_cheap(user) or ops.relu_kind(user)
         return bool(passes) and self._all_lead_to_int8(user)

@@ -43,7 +43,7 @@ class ProductPlan:
         kind: the operation.
         work: multiply-accumulates.
         line: the user's line.
-        reason: why it computes in float.
+        reason: why it computes in float; "" if it is one of integers.
     """
 
     name: str
@@ -106,8 +106,9 @@ class Plan:
 
     @property
     def share(self) -> float | None:
-        """Share of the multiply-accumulates that int8 layers do, in [0, 1]; ``None`` if nobody has counted them."""
-        return sum(row.work for row in self.quantized) / self.work if self.work else None
+        """Share of the multiply-accumulates that are done in int8, in [0, 1]; ``None`` if nobody has counted them."""
+        rows = [*self.quantized, *(row for row in self.products if not row.reason)]
+        return sum(row.work for row in rows) / self.work if self.work else None
 
     @property
     def warning(self) -> str | None:
@@ -129,7 +130,7 @@ class Plan:
     def in_float(self) -> tuple[LayerPlan | ProductPlan, ...]:
         """What does its work in float, the largest part first."""
         rows: list[LayerPlan | ProductPlan] = [row for row in self.layers if row.weight is None and row.work]
-        rows += self.products
+        rows += [row for row in self.products if row.reason]
         return tuple(sorted(rows, key=lambda row: -row.work))
 
     @property

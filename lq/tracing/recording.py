@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
-from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
+from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
+from lq.tracing.opened import OPENED, OPENED_ATTENTION
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.structure import tensors_of
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
@@ -67,11 +68,12 @@ class Recorder(TorchFunctionMode):
     Args:
         root: the module; its parameters and buffers are constants of the graph.
         stubs: whether stubs and FloatFunctionals count, see :mod:`lq.tracing.stubs`.
+        opens: whether attention in the module of a dotted name is recorded step by step.
     """
 
-    def __init__(self, root: nn.Module, stubs: bool = False) -> None:
+    def __init__(self, root: nn.Module, stubs: bool = False, opens: Callable[[str], bool] = lambda path: False) -> None:
         super().__init__()
-        self.graph, self.root, self.stubs = fx.Graph(), root, stubs
+        self.graph, self.root, self.stubs, self.opens = fx.Graph(), root, stubs, opens
         self.stack: list[str] = []
         self._nodes: dict[int, fx.Node] = {}
         self._memory: dict[int, list[Tensor]] = {}
@@ -82,6 +84,7 @@ class Recorder(TorchFunctionMode):
         self._plain_leaf: list[bool] = []
         self.calls: list[tuple[Seen, fx.Node | None]] = []
         self.unknown: list[str] = []
+        self.attention: list[tuple[str, ...]] = []  # stacks of those calls of attention that are recorded step by step
 
     # ---- modules ------------------------------------------------------------------------------------------------
 
@@ -178,12 +181,19 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in TRANSPARENT:
+        opened = self._opened(func)
+        if opened is not None:
             with self:
-                return TRANSPARENT[func](*args, **kwargs)
+                return opened(*args, **kwargs)
         out = func(*args, **kwargs)
         self._note(func, args, kwargs, out)
         return out
+
+    def _opened(self, func: Any) -> Callable[..., Any] | None:
+        if func is F.scaled_dot_product_attention and self.stack and self.opens(self.stack[-1]):
+            self.attention.append(tuple(self.stack))
+            return OPENED_ATTENTION[func]
+        return OPENED.get(func)
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False) -> None:
         name = operation(func)

@@ -87,6 +87,7 @@ class Sites:
         fresh: joins that were written in place, and make a new tensor instead.
         training: for places whose calls differ in training: operation, and pairs of the nth call in training and the
             one in evaluation that it is.
+        attention: dotted names of the places that compute attention step by step.
     """
 
     places: tuple[str, ...]
@@ -97,6 +98,7 @@ class Sites:
     tensors: tuple[TensorAt, ...]
     fresh: tuple[CallAt, ...] = ()
     training: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = ()
+    attention: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data.
@@ -145,6 +147,7 @@ class Sites:
             tensors,
             tuple(CallAt(**call) for call in plain["fresh"]),
             training,
+            tuple(plain["attention"]),
         )
 
 
