@@ -56,6 +56,7 @@ class Preset:
     fuse_add: bool = False
     round_cheap: bool = False
     probabilities: tuple[float, float] = (0.0, 1.0)  # the range of a softmax
+    factors: ActivationSpec | None = None  # what it changes for queries, keys and values
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -77,6 +78,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(),
         "for OpenVINO and inductor, on CPUs with VNNI: as x86_vnni, residuals added inside of convolutions",
         fuse_add=True,
+        factors=ActivationSpec(-127, 127, symmetric=True),  # OpenVINO multiplies others in float
     ),
     "qnnpack": Preset("qnnpack", WeightSpec(-127, 127), ActivationSpec(), "8-bit for ARM CPUs"),
     "tensorrt": Preset(
@@ -127,7 +129,8 @@ class QConfig:
             of the softmax. ``"float"`` leaves both products to float.
 
     Raises:
-        ValueError: on an unknown preset, backend or attention, or an engine that this build of PyTorch does not support.
+        ValueError: on an unknown preset, backend or attention, or an engine that this build of PyTorch does not
+            support.
 
     Example:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
@@ -237,6 +240,11 @@ class QConfig:
     def probabilities(self) -> ActivationSpec:
         """The grid of a softmax, of whose values the range is known."""
         return ActivationSpec(fixed_range=PRESETS[self.preset].probabilities)
+
+    @property
+    def factors(self) -> ActivationSpec | None:
+        """What is different in the grids of queries, keys and values."""
+        return PRESETS[self.preset].factors
 
     @property
     def resolved_weight(self) -> WeightSpec:

@@ -6,7 +6,7 @@ from torch import fx
 
 from lq.backends.base import Choice, Recorded
 from lq.tracing import ops
-from lq.tracing.attention import ATTENTION, attention_products
+from lq.tracing.attention import ATTENTION, Attention, attention_products
 from lq.tracing.layers import seen_of
 from lq.tracing.place import Placement
 
@@ -15,13 +15,13 @@ def choose(recorded: Recorded) -> Choice:
     """What :mod:`lq.tracing.layers` and :mod:`lq.tracing.place` find."""
     layers, floats = recorded.finder.find()
     reasons = _why_float(recorded)
+    products = tuple(product for product in attention_products(recorded.graph) if not reasons[product.node])
     placement = Placement(
         recorded.graph,
         layers,
         fuse_add=recorded.qconfig.resolved_fuse_add,
         round_cheap=recorded.qconfig.round_cheap,
-        products=[product for product in attention_products(recorded.graph) if not reasons[product.node]],
-        probabilities=recorded.qconfig.probabilities,
+        attention=Attention(products, recorded.qconfig.probabilities, recorded.qconfig.factors),
     )
     return Choice(layers, floats, placement.sites(), products=reasons)
 

@@ -18,7 +18,6 @@ from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.places import Instrument, kept_example
 from lq.instrument.record import Recording, record
 from lq.qconfig import QConfig
-from lq.tracing.attention import ATTENTION
 from lq.tracing.inputs import describe_inputs
 from lq.tracing.sites import Sites, in_place_joins
 from lq.tracing.structure import Inputs, map_tensors
@@ -49,8 +48,9 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATSta
     recording = _recorded(module, example, qconfig)
     recorder = recording.evaluation
     training = recording.training.calls if recording.training is not None else []
+    opened = [*recorder.opened, *(recording.training.opened if recording.training is not None else [])]
     sites, plan = plan_calls(
-        module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example, recorder.attention
+        module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example, opened
     )
     is_new = state is None
     state = attach(module, sites, state)
@@ -183,15 +183,15 @@ def _check_not_scripted(module: nn.Module) -> None:
         )
 
 
-def _opens(module: nn.Module, qconfig: QConfig, path: str) -> bool:
-    """Whether the attention of a part is planned, and trained, step by step."""
-    name = f"{path}.{ATTENTION}".lstrip(".")
-    return qconfig.attention == "int8" and qconfig.excludes(name, module.get_submodule(path)) is None
+def _opens(module: nn.Module, qconfig: QConfig, path: str, operation: str) -> bool:
+    """Whether an operation of a part is planned, and trained, step by step."""
+    return qconfig.excludes(f"{path}.{operation}".lstrip("."), module.get_submodule(path)) is None
 
 
 def _recorded(module: nn.Module, example: Inputs, qconfig: QConfig) -> Recording:
     try:
-        return record(module, *example, stubs=qconfig.backend == "eager", opens=partial(_opens, module, qconfig))
+        opens = partial(_opens, module, qconfig) if qconfig.attention == "int8" else None
+        return record(module, *example, stubs=qconfig.backend == "eager", opens=opens)
     except ValueError:
         raise
     except Exception as error:

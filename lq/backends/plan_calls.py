@@ -45,7 +45,7 @@ def plan_calls(
     training: Calls = (),
     unknown: Sequence[str] = (),
     example: Inputs | None = None,
-    attention: Sequence[tuple[str, ...]] = (),
+    opened: Sequence[tuple[str, str]] = (),
 ) -> tuple[Sites, Plan]:
     """Decide what of a recorded call is quantized.
 
@@ -57,7 +57,7 @@ def plan_calls(
         training: the same in training; empty if unknown.
         unknown: lines that read tensors of which nobody saw how they were made.
         example: inputs of the call, if there were any.
-        attention: for each attention that was recorded step by step the modules whose ``forward`` was running.
+        opened: module and operation of the calls that were recorded step by step.
 
     Returns:
         where to quantize, and the plan that people read.
@@ -70,7 +70,7 @@ def plan_calls(
     choice = BACKENDS[qconfig.backend](Recorded(module, graph, qconfig, finder, labels, example))
     layers = choice.layers
     floats = choice.floats + finder.others({layer.name for layer in layers} | {row.name for row in choice.floats})
-    planner = SitePlanner(module, calls, layers, choice.sites, qconfig, training, attention)
+    planner = SitePlanner(module, calls, layers, choice.sites, qconfig, training, opened)
     named = {name: m for name, m in module.named_modules() if name}
     qconfig.check_patterns(
         dict.fromkeys(planner.labels(), nn.Identity()) | named | {layer.name: layer.module for layer in layers}

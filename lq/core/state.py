@@ -46,9 +46,9 @@ class QATState(Float32Buffers):
 
     Its buffers have their final shape from the start: ``min_val`` and ``max_val`` (float32, one entry per slot,
     infinite until the slot has seen a batch, unless its grid fixes them) and ``nonfinite`` (int64, batches with NaN or
-    infinity per slot, which never enter the ranges). Slots whose observer works on a histogram have theirs in ``histograms`` (``None`` without
-    such slots); their ranges are searched for after every update, but while fake quantization is off only once they
-    are asked for.
+    infinity per slot, which never enter the ranges). Slots whose observer works on a histogram have theirs in
+    ``histograms`` (``None`` without such slots); their ranges are searched for after every update, but while fake
+    quantization is off only once they are asked for.
 
     Args:
         names: one per slot, in execution order.

@@ -44,7 +44,7 @@ def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 def _unplanned(plan: Plan, layers: Sequence[str]) -> tuple[list[str], int]:
     """Those of the names that the plan does not have in float, and their work."""
-    int8 = {row.name: row.work for row in plan.quantized}
+    int8 = {row.name: row.work for row in plan.quantized} | {row.name: row.work for row in plan.int8_products}
     planned = {row.name for row in plan.layers} | {row.name for row in plan.products}
     known = [layer for layer in layers if layer.partition(" (")[0] in int8]
     # A runtime may have names of its own; more of those than the plan has in float are some of the others.

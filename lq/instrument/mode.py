@@ -20,7 +20,8 @@ from lq.instrument.checkpointing import (
 )
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
-from lq.tracing.opened import OPENED
+from lq.tracing.functions import operation
+from lq.tracing.opened import ATTENTION, OPENED, opened_attention
 
 Body = Callable[..., Any]
 
@@ -53,13 +54,19 @@ class SiteMode(TorchFunctionMode):
             call.busy = False
 
     def _without_site(self, func: Any, args: Any, kwargs: Any) -> Any:
-        opened = OPENED if self.call.place is None else self.call.place.opened
-        if func in opened:
+        opened = OPENED.get(func) if func not in ATTENTION else self._opened(func, args, kwargs)
+        if opened is not None:
             with self:
-                return opened[func](*args, **kwargs)
+                return opened(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
             args = tuple(self._inside(arg) for arg in args)
         return func(*args, **kwargs)
+
+    def _opened(self, func: Any, args: Any, kwargs: Any) -> Body | None:
+        place = self.call.place
+        if place is None or operation(func) not in place.opened:
+            return None
+        return opened_attention(func, args, kwargs)
 
     def _inside(self, arg: Any) -> Any:
         """The body of an operation such as ``torch.cond`` or a compiled checkpoint, which runs without modes."""

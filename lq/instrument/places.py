@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from lq.core.state import QATState
-from lq.tracing.opened import OPENED, OPENED_ATTENTION
 from lq.tracing.structure import map_tensors
 
 if TYPE_CHECKING:
@@ -146,12 +145,7 @@ class Place:
         self.whole: Row | None = None  # sites that are the whole module
         self.is_root = False
         self.is_plain_leaf = False  # a layer of torch, whose forward calls no other code
-        self.opens_attention = False
-
-    @property
-    def opened(self) -> Mapping[Any, Callable[..., Any]]:
-        """Functions of which the calls inside are seen."""
-        return OPENED_ATTENTION if self.opens_attention else OPENED
+        self.opened: frozenset[str] = frozenset()  # operations of which the steps are seen
 
     def sites(self) -> list[Site]:
         """All sites, each once."""

@@ -14,14 +14,15 @@ from lq.qconfig import QConfig
 from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing import ops
 from lq.tracing.ends import Ends
-from lq.tracing.attention import ATTENTION
 from lq.tracing.labels import Calls, is_of_torch, labels_of
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import Layer, weight_of
+from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
+
 
 class SitePlanner:
     """Names the calls of a recorded graph, and says what happens at each.
@@ -33,7 +34,7 @@ class SitePlanner:
         roundings: where values are rounded.
         qconfig: the grids.
         training: every call of a second recording, in training; empty if there is none.
-        attention: for each attention that was recorded step by step the modules whose ``forward`` was running.
+        opened: module and operation of the calls that were recorded step by step.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class SitePlanner:
         roundings: list[Rounding],
         qconfig: QConfig,
         training: Calls = (),
-        attention: Iterable[tuple[str, ...]] = (),
+        opened: Iterable[tuple[str, str]] = (),
     ) -> None:
-        self.attention = list(attention)
+        self.opened = tuple(dict.fromkeys(opened))
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.by_output = {layer.last: layer for layer in layers}
@@ -68,9 +69,9 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation in (CLOSED, ATTENTION) or not is_of_torch(self.modules[seen.stack[-1]]):
+            elif seen.operation in (CLOSED, *OPENABLE) or not is_of_torch(self.modules[seen.stack[-1]]):
                 found[seen.stack[-1]] = None
-        return found | dict.fromkeys(stack[-1] for stack in self.attention)
+        return found | dict.fromkeys(path for path, _ in self.opened)
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -134,7 +135,7 @@ class SitePlanner:
             tuple(tensors),
             fresh,
             self.training,
-            tuple(dict.fromkeys(stack[-1] for stack in self.attention)),
+            self.opened,
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(

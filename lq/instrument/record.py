@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from lq.core.modes import modes_kept
 from lq.instrument.classes import is_instrumented, swap, unswap
 from lq.instrument.places import Instrument, Place
 from lq.tracing.inputs import named_arguments
-from lq.tracing.recording import Recorder
+from lq.tracing.recording import Opens, Recorder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def record(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     stubs: bool = False,
-    opens: Callable[[str], bool] = lambda path: False,
+    opens: Opens | None = None,
 ) -> Recording:
     """Call a module once in evaluation and once in training, and note which functions it calls.
 
@@ -48,7 +48,7 @@ def record(
         args: positional inputs of one call.
         kwargs: keyword inputs.
         stubs: whether to note the stubs and FloatFunctionals of a model that is annotated by hand.
-        opens: whether to note the steps of attention in the module of a dotted name.
+        opens: whether to note the steps of an operation in the module of a dotted name, if that is possible.
 
     Returns:
         both recordings.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from lq.specs import ActivationSpec
 from lq.tracing.layer_calls import Argument, argument
 from lq.tracing.ops import CALLED, is_same_grid, recorded
 
@@ -37,6 +38,21 @@ class Product:
 
     node: fx.Node
     factors: tuple[fx.Node, fx.Node]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention that is quantized.
+
+    Args:
+        products: its products.
+        probabilities: the grid of a softmax that is a factor of one.
+        factors: the grid of all other factors; ``None`` is that of all activations.
+    """
+
+    products: tuple[Product, ...] = ()
+    probabilities: ActivationSpec | None = None
+    factors: ActivationSpec | None = None
 
 
 def attention_products(graph: fx.Graph) -> list[Product]:

@@ -24,7 +24,7 @@ def labels_of(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[fx.Node, s
         >>> net = nn.Sequential(nn.ReLU())
         >>> node = fx.symbolic_trace(net).graph.find_nodes(op="call_module", target="0")[0]
         >>> labels_of([(Seen("relu", ("", "0")), node), (Seen("add", ("",)), None)], dict(net.named_modules()))
-        {0: '0'}
+        {_0: '0'}
     """
     counts: Counter[tuple[str, str]] = Counter()
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from types import FunctionType
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lq.tracing.functions import operation
 
 
 def _never(*_: Any) -> bool:
@@ -50,8 +53,9 @@ def attention(
         >>> torch.allclose(attention(q, k, v, is_causal=True), F.scaled_dot_product_attention(q, k, v, is_causal=True))
         True
     """
-    if is_causal and attn_mask is not None:  # it says what is wrong with that
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+    if is_causal and attn_mask is not None:
+        with torch._C.DisableTorchFunction():  # it says what is wrong with that
+            return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
     if enable_gqa:
         key, value = (_for_every_query(one, query.size(-3)) for one in (key, value))
     scores = (query @ key.transpose(-2, -1)) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
@@ -77,7 +81,78 @@ def _for_every_query(x: Tensor, heads: int) -> Tensor:
     return x.unsqueeze(-3).expand(*x.shape[:-2], times, *x.shape[-2:]).flatten(-4, -3)
 
 
+def einsum(equation: str, *operands: Any) -> Tensor:
+    """``torch.einsum`` of two tensors as one ``matmul``, for which runtimes have int8 kernels.
+
+    Args:
+        equation: one for which :func:`is_product` holds.
+        operands: two tensors, or a list of them.
+
+    Example:
+        >>> q, k = torch.rand(2, 4, 3, 8), torch.rand(2, 5, 3, 8)
+        >>> torch.allclose(einsum("b i h d, b j h d -> b h i j", q, k), torch.einsum("bihd,bjhd->bhij", q, k))
+        True
+    """
+    first, second = operands[0] if isinstance(operands[0], (list, tuple)) else operands
+    left, right, out = _terms(equation)
+    batch = [name for name in out if name in left and name in right]
+    rows, columns = ([name for name in out if name in term and name not in batch] for term in (left, right))
+    summed = [name for name in left if name in right and name not in batch]
+    product = _grouped(first, left, (batch, rows, summed)) @ _grouped(second, right, (batch, summed, columns))
+    sizes = dict(zip(left, first.shape, strict=True)) | dict(zip(right, second.shape, strict=True))
+    made = [*batch, *rows, *columns]
+    if len(rows) != 1 or len(columns) != 1:
+        product = product.reshape([sizes[name] for name in made])
+    order = [made.index(name) for name in out]
+    return product if order == sorted(order) else product.permute(order)
+
+
+def is_product(equation: Any, *operands: Any) -> bool:
+    """Whether an einsum is one product of two tensors, without diagonals, sums over one of them, or an ellipsis.
+
+    Example:
+        >>> x = torch.ones(2, 2)
+        >>> [is_product(text, x, x) for text in ("ij,jk->ik", "ij,jk", "ii,ij->j", "ij,kl->ik", "...j,jk->...k")]
+        [True, True, False, False, False]
+    """
+    given = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if not isinstance(equation, str) or "." in equation or len(given) != 2:
+        return False
+    left, right, out = _terms(equation)
+    apart = set(left) ^ set(right)
+    return apart <= set(out) and all(len(set(term)) == len(term) for term in (left, right, out))
+
+
+def _terms(equation: str) -> tuple[str, str, str]:
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    left, right = inputs.split(",")
+    return left, right, out if arrow else "".join(sorted(set(left) ^ set(right)))
+
+
+def _grouped(x: Tensor, term: str, groups: tuple[list[str], ...]) -> Tensor:
+    """With its dimensions in the order of some groups, each group but the first flattened to one."""
+    order = [term.index(name) for group in groups for name in group]
+    x = x if order == sorted(order) else x.permute(order)
+    if all(len(group) == 1 for group in groups[1:]):
+        return x
+    batch = list(x.shape[: len(groups[0])])
+    sizes = [math.prod(x.shape[x_at] for x_at in at) for at in _positions(groups)]
+    return x.reshape([*batch, *sizes])
+
+
+def _positions(groups: tuple[list[str], ...]) -> list[range]:
+    ends = [sum(map(len, groups[: i + 1])) for i in range(len(groups))]
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+
 OPENED: Mapping[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _without_handover(F.multi_head_attention_forward),
 }
-OPENED_ATTENTION: Mapping[Any, Callable[..., Any]] = {**OPENED, F.scaled_dot_product_attention: attention}
+# Only where attention is quantized.
+ATTENTION: Mapping[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention, torch.einsum: einsum}
+OPENABLE = frozenset(operation(func) for func in ATTENTION)
+
+
+def opened_attention(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
+    """What computes a call step by step, if it is one of attention or like those that attention is written with."""
+    return None if func is torch.einsum and not is_product(*args) else ATTENTION.get(func)

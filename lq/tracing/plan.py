@@ -107,8 +107,8 @@ class Plan:
     @property
     def share(self) -> float | None:
         """Share of the multiply-accumulates that are done in int8, in [0, 1]; ``None`` if nobody has counted them."""
-        rows = [*self.quantized, *(row for row in self.products if not row.reason)]
-        return sum(row.work for row in rows) / self.work if self.work else None
+        done = sum(row.work for row in self.quantized) + sum(row.work for row in self.int8_products)
+        return done / self.work if self.work else None
 
     @property
     def warning(self) -> str | None:
@@ -134,6 +134,11 @@ class Plan:
         return tuple(sorted(rows, key=lambda row: -row.work))
 
     @property
+    def int8_products(self) -> tuple[ProductPlan, ...]:
+        """The products of two activations that are quantized."""
+        return tuple(row for row in self.products if not row.reason)
+
+    @property
     def quantized(self) -> tuple[LayerPlan, ...]:
         """The layers that are quantized."""
         return tuple(layer for layer in self.layers if layer.weight is not None)
@@ -154,9 +159,10 @@ class Plan:
     def summary(self) -> str:
         """One line."""
         share = "" if self.share is None else f", {self.share:.0%} of the work"
+        products = f" and {len(self.int8_products)} products of attention" if self.int8_products else ""
         return (
-            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers quantized"
-            f"{share}, {len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
+            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers{products} "
+            f"quantized{share}, {len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
         )
 
     def __str__(self) -> str:
@@ -165,6 +171,7 @@ class Plan:
         for layer in self.layers:
             what = " + ".join((layer.kind, *layer.fused))
             rows.append(f"  {layer.name:<{width}}  {what}  " + _state(layer))
+        rows += [f"  {row.name}  {row.kind} of two activations" for row in self.int8_products]
         for tensor in self.tensors:
             absorbs = "" if tensor.absorbs == "none" else f", absorbs {tensor.absorbs}"
             rows.append(f"  fake quantizer {tensor.name} behind {tensor.after}: {tensor.grid}{absorbs}")

@@ -20,7 +20,7 @@ from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
-from lq.tracing.opened import OPENED, OPENED_ATTENTION
+from lq.tracing.opened import ATTENTION, OPENED, opened_attention
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.structure import tensors_of
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
@@ -29,6 +29,9 @@ from lq.tracing.work import multiply_accumulates
 LEAF = "lq_leaf"  # of a call that is all that a module of torch does: the name of that module
 TENSOR = "lq_tensor"  # of a tensor of which nobody saw how it was made: itself
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
+
+
+Opens = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,10 @@ class Recorder(TorchFunctionMode):
     Args:
         root: the module; its parameters and buffers are constants of the graph.
         stubs: whether stubs and FloatFunctionals count, see :mod:`lq.tracing.stubs`.
-        opens: whether attention in the module of a dotted name is recorded step by step.
+        opens: whether an operation in the module of a dotted name is recorded step by step, if that is possible.
     """
 
-    def __init__(self, root: nn.Module, stubs: bool = False, opens: Callable[[str], bool] = lambda path: False) -> None:
+    def __init__(self, root: nn.Module, stubs: bool = False, opens: Opens | None = None) -> None:
         super().__init__()
         self.graph, self.root, self.stubs, self.opens = fx.Graph(), root, stubs, opens
         self.stack: list[str] = []
@@ -84,7 +87,7 @@ class Recorder(TorchFunctionMode):
         self._plain_leaf: list[bool] = []
         self.calls: list[tuple[Seen, fx.Node | None]] = []
         self.unknown: list[str] = []
-        self.attention: list[tuple[str, ...]] = []  # stacks of those calls of attention that are recorded step by step
+        self.opened: list[tuple[str, str]] = []  # module and operation of calls that are recorded step by step
 
     # ---- modules ------------------------------------------------------------------------------------------------
 
@@ -181,7 +184,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        opened = self._opened(func)
+        opened = self._opened(func, args, kwargs)
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
@@ -189,11 +192,14 @@ class Recorder(TorchFunctionMode):
         self._note(func, args, kwargs, out)
         return out
 
-    def _opened(self, func: Any) -> Callable[..., Any] | None:
-        if func is F.scaled_dot_product_attention and self.stack and self.opens(self.stack[-1]):
-            self.attention.append(tuple(self.stack))
-            return OPENED_ATTENTION[func]
-        return OPENED.get(func)
+    def _opened(self, func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
+        if func not in ATTENTION or self.opens is None or not self.stack:
+            return OPENED.get(func)
+        found = opened_attention(func, args, kwargs)
+        if found is None or not self.opens(self.stack[-1], operation(func)):
+            return None
+        self.opened.append((self.stack[-1], operation(func)))
+        return found
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False) -> None:
         name = operation(func)

@@ -87,7 +87,7 @@ class Sites:
         fresh: joins that were written in place, and make a new tensor instead.
         training: for places whose calls differ in training: operation, and pairs of the nth call in training and the
             one in evaluation that it is.
-        attention: dotted names of the places that compute attention step by step.
+        opened: places and operations, such as attention, that are computed step by step there.
     """
 
     places: tuple[str, ...]
@@ -98,7 +98,7 @@ class Sites:
     tensors: tuple[TensorAt, ...]
     fresh: tuple[CallAt, ...] = ()
     training: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = ()
-    attention: tuple[str, ...] = ()
+    opened: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data.
@@ -147,7 +147,7 @@ class Sites:
             tensors,
             tuple(CallAt(**call) for call in plain["fresh"]),
             training,
-            tuple(plain["attention"]),
+            tuple((place, name) for place, name in plain["opened"]),
         )
 
 
