@@ -20,8 +20,7 @@ from lq.instrument.checkpointing import (
 )
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
-from lq.tracing.functions import operation
-from lq.tracing.opened import ATTENTION, OPENED, opened_attention
+from lq.tracing.opened import OPENABLE, OPENED, opened_attention
 
 Body = Callable[..., Any]
 
@@ -54,7 +53,7 @@ class SiteMode(TorchFunctionMode):
             call.busy = False
 
     def _without_site(self, func: Any, args: Any, kwargs: Any) -> Any:
-        opened = OPENED.get(func) if func not in ATTENTION else self._opened(func, args, kwargs)
+        opened = OPENED.get(func) if func not in OPENABLE else self._opened(func, args, kwargs)
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
@@ -64,7 +63,7 @@ class SiteMode(TorchFunctionMode):
 
     def _opened(self, func: Any, args: Any, kwargs: Any) -> Body | None:
         place = self.call.place
-        if place is None or operation(func) not in place.opened:
+        if place is None or OPENABLE[func] not in place.opened:
             return None
         return opened_attention(func, args, kwargs)
 

@@ -69,7 +69,7 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation in (CLOSED, *OPENABLE) or not is_of_torch(self.modules[seen.stack[-1]]):
+            elif seen.operation in (CLOSED, *OPENABLE.values()) or not is_of_torch(self.modules[seen.stack[-1]]):
                 found[seen.stack[-1]] = None
         return found | dict.fromkeys(path for path, _ in self.opened)
 

@@ -150,7 +150,7 @@ OPENED: Mapping[Any, Callable[..., Any]] = {
 }
 # Only where attention is quantized.
 ATTENTION: Mapping[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention, torch.einsum: einsum}
-OPENABLE = frozenset(operation(func) for func in ATTENTION)
+OPENABLE: Mapping[Any, str] = {func: operation(func) for func in ATTENTION}  # torch.compile cannot ask for names
 
 
 def opened_attention(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
