@@ -21,7 +21,7 @@ ATTENTION = "scaled_dot_product_attention"
 
 # What may lie between the product of queries and keys and the softmax: scale, mask, bias, soft cap.
 _BEFORE = frozenset(
-    {"add", "sub", "mul", "div", "tanh", "clamp", "masked_fill", "where", "to", "float", "type_as", "softmax"}
+    {"add", "sub", "mul", "div", "tanh", "clamp", "masked_fill", "where", "to", "float", "type_as", "gather", "softmax"}
 )
 # What may lie between the softmax and the product with the values.
 _BEHIND = frozenset({"to", "type_as", "half", "bfloat16", "masked_fill", "mul", "div", "where", "nan_to_num"})
