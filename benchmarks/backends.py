@@ -26,13 +26,13 @@ from benchmarks._variants import FLOAT, Case, Step, build, cases
 from lq.backends.prepare import prepare, set_phase
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.callback import QATCallback
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
 from lq.data import DigitsDataModule
+from lq.lightning_module.validation import quiet_lightning
 from lq.models.annotated import AnnotatedMobileNetV2
 from lq.models.image_classifier import ImageClassifier
 from lq.models.optimizer import OptimizerConfig
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.validation import quiet_lightning
 
 BACKENDS = {
     "fx": QConfig(),

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from benchmarks._common import Column, Row, label, number, parse, parser, report, take_turns
-from lq.backends.bias import round_biases
-from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare
+from lq.conversion.bias import round_biases
+from lq.conversion.graph import as_graph
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
-from lq.export.litert import FILE, write_float
-from lq.export.litert.runtime import interpreted
-from lq.export.onnx import session_model, write_program
-from lq.export.program import float_program
-from lq.export.signature import Signature
+from lq.export.formats.litert import FILE, write_float
+from lq.export.formats.litert.runtime import interpreted
+from lq.export.formats.onnx import session_model, write_program
+from lq.export.formats.program import float_program
 from lq.metrics import sqnr, top1_agreement
 from lq.ptq import calibrate
 

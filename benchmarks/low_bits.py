@@ -28,11 +28,11 @@ from rich.progress import Progress
 
 import lq
 from benchmarks._common import Row, label, number, parse, parser, report
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.data import FashionMNISTDataModule
 from lq.models import Classifier, OptimizerConfig
 from lq.ptq.bias import correct_bias
 from lq.report.plots.style import CYCLE, WIDTH, finish, new_figure
-from lq.specs import ActivationSpec, WeightSpec
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "fashion_mnist"
 CALIBRATION = 32  # batches

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks._common import TIMING_COLUMNS, Row, Work, compare, label, parse, parser, report
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, affine_qparams, fake_quantize
 from lq.core.scratch import Scratch
 from lq.core.state import QATState
 from lq.core.weight import fake_quantize_weight, weight_scale
-from lq.specs import ActivationSpec, WeightSpec
 
 COLUMNS = (label("group", "what"), label("op", "by"), *TIMING_COLUMNS)
 _LOOP = "loop over channels"

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lq
 from benchmarks._common import Column, Row, label, number, parse, parser, report
 from lq.data import FashionMNISTDataModule
-from lq.export.bench import bench
+from lq.timing.bench import bench
 
 RUNTIMES = ("torch", "onnx", "openvino")
 

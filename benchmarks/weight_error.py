@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Row, label, number, parse, parser, report, synchronize
+from lq.config.specs import WEIGHT_OBSERVERS, WeightSpec
 from lq.core.weight import quantize_weight, weight_scale
-from lq.specs import WEIGHT_OBSERVERS, WeightSpec
 
 COLUMNS = (
     label("grid", "grid"),

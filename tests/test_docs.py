@@ -15,8 +15,8 @@ import lq
 import lq.analysis
 import lq.metrics
 from lq import QATCallback
+from lq.cli.subcommands import DOCTOR, OF_LIGHTNING
 from lq.cli.trainer import QATTrainer
-from lq.cli.verbs import DOCTOR, OF_LIGHTNING
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
 
@@ -90,7 +90,7 @@ def test_commands_that_are_named_exist(page):
     commands = [line for block in blocks(page, "") for line in re.findall(r"^lq (.+)$", block, re.MULTILINE)]
     for command in commands + re.findall(r"`lq ([^`]+)`", page.read_text()):
         verb, *words = command.split()
-        if verb in (*OF_LIGHTNING, *DOCTOR, "...", "VERB"):
+        if verb in (*OF_LIGHTNING, *DOCTOR, "...", "COMMAND"):
             continue
         options = set(inspect.signature(getattr(QATTrainer, verb)).parameters) | {"config", "data", "debug", "help"}
         assert {word[2:] for word in words if re.fullmatch(r"--\w+", word)} <= options
@@ -133,8 +133,8 @@ def test_docstrings_become_markdown(monkeypatch):
     pytest.importorskip("griffe")
     monkeypatch.setattr(sys, "path", sys.path.copy())
     markdown_of = tool("docstrings").markdown_of
-    assert markdown_of("See :class:`~lq.qconfig.QConfig` and ``None``.") == (
-        "See [`QConfig`][lq.qconfig.QConfig] and `None`."
+    assert markdown_of("See :class:`~lq.config.qconfig.QConfig` and ``None``.") == (
+        "See [`QConfig`][lq.config.qconfig.QConfig] and `None`."
     )
     assert markdown_of("See :func:`~lq.ptq.batches.run_batch`.") == "See `run_batch`."
 

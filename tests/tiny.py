@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lq.benchmark import Latency
 from lq.callback import QATCallback
-from lq.export.artifact import load
+from lq.config.schedule import QATSchedule
+from lq.export.artifact.int8_model import load
 from lq.metrics import main_tensor
-from lq.schedule import QATSchedule
+from lq.timing.latency import Latency
 
 # Lightning reads checkpoints as plain data on demand since 2.6.
 WEIGHTS_ONLY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
@@ -199,5 +199,5 @@ def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
         names = [*kinds, *([] if float_model is None else ["fp32 frozen"])]
         return {name: Latency(1.0, 1.0, 0.0, 1, 1, 1) for name in names}
 
-    monkeypatch.setattr("lq.export.parity.run_in_fresh_process", run_here)
-    monkeypatch.setattr("lq.export.delivery.fresh_latencies", no_stopwatch)
+    monkeypatch.setattr("lq.export.parity.gate.run_in_fresh_process", run_here)
+    monkeypatch.setattr("lq.deployment.gated_export.fresh_latencies", no_stopwatch)

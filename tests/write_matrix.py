@@ -68,16 +68,16 @@ def matrix(folder: Path) -> Iterable[str]:
     columns = list(itertools.product((False, True), (1, 2), (False, True)))
     names = [" ".join(letter for letter, on in zip("EAR", (e, a == 2, r), strict=True) if on) for e, a, r in columns]
     yield from _head(["processes", "precision", *(name or "plain" for name in names)])
-    remarks = []
+    notes = []
     for strategy, processes, label, cells in STARTS:
         found = _cells(folder / f"{strategy}{processes}", strategy, processes, cells)
         for precision in PRECISIONS:
             keys = [str(Cell(precision, *column)) for column in columns]
             row = ["·" if key not in found else "✗" if found[key] else "✓" for key in keys]
-            remarks += [f"- {label}, {key}: {found[key]}" for key in keys if found.get(key)]
+            notes += [f"- {label}, {key}: {found[key]}" for key in keys if found.get(key)]
             yield _row([label, f"`{precision}`", *row])
-    if remarks:
-        yield from ("", *remarks)
+    if notes:
+        yield from ("", *notes)
 
 
 def _cells(folder: Path, strategy: str, processes: int, cells: Iterable[Cell]) -> dict[str, str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from lq.progress import Position
-from lq.schedule import Phase, QATSchedule
+from lq.config.points import Position
+from lq.config.schedule import Phase, QATSchedule
 
 PICTURE = Path(__file__).parent.parent / "phases.svg"
 

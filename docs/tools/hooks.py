@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 # Path in the repository -> path in the site; of sources, the reference of what is in them.
 PAGES = {
     "lq/__init__.py": "reference/functions.md",
-    "lq/qconfig.py": "reference/configuration.md",
+    "lq/config/qconfig.py": "reference/configuration.md",
     "lq/analysis/__init__.py": "reference/analysis.md",
     "lq/analysis/auto_exclude.py": "reference/training.md",
     "CHANGELOG.md": "changelog.md",

@@ -42,12 +42,12 @@ GROUPS = {
 
 # What public functions and attributes return.
 RESULTS = [
-    "lq.export.delivery.Deployment",
-    "lq.export.parity.Parity",
-    "lq.export.artifact.Int8Model",
+    "lq.deployment.results.Deployment",
+    "lq.export.parity.gate.Parity",
+    "lq.export.artifact.int8_model.Int8Model",
     "lq.tracing.plan.Plan",
-    "lq.schedule.Phase",
-    "lq.progress.Position",
+    "lq.config.schedule.Phase",
+    "lq.config.points.Position",
 ]
 
 
@@ -66,9 +66,9 @@ def reference_pages() -> dict[str, str]:
         "Command line",
         "`lq fit`, `validate`, `test` and `predict` are those of "
         "[LightningCLI](https://lightning.ai/docs/pytorch/stable/cli/lightning_cli.html). "
-        "The arguments of each function below are the options of the verb that has its name; "
+        "The arguments of each function below are the options of the subcommand that has its name; "
         "[The command line](../command_line.md) has examples, and `lq doctor`.",
-        [f"lq.cli.trainer.QATTrainer.{verb}" for verb in ("export", "ptq", "analyze", "report", "bench")],
+        [f"lq.cli.trainer.QATTrainer.{subcommand}" for subcommand in ("export", "ptq", "analyze", "report", "bench")],
     )
     for module, introduction in (
         (lq.analysis, "What quantization does to each tensor and layer, as plain rows."),

@@ -14,10 +14,10 @@ from lq.analysis.exclusions import Candidate, Exclusions, rank_layers
 from lq.analysis.score import Score, single_metric
 from lq.analysis.sensitivity import SensitivityOptions, sensitivity
 from lq.analysis.tensors import evaluating, require_ranges
-from lq.backends.graph import as_graph
+from lq.checks import check_number
 from lq.console import BatchCounter
+from lq.conversion.graph import as_graph
 from lq.metrics.comparison import AnyMetric
-from lq.plainly import check_number
 from lq.ptq.batches import first_batches
 from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only

@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.analysis.contest import FAKE, HISTOGRAM, INT8, CompareOptions, Contest
+from lq.analysis.model_table import FAKE, HISTOGRAM, INT8, CompareOptions, ModelTable
 from lq.analysis.tensors import evaluating
-from lq.backends.bias import round_biases
-from lq.backends.convert import convert
-from lq.benchmark import size_mb
-from lq.export.artifact import at_hand
-from lq.export.delivery import BIAS_ROUNDING
-from lq.export.directory import AnyPath
-from lq.export.manifest import read_manifest
-from lq.export.signature import one_sample
+from lq.config.qconfig import QConfig, as_qconfig
+from lq.conversion.bias import round_biases
+from lq.conversion.convert import convert
+from lq.deployment.gated_export import BIAS_ROUNDING
+from lq.export.artifact.directory import AnyPath
+from lq.export.artifact.int8_model import at_hand
+from lq.export.artifact.manifest import read_manifest
+from lq.export.artifact.signature import one_sample
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
-from lq.qconfig import QConfig, as_qconfig
+from lq.timing.latency import size_mb
 
 MINMAX, CORRECTED, DYNAMIC = "PTQ per-tensor MinMax", "PTQ histogram, bias corrected", "PTQ dynamic"
 
@@ -73,29 +73,29 @@ def compare(
     calibration, test = reusable(calibration, options.calibration), reusable(test, options.limit)
     model = copy.deepcopy(model).cpu().eval()
     example = next(first_batches(test, 1, "compare()"))
-    contest = Contest(one_sample(first_inputs(model, model, example, call)), options)
-    contest.add_float(model)
+    table = ModelTable(one_sample(first_inputs(model, model, example, call)), options)
+    table.add_float(model)
     for name, prepared in _static(model, calibration, qconfig, call, options.calibration):
-        contest.add_int8(name, convert(prepared))
+        table.add_int8(name, convert(prepared))
     if _dynamic_pays(model):
         dynamic = quantize_dynamic(model)
-        contest.add(DYNAMIC, dynamic, size_mb(dynamic))
+        table.add(DYNAMIC, dynamic, size_mb(dynamic))
     for name, other in options.others.items():
-        contest.add(name, other)
-    _add_qat(contest, qat, artifact)
-    return contest.rows(test, call)
+        table.add(name, other)
+    _add_qat(table, qat, artifact)
+    return table.rows(test, call)
 
 
-def _add_qat(contest: Contest, qat: fx.GraphModule | None, artifact: AnyPath | None) -> None:
+def _add_qat(table: ModelTable, qat: fx.GraphModule | None, artifact: AnyPath | None) -> None:
     if qat is not None:
         if artifact is not None and _has_rounded_biases(artifact):
             qat = copy.deepcopy(qat)
             round_biases(qat)  # as in what was exported
-        contest.models[FAKE] = _fake_quantized(qat)
+        table.models[FAKE] = _fake_quantized(qat)
     if artifact is not None:
-        contest.add_artifact(artifact)
+        table.add_artifact(artifact)
     elif qat is not None:
-        contest.add_int8(INT8, convert(qat))
+        table.add_int8(INT8, convert(qat))
 
 
 def _has_rounded_biases(artifact: AnyPath) -> bool:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq.analysis.tensors import evaluating, require_ranges, tensors_of
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
-from lq.backends.int8 import Int8Layer
-from lq.benchmark import compare_latency
-from lq.deprecations import quiet_torchscript
+from lq.compat.deprecations import quiet_torchscript
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.conversion.int8 import Int8Layer
 from lq.ptq.batches import Call, run_batch
 from lq.ptq.layers import QuantizedLayer, layers_of
 from lq.ptq.weights import folded_weights
+from lq.timing.latency import compare_latency
 
 
 class CostRow(TypedDict):

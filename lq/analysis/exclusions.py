@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from lq.analysis.costs import CostRow
 from lq.analysis.sensitivity import SensitivityRow
-from lq.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig, as_qconfig
 
 HARMLESS_DB = 30.0  # the noise has a thousandth of the signal's power
 HARMLESS_LOSS = 0.002
@@ -21,7 +21,7 @@ class Candidate:
 
     Args:
         layer: its name.
-        share: of the harm that quantization does, in [0, 1].
+        share: of the loss that quantization does, in [0, 1].
         slowdown: what leaving it in float would add to the time of all int8 layers, as a share of that.
         excluded: whether to leave it in float.
         reason: why, or why not.
@@ -39,7 +39,7 @@ class Exclusions:
     """A proposal; ``str`` of it is a table.
 
     Args:
-        candidates: the layers that do harm worth mentioning, in the order in which they were considered.
+        candidates: the layers that cause a loss worth mentioning, in the order in which they were considered.
         verdict: one sentence on the whole.
     """
 
@@ -71,7 +71,7 @@ class Exclusions:
         lines = [self.verdict]
         for c in self.candidates:
             mark = "exclude" if c.excluded else "keep   "
-            lines.append(f"  {mark} {c.layer:<{width}}  {c.share:6.1%} of the harm, +{c.slowdown:.1%} time: {c.reason}")
+            lines.append(f"  {mark} {c.layer:<{width}}  {c.share:6.1%} of the loss, +{c.slowdown:.1%} time: {c.reason}")
         return "\n".join(lines)
 
 
@@ -90,10 +90,10 @@ def propose_exclusions(
 
     Args:
         rows: from :func:`~lq.analysis.sensitivity.sensitivity`, best with ``direction="all_but_one"``.
-        costs: from :func:`~lq.analysis.costs.layer_costs`; without them layers are taken by harm alone.
+        costs: from :func:`~lq.analysis.costs.layer_costs`; without them layers are taken by loss alone.
         enough: stop there: an SQNR in dB (30 if None) or a loss of the metric against float (0.002).
         max_slowdown: how much longer all int8 layers together may take, as a share.
-        min_share: layers that do less than this share of the harm are not considered.
+        min_share: layers that cause less than this share of the loss are not considered.
 
     Returns:
         the proposal.
@@ -104,12 +104,12 @@ def propose_exclusions(
     Example:
         >>> rows = [
         ...     SensitivityRow(layer=name, direction="all_but_one", metric="accuracy", value=0.0, float_value=0.92,
-        ...         quantized_value=0.82, harm=harm, share=harm / 0.1)
-        ...     for name, harm in (("stem", 0.09), ("body", 0.002))
+        ...         quantized_value=0.82, loss=loss, share=loss / 0.1)
+        ...     for name, loss in (("stem", 0.09), ("body", 0.002))
         ... ]
         >>> print(propose_exclusions(rows))
         1 layer in float would leave an expected loss of 0.0100 in accuracy instead of 0.1000, for +0.0% time
-          exclude stem   90.0% of the harm, +0.0% time: most harm per time
+          exclude stem   90.0% of the loss, +0.0% time: most loss per time
     """
     _check(rows, costs)
     whole, limit = _whole(rows), _limit(rows[0], enough)
@@ -122,7 +122,7 @@ def propose_exclusions(
         elif spent + candidate.slowdown > max_slowdown:
             decided = replace(candidate, reason=f"would exceed max_slowdown={max_slowdown:g}")
         else:
-            decided = replace(candidate, excluded=True, reason="most harm per time")
+            decided = replace(candidate, excluded=True, reason="most loss per time")
             left, spent = max(left - candidate.share * whole, 0.0), spent + candidate.slowdown
         found.append(decided)
     return Exclusions(tuple(found), _verdict(rows[0], found, whole, left, spent))
@@ -131,34 +131,34 @@ def propose_exclusions(
 def rank_layers(
     rows: Sequence[SensitivityRow], costs: Sequence[CostRow] | None = None, min_share: float = 0.05
 ) -> list[Candidate]:
-    """The layers that do at least ``min_share`` of the harm, the most harm per time first; nothing is decided yet.
+    """The layers that cause at least ``min_share`` of the loss, the most loss per time first; nothing is decided yet.
 
     Example:
         >>> row = SensitivityRow(layer="stem", direction="one", metric="accuracy", value=0.84, float_value=0.92,
-        ...     quantized_value=0.82, harm=0.08, share=0.8)
-        >>> rank_layers([row, {**row, "layer": "fc", "harm": 0.001}])[0].layer
+        ...     quantized_value=0.82, loss=0.08, share=0.8)
+        >>> rank_layers([row, {**row, "layer": "fc", "loss": 0.001}])[0].layer
         'stem'
     """
     whole = _whole(rows)
     if whole <= 0:
         return []
-    slowdown, harm = _slowdowns(costs), _additive_harms(rows, whole)
-    worth = [layer for layer, value in harm.items() if value >= min_share * whole]
-    worth.sort(key=lambda layer: -harm[layer] / max(slowdown.get(layer, 0.0), 1e-4))
-    return [Candidate(layer, harm[layer] / whole, slowdown.get(layer, 0.0)) for layer in worth]
+    slowdown, loss = _slowdowns(costs), _additive_losses(rows, whole)
+    worth = [layer for layer, value in loss.items() if value >= min_share * whole]
+    worth.sort(key=lambda layer: -loss[layer] / max(slowdown.get(layer, 0.0), 1e-4))
+    return [Candidate(layer, loss[layer] / whole, slowdown.get(layer, 0.0)) for layer in worth]
 
 
-def _additive_harms(rows: Sequence[SensitivityRow], whole: float) -> dict[str, float]:
+def _additive_losses(rows: Sequence[SensitivityRow], whole: float) -> dict[str, float]:
     """Harms that do not add up to more than that of the whole model; alone ("one"), neither to less."""
-    total = sum(max(row["harm"], 0.0) for row in rows)
+    total = sum(max(row["loss"], 0.0) for row in rows)
     factor = whole / total if total > whole or (rows[0]["direction"] == "one" and total > 0) else 1.0
-    return {row["layer"]: row["harm"] * factor for row in rows}
+    return {row["layer"]: row["loss"] * factor for row in rows}
 
 
 def _verdict(row: SensitivityRow, found: list[Candidate], whole: float, left: float, spent: float) -> str:
     count = sum(candidate.excluded for candidate in found)
     if not count:
-        return f"nothing worth excluding: the harm is spread over all layers ({_expected(row, whole)})"
+        return f"nothing worth excluding: the loss is spread over all layers ({_expected(row, whole)})"
     plural = "" if count == 1 else "s"
     before = _expected(row, whole).partition(" of ")[2].partition(" in ")[0]
     return (
@@ -167,14 +167,14 @@ def _verdict(row: SensitivityRow, found: list[Candidate], whole: float, left: fl
     )
 
 
-def _expected(row: SensitivityRow, harm: float) -> str:
+def _expected(row: SensitivityRow, loss: float) -> str:
     if row["metric"] == "sqnr_db":
-        return f"SQNR of {-10 * math.log10(harm):.1f} dB" if harm > 0 else "SQNR far beyond"
-    return f"loss of {harm:.4f} in {row['metric']}"
+        return f"SQNR of {-10 * math.log10(loss):.1f} dB" if loss > 0 else "SQNR far beyond"
+    return f"loss of {loss:.4f} in {row['metric']}"
 
 
 def _whole(rows: Sequence[SensitivityRow]) -> float:
-    """The harm of quantizing everything; none if the quantized model is no worse than the float one."""
+    """The loss of quantizing everything; none if the quantized model is no worse than the float one."""
     first = rows[0]
     if first["metric"] == "sqnr_db":
         return float(10 ** (-first["quantized_value"] / 10))

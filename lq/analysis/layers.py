@@ -16,8 +16,8 @@ from lq.analysis.ranges import range_statistics
 from lq.analysis.score import OneMetric
 from lq.analysis.sensitivity import SensitivityOptions, SensitivityRow, sensitivity
 from lq.analysis.sqnr import SqnrRow, sqnr_per_layer
-from lq.backends.graph import as_graph
-from lq.export.directory import AnyPath
+from lq.conversion.graph import as_graph
+from lq.export.artifact.directory import AnyPath
 from lq.ptq.batches import first_batches
 
 _SQNR_BATCHES = 1  # all activations of a batch are held in memory

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.analysis.score import OneMetric, Score
 from lq.analysis.tensors import evaluating, require_ranges
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of
 from lq.console import BatchCounter
+from lq.conversion.graph import as_graph
 from lq.ptq.batches import Call, first_batches
 from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only
@@ -32,9 +32,9 @@ class SensitivityRow(TypedDict):
         value: the figure of the model with the layers chosen so.
         float_value: of the float model; None for SQNR, where it is infinite.
         quantized_value: of the model with all layers quantized.
-        harm: what quantizing this layer costs: of a metric, the loss that it causes ("one") or the gain that leaving
+        loss: what quantizing this layer costs: of a metric, the loss that it causes ("one") or the gain that leaving
             it out brings; of SQNR the same in noise power over signal power. Harms of several layers add up, roughly.
-        share: ``harm`` as a share of that of the whole model; None if that is not positive.
+        share: ``loss`` as a share of that of the whole model; None if that is not positive.
     """
 
     layer: str
@@ -43,7 +43,7 @@ class SensitivityRow(TypedDict):
     value: float
     float_value: float | None
     quantized_value: float
-    harm: float
+    loss: float
     share: float | None
 
 
@@ -125,15 +125,15 @@ def sensitivity(
 
 
 def most_sensitive(rows: Iterable[SensitivityRow]) -> list[SensitivityRow]:
-    """The rows, the layer that does the most harm first.
+    """The rows, the layer that causes the most loss first.
 
     Example:
         >>> row = SensitivityRow(layer="a", direction="one", metric="accuracy", value=0.9, float_value=0.92,
-        ...     quantized_value=0.8, harm=0.02, share=0.17)
-        >>> [r["layer"] for r in most_sensitive([row, {**row, "layer": "b", "harm": 0.05}])]
+        ...     quantized_value=0.8, loss=0.02, share=0.17)
+        >>> [r["layer"] for r in most_sensitive([row, {**row, "layer": "b", "loss": 0.05}])]
         ['b', 'a']
     """
-    return sorted(rows, key=lambda row: -row["harm"])
+    return sorted(rows, key=lambda row: -row["loss"])
 
 
 @dataclass
@@ -148,7 +148,7 @@ class _Run:
         with quantize_only(self.prepared, layers):
             return self.score.of(self.prepared, self.reference, self.advance)
 
-    def harm(self, better: float | None, worse: float) -> float:
+    def loss(self, better: float | None, worse: float) -> float:
         """How much worse one figure is than another."""
         if self.score.name != "sqnr_db":
             assert better is not None
@@ -188,8 +188,8 @@ def _measure(
 
 
 def _row(run: _Run, layer: str, value: float, float_value: float | None, quantized: float) -> SensitivityRow:
-    harm = run.harm(float_value, value) if run.direction == "one" else run.harm(value, quantized)
-    whole = run.harm(float_value, quantized)
+    loss = run.loss(float_value, value) if run.direction == "one" else run.loss(value, quantized)
+    whole = run.loss(float_value, quantized)
     return SensitivityRow(
         layer=layer,
         direction=run.direction,
@@ -197,6 +197,6 @@ def _row(run: _Run, layer: str, value: float, float_value: float | None, quantiz
         value=value,
         float_value=float_value,
         quantized_value=quantized,
-        harm=harm,
-        share=harm / whole if whole > 0 else None,
+        loss=loss,
+        share=loss / whole if whole > 0 else None,
     )

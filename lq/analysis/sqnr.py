@@ -9,11 +9,11 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from lq.analysis.tensors import QuantizedTensor, evaluating, finite_output, require_ranges, tensors_of
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
-from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import state_of
 from lq.console import BatchCounter
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.conversion.int8 import Int8Layer
 from lq.metrics import SQNR, sqnr
 from lq.ptq.batches import Call, first_batches, run_batch
 from lq.ptq.layers import layers_of

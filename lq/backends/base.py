@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import fx, nn
 
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 from lq.tracing.layers import Layer, LayerFinder
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan
@@ -44,14 +44,14 @@ class Choice:
         layers: what is quantized.
         floats: plan rows of layers that stay float, with the reasons.
         sites: where tensors are rounded.
-        remarks: what the user should know, a sentence each.
+        notes: what the user should know, a sentence each.
         products: calls of attention's products, and why each computes in float; "" for those in int8.
     """
 
     layers: list[Layer]
     floats: list[LayerPlan]
     sites: list[Rounding]
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     products: Mapping[fx.Node, str] = field(default_factory=dict)
 
 

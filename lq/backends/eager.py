@@ -43,7 +43,7 @@ def choose(recorded: Recorded) -> Choice:
     modules = recorded.finder.modules
     joins = [n for n, name in annotated.items() if n in inside and not stubs.is_switched_off(modules, name)]
     placement = Placement(graph, layers, joins, entries, recorded.qconfig.resolved_fuse_add)
-    return Choice(layers, floats, placement.sites(), _remarks(graph, inside, annotated))
+    return Choice(layers, floats, placement.sites(), _notes(graph, inside, annotated))
 
 
 def _split(recorded: Recorded, inside: Collection[fx.Node]) -> tuple[list[Layer], list[LayerPlan]]:
@@ -58,7 +58,7 @@ def _split(recorded: Recorded, inside: Collection[fx.Node]) -> tuple[list[Layer]
     return kept, floats + [layer.stays_float(reasons[layer.name]) for layer in found if layer.name in reasons]
 
 
-def _remarks(graph: fx.Graph, inside: Collection[fx.Node], annotated: Mapping[fx.Node, str]) -> tuple[str, ...]:
+def _notes(graph: fx.Graph, inside: Collection[fx.Node], annotated: Mapping[fx.Node, str]) -> tuple[str, ...]:
     """Joins of tensors that nobody annotated: torch.ao would train such a model and then fail to run it."""
     plain = [n for n in graph.nodes if n in inside and ops.joined_tensors(n) and n not in annotated]
     return tuple(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lq.backends.int8 import Int8Layer
+from lq.checks import check_module
+from lq.core.own_class import Converted
 from lq.core.state import STATE
-from lq.plainly import check_module
 from lq.tracing.structure import Inputs
 from lq.tracing.stubs import prepared_by_torch_ao
 
@@ -50,7 +50,7 @@ def check_float_module(module: Any) -> None:
         )
     if hasattr(module, STATE):
         raise ValueError(f"{kind} already has an attribute {STATE!r}; rename it, lq needs that name.")
-    if any(isinstance(part, Int8Layer) for part in module.modules()):
+    if any(isinstance(part, Converted) for part in module.modules()):
         raise ValueError(f"{kind} is an int8 model, from lq.convert. Give the float model that it was made from.")
     found = prepared_by_torch_ao(module)
     if found is not None:

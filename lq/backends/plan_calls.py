@@ -12,10 +12,10 @@ from lq.backends import eager, pt2e
 from lq.backends import fx as fx_backend
 from lq.backends.base import Backend, Recorded
 from lq.backends.planning import in_module_order, nothing_to_quantize
+from lq.config.qconfig import QConfig
 from lq.core.own_class import own_class
 from lq.core.state import STATE
 from lq.instrument.planning import SitePlanner
-from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.labels import Calls, labels_of
 from lq.tracing.layer_calls import LAYERS
@@ -86,7 +86,7 @@ def plan_calls(
         tuple(work.filled(row) for row in in_module_order(module, rows + floats)),
         tensors,
         _float_operations(graph, planner, {node for node, reason in choice.products.items() if not reason}),
-        remarks=(*choice.remarks, *_remarks(unknown)),
+        notes=(*choice.notes, *_notes(unknown)),
         sites=sites,
         products=work.products(),
         modules=architecture(module),
@@ -145,7 +145,7 @@ class _Work:
         return tuple(self.others)
 
 
-def _remarks(unknown: Sequence[str]) -> tuple[str, ...]:
+def _notes(unknown: Sequence[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     lines = ", ".join(dict.fromkeys(unknown))

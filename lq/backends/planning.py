@@ -18,9 +18,9 @@ def in_module_order(module: nn.Module, rows: list[LayerPlan]) -> tuple[LayerPlan
 
 
 def warn_of(plan: Plan) -> None:
-    """Warn of remarks."""
-    for remark in plan.remarks:
-        warnings.warn(f"lq: {remark}.", stacklevel=4)
+    """Warn of notes."""
+    for note in plan.notes:
+        warnings.warn(f"lq: {note}.", stacklevel=4)
 
 
 def nothing_to_quantize(module: nn.Module, floats: list[LayerPlan]) -> str:

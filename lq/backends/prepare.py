@@ -10,10 +10,10 @@ from torch import nn
 from lq.backends.float_module import as_inputs, check_float_module, check_weights
 from lq.backends.in_place import prepare_in_place, prepare_without_inputs
 from lq.backends.plan_calls import architecture
+from lq.checks import check_flag
+from lq.config.qconfig import QConfig, as_qconfig
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, detach
-from lq.plainly import check_flag
-from lq.qconfig import QConfig, as_qconfig
 from lq.tracing.plan import Plan
 
 
@@ -36,7 +36,7 @@ def prepare(
     Args:
         module: any module. Give a copy to keep the float module. A prepared module is returned as it is, or planned
             anew if the qconfig is another one and it has seen no data.
-        qconfig: preset name or :class:`~lq.qconfig.QConfig`; ``None`` is "portable".
+        qconfig: preset name or :class:`~lq.config.qconfig.QConfig`; ``None`` is "portable".
         example_args: positional inputs of one call; the backend "pt2e" needs them.
         example_kwargs: keyword inputs of that call.
 

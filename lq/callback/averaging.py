@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lq.backends.prepare import is_prepared, state_of
+from lq.compat.packages import is_a
 from lq.core.lsq import LearnedScale
-from lq.packages import is_a
-from lq.target import target_of
+from lq.lightning_module.target import target_of
 
 try:
     from lightning.pytorch.callbacks import WeightAveraging as _WeightAveraging

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.callback.checkpoint_to_load import names_files_of_others
-from lq.checkpoint import check_state
+from lq.checkpoints.checkpoint import check_state
+from lq.compat.packages import is_a
 from lq.core.checkpoint import part_of_state
 from lq.fields import Field
-from lq.packages import is_a
 
 LAST = "the last step"
 

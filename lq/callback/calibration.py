@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from lq.backends.prepare import state_of
 from lq.callback.processes import others_wait
 from lq.callback.progress import has_room_for_bar, is_dev_run, say
+from lq.config.schedule import QATSchedule
 from lq.core.collective import alone
 from lq.core.state import QATState
-from lq.detached import detached_copy
-from lq.loaders import spread, training_loaders
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.loaders import spread, training_loaders
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import Sample, call_sample, samples_of
 from lq.ptq.calibrate import calibrate
-from lq.schedule import QATSchedule
-from lq.target import target_of
-from lq.validation import Sample, call_sample, samples_of
 
 # A few dozen batches are enough for a histogram; some 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
 BATCHES = 32
@@ -45,7 +45,7 @@ def with_calibration(schedule: QATSchedule, state: QATState) -> QATSchedule:
         the same with ``calibration`` set.
 
     Example:
-        >>> from lq.specs import ActivationSpec
+        >>> from lq.config.specs import ActivationSpec
         >>> four = QATState(["fq_x"], [ActivationSpec(0, 15)], ["none"])
         >>> with_calibration(QATSchedule(), four).calibration
         32

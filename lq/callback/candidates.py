@@ -18,13 +18,13 @@ from lq.callback.example import validation_loaders
 from lq.callback.processes import on_first_process
 from lq.callback.progress import has_room_for_bar
 from lq.core.lsq import LearnedScale
-from lq.detached import detached_copy
-from lq.evaluation import Judge, compare_on_validation_data
-from lq.export.rows import FAKE
+from lq.deployment.evaluation import ValidationData, compare_on_validation_data
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import Sample, call_sample
 from lq.metrics import metric_name
 from lq.ptq.batch_norm import reestimate_batch_norm
-from lq.target import target_of
-from lq.validation import Sample, call_sample
+from lq.timing.rows import FAKE
 
 UNTRAINED = "the float model, quantized without training"
 ADVICE = "Train longer or at another rate (QATSchedule(lr=...))"
@@ -43,14 +43,14 @@ class StartingPoint:
     ranges: tuple[Tensor, Tensor] | None = None
 
 
-def judge_start(trainer: Trainer, module: LightningModule, name: str, judge: Judge) -> StartingPoint:
-    """Judge the calibrated target before the first step of QAT: one pass over the validation data.
+def judge_start(trainer: Trainer, module: LightningModule, name: str, validation: ValidationData) -> StartingPoint:
+    """ValidationData the calibrated target before the first step of QAT: one pass over the validation data.
 
     Args:
         trainer: of the fit; all processes have to call this.
         module: the LightningModule, its target calibrated.
         name: of the target.
-        judge: how its validation runs, the data apart.
+        validation: how its validation runs, the data apart.
 
     Returns:
         the starting point; without figures if there are no validation data, or they need the run itself.
@@ -59,9 +59,9 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, judge: Jud
     ranges = state.min_val.detach().cpu().clone(), state.max_val.detach().cpu().clone()
     if loaders is None:
         return StartingPoint(ranges=ranges)
-    judge = replace(judge, loaders=loaders, show_progress=has_room_for_bar(trainer))
+    validation = replace(validation, loaders=loaders, show_progress=has_room_for_bar(trainer))
     try:
-        results = on_first_process(trainer, lambda: _results(detached_copy(module).float(), name, judge))
+        results = on_first_process(trainer, lambda: _results(detached_copy(module).float(), name, validation))
         return StartingPoint(results, ranges)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
         reason = " ".join(str(error).split())[:300]
@@ -72,7 +72,7 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, judge: Jud
 def choose_weights(
     twin: LightningModule,
     name: str,
-    judge: Judge,
+    validation: ValidationData,
     start: StartingPoint,
     float_weights: Mapping[str, Any],
     samples: Iterable[Sample],
@@ -86,7 +86,7 @@ def choose_weights(
     Args:
         twin: a copy of the trained module that nothing else uses.
         name: of its target.
-        judge: the validation data, and the figure that counts.
+        validation: the validation data, and the figure that counts.
         start: what QAT started from.
         float_weights: of the module from before QAT, by their names; empty if they are not known any more.
         samples: what reaches the target, of the training data, for BatchNorms.
@@ -95,15 +95,15 @@ def choose_weights(
     Returns:
         where those are from that it has now.
     """
-    results = _results(twin, name, judge)
-    counts = _counting(results, judge)
+    results = _results(twin, name, validation)
+    counts = _counting(results, validation)
     if counts is None:
         rank_zero_info("lq: no figure says whether training has paid; QATCallback(monitor=..., mode=...) names one")
         return trained
     figure, sign = counts
     best, before_norms = results[figure], copy.deepcopy(twin.state_dict())
     if reestimate_batch_norm(target_of(twin, name), samples, call_sample):
-        again = _results(twin, name, judge)[figure]
+        again = _results(twin, name, validation)[figure]
         rank_zero_info(f"lq: {figure} {best:.4f}, with BatchNorm statistics measured anew {again:.4f}")
         if sign * again > sign * best:
             best, trained = again, f"{trained}, with BatchNorm statistics measured anew"
@@ -134,16 +134,16 @@ def _restore(twin: LightningModule, name: str, ranges: tuple[Tensor, Tensor], fl
             part.reset()
 
 
-def _results(twin: LightningModule, name: str, judge: Judge) -> dict[str, float]:
+def _results(twin: LightningModule, name: str, validation: ValidationData) -> dict[str, float]:
     set_phase(target_of(twin, name), fake_quant=True, observer=False, freeze_bn=True)
-    return dict(compare_on_validation_data(twin, name, {}, judge).results.get(FAKE, {}))
+    return dict(compare_on_validation_data(twin, name, {}, validation).results.get(FAKE, {}))
 
 
-def _counting(results: Mapping[str, float], judge: Judge) -> tuple[str, int] | None:
+def _counting(results: Mapping[str, float], validation: ValidationData) -> tuple[str, int] | None:
     """Name and sign of the figure that counts: the one of the user's, or else that of the metric."""
-    metric = single_metric(judge.metric)
-    if judge.monitor is not None and judge.monitor in results:
-        name, higher = judge.monitor, judge.higher_is_better
+    metric = single_metric(validation.metric)
+    if validation.monitor is not None and validation.monitor in results:
+        name, higher = validation.monitor, validation.higher_is_better
     elif isinstance(metric, str):
         name, higher = metric, True
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lq.compat.lightning_private import settings_of_run
 
 Known = Callable[[], Mapping[str, Any]]
 
@@ -23,17 +23,17 @@ def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:
         trainer: in ``setup``.
         who: wants to know, for the warning where another Lightning keeps the path elsewhere.
     """
-    frame = _running(trainer)
-    if frame is None:
+    settings = settings_of_run(trainer)
+    if settings is None:
         rank_zero_warn(
             f"lq: {who} cannot tell which checkpoint this version of Lightning is going to load; it goes by the "
             "weights that the module has."
         )
         return {}
-    path = frame.f_locals.get("ckpt_path")
+    path = settings.get("ckpt_path")
     if not path:
         return {}
-    trust = {"weights_only": frame.f_locals["weights_only"]} if "weights_only" in frame.f_locals else {}
+    trust = {name: value for name, value in settings.items() if name == "weights_only"}
     loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
     return loaded
 
@@ -47,15 +47,5 @@ def names_files_of_others(trainer: Trainer) -> bool:
     Args:
         trainer: in a hook.
     """
-    frame = _running(trainer)
-    if frame is None or "weights_only" not in frame.f_locals:
-        return False
-    return bool(frame.f_locals.get("ckpt_path")) and frame.f_locals["weights_only"] is not False
-
-
-def _running(trainer: Trainer) -> FrameType | None:
-    """The method of the trainer that runs everything."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
-        frame = frame.f_back
-    return frame
+    settings = settings_of_run(trainer) or {}
+    return "weights_only" in settings and bool(settings["ckpt_path"]) and settings["weights_only"] is not False

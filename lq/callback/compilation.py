@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lq.compat.torch_private import was_compiled
+
 
 def is_compiled(module: LightningModule) -> bool:
     """Whether calls of the module run compiled code: ``fit(torch.compile(module))`` or ``.compile()`` of any part."""
@@ -53,8 +55,7 @@ def check_target_is_not_compiled(part: nn.Module, name: str) -> None:
     Raises:
         ValueError: if it was compiled itself, before it was prepared.
     """
-    wrapped = isinstance(part, torch._dynamo.OptimizedModule)
-    if wrapped or getattr(part, "_compiled_call_impl", None) is not None or "forward" in part.__dict__:
+    if was_compiled(part) or "forward" in part.__dict__:
         what = f"target {name!r}" if name else "LightningModule, which is the target itself,"
         raise ValueError(
             f"The {what} was compiled before QAT prepares it, and what was compiled is the float model. Compile the "

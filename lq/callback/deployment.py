@@ -16,16 +16,17 @@ from lq.callback.best import load_best
 from lq.callback.calibration import BATCHES, training_samples
 from lq.callback.candidates import StartingPoint, choose_weights
 from lq.callback.progress import close_progress_bar
-from lq.deploy import Baseline, deploy
-from lq.detached import detached_copy
-from lq.evaluation import Judge
-from lq.export.delivery import Deployment, Order
-from lq.export.scratch import cleaned_up_on_sigterm
-from lq.packages import is_a
+from lq.compat.packages import is_a
+from lq.config.schedule import QATSchedule
+from lq.deployment.deploy import Baseline, deploy
+from lq.deployment.evaluation import ValidationData
+from lq.deployment.results import Deployment
+from lq.deployment.settings import ExportSettings
+from lq.export.artifact.scratch import cleaned_up_on_sigterm
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.target import prepared_graph
 from lq.report.pictures import can_draw, log_pictures
 from lq.report.table import print_table
-from lq.schedule import QATSchedule
-from lq.target import prepared_graph
 from lq.tracing.structure import Inputs
 
 
@@ -36,9 +37,9 @@ def deploy_best(
     name: str,
     example: Inputs,
     *,
-    judge: Judge,
+    validation: ValidationData,
     baseline: Baseline,
-    order: Order,
+    settings: ExportSettings,
     schedule: QATSchedule,
     start: StartingPoint | None = None,
     history: Sequence[Mapping[str, float]] = (),
@@ -50,9 +51,9 @@ def deploy_best(
         module: the trained module, which stays as it is.
         name: of its target.
         example: inputs of one call of the target, on the CPU.
-        judge: data and metric.
+        validation: data and metric.
         baseline: for the FP32 row.
-        order: what to deliver.
+        settings: what to deliver.
         schedule: for the manifest.
         start: what QAT started from, if that was calibrated: the best of it and of what was trained is deployed.
         history: of the training, for the pictures.
@@ -63,12 +64,12 @@ def deploy_best(
     close_progress_bar(trainer, module)
     twin = detached_copy(module)
     weights = load_best(trainer, twin, name)
-    if start is not None and judge.loaders is not None:
+    if start is not None and validation.loaders is not None:
         baseline = replace(baseline, ptq=start.results)
-        weights = _choose(trainer, twin, name, judge, start, baseline, weights)
+        weights = _choose(trainer, twin, name, validation, start, baseline, weights)
     rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
     manifest = {"weights": weights, "schedule": vars(schedule), "target": name, "recipe": _recipe(trainer)}
-    deployment = deploy(twin, name, example, judge, replace(order, manifest=manifest), baseline)
+    deployment = deploy(twin, name, example, validation, replace(settings, manifest=manifest), baseline)
     print_table(deployment.rows)
     for note in deployment.notes:
         rank_zero_info(f"lq: {note}")
@@ -82,7 +83,7 @@ def _choose(
     trainer: Trainer,
     twin: LightningModule,
     name: str,
-    judge: Judge,
+    validation: ValidationData,
     start: StartingPoint,
     baseline: Baseline,
     trained: str,
@@ -91,7 +92,7 @@ def _choose(
     known = baseline.weights(name) if baseline.has_weights and baseline.model is not None else {}
     samples = training_samples(trainer, twin, name, BATCHES)
     try:
-        return choose_weights(twin.float(), name, judge, start, known, samples, trained)
+        return choose_weights(twin.float(), name, validation, start, known, samples, trained)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
         reason = " ".join(str(error).split())[:300]
         rank_zero_warn(f"lq: what was trained could not be compared with what it started from: {reason}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 
 from lq.callback.progress import is_dev_run
-from lq.export.destination import Destination
-from lq.export.directory import AnyPath
+from lq.deployment.destination import Destination
+from lq.export.artifact.directory import AnyPath
 
 _NAME = "int8"
 

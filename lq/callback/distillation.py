@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from lq.backends.on_cpu import as_float32
 from lq.callback.compilation import is_compiled
+from lq.checks import check_number
+from lq.compat.torch_private import tree_map_only
+from lq.conversion.on_cpu import as_float32
 from lq.core.distillation import distillation_loss, is_class_scores
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import describe, main_tensor, plain_targets_of
-from lq.plainly import check_number
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lq.compat.packages import overrides
 from lq.core.modes import modes_kept
-from lq.detached import detached_copy
-from lq.evaluation import Judge
-from lq.packages import overrides
+from lq.deployment.evaluation import ValidationData
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.last_call import on_cpu
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import validation_samples
 from lq.ptq.batches import first_inputs
-from lq.tap import on_cpu
-from lq.target import target_of
 from lq.tracing.structure import Inputs
-from lq.validation import validation_samples
 
 _log = logging.getLogger(__name__)
 
@@ -108,26 +108,26 @@ def check_example(trainer: Trainer, module: LightningModule, name: str) -> None:
     )
 
 
-def validation_example(module: LightningModule, name: str, judge: Judge) -> Inputs | None:
+def validation_example(module: LightningModule, name: str, validation: ValidationData) -> Inputs | None:
     """What the user's validation calls the target with first, on the CPU; ``None`` without validation data.
 
     Args:
         module: the LightningModule; a copy runs.
         name: of its target.
-        judge: the validation data.
+        validation: the validation data.
 
     Raises:
         ValueError: if the validation step does not call the target.
     """
-    if judge.loaders is None:
+    if validation.loaders is None:
         return None
     with isolate_rng():
-        samples = validation_samples(module, name, judge.loaders, judge.datamodule, lambda batch: None, 1)
+        samples = validation_samples(module, name, validation.loaders, validation.datamodule, lambda batch: None, 1)
     return samples[0].inputs if samples else None
 
 
 def first_example(
-    trainer: Trainer, module: LightningModule, name: str, judge: Judge, required: bool = False
+    trainer: Trainer, module: LightningModule, name: str, validation: ValidationData, required: bool = False
 ) -> Inputs | None:
     """What the validation step calls the target with first.
 
@@ -135,7 +135,7 @@ def first_example(
         trainer: of a fit, in ``setup``; all processes have to call this.
         module: the LightningModule; a copy of it runs, on one batch.
         name: of its target.
-        judge: how its validation runs.
+        validation: how its validation runs.
         required: whether the inputs are needed, so that what goes wrong with the validation data is an error.
 
     Returns:
@@ -146,7 +146,7 @@ def first_example(
     """
     try:
         loaders = early_validation_loaders(trainer, module, "QATCallback")
-        return validation_example(module, name, replace(judge, loaders=loaders))
+        return validation_example(module, name, replace(validation, loaders=loaders))
     except Exception:
         if required:
             raise
@@ -154,13 +154,13 @@ def first_example(
         return None
 
 
-def example_without_training(module: LightningModule, name: str, judge: Judge) -> Inputs:
+def example_without_training(module: LightningModule, name: str, validation: ValidationData) -> Inputs:
     """Inputs for a fit that resumes from the end of its training, so that no batch runs.
 
     Args:
         module: the trained module, which stays as it is.
         name: of its target.
-        judge: the validation data.
+        validation: the validation data.
 
     Returns:
         positional and keyword inputs of the target, on the CPU.
@@ -171,7 +171,7 @@ def example_without_training(module: LightningModule, name: str, judge: Judge) -
     # It is on its accelerator, and perhaps in half precision; the data are not.
     twin = detached_copy(module).float()
     twin.example_input_array = on_cpu(module.example_input_array)
-    example = validation_example(twin, name, judge) or declared_example(twin, name)
+    example = validation_example(twin, name, validation) or declared_example(twin, name)
     if example is None:
         raise ValueError(
             "This training was over when it was resumed, so nothing has called the quantized target, and without "

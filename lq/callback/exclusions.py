@@ -20,21 +20,21 @@ from lq.callback.checkpoint_to_load import Known
 from lq.callback.example import early_validation_loaders
 from lq.callback.processes import on_first_process
 from lq.callback.progress import is_dev_run
-from lq.checkpoint_entry import KEY, CheckpointEntry
-from lq.detached import detached_copy
-from lq.evaluation import Judge, logged_by
-from lq.loaders import spread
+from lq.checkpoints.entry import KEY, CheckpointEntry
+from lq.checks import as_dataclass
+from lq.config.points import Point
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.deployment.evaluation import ValidationData, logged_by
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.loaders import spread
+from lq.lightning_module.target import is_target_prepared, target_of
+from lq.lightning_module.validation import Sample, call_sample, labels_of, validation_samples
 from lq.metrics import targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.metrics.outputs import plain_targets_of
-from lq.plainly import as_dataclass
-from lq.progress import Point
 from lq.ptq.calibrate import calibrate
 from lq.ptq.static import with_histograms
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.target import is_target_prepared, target_of
-from lq.validation import Sample, call_sample, labels_of, validation_samples
 
 _WHO = "auto_exclude"
 _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was to be excluded
@@ -68,7 +68,7 @@ def choose_qconfig(
     name: str,
     qconfig: QConfig,
     limits: AutoExclude | None,
-    judge: Judge,
+    validation: ValidationData,
     checkpoint_of_run: Known,
 ) -> tuple[QConfig | None, Exclusions | None]:
     """The qconfig to prepare with: the user's, with layers excluded if that was asked for.
@@ -81,7 +81,7 @@ def choose_qconfig(
         name: of its target.
         qconfig: the user's.
         limits: from :func:`as_auto_exclude`.
-        judge: metric and labels; the loaders are the trainer's.
+        validation: metric and labels; the loaders are the trainer's.
         checkpoint_of_run: gives the checkpoint that is going to be loaded.
 
     Returns:
@@ -106,8 +106,8 @@ def choose_qconfig(
     _require_float(module, name)
     if is_dev_run(trainer):
         limits = replace(limits, batches=1)
-    judge = replace(judge, loaders=_loaders(trainer, module))
-    found = on_first_process(trainer, lambda: _find(_float_twin(module, checkpoint), name, qconfig, limits, judge))
+    validation = replace(validation, loaders=_loaders(trainer, module))
+    found = on_first_process(trainer, lambda: _find(_float_twin(module, checkpoint), name, qconfig, limits, validation))
     rank_zero_info(f"lq: auto_exclude: {found}")
     module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found
@@ -147,12 +147,14 @@ def _float_twin(module: LightningModule, checkpoint: Mapping[str, Any]) -> Light
     return twin.float().eval()
 
 
-def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, judge: Judge) -> Exclusions:
-    target_fn = judge.target_fn or (plain_targets_of if judge.metric is None else targets_of)
-    samples = validation_samples(twin, name, judge.loaders, judge.datamodule, target_fn, limits.batches)
+def _find(
+    twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclude, validation: ValidationData
+) -> Exclusions:
+    target_fn = validation.target_fn or (plain_targets_of if validation.metric is None else targets_of)
+    samples = validation_samples(twin, name, validation.loaders, validation.datamodule, target_fn, limits.batches)
     if not samples:
         raise ValueError("auto_exclude got no validation batch: the data loader is empty. Give it at least one.")
-    score = _own_score(twin, name, samples, limits, judge)
+    score = _own_score(twin, name, samples, limits, validation)
     if score is None and any(sample.labels is None for sample in samples):
         raise ValueError(
             "auto_exclude needs a figure to compare: the batches are not plain inputs and labels. Name a figure that "
@@ -160,24 +162,26 @@ def _find(twin: LightningModule, name: str, qconfig: QConfig, limits: AutoExclud
         )
     args, kwargs = samples[0].inputs
     prepared = prepare(target_of(twin, name), with_histograms(qconfig), args, kwargs)
-    calibrate(prepared, samples, call_sample, len(samples), show_progress=judge.show_progress)
-    options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=judge.show_progress)
-    return find_exclusions(prepared, samples, judge.metric, replace(limits, batches=len(samples)), options, score)
+    calibrate(prepared, samples, call_sample, len(samples), show_progress=validation.show_progress)
+    options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=validation.show_progress)
+    return find_exclusions(prepared, samples, validation.metric, replace(limits, batches=len(samples)), options, score)
 
 
 def _own_score(
-    twin: LightningModule, name: str, samples: Sequence[Sample], limits: AutoExclude, judge: Judge
+    twin: LightningModule, name: str, samples: Sequence[Sample], limits: AutoExclude, validation: ValidationData
 ) -> Score | None:
     """The figure that counts, of those that the module logs; ``None`` if a metric judges."""
-    monitor = judge.monitor
-    if monitor is None or judge.metric is not None:
+    monitor = validation.monitor
+    if monitor is None or validation.metric is not None:
         return None
     own = detached_copy(twin)
-    some = replace(judge, loaders=spread(judge.loaders, limits.batches), limit=limits.batches, show_progress=False)
+    some = replace(
+        validation, loaders=spread(validation.loaders, limits.batches), limit=limits.batches, show_progress=False
+    )
     logged = logged_by(own, name, some, "fp32")
     if monitor not in logged:
         return None  # a ModelCheckpoint may look at figures of the training
-    if judge.higher_is_better is None:
+    if validation.higher_is_better is None:
         raise ValueError(
             f"auto_exclude does not know which way {monitor} is better: give QATCallback(mode='max'), or 'min'."
         )
@@ -185,4 +189,4 @@ def _own_score(
     def figure(model: nn.Module) -> float:
         return logged_by(own, name, some, "a trial", model)[monitor]
 
-    return OwnScore(samples, higher_is_better=judge.higher_is_better, figure=figure, label=monitor)
+    return OwnScore(samples, higher_is_better=validation.higher_is_better, figure=figure, label=monitor)

@@ -10,14 +10,15 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from lq.backends.in_place import plan_at_once
 from lq.backends.self_check import self_check
-from lq.export.delivery import Order, rehearse
+from lq.compat.torch_private import without_dispatch_modes
+from lq.deployment.rehearsal import rehearse
+from lq.deployment.settings import ExportSettings
 from lq.instrument.listen import Listener
-from lq.tap import on_cpu
-from lq.target import float_state, prepared_graph, target_of
+from lq.lightning_module.last_call import on_cpu
+from lq.lightning_module.target import float_state, prepared_graph, target_of
 from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs
 
@@ -29,14 +30,16 @@ def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs]
         listener.remove()
         # The sanity check runs in inference mode, whose tensors cannot be used in training, and Lightning's summary
         # counts operations, which would mistake an export for a part of the model.
-        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), _disable_current_modes():
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), without_dispatch_modes():
             note(on_cpu((args, kwargs)))
 
     listener = Listener(target_of(module, name), before=first_call)
     return listener
 
 
-def check_first_call(module: LightningModule, name: str, float_model: nn.Module, example: Inputs, order: Order) -> None:
+def check_first_call(
+    module: LightningModule, name: str, float_model: nn.Module, example: Inputs, settings: ExportSettings
+) -> None:
     """Check that the prepared target computes what the float one does, and that its int8 model can be exported.
 
     Args:
@@ -44,7 +47,7 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
         name: of its target.
         float_model: the float target on the CPU; it takes over the current weights.
         example: inputs of one call, on the CPU.
-        order: what is to be delivered at the end.
+        settings: what is to be delivered at the end.
 
     Raises:
         ValueError: if either is not so.
@@ -55,6 +58,6 @@ def check_first_call(module: LightningModule, name: str, float_model: nn.Module,
     self_check(float_model, prepared, *example)
     batch = fixed_batch(prepared)
     if batch is not None:
-        rank_zero_warn(f"lq: {batch.remark}.")
-    for note in rehearse(prepared, example, order.exporters):
+        rank_zero_warn(f"lq: {batch.note}.")
+    for note in rehearse(prepared, example, settings.exporters):
         rank_zero_info(f"lq: int8 model {note}")

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from lq.checkpoint import check_state
-from lq.checkpoint_entry import TEACHER
-from lq.deploy import Baseline
+from lq.checkpoints.checkpoint import check_state
+from lq.checkpoints.entry import TEACHER
+from lq.deployment.deploy import Baseline
 from lq.fields import Field
-from lq.stand_in import float_weights
-from lq.target import float_state, target_of
+from lq.lightning_module.stand_in import float_weights
+from lq.lightning_module.target import float_state, target_of
 
 
 class FloatReference:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from lq.instrument.listen import Listener
-from lq.target import target_of
+from lq.lightning_module.target import target_of
 from lq.tracing.structure import Flattener
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lq.packages import is_a
+from lq.compat.packages import is_a
 
 _PREFIX = "qat/"
 

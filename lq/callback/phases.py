@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import set_phase, state_of
-from lq.schedule import Phase
+from lq.compat.torch_private import BatchNorm
+from lq.config.schedule import Phase
 
 
 class PhaseSwitch:
@@ -38,7 +38,7 @@ class PhaseSwitch:
             share_statistics(target)
         self._freezes = phase.freeze_bn
         if phase.freeze_bn:
-            found = [m for m in target.modules() if isinstance(m, _BatchNorm) and m.training]
+            found = [m for m in target.modules() if isinstance(m, BatchNorm) and m.training]
             self._frozen += [module.eval() for module in found]
 
     def thaw(self) -> None:
@@ -57,7 +57,7 @@ def share_statistics(target: nn.Module) -> None:
     if not (distributed.is_available() and distributed.is_initialized()):
         return
     for module in target.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BatchNorm):
             for buffer in module.buffers(recurse=False):
                 distributed.broadcast(buffer, src=0)
 

@@ -11,13 +11,13 @@ from lq.backends.prepare import prepare, qconfig_of
 from lq.callback.checkpoint_to_load import Known
 from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.example import declared_example, first_example
-from lq.checkpoint_entry import KEY, CheckpointEntry
-from lq.detached import deep_copy, detached_copy
-from lq.evaluation import Judge
+from lq.checkpoints.entry import KEY, CheckpointEntry
+from lq.compat.packages import overrides
+from lq.config.qconfig import QConfig
+from lq.deployment.evaluation import ValidationData
 from lq.instrument.record import initialize_lazy
-from lq.packages import overrides
-from lq.qconfig import QConfig
-from lq.target import find_target, is_target_prepared, target_of
+from lq.lightning_module.copies import deep_copy, detached_copy
+from lq.lightning_module.target import find_target, is_target_prepared, target_of
 
 
 def choose_target(module: LightningModule, target: str | None) -> str:
@@ -39,7 +39,12 @@ def choose_target(module: LightningModule, target: str | None) -> str:
 
 
 def prepare_target(
-    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge, checkpoint_of_run: Known
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    qconfig: QConfig,
+    validation: ValidationData,
+    checkpoint_of_run: Known,
 ) -> nn.Module | None:
     """Prepare the target in its place; a module that is prepared already is only checked.
 
@@ -48,7 +53,7 @@ def prepare_target(
         module: the LightningModule.
         name: of its target.
         qconfig: what to quantize and how.
-        judge: how the user's validation runs, should it have to show what the target is called with.
+        validation: how the user's validation runs, should it have to show what the target is called with.
         checkpoint_of_run: gives the checkpoint that is going to be loaded.
 
     Returns:
@@ -63,7 +68,7 @@ def prepare_target(
     else:
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
-        prepare_it = _preparation(trainer, module, name, qconfig, judge, checkpoint_of_run)
+        prepare_it = _preparation(trainer, module, name, qconfig, validation, checkpoint_of_run)
         float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
         prepare_it(part)
     if overrides(module, "configure_model"):
@@ -72,7 +77,12 @@ def prepare_target(
 
 
 def _preparation(
-    trainer: Trainer, module: LightningModule, name: str, qconfig: QConfig, judge: Judge, checkpoint_of_run: Known
+    trainer: Trainer,
+    module: LightningModule,
+    name: str,
+    qconfig: QConfig,
+    validation: ValidationData,
+    checkpoint_of_run: Known,
 ) -> Callable[[nn.Module], nn.Module]:
     """How the target will be prepared: as in the checkpoint that is going to be loaded, or from what it is called with.
 
@@ -84,7 +94,7 @@ def _preparation(
         return lambda part: entry.prepare(part, name, qconfig)
     example = declared_example(module, name)
     if example is None and trainer.state.fn == "fit":
-        example = first_example(trainer, module, name, judge, required=qconfig.backend == "pt2e")
+        example = first_example(trainer, module, name, validation, required=qconfig.backend == "pt2e")
     if example is not None:
         initialize_lazy(target_of(module, name), *example)
     return lambda part: prepare(part, qconfig, *(example or ()))

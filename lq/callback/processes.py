@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import distributed
 
+from lq.compat.packages import is_a
 from lq.core.collective import alone
-from lq.packages import is_a
 
 Result = TypeVar("Result")
 

@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lq.compat.packages import is_a
+from lq.config.points import Point, Position
+from lq.config.schedule import Phase, QATSchedule
 from lq.console import is_terminal
-from lq.packages import is_a
-from lq.progress import Point, Position
-from lq.schedule import Phase, QATSchedule
 
 
 def is_dev_run(trainer: Trainer) -> bool:

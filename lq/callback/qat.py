@@ -44,19 +44,19 @@ from lq.callback.preparation import choose_target, prepare_target
 from lq.callback.processes import check_strategy, on_first_process
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say, start_here
 from lq.callback.ranges import RangeMonitor, check_detail
-from lq.callback.settings import as_order, check_settings
+from lq.callback.settings import as_export_settings, check_settings
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
-from lq.checkpoint_entry import KEY, TEACHER, CheckpointEntry
-from lq.evaluation import Judge, Results
-from lq.export.delivery import Deployment
-from lq.export.destination import Destination
-from lq.export.parity import Gate
-from lq.export.scratch import scratch_beside
+from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
+from lq.checks import as_dataclass
+from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.schedule import Phase, QATSchedule
+from lq.deployment.destination import Destination
+from lq.deployment.evaluation import Results, ValidationData
+from lq.deployment.results import Deployment
+from lq.export.artifact.scratch import scratch_beside
+from lq.export.parity.gate import Gate
 from lq.instrument.listen import Listener
-from lq.plainly import as_dataclass
-from lq.qconfig import QConfig, as_qconfig
-from lq.schedule import Phase, QATSchedule
-from lq.target import is_target_prepared, target_of
+from lq.lightning_module.target import is_target_prepared, target_of
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
 
@@ -72,8 +72,8 @@ class QATCallback(Callback):
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
         qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert"), or a
-            :class:`~lq.qconfig.QConfig`.
-        schedule: when things happen; see :class:`~lq.schedule.QATSchedule`.
+            :class:`~lq.config.qconfig.QConfig`.
+        schedule: when things happen; see :class:`~lq.config.schedule.QATSchedule`.
         monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
             what a ModelCheckpoint monitors.
         mode: "min" if a lower ``monitor`` is better, "max" if a higher one is; ``None`` takes that of the
@@ -86,7 +86,7 @@ class QATCallback(Callback):
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or
             ``{name: options}``; the first is what :func:`lq.load` loads by default.
-        gate: how closely each file has to agree with the fake-quantized model; see :class:`~lq.export.parity.Gate`.
+        gate: how closely each file has to agree with the fake-quantized model; see :class:`lq.Gate`.
         auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
         distill: train the quantized model to predict what the float model predicts, which costs one float forward a
@@ -134,7 +134,7 @@ class QATCallback(Callback):
         self.monitor, self.mode = monitor, mode
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
-        self.order = as_order(exporters, gate)
+        self.export_settings = as_export_settings(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.distill = None if distill is None else as_dataclass(Distillation, distill, "distill")
         self.exclusions: Exclusions | None = None
@@ -184,15 +184,15 @@ class QATCallback(Callback):
                 self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
             self._destination = choose_destination(trainer, self.export_dir)
         self._name = choose_target(pl_module, self.target)
-        judge = self._judge(trainer, None)
+        validation = self._validation_data(trainer, None)
         checkpoint = cache(partial(checkpoint_to_load, trainer, "QATCallback"))
         applied, found = choose_qconfig(
-            trainer, pl_module, self._name, self.qconfig, self.auto_exclude, judge, checkpoint
+            trainer, pl_module, self._name, self.qconfig, self.auto_exclude, validation, checkpoint
         )
         if applied is None:
             return  # a float module until a fit has found what to exclude
         self._applied, self.exclusions = applied, found or self.exclusions
-        float_model = prepare_target(trainer, pl_module, self._name, applied, judge, checkpoint)
+        float_model = prepare_target(trainer, pl_module, self._name, applied, validation, checkpoint)
         if float_model is not None:
             self._float = FloatReference(float_model)
         self._float.forget_unless_matching(self._target(pl_module))
@@ -221,7 +221,7 @@ class QATCallback(Callback):
         # The check gives the float model the weights of now.
         if self._float.model is not None and self._float.is_usable and not self._float.is_of_checkpoint:
             with scratch_beside(None if self._destination is None else self._destination.path):
-                check_first_call(pl_module, self._name, self._float.model, example, self.order)
+                check_first_call(pl_module, self._name, self._float.model, example, self.export_settings)
         target = self._target(pl_module)
         if self.plan is None and is_planned(target):
             self.plan = plan_of(target)
@@ -241,9 +241,9 @@ class QATCallback(Callback):
         self._rates = InitialLearningRates(trainer.optimizers, schedulers)
         self._warn(take_in_exchanged(self._target(pl_module)))
 
-    def _warn(self, remark: str | None) -> None:
-        if remark is not None:
-            rank_zero_warn(remark)
+    def _warn(self, note: str | None) -> None:
+        if note is not None:
+            rank_zero_warn(note)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
@@ -253,8 +253,8 @@ class QATCallback(Callback):
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
         self._course = with_calibration(self._course, state_of(self._target(pl_module)))
-        for remark in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
-            rank_zero_warn(f"lq: {remark}")
+        for note in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
+            rank_zero_warn(f"lq: {note}")
         if not self._course.phase(length).fake_quant:
             check_early_stopping(trainer)
 
@@ -272,7 +272,7 @@ class QATCallback(Callback):
             self._float.take_weights(pl_module, self._name)
             self._course = calibrate_at_start(trainer, pl_module, self._name, self._course)
             if self._course.calibration:
-                self._start = judge_start(trainer, pl_module, self._name, self._judge(trainer, None))
+                self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
             phase = self._course.phase(position_of(trainer, batch_idx))
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
@@ -350,8 +350,8 @@ class QATCallback(Callback):
         self._loaders = trainer.val_dataloaders
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
-        judge, versions = self._judge(trainer, self._loaders), self._versions_due(trainer)
-        self._round = ValidationRound(trainer, pl_module, self._name, self._float, judge, versions)
+        validation, versions = self._validation_data(trainer, self._loaders), self._versions_due(trainer)
+        self._round = ValidationRound(trainer, pl_module, self._name, self._float, validation, versions)
 
     def _versions_due(self, trainer: Trainer) -> list[str]:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._started:
@@ -376,7 +376,7 @@ class QATCallback(Callback):
         """Log ``qat/<version>/<metric>``."""
         if self._round is None:
             return
-        results, self._round = self._round.finish(self._judge(trainer, self._loaders)), None
+        results, self._round = self._round.finish(self._validation_data(trainer, self._loaders)), None
         if trainer.sanity_checking:
             return
         figures = figures_of(results) if state_of(self._target(pl_module)).fake_quant else {}
@@ -423,28 +423,28 @@ class QATCallback(Callback):
         if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
         results = on_first_process(trainer, lambda: self._deploy(trainer, pl_module))
-        log_at_the_end(trainer, results, self.order.choices[0].name)
+        log_at_the_end(trainer, results, self.export_settings.choices[0].name)
         if self.deployment is not None:
             self.deployment.raise_failures()
 
     def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Results:
-        judge = self._judge(trainer, self._loaders)
+        validation = self._validation_data(trainer, self._loaders)
         self.deployment = deploy_best(
             trainer,
             pl_module,
             self._name,
-            self._example or example_without_training(pl_module, self._name, judge),
-            judge=judge,
+            self._example or example_without_training(pl_module, self._name, validation),
+            validation=validation,
             baseline=self._float.baseline(),
-            order=replace(self.order, directory=self._destination),
+            settings=replace(self.export_settings, directory=self._destination),
             schedule=self.schedule,
             start=self._start,
             history=self._history,
         )
         return self.deployment.results
 
-    def _judge(self, trainer: Trainer, loaders: Any) -> Judge:
-        return Judge(
+    def _validation_data(self, trainer: Trainer, loaders: Any) -> ValidationData:
+        return ValidationData(
             loaders,
             trainer.datamodule,  # type: ignore[attr-defined]
             self.metric,

@@ -11,7 +11,7 @@ from torch import nn
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.ranges import activation_scales, range_summary, scale_drift, weight_ranges
 from lq.console import FOR_LOGGERS
-from lq.target import target_of
+from lq.lightning_module.target import target_of
 
 Detail = Literal["summary", "tensors"]
 SCALE = "qat/scale/"

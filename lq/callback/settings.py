@@ -8,12 +8,12 @@ from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
-from lq.export.delivery import Order
-from lq.export.parity import Gate
-from lq.plainly import as_dataclass, check_integer
+from lq.checks import as_dataclass, check_integer
+from lq.deployment.settings import ExportSettings
+from lq.export.parity.gate import Gate
 
 
-def as_order(exporters: Any, gate: Gate | Mapping[str, Any] | None) -> Order:
+def as_export_settings(exporters: Any, gate: Gate | Mapping[str, Any] | None) -> ExportSettings:
     """What is to be delivered; mappings are taken for what they describe.
 
     Raises:
@@ -22,13 +22,13 @@ def as_order(exporters: Any, gate: Gate | Mapping[str, Any] | None) -> Order:
         ImportError: if an exporter needs a package that is not installed.
 
     Example:
-        >>> as_order(["torch"], {"min_sqnr_db": 30}).gate.min_sqnr_db
+        >>> as_export_settings(["torch"], {"min_sqnr_db": 30}).gate.min_sqnr_db
         30
     """
     if isinstance(exporters, (list, tuple)) and not exporters:
         raise ValueError("exporters=[] would leave no model; write ['torch'], or no exporters at all.")
     listed = isinstance(exporters, Sequence) and not isinstance(exporters, str)
-    return Order(tuple(exporters) if listed else exporters, as_dataclass(Gate, gate, "gate"))
+    return ExportSettings(tuple(exporters) if listed else exporters, as_dataclass(Gate, gate, "gate"))
 
 
 def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs: Any, export_dir: Any) -> None:

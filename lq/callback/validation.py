@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lq.backends.convert import convert
 from lq.callback.float_reference import FloatReference
 from lq.callback.processes import on_first_process
-from lq.detached import detached_copy
-from lq.evaluation import Judge, Results, ValidationComparison, own_figures
-from lq.target import prepared_graph, target_of
+from lq.conversion.convert import convert
+from lq.deployment.evaluation import Results, ValidationComparison, ValidationData, own_figures
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.target import prepared_graph, target_of
 
 
 class ValidationRound:
@@ -28,7 +28,7 @@ class ValidationRound:
         module: the running LightningModule.
         name: of its target.
         reference: the float model; it is judged once, and gets its figures.
-        judge: metric and labels.
+        validation: metric and labels.
         versions: "fp32" and "int8", each where it is due.
     """
 
@@ -38,7 +38,7 @@ class ValidationRound:
         module: LightningModule,
         name: str,
         reference: FloatReference,
-        judge: Judge,
+        validation: ValidationData,
         versions: Collection[str] = (),
     ) -> None:
         self.trainer, self.name, self.reference = trainer, name, reference
@@ -52,7 +52,12 @@ class ValidationRound:
             if self.versions and trainer.is_global_zero:
                 self._twin = detached_copy(module).float()
         self._comparison = ValidationComparison(
-            target_of(module, name), self.versions, judge.metric, judge.target_fn, sync=True, device=module.device
+            target_of(module, name),
+            self.versions,
+            validation.metric,
+            validation.target_fn,
+            sync=True,
+            device=module.device,
         )
 
     def update(self, batch: Any) -> None:
@@ -63,14 +68,14 @@ class ValidationRound:
         """Stop listening, and compute nothing: that would wait for other processes."""
         self._comparison.stop()
 
-    def finish(self, judge: Judge) -> Results:
+    def finish(self, validation: ValidationData) -> Results:
         """The figures of all versions, by those: the metric's, and what the module's own validation logs.
 
         For the latter each version takes a pass over the validation data, in the first process and on the CPU, while
         the others wait.
 
         Args:
-            judge: the validation data.
+            validation: the validation data.
 
         Returns:
             the figures; none of its own of a version that the user's code cannot be run with, which a warning says.
@@ -79,20 +84,20 @@ class ValidationRound:
         if self.reference.model is not None:
             self.reference.model.cpu()
         if self.versions:
-            for version, own in on_first_process(self.trainer, lambda: self._own_figures(judge)).items():
+            for version, own in on_first_process(self.trainer, lambda: self._own_figures(validation)).items():
                 results[version] = own | results.get(version, {})
         if "fp32" in self.versions:
             self.reference.take_results(results.get("fp32", {}))
         return results
 
-    def _own_figures(self, judge: Judge) -> Results:
+    def _own_figures(self, validation: ValidationData) -> Results:
         found: Results = {}
         weights = self.reference.baseline().weights(self.name)
         assert self._twin is not None
         with torch.inference_mode(False):
             for version, model in self.versions.items():
                 try:
-                    found[version] = own_figures(self._twin, self.name, judge, version, model, weights)
+                    found[version] = own_figures(self._twin, self.name, validation, version, model, weights)
                 except Exception as error:  # whatever the user's validation cannot do outside of its own run
                     reason = f"{version} could not be evaluated on the validation data: {type(error).__name__}: {error}"
                     warnings.warn(f"lq: {reason}", stacklevel=2)

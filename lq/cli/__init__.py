@@ -1,3 +1,3 @@
-"""The ``lq`` command: a file a verb, and what makes its arguments, its help and its errors readable."""
+"""The ``lq`` command: a file a subcommand, and what makes its arguments, its help and its errors readable."""
 
 from lq.cli.command import main as main

@@ -11,11 +11,11 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lq.analysis import SensitivityOptions, analyze_layers
 from lq.analysis.score import single_metric
 from lq.cli.common import prepared_target, qat_callback
-from lq.detached import detached_copy
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.target import prepared_graph
+from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
 from lq.metrics import targets_of
 from lq.report.layers import print_layers, write_layers
-from lq.target import prepared_graph
-from lq.validation import call_sample, first_validation_call, labels_of, validation_samples
 
 
 def analyze_layers_of(

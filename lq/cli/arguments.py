@@ -16,14 +16,14 @@ from lq.cli.import_paths import imported
 CONFIG = "config.yaml"
 
 
-def completed(verb: str, args: Sequence[str]) -> list[str]:
-    """The arguments of a verb, with what can be known without asking for it.
+def completed(subcommand: str, args: Sequence[str]) -> list[str]:
+    """The arguments of a subcommand, with what can be known without asking for it.
 
     Without ``--config`` and ``--model``, the ``config.yaml`` of the run counts that a checkpoint or an artifact lies
     in. Arguments that the module's class demands and nobody gave are taken from the checkpoint's hyperparameters.
 
     Args:
-        verb: such as "export".
+        subcommand: such as "export".
         args: what follows it.
 
     Returns:
@@ -34,7 +34,7 @@ def completed(verb: str, args: Sequence[str]) -> list[str]:
         ['--ckpt_path', 'no.ckpt', '--model', 'my_module.Net']
     """
     args = list(args)
-    if verb != "fit" and not any(_values(args, "--config", "-c", "--model")):
+    if subcommand != "fit" and not any(_values(args, "--config", "-c", "--model")):
         config = config_of(next(_values(args, "--ckpt_path"), None), next(_values(args, "--artifact"), None))
         if config is not None:
             print(f"lq: settings of {config} (--config or --model takes others)", file=sys.stderr)

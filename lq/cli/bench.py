@@ -12,9 +12,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.callback.preparation import choose_target
 from lq.cli.common import qat_callback
-from lq.export.bench import bench
+from lq.lightning_module.target import target_of
 from lq.report.bench import print_bench
-from lq.target import target_of
+from lq.timing.bench import bench
 
 
 def bench_artifact(

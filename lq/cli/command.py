@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from lq.cli.verbs import OWN_VERBS, VERBS, debugging, overview
+from lq.cli.subcommands import OWN_SUBCOMMANDS, SUBCOMMANDS, debugging, overview
 
 # Messages about the machinery under a run, which nobody who reads its output can act upon.
 _NOISE = (
@@ -46,22 +46,22 @@ def main() -> None:
 
 
 def _run(args: list[str]) -> None:
-    verb = _verb_of(args)
-    if verb is None and (not args or args[0] in ("-h", "--help", "--help-all")):
+    subcommand = _subcommand_of(args)
+    if subcommand is None and (not args or args[0] in ("-h", "--help", "--help-all")):
         print(overview(), file=sys.stdout if args else sys.stderr)
         sys.exit(0 if args else 2)
     if args == ["--version"]:
         print(f"lq {sys.modules['lq'].__version__}")
         return
-    if verb == "doctor":
+    if subcommand == "doctor":
         from lq.cli.doctor import main as doctor
 
         doctor(args[1:])
         return
-    _run_lightning(verb, args)
+    _run_lightning(subcommand, args)
 
 
-def _run_lightning(verb: str | None, args: list[str]) -> None:
+def _run_lightning(subcommand: str | None, args: list[str]) -> None:
     import torch
 
     from lq.cli.arguments import completed
@@ -70,29 +70,29 @@ def _run_lightning(verb: str | None, args: list[str]) -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
-    if verb in OWN_VERBS:  # they compute on the CPU
+    if subcommand in OWN_SUBCOMMANDS:  # they compute on the CPU
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_about_devices)
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     # What save_hyperparameters(parser.parse_args()) puts into checkpoints; it holds values and runs nothing.
     torch.serialization.add_safe_globals([argparse.Namespace])
     everything = "--help-all" in args
     args = ["--help" if arg == "--help-all" else arg for arg in args]
-    if verb is not None:
-        at = args.index(verb) + 1
-        args = [*args[:at], *completed(verb, args[at:])]
+    if subcommand is not None:
+        at = args.index(subcommand) + 1
+        args = [*args[:at], *completed(subcommand, args[at:])]
     sys.argv[1:] = args  # Lightning starts the other processes of a run with these
-    LQCLI(verb, everything)
+    LQCLI(subcommand, everything)
 
 
-def _verb_of(args: list[str]) -> str | None:
-    """The verb among the arguments; ``None`` if only a configuration can name it."""
+def _subcommand_of(args: list[str]) -> str | None:
+    """The subcommand among the arguments; ``None`` if only a configuration can name it."""
     if args and args[0].startswith("-"):
-        return next((arg for arg in args if arg in VERBS), None)
-    if args and args[0] not in VERBS:
+        return next((arg for arg in args if arg in SUBCOMMANDS), None)
+    if args and args[0] not in SUBCOMMANDS:
         from lq.cli.import_paths import suggestion
 
-        near = suggestion(args[0], VERBS) or f"; choose from {', '.join(VERBS)}"
-        print(f"lq: error: there is no verb {args[0]!r}{near}", file=sys.stderr)
+        near = suggestion(args[0], SUBCOMMANDS) or f"; choose from {', '.join(SUBCOMMANDS)}"
+        print(f"lq: error: there is no subcommand {args[0]!r}{near}", file=sys.stderr)
         sys.exit(2)
     return args[0] if args else None
 

@@ -1,4 +1,4 @@
-"""What the verbs have in common."""
+"""What the subcommands have in common."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch import nn
 from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
-from lq.checkpoint_entry import CheckpointEntry
+from lq.checkpoints.entry import CheckpointEntry
 from lq.cli.weights import read_qat
-from lq.detached import detached_copy
-from lq.export.delivery import Order
-from lq.export.directory import AnyPath
-from lq.export.remote import local_path
-from lq.loaders import training_batches
+from lq.config.qconfig import QConfig
+from lq.deployment.settings import ExportSettings
+from lq.export.artifact.directory import AnyPath
+from lq.export.artifact.remote import local_path
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.loaders import training_batches
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import Sample, call_sample, samples_of
 from lq.ptq.static import StaticOptions, prepare_and_calibrate
-from lq.qconfig import QConfig
 from lq.report.history import read_history
-from lq.target import target_of
-from lq.validation import Sample, call_sample, samples_of
 
 
 def qat_callback(trainer: Trainer) -> QATCallback:
@@ -99,12 +99,12 @@ def calibrate_target(
     prepare_and_calibrate(model.cpu().float().eval(), name, samples, qconfig, call, options)
 
 
-def order_of(
+def export_settings_of(
     callback: QATCallback, exporters: Sequence[Any] | None, directory: AnyPath, manifest: dict[str, Any]
-) -> Order:
+) -> ExportSettings:
     """What the callback orders, with other exporters if given, for another directory."""
-    chosen = callback.order.exporters if exporters is None else tuple(exporters)
-    return replace(callback.order, exporters=chosen, directory=directory, manifest=manifest)
+    chosen = callback.export_settings.exporters if exporters is None else tuple(exporters)
+    return replace(callback.export_settings, exporters=chosen, directory=directory, manifest=manifest)
 
 
 def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:

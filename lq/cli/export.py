@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lq.callback.preparation import choose_target
-from lq.cli.common import beside, float_copy, order_of, qat_callback
-from lq.cli.delivery import deliver_judged, deliver_without_data, has_validation_data
+from lq.cli.common import beside, export_settings_of, float_copy, qat_callback
+from lq.cli.deployment import deploy_with_validation, deploy_without_data, has_validation_data
 from lq.cli.weights import read_qat
-from lq.deploy import Baseline
-from lq.export.delivery import Deployment
+from lq.deployment.deploy import Baseline
+from lq.deployment.results import Deployment
 
 
 def export_checkpoint(
@@ -49,7 +49,7 @@ def export_checkpoint(
         raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
     callback = qat_callback(trainer)
     manifest: dict[str, Any] = {"weights": str(ckpt_path)}
-    order = order_of(callback, exporters, export_dir or beside(ckpt_path), manifest)
+    settings = export_settings_of(callback, exporters, export_dir or beside(ckpt_path), manifest)
     checkpoint = read_qat(ckpt_path, weights_only, model)
     if not checkpoint.is_qat:
         raise ValueError(
@@ -62,5 +62,5 @@ def export_checkpoint(
     checkpoint.load_qat(model)
     baseline = Baseline(float_model, entry.fp32, has_weights=False)
     if not has_validation_data(model, datamodule):
-        return deliver_without_data(model, entry, order, baseline)
-    return deliver_judged(trainer, model, entry.target, datamodule, order, baseline)
+        return deploy_without_data(model, entry, settings, baseline)
+    return deploy_with_validation(trainer, model, entry.target, datamodule, settings, baseline)

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: first the options of the verb itself, all on one screen; ``--help-all`` the rest."""
+"""What ``--help`` prints: first the options of the subcommand itself, all on one screen; ``--help-all`` the rest."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 
 from lq.cli.markup import first_sentence, without_markup
-from lq.cli.verbs import OWN_VERBS, VERBS
+from lq.cli.subcommands import OWN_SUBCOMMANDS, SUBCOMMANDS
+from lq.compat.parsers import actions_of
 
 _COLUMN = 24  # where the explanations begin
 _MOST_SUBCLASSES = 12
 
-# Of the Trainer's forty options, those that a verb makes use of.
+# Of the Trainer's forty options, those that a subcommand makes use of.
 _OF_A_RUN = ("max_epochs", "accelerator", "devices", "precision", "callbacks", "logger", "fast_dev_run")
 _OF_AN_EVALUATION = ("accelerator", "devices", "precision", "logger")
-_OF_A_VERB = ("callbacks", "limit_val_batches", "default_root_dir")
+_OF_A_SUBCOMMAND = ("callbacks", "limit_val_batches", "default_root_dir")
 _TRAINER = {"fit": _OF_A_RUN, **dict.fromkeys(("validate", "test", "predict"), _OF_AN_EVALUATION)}
 
 _MODEL_AND_DATA = (
@@ -64,20 +65,20 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         super().add_text(text and without_markup(text))
 
 
-def verb_help(verb: str, parser: argparse.ArgumentParser, own: Sequence[str]) -> str:
-    """One screen for a verb.
+def subcommand_help(subcommand: str, parser: argparse.ArgumentParser, own: Sequence[str]) -> str:
+    """One screen for a subcommand.
 
     Args:
-        verb: such as "export".
+        subcommand: such as "export".
         parser: of its arguments.
-        own: names of the options that are the verb's, in order.
+        own: names of the options that are the subcommand's, in order.
 
     Returns:
         the text.
     """
-    actions = {action.dest: action for action in parser._actions}
-    in_full = verb in OWN_VERBS
-    trainer = [f"trainer.{name}" for name in _TRAINER.get(verb, _OF_A_VERB)]
+    actions = {action.dest: action for action in actions_of(parser)}
+    in_full = subcommand in OWN_SUBCOMMANDS
+    trainer = [f"trainer.{name}" for name in _TRAINER.get(subcommand, _OF_A_SUBCOMMAND)]
     sections = [
         ("options:", _rows((actions[name] for name in own if name in actions), in_full)),
         ("model and data:", _MODEL_AND_DATA),
@@ -85,11 +86,11 @@ def verb_help(verb: str, parser: argparse.ArgumentParser, own: Sequence[str]) ->
         ("more:", _MORE),
     ]
     parts = [
-        f"usage: lq {verb} [options]",
-        _wrapped(parser.description or "" if in_full else f"{VERBS[verb]}.".capitalize(), ""),
+        f"usage: lq {subcommand} [options]",
+        _wrapped(parser.description or "" if in_full else f"{SUBCOMMANDS[subcommand]}.".capitalize(), ""),
     ]
     parts += ["\n".join([title, *(_row(*row) for row in rows)]) for title, rows in sections]
-    parts.append(f"example:\n  {_EXAMPLES[verb]}" if verb in _EXAMPLES else "")
+    parts.append(f"example:\n  {_EXAMPLES[subcommand]}" if subcommand in _EXAMPLES else "")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""LightningCLI with the verbs of lq, and with settings from checkpoints."""
+"""LightningCLI with the subcommands of lq, and with settings from checkpoints."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lq.callback import QATCallback
-from lq.checkpoint import Checkpoint
+from lq.checkpoints.checkpoint import Checkpoint
 from lq.cli.arguments import typed_arguments
 from lq.cli.help import Formatter
 from lq.cli.hyperparameters import hyperparameters_of, model_settings, same, with_attributes
 from lq.cli.parser import Parser
+from lq.cli.subcommands import OWN_SUBCOMMANDS
 from lq.cli.trainer import QATTrainer
-from lq.cli.verbs import OWN_VERBS
+from lq.compat.parsers import Instantiator, move_last_group_first, options_of_subcommand
 from lq.console import LineProgress, is_terminal
 
 
 class LQCLI(LightningCLI):
-    """LightningCLI that knows more verbs, and writes one line an epoch where its output is not a terminal.
+    """LightningCLI that knows more subcommands, and writes one line an epoch where its output is not a terminal.
 
     Args:
-        verb: the only one to make a parser for, which takes its time; ``None`` makes those of all.
+        subcommand: the only one to make a parser for, which takes its time; ``None`` makes those of all.
         help_of_everything: whether ``--help`` shows all options.
     """
 
-    def __init__(self, verb: str | None = None, help_of_everything: bool = False) -> None:
-        self._verb, self._help_of_everything = verb, help_of_everything
+    def __init__(self, subcommand: str | None = None, help_of_everything: bool = False) -> None:
+        self._only, self._help_of_everything = subcommand, help_of_everything
         super().__init__(
             trainer_class=QATTrainer,
             subclass_mode_model=True,
@@ -51,25 +52,26 @@ class LQCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As Lightning does; without a float model, ``bench`` measures the others."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        needs_model = self._verb != "bench"
+        needs_model = self._only != "bench"
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=needs_model)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Tell each parser which options are those of its verb."""
+        """Tell each parser which options are those of its subcommand."""
         super().setup_parser(*args, **kwargs)
-        for verb, parser in self._subcommand_parsers.items():
+        for subcommand in self.subcommands():
+            parser, parser_options = options_of_subcommand(self, subcommand)
             assert isinstance(parser, Parser)
-            parser.verb, parser.own = verb, self._subcommand_method_arguments[verb]
+            parser.name, parser.own = subcommand, parser_options
             parser.help_of_everything = self._help_of_everything
-            parser.usage = f"lq {verb} [options]"
-            _put_first(parser, f"options of {verb}")
+            parser.usage = f"lq {subcommand} [options]"
+            move_last_group_first(parser, f"options of {subcommand}")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Lightning's, and those of :class:`lq.cli.trainer.QATTrainer`."""
-        own = {name: {"model", "datamodule"} for name in OWN_VERBS}
-        verbs = {**LightningCLI.subcommands(), **own}
-        return verbs if self._verb is None else {self._verb: verbs[self._verb]}
+        own = {name: {"model", "datamodule"} for name in OWN_SUBCOMMANDS}
+        subcommands = {**LightningCLI.subcommands(), **own}
+        return subcommands if self._only is None else {self._only: subcommands[self._only]}
 
     def _parse_ckpt_path(self) -> None:
         """Take the hyperparameters of ``ckpt_path`` as those of the configured class.
@@ -101,7 +103,7 @@ class LQCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         """Add Lightning's, and before them one that gives mappings as ``load_from_checkpoint`` does."""
         super()._add_instantiators()
-        theirs = _InstantiatorFn(cli=self, key="model")
+        theirs = Instantiator(cli=self, key="model")
 
         def instantiate(kind: type, /, *args: Any, applied_instantiation_links: Any, **given: Any) -> Any:
             links = {"applied_instantiation_links": applied_instantiation_links}
@@ -131,13 +133,6 @@ def _callback_of(path: str | None, weights_only: bool | None) -> list[QATCallbac
         return []
     entry = checkpoint.entry
     return [QATCallback(target=entry.target, qconfig=entry.qconfig)]
-
-
-def _put_first(parser: LightningArgumentParser, title: str) -> None:
-    """Where all options are shown, those of the verb, which were added last, come first."""
-    groups: Any = parser._action_groups
-    groups[-1].title = title
-    groups.insert(0, groups.pop())
 
 
 def _say(text: str) -> None:

@@ -22,7 +22,7 @@ def without_markup(text: str) -> str:
     """Text without the roles, backticks and directives of reStructuredText and Markdown.
 
     Example:
-        >>> without_markup("see :class:`~lq.export.parity.Gate`, ``x=None`` or `the paper <https://a.b/c>`_")
+        >>> without_markup("see :class:`~lq.export.parity.gate.Gate`, ``x=None`` or `the paper <https://a.b/c>`_")
         'see Gate, x=None or the paper (https://a.b/c)'
         >>> without_markup("**Now** :paramref:`~lightning.Trainer.profiler` and [this](https://a.b)")
         'Now profiler and this (https://a.b)'

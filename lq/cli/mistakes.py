@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from lq.cli.hyperparameters import argument_names
 from lq.cli.import_paths import imported, suggestion, why_not
+from lq.compat.parsers import actions_of
 
 _BASES: dict[str, type] = {
     "model": LightningModule,
@@ -135,4 +136,4 @@ def options_of(parser: argparse.ArgumentParser) -> list[str]:
         >>> options_of(argparse.ArgumentParser(add_help=False))
         []
     """
-    return [option for action in parser._actions for option in action.option_strings if not option.endswith("+")]
+    return [option for action in actions_of(parser) for option in action.option_strings if not option.endswith("+")]

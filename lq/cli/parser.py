@@ -1,4 +1,4 @@
-"""The parser of a verb: its help fits on a screen, its errors in a line."""
+"""The parser of a subcommand: its help fits on a screen, its errors in a line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lq.cli.help import Formatter, verb_help
+from lq.cli.help import Formatter, subcommand_help
 from lq.cli.mistakes import in_one_line, options_of
-from lq.cli.verbs import debugging
+from lq.cli.subcommands import debugging
+from lq.compat.parsers import subparsers_of
 
 
 class Parser(LightningArgumentParser):
     """Lightning's parser with short help and short errors; the parsers of classes inside of it are of its kind, too."""
 
-    verb = ""
+    name = ""
     own: Sequence[str] = ()
     help_of_everything = False
 
@@ -26,8 +27,8 @@ class Parser(LightningArgumentParser):
 
     def format_help(self, *args: Any) -> str:
         """One screen, or all of it; of a class that options ask the help of, its arguments."""
-        if self.verb and not self.help_of_everything:
-            return verb_help(self.verb, self, self.own)
+        if self.name and not self.help_of_everything:
+            return subcommand_help(self.name, self, self.own)
         self.usage = self.usage or argparse.SUPPRESS
         return super().format_help(*args)
 
@@ -35,13 +36,9 @@ class Parser(LightningArgumentParser):
         """Say in one line what is wrong, and end with exit status 2."""
         if not self.exit_on_error or debugging():
             super().error(message, ex)
-        parsers = [self, *self._of_verbs()]
-        verbs = [parser.verb for parser in parsers if parser.verb]
+        parsers = [self, *subparsers_of(self)]
+        subcommands = [parser.name for parser in parsers if parser.name]
         options = [option for parser in parsers for option in options_of(parser)]
-        command = f"lq {verbs[0]}" if len(verbs) == 1 else "lq"
+        command = f"lq {subcommands[0]}" if len(subcommands) == 1 else "lq"
         print(f"lq: error: {in_one_line(message, command, options)}", file=sys.stderr)
         sys.exit(2)
-
-    def _of_verbs(self) -> list[Parser]:
-        actions = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
-        return [parser for action in actions for parser in action.choices.values()]

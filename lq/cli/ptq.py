@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lq.callback.preparation import choose_target
-from lq.cli.common import calibrate_target, float_copy, order_of, qat_callback
-from lq.cli.delivery import deliver_judged
+from lq.cli.common import calibrate_target, export_settings_of, float_copy, qat_callback
+from lq.cli.deployment import deploy_with_validation
 from lq.cli.weights import read_checkpoint
-from lq.deploy import Baseline
-from lq.export.delivery import Deployment
+from lq.deployment.deploy import Baseline
+from lq.deployment.results import Deployment
 from lq.ptq.static import StaticOptions
 
 
@@ -59,7 +59,9 @@ def quantize_after_training(
     if checkpoint is not None:
         checkpoint.load_float(model)
     directory = export_dir or f"{trainer.default_root_dir.rstrip('/')}/ptq-int8"
-    order = order_of(callback, exporters, directory, {"weights": "post-training quantization", "target": name})
+    settings = export_settings_of(
+        callback, exporters, directory, {"weights": "post-training quantization", "target": name}
+    )
     float_model = float_copy(model, name)
     calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(batch_norm, bias, batches))
-    return deliver_judged(trainer, model, name, datamodule, order, Baseline(float_model))
+    return deploy_with_validation(trainer, model, name, datamodule, settings, Baseline(float_model))

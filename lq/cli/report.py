@@ -10,22 +10,23 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lq.analysis import CompareOptions, StudyOptions, study
+from lq.analysis import CompareOptions
 from lq.backends.prepare import qconfig_of
 from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
-from lq.checkpoint_entry import CheckpointEntry
+from lq.checkpoints.entry import CheckpointEntry
 from lq.cli.common import check_float, float_copy, history_of, qat_callback, run_of
 from lq.cli.weights import read_checkpoint, read_qat
-from lq.detached import detached_copy
-from lq.evaluation import Judge, logged_by
-from lq.loaders import spread, training_batches
+from lq.deployment.evaluation import ValidationData, logged_by
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.loaders import spread, training_batches
+from lq.lightning_module.target import prepared_graph
+from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
 from lq.metrics import targets_of
 from lq.metrics.outputs import plain_targets_of
+from lq.report.measure import MeasureOptions, measure
 from lq.report.page import Findings, write_page, write_picture
 from lq.report.table import print_table
-from lq.target import prepared_graph
-from lq.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
 
 
 def report_on(
@@ -115,21 +116,23 @@ def _findings(
     qat = None if entry is None else prepared_graph(model, name, example)
     labels = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)
     test = validation_samples(model, name, loaders, datamodule, labels, batches)
-    judge = Judge(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)
-    limit, own = batches and len(test), _own_figures(model, name, judge)
+    validation = ValidationData(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)
+    limit, own = batches and len(test), _own_figures(model, name, validation)
     how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=limit, own=own)
     qconfig = callback.qconfig if qat is None else qconfig_of(qat)
     history = history_of(run_of(artifact, ckpt_path), entry)
-    return study(subject.float_model, train, test, qconfig, qat, artifact, history, StudyOptions(how))
+    return measure(subject.float_model, train, test, qconfig, qat, artifact, history, MeasureOptions(how))
 
 
-def _own_figures(model: LightningModule, name: str, judge: Judge) -> Callable[[Callable[..., Any]], dict[str, float]]:
+def _own_figures(
+    model: LightningModule, name: str, validation: ValidationData
+) -> Callable[[Callable[..., Any]], dict[str, float]]:
     """What the user's own validation logs, with a version in the target's place."""
     twin = detached_copy(model)
 
     def own(version: Callable[..., Any]) -> dict[str, float]:
         try:
-            return logged_by(twin, name, judge, "a model", version)
+            return logged_by(twin, name, validation, "a model", version)
         except Exception as error:  # what validation_step does with an output may suit the target's alone
             rank_zero_warn(f"lq: a model could not be judged by validation_step: {error}")
             return {}

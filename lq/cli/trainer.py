@@ -1,4 +1,4 @@
-"""The Trainer of the ``lq`` command: verbs for what follows a training."""
+"""The Trainer of the ``lq`` command: subcommands for what follows a training."""
 
 from __future__ import annotations
 

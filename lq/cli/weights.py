@@ -1,4 +1,4 @@
-"""The weights that a verb was given: a checkpoint, or the directory of an artifact."""
+"""The weights that a subcommand was given: a checkpoint, or the directory of an artifact."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lq.callback.preparation import choose_target
-from lq.checkpoint import Checkpoint
-from lq.checkpoint_entry import FORMAT_VERSION, KEY
-from lq.export.artifact import load_prepared_state
-from lq.export.manifest import read_manifest
-from lq.export.remote import local_path
+from lq.checkpoints.checkpoint import Checkpoint
+from lq.checkpoints.entry import FORMAT_VERSION, KEY
+from lq.export.artifact.int8_model import load_prepared_state
+from lq.export.artifact.manifest import read_manifest
+from lq.export.artifact.remote import local_path
 from lq.fields import Field
 
 
 def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
-    """The checkpoint that a verb was given, if it was given any; plain data only, unless the user says otherwise."""
+    """The checkpoint that a subcommand was given, if any; plain data only, unless the user says otherwise."""
     return None if ckpt_path is None else Checkpoint.read(ckpt_path, weights_only is not False)
 
 

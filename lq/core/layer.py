@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.compat.torch_private import BatchNorm
+from lq.config.specs import WeightSpec
 from lq.core.lsq import LearnedScale
 from lq.core.state import QATState
 from lq.core.weight_quantizer import WeightQuantizer, along_channels, fold_batch_norm
-from lq.specs import WeightSpec
 
 
 class QATLayer(nn.Module):
@@ -73,7 +73,7 @@ class QATLayer(nn.Module):
             return plain if bn is None else bn(plain)
         if bn is None:
             return self._compute(x, self._quantized(), self.bias)
-        norm = cast(_BatchNorm, bn)
+        norm = cast(BatchNorm, bn)
         # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
         # Evaluation does not ask for the phase, or torch.compile would compile it for each.
         if not self.training or (self.state.freeze_bn and x.numel() >= self.weight.numel()):
@@ -91,7 +91,7 @@ class QATLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.quantizer.forget()
 
-    def _folding(self, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+    def _folding(self, bn: BatchNorm) -> tuple[Tensor, Tensor]:
         """What weight and bias become with ``bn`` folded in: a factor per channel and the new bias, in float32."""
         return fold_batch_norm(bn, self.bias)
 
@@ -99,7 +99,7 @@ class QATLayer(nn.Module):
         return along_channels(vector, self.weight, self.channel_axis)
 
     @torch.no_grad()
-    def integer_weight(self, bn: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def integer_weight(self, bn: BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the int8 model computes with.
 
         Returns:
@@ -126,7 +126,7 @@ class QATLayer(nn.Module):
         return f"{super().extra_repr()}, weight={self.weight_spec}"
 
 
-def _normalize_frozen(y: Tensor, bn: _BatchNorm) -> Tensor:
+def _normalize_frozen(y: Tensor, bn: BatchNorm) -> Tensor:
     return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, training=False, eps=bn.eps)
 
 

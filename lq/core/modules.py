@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.config.specs import WeightSpec
 from lq.core.layer import QATLayer
 from lq.core.state import QATState
-from lq.specs import WeightSpec
 
 
 class QATLinear(QATLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear says Tensor of a bias that may be None

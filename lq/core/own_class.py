@@ -7,6 +7,10 @@ from torch import nn
 USERS_CLASS = "_lq_class"
 
 
+class Converted(nn.Module):
+    """Marks a module that computes with integers, so that nobody prepares it again."""
+
+
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, of an instrumented one that which it had before.
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lq.config.specs import ActivationSpec
 from lq.core.functional import affine_qparams
 from lq.core.packed import Scalar
-from lq.specs import ActivationSpec
 
 # The ends of what an absorbed activation lets pass.
 ACTIVATIONS: dict[str, tuple[float, float]] = {

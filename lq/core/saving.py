@@ -15,10 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-# Private, with probes in tests/core/test_saving.py and tests/instrument/test_checkpointing.py: the innermost pair of
-# hooks on saved tensors, and whether there may be any, as there may not within torch.func.
-innermost_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
-_may_hook: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
+from lq.compat.torch_private import innermost_saved_tensors_hooks, may_hook_saved_tensors, storage_key, version_of
 
 
 class _Known:
@@ -76,7 +73,7 @@ class Saving:
     @staticmethod
     def is_possible() -> bool:
         """Whether nobody else looks after saved tensors here, such as torch.utils.checkpoint or torch.func."""
-        return _may_hook() and innermost_hooks(False) is None
+        return may_hook_saved_tensors() and innermost_saved_tensors_hooks(False) is None
 
     def __enter__(self) -> Saving:
         self._hooks.__enter__()
@@ -99,24 +96,24 @@ class Saving:
 
     def made(self, tensor: Tensor) -> None:
         """A tensor has its values now; if it is written into later, it is another one."""
-        known = self._known.get(tensor.untyped_storage()._cdata)
+        known = self._known.get(storage_key(tensor))
         if known is not None:
-            known.version = tensor._version
+            known.version = version_of(tensor)
 
     def _pack(self, tensor: Tensor) -> Any:
         if tensor.layout is torch.strided:
-            known = self._known.get(tensor.untyped_storage()._cdata)
-            if known is not None and known.version in (None, tensor._version):
+            known = self._known.get(storage_key(tensor))
+            if known is not None and known.version in (None, version_of(tensor)):
                 return _Part(known, tensor)
         # Detached, since a result that its own node holds would never be freed.
-        return (tensor if tensor.is_leaf else tensor.detach()), tensor._version
+        return (tensor if tensor.is_leaf else tensor.detach()), version_of(tensor)
 
 
 def current() -> Saving | None:
     """The innermost block, unless other hooks are on top of it, as within a checkpointed part."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
-    hooks = innermost_hooks(False)
+    hooks = innermost_saved_tensors_hooks(False)
     owner = None if hooks is None else getattr(hooks[0], "__self__", None)
     return owner if isinstance(owner, Saving) else None
 
@@ -135,9 +132,9 @@ def require_version(tensor: Tensor, version: int) -> None:
     Raises:
         RuntimeError: if it has.
     """
-    if tensor._version != version:
+    if version_of(tensor) != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: a "
-            f"{tensor.dtype} of shape {list(tensor.shape)} is at version {tensor._version}; expected version {version} "
-            "instead. Write into it after the backward pass, or into a copy of it."
+            f"{tensor.dtype} of shape {list(tensor.shape)} is at version {version_of(tensor)}; expected version "
+            f"{version} instead. Write into it after the backward pass, or into a copy of it."
         )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lq.config.specs import ActivationSpec
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
 from lq.core.collective import all_reduce
@@ -29,7 +30,6 @@ from lq.core.qparams import (
     slot_grid,
     step_and_ends,
 )
-from lq.specs import ActivationSpec
 
 STATE = "qat_state"  # the name under which a prepared module holds it
 

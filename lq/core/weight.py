@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lq.config.specs import WeightSpec
 from lq.core.functional import EPS, SMALLEST_SCALE
 from lq.core.saving import Saving, current, require_version
 from lq.core.scratch import Scratch
-from lq.specs import WeightSpec
 
 # Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
 _CANDIDATES = tuple(2.0 ** (-k / 3) for k in range(9))

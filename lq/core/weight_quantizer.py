@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lq.config.specs import WeightSpec
 from lq.core.lsq import LearnedScale, learned_fake_quantize
 from lq.core.scratch import Scratch
 from lq.core.weight import fake_quantize_weight, quantize_weight, weight_scale
-from lq.specs import WeightSpec
 
 
 class WeightQuantizer(nn.Module):

@@ -8,11 +8,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import fx
 
-from lq.export.signature import Signature, in_float32
+from lq.export.artifact.signature import Signature, in_float32
 from lq.tracing.structure import Inputs, in_plain_containers
 
 Choice = str | Mapping[str, Mapping[str, Any]]
@@ -25,7 +26,7 @@ class Exporter:
     Args:
         name: its name in the table.
         files: what it writes.
-        module: where its functions are.
+        module: where its functions are, in ``lq.export.formats``.
         needs: packages that it imports.
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
@@ -76,7 +77,7 @@ class Exporter:
         Raises:
             ValueError: naming the file and what it would do.
         """
-        check = getattr(importlib.import_module(self.module), f"check_file{self.suffix}", None)
+        check = getattr(self.functions, f"check_file{self.suffix}", None)
         if check is not None:
             self.check_installed()
             check(directory)
@@ -86,8 +87,13 @@ class Exporter:
         """Names of the options of ``export``."""
         return tuple(inspect.signature(self._function("export")).parameters)[3:]
 
+    @property
+    def functions(self) -> ModuleType:
+        """The module, imported when it is first asked for."""
+        return importlib.import_module(f"lq.export.formats.{self.module}")
+
     def _function(self, name: str) -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(importlib.import_module(self.module), name + self.suffix)
+        function: Callable[..., Any] = getattr(self.functions, name + self.suffix)
         return function
 
 
@@ -96,19 +102,19 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "lq.export.torchscript"),
-        Exporter("onnx", ("int8.onnx",), "lq.export.onnx", _ONNX, "onnx", rounds_bias=True),
-        Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.onnx", _ONNX, "onnx", "_tensorrt"),
-        Exporter("pt2", ("int8.pt2",), "lq.export.pt2"),
+        Exporter("torch", ("int8.pt",), "torchscript"),
+        Exporter("onnx", ("int8.onnx",), "onnx", _ONNX, "onnx", rounds_bias=True),
+        Exporter("tensorrt", ("int8.tensorrt.onnx",), "onnx", _ONNX, "onnx", "_tensorrt"),
+        Exporter("pt2", ("int8.pt2",), "pt2"),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),
-            "lq.export.openvino",
+            "openvino",
             ("openvino", "onnx", "onnxscript"),
             "openvino",
         ),
-        Exporter("executorch", ("int8.pte",), "lq.export.executorch", ("executorch",), "executorch", rounds_bias=True),
-        Exporter("litert", ("int8.tflite",), "lq.export.litert", ("ai_edge_litert",), "litert", rounds_bias=True),
+        Exporter("executorch", ("int8.pte",), "executorch", ("executorch",), "executorch", rounds_bias=True),
+        Exporter("litert", ("int8.tflite",), "litert", ("ai_edge_litert",), "litert", rounds_bias=True),
     )
 }
 
@@ -186,7 +192,7 @@ def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"exporter {name!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
-    check = getattr(importlib.import_module(exporter.module), "check_options", None)
+    check = getattr(exporter.functions, "check_options", None)
     if check is not None:
         check(**options)
     return Chosen(exporter, dict(options))

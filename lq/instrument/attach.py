@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.compat.torch_private import BatchNorm
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.own_class import is_plain_leaf
 from lq.core.state import STATE, QATState
@@ -110,7 +110,7 @@ class _Attaching:
         norm = self._site(layer.norm)
         norm.folds_with = site.index
         site.norm = self.places[layer.norm.place].module
-        if isinstance(site.norm, _BatchNorm) and site.norm.num_batches_tracked is not None:
+        if isinstance(site.norm, BatchNorm) and site.norm.num_batches_tracked is not None:
             self._site(CallAt(layer.norm.place, "add", 0)).counter = True
 
     def _weight(self, layer: Any) -> torch.Tensor | None:

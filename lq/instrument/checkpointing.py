@@ -13,13 +13,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointFunction
 
-from lq.core.saving import innermost_hooks
+from lq.compat.torch_private import innermost_saved_tensors_hooks
 from lq.instrument.places import Call, Instrument, Place
-
-
-def is_backward() -> bool:
-    """Whether this thread is in a backward pass, so that a forward in it is a recomputation."""
-    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class _Again:
@@ -97,7 +92,7 @@ def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    hooks = innermost_hooks(False)
+    hooks = innermost_saved_tensors_hooks(False)
     if hooks is None:
         return
     for cell in getattr(hooks[0], "__closure__", None) or ():

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lq.compat.torch_private import HigherOrderOperator, is_backward
 from lq.core.saving import Saving
 from lq.instrument.checkpointing import (
-    is_backward,
     notice_checkpoint,
     refuse_reentrant,
     refuse_reentrant_part,
@@ -57,7 +57,7 @@ class SiteMode(TorchFunctionMode):
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
-        if isinstance(func, torch._ops.HigherOrderOperator):
+        if isinstance(func, HigherOrderOperator):
             args = tuple(self._inside(arg) for arg in args)
         return func(*args, **kwargs)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing import ops
 from lq.tracing.ends import Ends
 from lq.tracing.labels import Calls, is_of_torch, labels_of

@@ -45,7 +45,7 @@ class AnnotatedMobileNetV2(nn.Module):
     Example:
         >>> import torch
         >>> from lq.backends.prepare import plan_of, prepare
-        >>> from lq.qconfig import QConfig
+        >>> from lq.config.qconfig import QConfig
         >>> prepared = prepare(AnnotatedMobileNetV2(), QConfig(backend="eager"))
         >>> print(plan_of(prepared).summary().partition(": ")[2])
         12 of 12 layers quantized, 16 fake quantizers, other operations in float: 1

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import set_phase
+from lq.compat.torch_private import BatchNorm
 from lq.console import BatchCounter
 from lq.core.modules import QATLayer
 from lq.ptq.batches import Call, run_batch
@@ -41,7 +41,7 @@ def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Any], call: Cal
         >>> reestimate_batch_norm(prepared, [torch.randn(32, 4) + 5])
         1
     """
-    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in prepared.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     prepared.eval()
@@ -51,7 +51,7 @@ def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Any], call: Cal
         norm.reset_running_stats()
         norm.momentum = None
     for part in prepared.modules():
-        if isinstance(part, (_BatchNorm, QATLayer)) or is_layer(part):
+        if isinstance(part, (BatchNorm, QATLayer)) or is_layer(part):
             part.train()
     try:
         with BatchCounter("lq: BatchNorm statistics") as counter:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lq.checks import check_integer
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
-from lq.plainly import check_integer
 from lq.tracing.structure import map_tensors, tensors_of
 
 Call = Callable[[Any, Any], Any]

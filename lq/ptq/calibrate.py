@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import set_phase, state_of
+from lq.checks import check_integer
 from lq.console import BatchCounter
 from lq.core.state import QATState
-from lq.plainly import check_integer
 from lq.ptq.batches import Call, check_batches, first_batches, run_batch
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lq.backends.int8 import quantized_engine
 from lq.backends.prepare import is_prepared
-from lq.deprecations import quiet_torch_ao, quiet_torchscript
-from lq.detached import detached_copy
-from lq.packages import is_lightning_module
-from lq.plainly import check_module
-from lq.qconfig import PRESETS
+from lq.checks import check_module
+from lq.compat.deprecations import quiet_torch_ao, quiet_torchscript
+from lq.compat.packages import is_lightning_module
+from lq.config.presets import PRESETS
+from lq.conversion.int8 import quantized_engine
+from lq.lightning_module.copies import detached_copy
 
 DYNAMIC_LAYERS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Linear": nn.Linear}
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import plan_of, state_of
+from lq.compat.torch_private import BatchNorm
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.instrument.classes import place_of
 from lq.instrument.sites import Site
@@ -21,14 +21,14 @@ class QuantizedLayer(NamedTuple):
 
     name: str
     module: QATLayer
-    norm: _BatchNorm | None
+    norm: BatchNorm | None
 
 
 def layers_of(prepared: nn.Module) -> list[QuantizedLayer]:
     """The layers with quantized weights, each once, in the order in which they run.
 
     Of a module that is instrumented in place, those whose weights its ``forward`` computes are left out; its graph
-    (:func:`lq.backends.graph.as_graph`) has them too.
+    (:func:`lq.conversion.graph.as_graph`) has them too.
 
     Example:
         >>> from lq.backends.prepare import prepare
@@ -43,7 +43,7 @@ def layers_of(prepared: nn.Module) -> list[QuantizedLayer]:
         module = ops.module_of(node, modules)
         if isinstance(module, QATLayer) and str(node.target) not in found:
             norm = prepared.get_submodule(str(cast(fx.Node, node.args[1]).target)) if len(node.args) > 1 else None
-            found[str(node.target)] = QuantizedLayer(str(node.target), module, cast("_BatchNorm | None", norm))
+            found[str(node.target)] = QuantizedLayer(str(node.target), module, cast("BatchNorm | None", norm))
     return list(found.values())
 
 
@@ -57,7 +57,7 @@ def _layers_in_place(prepared: nn.Module, modules: dict[str, nn.Module]) -> list
             continue
         view: Any = twin.from_float(module, layer.spec, state)
         view.share_quantizer(state.get_submodule(layer.quantizer))
-        norm = None if layer.norm is None else cast(_BatchNorm, modules[layer.norm.place])
+        norm = None if layer.norm is None else cast(BatchNorm, modules[layer.norm.place])
         found[layer.name] = QuantizedLayer(layer.name, view, norm)
     return list(found.values())
 

@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
 from lq.backends.prepare import is_prepared, prepare
-from lq.detached import detached_copy
-from lq.packages import is_lightning_module
-from lq.plainly import as_dataclass, check_flag, check_integer, check_module
+from lq.checks import as_dataclass, check_flag, check_integer, check_module
+from lq.compat.packages import is_lightning_module
+from lq.config.qconfig import QConfig, as_qconfig
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.target import find_target, target_of
 from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import QConfig, as_qconfig
-from lq.target import find_target, target_of
 from lq.tracing.structure import Inputs
 
 
@@ -61,7 +61,7 @@ def quantize_static(
     Args:
         model: any module, or a LightningModule, of which the target is quantized.
         batches: data, e.g. a DataLoader; about 100 of them are used.
-        qconfig: preset name or :class:`~lq.qconfig.QConfig`; activations are calibrated by their histogram unless
+        qconfig: preset name or :class:`lq.QConfig`; activations are calibrated by their histogram unless
             ``qconfig.activation`` says otherwise.
         call: how to run one batch, ``call(model, batch)``; see :func:`~lq.ptq.batches.run_batch`.
         options: see :class:`StaticOptions`.

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, state_of
+from lq.conversion.graph import as_graph
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.core.state import QATState

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.compat.torch_private import BatchNorm
 from lq.core.modules import QATLayer
 
 
 @torch.no_grad()
-def folded_weights(layer: QATLayer, norm: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def folded_weights(layer: QATLayer, norm: BatchNorm | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weight that a layer has in float, the one that int8 gives it, and the bias, BatchNorm folded into all.
 
     Args:

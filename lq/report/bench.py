@@ -17,7 +17,7 @@ def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
     """Lay measurements out, one model a line, with three columns for each batch size.
 
     Args:
-        rows: as :class:`lq.export.bench.Benchmark` has them.
+        rows: as :class:`lq.timing.bench.Benchmark` has them.
         title: line above the table.
 
     Returns:

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lq.report.plots import plot_sensitivity, plot_sqnr
-from lq.report.plots.layers import shares_of_harm
+from lq.report.plots.layers import shares_of_loss
 
 Row = Mapping[str, Any]
 
@@ -31,19 +31,19 @@ def layer_table(sqnr: Sequence[Row], sensitivity: Sequence[Row], costs: Sequence
 
     Returns:
         the table: SQNR of the layer's weight and output alone, that of its output with all before it quantized, its
-        share of the harm, and its time in int8 and in float.
+        share of the loss, and its time in int8 and in float.
 
     Raises:
         ValueError: if there are no layers.
 
     Example:
         >>> noise = [{"name": "fc", "kind": "weight", "sqnr_db": 41.26}]
-        >>> harm = [{"layer": "fc", "direction": "one", "metric": "accuracy", "harm": 0.02, "share": 0.5}]
-        >>> Console(width=80, color_system=None).print(layer_table(noise, harm))  # doctest: +SKIP
+        >>> loss = [{"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}]
+        >>> Console(width=80, color_system=None).print(layer_table(noise, loss))  # doctest: +SKIP
     """
     if not sensitivity:
         raise ValueError("layer_table: no rows; give those of lq.analysis.sensitivity(prepared, batches).")
-    headers = ["weight\nSQNR dB", "output\nSQNR dB", "\naccumulated", "share of\nthe harm", "int8\nms", "float\nms"]
+    headers = ["weight\nSQNR dB", "output\nSQNR dB", "\naccumulated", "share of\nthe loss", "int8\nms", "float\nms"]
     table = Table(
         Column("\nlayer", no_wrap=True, style="cyan"),
         *(Column(header, justify="right", no_wrap=True) for header in headers),
@@ -53,8 +53,8 @@ def layer_table(sqnr: Sequence[Row], sensitivity: Sequence[Row], costs: Sequence
         caption_justify="left",
     )
     noise = {(row["name"], row["kind"]): row for row in sqnr}
-    times, shares = {row["layer"]: row for row in costs}, shares_of_harm(sensitivity)
-    for row in sorted(sensitivity, key=lambda row: -row["harm"]):
+    times, shares = {row["layer"]: row for row in costs}, shares_of_loss(sensitivity)
+    for row in sorted(sensitivity, key=lambda row: -row["loss"]):
         weight, output = noise.get((row["layer"], "weight"), {}), noise.get((row["layer"], "activation"), {})
         cells = [
             _number(weight.get("sqnr_db"), ".1f"),
@@ -101,9 +101,9 @@ def write_layers(
 
     Example:
         >>> import tempfile
-        >>> harm = [{"layer": "fc", "direction": "one", "metric": "accuracy", "harm": 0.02, "share": 0.5}]
+        >>> loss = [{"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}]
         >>> noise = [{"name": "fc", "kind": "weight", "sqnr_db": 41.26}]
-        >>> [path.name for path in write_layers(tempfile.mkdtemp(), {"sqnr": noise, "sensitivity": harm})]
+        >>> [path.name for path in write_layers(tempfile.mkdtemp(), {"sqnr": noise, "sensitivity": loss})]
         ['analysis.json', 'sqnr.png', 'sensitivity.png']
     """
     folder = Path(directory)

@@ -69,7 +69,7 @@ def write_page(path: str | os.PathLike[str], title: str, findings: Findings) -> 
 
 
 def write_picture(path: str | os.PathLike[str], title: str, findings: Findings) -> Path:
-    """Write one picture that says it all, for a README: what each model reaches, and which layers do the harm.
+    """Write one picture that says it all, for a README: what each model reaches, and which layers cause the loss.
 
     Args:
         path: of the PNG file; its directory is made.

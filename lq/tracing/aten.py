@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.nn import functional as F
 
+from lq.compat.torch_private import OpOverload
 from lq.tracing import aten_calls as calls
 from lq.tracing.aten_calls import Call, Named
 

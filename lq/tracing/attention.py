@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from lq.specs import ActivationSpec
+from lq.config.specs import ActivationSpec
 from lq.tracing.layer_calls import Argument, argument
 from lq.tracing.ops import CALLED, is_same_grid, recorded
 

@@ -6,10 +6,10 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from lq.compat.torch_private import noting_constant_sizes
 
 _KEY = "lq_fixed_batch"  # in the ``meta`` of a graph
 
@@ -23,7 +23,7 @@ class FixedBatch:
         line: of the user's code that reads it as a number, "file:line, in function: `code`"; "" if it is not known.
 
     Example:
-        >>> print(FixedBatch(8, "net.py:12, in forward: `n = len(x)`").remark)
+        >>> print(FixedBatch(8, "net.py:12, in forward: `n = len(x)`").note)
         the exported model takes batches of exactly 8, because net.py:12, in forward: `n = len(x)` makes the size a
         constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open
     """
@@ -46,7 +46,7 @@ class FixedBatch:
             )
 
     @property
-    def remark(self) -> str:
+    def note(self) -> str:
         """What that means, and what to write instead."""
         return (
             f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the "
@@ -73,15 +73,5 @@ def set_fixed_batch(graph: fx.GraphModule, batch: FixedBatch | None) -> None:
 def where_sizes_become_constants() -> Iterator[list[traceback.StackSummary]]:
     """Collect where, during an export, the code turns a dynamic size into a number."""
     stacks: list[traceback.StackSummary] = []
-    original = ShapeEnv._set_replacement
-
-    def noting(self: ShapeEnv, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> None:
-        if getattr(value, "is_Integer", False):
-            stacks.append(traceback.extract_stack())
-        original(self, symbol, value, *args, **kwargs)
-
-    ShapeEnv._set_replacement = noting  # type: ignore[method-assign, assignment]
-    try:
+    with noting_constant_sizes(lambda: stacks.append(traceback.extract_stack())):
         yield stacks
-    finally:
-        ShapeEnv._set_replacement = original  # type: ignore[method-assign]

@@ -56,7 +56,7 @@ def capture(
         >>> from contextlib import nullcontext
         >>> from torch.nn import functional as F
         >>> from lq.core.fake_quantize import FakeQuantize
-        >>> from lq.specs import ActivationSpec, WeightSpec
+        >>> from lq.config.specs import ActivationSpec, WeightSpec
         >>> class Net(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

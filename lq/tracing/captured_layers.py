@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.compat.torch_private import BatchNorm, OpOverload
+from lq.config.specs import WeightSpec
 from lq.core.layer import QATLayer
 from lq.core.lsq import LearnedScale
 from lq.core.modules import QAT_LAYERS
 from lq.core.state import QATState
-from lq.specs import WeightSpec
 from lq.tracing.aten import arguments
 
 
@@ -123,7 +122,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=False)
 
 
-def make_batch_norm(named: Mapping[str, Any], dim: int) -> _BatchNorm:
+def make_batch_norm(named: Mapping[str, Any], dim: int) -> BatchNorm:
     """A BatchNorm module that shares its tensors.
 
     Args:

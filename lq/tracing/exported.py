@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import linecache
 import logging
 import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
+from lq.compat.torch_private import quiet_export
 from lq.core.kept import as_it_was
 from lq.tracing.batch import FixedBatch, where_sizes_become_constants
 from lq.tracing.closeness import difference
@@ -176,18 +176,9 @@ def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, argument
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch.export warns of, logs and prints about attempts that are repeated in another way."""
-    names = ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree", "torch._subclasses")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with quiet_export(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)

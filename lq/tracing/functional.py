@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
+
+from lq.compat.torch_private import OpOverload, is_composite
 
 # Of the operations that torch composes of others, which may or may not return a view, those that never do.
 _FRESH = frozenset(
@@ -92,12 +93,7 @@ def _may_alias(target: Any) -> bool:
         return target._schema.is_mutable
     if any(result.alias_info is not None for result in target._schema.returns):
         return True
-    return bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(
-            target._schema.name + (f".{target._overloadname}" if target._overloadname != "default" else ""),
-            "CompositeImplicitAutograd",
-        )
-    )
+    return is_composite(target)
 
 
 def _overwrites(node: fx.Node) -> bool:

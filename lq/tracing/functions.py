@@ -11,13 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import get_overridable_functions, resolve_name
 
+from lq.compat.torch_private import NAMESPACE_NN
+
 _ALIASES: Mapping[str, str] = {
     "concat": "cat", "concatenate": "cat", "rsub": "sub", "rtruediv": "div", "truediv": "div", "true_divide": "div",
     "radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "multiply": "mul", "rmatmul": "matmul",
     "getitem": "getitem", "setitem": "setitem", "group_norm": "group_norm",
 }  # fmt: skip
 # Torch's own list of what can be overridden lacks some of these: F.hardswish, torch.relu_, Tensor.unflatten.
-_NAMESPACES: tuple[Any, ...] = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg)
+_NAMESPACES: tuple[Any, ...] = (torch, torch.Tensor, F, NAMESPACE_NN, torch.special, torch.linalg)
 _WRITERS = frozenset(
     {"setitem", "iadd", "imul", "isub", "itruediv", "idiv", "ipow", "iand", "ior", "ixor", "ifloordiv"}
 )

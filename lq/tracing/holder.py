@@ -7,8 +7,8 @@ from itertools import chain, count
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.compat.torch_private import BatchNorm
 from lq.core.layer import QATLayer
 
 
@@ -58,11 +58,11 @@ class Holder:
 
         return self._place(name, is_it, lambda owner, last: owner.add_module(last, layer))
 
-    def norm(self, name: str, norm: _BatchNorm) -> str:
+    def norm(self, name: str, norm: BatchNorm) -> str:
         """Where the root has a BatchNorm of the same tensors, or now this one."""
 
         def is_it(value: object) -> bool:
-            return isinstance(value, _BatchNorm) and value.running_mean is norm.running_mean and _equal(value, norm)
+            return isinstance(value, BatchNorm) and value.running_mean is norm.running_mean and _equal(value, norm)
 
         return self._place(name, is_it, lambda owner, last: owner.add_module(last, norm))
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from lq.compat.torch_private import BatchNorm
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from lq.core.modules import QAT_LAYERS
 from lq.core.own_class import own_class
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
 from lq.tracing.functions import is_frozen_batch_norm
 from lq.tracing.layer_calls import LAYERS, argument
 from lq.tracing.ops import SEEN, reads_no_values, recorded
@@ -162,7 +162,7 @@ class LayerFinder:
         user, seen = users[0], seen_of(users[0])
         norm: Any = self.modules[seen.stack[-1]]
         frozen = seen.whole and is_frozen_batch_norm(norm)
-        tracked = isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.running_mean is not None
+        tracked = isinstance(norm, BatchNorm) and norm.track_running_stats and norm.running_mean is not None
         if not (frozen or tracked) or self._calls_of(seen) != 1 or self._calls_of(seen_of(node)) != 1:
             return None
         if recorded(node).startswith("conv_transpose") and _groups(node) != 1:

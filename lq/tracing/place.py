@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from lq.specs import ActivationSpec
+from lq.config.specs import ActivationSpec
 from lq.tracing import ops
 from lq.tracing.attention import Attention, is_softmax
 from lq.tracing.flow import Flow

@@ -73,7 +73,7 @@ class Plan:
         layers: one row for every quantizable layer.
         tensors: one row for every fake quantizer.
         float_ops: names of the operations that compute in float.
-        remarks: notes of the backend on the model.
+        notes: notes of the backend on the model.
         sites: where the module quantizes.
         products: matrix products that are not layers, such as attention's.
         inputs: what one call of the model takes, without values; see :func:`lq.tracing.inputs.describe_inputs`.
@@ -92,7 +92,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     tensors: tuple[TensorPlan, ...]
     float_ops: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     sites: Sites | None = None
     products: tuple[ProductPlan, ...] = ()
     inputs: Any = None
@@ -179,7 +179,7 @@ class Plan:
             rows.append(f"  in float: {', '.join(self.float_ops)}")
         total = self.work
         rows += [f"  {row.work / total:.1%} of the work in float: {_in_float(row)}" for row in self.in_float[:5]]
-        rows += [f"  {remark}" for remark in (self.about_ends, *self.remarks) if remark]
+        rows += [f"  {note}" for note in (self.about_ends, *self.notes) if note]
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Plan:
         """What :meth:`to_dict` made plain.
 
         Example:
-            >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",)),), (), remarks=("a remark",))
+            >>> plan = Plan("Net", "portable", (LayerPlan("fc", "Linear", ("ReLU",)),), (), notes=("a note",))
             >>> Plan.from_dict(plan.to_dict()) == plan
             True
         """
@@ -201,7 +201,7 @@ class Plan:
         values: dict[str, Any] = {
             name: _rows(kinds[name], rows) if name in kinds else rows for name, rows in plain.items()
         }
-        values |= {name: tuple(plain[name]) for name in ("float_ops", "remarks", "kept")}
+        values |= {name: tuple(plain[name]) for name in ("float_ops", "notes", "kept")}
         values["modules"] = tuple((path, kind) for path, kind in plain["modules"])
         values["sites"] = None if plain["sites"] is None else Sites.from_dict(plain["sites"])
         return cls(**values)

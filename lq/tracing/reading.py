@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
+from lq.compat.torch_private import OpOverload
 from lq.tracing import aten
 
 _NORMS = ("aten::batch_norm", "aten::_native_batch_norm_legit_no_training")

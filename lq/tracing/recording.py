@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from lq.compat.torch_private import tree_leaves, without_torch_functions
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
@@ -126,13 +126,13 @@ class Recorder(TorchFunctionMode):
             mark_functional(self._nodes[id(value)], owner)
 
     def _stub(self, function: Any, x: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunction():
+        with without_torch_functions():
             out = x.view_as(x)  # another object, so that those who read the one and the other are told apart
         self._note(function, (x,), {}, out)
         return out
 
     def _whole(self, module: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():
+        with without_torch_functions():
             out = body(module, *args, **kwargs)
         statistics = (module.running_mean, module.running_var, module.weight, module.bias)
         self._note(F.batch_norm, (args[0], *statistics), {}, out, whole=True)

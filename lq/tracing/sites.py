@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.specs import ActivationSpec, WeightSpec
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+
+from lq.compat.torch_private import tree_map_only
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lq.compat.torch_private import BatchNorm, InstanceNorm
 from lq.core.modes import modes_kept
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation
@@ -22,7 +21,7 @@ from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
 
 _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "lstm", "gru", "rnn_tanh", "rnn_relu"})
-_CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, _InstanceNorm, torch.jit.ScriptModule)
+_CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, InstanceNorm, torch.jit.ScriptModule)
 
 
 class NotPlainError(Exception):
@@ -73,7 +72,7 @@ class _Reader(fx.Tracer):
                 mark_functional(args[0].node, owner)
             if stub_function(m) is not None:
                 forward = partial(self._stub, stub_function(m))
-        if isinstance(m, _BatchNorm) and type(m).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        if isinstance(m, BatchNorm) and type(m).forward in (BatchNorm.forward, nn.SyncBatchNorm.forward):
             forward = partial(_batch_norm, m)  # without its look at the number of dimensions, which nobody knows
         return super().call_module(m, forward, args, kwargs)
 

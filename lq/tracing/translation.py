@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 
+from lq.compat.torch_private import OpOverload
 from lq.core.layer import QATLayer
 from lq.core.state import STATE, QATState
 from lq.tracing import aten

@@ -26,15 +26,15 @@ import yaml
 from torch import Tensor, nn
 
 import lq
-from lq.analysis import CompareOptions, StudyOptions, compare, study
-from lq.analysis.study import machine
+from lq.analysis import CompareOptions, compare
+from lq.compat.deprecations import quiet_torch_ao, quiet_torchscript
+from lq.config.qconfig import PRESETS, QConfig
 from lq.data import FashionMNISTDataModule
-from lq.deprecations import quiet_torch_ao, quiet_torchscript
-from lq.export.artifact import load_prepared_state
-from lq.export.manifest import read_manifest
+from lq.export.artifact.int8_model import load_prepared_state
+from lq.export.artifact.manifest import read_manifest
 from lq.models import Classifier
-from lq.qconfig import PRESETS, QConfig
 from lq.report.history import read_history
+from lq.report.measure import MeasureOptions, machine, measure
 from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 
@@ -89,7 +89,7 @@ def judge(recipe: Path, options: argparse.Namespace) -> None:
     title = f"{config['model']['init_args']['model']} with {bits}-bit weights, {images} of Fashion-MNIST"
     if options.report:
         history = read_history(artifact.parent)
-        findings = study(model, calibration, tests, qconfig, trained, artifact, history, StudyOptions(how))
+        findings = measure(model, calibration, tests, qconfig, trained, artifact, history, MeasureOptions(how))
         rows = findings.comparison
         print(f"report: {write_page(RUNS / name / 'report.html', title, findings)}")
         print(f"picture: {write_picture(RUNS / name / 'overview.png', title, findings)}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 
 PER_TENSOR = QConfig(weight=WeightSpec(-127, 127, per_channel=False), activation=ActivationSpec(observer="histogram"))
 BAD = "6"

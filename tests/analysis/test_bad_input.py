@@ -11,17 +11,16 @@ from torch import nn
 from lq.analysis import (
     CompareOptions,
     SensitivityOptions,
-    StudyOptions,
     analyze_layers,
     compare,
     find_exclusions,
     range_statistics,
     sensitivity,
     sqnr_per_layer,
-    study,
 )
 from lq.ptq import calibrate, prepare_static, quantize_static
 from lq.ptq.static import StaticOptions
+from lq.report.measure import MeasureOptions, measure
 from tests.analysis.planted import make_batches, make_planted
 
 QUICK = CompareOptions(seconds=0.01)
@@ -34,7 +33,7 @@ CALIBRATING: dict[str, Callable[[Any], Any]] = {
         make_planted(), bad, options=StaticOptions(batch_norm=True, bias=True)
     ),
     "compare": lambda bad: compare(make_planted(), bad, GOOD, options=QUICK),
-    "study": lambda bad: study(make_planted(), bad, GOOD, options=StudyOptions(QUICK)),
+    "measure": lambda bad: measure(make_planted(), bad, GOOD, options=MeasureOptions(QUICK)),
 }
 JUDGING: dict[str, Callable[[Any], Any]] = {
     "sqnr_per_layer": lambda bad: sqnr_per_layer(_prepared(), bad),

@@ -8,11 +8,11 @@ from torchmetrics.classification import MulticlassF1Score
 
 from lq.analysis import compare as package_compare
 from lq.analysis.compare import compare
-from lq.analysis.contest import CompareOptions
+from lq.analysis.model_table import CompareOptions
 from lq.backends.prepare import prepare, set_phase
-from lq.export.remote import upload
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
+from lq.export.artifact.remote import upload
 from tests.analysis.planted import make_batches, make_planted
 from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
 

@@ -4,17 +4,17 @@ import torch
 from lq.analysis.costs import CostRow, layer_costs
 from lq.analysis.exclusions import propose_exclusions
 from lq.analysis.sensitivity import SensitivityRow, sensitivity
+from lq.config.qconfig import QConfig
 from lq.metrics import sqnr
 from lq.ptq import prepare_static
-from lq.qconfig import QConfig
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 
 
-def row(layer, harm, whole=0.1, metric="accuracy", **others):
-    share = harm / whole if whole > 0 else None
+def row(layer, loss, whole=0.1, metric="accuracy", **others):
+    share = loss / whole if whole > 0 else None
     return SensitivityRow(
         layer=layer, direction="all_but_one", metric=metric, value=0.0, float_value=0.9, quantized_value=0.9 - whole,
-        harm=harm, share=share,
+        loss=loss, share=share,
     ) | others  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_a_metric_that_falls_is_judged_by_the_size_of_its_loss():
 
 def test_spread_harm_is_said():
     rows = [row(str(i), 0.1 / 50) for i in range(50)]
-    assert "harm is spread over all layers (loss of 0.1000" in propose_exclusions(rows).verdict
+    assert "loss is spread over all layers (loss of 0.1000" in propose_exclusions(rows).verdict
 
 
 def test_patterns_are_literal_and_join_those_that_are_there():

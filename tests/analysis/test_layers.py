@@ -11,7 +11,7 @@ def test_all_analyses_agree_on_the_planted_layer():
     batches = make_batches(2)
     prepared = prepare_static(make_planted(), batches, PER_TENSOR)
     found = analyze_layers(prepared, batches, "accuracy", options=SensitivityOptions(limit=2))
-    assert max(found.sensitivity, key=lambda row: row["harm"])["layer"] == BAD
+    assert max(found.sensitivity, key=lambda row: row["loss"])["layer"] == BAD
     worst = min((row for row in found.sqnr if row["kind"] == "weight"), key=lambda row: row["worst_channel_db"])
     assert worst["name"] == BAD
     layers = [row["layer"] for row in found.sensitivity]

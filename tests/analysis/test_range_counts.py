@@ -4,9 +4,9 @@ from torch import nn
 
 from lq.analysis.range_counts import RangeListener, _some
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
 from lq.ptq import prepare_static
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec
 
 MINMAX = QConfig(activation=ActivationSpec(observer="minmax"))
 

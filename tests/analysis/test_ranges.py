@@ -6,11 +6,11 @@ from torch import nn
 
 from lq.analysis.ranges import activation_scales, range_statistics
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.weight import weight_scale
 from lq.ptq import calibrate, prepare_static
 from lq.ptq.layers import layers_of
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 
 
 def rows_of(prepared, batches):

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from lq.analysis.sqnr import sqnr_per_layer
-from lq.backends.convert import convert
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert
 from lq.metrics import sqnr
 from lq.ptq import prepare_static
 from lq.ptq.layers import layers_of
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.ptq.test_switch import Residual
 

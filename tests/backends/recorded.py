@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from lq.backends.base import Recorded
+from lq.config.qconfig import QConfig
 from lq.instrument.record import record
-from lq.qconfig import QConfig
 from lq.tracing.labels import labels_of
 from lq.tracing.layers import LayerFinder
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lq.backends.convert import convert
 from lq.backends.prepare import is_planned, plan_of, prepare, prepare_again, set_phase, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
+from lq.conversion.convert import convert
 from lq.core.functional import fake_quantize
 from lq.instrument.attach import instrument_of
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec
 from tests.attention_nets import ALL_WAYS, WAYS, Heads, sequences, transformer
 from tests.instrument.nets import assert_same, step
 

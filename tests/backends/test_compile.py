@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from lq.backends.prepare import prepare, set_phase
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 
 PHASES = {
     "before start": (False, False, False),

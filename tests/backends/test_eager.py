@@ -11,15 +11,15 @@ from torch.ao import quantization as ao
 from torch.ao.nn.quantized import FloatFunctional
 from torch.utils.checkpoint import checkpoint
 
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
-from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
-from lq.deprecations import quiet_torch_ao
+from lq.compat.deprecations import quiet_torch_ao
+from lq.config.qconfig import QConfig
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.conversion.int8 import Int8Layer
 from lq.metrics import sqnr
 from lq.models.annotated import AnnotatedMobileNetV2
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
 from tests.backends.annotated import Functionals, batch_norm_statistics
 
 EAGER = QConfig(backend="eager")
@@ -46,7 +46,7 @@ def test_the_tutorials_network_is_quantized_as_it_says_and_keeps_its_keys():
     plan = plan_of(prepared)
     assert plan.qconfig == "portable, backend eager"
     assert len(plan.quantized) == len(plan.layers) == 12
-    assert not plan.remarks
+    assert not plan.notes
     assert prepared is net
     assert [t.after for t in plan.tensors if t.after.endswith(("quant", "add"))] == [
         "quant",
@@ -118,7 +118,7 @@ def test_every_operation_of_float_functional():
     floats = plan_of(prepared).float_ops
     assert {"add_2", "mul_1", "add_3", "matmul"} <= set(floats)  # with a number, not annotated, without a kernel
     assert not {"add", "add_1", "mul", "cat", "cat_1"} & set(floats)
-    assert plan_of(prepared).remarks[0] in str(plan_of(prepared))
+    assert plan_of(prepared).notes[0] in str(plan_of(prepared))
     assert reasons(prepared) == {"outside": "it does not lie between a QuantStub and a DeQuantStub"}
     assert int8_noise(prepared, COLOUR) > 30
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare
-from lq.backends.reference import reference
+from lq.config.qconfig import QConfig
+from lq.conversion.convert import convert
+from lq.conversion.reference import reference
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
-from lq.export.signature import Signature
 from lq.metrics import sqnr
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
 
 
 class Block(nn.Module):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.convert import convert
 from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of, set_phase, state_of
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert
 from lq.instrument.attach import attach_again
 from lq.ptq import calibrate
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import ActivationSpec, WeightSpec
 
 
 def make_net() -> nn.Sequential:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
-from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import plan_of, prepare, qconfig_of, set_phase, state_of
+from lq.compat.deprecations import quiet_torchscript
+from lq.config.qconfig import QConfig
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.conversion.int8 import Int8Layer
 from lq.core.fake_quantize import FakeQuantize
-from lq.deprecations import quiet_torchscript
 from lq.metrics import sqnr
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
 from lq.tracing import ops
 from lq.tracing.structure import Inputs
 

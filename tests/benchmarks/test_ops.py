@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import ops
+from lq.config.specs import WeightSpec
 from lq.core.functional import affine_qparams
 from lq.core.weight import fake_quantize_weight, weight_scale
-from lq.specs import WeightSpec
 
 
 def test_every_operation_is_measured(tmp_path, capsys):

@@ -20,9 +20,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
 from lq.callback.distillation import Distillation
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.specs import ActivationSpec
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec
 from tests.tiny import Tiny, make_data
 
 

@@ -30,7 +30,7 @@ import lightning as L
 import pytest
 import torch
 
-from lq.export.artifact import load
+from lq.export.artifact.int8_model import load
 from tests.tiny import RESUMES_MID_EPOCH, NoNoise, keeper, make_trainer, qat, quicken_deployment, resumable, val_loader
 
 SCHEDULE: dict[str, Any] = {"start": 1, "observer_off": 2, "freeze_bn": 3, "lr": 0.5}

@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils import _pytree as pytree
 
 from lq.callback import QATCallback
-from lq.schedule import QATSchedule
+from lq.config.schedule import QATSchedule
 from tests.tiny import NoNoise, keeper, make_trainer, quicken_deployment, resumable, val_loader
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.callback import QATCallback
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
-from lq.export.artifact import load
-from lq.schedule import QATSchedule
+from lq.config.schedule import QATSchedule
+from lq.export.artifact.int8_model import load
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_net, make_trainer, qat, train_loader, val_loader
 

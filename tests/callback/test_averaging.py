@@ -21,10 +21,10 @@ from torch.optim.swa_utils import (
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.ptq.layers import layers_of
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.specs import ActivationSpec, WeightSpec
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_net, make_trainer, qat, train_loader, val_loader
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from lq.backends.prepare import plan_of, qconfig_of
 from lq.backends.pt2e import choice
 from lq.callback import QATCallback
-from lq.checkpoint import load_checkpoint
-from lq.export.artifact import load
-from lq.export.manifest import read_manifest
+from lq.checkpoints.checkpoint import load_checkpoint
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.export.artifact.int8_model import load
+from lq.export.artifact.manifest import read_manifest
 from lq.models.annotated import AnnotatedMobileNetV2
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, keeper, make_data, make_trainer, train_loader, val_loader
 

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 import lq
 from lq.callback import QATCallback
 from lq.callback.calibration import BATCHES
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.specs import ActivationSpec
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_data
 

@@ -10,11 +10,11 @@ import torch
 
 from lq.callback import QATCallback
 from lq.callback.candidates import UNTRAINED
-from lq.export.artifact import load_prepared_state
-from lq.export.manifest import read_manifest
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.export.artifact.int8_model import load_prepared_state
+from lq.export.artifact.manifest import read_manifest
 from tests.callback.conftest import Fit
 from tests.tiny import NoNoise
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from lq.callback import QATCallback
 from lq.callback.distillation import Distillation
-from lq.checkpoint_entry import TEACHER
+from lq.checkpoints.entry import TEACHER
+from lq.config.schedule import QATSchedule
 from lq.core.distillation import distillation_loss
-from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import NoNoise
 

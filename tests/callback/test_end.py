@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
+from lq.config.schedule import QATSchedule
 from lq.data import DigitsDataModule
-from lq.export.artifact import load, load_prepared_state
+from lq.export.artifact.int8_model import load, load_prepared_state
 from lq.models import DigitsClassifier, OptimizerConfig
-from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, Versioned, keeper, make_data, qat, train_loader, val_loader
 
@@ -330,7 +330,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[QATCallback, Digit
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lq.export.stopwatch.SECONDS", 0.05)
+        patch.setattr("lq.timing.stopwatch.SECONDS", 0.05)
         L.seed_everything(0, verbose=False)
         callback = QATCallback(schedule=QATSchedule(start=6), export_dir=str(folder / "int8"))
         module = DigitsClassifier(width=8, optimizer=OptimizerConfig(name="adamw", lr=0.01))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lq.callback import QATCallback
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lq.backends.prepare import plan_of
 from lq.callback import QATCallback
 from lq.callback.example import declared_example, example_without_training
-from lq.evaluation import Judge
+from lq.deployment.evaluation import ValidationData
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, val_loader
 
@@ -110,9 +110,9 @@ def test_an_example_of_a_module_that_is_not_as_it_was(precision: torch.dtype) ->
     module = Flattens()
     expected = module.example_input_array.flatten(1)  # type: ignore[union-attr]
     module.to(precision)
-    (x,), _ = example_without_training(module, "model", Judge())
+    (x,), _ = example_without_training(module, "model", ValidationData())
     assert torch.equal(x, expected)
-    (x,), _ = example_without_training(module, "model", Judge(val_loader()))
+    (x,), _ = example_without_training(module, "model", ValidationData(val_loader()))
     assert x.shape[1:] == (36,)
 
 
@@ -120,4 +120,4 @@ def test_an_example_that_cannot_be_called_is_none() -> None:
     module = Flattens()
     module.example_input_array = torch.rand(2, 5)
     with pytest.raises(ValueError, match="Set example_input_array of Flattens to what it can be called with"):
-        example_without_training(module, "model", Judge())
+        example_without_training(module, "model", ValidationData())

@@ -24,10 +24,10 @@ from lq.analysis.auto_exclude import AutoExclude, find_exclusions
 from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of
 from lq.callback import QATCallback
 from lq.callback.processes import on_first_process
-from lq.checkpoint import Checkpoint, load_checkpoint
+from lq.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from lq.config.qconfig import QConfig
+from lq.config.schedule import QATSchedule
 from lq.console import BatchCounter
-from lq.qconfig import QConfig
-from lq.schedule import QATSchedule
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.callback.conftest import Fit
 from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader, val_loader

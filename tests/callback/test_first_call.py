@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lq.callback import QATCallback
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 from lq.backends.prepare import is_prepared, prepare, state_of
 from lq.callback.progress import position_of
-from lq.schedule import Position, QATSchedule
+from lq.config.schedule import Position, QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
 

@@ -145,8 +145,8 @@ FEATURES: dict[str, Feature] = {
 
 
 def _learned() -> QATCallback:
-    from lq.qconfig import QConfig
-    from lq.specs import ActivationSpec, WeightSpec
+    from lq.config.qconfig import QConfig
+    from lq.config.specs import ActivationSpec, WeightSpec
 
     qconfig = QConfig(weight=WeightSpec(learned_scale=True), activation=ActivationSpec(learned_scale=True))
     return QATCallback(qconfig=qconfig)

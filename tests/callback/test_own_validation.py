@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
 from lq.callback import QATCallback
-from lq.export.parity import Gate
-from lq.schedule import QATSchedule
+from lq.config.schedule import QATSchedule
+from lq.export.parity.gate import Gate
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
 

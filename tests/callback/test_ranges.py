@@ -11,11 +11,11 @@ import torch
 
 from lq.analysis.ranges import activation_scales, range_statistics, range_summary
 from lq.callback import QATCallback
-from lq.checkpoint import Checkpoint
+from lq.checkpoints.checkpoint import Checkpoint
+from lq.config.schedule import QATSchedule
 from lq.console import FOR_LOGGERS as PREFIX
 from lq.report.history import read_history
 from lq.report.plots import plot_learning_rate, plot_metric, plot_scale_drift
-from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, keeper, make_trainer, train_loader, val_loader
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lq.backends.prepare import state_of
 from lq.callback import QATCallback
-from lq.export.artifact import load
+from lq.export.artifact.int8_model import load
 from tests.callback.conftest import Fit
 from tests.tiny import (
     RESUMES_MID_EPOCH,
@@ -214,7 +214,7 @@ def test_float_checkpoint_validates_as_float(tmp_path: Path) -> None:
 
 
 def test_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
-    from lq.qconfig import QConfig
+    from lq.config.qconfig import QConfig
 
     trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "kept"), max_epochs=1)
     trainer.fit(Tiny(), train_loader(), val_loader())

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lq.callback import QATCallback
+from lq.config.schedule import QATSchedule
 from lq.core.saving import Saving
-from lq.schedule import QATSchedule
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny
 

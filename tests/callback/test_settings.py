@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lq.analysis.auto_exclude import AutoExclude
 from lq.callback import QATCallback
-from lq.export.parity import Gate
-from lq.qconfig import LayerQConfig, QConfig
-from lq.schedule import QATSchedule
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.export.parity.gate import Gate
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_data
 
@@ -125,7 +125,7 @@ def test_mappings_as_yaml_gives_them_are_taken() -> None:
         gate={"min_sqnr_db": 30},
         auto_exclude=False,
     )  # type: ignore[arg-type]
-    assert callback.order.gate == Gate(min_sqnr_db=30)
+    assert callback.export_settings.gate == Gate(min_sqnr_db=30)
     assert callback.schedule == QATSchedule(start=1, lr=None)
     assert callback.qconfig == QConfig("x86_vnni", exclude=("a",), overrides={"5": LayerQConfig(WeightSpec(-7, 7))})
     assert QATCallback(auto_exclude={"max_layers": 1}).auto_exclude == AutoExclude(1)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import lq
 from lq.backends.prepare import is_prepared, prepare, set_phase, state_of
 from lq.callback import QATCallback
-from lq.export.artifact import load
+from lq.export.artifact.int8_model import load
 from tests.callback.conftest import Fit
 from tests.tiny import (
     WEIGHTS_ONLY,
@@ -202,7 +202,7 @@ def test_without_validation_it_still_converts(fit: Fit, how: str) -> None:
     loaders = (train_loader(),) if how != "limit" else (train_loader(), val_loader())
     settings = {"limit_val_batches": 0} if how == "limit" else {}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*validation_step.*|.*val_dataloader.*")  # Lightning's own remark
+        warnings.filterwarnings("ignore", ".*validation_step.*|.*val_dataloader.*")  # Lightning's own note
         fit(NoStep() if how == "no step" else Tiny(), callback, max_epochs=1, loaders=loaders, **settings)
     assert callback.deployment is not None
     assert callback.deployment.directory is not None

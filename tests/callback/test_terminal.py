@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 RUN = """
 import lightning as L
-import lq.export.stopwatch
+import lq.timing.stopwatch
 from tests.tiny import Tiny, qat, train_loader, val_loader
-lq.export.stopwatch.SECONDS = 0.01
+lq.timing.stopwatch.SECONDS = 0.01
 L.Trainer(accelerator="cpu", max_epochs=2, callbacks=[qat(start=1), *{bar}], logger=False, enable_checkpointing=False,
           default_root_dir={folder!r}).fit(Tiny(), train_loader(), val_loader())
 """

@@ -1,4 +1,4 @@
-"""What the verbs are tried on."""
+"""What the subcommands are tried on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules, and Trainers that say nothing, for the verbs."""
+"""Modules, and Trainers that say nothing, for the subcommands."""
 
 from __future__ import annotations
 

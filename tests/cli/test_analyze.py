@@ -12,8 +12,8 @@ import torchmetrics
 
 from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from tests.cli.runs import WithAllData, WithData, quiet_trainer
 from tests.tiny import val_loader
 
@@ -58,7 +58,7 @@ def test_analyze_finds_a_planted_layer_of_a_float_checkpoint(
     trainer = quiet_trainer(tmp_path, QATCallback(qconfig=per_tensor))
     trainer.analyze(WithAllData(), ckpt_path=str(tmp_path / "float.ckpt"), out=str(tmp_path / "a"))
     rows = json.loads((tmp_path / "a" / "analysis.json").read_text())["sensitivity"]
-    assert max(rows, key=lambda row: row["harm"])["layer"] == "5"
+    assert max(rows, key=lambda row: row["loss"])["layer"] == "5"
     assert "\n  " in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lq.export.delivery import Deployment
+from lq.deployment.results import Deployment
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +117,7 @@ def test_without_a_verb_the_verbs_are_shown(run_lq, capsys):
     with pytest.raises(SystemExit) as exit_:
         run_lq()
     assert exit_.value.code == 2
-    assert "usage: lq VERB" in capsys.readouterr().err
+    assert "usage: lq COMMAND" in capsys.readouterr().err
 
 
 def test_the_version(run_lq, capsys):
@@ -151,8 +151,8 @@ def test_module_is_the_same_command():
     )
     assert result.stdout.startswith("usage: lq ")
     assert "\n  lq fit --config recipes/digits/qat.yaml\n" in result.stdout
-    for verb in ("fit", "validate", "test", "predict"):
-        assert f"\n  {verb} " in result.stdout
+    for subcommand in ("fit", "validate", "test", "predict"):
+        assert f"\n  {subcommand} " in result.stdout
 
 
 def test_a_log_file_holds_no_carriage_returns(config, tmp_path):

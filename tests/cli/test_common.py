@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lq.checkpoint import Checkpoint
+from lq.checkpoints.checkpoint import Checkpoint
 from lq.cli.common import beside, float_copy, history_of, run_of
 from lq.report.plots import plot_metric, plot_scale_drift
 from tests.tiny import Tiny, keeper, make_trainer, qat, train_loader, val_loader

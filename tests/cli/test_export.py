@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lq.callback import QATCallback
-from lq.export.artifact import load
+from lq.export.artifact.int8_model import load
 from tests.cli.runs import WithAllData, WithData, quiet_trainer
 from tests.tiny import Tiny, make_data
 

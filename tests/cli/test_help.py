@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lq.cli.verbs import OF_LIGHTNING, OWN_VERBS
+from lq.cli.subcommands import OF_LIGHTNING, OWN_SUBCOMMANDS
 
 MARKUP = re.compile(r"`|\*\*\w|\.\. \w+::")
 
@@ -21,12 +21,12 @@ def shown(run_lq: Any, capsys: pytest.CaptureFixture[str], *args: str) -> list[s
     return lines
 
 
-@pytest.mark.parametrize("verb", [*OF_LIGHTNING, *OWN_VERBS])
+@pytest.mark.parametrize("subcommand", [*OF_LIGHTNING, *OWN_SUBCOMMANDS])
 def test_a_verb_fits_on_a_screen_and_its_own_options_come_first(
-    run_lq: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+    run_lq: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, subcommand: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = shown(run_lq, capsys, verb, "--help")
+    lines = shown(run_lq, capsys, subcommand, "--help")
     assert 10 < len(lines) <= 55
     own, trainer = (next(i for i, line in enumerate(lines) if f"  {o}" in line) for o in ("--ckpt_path", "--trainer."))
     assert own < trainer
@@ -51,4 +51,4 @@ def test_the_help_of_a_class_is_plain(run_lq: Any, capsys: pytest.CaptureFixture
 
 def test_the_overview_names_every_verb(run_lq: Any, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(run_lq, capsys, "--help")
-    assert {*OF_LIGHTNING, *OWN_VERBS, "doctor"} <= {line.split()[0] for line in lines if line.startswith("  ")}
+    assert {*OF_LIGHTNING, *OWN_SUBCOMMANDS, "doctor"} <= {line.split()[0] for line in lines if line.startswith("  ")}

@@ -98,10 +98,10 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     sys.modules.pop("others_of_mine", None)
 
 
-@pytest.mark.parametrize("verb", ["ptq", "analyze", "test"])
-def test_a_checkpoint_of_a_script_is_taken(run_lq: Any, trained: Make, capsys: Any, verb: str) -> None:
+@pytest.mark.parametrize("subcommand", ["ptq", "analyze", "test"])
+def test_a_checkpoint_of_a_script_is_taken(run_lq: Any, trained: Make, capsys: Any, subcommand: str) -> None:
     checkpoint = trained()
-    run_lq(verb, "--config", "my.yaml", "--ckpt_path", checkpoint)
+    run_lq(subcommand, "--config", "my.yaml", "--ckpt_path", checkpoint)
     assert "hyperparameters" not in capsys.readouterr().err
 
 

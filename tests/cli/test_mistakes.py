@@ -47,9 +47,9 @@ def told(run_lq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["exprot"], "there is no verb 'exprot'; did you mean 'export'?"),
-        (["exprot", "--out", "report"], "there is no verb 'exprot'; did you mean 'export'?"),
-        (["docter"], "there is no verb 'docter'; did you mean 'doctor'?"),
+        (["exprot"], "there is no subcommand 'exprot'; did you mean 'export'?"),
+        (["exprot", "--out", "report"], "there is no subcommand 'exprot'; did you mean 'export'?"),
+        (["docter"], "there is no subcommand 'docter'; did you mean 'doctor'?"),
         (["doctor", "--quik"], "lq doctor has no option --quik; did you mean '--quick'?"),
         (["ptq", "--ckpt_pth", "x.ckpt"], "lq ptq has no option --ckpt_pth; did you mean '--ckpt_path'?"),
         (["fit", "--trainer.max_epoch=3"],

@@ -10,25 +10,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lq.analysis import study
 from lq.callback import QATCallback
+from lq.report.measure import measure
 from tests.cli.runs import OwnLayout, WithAllData, quiet_trainer
 from tests.tiny import make_data
 
 
 @pytest.fixture
-def quick_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The real study, with a short look at the clock; what it was given and what it found."""
+def quick_measure(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The real measurement, with a short look at the clock; what it was given and what it found."""
     pytest.importorskip("matplotlib")  # of its page
     seen: list[Any] = []
 
     def quick(*given: Any) -> Any:
         *others, options = given
         hurried = replace(options.compare, seconds=0.01)
-        seen.extend([given, study(*others, replace(options, compare=hurried, batches=1))])
+        seen.extend([given, measure(*others, replace(options, compare=hurried, batches=1))])
         return seen[-1]
 
-    monkeypatch.setattr("lq.cli.report.study", quick)
+    monkeypatch.setattr("lq.cli.report.measure", quick)
     return seen
 
 
@@ -39,10 +39,10 @@ class Scaling(OwnLayout):
         return {**batch, "image": batch["image"] * 100}
 
 
-def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, quick_study: list[Any]) -> None:
+def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, quick_measure: list[Any]) -> None:
     module = Scaling()
     quiet_trainer(tmp_path).report(module, out=str(tmp_path / "page.html"), batches=2, calibration=1)
-    (_, train, test, *_), findings = quick_study
+    (_, train, test, *_), findings = quick_measure
     assert (len(train), len(test)) == (1, 2)
     assert torch.equal(train[0].inputs[0][0], 100 * make_data().tensors[0][:8])
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, q
 
 @pytest.mark.filterwarnings("ignore:lq. the float model reaches")  # with weights of its own
 def test_a_checkpoint_is_read_once(
-    tmp_path: Path, trained: tuple[Path, QATCallback], quick_study: list[Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trained: tuple[Path, QATCallback], quick_measure: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Any] = []
     load = torch.load
@@ -65,7 +65,7 @@ def test_a_checkpoint_is_read_once(
     path = trained[0].name
     trainer, module = quiet_trainer(tmp_path), WithAllData()
     trainer.report(module, ckpt_path=path, out=str(tmp_path / "page.html"))
-    assert [row["model"] for row in quick_study[-1].comparison][-2:] == ["QAT, fake-quantized", "QAT int8"]
+    assert [row["model"] for row in quick_measure[-1].comparison][-2:] == ["QAT, fake-quantized", "QAT int8"]
     trainer.export(WithAllData(), ckpt_path=path)
     trainer.analyze(WithAllData(), ckpt_path=path, out=str(tmp_path / "a"), batches=1)
     assert reads.count(path) == 3

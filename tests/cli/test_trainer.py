@@ -1,4 +1,4 @@
-"""All verbs, on modules of every kind and through the command line."""
+"""All subcommands, on modules of every kind and through the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lq.callback import QATCallback
-from lq.export.artifact import load
+from lq.export.artifact.int8_model import load
 from tests.cli.runs import LateWithAllData, OwnLayout, quiet_trainer
 from tests.tiny import Tiny
 
@@ -26,8 +26,8 @@ class AskedError(Exception):
     pass
 
 
-def study_only_asks(float_model: Any, train: Any, test: Any, qconfig: Any, qat: Any, *_: Any) -> None:
-    """In the place of the study, which takes its time."""
+def measure_only_asks(float_model: Any, train: Any, test: Any, qconfig: Any, qat: Any, *_: Any) -> None:
+    """In the place of the measurement, which takes its time."""
     raise AskedError(f"{type(float_model).__name__} {type(qat).__base__.__name__}")
 
 
@@ -40,7 +40,7 @@ def test_a_module_may_build_its_layers_in_configure_model(
     assert done.results["fp32"].keys() == {"val_loss", "accuracy"}
     trainer.ptq(LateWithAllData(), ckpt_path=str(tmp_path / "float.ckpt"))
     trainer.analyze(LateWithAllData(), out=str(tmp_path / "a"))
-    monkeypatch.setattr("lq.cli.report.study", study_only_asks)
+    monkeypatch.setattr("lq.cli.report.measure", measure_only_asks)
     with pytest.raises(AskedError, match="Sequential GraphModule"):
         trainer.report(LateWithAllData(), ckpt_path=path)
     trainer.bench(LateWithAllData(), artifact=str(done.directory), batch_sizes=[1], min_time=0.01, compile=False)

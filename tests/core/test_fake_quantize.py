@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lq.config.specs import ActivationSpec
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.state import QATState
-from lq.specs import ActivationSpec
 
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6}
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert
 from lq.core.weight import weight_scale
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 from lq.ptq.layers import layers_of
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 
 ALL: dict[str, Any] = {"keep": "nothing"}  # four bits at the ends, too
 LEARNED = QConfig(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.config.specs import WeightSpec
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
-from lq.specs import WeightSpec
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-127, 127, per_channel=False)
 LEAST_SQUARES = [WeightSpec(-7, 7, per_channel, observer="mse") for per_channel in (True, False)]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.config.specs import ActivationSpec
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, fake_quantize
 from lq.core.state import QATState
-from lq.specs import ActivationSpec
 
 SPECS = [
     ActivationSpec(),
@@ -274,7 +274,7 @@ def test_ranges_stay_float32_whatever_the_model_is_cast_to(cast: Callable[[nn.Mo
 RANK = """
 import sys, torch, torch.distributed as dist
 from lq.core.state import QATState
-from lq.specs import ActivationSpec
+from lq.config.specs import ActivationSpec
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
 state = QATState(list("abcd"), [ActivationSpec()] * 4, ["none"] * 4)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lq.config.specs import WeightSpec
 from lq.core.functional import EPS
 from lq.core.scratch import Scratch
 from lq.core.weight import fake_quantize_weight, quantize_weight, weight_scale
-from lq.specs import WeightSpec
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-63, 63, per_channel=False)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import fx
 
+from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.exporters import EXPORTERS, Exporter
-from lq.export.signature import FlatModel, Signature
 from lq.tracing.structure import Inputs
 
 FILE = "faulty.pt"

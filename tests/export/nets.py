@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lq.backends.bias import round_biases
-from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare, set_phase
+from lq.config.qconfig import QConfig
+from lq.conversion.bias import round_biases
+from lq.conversion.graph import as_graph
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
-from lq.export.signature import Signature
-from lq.qconfig import QConfig
 from lq.tracing.structure import Inputs
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lq.export.directory import AnyPath, Own, absolute, publish, scratch_directory
+from lq.export.artifact.directory import AnyPath, Own, absolute, publish, scratch_directory
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.prepare import plan_of
-from lq.export.rounding import rounding_noise
+from lq.export.parity.rounding import rounding_noise
 from lq.metrics import main_tensor, sqnr
 from tests.export.nets import calibrated, example_of, round_trip
 

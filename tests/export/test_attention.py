@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from lq.delivery.in_float import float_notes
 
 from lq.backends.prepare import plan_of
-from lq.export.in_float import float_notes
-from lq.export.rounding import rounding_noise
+from lq.config.qconfig import QConfig
+from lq.export.parity.rounding import rounding_noise
 from lq.metrics import sqnr
-from lq.qconfig import QConfig
 from tests.attention_nets import WAYS, Heads, OfTorch, Transformer, sequences, transformer
 from tests.backends.test_attention import MASKS, Masked
 from tests.export.nets import calibrated, example_of, round_trip

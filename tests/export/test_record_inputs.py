@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lq
-from lq.backends.graph import as_graph
+from lq.conversion.graph import as_graph
 from tests.tiny import quicken_deployment
 
 

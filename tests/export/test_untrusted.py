@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lq.backends.prepare import prepare
-from lq.deploy import export_artifact
-from lq.export.artifact import load
-from lq.export.manifest import MANIFEST_NAME
+from lq.deployment.deploy import export_artifact
+from lq.export.artifact.int8_model import load
+from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.ptq import calibrate
 from tests.tiny import quicken_deployment
 
@@ -121,7 +121,7 @@ def test_torchscript_that_opens_files_is_refused(artifact: Path, tmp_path: Path)
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + torch.from_file("/etc/hostname", False, 1)
 
-    from lq.deprecations import quiet_torchscript
+    from lq.compat.deprecations import quiet_torchscript
 
     with quiet_torchscript():
         torch.jit.save(torch.jit.script(Reads()), str(tmp_path / "evil.pt"))

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.backends.prepare import is_planned, plan_of, prepare, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from lq.instrument.attach import attach, attach_again, detach, instrument_of
 from lq.instrument.classes import place_of
+from lq.lightning_module.target import float_state
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
-from lq.target import float_state
 from tests.instrument.nets import Net, assert_same, images, ready, step
 
 

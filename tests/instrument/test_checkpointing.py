@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from lq.backends.prepare import prepare, set_phase
-from lq.core.saving import innermost_hooks
-from lq.instrument.checkpointing import is_backward
+from lq.compat.torch_private import innermost_saved_tensors_hooks, is_backward
 from tests.instrument.nets import Net, assert_same, images, ready, step
 
 # What a reentrant checkpoint says without gradients, as in evaluation.
@@ -125,11 +124,11 @@ def test_a_compiled_checkpoint_is_quantized_like_an_eager_one(fullgraph: bool) -
 
 
 def test_the_private_parts_of_torch_that_this_relies_on() -> None:
-    assert innermost_hooks(False) is None
+    assert innermost_saved_tensors_hooks(False) is None
     seen: list[Any] = []
 
     def function(x: Tensor) -> Tensor:
-        seen.append((innermost_hooks(False), is_backward()))
+        seen.append((innermost_saved_tensors_hooks(False), is_backward()))
         return x.exp()
 
     checkpoint(function, torch.ones(1, requires_grad=True), use_reentrant=False).backward()

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import OBSERVERS, ActivationSpec, WeightSpec
 from lq.core.float32 import Float32Buffers
-from lq.qconfig import QConfig
-from lq.specs import OBSERVERS, ActivationSpec, WeightSpec
 from tests.instrument.nets import Net
 
 GPU = "cuda:0"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.conversion.graph import as_graph
 from lq.instrument.attach import instrument_of
 from lq.ptq import calibrate
 from tests.instrument.nets import Net, assert_same, images, ready, step

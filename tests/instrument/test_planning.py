@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from lq.ptq.layers import layers_of
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
 from tests.instrument.nets import Net, images, ready
 
 

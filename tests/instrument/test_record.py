@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare
+from lq.conversion.graph import as_graph
 from lq.instrument.attach import instrument_of
 from lq.instrument.classes import place_of
 from lq.instrument.record import record

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lq.backends.prepare import set_phase
 from lq.backends.saving import set_saving
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core import saving
 from lq.core.weight_quantizer import WeightQuantizer
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 from tests.instrument.nets import Net, images, step
 from tests.instrument.test_fake_gpu import PHASES, Detector, Skipping, Transformer, made
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.convert import convert
 from lq.backends.prepare import is_planned, plan_of, prepare, set_phase
+from lq.conversion.convert import convert
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 from tests.instrument.nets import ready, step

@@ -33,7 +33,7 @@ class Case:
         arguments: of ``QATCallback``, where the defaults do not do.
         reason: for them.
         trainer: further arguments of the Trainer, as the project wants them for its float training, too.
-        remark: what else a reader of the table should know.
+        note: what else a reader of the table should know.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Case:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    remark: str = ""
+    note: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.arguments) != bool(self.reason):
@@ -68,7 +68,7 @@ class Outcome:
         sqnr_db: of the artifact against the fake-quantized model.
         gate: "passed", what the gate objected to, or "" if it was never reached.
         error: what went wrong before or behind the gate, or "".
-        remark: reasons for arguments and the like.
+        note: reasons for arguments and the like.
         seconds: that the case took.
     """
 
@@ -85,7 +85,7 @@ class Outcome:
     sqnr_db: float | None = None
     gate: str = ""
     error: str = ""
-    remark: str = ""
+    note: str = ""
     seconds: float = 0.0
 
     @property

@@ -67,6 +67,6 @@ CASES = (
         epochs=(1, 2),
         arguments={"target": "model.backbone"},
         reason="Non-maximum suppression branches on values; the backbone is what can be exported.",
-        remark="After so few images a detector finds nothing: SQNR and gate say more than its figure.",
+        note="After so few images a detector finds nothing: SQNR and gate say more than its figure.",
     ),
 )

@@ -79,7 +79,7 @@ PART: dict[str, Any] = {
     "arguments": {"target": "model.backbone"},
     "reason": "Non-maximum suppression branches on values, so the detector as a whole has no graph: it is refused at "
     "the first batch, and the error names a part to take instead.",
-    "remark": "After so few images a detector finds nothing: SQNR and gate say more than its figure.",
+    "note": "After so few images a detector finds nothing: SQNR and gate say more than its figure.",
 }
 
 CASES = (

@@ -59,7 +59,7 @@ def replaced(earlier: Iterable[Outcome], new: Outcome) -> list[Outcome]:
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
-    """The page: versions, table, what failed, remarks."""
+    """The page: versions, table, what failed, notes."""
     head = INTRODUCTION.format(
         command=COMMAND,
         torch=version("torch"),
@@ -70,7 +70,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
     working = sum(outcome.works for outcome in outcomes)
     lines = [head, f"{working} of {len(outcomes)} pass the gate and have both figures.", "", *table(outcomes)]
     lines += _list("What does not work", ((o, o.error or o.gate) for o in outcomes if not o.works))
-    lines += _list("Remarks", ((o, o.remark) for o in outcomes if o.remark))
+    lines += _list("Remarks", ((o, o.note) for o in outcomes if o.note))
     return "\n".join(lines) + "\n"
 
 

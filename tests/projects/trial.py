@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch import Trainer
 
 import lq
-from lq.packages import of_package
-from lq.target import prepared_name
+from lq.compat.packages import of_package
+from lq.lightning_module.target import prepared_name
 
 from .case import Case, Fit, Outcome
 from .catalogue import distribution_of
@@ -34,7 +34,7 @@ def try_case(project: str, case: Case) -> Outcome:
     """Train in float, train with the callback, and note what came of it; never raises."""
     outcome = Outcome(project, version(distribution_of(project)), case.name, metric=case.metric)
     outcome.arguments = ", ".join(f"{name}={value!r}" for name, value in case.arguments.items())
-    outcome.remark = " ".join(filter(None, [case.reason, case.remark]))
+    outcome.note = " ".join(filter(None, [case.reason, case.note]))
     callback, start, fit = lq.QATCallback(**case.arguments), time.monotonic(), None
     try:
         L.seed_everything(0, verbose=False)
@@ -73,14 +73,14 @@ def take(outcome: Outcome, callback: lq.QATCallback) -> None:
         outcome.share = callback.plan.share
     if callback.deployment is None:
         return
-    results, exporter = callback.deployment.results, callback.order.choices[0].name
+    results, exporter = callback.deployment.results, callback.export_settings.choices[0].name
     outcome.fp32 = results.get("fp32", {}).get(outcome.metric)
     outcome.fake = results.get("fake", {}).get(outcome.metric)
     outcome.int8 = results.get(exporter, {}).get(outcome.metric)
     parity = callback.deployment.parity.get(exporter)
     if parity is not None:
         outcome.gate, outcome.sqnr_db = parity.complaint or "passed", parity.sqnr_db
-        outcome.remark = "; ".join(filter(None, [outcome.remark, *callback.deployment.notes]))
+        outcome.note = "; ".join(filter(None, [outcome.note, *callback.deployment.notes]))
     if None in (outcome.fp32, outcome.int8) and not outcome.error:
         said = "; ".join(callback.deployment.notes) or sorted(results.get(exporter, {}))
         outcome.error = f"{outcome.metric!r} is not in the results: {said}"

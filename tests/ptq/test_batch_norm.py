@@ -2,10 +2,10 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.layers import layers_of
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
 
 COARSE = QConfig(weight=WeightSpec(-1, 1))
 

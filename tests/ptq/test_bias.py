@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from lq.backends.convert import convert
 from lq.backends.prepare import prepare, set_phase
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
+from lq.conversion.convert import convert
 from lq.metrics import sqnr
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
 
 COARSE = QConfig(weight=WeightSpec(-1, 1))
 

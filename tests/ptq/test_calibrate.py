@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lq.backends.convert import convert
 from lq.backends.prepare import prepare, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert
 from lq.core.calibration.clipping import SEARCHES
 from lq.metrics import sqnr
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 
 
 def network() -> nn.Module:

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import prepare
-from lq.benchmark import compare_latency, size_mb
 from lq.ptq.dynamic import quantize_dynamic
+from lq.timing.latency import compare_latency, size_mb
 from tests.tiny import Tiny
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from lq.backends.int8 import Int8Layer
 from lq.backends.prepare import plan_of, prepare, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.int8 import Int8Layer
 from lq.metrics import sqnr
 from lq.ptq import StaticOptions, prepare_static, quantize_static
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
 from tests.tiny import Tiny, make_data, make_net
 
 

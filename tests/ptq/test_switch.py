@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import prepare, state_of
+from lq.config.qconfig import QConfig
 from lq.core.fake_quantize import FakeQuantize
 from lq.metrics import sqnr
 from lq.ptq.calibrate import calibrate
 from lq.ptq.switch import quantize_only
-from lq.qconfig import QConfig
 
 
 class Residual(nn.Module):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from lq.ptq.layers import layers_of
 from lq.ptq.weights import folded_weights
-from lq.qconfig import QConfig
-from lq.specs import WeightSpec
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

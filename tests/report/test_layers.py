@@ -13,8 +13,8 @@ SQNR = [
 ]
 HARM = {"direction": "one", "metric": "accuracy"}
 SENSITIVITY = [
-    {"layer": "conv", "harm": 0.01, "share": 0.2, **HARM},
-    {"layer": "fc", "harm": 0.03, "share": 0.6, **HARM},
+    {"layer": "conv", "loss": 0.01, "share": 0.2, **HARM},
+    {"layer": "fc", "loss": 0.03, "share": 0.6, **HARM},
 ]
 COSTS = [{"layer": "conv", "macs": 9, "int8_ms": 0.0123, "float_ms": None}]
 FOUND = {"sqnr": SQNR, "sensitivity": SENSITIVITY, "costs": COSTS, "exclude": ["fc"]}

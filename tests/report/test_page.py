@@ -66,8 +66,8 @@ def test_threads_have_a_column_where_they_differ(tmp_path, threads, shown):
 
 
 def test_one_picture_for_a_readme(tmp_path):
-    harm = [{"layer": "fc", "direction": "one", "metric": "accuracy", "harm": 0.02, "share": 0.5}]
-    path = write_picture(tmp_path / "docs" / "x.png", "Net", Findings(comparison=COMPARISON, sensitivity=harm))
+    loss = [{"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}]
+    path = write_picture(tmp_path / "docs" / "x.png", "Net", Findings(comparison=COMPARISON, sensitivity=loss))
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no rows"):
         write_picture(path, "Net", Findings(comparison=COMPARISON))

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 import lq.core.marks  # noqa: F401
 from lq.backends.prepare import set_phase
+from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
-from lq.qconfig import QConfig, as_qconfig
-from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing.capture import LayerSite, capture
 from lq.tracing.plan import Plan
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare
-from lq.backends.reference import reference
+from lq.conversion.convert import convert
+from lq.conversion.reference import reference
 from lq.ptq import calibrate
 from lq.tracing.arguments import give_input_by_position
 

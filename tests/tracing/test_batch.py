@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import lq
-from lq.backends.graph import as_graph
+from lq.conversion.graph import as_graph
 from lq.tracing.batch import fixed_batch
 
 Body = Callable[[Tensor], Tensor]

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.bias import round_biases
-from lq.backends.convert import convert
-from lq.backends.int8 import Int8Layer
-from lq.backends.reference import reference
+from lq.config.specs import WeightSpec
+from lq.conversion.bias import round_biases
+from lq.conversion.convert import convert
+from lq.conversion.int8 import Int8Layer
+from lq.conversion.reference import reference
 from lq.core.functional import fake_quantize
 from lq.core.layer import QATLayer
 from lq.core.lsq import LearnedScale
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
-from lq.export.bisection import first_difference
 from lq.export.exporters import chosen
-from lq.export.program import float_program
-from lq.export.torchscript import export_torchscript
+from lq.export.formats.program import float_program
+from lq.export.formats.torchscript import export_torchscript
+from lq.export.parity.bisection import first_difference
 from lq.metrics import sqnr
-from lq.specs import WeightSpec
 from lq.tracing.capture import LayerSite, capture
 from tests.tracing.marked import Marked, Sites, captured, with_ranges
 

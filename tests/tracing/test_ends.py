@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import lq
-from lq.checkpoint_entry import CheckpointEntry
+from lq.checkpoints.entry import CheckpointEntry
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.models.annotated import AnnotatedMobileNetV2
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import ActivationSpec, WeightSpec
 from lq.tracing.plan import Plan
 
 W, A = WeightSpec(-7, 7), ActivationSpec(0, 15)

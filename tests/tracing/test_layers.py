@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.backends.convert import convert
 from lq.backends.prepare import plan_of, prepare
+from lq.config.qconfig import QConfig
+from lq.conversion.convert import convert
 from lq.metrics import sqnr
 from lq.ptq import calibrate
-from lq.qconfig import QConfig
 
 
 def fused(*layers: nn.Module) -> tuple[str, ...]:

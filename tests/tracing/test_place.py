@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare
+from lq.conversion.graph import as_graph
 from lq.core.fake_quantize import FakeQuantize
 from lq.ptq import calibrate
 from lq.tracing import ops
@@ -153,7 +153,7 @@ def test_one_output_of_several_is_rounded_not_their_tuple(recurrent: type[nn.RNN
 
 
 def _exclude(name: str):
-    from lq.qconfig import QConfig
+    from lq.config.qconfig import QConfig
 
     return QConfig(exclude=(name,))
 

@@ -3,7 +3,7 @@ import json
 from torch import nn
 
 from lq.backends.prepare import plan_of, prepare
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 
 
 def test_the_plan_prints_and_is_plain_data():

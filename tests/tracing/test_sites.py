@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 from lq.backends.prepare import plan_of, prepare, prepare_again, qconfig_of
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.tracing.sites import CallAt, Sites, TensorAt, in_place_joins
 from tests.instrument.nets import Net, assert_same, images, ready, step
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import lq
-from lq.export.artifact import load
+from lq.export.artifact.int8_model import load
 from lq.metrics import sqnr
 from lq.metrics.outputs import main_tensor
 from tests.zoo.catalogue import CATALOGUE, select
@@ -268,8 +268,8 @@ def in_this_process() -> Iterator[None]:
         return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
 
     with (
-        patch("lq.export.parity.run_in_fresh_process", run),
-        patch("lq.export.delivery.fresh_latencies", lambda *args, **kwargs: {}),
+        patch("lq.export.parity.gate.run_in_fresh_process", run),
+        patch("lq.deployment.gated_export.fresh_latencies", lambda *args, **kwargs: {}),
     ):
         yield
 

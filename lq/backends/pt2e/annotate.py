@@ -13,7 +13,7 @@ from torch import fx, nn
 from lq.backends.base import Recorded
 from lq.backends.pt2e.capture import STEP, capture
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import seen_of, weight_of
 from lq.tracing.ops import SEEN, recorded
@@ -49,7 +49,7 @@ class _Reader:
     def __init__(self, observed: fx.GraphModule) -> None:
         self.observed, self.observers = observed, dict(observed.named_modules(remove_duplicate=False))
         self.groups: dict[int, int] = {}
-        self.remarks: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
 
     def read(self) -> VendorPlan:
         weights: dict[fx.Node, WeightSpec] = {}
@@ -64,7 +64,7 @@ class _Reader:
             for tensor in self._tensors(node, source, observer):
                 key = (tensor.node, tensor.group)
                 tensors[key] = _merged(tensors.get(key), tensor)
-        return VendorPlan(weights, tuple(tensors.values()), tuple(self.remarks))
+        return VendorPlan(weights, tuple(tensors.values()), tuple(self.notes))
 
     def _weights(self, node: fx.Node, observer: nn.Module) -> Iterator[tuple[fx.Node, WeightSpec]]:
         for user in node.users:
@@ -73,13 +73,13 @@ class _Reader:
 
     def _tensors(self, node: fx.Node, source: fx.Node, observer: nn.Module) -> Iterator[VendorTensor]:
         if source.op == "call_module":
-            self._remark(f"`{_origin(source)}` is rounded once, not twice")
+            self._note(f"`{_origin(source)}` is rounded once, not twice")
             return
         spec = _activation_spec(observer, _origin(source))
         group = self.groups.setdefault(id(observer), len(self.groups))
         step = self._step(source)
         if step is not None and {user.meta.get(STEP) for user in node.users} == {step}:
-            self._remark(f"what `{_name(step)}` computes inside is not rounded")
+            self._note(f"what `{_name(step)}` computes inside is not rounded")
             return
         is_overwritten = step is not None and any(user.target is overwritten for user in step.users)
         if step is not None and not is_overwritten and all(self._is_observer(user) for user in source.users):
@@ -105,8 +105,8 @@ class _Reader:
     def _is_observer(self, node: fx.Node) -> bool:
         return node.op == "call_module"
 
-    def _remark(self, remark: str) -> None:
-        self.remarks[f"the quantizer's wishes are not all fulfilled: {remark}"] = None
+    def _note(self, note: str) -> None:
+        self.notes[f"the quantizer's wishes are not all fulfilled: {note}"] = None
 
 
 def _reads_weight(user: fx.Node, node: fx.Node) -> bool:

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lq.backends.base import Recorded
+from lq.compat.torch_private import BatchNorm, tree_leaves, tree_map_only
 from lq.core.own_class import own_class
 from lq.tracing.functions import property_of
 from lq.tracing.inputs import input_tensors, named_arguments
@@ -79,7 +78,7 @@ def capture(call: Recorded) -> fx.GraphModule:
     # A copy, for what exporting does to modes and statistics.
     twin = copy.deepcopy(_in_steps(call, steps))
     for module in twin.modules():
-        if isinstance(module, _BatchNorm) and module.momentum is None:
+        if isinstance(module, BatchNorm) and module.momentum is None:
             module.momentum = 0.1  # a cumulative average depends on the value of its counter, which export refuses
     args, kwargs = copy.deepcopy(call.example)
     tensors = tuple(tensor for _, tensor in input_tensors(named_arguments(call.root, args, kwargs)))

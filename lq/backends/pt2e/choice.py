@@ -26,7 +26,7 @@ def choose(recorded: Recorded) -> Choice:
     """
     plan = annotate(recorded, make_quantizer(recorded.qconfig))
     layers, floats = _split(recorded, plan)
-    return Choice(layers, floats, _Sites(recorded.graph, layers, plan).all(), plan.remarks)
+    return Choice(layers, floats, _Sites(recorded.graph, layers, plan).all(), plan.notes)
 
 
 def _split(recorded: Recorded, plan: VendorPlan) -> tuple[list[Layer], list[LayerPlan]]:
@@ -51,7 +51,7 @@ class _Sites:
     """
 
     def __init__(self, graph: fx.Graph, layers: list[Layer], plan: VendorPlan) -> None:
-        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.export_settings = {node: i for i, node in enumerate(graph.nodes)}
         self.outputs = {layer.last for layer in layers}
         self.quantized = {layer.node for layer in layers}
         self.by_node: dict[fx.Node, list[VendorTensor]] = {}
@@ -72,7 +72,7 @@ class _Sites:
             if not self._is_in_range_of_group(site):
                 absorbed.setdefault(site.group, set()).add(site.activation)
         alike = [site if len(absorbed.get(site.group, ())) <= 1 else self._plain(site) for site in found]
-        return sorted(alike, key=lambda site: self.order[site.node])
+        return sorted(alike, key=lambda site: self.export_settings[site.node])
 
     def _is_in_range_of_group(self, site: Rounding) -> bool:
         """Whether what the group's first member clips leaves this one as it is: it averages or joins such members."""

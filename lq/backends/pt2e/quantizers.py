@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 
 
 def make_quantizer(qconfig: QConfig) -> Any:

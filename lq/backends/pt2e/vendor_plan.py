@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.specs import ActivationSpec, WeightSpec
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class VendorPlan:
     Args:
         weights: grids of the layers.
         tensors: what is rounded beside weights.
-        remarks: what of its wishes lq does not fulfil.
+        notes: what of its wishes lq does not fulfil.
     """
 
     weights: Mapping[fx.Node, WeightSpec]
     tensors: tuple[VendorTensor, ...]
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ exporter, in a process of its own; that takes some 20 seconds."""
 
 
 def main(args: list[str]) -> None:
-    """Run the verb.
+    """Run the subcommand.
 
     Args:
         args: of the command line.

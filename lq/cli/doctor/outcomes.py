@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from lq.cli.doctor.machine import version_of
+from lq.config.presets import PRESETS
+from lq.export.artifact.scratch import scratch
 from lq.export.exporters import EXPORTERS, Exporter
-from lq.export.scratch import scratch
-from lq.export.worker import WorkerError, run_module
-from lq.qconfig import PRESETS
+from lq.export.parity.worker import WorkerError, run_module
 
 Rows = list[dict[str, Any]]
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
 from lq.backends.prepare import prepare, set_phase
 from lq.cli.doctor.outcomes import PRESET
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
-from lq.export.signature import Signature
 from lq.metrics import sqnr
 from lq.metrics.outputs import main_tensor
 from lq.ptq.calibrate import calibrate

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lq.config.specs import ActivationSpec
 from lq.core.calibration.entropy import entropy_range
 from lq.core.calibration.histogram import Histogram, HistogramBank
 from lq.core.calibration.ranges import Grid, histogram_range, mse_range, percentile_range
-from lq.specs import ActivationSpec
 
 SEARCHES = {"histogram": histogram_range, "mse": mse_range, "entropy": entropy_range}
 

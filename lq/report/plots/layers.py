@@ -78,7 +78,7 @@ def plot_sensitivity(rows: Sequence[Row], top: int | None = None, excluded: Sequ
         ValueError: if there are no rows.
 
     Example:
-        >>> row = {"layer": "fc", "direction": "one", "metric": "accuracy", "harm": 0.02, "value": 0.9, "share": 0.5}
+        >>> row = {"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "value": 0.9, "share": 0.5}
         >>> plot_sensitivity([row]).axes[0].get_xlabel()
         'loss of accuracy with only this layer quantized'
     """
@@ -86,7 +86,7 @@ def plot_sensitivity(rows: Sequence[Row], top: int | None = None, excluded: Sequ
     figure, (axis,) = new_figure(WIDTH, 1.3 + _LINE * count)
     draw_sensitivity(axis, rows, top, excluded)
     which = f"the {count} most sensitive layers" if count < len(rows) else "sensitivity of all layers"
-    return finish(figure, f"{which}, with shares of the harm")
+    return finish(figure, f"{which}, with shares of the loss")
 
 
 def draw_sensitivity(axis: Any, rows: Sequence[Row], top: int | None = None, excluded: Sequence[str] = ()) -> None:
@@ -97,9 +97,9 @@ def draw_sensitivity(axis: Any, rows: Sequence[Row], top: int | None = None, exc
     """
     if not rows:
         raise ValueError("no rows; give those of lq.analysis.sensitivity(prepared, batches).")
-    shares = shares_of_harm(rows)
-    chosen = sorted(rows, key=lambda row: -row["harm"])[:top]
-    values = [row["harm"] for row in chosen]
+    shares = shares_of_loss(rows)
+    chosen = sorted(rows, key=lambda row: -row["loss"])[:top]
+    values = [row["loss"] for row in chosen]
     bars = axis.barh(range(len(chosen)), values, color=BLUE, height=0.72, zorder=2)
     for bar, row in zip(bars, chosen, strict=True):
         if row["layer"] in excluded:
@@ -110,23 +110,23 @@ def draw_sensitivity(axis: Any, rows: Sequence[Row], top: int | None = None, exc
         share = shares[row["layer"]]
         if share is not None and share >= 0.005:
             axis.annotate(
-                f"{share:.0%}", (max(row["harm"], 0), index), (4, 0), textcoords="offset points", va="center",
+                f"{share:.0%}", (max(row["loss"], 0), index), (4, 0), textcoords="offset points", va="center",
                 fontsize=8.5, color="#333333",
             )  # fmt: skip
     _name_lines(axis, [row["layer"] for row in chosen])
     axis.margins(x=0.12)
     axis.ticklabel_format(axis="x", scilimits=(-3, 4))  # digits of small numbers would run into each other
-    axis.set_xlabel(_harm_of(chosen[0]), loc="left")  # the power of ten stands at the right
+    axis.set_xlabel(_loss_of(chosen[0]), loc="left")  # the power of ten stands at the right
 
 
-def shares_of_harm(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Each layer's share of the harm, so that they do not add up to more than all of it.
+def shares_of_loss(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Each layer's share of the loss, so that they do not add up to more than all of it.
 
     Measured one at a time they may: without its worst layer a model has little left to lose.
 
     Example:
-        >>> row = {"layer": "a", "direction": "all_but_one", "harm": 0.08, "share": 0.8}
-        >>> shares_of_harm([row, {**row, "layer": "b"}])
+        >>> row = {"layer": "a", "direction": "all_but_one", "loss": 0.08, "share": 0.8}
+        >>> shares_of_loss([row, {**row, "layer": "b"}])
         {'a': 0.5, 'b': 0.5}
     """
     total = sum(max(row["share"] or 0.0, 0.0) for row in rows)
@@ -134,7 +134,7 @@ def shares_of_harm(rows: Sequence[Row]) -> dict[str, float | None]:
     return {row["layer"]: None if row.get("share") is None else row["share"] * factor for row in rows}
 
 
-def _harm_of(row: Row) -> str:
+def _loss_of(row: Row) -> str:
     if row["metric"] == "sqnr_db":
         what = "noise power over signal power"
         return f"{what} with only this layer quantized" if row["direction"] == "one" else f"{what} that it adds"

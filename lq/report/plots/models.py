@@ -41,7 +41,7 @@ def plot_models(rows: Sequence[Row], metric: str | None = None) -> Figure:
 
 
 def plot_overview(rows: Sequence[Row], sensitivity: Sequence[Row], title: str, top: int = 8) -> Figure:
-    """The result and its reason, side by side: what each model reaches, and which layers do the harm.
+    """The result and its reason, side by side: what each model reaches, and which layers cause the loss.
 
     Args:
         rows: those of the comparison table, FP32 first.
@@ -57,8 +57,8 @@ def plot_overview(rows: Sequence[Row], sensitivity: Sequence[Row], title: str, t
 
     Example:
         >>> rows = [{"model": "FP32", "metrics": {"accuracy": 0.92}}, {"model": "PTQ", "metrics": {"accuracy": 0.1}}]
-        >>> harm = [{"layer": "fc", "direction": "one", "metric": "accuracy", "harm": 0.02, "share": 0.5}]
-        >>> len(plot_overview(rows, harm, "MobileNetV2").axes)
+        >>> loss = [{"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}]
+        >>> len(plot_overview(rows, loss, "MobileNetV2").axes)
         2
     """
     judged, name = _judged(rows, None)

@@ -17,8 +17,8 @@ from lq.backends.prepare import prepare
 from lq.backends.pt2e.annotate import annotate
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan
-from lq.qconfig import QConfig
-from lq.specs import ActivationSpec, WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from tests.backends.pt2e.quantizers import OnlyLinear, only_linear_of
 from tests.backends.recorded import recorded
 
@@ -141,7 +141,7 @@ def test_layers_that_are_calls_are_layers():
     plan = plan_of(Functional(), OnlyLinear())
     assert list(weights(plan)) == ["linear", "fc_linear"]
     assert rounded(plan) == [("x", None, 0), ("linear", None, 1), ("fc_linear", None, 2)]
-    assert not plan.remarks
+    assert not plan.notes
 
 
 @pytest.mark.parametrize(

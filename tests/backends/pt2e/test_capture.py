@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lq.backends.prepare import plan_of, prepare
 from lq.backends.pt2e.capture import STEP, capture
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 from lq.tracing.layers import seen_of
 from lq.tracing.ops import SEEN
 from tests.backends.recorded import recorded

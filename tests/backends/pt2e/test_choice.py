@@ -11,17 +11,17 @@ from torch import Tensor, nn
 pytest.importorskip("torchao")
 
 from lq.analysis.tensors import tensors_of
-from lq.backends.convert import convert
-from lq.backends.graph import as_graph
 from lq.backends.prepare import plan_of, prepare, prepare_again, set_phase, state_of
 from lq.backends.pt2e import choice
 from lq.backends.pt2e.quantizers import make_quantizer
-from lq.backends.reference import reference
-from lq.export.bisection import _source
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
+from lq.conversion.reference import reference
+from lq.export.parity.bisection import _source
 from lq.metrics import sqnr
 from lq.ptq import calibrate, prepare_static
-from lq.qconfig import LayerQConfig, QConfig
-from lq.specs import ActivationSpec, WeightSpec
 
 X86 = QConfig(backend="pt2e", quantizer="x86_inductor")
 XNNPACK = QConfig(backend="pt2e", quantizer="xnnpack")

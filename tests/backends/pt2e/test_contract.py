@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import plan_of, prepare
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 from tests.backends.zoo import ZOO, keep_contract
 
 pytest.importorskip("torchao")

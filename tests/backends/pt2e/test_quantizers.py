@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lq.backends.pt2e.quantizers import QUANTIZERS, make_quantizer
-from lq.qconfig import QConfig
+from lq.config.qconfig import QConfig
 
 pytest.importorskip("torchao")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lq.config.specs import OBSERVERS, ActivationSpec
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.calibration.entropy import entropy_range
 from lq.core.calibration.histogram import HistogramBank
 from lq.core.calibration.ranges import Grid, histogram_range, mse_range, percentile_range
-from lq.specs import OBSERVERS, ActivationSpec
 
 NO_LIMITS, RELU6 = (-math.inf, math.inf), (0.0, 6.0)
 SPECS = [

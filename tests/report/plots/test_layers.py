@@ -20,8 +20,8 @@ def sqnr_rows(layers=3):
 
 def sensitivity_rows(**changes):
     row = {"direction": "one", "metric": "accuracy", "value": 0.9, "share": None}
-    harms = {"a": 0.01, "b": 0.05, "c": -0.002}
-    return [{**row, "layer": layer, "harm": harm, **changes} for layer, harm in harms.items()]
+    losses = {"a": 0.01, "b": 0.05, "c": -0.002}
+    return [{**row, "layer": layer, "loss": loss, **changes} for layer, loss in losses.items()]
 
 
 def test_every_layer_has_a_line_and_every_figure_its_place():
@@ -60,14 +60,14 @@ def test_shares_stand_at_their_bars_and_top_cuts():
     figure = plot_sensitivity(sensitivity_rows(share=0.25), top=2)
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.texts] == ["33%", "33%"]
-    assert figure.get_suptitle() == "the 2 most sensitive layers, with shares of the harm"
+    assert figure.get_suptitle() == "the 2 most sensitive layers, with shares of the loss"
 
 
 @pytest.mark.parametrize("size", [1.0, 3e-3, 1e-6])
 def test_figures_at_the_axis_do_not_run_into_each_other(size):
     figure = Figure(figsize=(4.5, 3))
     axis = figure.subplots()
-    draw_sensitivity(axis, [{**row, "harm": row["harm"] * size} for row in sensitivity_rows()])
+    draw_sensitivity(axis, [{**row, "loss": row["loss"] * size} for row in sensitivity_rows()])
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
     assert len(boxes) > 2

@@ -10,7 +10,7 @@ ROWS = [
     {"model": "QAT int8, onnx", "metrics": {"accuracy": 0.917}},
 ]
 HARM = {"direction": "all_but_one", "metric": "sqnr_db"}
-SENSITIVITY = [{"layer": f"layer{i}", "harm": i / 100, "share": i / 45, **HARM} for i in range(10)]
+SENSITIVITY = [{"layer": f"layer{i}", "loss": i / 100, "share": i / 45, **HARM} for i in range(10)]
 
 
 def points(axis):

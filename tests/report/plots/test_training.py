@@ -1,7 +1,7 @@
 import pytest
 
+from lq.config.schedule import Phase
 from lq.report.plots.training import plot_learning_rate, plot_metric, plot_scale_drift
-from lq.schedule import Phase
 
 HISTORY = [
     {"epoch": 0, "step": 9, "train/loss": 1.0},

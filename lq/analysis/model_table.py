@@ -1,0 +1,169 @@
+"""Several models on the same data: metric, size, latency, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lq.analysis.tensors import finite_output
+from lq.console import BatchCounter
+from lq.export.artifact.directory import AnyPath
+from lq.export.artifact.int8_model import at_hand, load
+from lq.export.artifact.manifest import read_manifest
+from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original
+from lq.metrics import ModelComparison, targets_of
+from lq.metrics.comparison import AnyMetric
+from lq.ptq.batches import Call, first_batches
+from lq.timing.latency import Latency, compare_latency, size_mb
+from lq.timing.rows import artifact_mb, fastest_float, float_forms
+from lq.tracing.structure import Inputs
+
+FP32, FAKE, INT8, HISTOGRAM = "FP32", "QAT, fake-quantized", "QAT int8", "PTQ per-channel histogram"
+_SMALL_GAP = 0.005  # of the float metric; a share of less than that says nothing
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How to compare.
+
+    Args:
+        metric: any torchmetrics metric; None for multiclass accuracy where the batches are plain classification.
+        call: how to run one batch; None for :func:`~lq.ptq.batches.run_batch`.
+        target_fn: batch -> labels; None for :func:`lq.metrics.targets_of`.
+        calibration: batches to calibrate with.
+        limit: batches of the test data to use; None for all.
+        threads: of the latencies.
+        seconds: to time each model for, at least.
+        others: more models to judge, by name.
+        own: model -> figures that the user's own code computes of it, besides the metric.
+    """
+
+    metric: AnyMetric | None = None
+    call: Call | None = None
+    target_fn: Callable[[Any], Any] | None = None
+    calibration: int = 100
+    limit: int | None = None
+    threads: int = 1
+    seconds: float = 1.0
+    others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    own: Callable[[Callable[..., Any]], Mapping[str, float]] | None = None
+
+
+class ModelTable:
+    """Models that are judged on the same data, what they are called with for their latency, and their sizes.
+
+    Args:
+        sample: inputs of one call.
+        options: how to compare.
+
+    Example:
+        >>> from lq.ptq.batches import run_batch
+        >>> x = torch.randn(8, 4)
+        >>> table = ModelTable(((x[:1],), {}), CompareOptions(seconds=0.01))
+        >>> table.add_float(nn.Sequential(nn.Linear(4, 3)).eval())
+        >>> [row["model"] for row in table.rows([(x, torch.zeros(8, dtype=torch.long))], run_batch)]
+        ['FP32']
+    """
+
+    def __init__(self, sample: Inputs, options: CompareOptions) -> None:
+        self.sample, self.options = sample, options
+        self.models: dict[str, Callable[..., Any]] = {}
+        self.timed: dict[str, Callable[..., Any]] = {}
+        self.sizes: dict[str, float] = {}
+
+    def add(self, name: str, model: Callable[..., Any], size: float | None = None) -> None:
+        """A model that is timed as it is, if its size is known."""
+        self.models[name] = model
+        if size is not None:
+            self.timed[name], self.sizes[name] = model, size
+
+    def add_float(self, model: nn.Module) -> None:
+        """The float model in all its forms; the fastest counts."""
+        self.models[FP32], self.sizes[FP32] = model, size_mb(model)
+        self.timed |= float_forms(model, self.sample)
+
+    def add_int8(self, name: str, int8: fx.GraphModule) -> None:
+        """An int8 model as frozen TorchScript."""
+        scripted = export_torchscript(int8, *self.sample)
+        self.add(name, like_original(scripted, int8, *self.sample), size_mb(scripted))
+
+    def add_artifact(self, directory: AnyPath) -> None:
+        """Every format of an artifact whose runtime is installed."""
+        with at_hand(directory) as place:
+            for kind in read_manifest(place).get("artifacts", {}):
+                try:
+                    loaded = load(place, kind, threads=self.options.threads)
+                except ImportError:
+                    continue
+                self.add(f"{INT8}, {kind}", loaded, artifact_mb(kind, place))
+
+    def rows(self, test: Iterable[Any], call: Call) -> list[dict[str, Any]]:
+        """Measure everything."""
+        args, kwargs = self.sample
+        with torch.inference_mode(), int8_kernels():
+            times = compare_latency(
+                self.timed, args, kwargs, threads=self.options.threads, min_time=self.options.seconds
+            )
+        fastest = fastest_float(times)
+        if fastest is not None:
+            times[FP32] = fastest
+        results = self._judge(test, call)
+        rows = [self._row(name, results, times) for name in self.models]
+        return _with_recovered(rows, results)
+
+    def _judge(self, test: Iterable[Any], call: Call) -> dict[str, dict[str, float]]:
+        pairs = [(FAKE, name) for name in self.models if FAKE in self.models and name.startswith(INT8)]
+        own = self.options.own
+        comparison = ModelComparison(list(self.models), self.options.metric, pairs, optional=own is not None)
+        total = self.options.limit or (len(test) if isinstance(test, Sized) else None)
+        with torch.no_grad(), int8_kernels(), BatchCounter("lq: comparing", total) as counter:
+            for batch in first_batches(test, self.options.limit, "compare()"):
+                outputs = {name: call(model, batch) for name, model in self.models.items()}
+                finite_output(outputs[FP32], f"compare(), {FP32}")
+                comparison.update(outputs, (self.options.target_fn or targets_of)(batch))
+                counter.advance()
+        results = comparison.compute()
+        if own is not None:
+            results |= {name: {**results[name], **own(model)} for name, model in self.models.items()}
+        return results
+
+    def _row(self, name: str, results: Mapping[str, Any], times: Mapping[str, Latency]) -> dict[str, Any]:
+        row: dict[str, Any] = {"model": name, "metrics": results[name], "size_mb": self.sizes.get(name)}
+        if name in times:
+            row |= {"latency_ms": times[name].median_ms, "threads": self.options.threads}
+        fidelity = results.get(f"{name}_vs_{FAKE}", {})
+        return row | {key: fidelity[key] for key in ("agreement", "sqnr_db") if key in fidelity}
+
+
+def _with_recovered(rows: list[dict[str, Any]], results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    for row in rows:
+        if HISTOGRAM in results and str(row["model"]).startswith("QAT"):
+            row["recovered"] = recovered(results[FP32], results[HISTOGRAM], results[row["model"]])
+    return rows
+
+
+def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping[str, float]) -> float | None:
+    """Share of the loss of PTQ that QAT regains, by the first metric: ``(QAT - PTQ) / (FP32 - PTQ)``.
+
+    Args:
+        exact: metrics of the float model.
+        ptq: of the model quantized after training.
+        qat: of the model trained with quantization.
+
+    Returns:
+        1 if nothing is lost any more, above it if QAT is better than float; None if PTQ lost less than 0.5 % of the
+        float metric, of which a share would say nothing.
+
+    Example:
+        >>> round(recovered({"accuracy": 0.92}, {"accuracy": 0.82}, {"accuracy": 0.91}), 3)
+        0.9
+    """
+    name = next(iter(exact), None)
+    if name is None:
+        return None
+    gap = exact[name] - ptq[name]
+    return (qat[name] - ptq[name]) / gap if abs(gap) >= _SMALL_GAP * abs(exact[name]) else None

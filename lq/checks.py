@@ -1,0 +1,145 @@
+"""Dataclasses out of the mappings that YAML gives, and settings of the right type."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+T = TypeVar("T")
+
+
+def as_dataclass(kind: type[T], value: Any, name: str) -> T:
+    """A dataclass, from itself or from a mapping of its fields.
+
+    Args:
+        kind: the dataclass.
+        value: one of them, a mapping, or ``None`` for its defaults.
+        name: of the setting, for messages.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: if a field does not exist, or its value is out of range.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> as_dataclass(WeightSpec, {"quant_min": -7, "quant_max": 7}, "weight").bits
+        4
+        >>> as_dataclass(WeightSpec, {"bits": 4}, "weight")
+        Traceback (most recent call last):
+        ...
+        ValueError: weight has no setting 'bits'; it has quant_min, quant_max, per_channel, learned_scale, observer.
+    """
+    if value is None:
+        return kind()
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name}={value!r} ({type(value).__name__}) must be a {kind.__name__}, or a mapping of its settings."
+        )
+    fields: Any = kind
+    known = [field.name for field in dataclasses.fields(fields)]
+    unknown = [repr(key) for key in value if key not in known]
+    if unknown:
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}.")
+    return kind(**value)
+
+
+def check_number(name: str, value: Any, example: object) -> None:
+    """Refuse text, booleans and NaN where a number is wanted.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is NaN.
+
+    Example:
+        >>> check_number("min_sqnr_db", "30", 30)
+        Traceback (most recent call last):
+        ...
+        TypeError: min_sqnr_db='30' (str) is not a number; write e.g. min_sqnr_db=30.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} ({type(value).__name__}) is not a number; write e.g. {name}={example!r}.")
+    if math.isnan(value):
+        raise ValueError(f"{name}={value!r} is not a number; write e.g. {name}={example!r}.")
+
+
+def check_integer(name: str, value: Any, example: int) -> None:
+    """Refuse all but whole numbers.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> check_integer("batches", 2.5, 10)
+        Traceback (most recent call last):
+        ...
+        TypeError: batches=2.5 (float) is not a whole number; write e.g. batches=10.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{name}={value!r} ({type(value).__name__}) is not a whole number; write e.g. {name}={example}."
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse all but booleans.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> check_flag("symmetric", "yes")
+        Traceback (most recent call last):
+        ...
+        TypeError: symmetric='yes' (str) is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} ({type(value).__name__}) is neither True nor False.")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Refuse all but modules.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> check_module("model", nn.Linear)
+        Traceback (most recent call last):
+        ...
+        TypeError: model=<class 'torch.nn.modules.linear.Linear'> is a class; give an object of it, model=Linear(...).
+    """
+    if isinstance(value, nn.Module):
+        return
+    if isinstance(value, type):
+        raise TypeError(f"{name}={value!r} is a class; give an object of it, {name}={value.__name__}(...).")
+    hint = " Load it into a module: module.load_state_dict(...)." if isinstance(value, Mapping) else ""
+    raise TypeError(f"{name} must be a torch.nn.Module, but is {_article(value)}.{hint}")
+
+
+def check_path(name: str, value: Any, example: str) -> None:
+    """Refuse all but paths and URLs.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> check_path("directory", None, "runs/int8")
+        Traceback (most recent call last):
+        ...
+        TypeError: directory=None (NoneType) must be a path or a URL, e.g. 'runs/int8'.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        shown = "" if isinstance(value, nn.Module) else f"={value!r}"
+        raise TypeError(f"{name}{shown} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
+
+
+def _article(value: Any) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"

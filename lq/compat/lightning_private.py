@@ -1,0 +1,62 @@
+"""What lq relies on in Lightning that Lightning does not document, under names of lq's own.
+
+``tests/compat/test_lightning_private.py`` tries each of them, and finds uses elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+# Attributes of a LightningModule that belong to its run.
+TRAINER = "_trainer"
+_METRICS = "_metric_attributes"
+
+
+@contextmanager
+def without_trainer(module: LightningModule) -> Iterator[None]:
+    """The module alone, so that a copy of it does not take a copy of its trainer along."""
+    trainer: Any = module._trainer
+    module._trainer = None
+    try:
+        yield
+    finally:
+        module._trainer = trainer
+
+
+def forget_metrics(copied: LightningModule) -> None:
+    """Make a copy find its own metrics: Lightning (2.6) caches where each sits by the identity of the original's."""
+    copied.__dict__[_METRICS] = None
+
+
+def users_sampler(sampler: DistributedSampler[Any]) -> Any:
+    """The sampler that leaves each process a share, without doing so.
+
+    Example:
+        >>> type(users_sampler(DistributedSampler([1, 2], num_replicas=2, rank=0))).__name__
+        'SequentialSampler'
+    """
+    shared: Any = sampler.dataset
+    return shared._sampler if isinstance(sampler, DistributedSamplerWrapper) else SequentialSampler(shared)
+
+
+def settings_of_run(trainer: Trainer) -> Mapping[str, Any] | None:
+    """The arguments "ckpt_path" and, from Lightning 2.6, "weights_only" of the run that is under way.
+
+    Args:
+        trainer: in a hook.
+
+    Returns:
+        the arguments; ``None`` outside of a run.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
+        frame = frame.f_back
+    return None if frame is None else {k: v for k, v in frame.f_locals.items() if k in ("ckpt_path", "weights_only")}

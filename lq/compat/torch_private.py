@@ -1,0 +1,203 @@
+"""What lq relies on in PyTorch that PyTorch does not document, under names of lq's own.
+
+``tests/compat/test_torch_private.py`` tries each of them, and finds uses elsewhere: what a new version of PyTorch
+changes is a failing test with a name, not a wrong result.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator as HigherOrderOperator
+from torch._ops import OpOverload as OpOverload
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.jit._trace import TracerWarning as TracerWarning
+from torch.utils._pytree import SERIALIZED_TYPE_TO_PYTHON_TYPE as SERIALIZED_TYPE_TO_PYTHON_TYPE
+from torch.utils._pytree import TreeSpec as TreeSpec
+from torch.utils._pytree import keystr as keystr
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_flatten_with_path as tree_flatten_with_path
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_map_only as tree_map_only
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+from torch.utils._pytree import treespec_dumps as treespec_dumps
+from torch.utils._pytree import treespec_loads as treespec_loads
+
+BatchNorm = torch.nn.modules.batchnorm._BatchNorm
+InstanceNorm = torch.nn.modules.instancenorm._InstanceNorm
+
+NAMESPACE_NN: Any = torch._C._nn
+without_torch_functions: Any = torch._C.DisableTorchFunction
+without_dispatch_modes: Any = torch.utils._python_dispatch._disable_current_modes
+
+# The innermost pair of hooks on saved tensors, and whether there may be any, as there may not within torch.func.
+innermost_saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
+may_hook_saved_tensors: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
+
+
+def is_backward() -> bool:
+    """Whether this thread is in a backward pass, so that a forward in it is a recomputation.
+
+    Example:
+        >>> is_backward()
+        False
+    """
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """The identity of a tensor's storage while it lives.
+
+    Example:
+        >>> x = torch.zeros(2, 2)
+        >>> storage_key(x) == storage_key(x[0]), storage_key(x) == storage_key(x.clone())
+        (True, False)
+    """
+    return int(tensor.untyped_storage()._cdata)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written into.
+
+    Example:
+        >>> version_of(torch.zeros(1).add_(1))
+        1
+    """
+    return int(tensor._version)
+
+
+def full_name(operation: OpOverload) -> str:
+    """Name of an operation with its overload, as the dispatcher has it.
+
+    Example:
+        >>> full_name(torch.ops.aten.add.Tensor), full_name(torch.ops.aten.relu.default)
+        ('aten::add.Tensor', 'aten::relu')
+    """
+    name: str = operation._schema.name
+    return name if operation._overloadname == "default" else f"{name}.{operation._overloadname}"
+
+
+def is_composite(operation: OpOverload) -> bool:
+    """Whether an operation is made of others, which say what memory its result shares.
+
+    Example:
+        >>> is_composite(torch.ops.aten.reshape.default), is_composite(torch.ops.aten.relu.default)
+        (True, False)
+    """
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(full_name(operation), "CompositeImplicitAutograd"))
+
+
+def has_operations_of(namespace: str) -> bool:
+    """Whether any operation of a library, such as "torchvision", is registered.
+
+    Example:
+        >>> has_operations_of("aten"), has_operations_of("nobody")
+        (True, False)
+    """
+    return any(name.startswith(f"{namespace}::") for name in torch._C._dispatch_get_all_op_names())
+
+
+def was_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile(module)`` made it, or ``module.compile()`` changed it.
+
+    Example:
+        >>> was_compiled(nn.ReLU())
+        False
+    """
+    return isinstance(module, torch._dynamo.OptimizedModule) or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def quantized_per_tensor(integers: Tensor, scale: float) -> Tensor:
+    """The quantized tensor of these integers with zero point 0.
+
+    Example:
+        >>> quantized_per_tensor(torch.tensor([3], dtype=torch.int8), 0.5).dequantize()
+        tensor([1.5000])
+    """
+    return torch._make_per_tensor_quantized_tensor(integers, scale, 0)
+
+
+def quantized_per_channel(integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """The quantized tensor of these integers, with a scale for each slice along ``axis`` and zero points 0.
+
+    Example:
+        >>> quantized_per_channel(torch.ones(2, 1, dtype=torch.int8), torch.tensor([1.0, 2.0]), 0).dequantize().ravel()
+        tensor([1., 2.])
+    """
+    zeros = torch.zeros_like(scale, dtype=torch.int64)
+    return torch._make_per_channel_quantized_tensor(integers, scale.double(), zeros, axis)
+
+
+def archive_reader(path: str) -> Any:
+    """PyTorch's own reader of the archives that ``torch.save`` and ``torch.export.save`` write."""
+    return torch._C.PyTorchFileReader(path)
+
+
+def forget_example_inputs(program: ExportedProgram) -> None:
+    """Leave the example out of what ``torch.export.save`` writes; torch 2.6 takes no ``None`` for the public name."""
+    program._example_inputs = None
+
+
+def inductor_settings() -> Any:
+    """The settings of inductor, imported when they are asked for."""
+    from torch._inductor import config
+
+    return config
+
+
+@contextmanager
+def noting_constant_sizes(note: Callable[[], None]) -> Iterator[None]:
+    """Call ``note`` whenever an export turns a dynamic size into a number."""
+    original = ShapeEnv._set_replacement
+
+    def noting(self: ShapeEnv, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(value, "is_Integer", False):
+            note()
+        original(self, symbol, value, *args, **kwargs)
+
+    ShapeEnv._set_replacement = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+
+
+def register_decomposed() -> None:
+    """Make ``torch.ops.quantized_decomposed`` known, which torch 2.15 does only where ``torch.ao`` is imported.
+
+    Raises:
+        ImportError: if neither torch nor torchao has them.
+    """
+    try:
+        import torch.ao.quantization.fx._decomposed  # noqa: F401
+    except ImportError:
+        try:
+            import torchao.quantization.pt2e._decomposed  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "This torch has no torch.ops.quantized_decomposed any more; pip install torchao, which has."
+            ) from error
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Without what torch.export logs, and prints on stderr, of attempts that are repeated in another way."""
+    names = ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree", "torch._subclasses")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

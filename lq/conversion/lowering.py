@@ -1,0 +1,249 @@
+"""What every lowering of a prepared graph shares: the walk over it and the parts that only training needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from lq.backends.prepare import plan_of, state_of
+from lq.compat.torch_private import BatchNorm
+from lq.conversion.graph import as_graph
+from lq.conversion.on_cpu import on_cpu_in_float32
+from lq.core.fake_quantize import FakeQuantize
+from lq.core.modules import QAT_LAYERS, QATLayer
+from lq.core.state import QATState
+from lq.tracing import ops
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The quantized values of one tensor: ``real = scale * (q - zero_point)`` with q in [quant_min, quant_max]."""
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+
+    def shifted_into(self, dtype: torch.dtype) -> Grid:
+        """The same real values with integers that fit into ``torch.uint8`` or ``torch.int8``."""
+        shift = 0
+        if dtype == torch.uint8 and self.quant_min < 0:
+            shift = 128
+        elif dtype == torch.int8 and self.quant_max > 127:
+            shift = -128
+        moved = (self.zero_point + shift, self.quant_min + shift, self.quant_max + shift)
+        return replace(self, zero_point=moved[0], quant_min=moved[1], quant_max=moved[2])
+
+    def fills(self, dtype: torch.dtype) -> bool:
+        """Whether the integers are all that the type has, so that its own saturation is the clamp."""
+        info = torch.iinfo(dtype)
+        return (self.quant_min, self.quant_max) == (info.min, info.max)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Lowest and highest real value."""
+        return (self.quant_min - self.zero_point) * self.scale, (self.quant_max - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A tuple or dict of old nodes."""
+
+    content: Any
+
+
+class Lowering:
+    """Builds a new graph node by node; a subclass says what quantizers, QAT layers and other operations become.
+
+    ``values`` maps each old node to whatever the subclass knows of it, which :meth:`real` turns into a float node.
+
+    Args:
+        prepared: from :func:`lq.prepare`, on any device, with ranges; it is left as it is.
+
+    Raises:
+        ValueError: if it is not prepared or has fake quantizers that never saw a batch.
+    """
+
+    prefix = ""
+
+    def __init__(self, prepared: fx.GraphModule) -> None:
+        self.unseen = without_range(prepared)
+        self.model = plan_of(prepared).model
+        self.source = on_cpu_in_float32(prepared)
+        self.modules = dict(self.source.named_modules())
+        self.state: QATState = state_of(self.source)
+        scale, zero_point = self.state.scale_zero_point()
+        self._scales, self._zero_points = scale.tolist(), [int(z) for z in zero_point.tolist()]
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.values: dict[fx.Node, Any] = {}
+        self._names: dict[str, str] = {}  # what is copied as it is, by its old name
+
+    # ---- for subclasses -----------------------------------------------------------------------------------------
+
+    def quantizer(self, node: fx.Node, module: FakeQuantize) -> Any:
+        """What a fake quantizer with a range becomes."""
+        raise NotImplementedError
+
+    def layer(self, node: fx.Node, module: QATLayer) -> Any:
+        """What a QAT layer becomes."""
+        raise NotImplementedError
+
+    def operation(self, node: fx.Node) -> Any:
+        """What any other operation becomes."""
+        return self.wrap(self.copy(node, self.real))
+
+    def skips(self, node: fx.Node) -> bool:
+        """Whether a later node emits this one."""
+        return False
+
+    def wrap(self, node: fx.Node) -> Any:
+        """The value for a new node with a float result."""
+        return node
+
+    def unwrap(self, value: Any) -> Any:
+        """The float node of a value."""
+        return value
+
+    # ---- the walk -----------------------------------------------------------------------------------------------
+
+    def run(self) -> fx.GraphModule:
+        """The new module, in evaluation mode on the CPU."""
+        for node in self.source.graph.nodes:
+            if node.op == "output":
+                self.graph.output(fx.map_arg(node.args[0], self.real))
+            elif not self.skips(node):
+                self.values[node] = self._emit(node)
+        lowered = fx.GraphModule(self.root, self.graph, class_name=f"{self.prefix}{self.model}")
+        lowered.graph.eliminate_dead_code()
+        lowered.delete_all_unused_submodules()
+        lowered.recompile()
+        return lowered.eval()
+
+    def _emit(self, node: fx.Node) -> Any:
+        module = ops.module_of(node, self.modules)
+        if isinstance(module, FakeQuantize):
+            if self.state.names[module.slot] in self.unseen:
+                return self.wrap(self.activated(self.real(cast(fx.Node, node.args[0])), module.activation))
+            return self.quantizer(node, module)
+        if isinstance(module, QATState):
+            arg = node.args[-1]
+            return self.values[arg] if isinstance(arg, fx.Node) else Structure(arg)
+        if isinstance(module, QATLayer):
+            return self.layer(node, module)
+        if node.op == "placeholder":
+            return self.wrap(self.graph.node_copy(node))
+        return self._attribute(node) if node.op == "get_attr" else self.operation(node)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(self.source.get_submodule(owner), name)
+        if isinstance(value, nn.Module):
+            return value
+        if str(node.target) not in self._names:
+            new_name = self._new_name(node)
+            if isinstance(value, torch.Tensor):
+                self.root.register_buffer(new_name, value.detach())
+            else:
+                setattr(self.root, new_name, value)
+        return self.wrap(self.graph.get_attr(self._names[str(node.target)]))
+
+    def _new_name(self, node: fx.Node) -> str:
+        name = self._names[str(node.target)] = _free_name(self.root, str(node.target).replace(".", "_"))
+        return name
+
+    # ---- helpers ------------------------------------------------------------------------------------------------
+
+    def grid(self, module: FakeQuantize) -> Grid:
+        """Where a fake quantizer has rounded to."""
+        spec, scale = self.state.specs[module.slot], self._scales[module.slot]
+        if module.learned_scale is not None:
+            scale = float(module.learned_scale(scale))
+        return Grid(scale, self._zero_points[module.slot], spec.quant_min, spec.quant_max)
+
+    def batch_norm(self, node: fx.Node) -> BatchNorm | None:
+        """The BatchNorm that a QAT layer has absorbed."""
+        return cast(BatchNorm, self.values[cast(fx.Node, node.args[1])]) if len(node.args) > 1 else None
+
+    def real(self, node: fx.Node) -> Any:
+        """The new float node, or constant, for an old node."""
+        value = self.values[node]
+        if isinstance(value, Structure):
+            return fx.map_arg(value.content, self.real)
+        return self.unwrap(value)
+
+    def call(self, name: str, module: nn.Module, *args: Any) -> fx.Node:
+        """A call of a new module under ``name``, which may be dotted, or under one like it if that is taken."""
+        owner: nn.Module = self.root
+        *holders, last = name.split(".")
+        for holder in holders:
+            if not hasattr(owner, holder):
+                owner.add_module(holder, nn.Module())
+            owner = getattr(owner, holder)
+        last = _free_name(owner, last)
+        owner.add_module(last, module)
+        return self.graph.call_module(".".join([*holders, last]), args)
+
+    def copy(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> fx.Node:
+        """The same operation on new arguments."""
+        new = self.graph.node_copy(node, value_of)
+        if node.op == "call_module":
+            if str(node.target) not in self._names:
+                self.root.add_module(self._new_name(node), self.modules[str(node.target)])
+            new.target = self._names[str(node.target)]
+        return new
+
+    def activated(self, x: fx.Node, activation: str) -> fx.Node:
+        """``x`` behind the activation that a quantizer has absorbed."""
+        if activation == "none":
+            return x
+        function = torch.nn.functional.relu if activation == "relu" else torch.nn.functional.relu6
+        return self.graph.call_function(function, (x,))
+
+
+def bare_layer(module: QATLayer) -> nn.Module:
+    """A float layer with the hyperparameters of a QAT layer, and no parameters."""
+    base = next(float_type for float_type, twin in QAT_LAYERS.items() if isinstance(module, twin))
+    layer = nn.Module.__new__(base)
+    layer.__dict__.update({key: value for key, value in copy.deepcopy(module).__dict__.items() if key != "state"})
+    layer._parameters = {"weight": None, "bias": None}
+    return layer
+
+
+def _free_name(owner: nn.Module, wanted: str) -> str:
+    """``wanted``, with a number behind it if the module has an attribute of that name."""
+    names = (f"{wanted}_{number}" for number in count(1))
+    return next(name for name in chain([wanted], names) if not hasattr(owner, name))
+
+
+def graph_with_ranges(prepared: nn.Module) -> fx.GraphModule:
+    """The graph of a prepared module.
+
+    Raises:
+        ValueError: if it is not prepared, has no ranges, or has no graph.
+    """
+    without_range(prepared)
+    return as_graph(prepared)
+
+
+def without_range(prepared: nn.Module) -> set[str]:
+    """Names of fake quantizers that never ran.
+
+    Raises:
+        ValueError: if that holds for all.
+    """
+    state = state_of(prepared)
+    finite = torch.isfinite(state.min_val).tolist()  # not state.ready(): a slot may have run in another process only
+    unseen = {name for name, has_range in zip(state.names, finite, strict=True) if not has_range}
+    if not any(state.observed()):
+        raise ValueError(
+            "No fake quantizer has seen a batch, so there are no ranges to convert with: "
+            "train with observers on, or run calibration batches in training mode, first."
+        )
+    return unseen

@@ -1,0 +1,273 @@
+"""Several versions of the target, judged by the user's own validation.
+
+Its figures are what the module logs in ``validation_step`` with each version in the target's place: any task, any
+metric. Besides, the target's calls are tapped while that runs, so that every version sees the same tensors, and their
+outputs are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lq.console import BatchCounter
+from lq.conversion.on_cpu import as_float32
+from lq.deployment.results import Compared
+from lq.export.formats.torchscript import int8_kernels
+from lq.lightning_module.last_call import LastCall, on_cpu
+from lq.lightning_module.stand_in import StandIn, as_float_model
+from lq.lightning_module.target import target_of
+from lq.lightning_module.validation import validate_alone
+from lq.metrics import ModelComparison, main_tensor, targets_of
+from lq.metrics.comparison import AnyMetric
+from lq.metrics.outputs import plain_targets_of
+from lq.timing.rows import FP32
+from lq.tracing.structure import Inputs
+
+Results = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """The data and the metric that versions of a model are compared by.
+
+    Args:
+        loaders: validation data loaders; None if there are none.
+        datamodule: the run's datamodule, whose transfer hooks belong to the loaders.
+        metric: any torchmetrics metric, or None for multiclass accuracy.
+        target_fn: batch -> what the metric compares with; None for :func:`lq.metrics.targets_of`.
+        limit: Lightning's ``limit_val_batches``.
+        show_progress: whether to show how far the comparison is.
+        monitor: the one figure that counts, of those that the module logs; ``None`` is the metric's.
+        higher_is_better: which way that is better; ``None`` if nobody says.
+    """
+
+    loaders: Any = None
+    datamodule: LightningDataModule | None = None
+    metric: AnyMetric | None = None
+    target_fn: Callable[[Any], Any] | None = None
+    limit: int | float | None = None
+    show_progress: bool = True
+    monitor: str | None = None
+    higher_is_better: bool | None = None
+
+
+class ValidationComparison:
+    """Compares other versions of the target with the tapped one ("fake"), batch by batch.
+
+    A version that cannot run is left out, and ``failed`` says why.
+
+    Args:
+        target: the prepared target inside the running LightningModule.
+        others: name -> callable that takes the target's inputs; modules run on their own device.
+        metric: any torchmetrics metric, or ``None`` for multiclass accuracy where the batches are plain
+            classification, and none elsewhere.
+        target_fn: batch -> what the metric compares with; ``None`` for :func:`lq.metrics.targets_of`.
+        sync: whether the metrics are reduced over all processes.
+        keep: how many of the target's calls are kept in ``calls``, with what it returned.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        others: Mapping[str, Callable[..., Any]],
+        metric: AnyMetric | None,
+        target_fn: Callable[[Any], Any] | None,
+        sync: bool,
+        device: torch.device | str = "cpu",
+        keep: int = 0,
+    ) -> None:
+        self.others, self.keep = dict(others), keep
+        self.failed: dict[str, str] = {}
+        self.calls: list[tuple[Inputs, Tensor]] = []
+        pairs = [("fake", name) for name in self.others if name != FP32]
+        self.comparison = ModelComparison(
+            ["fake", *self.others], metric, pairs, device, sync_on_compute=sync, optional=target_fn is None
+        )
+        # A metric that was asked for is given the labels as always; nothing is judged on a guess otherwise.
+        self.target_fn = target_fn or (plain_targets_of if metric is None else targets_of)
+        self.tap = LastCall(target)
+
+    def update(self, batch: Any) -> None:
+        """Take the call that ``validation_step`` made for this batch."""
+        args, kwargs, output = self.tap.take()
+        outputs = {"fake": output}
+        if len(self.calls) < self.keep:
+            self.calls.append((on_cpu((args, kwargs)), on_cpu(main_tensor(output))))
+        with torch.no_grad(), int8_kernels():
+            for name, model in list(self.others.items()):
+                try:
+                    outputs[name] = _answer(model, (args, kwargs))
+                except Exception as error:  # the others are compared all the same
+                    self._leave_out(name, str(error))
+        self.comparison.update(outputs, self.target_fn(batch))
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        del self.others[name]
+        self.comparison.drop(name)
+
+    def finish(self) -> Results:
+        """Stop listening and compute; empty if no batch was seen."""
+        self.stop()
+        return {} if self.comparison.is_empty else self.comparison.compute()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self.tap.remove()
+
+
+def _answer(model: Callable[..., Any], call: Inputs) -> Any:
+    args, kwargs = move_data_to_device(as_float32(call), _device_of(model))
+    return model(*args, **kwargs)
+
+
+def _device_of(model: Callable[..., Any]) -> torch.device:
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+class _Counter(Callback):
+    """Shows how far a pass over the validation data is."""
+
+    def __init__(self, label: str, shown: bool) -> None:
+        self.label, self.shown = label, shown
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counter = BatchCounter(self.label, sum(trainer.num_val_batches), shown=self.shown).__enter__()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self.counter.advance()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counter.__exit__()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.counter.__exit__()
+
+
+class _CompareDuringValidation(Callback):
+    def __init__(self, comparison: ValidationComparison) -> None:
+        self.comparison = comparison
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self.comparison.update(args[1])
+
+
+def logged_by(
+    module: LightningModule,
+    name: str,
+    validation: ValidationData,
+    version: str,
+    stand_in: Callable[..., Any] | None = None,
+) -> dict[str, float]:
+    """What the module itself logs in one pass over its validation data, on the CPU, in this process alone.
+
+    Args:
+        module: a copy of the user's module that nothing else uses.
+        name: of its target.
+        validation: the data.
+        version: how the progress bar calls what is judged.
+        stand_in: computes in the target's place; ``None`` leaves the target.
+
+    Returns:
+        the figures by the names that the module gives them.
+
+    Raises:
+        ValueError: if the validation step calls parts of the target only, so that nothing can stand in for it.
+    """
+    counter = _Counter(f"lq: validating {version}", validation.show_progress)
+    if stand_in is None:
+        return validate_alone(module, validation.loaders, validation.datamodule, validation.limit, counter)
+    with StandIn(target_of(module, name), stand_in) as answering:
+        logged = validate_alone(module, validation.loaders, validation.datamodule, validation.limit, counter)
+    if not answering.calls:
+        raise ValueError(f"validation_step calls parts of {name or 'the module'} one by one, and never all of it")
+    return logged
+
+
+def compare_on_validation_data(
+    module: LightningModule,
+    name: str,
+    others: Mapping[str, Callable[..., Any]],
+    validation: ValidationData,
+    keep: int = 0,
+    float_weights: Mapping[str, Any] | None = None,
+) -> Compared:
+    """Run ``validation_step`` over all validation data on the CPU and compare ``others`` with the module's own target.
+
+    The target's outputs are compared in one pass. If the module logs figures of its own, each version is judged by them
+    besides, in a pass with it in the target's place. All of it runs in this process alone, over the data of all
+    processes.
+
+    Args:
+        module: a copy of the user's module that nothing else uses.
+        name: of its target.
+        others: versions of the target to compare.
+        validation: data and metric.
+        keep: how many of the target's calls to return.
+        float_weights: of the module as it was in float, by their names there; for the figures of "fp32".
+
+    Returns:
+        what was found; nothing if there were no data.
+    """
+    target = target_of(module, name)
+    comparison = ValidationComparison(target, others, validation.metric, validation.target_fn, sync=False, keep=keep)
+    counter = _Counter("lq: comparing", validation.show_progress)
+    own = validate_alone(
+        module,
+        validation.loaders,
+        validation.datamodule,
+        validation.limit,
+        _CompareDuringValidation(comparison),
+        counter,
+    )
+    results = comparison.finish()
+    if not results:
+        return Compared()
+    counts = frozenset({validation.monitor} if validation.monitor in own else results["fake"])
+    notes = [f"{version} cannot run on the validation data: {why}" for version, why in comparison.failed.items()]
+    if own:
+        results["fake"] = own | results["fake"]
+        for version, model in comparison.others.items():
+            try:
+                figures = own_figures(module, name, validation, version, model, float_weights)
+                results[version] = figures | results[version]
+            except Exception as error:  # what validation_step does with an output may suit the target's alone
+                notes.append(f"{version} could not be evaluated by {type(module).__name__}.validation_step: {error}")
+    elif not results["fake"]:
+        notes.append(
+            f"{type(module).__name__}.validation_step logs nothing, so the table has no figure of what the model is "
+            "for: write self.log('val_...', ...) there"
+        )
+    return Compared(results, comparison.calls, counts, tuple(notes))
+
+
+def own_figures(
+    module: LightningModule,
+    name: str,
+    validation: ValidationData,
+    version: str,
+    model: Callable[..., Any],
+    float_weights: Mapping[str, Any] | None,
+) -> dict[str, float]:
+    """What the module logs with one version in the target's place: see :func:`logged_by`.
+
+    Args:
+        module: a copy of the user's module that nothing else uses.
+        name: of its target, which is prepared.
+        validation: the data.
+        version: its name; "fp32" is the module itself in float, as far as ``float_weights`` are known.
+        model: takes the inputs of the target.
+        float_weights: of the module as it was in float.
+    """
+    if version == FP32 and float_weights is not None:
+        with as_float_model(module, name, float_weights):
+            return logged_by(module, name, validation, version)
+    return logged_by(module, name, validation, version, model)

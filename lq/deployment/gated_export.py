@@ -1,0 +1,205 @@
+"""From a trained model to an artifact: export, load again, compare, let through what agrees, write it as a whole."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from lq.backends.prepare import plan_of, set_phase
+from lq.conversion.bias import round_biases
+from lq.deployment.destination import Destination
+from lq.deployment.gatekeeper import Gatekeeper
+from lq.deployment.handover import as_destination, hand_over, workplace
+from lq.deployment.in_float import float_notes
+from lq.deployment.outputs import one_line, output_of
+from lq.deployment.provenance import provenance
+from lq.deployment.results import Calls, Compare, Compared, Deployment
+from lq.deployment.settings import ExportSettings
+from lq.export.artifact.files import save
+from lq.export.artifact.int8_model import PREPARED_NAME, load
+from lq.export.artifact.manifest import write_manifest
+from lq.export.artifact.signature import Signature, batch_size, smallest_call
+from lq.export.exporters import EXPORTERS, Chosen
+from lq.export.parity.gate import measure, metric_complaint
+from lq.metrics.outputs import main_tensor
+from lq.timing.latency import Latency
+from lq.timing.rows import FAKE, comparison_rows
+from lq.timing.stopwatch import fresh_latencies
+from lq.tracing.batch import fixed_batch
+from lq.tracing.structure import Inputs
+
+BIAS_ROUNDING = "bias_rounding"  # in lq.json: what rounding the biases has changed, or null
+
+
+def gated_export(
+    prepared: fx.GraphModule,
+    example: Inputs,
+    compare: Compare,
+    settings: ExportSettings,
+    float_model: nn.Module | None = None,
+) -> Deployment:
+    """Export a trained model, compare each artifact with the fake-quantized model, and write those that agree.
+
+    Args:
+        prepared: on the CPU, trained or calibrated; it is left in evaluation mode. If a runtime rounds biases,
+            those of the model are rounded beforehand (:func:`lq.conversion.bias.round_biases`), so that all artifacts
+            and the fake-quantized model have the same ones; ``lq.json`` says how far that moves its output.
+        example: inputs of one call, on the CPU.
+        compare: takes the loaded int8 models and a number of calls, of which it returns at most that many.
+        settings: what to deliver.
+        float_model: for the FP32 row, on the CPU.
+
+    Returns:
+        the deployment; see :meth:`Deployment.raise_failures`.
+
+    Raises:
+        ValueError: if ``prepared`` has no ranges.
+        OSError: if the artifact cannot be written.
+    """
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    trained = copy.deepcopy(prepared.eval().state_dict())
+    output, rounding = _output_with_rounded_biases(prepared, example, settings)
+    entries = {
+        BIAS_ROUNDING: rounding,
+        **provenance(prepared, float_model),
+        "signature": Signature.of(prepared, example, output).to_dict(),
+        **settings.manifest,
+    }
+    deployment, gate, destination = Deployment(), settings.gate, as_destination(settings.directory)
+    with workplace(destination) as place:
+        save(trained, place / PREPARED_NAME)
+        infos = _export(deployment, prepared, settings.choices, example, place)
+        write_manifest(place, {**entries, "artifacts": infos})
+        batch = fixed_batch(prepared)
+        deployment.notes += [] if batch is None else [batch.note]
+        deployment.notes += float_notes(plan_of(prepared), infos)
+        deployment.models = {kind: load(place, kind) for kind in infos}
+        compared = compare(deployment.models, gate.batches)
+        deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
+        deployment.notes += compared.notes
+        calls = [(call, out) for call, out in compared.calls if batch is None or batch_size(call) == batch.size]
+        if not calls:
+            deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
+        _pass_gate(deployment, prepared, settings, place, compared, calls or [(example, main_tensor(output))])
+        times = _latencies(deployment, place, float_model, smallest_call(prepared, example))
+        deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
+        failed = _leave_out(deployment) if gate.on_failure == "error" else []
+        entries["parity"] = {kind: parity.to_dict() for kind, parity in deployment.parity.items()}
+        entries |= {"results": deployment.results, "table": deployment.rows}
+        if deployment.failures:
+            entries["error"] = "; ".join(deployment.failures)
+        if destination is not None:
+            _settle(deployment, place, destination, failed, entries, infos)
+    return deployment
+
+
+def _settle(
+    deployment: Deployment,
+    place: Path,
+    destination: Destination,
+    failed: Sequence[str],
+    entries: Mapping[str, Any],
+    infos: Mapping[str, Any],
+) -> None:
+    """Move the artifact to where it belongs, and say where that is."""
+
+    def describe(directory: Path, kinds: Sequence[str]) -> None:
+        write_manifest(directory, {**entries, "artifacts": {kind: infos[kind] for kind in kinds}})
+
+    handed = hand_over(place, destination, list(deployment.models), failed, not deployment.failures, describe)
+    deployment.directory, deployment.rejected = handed.directory, handed.rejected
+    deployment.notes += handed.notes
+    for model in deployment.models.values():
+        model.path = handed.directory or handed.rejected or model.path
+
+
+def _output_with_rounded_biases(
+    prepared: fx.GraphModule, example: Inputs, settings: ExportSettings
+) -> tuple[Any, dict[str, float] | None]:
+    """What the model returns, its biases rounded if a runtime does so, and how far that moves it."""
+    before = output_of(prepared, example)
+    if not any(choice.exporter.rounds_bias for choice in settings.choices):
+        return before, None
+    round_biases(prepared)
+    after = output_of(prepared, example)
+    return after, measure([main_tensor(before)], [main_tensor(after)], settings.gate).fidelity
+
+
+def _export(
+    deployment: Deployment, prepared: fx.GraphModule, choices: Sequence[Chosen], example: Inputs, place: Path
+) -> dict[str, dict[str, Any]]:
+    """Write the files of every exporter that can; returns what they say of them."""
+    infos = {}
+    for choice in choices:
+        try:
+            infos[choice.name] = choice.export(prepared, example, place)
+        except OSError:
+            raise  # a full disk is no fault of one exporter
+        except Exception as error:
+            _remove(choice.name, place)
+            deployment.failures.append(f"The int8 model could not be exported as {choice.name!r} ({one_line(error)})")
+    return infos
+
+
+def _pass_gate(
+    deployment: Deployment,
+    prepared: fx.GraphModule,
+    settings: ExportSettings,
+    place: Path,
+    compared: Compared,
+    calls: Calls,
+) -> None:
+    """Fill ``parity``; complaints become failures or warnings, with the layer to look at."""
+    gate = settings.gate
+
+    def counting(version: str) -> dict[str, float]:
+        figures = deployment.results.get(version, {})
+        return {name: value for name, value in figures.items() if name in compared.counts}
+
+    keeper = Gatekeeper(prepared, calls, gate)
+    for choice in settings.choices:
+        if choice.name not in deployment.models:
+            continue
+        changed = metric_complaint(counting(FAKE), counting(choice.name), gate)
+        parity = keeper.judge(choice, place, changed)
+        if not parity.passed:
+            what = "does not compute what was trained" if parity.samples else "does not run"
+            message = f"{choice.name!r} {what}: {parity.complaint}"
+            message += f"; they first differ at {parity.first_layer}" if parity.first_layer else ""
+            if gate.on_failure == "error":
+                deployment.failures.append(message)
+            else:
+                warnings.warn(f"lq: {message}", stacklevel=2)
+        deployment.parity[choice.name] = parity
+        deployment.results.setdefault(f"{choice.name}_vs_{FAKE}", parity.fidelity)
+    deployment.notes += keeper.notes
+
+
+def _latencies(
+    deployment: Deployment, place: Path, float_model: nn.Module | None, sample: Inputs
+) -> dict[str, Latency]:
+    """Of what runs in a fresh process; a failure costs the figures, not the artifact."""
+    kinds = [kind for kind, parity in deployment.parity.items() if parity.samples]
+    try:
+        return fresh_latencies(place, kinds, float_model, sample)
+    except RuntimeError as error:
+        deployment.notes.append(f"latencies could not be measured: {error}")
+        return {}
+
+
+def _leave_out(deployment: Deployment) -> list[str]:
+    """Take out of the models what did not pass the gate; returns the kinds."""
+    failed = [kind for kind, parity in deployment.parity.items() if not parity.passed]
+    for kind in failed:
+        del deployment.models[kind]
+    return failed
+
+
+def _remove(kind: str, place: Path) -> None:
+    for file in EXPORTERS[kind].files:
+        (place / file).unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""Every export is tried before the training, with ranges that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from lq.backends.prepare import plan_of, state_of
+from lq.deployment.in_float import float_notes
+from lq.deployment.outputs import one_line, output_of
+from lq.deployment.settings import DEFAULT_EXPORTERS
+from lq.export.artifact.scratch import scratch
+from lq.export.artifact.signature import Signature, smallest_call
+from lq.export.exporters import EXPORTERS, Choice, chosen
+from lq.tracing.structure import Inputs
+
+
+def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> list[str]:
+    """Export a copy with made-up ranges and run it, so that what would fail after the training fails before it.
+
+    Args:
+        prepared: a copy that nothing else uses, on the CPU; it is spoilt.
+        example: inputs of one call, on the CPU.
+        exporters: as for :class:`ExportSettings`.
+
+    Returns:
+        what the files will hold in float although it is planned in int8, a line for each exporter.
+
+    Raises:
+        ValueError: if an exporter cannot export the model.
+    """
+    state = state_of(prepared)
+    made_up = {"min_val": torch.full_like(state.min_val, -1.0), "max_val": torch.ones_like(state.max_val)}
+    state.load_state_dict({**state.state_dict(), **made_up})
+    state.fix_ranges()
+    prepared.eval()
+    signature = Signature.of(prepared, example, output_of(prepared, example))
+    args, kwargs = smallest_call(prepared, example)
+    infos = {}
+    for choice in chosen(exporters):
+        try:
+            with scratch() as place, torch.no_grad():
+                info = infos[choice.name] = choice.export(prepared, example, place)
+                choice.exporter.load(place, signature, info)(*args, **kwargs)
+        except OSError:
+            raise  # a full disk is no fault of the model
+        except Exception as error:
+            raise ValueError(
+                f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
+                f"show at the end of the training: {one_line(error)}. Name an inner module without that part, "
+                f"QATCallback(target=...), or choose other exporters, of {', '.join(EXPORTERS)}."
+            ) from error
+    return float_notes(plan_of(prepared), infos)

@@ -1,0 +1,337 @@
+"""How an exported model is called: its tensors in order, whatever arguments the original one takes them from."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lq.compat.torch_private import tree_flatten, tree_leaves, tree_map, tree_unflatten, treespec_dumps, treespec_loads
+from lq.conversion.on_cpu import other_float_types
+from lq.export.artifact.treespec import load_treespec, nothing_to_import
+from lq.fields import Field
+from lq.tracing.batch import FixedBatch, fixed_batch
+from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
+
+_TENSOR = "tensor"
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input tensor; ``None`` in its shape is the batch, which may have any size."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor has this shape and type."""
+        same = all(want in (None, got) for want, got in zip(self.shape, tensor.shape, strict=False))
+        return tensor.dim() == len(self.shape) and same and str(tensor.dtype) == f"torch.{self.dtype}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}({', '.join('batch' if n is None else str(n) for n in self.shape)})"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The call that a model was exported for.
+
+    Args:
+        parameters: names of the arguments of the original ``forward``, in order.
+        constants: what its arguments that are no tensors were, or have as default: the exported model knows no other.
+        inputs: its tensors, in the order in which the exported model takes them.
+        output: structure of what it returns, as :func:`torch.utils._pytree.treespec_dumps` writes it.
+        leaves: what stands in the places of that structure: "tensor", or a constant.
+        fixed_batch: the only batch size that it is right for, where the code of the model has made it a constant.
+        spec: ``output`` as torch has read it.
+
+    Example:
+        >>> net = nn.Linear(4, 2)
+        >>> signature = Signature.of(net, ((torch.zeros(8, 4),), {}), net(torch.zeros(8, 4)))
+        >>> print(signature)
+        (input: float32(batch, 4))
+        >>> [tuple(t.shape) for t in signature.tensors((), {"input": torch.zeros(3, 4)})]
+        [(3, 4)]
+    """
+
+    parameters: tuple[str, ...]
+    constants: Mapping[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    output: str
+    leaves: tuple[Any, ...]
+    fixed_batch: int | None = None
+    spec: Any = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Inputs, output: Any) -> Signature:
+        """The signature of a call of ``model`` by ``example`` that returned ``output``."""
+        declared = inspect.signature(model.forward).parameters
+        parameters = tuple(declared)
+        named = in_plain_containers(_named(parameters, *example))
+        defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
+        constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
+        fixed = fixed_batch(model)
+        batch = batch_size(example) if fixed is None else None
+        specs = []
+        for name, value in named.items():
+            tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            for index, tensor in enumerate(tensors):
+                shape = tuple(None if i == 0 and n == batch else n for i, n in enumerate(tensor.shape))
+                unique = name if len(tensors) == 1 else f"{name}_{index}"
+                dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
+                specs.append(TensorSpec(unique, shape, dtype))
+        leaves, spec = tree_flatten(output)
+        size = None if fixed is None else fixed.size
+        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)), size)
+
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call that hold tensors, by name and in order.
+
+        Raises:
+            ValueError: if another one is not what the model was exported with.
+        """
+        named = in_plain_containers(_named(self.parameters, tuple(args), kwargs))
+        for name, value in named.items():
+            if _holds_tensors(value):
+                if name in kwargs and not any(
+                    spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs
+                ):
+                    raise ValueError(f"the exported model takes {self}, but was called with {name}=...")
+            elif hasattr(value, "__array__"):
+                raise ValueError(
+                    f"{name} is a {type(value).__name__}, but the exported model takes tensors: torch.as_tensor(x)."
+                )
+            elif value != self.constants.get(name):
+                raise ValueError(
+                    f"the model was exported with {name}={self.constants.get(name)!r}, which is fixed in it, but was "
+                    f"called with {name}={value!r}."
+                )
+        return {name: self._in_float32(value) for name, value in named.items() if _holds_tensors(value)}
+
+    def _in_float32(self, held: Any) -> Any:
+        """With float32 in the place of types that no int8 model takes, whatever the original one was trained in."""
+        if any(spec.dtype in ("float64", "bfloat16", "float16") for spec in self.inputs):
+            return held
+        return tree_map(lambda t: t.float() if isinstance(t, Tensor) and t.dtype in _HALVES else t, held)
+
+    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors of a call in the order of ``inputs``.
+
+        Raises:
+            ValueError: if they are not as many, or another argument is not what the model was exported with.
+        """
+        values = self.arguments(args, kwargs).values()
+        found = [leaf for value in values for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        if len(found) != len(self.inputs):
+            raise ValueError(f"the exported model takes {self}, but was called with {len(found)} tensors.")
+        return found
+
+    def restore(self, tensors: Sequence[Tensor]) -> Any:
+        """The output as the original model returns it, from its tensors.
+
+        Example:
+            >>> net = nn.Linear(4, 2)
+            >>> signature = Signature.of(net, ((torch.zeros(1, 4),), {}), {"logits": torch.zeros(1, 2), "loss": None})
+            >>> signature.restore([torch.ones(1)])
+            {'logits': tensor([1.]), 'loss': None}
+        """
+        rest = iter(tensors)
+        spec = load_treespec(self.output, "output") if self.spec is None else self.spec
+        return tree_unflatten([next(rest) if leaf == _TENSOR else leaf for leaf in self.leaves], spec)
+
+    @property
+    def outputs(self) -> int:
+        """Number of output tensors."""
+        return self.leaves.count(_TENSOR)
+
+    def check_batch(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a batch that the model would compute wrong numbers for, and no error.
+
+        Raises:
+            ValueError: if the batch size is fixed and that of the call is another one.
+        """
+        if self.fixed_batch is not None:
+            FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
+
+    def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""
+        tensors = self.tensors(args, kwargs)
+        wrong = [
+            f"{spec.name} is {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}"
+            for spec, t in zip(self.inputs, tensors, strict=True)
+            if not spec.fits(t)
+        ]
+        return f"the model was exported for {self}, but {', '.join(wrong)}" if wrong else None
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.inputs))})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        inputs = [{"name": i.name, "shape": list(i.shape), "dtype": i.dtype} for i in self.inputs]
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "spec"}
+        return {**plain, "inputs": inputs, "constants": dict(self.constants)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "signature", trust: bool = False) -> Signature:
+        """From plain data, of whatever origin.
+
+        Args:
+            data: what :meth:`to_dict` has returned.
+            where: file and field that it comes from, for messages.
+            trust: import what the structure of the output names.
+
+        Raises:
+            ValueError: naming file and field that are not as :meth:`to_dict` makes them.
+        """
+        given = Field(data, where)
+        signature = cls(
+            tuple(name.text() for name in given["parameters"].each()),
+            {name: _checked_constant(value) for name, value in given["constants"].items()},
+            tuple(_checked_spec(entry) for entry in given["inputs"].each()),
+            given["output"].text(),
+            tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
+            None if given["fixed_batch"].value is None else given["fixed_batch"].integer(1),
+        )
+        output = given["output"]
+        spec = treespec_loads(output.text()) if trust else load_treespec(output.text(), output.where)
+        if spec.num_leaves != len(signature.leaves):
+            raise given["leaves"].error(f"a list of {spec.num_leaves} entries, as many as 'output' has leaves")
+        # Read once, as it was checked: a class that is registered later must not change what the text means.
+        return replace(signature, spec=spec)
+
+
+class FlatModel:
+    """A runtime that takes and returns lists of tensors, callable as the original model is.
+
+    Args:
+        run: the runtime.
+        signature: of the original model.
+        at_once: the largest batch that the runtime takes; a larger one is run in parts. ``None`` is any.
+    """
+
+    def __init__(
+        self, run: Callable[[list[Tensor]], list[Tensor]], signature: Signature, at_once: int | None = None
+    ) -> None:
+        self.run, self.signature, self.at_once = run, signature, at_once
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tensors on the CPU, in the structure that the original model takes and returns."""
+        tensors = [t.detach().cpu().contiguous() for t in self.signature.tensors(args, kwargs)]
+        parts = (
+            [tensors] if self.at_once is None else zip(*(torch.split(t, self.at_once) for t in tensors), strict=True)
+        )
+        results = [self.run([t.contiguous() for t in part]) for part in parts]
+        return self.signature.restore(
+            [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*results, strict=True)]
+        )
+
+
+def batch_size(example: Inputs) -> int | None:
+    """The first dimension that all tensors of a call share, or ``None``.
+
+    Example:
+        >>> batch_size(((torch.zeros(8, 3), torch.zeros(8)), {}))
+        8
+    """
+    sizes = {t.shape[0] for t in tensors_of(example) if t.dim()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def in_order(model: nn.Module, example: Inputs) -> Inputs:
+    """The same call with its keywords in the order of the parameters and without gaps: the tracers confuse others."""
+    args, kwargs = example
+    parameters = inspect.signature(model.forward).parameters
+    order = {name: position for position, name in enumerate(parameters)}
+    last = max((order[name] for name in kwargs if name in order), default=0)
+    skipped = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in kwargs and len(args) <= order[name] < last and parameter.default is not parameter.empty
+    }
+    given = {**skipped, **kwargs}
+    return args, dict(sorted(given.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def in_float32(model: nn.Module, example: Any) -> Any:
+    """Tensors as the int8 model of ``model`` takes them: float32 in the place of other types of its parameters.
+
+    Example:
+        >>> in_float32(nn.Linear(4, 2).bfloat16(), [torch.ones(1, dtype=torch.bfloat16)])
+        [tensor([1.])]
+    """
+    replaced = other_float_types(model)
+    if not replaced:
+        return example
+    return map_tensors(example, lambda t: t.float() if t.dtype in replaced else t)
+
+
+def one_sample(example: Inputs) -> Inputs:
+    """The example cut to a batch of one, where all its tensors share their first dimension."""
+    if batch_size(example) is None:
+        return example
+    args, kwargs = map_tensors(example, lambda t: t[:1] if t.dim() else t)
+    return args, kwargs
+
+
+def smallest_call(model: nn.Module, example: Inputs) -> Inputs:
+    """The example cut to a batch of one, or whole where the model's code has fixed its batch."""
+    if fixed_batch(model) is not None:
+        return example
+    sample = one_sample(example)
+    try:
+        with torch.no_grad():
+            model(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1]))
+    except Exception:
+        return example
+    return sample
+
+
+def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, in the order of the parameters; those of ``*args`` by their position."""
+    named = {parameters[i] if i < len(parameters) else f"argument_{i}": value for i, value in enumerate(args)}
+    named |= kwargs
+    order = {name: position for position, name in enumerate(parameters)}
+    return dict(sorted(named.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _constant(leaf: Any) -> Any:
+    return _TENSOR if isinstance(leaf, Tensor) else leaf if _is_plain(leaf) else None
+
+
+def _dumps(spec: Any, count: int) -> str:
+    # A class that torch cannot write down, or that would have to be imported: what it holds comes as a tuple.
+    try:
+        text = treespec_dumps(spec)
+    except Exception:
+        text = ""
+    return text if text and nothing_to_import(text) else treespec_dumps(tree_flatten(tuple(range(count)))[1])
+
+
+def _checked_constant(given: Field) -> Any:
+    if not _is_plain(given.value):
+        raise given.error("text, a number, true, false or null")
+    return given.value
+
+
+def _checked_spec(given: Field) -> TensorSpec:
+    dtype = given["dtype"]
+    if not isinstance(getattr(torch, dtype.text(), None), torch.dtype):
+        raise dtype.error("a type of torch, such as 'float32'")
+    shape = tuple(None if size.value is None else size.integer(0) for size in given["shape"].each())
+    return TensorSpec(given["name"].text(), shape, dtype.text())

@@ -1,0 +1,150 @@
+"""``litert``: a ``.tflite`` file for phones and microcontrollers, on integers from end to end.
+
+The file is written from the graph itself, with the schema that LiteRT ships; scales and zero points are those that were
+trained. See https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec. Layers lie with
+channels last, as LiteRT wants them, and are moved at the ends only; ``docs/litert.md`` says what else is done, and
+what LiteRT has no integers for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from lq.backends.prepare import plan_of
+from lq.checks import check_flag
+from lq.export.artifact.files import write_file
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.signature import Signature, batch_size, one_sample, smallest_call
+from lq.export.formats.litert.ends import FLOAT32, INT8, Ends, output_names
+from lq.export.formats.litert.report import describe, refuse_float
+from lq.export.formats.litert.runtime import interpreted
+from lq.export.formats.litert.tensors import FixedBatchError
+from lq.export.formats.litert.translation import Translation, translate
+from lq.export.formats.program import export_program, float_program
+from lq.fields import Field
+from lq.tracing.structure import Inputs
+
+FILE = "int8.tflite"
+
+
+def check_options(
+    full_int8: bool = False,
+    inputs: str = FLOAT32,
+    outputs: str = FLOAT32,
+    channels_last: bool = False,
+    xnnpack: bool = True,
+) -> None:
+    """Check the options of the exporter.
+
+    Raises:
+        TypeError: if a flag is none.
+        ValueError: on a type that is neither "float32" nor "int8".
+    """
+    for name, flag in (("full_int8", full_int8), ("channels_last", channels_last), ("xnnpack", xnnpack)):
+        check_flag(name, flag)
+    for name, dtype in (("inputs", inputs), ("outputs", outputs)):
+        if dtype not in (FLOAT32, INT8):
+            raise ValueError(f"{name}={dtype!r} must be {FLOAT32!r} or {INT8!r}.")
+
+
+def export(
+    prepared: fx.GraphModule,
+    example: Inputs,
+    directory: Path,
+    full_int8: bool = False,
+    inputs: str = FLOAT32,
+    outputs: str = FLOAT32,
+    channels_last: bool = False,
+    xnnpack: bool = True,
+) -> dict[str, Any]:
+    """Write ``int8.tflite``.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        example: inputs of one call, on the CPU.
+        directory: where to.
+        full_int8: refuse what would compute in float between two ends.
+        inputs: "float32", or "int8" for the integers themselves, as microcontrollers take them.
+        outputs: likewise.
+        channels_last: images go in and come out as (batch, height, width, channels) rather than torch's way.
+        xnnpack: whether :func:`load`, and so the parity gate, lets XNNPACK compute what it can.
+
+    Returns:
+        whether the batch is dynamic, which layers and operators compute on integers and which in float, and how many
+        transposes there are.
+
+    Raises:
+        ValueError: if the model cannot be exported, or not as the options say.
+    """
+    check_options(full_int8, inputs, outputs, channels_last, xnnpack)
+    ends = Ends(inputs == INT8, outputs == INT8, channels_last)
+    made, largest = _translated(prepared, example, ends)
+    if full_int8:
+        refuse_float(made, plan_of(prepared))
+    content = made.content(output_names(prepared, example), plan_of(prepared).model, ends)
+    write_file(directory / FILE, content)
+    return {
+        "dynamic_batch": largest is None,
+        "largest_batch": largest,
+        "channels_last": channels_last,
+        "xnnpack": xnnpack,
+        **describe(made),
+    }
+
+
+def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translation, int | None]:
+    """The graph for a batch of any size, or of the smallest where an operator wants to know it."""
+    program, dynamic = export_program(prepared, example, signed=True)
+    if dynamic:
+        try:
+            return translate(program, ends), None
+        except FixedBatchError:
+            pass
+    smallest = smallest_call(prepared, example)
+    program, _ = export_program(prepared, smallest, signed=True, dynamic=False)
+    return translate(program, ends), batch_size(smallest)
+
+
+def write_float(model: nn.Module, example: Inputs, path: Path) -> int | None:
+    """Write a float model as it is, to compare with.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: inputs of one call.
+        path: where to.
+
+    Returns:
+        the largest batch that the file takes; ``None`` is any.
+
+    Raises:
+        RuntimeError: if it cannot be exported.
+        UnsupportedError: if LiteRT lacks an operator.
+    """
+    try:
+        program, dynamic = float_program(model, example)
+        made, largest = translate(program), None if dynamic else batch_size(example)
+    except FixedBatchError:
+        smallest = one_sample(example)
+        made, largest = translate(float_program(model, smallest, dynamic=False)[0]), batch_size(smallest)
+    write_file(path, made.content(output_names(model, example), type(model).__name__))
+    return largest
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.tflite`` in LiteRT's interpreter; without ``threads`` it chooses."""
+    given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.litert")
+    largest = given["largest_batch"]
+    return interpreted(
+        directory / FILE,
+        signature,
+        threads,
+        xnnpack=given["xnnpack"].flag(),
+        channels_last=given["channels_last"].flag(),
+        largest_batch=None if largest.value is None else largest.integer(1),
+    )

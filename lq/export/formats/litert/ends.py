@@ -1,0 +1,68 @@
+"""Where a file meets its users: types, layouts and names of inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lq.compat.torch_private import keystr, tree_flatten_with_path
+from lq.export.formats.litert.orders import CHANNELS_LAST
+from lq.export.formats.litert.tensors import Tensors, Value
+from lq.tracing.structure import Inputs
+
+FLOAT32, INT8 = "float32", "int8"
+_IMAGE = 4
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What goes in and comes out.
+
+    Args:
+        int8_inputs: integers go in rather than floats.
+        int8_outputs: integers come out.
+        channels_last: images have their channels last.
+    """
+
+    int8_inputs: bool = False
+    int8_outputs: bool = False
+    channels_last: bool = False
+
+    def order(self, rank: int) -> tuple[int, ...]:
+        """In which order the dimensions of an input or output lie."""
+        return CHANNELS_LAST[_IMAGE] if self.channels_last and rank == _IMAGE else tuple(range(rank))
+
+    def leaving(self, net: Tensors, value: Value, name: str) -> int:
+        """The file tensor of an output."""
+        placed = net.ordered(value, self.order(len(net.shape(value))))
+        if not self.int8_outputs:
+            return net.real(placed).tensor
+        if net.grid(placed) is None:
+            raise ValueError(
+                f"outputs='int8': output {name!r} is not rounded to integers in the training, so it can only be "
+                "float32; leave the option out, or let the model end with a quantized layer."
+            )
+        return placed.tensor
+
+
+def output_names(model: nn.Module, example: Inputs) -> list[str]:
+    """Names of the output tensors: keys of a dict, positions of a tuple.
+
+    Example:
+        >>> output_names(nn.Linear(2, 2), ((torch.zeros(1, 2),), {}))
+        ['output']
+    """
+    args, kwargs = example
+    with torch.no_grad():
+        leaves, _ = tree_flatten_with_path(model(*args, **kwargs))
+    paths = [path for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [_name(path) for path in paths]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """``output``, ``logits`` or ``features_0`` for the way to a leaf."""
+    words = "".join(letter if letter.isalnum() else " " for letter in keystr(path)).split()
+    return "_".join(words if words and not words[0].isdigit() else ["output", *words])

@@ -1,0 +1,139 @@
+"""What the nodes of a ``torch.export`` program say, in words of the file."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from lq.compat.torch_private import OpOverload
+from lq.export.formats.litert.call import Bounds
+from lq.export.formats.litert.file import Grid, Shape, Size
+from lq.tracing.aten import arguments
+
+QUANTIZE = "quantize_per_tensor"
+DEQUANTIZE, DEQUANTIZE_CHANNELS = "dequantize_per_tensor", "dequantize_per_channel"
+_WEIGHT = ".weight"
+
+
+def operation(node: fx.Node) -> str:
+    """The name of the operation, whatever its overload.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
+        >>> [operation(node) for node in program.graph.nodes if node.op == "call_function"]
+        ['relu']
+    """
+    return str(getattr(node.target, "_opname", node.target))
+
+
+def gives_tensors(node: fx.Node) -> bool:
+    """Whether the result is a tensor, or several, and no size."""
+    return isinstance(node.meta.get("val"), (Tensor, list, tuple))
+
+
+def in_known_operations(program: ExportedProgram, known: frozenset[str]) -> ExportedProgram:
+    """With operations that are not known taken apart, which takes as long as the export did."""
+    calls = [node for node in program.graph.nodes if node.op == "call_function" and gives_tensors(node)]
+    kept = {*known, QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNELS}
+    if all(node.target is operator.getitem or operation(node) in kept for node in calls):
+        return program
+    table = torch.export.default_decompositions()
+    for overload in list(table):
+        if getattr(overload, "_opname", "") in kept:
+            del table[overload]
+    apart: ExportedProgram = program.run_decompositions(table)
+    return apart
+
+
+@dataclass
+class Constants:
+    """What a program holds.
+
+    Args:
+        tensors: by the names of their placeholders.
+        layers: of the placeholders that are weights, the layers that have them.
+    """
+
+    tensors: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> Constants:
+        """The parameters, buffers and lifted constants of a program."""
+        found = cls()
+        for spec in program.graph_signature.input_specs:
+            if spec.kind == InputKind.USER_INPUT:
+                continue
+            target = str(spec.target)
+            held: Mapping[str, Any] = program.state_dict if target in program.state_dict else program.constants
+            found.tensors[spec.arg.name] = held.get(target)
+            if target.endswith(_WEIGHT):
+                found.layers[spec.arg.name] = target.removesuffix(_WEIGHT)
+        return found
+
+
+def grid_of(quantize: fx.Node) -> Grid:
+    """Where a quantization rounds to."""
+    _, scale, zero_point, *_ = quantize.args
+    return Grid.of(scale, zero_point)  # type: ignore[arg-type]
+
+
+def grid_of_input(node: fx.Node) -> Grid:
+    """The one grid that an input is rounded to.
+
+    Raises:
+        ValueError: if it is read in float too, or on several grids.
+    """
+    grids = {grid_of(user) if operation(user) == QUANTIZE else None for user in node.users}
+    grid = grids.pop() if len(grids) == 1 else None
+    if grid is None:
+        raise ValueError(
+            f"inputs='int8': input {node.name!r} is also read in float, so it can only be float32; leave the option "
+            "out, or let quantized layers alone read it."
+        )
+    return grid
+
+
+def bounds_of(node: fx.Node) -> Bounds | None:
+    """What an activation lets pass; ``None`` for other operations."""
+    name = operation(node)
+    if name in ("relu", "relu6"):
+        return Bounds(0.0, 6.0 if name == "relu6" else math.inf)
+    if name not in ("hardtanh", "clamp", "clamp_min"):
+        return None
+    given = named(node)
+    low, high = (given.get(f"{end}_val", given.get(end)) for end in ("min", "max"))
+    if isinstance(low, fx.Node) or isinstance(high, fx.Node):
+        return None
+    return Bounds(-math.inf if low is None else float(low), math.inf if high is None else float(high))
+
+
+def named(node: fx.Node) -> dict[str, Any]:
+    """All arguments by name."""
+    assert isinstance(node.target, OpOverload)
+    return arguments(node.target, node.args, node.kwargs)
+
+
+def sizes_of(example: Tensor) -> Shape:
+    """The sizes of a tensor of the program; a symbol stands for the batch.
+
+    Example:
+        >>> sizes_of(torch.zeros(2, 3))
+        (Size(length=2, changes=False), Size(length=3, changes=False))
+    """
+    return tuple(map(_size, example.shape))
+
+
+def _size(size: int | torch.SymInt) -> Size:
+    if isinstance(size, int):
+        return Size(size)
+    expression = size.node.expr
+    return Size(int(expression.subs(dict.fromkeys(expression.free_symbols, 1))), True)

@@ -1,0 +1,132 @@
+"""The table of operators: an operation of ATen, and what writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lq.export.formats.litert.call import Builder
+from lq.export.formats.litert.operators import attention, elementwise, layers, normalization, pooling, shapes
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operation is written.
+
+    Args:
+        build: writes it.
+        int8: whether LiteRT computes it on integers.
+        fuses: whether it computes a ReLU or ReLU6 behind it by itself.
+        moves: whether it only moves elements, so that the result lies on the grid of its input.
+        clamps: whether it is the same before a rounding and behind it, whatever it reads.
+    """
+
+    build: Builder
+    int8: bool = False
+    fuses: bool = False
+    moves: bool = False
+    clamps: bool = False
+
+
+def _moving(build: Builder) -> Operator:
+    return Operator(build, moves=True)
+
+
+def _layer(build: Builder) -> Operator:
+    return Operator(build, int8=True, fuses=True)
+
+
+def _int8(build: Builder) -> Operator:
+    return Operator(build, int8=True)
+
+
+BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
+
+OPERATORS: Mapping[str, Operator] = {
+    # Layers.
+    "conv1d": _layer(layers.conv),
+    "conv2d": _layer(layers.conv),
+    "conv_transpose1d": _int8(layers.conv_transpose),
+    "conv_transpose2d": _int8(layers.conv_transpose),
+    "linear": _layer(layers.linear),
+    "matmul": _int8(layers.matmul),
+    "bmm": _int8(layers.matmul),
+    "mm": _int8(layers.matmul),
+    "scaled_dot_product_attention": Operator(attention.attention),
+    "embedding": Operator(shapes.embedding),
+    **dict.fromkeys(BATCH_NORMS, Operator(normalization.batch_norm)),
+    "layer_norm": Operator(normalization.layer_norm),
+    # Arithmetic.
+    "add": _layer(elementwise.binary("ADD", "AddOptions")),
+    "sub": _layer(elementwise.binary("SUB", "SubOptions")),
+    "mul": _layer(elementwise.binary("MUL", "MulOptions")),
+    "div": Operator(elementwise.binary("DIV", "DivOptions"), fuses=True),
+    "maximum": Operator(elementwise.binary("MAXIMUM", "MaximumMinimumOptions", fused=False)),
+    "minimum": Operator(elementwise.binary("MINIMUM", "MaximumMinimumOptions", fused=False)),
+    "pow": Operator(elementwise.power),
+    **{
+        name: Operator(elementwise.unary(kind))
+        for name, kind in (
+            ("exp", "EXP"), ("log", "LOG"), ("sqrt", "SQRT"), ("rsqrt", "RSQRT"), ("neg", "NEG"), ("abs", "ABS"),
+            ("floor", "FLOOR"), ("ceil", "CEIL"), ("cos", "COS"), ("sin", "SIN"), ("logical_not", "LOGICAL_NOT"),
+        )
+    },
+    "where": Operator(elementwise.select),
+    "masked_fill": Operator(elementwise.masked_fill),
+    # Activations.
+    "relu": _int8(elementwise.unary("RELU")),
+    "relu6": _int8(elementwise.unary("RELU6")),
+    "hardtanh": Operator(elementwise.hardtanh, int8=True, clamps=True),
+    "clamp": Operator(elementwise.clamp, int8=True, clamps=True),
+    "clamp_min": Operator(elementwise.clamp, int8=True, clamps=True),
+    "hardswish": _int8(elementwise.unary("HARD_SWISH")),
+    "hardsigmoid": _int8(elementwise.hardsigmoid),
+    "sigmoid": _int8(elementwise.sigmoid),
+    "tanh": _int8(elementwise.tanh),
+    "silu": _int8(elementwise.silu),
+    "gelu": _int8(elementwise.gelu),
+    "elu": Operator(elementwise.unary("ELU")),
+    "leaky_relu": _int8(elementwise.leaky_relu),
+    "prelu": Operator(elementwise.prelu),
+    "softmax": _int8(elementwise.softmax),
+    "_softmax": _int8(elementwise.softmax),
+    "log_softmax": Operator(elementwise.unary("LOG_SOFTMAX", "LogSoftmaxOptions")),
+    # Pooling and resizing.
+    "max_pool2d": _moving(pooling.max_pool),
+    "avg_pool2d": _int8(pooling.avg_pool),
+    "adaptive_avg_pool2d": _int8(pooling.adaptive_avg_pool),
+    "mean": _int8(pooling.mean),
+    "upsample_nearest2d": _moving(pooling.resize_nearest),
+    "upsample_bilinear2d": _int8(pooling.resize_bilinear),
+    "pad": _moving(pooling.pad),
+    "constant_pad_nd": _moving(pooling.pad),
+    # Shapes.
+    **{
+        name: _moving(shapes.reshape)
+        for name in ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+    },
+    **{
+        name: _moving(shapes.identity)
+        for name in (
+            "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy",
+            "_to_copy", "to",
+        )
+    },
+    "permute": _moving(shapes.permute),
+    "transpose": _moving(shapes.transpose),
+    "swapaxes": _moving(shapes.transpose),
+    "t": _moving(shapes.matrix_transpose),
+    "numpy_T": _moving(shapes.matrix_transpose),
+    "movedim": _moving(shapes.movedim),
+    "slice": _moving(shapes.slice_of),
+    "select": _moving(shapes.select),
+    "narrow": _moving(shapes.narrow),
+    "chunk": _moving(shapes.split),
+    "split": _moving(shapes.split),
+    "split_with_sizes": _moving(shapes.split),
+    "unbind": _moving(shapes.unbind),
+    "expand": _moving(shapes.expand),
+    "repeat": _moving(shapes.repeat),
+    "roll": _moving(shapes.roll),
+    "cat": _int8(shapes.cat),
+}  # fmt: skip

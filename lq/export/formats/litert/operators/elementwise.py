@@ -1,0 +1,190 @@
+"""Arithmetic of two tensors, functions of one, and what normalizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lq.export.formats.litert.call import Bounds, Builder, Call, array
+from lq.export.formats.litert.file import Grid, Shape, Size
+from lq.export.formats.litert.orders import CHANNELS_LAST
+from lq.export.formats.litert.tensors import Value
+
+# What LiteRT's specification of int8 demands of these results.
+_UNIT = Grid.of(1 / 256, -128)
+_SIGNED_UNIT = Grid.of(1 / 128, 0)
+
+
+def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
+    """An operator of two tensors, or of a tensor and a number."""
+
+    def build(call: Call) -> Value:
+        left, right = (call.taken(call[name]) for name in ("self", "other"))
+        return joined(call, kind, left, right, options, fused)
+
+    return build
+
+
+def joined(call: Call, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
+    """What an operator makes of two tensors that are broadcast to one shape."""
+    order = _common_order(call, (left, right))
+    tensors = [_broadcast(call, value, order) for value in (left, right)]
+    settings = {"fusedActivationFunction": call.activation} if fused and options else {}
+    return call.write_in(kind, tensors, order, options, **settings)
+
+
+def _common_order(call: Call, values: Sequence[Value]) -> tuple[int, ...]:
+    """That of the largest of the tensors that have all dimensions."""
+    rank = len(call.shape)
+    full = [v for v in values if len(call.net.shape(v)) == rank and v.shape is None]
+    if not full:
+        return tuple(range(rank))
+    return max(full, key=lambda v: (call.net.of(v).content is None, math.prod(call.net.lengths(v)))).order
+
+
+def _broadcast(call: Call, value: Value, order: tuple[int, ...]) -> int:
+    """The tensor of a value in an order, with the leading dimensions that it lacks."""
+    shape = call.net.shape(value)
+    if not shape:
+        return value.tensor
+    missing: Shape = (Size(1),) * (len(order) - len(shape))
+    return call.net.ordered(call.net.reshape(value, (*missing, *shape)), order).tensor
+
+
+def unary(kind: str, options: str = "", **settings: Any) -> Builder:
+    """A function of each element."""
+
+    def build(call: Call) -> Value:
+        x = call.value("self")
+        return call.write(kind, [x.tensor], x, options, **settings)
+
+    return build
+
+
+def bounded(kind: str, grid: Grid) -> Builder:
+    """A function whose int8 results lie on the one grid that the specification has for them."""
+
+    def build(call: Call) -> Value:
+        x = call.value("self")
+        if call.grid is None:
+            return call.write(kind, [x.tensor], x)
+        return call.net.on_grid(call.on(grid, kind.lower()).write(kind, [x.tensor], x), call.grid, call.name)
+
+    return build
+
+
+sigmoid = bounded("LOGISTIC", _UNIT)
+tanh = bounded("TANH", _SIGNED_UNIT)
+
+
+def leaky_relu(call: Call) -> Value:
+    """A ReLU with a slope."""
+    x = call.value("self")
+    return call.write("LEAKY_RELU", [x.tensor], x, "LeakyReluOptions", alpha=float(call["negative_slope"]))
+
+
+def gelu(call: Call) -> Value:
+    """GELU, exact or by tanh."""
+    x = call.value("self")
+    return call.write("GELU", [x.tensor], x, "GeluOptions", approximate=call.get("approximate") == "tanh")
+
+
+def silu(call: Call) -> Value:
+    """``x * sigmoid(x)``."""
+    x = call.value("self")
+    gate = call.on(None if call.grid is None else _UNIT, "sigmoid").write("LOGISTIC", [x.tensor], x)
+    return joined(call, "MUL", x, gate, "MulOptions")
+
+
+def hardsigmoid(call: Call) -> Value:
+    """``relu6(x + 3) / 6``: on integers the division is a change of the scale alone."""
+    sum_of = replace(
+        call.on(None if call.grid is None else Grid.of(6 * call.grid.scale, call.grid.zero_point), "sum"),
+        bounds=Bounds(0.0, 6.0),
+    )
+    shifted = joined(sum_of, "ADD", sum_of.value("self"), sum_of.taken(3.0), "AddOptions")
+    sixth = call.taken(1 / 6)
+    return joined(replace(call, bounds=Bounds()), "MUL", shifted, sixth, "MulOptions")
+
+
+def hardtanh(call: Call) -> Value:
+    """A clamp."""
+    return clamp(replace(call, arguments={**call.arguments, "min": call["min_val"], "max": call["max_val"]}))
+
+
+def clamp(call: Call) -> Value:
+    """A clamp, as the ReLU that it may be; integers are clamped behind their rounding."""
+    low, high = call.get("min"), call.get("max")
+    bounds = Bounds(-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    if call.grid is not None:
+        return clamped(call, call.net.on_grid(call["self"], call.grid, call.name), bounds, call.grid)
+    x = call.value("self")
+    if bounds.activation not in ("", "NONE"):
+        return call.write(bounds.activation, [x.tensor], x)
+    for kind, limit in (("MAXIMUM", bounds.low), ("MINIMUM", bounds.high)):
+        if math.isfinite(limit):
+            x = call.write(kind, [x.tensor, call.taken(limit).tensor], x, "MaximumMinimumOptions")
+    return x
+
+
+def clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
+    """Integers within bounds, where their saturation goes beyond."""
+    for kind, limit in (("MAXIMUM", bounds.low), ("MINIMUM", bounds.high)):
+        integer = grid.integer(limit) if math.isfinite(limit) else None
+        if integer is None or (integer <= -128 if kind == "MAXIMUM" else integer >= 127):
+            continue
+        constant = call.net.constant(np.array(integer, np.int8), f"{call.name}/limit", grid)
+        made = call.net.like(value, f"{call.name}/{kind.lower()}", grid)
+        call.net.file.operator(kind, [value.tensor, constant], [made.tensor], "MaximumMinimumOptions")
+        value = made
+    return value
+
+
+def softmax(call: Call) -> Value:
+    """A softmax over one dimension, which has to lie last."""
+    x = call.value("self")
+    rank = len(call.net.shape(x))
+    dimension = call["dim"] % rank
+    if x.shape is not None or x.order[-1] != dimension:
+        last = CHANNELS_LAST.get(rank, ())
+        order = tuple(d for d in range(rank) if d != dimension)
+        x = call.net.ordered(x, last if last and last[-1] == dimension else (*order, dimension))
+    if call.grid is None:
+        return call.write("SOFTMAX", [x.tensor], x, "SoftmaxOptions", beta=1.0)
+    made = call.on(_UNIT, "softmax").write("SOFTMAX", [x.tensor], x, "SoftmaxOptions", beta=1.0)
+    return call.net.on_grid(made, call.grid, call.name)
+
+
+def prelu(call: Call) -> Value:
+    """A ReLU with a slope for each channel."""
+    x = call.value("self")
+    slope = call["weight"].reshape(-1, *[1] * (len(call.shape) - 2))
+    order = x.order if x.shape is None else tuple(range(len(call.shape)))
+    slopes = slope.reshape(*[1] * (len(call.shape) - slope.dim()), *slope.shape).permute(order)[0]
+    constant = call.net.constant(array(slopes), f"{call.name}/slope")
+    return call.write("PRELU", [call.net.ordered(x, order).tensor, constant], call.net.ordered(x, order))
+
+
+def power(call: Call) -> Value:
+    """A power with a number as the exponent."""
+    x = call.value("self")
+    if call["exponent"] == 2:
+        return joined(call, "MUL", x, x, "MulOptions")
+    return call.write("POW", [x.tensor, call.taken(call["exponent"]).tensor], x)
+
+
+def select(call: Call) -> Value:
+    """One of two tensors, element by element."""
+    values = [call.taken(call[name]) for name in ("condition", "self", "other")]
+    order = _common_order(call, values)
+    return call.write_in("SELECT_V2", [_broadcast(call, value, order) for value in values], order)
+
+
+def masked_fill(call: Call) -> Value:
+    """A number where a mask is set."""
+    arguments = {"condition": call["mask"], "self": call["value"], "other": call["self"]}
+    return select(replace(call, arguments=arguments))

@@ -1,0 +1,75 @@
+"""Normalization, which computes in float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.file import Size
+from lq.export.formats.litert.operators.elementwise import joined
+from lq.export.formats.litert.tensors import Value
+
+
+def layer_norm(call: Call) -> Value:
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimensions."""
+    x = call.net.plain(call.value("input"))
+    rank = len(call.net.shape(x))
+    axes = call.net.integers(range(rank - len(call["normalized_shape"]), rank), "axes")
+    reduced = [Size(1) if d >= rank - len(call["normalized_shape"]) else size for d, size in enumerate(call.shape)]
+    averaged = replace(call, shape=tuple(reduced))
+    order = tuple(range(rank))
+
+    def average(of: Value, name: str) -> Value:
+        made = averaged.on(None, name)
+        return made.write_in("MEAN", [of.tensor, axes], order, "ReducerOptions", keepDims=True)
+
+    centred = joined(call.on(None, "centred"), "SUB", x, average(x, "mean"), "SubOptions")
+    squares = joined(call.on(None, "squares"), "MUL", centred, centred, "MulOptions")
+    variance = joined(
+        averaged.on(None, "sum"), "ADD", average(squares, "variance"), call.taken(call["eps"]), "AddOptions"
+    )
+    inverse = averaged.on(None, "rsqrt").write("RSQRT", [variance.tensor], variance)
+    result = joined(call.on(None, "normalized"), "MUL", centred, inverse, "MulOptions")
+    for kind, name, options in (("MUL", "weight", "MulOptions"), ("ADD", "bias", "AddOptions")):
+        if call.get(name) is not None:
+            result = joined(call.on(None, name), kind, result, call.taken(call[name]), options)
+    return result
+
+
+def batch_norm(call: Call) -> Value:
+    """A BatchNorm that stands alone: a factor and a summand for each channel."""
+    factor, summand = (part.reshape(-1, *[1] * (len(call.shape) - 2)) for part in affine(call.arguments, call["eps"]))
+    scaled = joined(call.on(None, "scaled"), "MUL", call.value("input"), call.taken(factor), "MulOptions")
+    return joined(call, "ADD", scaled, call.taken(summand), "AddOptions")
+
+
+def affine(constants: Mapping[str, Any], eps: float) -> tuple[Tensor, Tensor]:
+    """Factor and summand of a BatchNorm with constant statistics.
+
+    Example:
+        >>> ones = torch.ones(1)
+        >>> affine({"running_mean": 2 * ones, "running_var": 4 * ones, "weight": ones, "bias": None}, 0.0)
+        (tensor([0.5000]), tensor([-1.]))
+    """
+    factor = torch.rsqrt(constants["running_var"].double() + eps)
+    if constants.get("weight") is not None:
+        factor = factor * constants["weight"].double()
+    summand = -constants["running_mean"].double() * factor
+    if constants.get("bias") is not None:
+        summand = summand + constants["bias"].double()
+    return factor.float(), summand.float()
+
+
+def folded(call: Call, factor: Tensor, summand: Tensor) -> Call:
+    """A convolution with the BatchNorm behind it inside."""
+    weight, bias = call["weight"], call.get("bias")
+    own = {
+        "weight": weight * factor.reshape(-1, *[1] * (weight.dim() - 1)),
+        "bias": summand if bias is None else bias * factor + summand,
+    }
+    return replace(call, arguments={**call.arguments, **own})

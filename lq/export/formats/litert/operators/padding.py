@@ -1,0 +1,90 @@
+"""Windows that slide over images, and the zeros around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.file import Size
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A kernel in height and width."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair = (1, 1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options of a convolution."""
+        names = ("strideH", "strideW", "dilationHFactor", "dilationWFactor")
+        return dict(zip(names, (*self.stride, *self.dilation), strict=True))
+
+    @property
+    def extent(self) -> Pair:
+        """Pixels from its first to its last."""
+        height, width = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+        return height, width
+
+    def before(self, sizes: Pair, padding: Sequence[int] | int | str) -> Pair:
+        """How many pixels torch adds above and to the left."""
+        if padding == "same":
+            height, width = ((extent - 1) // 2 for extent in self.extent)
+            return height, width
+        if isinstance(padding, str):
+            return 0, 0
+        given = [padding] if isinstance(padding, int) else list(padding)
+        if len(given) == 2:
+            return given[0], given[1]
+        return (0, given[0]) if sizes[0] == 1 and self.kernel[0] == 1 else (given[0], given[0])
+
+
+def padded(
+    call: Call, tensor: int, window: Window, sizes: Pair, out: Pair, before: Pair, fill: int | float | None = None
+) -> tuple[int, int]:
+    """A tensor ready for a window, and the code of LiteRT's scheme: SAME where that adds the same pixels.
+
+    Args:
+        call: what is written.
+        tensor: in height, width and channels.
+        window: that slides over it.
+        sizes: its height and width.
+        out: those of the result.
+        before: pixels to be added above and to the left; those behind follow from ``out``.
+        fill: their value; ``None`` is zero.
+    """
+    from ai_edge_litert.schema_py_generated import Padding
+
+    needed = [(o - 1) * s + e for o, s, e in zip(out, window.stride, window.extent, strict=True)]
+    after = [max(0, n - size - b) for n, size, b in zip(needed, sizes, before, strict=True)]
+    if not any((*before, *after)):
+        return tensor, int(Padding.VALID)
+    same = [max(0, n - size) for n, size in zip(needed, sizes, strict=True)]
+    as_same = [(total // 2, total - total // 2) for total in same]
+    rounded_up = [-(-size // s) for size, s in zip(sizes, window.stride, strict=True)]
+    if as_same == list(zip(before, after, strict=True)) and rounded_up == list(out):
+        return tensor, int(Padding.SAME)
+    pads = [(0, 0), *zip(before, after, strict=True), (0, 0)]
+    return pad_axes(call, tensor, pads, fill), int(Padding.VALID)
+
+
+def pad_axes(call: Call, tensor: int, pads: Sequence[Pair], fill: int | float | None = None) -> int:
+    """A tensor with values added at its ends, axis by axis."""
+    import numpy as np
+
+    source = call.net.file.tensors[tensor]
+    shape = [Size(size.length + sum(pair), size.changes) for size, pair in zip(source.shape, pads, strict=True)]
+    target = call.net.new(f"{source.name}/pad", shape, source.grid, source.dtype)
+    amounts = call.net.constant(np.array(pads, np.int32), "pads")
+    if fill is None or (source.grid is not None and fill == source.grid.zero_point):
+        call.net.file.operator("PAD", [tensor, amounts], [target], "PadOptions")
+    else:
+        value = call.net.constant(np.array([fill], np.dtype(source.dtype)), "fill", source.grid)
+        call.net.file.operator("PADV2", [tensor, amounts, value], [target], "PadV2Options")
+    return target

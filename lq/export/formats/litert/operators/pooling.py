@@ -1,0 +1,171 @@
+"""Maxima and averages over windows and whole dimensions, and resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lq.export.formats.litert.call import Call, UnsupportedError
+from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.operators.padding import Pair, Window, pad_axes, padded
+from lq.export.formats.litert.orders import CHANNELS_LAST
+from lq.export.formats.litert.tensors import Value
+
+_LAST = CHANNELS_LAST[4]
+
+
+def max_pool(call: Call) -> Value:
+    """The largest value of each window, on the grid that they lie on."""
+    call = call.on(call.net.grid(call["self"]))
+    x = call.net.channels_last(call["self"])
+    if set(_pair(call["dilation"])) != {1}:
+        raise UnsupportedError(f"{call.name} is a max pooling with dilation")
+    grid = call.grid
+    lowest = -128 if grid else float(np.finfo(np.float32).min)
+    return _pool(call, x, "MAX_POOL_2D", lowest)
+
+
+def avg_pool(call: Call) -> Value:
+    """The average of each window.
+
+    On integers it is a depthwise convolution with ones, which rounds once to any grid; LiteRT's own average keeps the
+    grid of its input.
+    """
+    x = call.net.channels_last(call.value("self"))
+    if call.get("divisor_override") is not None:
+        raise UnsupportedError(f"{call.name} is an average pooling with a divisor of its own")
+    window, before = _window(call)
+    if any(before) and not call.get("count_include_pad", True):
+        raise UnsupportedError(f"{call.name} is an average pooling that does not count its padding")
+    return _average(call, x, window, before)
+
+
+def _average(call: Call, x: Value, window: Window, before: Pair) -> Value:
+    channels = call.shape[1].length
+    given = call.net.grid(x)
+    if call.grid is None or given is None:
+        return _pool(call, x, "AVERAGE_POOL_2D", 0.0)
+    area = window.kernel[0] * window.kernel[1]
+    weights = np.ones((1, *window.kernel, channels), np.int8)
+    filters = call.net.constant(weights, f"{call.name}/weight", Grid((float(np.float32(1 / area)),) * channels, 0, 3))
+    steps = Grid((float(np.float32(given.scale / area)),) * channels)
+    bias = call.net.constant(np.zeros(channels, np.int32), f"{call.name}/bias", steps)
+    tensor, scheme = padded(call, x.tensor, window, _sizes(call, x), _out(call), before)
+    settings = {**window.settings, "padding": scheme, "depthMultiplier": 1}
+    return call.write_in("DEPTHWISE_CONV_2D", [tensor, filters, bias], _LAST, "DepthwiseConv2DOptions", **settings)
+
+
+def _pool(call: Call, x: Value, kind: str, fill: int | float) -> Value:
+    window, before = _window(call)
+    tensor, scheme = padded(call, x.tensor, window, _sizes(call, x), _out(call), before, fill)
+    settings = {
+        "padding": scheme,
+        "strideH": window.stride[0],
+        "strideW": window.stride[1],
+        "filterHeight": window.kernel[0],
+        "filterWidth": window.kernel[1],
+    }
+    return call.write_in(kind, [tensor], _LAST, "Pool2DOptions", **settings)
+
+
+def _window(call: Call) -> tuple[Window, Pair]:
+    kernel = _pair(call["kernel_size"])
+    return Window(kernel, _pair(call.get("stride") or kernel)), _pair(call.get("padding") or 0)
+
+
+def adaptive_avg_pool(call: Call) -> Value:
+    """The averages of equal parts of an image."""
+    size, out = call.net.lengths(call["self"])[2:], [size.length for size in call.shape[2:]]
+    if list(size) == out:
+        x = call.value("self")
+        return x if call.grid is None else call.net.on_grid(x, call.grid, call.name)
+    if set(out) == {1}:
+        return _mean(call, call.value("self"), [2, 3], keep=True)
+    if any(n % o for n, o in zip(size, out, strict=True)):
+        raise UnsupportedError(f"{call.name} pools {tuple(size)} pixels to {tuple(out)}, which is no whole number each")
+    kernel = size[0] // out[0], size[1] // out[1]
+    given = {"kernel_size": kernel, "stride": kernel, "padding": 0}
+    call = Call(call.net, call.name, {**call.arguments, **given}, call.shape, call.grid)
+    return _average(call, call.net.channels_last(call.value("self")), Window(kernel, kernel), (0, 0))
+
+
+def mean(call: Call) -> Value:
+    """The mean over some dimensions, or over all."""
+    x = call.value("self")
+    rank = len(call.net.shape(x))
+    dims = call.get("dim")
+    dimensions = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
+    return _mean(call, x, dimensions, bool(call.get("keepdim")))
+
+
+def _mean(call: Call, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
+    x = call.net.settled(x)
+    axes = call.net.integers(sorted(x.order.index(dimension) for dimension in dimensions), "axes")
+    order = x.order if keep else _without(x.order, dimensions)
+    return call.write_in("MEAN", [x.tensor, axes], order, "ReducerOptions", keepDims=keep)
+
+
+def _without(order: Sequence[int], dimensions: Sequence[int]) -> tuple[int, ...]:
+    return tuple(d - sum(gone < d for gone in dimensions) for d in order if d not in dimensions)
+
+
+def resize_nearest(call: Call) -> Value:
+    """To another size, each pixel as its nearest one."""
+    return _resize(call.on(call.net.grid(call["input"])), "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
+
+
+def resize_bilinear(call: Call) -> Value:
+    """To another size; on integers on the grid of the input, and from there to that of the result."""
+    aligned = bool(call["align_corners"])
+    settings = {"alignCorners": aligned, "halfPixelCenters": not aligned}
+    own = call if call.grid is None else call.on(call.net.grid(call["input"]), "resize")
+    made = _resize(own, "RESIZE_BILINEAR", "ResizeBilinearOptions", **settings)
+    return made if call.grid is None else call.net.on_grid(made, call.grid, call.name)
+
+
+def _resize(call: Call, kind: str, options: str, **settings: bool) -> Value:
+    x = call.net.channels_last(call.value("input"))
+    if len(call.shape) != 4:
+        raise UnsupportedError(f"{call.name} resizes {len(call.shape) - 2} dimensions, not two")
+    out = call.net.integers([size.length for size in call.shape[2:]])
+    return call.write_in(kind, [x.tensor, out], _LAST, options, **settings)
+
+
+def pad(call: Call) -> Value:
+    """Values around a tensor: zeros, on the grid that it lies on, another number, or its own mirrored."""
+    x, mode = call["self"], call.get("mode", "constant")
+    x = call.net.settled(x)
+    given, rank = list(call["pad"]), len(call.shape)
+    by_dimension = {rank - 1 - i // 2: (given[i], given[i + 1]) for i in range(0, len(given), 2)}
+    pads = [by_dimension.get(dimension, (0, 0)) for dimension in x.order]
+    if any(n < 0 for pair in pads for n in pair):
+        raise UnsupportedError(f"{call.name} pads by a negative number")
+    if mode == "reflect":
+        return _mirrored(call, x, pads)
+    if mode != "constant":
+        raise UnsupportedError(f"{call.name} pads with mode {mode!r}")
+    grid, number = call.net.grid(x), float(call.get("value") or 0.0)
+    fill = number if grid is None else max(-128, min(127, grid.integer(number)))
+    return Value(pad_axes(call, x.tensor, pads, fill or (None if grid is None else fill)), x.order)
+
+
+def _mirrored(call: Call, x: Value, pads: Sequence[Pair]) -> Value:
+    amounts = call.net.constant(np.array(pads, np.int32), "pads")
+    call = call.on(call.net.grid(x))
+    return call.write_in("MIRROR_PAD", [x.tensor, amounts], x.order, "MirrorPadOptions", mode=0)
+
+
+def _sizes(call: Call, x: Value) -> Pair:
+    height, width = call.net.lengths(x)[2:]
+    return height, width
+
+
+def _out(call: Call) -> Pair:
+    height, width = (size.length for size in call.shape[2:])
+    return height, width
+
+
+def _pair(given: Sequence[int] | int) -> Pair:
+    sizes = [given] if isinstance(given, int) else list(given)
+    return sizes[0], sizes[-1]

@@ -1,0 +1,210 @@
+"""What moves elements and computes nothing, on integers as in float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lq.export.formats.litert.call import Call, UnsupportedError
+from lq.export.formats.litert.file import Shape, Size
+from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
+
+
+def reshape(call: Call) -> Value:
+    """Any operation that says a new shape for the same elements."""
+    return call.net.reshape(call["self"], call.shape)
+
+
+def identity(call: Call) -> Value:
+    """Nothing."""
+    found = next(iter(call.arguments.values()))
+    assert isinstance(found, Value)
+    return found
+
+
+def permute(call: Call) -> Value:
+    """Dimensions in another order."""
+    rank = len(call.shape)
+    return call.net.permute(call["self"], [dimension % rank for dimension in call["dims"]])
+
+
+def transpose(call: Call) -> Value:
+    """Two dimensions swapped."""
+    rank = len(call.shape)
+    names = ("dim0", "dim1") if call.get("dim0") is not None else ("axis0", "axis1")
+    first, second = (call[name] % rank for name in names)
+    dimensions = list(range(rank))
+    dimensions[first], dimensions[second] = second, first
+    return call.net.permute(call["self"], dimensions)
+
+
+def matrix_transpose(call: Call) -> Value:
+    """A matrix turned over."""
+    return call.net.permute(call["self"], list(range(len(call.shape)))[::-1])
+
+
+def movedim(call: Call) -> Value:
+    """Some dimensions moved to other places."""
+    rank = len(call.shape)
+    names = [call[name] if isinstance(call[name], list) else [call[name]] for name in ("source", "destination")]
+    return call.net.permute(call["self"], _moved(rank, *names))
+
+
+def _moved(rank: int, source: Sequence[int], destination: Sequence[int]) -> list[int]:
+    sizes = torch.empty(list(range(2, 2 + rank)), device="meta")
+    return [size - 2 for size in sizes.movedim(list(source), list(destination)).shape]
+
+
+def part(net: Tensors, value: Value, dimension: int, start: int, size: int, name: str) -> Value:
+    """Some of the elements along a dimension."""
+    value = net.settled(value)
+    axis, source = value.order.index(dimension), net.of(value)
+    if source.shape[axis].changes:
+        raise FixedBatchError(f"{name} takes a part of the batch")
+    if (start, size) == (0, source.shape[axis].length):
+        return value
+    begins, sizes = [0] * len(value.order), [-1] * len(value.order)
+    begins[axis], sizes[axis] = start, size
+    lying = list(source.shape)
+    lying[axis] = Size(size)
+    target = net.new(name, lying, source.grid, source.dtype)
+    net.file.operator("SLICE", [value.tensor, net.integers(begins), net.integers(sizes)], [target], "SliceOptions")
+    return Value(target, value.order)
+
+
+def slice_of(call: Call) -> Value:
+    """A slice along a dimension."""
+    x, shape = call["self"], call.net.shape(call["self"])
+    dimension = call["dim"] % len(shape)
+    if call["step"] != 1:
+        return _strided(call, dimension)
+    if shape == call.shape:
+        return x  # type: ignore[no-any-return]
+    start, count = call["start"] or 0, shape[dimension].length
+    start = min(max(start + count if start < 0 else start, 0), count)
+    return part(call.net, x, dimension, start, call.shape[dimension].length, call.name)
+
+
+def _strided(call: Call, dimension: int) -> Value:
+    x = call["self"]
+    x = call.net.settled(x)
+    axis, source = x.order.index(dimension), call.net.of(x)
+    if source.shape[axis].changes:
+        raise FixedBatchError(f"{call.name} takes a part of the batch")
+    start, end = call["start"] or 0, call["end"]
+    size = source.shape[axis].length
+    begins, ends, strides = ([n] * len(x.order) for n in (0, 0, 1))
+    begins[axis], ends[axis], strides[axis] = start, size if end is None or end > size else end, call["step"]
+    others = sum(1 << i for i in range(len(x.order)) if i != axis)
+    inputs = [x.tensor, *(call.net.integers(values) for values in (begins, ends, strides))]
+    own = call.on(source.grid)
+    return own.write_in("STRIDED_SLICE", inputs, x.order, "StridedSliceOptions", beginMask=others, endMask=others)
+
+
+def select(call: Call) -> Value:
+    """One element along a dimension, which goes."""
+    x, shape = call["self"], call.net.shape(call["self"])
+    dimension = call["dim"] % len(shape)
+    index = call["index"] % shape[dimension].length
+    return call.net.reshape(part(call.net, x, dimension, index, 1, call.name), call.shape)
+
+
+def narrow(call: Call) -> Value:
+    """A run of elements along a dimension."""
+    dimension = call["dim"] % len(call.shape)
+    return part(call.net, call["self"], dimension, call["start"], call["length"], call.name)
+
+
+def split(call: Call) -> list[Value]:
+    """Parts along a dimension."""
+    shape = call.net.shape(call["self"])
+    dimension = call.get("dim", 0) % len(shape)
+    found, start = [], 0
+    for index, size in enumerate(_parts(call, shape[dimension].length)):
+        found.append(part(call.net, call["self"], dimension, start, size, f"{call.name}/{index}"))
+        start += size
+    return found
+
+
+def _parts(call: Call, whole: int) -> list[int]:
+    given: Any = call.get("split_size", call.get("split_sizes"))
+    if isinstance(given, list):
+        return given
+    size = given if given is not None else -(-whole // call["chunks"])
+    return [min(size, whole - start) for start in range(0, whole, size)]
+
+
+def unbind(call: Call) -> list[Value]:
+    """All elements along a dimension, one by one."""
+    shape = call.net.shape(call["self"])
+    dimension = call.get("dim", 0) % len(shape)
+    rest: Shape = (*shape[:dimension], *shape[dimension + 1 :])
+    parts = (
+        part(call.net, call["self"], dimension, index, 1, f"{call.name}/{index}")
+        for index in range(shape[dimension].length)
+    )
+    return [call.net.reshape(one, rest) for one in parts]
+
+
+def cat(call: Call) -> Value:
+    """Tensors behind each other; integers first come to the grid of the result."""
+    values = [call.taken(tensor) for tensor in call["tensors"]]
+    if call.grid is not None:
+        values = [call.net.on_grid(v, call.grid, f"{call.name}/{i}") for i, v in enumerate(values)]
+    order = next((v.order for v in values if v.shape is None and call.net.of(v).content is None), values[0].order)
+    axis = order.index(call.get("dim", 0) % len(call.shape))
+    tensors = [call.net.ordered(value, order).tensor for value in values]
+    return call.write_in("CONCATENATION", tensors, order, "ConcatenationOptions", axis=axis)
+
+
+def expand(call: Call) -> Value:
+    """Copies along dimensions of one element."""
+    x = call["self"]
+    shape = call.net.shape(x)
+    x = call.net.reshape(x, (*[Size(1)] * (len(call.shape) - len(shape)), *shape))
+    if call.net.shape(x) == call.shape:
+        return x
+    x = call.net.settled(x)
+    lying = [call.shape[dimension] for dimension in x.order]
+    if any(size.changes for size in lying):
+        raise FixedBatchError(f"{call.name} copies as many times as the batch is large")
+    inputs = [x.tensor, call.net.integers([size.length for size in lying])]
+    return call.on(call.net.grid(x)).write_in("BROADCAST_TO", inputs, x.order)
+
+
+def repeat(call: Call) -> Value:
+    """Copies behind each other."""
+    x = call["self"]
+    shape = call.net.shape(x)
+    x = call.net.plain(call.net.reshape(x, (*[Size(1)] * (len(call.shape) - len(shape)), *shape)))
+    inputs = [x.tensor, call.net.integers(call["repeats"])]
+    return call.on(call.net.grid(x)).write_in("TILE", inputs, x.order)
+
+
+def roll(call: Call) -> Value:
+    """Elements that leave at one end come back at the other."""
+    x = call["self"]
+    shape = call.net.shape(x)
+    if not call["dims"]:
+        raise UnsupportedError(f"{call.name} rolls over all dimensions at once")
+    for shift, dim in zip(call["shifts"], call["dims"], strict=True):
+        dimension = dim % len(shape)
+        size = shape[dimension].length
+        cut = -shift % size
+        if cut:
+            halves = [(cut, size - cut), (0, cut)]
+            parts = [part(call.net, x, dimension, *half, f"{call.name}/part") for half in halves]
+            axis = parts[0].order.index(dimension)
+            made = call.on(call.net.grid(x))
+            tensors = [one.tensor for one in parts]
+            x = made.write_in("CONCATENATION", tensors, parts[0].order, "ConcatenationOptions", axis=axis)
+    return x  # type: ignore[no-any-return]
+
+
+def embedding(call: Call) -> Value:
+    """Rows of a table."""
+    indices = call.net.plain(call["indices"])
+    table = call.taken(call["weight"])
+    return call.write_in("GATHER", [table.tensor, indices.tensor], tuple(range(len(call.shape))), "GatherOptions")

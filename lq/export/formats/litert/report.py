@@ -1,0 +1,46 @@
+"""What an export says of its file: what computes on integers, what in float, and what is moved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from lq.export.formats.litert.call import UnsupportedError
+from lq.export.formats.litert.translation import Translation
+from lq.tracing.plan import Plan
+
+_LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
+_OF_LAYERS = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear", "matmul", "bmm", "mm")
+
+
+def describe(made: Translation) -> dict[str, Any]:
+    """Layers that compute on integers by kind, what computes in float by name, and the number of transposes."""
+    file = made.net.file
+    int8 = Counter(
+        operator.kind
+        for operator in file.operators
+        if operator.kind in _LAYERS and file.tensors[operator.outputs[0]].dtype == "int8"
+    )
+    return {
+        "int8_layers": dict(int8),
+        "float_layers": [name for name, kind in made.floating.items() if kind in _OF_LAYERS],
+        "float_operators": [f"{name} ({kind})" for name, kind in made.floating.items() if kind not in _OF_LAYERS],
+        "transposes": sum(operator.kind == "TRANSPOSE" for operator in file.operators),
+    }
+
+
+def refuse_float(made: Translation, plan: Plan) -> None:
+    """Look whether nothing computes in float.
+
+    Raises:
+        UnsupportedError: naming what does, with the user's line where the plan knows it.
+    """
+    if not made.floating:
+        return
+    rows = [(row.name, row.line) for row in plan.layers] + [(row.name, row.line) for row in plan.products]
+    lines = {name: line for name, line in rows if line}
+    shown = [f"{name} ({lines.get(name, kind)})" for name, kind in made.floating.items()]
+    raise UnsupportedError(
+        f"full_int8=True, but these would compute in float: {', '.join(shown)}. Leave the option out, change them to "
+        "what LiteRT has on integers (docs/litert.md), or let the layers around them be quantized."
+    )

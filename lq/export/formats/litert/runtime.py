@@ -1,0 +1,79 @@
+"""LiteRT's interpreter as a callable on tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.formats.litert.file import Array
+from lq.export.formats.litert.orders import CHANNELS_LAST
+
+_IMAGE = 4
+
+
+def interpreted(
+    path: Path,
+    signature: Signature,
+    threads: int | None,
+    *,
+    xnnpack: bool = True,
+    channels_last: bool = False,
+    largest_batch: int | None = None,
+) -> FlatModel:
+    """A ``.tflite`` file in LiteRT's interpreter, callable as its signature says.
+
+    Args:
+        path: the file.
+        signature: of the original model.
+        threads: ``None`` lets LiteRT choose.
+        xnnpack: let XNNPACK compute what it can; else LiteRT's own kernels do.
+        channels_last: whether images of the file have their channels last.
+        largest_batch: what the file takes at once; ``None`` is any.
+    """
+    return FlatModel(_Interpreter(path, threads, xnnpack, channels_last), signature, at_once=largest_batch)
+
+
+class _Interpreter:
+    def __init__(self, path: Path, threads: int | None, xnnpack: bool, channels_last: bool) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self.interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
+        self.channels_last = channels_last
+        self.interpreter.allocate_tensors()
+
+    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+        inputs = self.interpreter.get_input_details()
+        arrays = [self._entering(t, details) for t, details in zip(tensors, inputs, strict=True)]
+        shapes = [tuple(details["shape"]) for details in inputs]
+        if shapes != [values.shape for values in arrays]:
+            for details, values in zip(inputs, arrays, strict=True):
+                self.interpreter.resize_tensor_input(details["index"], values.shape, strict=True)
+            self.interpreter.allocate_tensors()
+        for details, values in zip(inputs, arrays, strict=True):
+            self.interpreter.set_tensor(details["index"], values)
+        self.interpreter.invoke()
+        return [self._leaving(details) for details in self.interpreter.get_output_details()]
+
+    def _entering(self, tensor: Tensor, details: dict[str, Any]) -> Array:
+        values: Array = tensor.numpy()
+        if self.channels_last and values.ndim == _IMAGE:
+            values = values.transpose(CHANNELS_LAST[_IMAGE])
+        scale, zero_point = details["quantization"]
+        if details["dtype"] is np.int8 and values.dtype != np.int8:
+            values = np.clip(np.round(values / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+        return np.ascontiguousarray(values)
+
+    def _leaving(self, details: dict[str, Any]) -> Tensor:
+        values = self.interpreter.get_tensor(details["index"])
+        scale, zero_point = details["quantization"]
+        if details["dtype"] is np.int8:
+            values = (values.astype(np.float32) - zero_point) * np.float32(scale)
+        if self.channels_last and values.ndim == _IMAGE:
+            values = np.ascontiguousarray(values.transpose(np.argsort(CHANNELS_LAST[_IMAGE])))
+        return torch.from_numpy(values)

@@ -1,0 +1,238 @@
+"""``onnx`` and ``tensorrt``: a QDQ graph with int8 weights, as ONNX Runtime, OpenVINO and TensorRT take it.
+
+Inference sessions find their int8 kernels around QuantizeLinear and DequantizeLinear pairs; see
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html and, for TensorRT,
+https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html.
+
+Limits: ONNX Runtime computes linear layers on more than two dimensions as ``MatMulIntegerToFloat``, an int8 product
+whose bias is added in float, and most of a ``tensorrt`` file in float, as its ReLUs stay nodes of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from lq.backends.prepare import state_of
+from lq.checks import check_integer
+from lq.compat.torch_private import quiet_export
+from lq.export.artifact.files import write_file
+from lq.export.artifact.scratch import scratch
+from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.formats.onnx_graph import align_channels, tidy
+from lq.export.formats.program import export_program
+from lq.tracing.structure import Inputs
+
+FILE = "int8.onnx"
+TENSORRT_FILE = "int8.tensorrt.onnx"
+OPSET = 20
+OLDEST_OPSET, NEWEST_OPSET = 18, 23
+
+_INT8_KERNELS = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "MatMulInteger", "ConvInteger")
+_FLOAT_LAYERS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file and whether its batch is dynamic."""
+
+    path: Path
+    dynamic: bool
+
+
+def check_options(opset: int = OPSET) -> None:
+    """Check the options of the exporters.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is too old or unknown.
+    """
+    check_integer("opset", opset, OPSET)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ValueError(
+            f"opset={opset} must be from {OLDEST_OPSET} (the oldest that torch.onnx writes) to {NEWEST_OPSET}; "
+            f"leave it out for {OPSET}."
+        )
+
+
+def check_symmetric(prepared: fx.GraphModule) -> None:
+    """Check that a model fits TensorRT.
+
+    Raises:
+        ValueError: if an activation has a zero point or unsigned integers.
+    """
+    wrong = [spec for spec in state_of(prepared).specs if not (spec.symmetric and spec.quant_min < 0)]
+    if wrong:
+        raise ValueError(
+            f"TensorRT takes symmetric int8 activations with zero point 0, but this model was trained with {wrong[0]}. "
+            "Train it with qconfig='tensorrt', or export 'onnx', which takes every grid."
+        )
+
+
+def write(
+    prepared: fx.GraphModule, example: Inputs, path: Path, opset: int = OPSET, *, aligned: bool = False
+) -> Written:
+    """Write a QDQ file.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        example: inputs of one call, on the CPU.
+        path: where to.
+        opset: version of the ONNX operators.
+        aligned: whether a first layer gets channels in fours, which ONNX Runtime likes.
+
+    Returns:
+        what was written.
+
+    Raises:
+        ValueError: if the model cannot be exported, or ONNX's checker or shape inference finds fault with the file.
+    """
+    import onnx
+
+    check_options(opset)
+    program, dynamic = export_program(prepared, example)
+    model = _model_of(program, opset)
+    tidy(model, dynamic)
+    if aligned:
+        align_channels(model)
+    write_file(path, model.SerializeToString())
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"the ONNX file is not valid: {error}") from error
+    return Written(path, dynamic)
+
+
+def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
+    """Write a ``torch.export`` program as it is, quantized or float."""
+    write_file(path, _model_of(program, opset).SerializeToString())
+
+
+def _model_of(program: ExportedProgram, opset: int) -> Any:
+    with quiet_export():
+        made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
+    assert made is not None
+    return made.model_proto
+
+
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
+    """Write ``int8.onnx``; its first layer takes channels in fours (:func:`.onnx_graph.align_channels`).
+
+    Returns:
+        opset, whether the batch is dynamic, and what ONNX Runtime makes of the graph on this machine.
+    """
+    made = write(prepared, example, directory / FILE, opset, aligned=True)
+    return {"opset": opset, "dynamic_batch": made.dynamic, **_kernels(made.path)}
+
+
+def export_tensorrt(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
+    """Write ``int8.tensorrt.onnx``: symmetric int8 everywhere, zero points 0.
+
+    Returns:
+        opset and whether the batch is dynamic.
+
+    Raises:
+        ValueError: as in :func:`check_symmetric`.
+    """
+    check_symmetric(prepared)
+    made = write(prepared, example, directory / TENSORRT_FILE, opset)
+    return {"opset": opset, "dynamic_batch": made.dynamic}
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.onnx`` in an ONNX Runtime session on the CPU; without ``threads`` it chooses."""
+    return session_model(directory / FILE, signature, threads)
+
+
+def load_tensorrt(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.tensorrt.onnx`` in an ONNX Runtime session on the CPU, which computes the same graph."""
+    return session_model(directory / TENSORRT_FILE, signature, threads)
+
+
+def check_file(directory: Path, name: str = FILE) -> None:
+    """Refuse a file that reads other files; lq writes none like that.
+
+    Raises:
+        ValueError: naming the tensor that lies elsewhere.
+    """
+    import onnx
+
+    path = directory / name
+    try:
+        model = onnx.ModelProto.FromString(path.read_bytes())
+    except Exception as error:  # protobuf's own, of which there are several implementations
+        raise ValueError(f"{path} is not an ONNX file: {error}") from error
+    for message in _messages(model):
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            where = ", ".join(entry.value for entry in message.external_data if entry.key == "location")
+            raise ValueError(
+                f"{path}: tensor {message.name!r} lies in another file ({where or 'unnamed'}), which lq never does. "
+                "If you trust where the file comes from, give trust=True."
+            )
+
+
+def check_file_tensorrt(directory: Path) -> None:
+    """The same for ``int8.tensorrt.onnx``."""
+    check_file(directory, TENSORRT_FILE)
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """A protobuf message and all that it holds: tensors are in graphs, nodes, functions and what comes next."""
+    waiting = [message]
+    while waiting:
+        current = waiting.pop()
+        yield current
+        for descriptor, value in current.ListFields():
+            if descriptor.message_type is not None:
+                waiting += [value] if hasattr(value, "ListFields") else list(value)
+
+
+def session_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
+    """Any ONNX file in an ONNX Runtime session on the CPU, callable as its signature says."""
+    session = _session(path, threads)
+    names = [value.name for value in session.get_inputs()]
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(None, feeds)]
+
+    return FlatModel(run, signature)
+
+
+def _session(path: Path, threads: int | None = None, optimized: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns of every optimized file that it writes
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _kernels(path: Path) -> dict[str, Any]:
+    """Which int8 kernels ONNX Runtime finds, and which layers it leaves in float."""
+    import onnx
+
+    with scratch() as place:
+        optimized = place / "optimized.onnx"
+        _session(path, optimized=optimized)
+        nodes = onnx.load(optimized).graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    return {
+        "int8_layers": {kind: n for kind, n in kinds.items() if kind.startswith(_INT8_KERNELS)},
+        "float_layers": [f"{node.name} ({node.op_type})" for node in nodes if node.op_type in _FLOAT_LAYERS],
+        "quantize_dequantize": kinds["QuantizeLinear"] + kinds["DequantizeLinear"],
+    }

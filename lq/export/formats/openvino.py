@@ -1,0 +1,126 @@
+"""``openvino``: an IR made by OpenVINO's own converter from the QDQ graph.
+
+Limits: a residual is added before the convolution's own output is rounded, so outputs differ by steps from those that
+were trained, and deep networks with random weights by much more. Which layers run on integers is asked of the compiled
+model on this machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lq.export.artifact.files import write_file
+from lq.export.artifact.scratch import scratch
+from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.formats import onnx as onnx_export
+from lq.tracing.structure import Inputs
+
+FILE, WEIGHTS = "int8.xml", "int8.bin"
+_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution", "Attention")
+_INTEGERS = ("u8", "i8")
+
+
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write ``int8.xml`` and ``int8.bin``.
+
+    Returns:
+        whether the batch is dynamic, and in which type each kind of layer runs on this machine.
+    """
+    import openvino
+
+    with scratch() as place:
+        made = onnx_export.write(prepared, example, place / "int8.onnx")
+        model = openvino.convert_model(made.path)
+        # Into scratch: its writer says nothing of a disk that is full, and the copy does.
+        openvino.save_model(model, place / FILE, compress_to_fp16=False)
+        _check_whole(place)
+        for name in (FILE, WEIGHTS):
+            write_file(directory / name, (place / name).read_bytes())
+    precisions = _precisions(_compile(directory / FILE, None))
+    return {"dynamic_batch": made.dynamic, **precisions}
+
+
+def _check_whole(place: Path) -> None:
+    """Look whether both files are complete.
+
+    Raises:
+        OSError: if the disk was too small for them.
+    """
+    try:
+        _compile(place / FILE, None)
+    except RuntimeError as error:
+        needed = (place / WEIGHTS).stat().st_size if (place / WEIGHTS).exists() else 0
+        if shutil.disk_usage(place).free <= max(needed, 2**16):
+            raise OSError(errno.ENOSPC, f"cannot write {place / WEIGHTS}: No space left on device") from error
+        raise
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """The compiled model, callable like the original; without ``threads`` OpenVINO chooses."""
+    return compiled_model(directory / FILE, signature, threads)
+
+
+def compiled_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
+    """Any model that OpenVINO reads, compiled for the CPU, callable as its signature says."""
+    compiled = _compile(path, threads)
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        # A copy: the arrays are the runtime's own memory, which the next call overwrites.
+        return [torch.from_numpy(out.copy()) for out in compiled([t.numpy() for t in tensors]).values()]
+
+    return FlatModel(run, signature)
+
+
+def _compile(path: Path, threads: int | None) -> Any:
+    # On CPUs with bfloat16 OpenVINO would compute what is not int8 in that.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return _core(os.getpid()).compile_model(path, "CPU", options)
+
+
+@cache
+def _core(process: int) -> Any:
+    """One for the whole process, which is never given up.
+
+    On CPUs with AMX every Core of OpenVINO 2026.4 lays a stack of its own under the thread's signal handlers. Two that
+    go in the order in which they came leave the handlers on memory that is gone, and the next signal, such as that of
+    a DataLoader's worker that ends, kills the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def _kind(info: Any) -> str:
+    """Of a node of a compiled model; the two products and the softmax of an attention may be one."""
+    kind: str = info["layerType"].value
+    holds = info["originalLayersNames"].value.lower() if kind == "Subgraph" else ""
+    return "Attention" if "softmax" in holds and ("matmul" in holds or "bmm" in holds) else kind
+
+
+def _precisions(compiled: Any) -> dict[str, Any]:
+    """How many layers run on integers, and which in float."""
+    int8: Counter[str] = Counter()
+    floating = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        kind, precision = _kind(info), info["runtimePrecision"].value
+        if kind in _LAYERS:
+            if precision in _INTEGERS:
+                int8[kind] += 1
+            else:
+                floating.append(f"{node.get_friendly_name()} ({kind}, {precision})")
+    return {"int8_layers": dict(int8), "float_layers": floating}

@@ -1,0 +1,267 @@
+"""``torch``: the int8 model as frozen TorchScript, which loads without the code that made it; float models too."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lq.backends.prepare import plan_of, qconfig_of
+from lq.compat.deprecations import quiet_torchscript
+from lq.compat.torch_private import TracerWarning, tree_leaves
+from lq.conversion.convert import convert, in_float
+from lq.conversion.int8 import Int8Layer
+from lq.export.artifact.files import write_file
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.program_check import read_archive
+from lq.export.artifact.signature import Signature, in_order, smallest_call
+from lq.export.formats.libraries import import_libraries, libraries_of
+from lq.fields import Field
+from lq.tracing.structure import Flattener, Inputs, restore, tensors_of
+
+FILE = "int8.pt"
+_NO_KERNEL = "PyTorch multiplies two activations in float"  # so does torch.ops.quantized.matmul of 2.14, inside
+
+_MORE_THAN_COMPUTES = re.compile(
+    r"def\s+__(?:setstate|getstate|init)__|\b(?:from_file|save|load|_?fork|rpc_\w+|file_\w+|Open|Load|Save)\s*\(|ops\.(?:image|video)\.\w+"
+    r"|torch\.classes\.(?!quantized\b)\w+"
+)
+
+
+@contextmanager
+def int8_kernels() -> Iterator[None]:
+    """Run int8 kernels though deterministic algorithms are asked for (``Trainer(deterministic=True)``).
+
+    They are deterministic, but not on torch's list (2.15: ``quantized_resize_cpu_``), which makes it refuse them.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        yield  # setting what is set already takes a tenth of a millisecond
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+
+
+def export_torchscript(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, optimize: bool = False
+) -> torch.jit.ScriptModule:
+    """Trace ``model`` and freeze it.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        args: positional inputs of one call, on the CPU.
+        kwargs: keyword inputs of that call.
+        optimize: also fuse for inference (folds BatchNorm of float models).
+
+    Returns:
+        the frozen module, which takes what :func:`tensor_inputs` returns; the batch size may be another one.
+
+    Example:
+        >>> frozen = export_torchscript(nn.Linear(4, 2).eval(), (torch.ones(1, 4),))
+        >>> frozen(torch.ones(3, 4)).shape
+        torch.Size([3, 2])
+    """
+    positional, named = tensor_inputs(model, args, kwargs)
+    if _own_arguments(model, args, kwargs or {}) is None:
+        model = _OfTensors(model.eval(), in_order(model, (args, dict(kwargs or {}))))
+    given: dict[str, Any] = {"example_kwarg_inputs": named} if named else {"example_inputs": positional}
+    with quiet_torchscript(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
+        # Shapes that the traced code reads become constants, which the comparison with real batches would show.
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        trace: Any = torch.jit.trace
+        traced = trace(model.eval(), **given, strict=False, check_trace=False)
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced.eval())
+        return torch.jit.optimize_for_inference(frozen) if optimize else frozen
+
+
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write ``int8.pt``.
+
+    Returns:
+        the engine whose weight layout it holds, how it is called, whether it returns a tuple of tensors in place of a
+        structure that TorchScript has no type for, and which layers run in int8 and in float; of those that were to run
+        in int8 also why.
+    """
+    int8 = convert(prepared)
+    reasons = in_float(int8) | {row.name: _NO_KERNEL for row in plan_of(prepared).int8_products}
+    with torch.no_grad(), quiet_torchscript(), int8_kernels():
+        sample = smallest_call(prepared, example)
+        flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
+    scripted = export_torchscript(_flattened(int8) if flat else int8, *sample)
+    content = io.BytesIO()
+    with quiet_torchscript():
+        torch.jit.save(scripted, content)
+    write_file(directory / FILE, content.getbuffer())
+    return {
+        "engine": qconfig_of(prepared).resolved_engine,
+        "arguments": list(tensor_inputs(int8, *sample)[1]),
+        "flat_output": flat,
+        "libraries": libraries_of(scripted),
+        "int8_layers": dict(Counter(m.kind for m in int8.modules() if isinstance(m, Int8Layer))),
+        "float_layers": [*reasons, *_planned_float_layers(prepared)],
+        "float_reasons": reasons,
+    }
+
+
+def _planned_float_layers(prepared: fx.GraphModule) -> list[str]:
+    return [row.name for row in plan_of(prepared).layers if row.weight is None]
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.pt``, with the engine selected that it was exported for; ``threads`` is torch's own setting.
+
+    Raises:
+        ValueError: if this build of PyTorch lacks the engine.
+    """
+    given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.torch")
+    names, flat = [name.text() for name in given["arguments"].each()], given["flat_output"].flag()
+    select_engine(directory, given["engine"].text())
+    import_libraries(info)
+    with quiet_torchscript():
+        scripted: Callable[..., Any] = torch.jit.load(str(directory / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = signature.tensors(args, kwargs)
+        with int8_kernels():
+            output = scripted(**dict(zip(names, tensors, strict=True))) if names else scripted(*tensors)
+        return signature.restore(tree_leaves(output)) if flat else output
+
+    return call
+
+
+def check_file(directory: Path) -> None:
+    """Refuse a file that does more than compute; lq writes none like that.
+
+    TorchScript has no operating system, but functions that open files, and ``__setstate__`` methods that run while a
+    file is loaded.
+
+    Raises:
+        ValueError: naming what was found.
+    """
+    path = directory / FILE
+    for name, content in read_archive(path):
+        if not name.endswith(".py"):
+            continue
+        found = _MORE_THAN_COMPUTES.search(content.decode("utf-8", "replace"))
+        if found is not None:
+            raise ValueError(
+                f"{path}: {name} holds {found.group().strip()!r}, which does more than compute. If you trust where the "
+                "file comes from, give trust=True."
+            )
+
+
+def _has_type(output: Any) -> bool:
+    """Whether TorchScript can return this: it wants one type for all values of a list or dict."""
+    if isinstance(output, tuple):
+        return all(_has_type(value) for value in output)
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list) else [output]
+    return all(isinstance(value, Tensor) for value in values)
+
+
+def _flattened(model: fx.GraphModule) -> fx.GraphModule:
+    """The model that returns the tensors of its output in a tuple."""
+    twin = copy.deepcopy(model)
+    output = next(node for node in twin.graph.nodes if node.op == "output")
+    tensors: list[fx.Node] = []
+    fx.map_arg(output.args[0], tensors.append)
+    output.args = (tuple(tensors),)
+    twin.recompile()
+    return twin
+
+
+def select_engine(directory: Path, engine: str) -> None:
+    """Make ``engine`` the one that runs quantized kernels in this process.
+
+    Raises:
+        ValueError: if this build of PyTorch lacks it.
+    """
+    supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if engine not in supported:
+        raise ValueError(
+            f"{directory} was exported for the quantized engine {engine!r}, which this build of PyTorch lacks; "
+            f"it has {', '.join(supported) or 'none'}. Export again with a preset for one of these."
+        )
+    torch.backends.quantized.engine = engine
+
+
+def like_original(
+    scripted: torch.jit.ScriptModule, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """``scripted``, if it can be called as ``model`` is by these inputs; else a function that adapts such calls."""
+    taken = tensor_inputs(model, args, kwargs)
+    if len(taken[0]) == len(args) and taken[1].keys() == kwargs.keys():
+        return scripted
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        positional, named = tensor_inputs(model, args, kwargs)
+        return scripted(*positional, **named)
+
+    return call
+
+
+def tensor_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
+    """What the TorchScript module of a model takes in the place of a call: tensors alone.
+
+    Arguments that are tensors keep their places and names, if all others have their defaults. Otherwise all tensors
+    come by position, in the order of the parameters, and what else the call holds is fixed in the module.
+
+    Args:
+        model: the module that was exported, for the signature of its ``forward``.
+        args: positional inputs of the call.
+        kwargs: keyword inputs.
+
+    Returns:
+        ``(args, kwargs)``, one of which is empty: the tracer takes one kind at a time.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def forward(self, x, double=False):
+        ...         return 2 * x if double else x
+        >>> tensor_inputs(Scale(), (torch.ones(1),), {"double": False})
+        ((), {'x': tensor([1.])})
+        >>> tensor_inputs(Scale(), ([torch.ones(1)],), {"double": True})
+        ((tensor([1.]),), {})
+    """
+    own = _own_arguments(model, args, kwargs or {})
+    return (tuple(tensors_of(in_order(model, (args, dict(kwargs or {}))))), {}) if own is None else own
+
+
+def _own_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs | None:
+    """The call without what has its default, if tensors are all that is left."""
+    if not kwargs and all(isinstance(value, Tensor) for value in args):
+        return args, {}
+    signature = inspect.signature(model.forward)
+    bound = signature.bind(*args, **kwargs).arguments
+    held = {name: value for name, value in bound.items() if not _is_default(value, signature.parameters[name].default)}
+    return ((), held) if all(isinstance(value, Tensor) for value in held.values()) else None
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return not tensors_of(value) and bool(value is default or value == default)
+
+
+class _OfTensors(nn.Module):
+    """A model that is called with the tensors of a call, by position."""
+
+    def __init__(self, model: nn.Module, example: Inputs) -> None:
+        super().__init__()
+        self.model, self.structure = model, Flattener().take(example)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = restore(self.structure, tensors)
+        return self.model(*args, **kwargs)

@@ -1,0 +1,217 @@
+"""The parity gate: does what is deployed compute what was trained?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lq.checks import check_flag, check_integer, check_number
+from lq.export.artifact.int8_model import load
+from lq.export.parity.worker import WorkerError, run_in_fresh_process
+from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
+from lq.metrics.outputs import main_tensor
+from lq.tracing.structure import Inputs
+
+ENOUGH_DB = 25.0
+_TWICE_DB = 20 * math.log10(2)
+ON_FAILURE = ("error", "warn")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How closely an exported file has to agree with the fake-quantized model, on real batches.
+
+    Args:
+        batches: how many validation batches are compared.
+        min_agreement: least share of samples with the same largest output (top-1); ``None`` switches this check off.
+            One sample may always differ, so that a few samples are compared by SQNR alone.
+        min_sqnr_db: least signal to quantization-noise ratio in dB; ``None`` switches this check off. Kernels that
+            saturate give 16-26 dB, correct ones 27-60 dB. The lowest of these are in networks of many layers, where
+            small differences grow.
+        max_metric_change: largest difference, in either direction, between the file's validation figure and that of the
+            fake-quantized model; ``None`` switches this check off.
+        excuse_rounding: accept a file whose difference from the fake-quantized model is at most twice the difference
+            between that model in float32 and in float64 (:func:`lq.export.parity.rounding.rounding_noise`). An int8
+            kernel cannot be expected to be closer than that.
+        on_failure: "error" leaves the file out and fails the run; "warn" keeps it and warns.
+
+    Raises:
+        TypeError: for values of another type, such as text.
+        ValueError: for values out of range.
+
+    Example:
+        >>> Gate(min_agreement=0.998, min_sqnr_db=40).batches
+        10
+    """
+
+    batches: int = 10
+    min_agreement: float | None = 0.99
+    min_sqnr_db: float | None = ENOUGH_DB
+    max_metric_change: float | None = None
+    excuse_rounding: bool = True
+    on_failure: str = "error"
+
+    def __post_init__(self) -> None:
+        check_integer("batches", self.batches, 10)
+        check_flag("excuse_rounding", self.excuse_rounding)
+        for name, example in (("min_agreement", 0.99), ("min_sqnr_db", 25), ("max_metric_change", 0.005)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), example)
+        if self.batches < 1:
+            raise ValueError(f"batches={self.batches} must be at least 1.")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise ValueError(f"min_agreement={self.min_agreement} must be from 0 to 1 (0.99 is 99 %), or None.")
+        if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
+            raise ValueError(f"min_sqnr_db={self.min_sqnr_db} must be a number of dB, or None.")
+        if self.max_metric_change is not None and not self.max_metric_change >= 0:
+            raise ValueError(f"max_metric_change={self.max_metric_change} must be 0 or more, e.g. 0.005, or None.")
+        if self.on_failure not in ON_FAILURE:
+            raise ValueError(f"on_failure={self.on_failure!r} must be one of {', '.join(ON_FAILURE)}.")
+
+    def complaint(self, parity: Parity) -> str:
+        """Why these differences are too large, or ""."""
+        if self.min_sqnr_db is not None and not parity.sqnr_db >= self.min_sqnr_db:
+            return f"SQNR {parity.sqnr_db:.1f} dB is below {self.min_sqnr_db:.1f} dB"
+        if self.min_agreement is None or parity.agreement is None:
+            return ""
+        differing = round((1 - parity.agreement) * parity.samples)
+        if differing > 1 and parity.agreement < self.min_agreement:
+            return f"agreement {parity.agreement:.2%} is below {self.min_agreement:.2%}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How closely an exported file agrees with the fake-quantized model.
+
+    Args:
+        samples: number of samples that were compared.
+        sqnr_db: SQNR of the outputs, in dB.
+        max_abs_error: largest absolute difference of an output.
+        agreement: share of samples with the same largest output; ``None`` if the outputs have no classes.
+        complaint: why the file does not pass the gate, or "".
+        first_layer: the first layer at which the two differ, if there is a complaint.
+        note: a note on the comparison.
+    """
+
+    samples: int
+    sqnr_db: float
+    max_abs_error: float
+    agreement: float | None = None
+    complaint: str = ""
+    first_layer: str = ""
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file passes the gate."""
+        return not self.complaint
+
+    def is_explained_by(self, noise: Parity) -> bool:
+        """Whether the difference is at most twice the one that rounding alone makes.
+
+        SQNR decides; how many predictions change follows from it.
+
+        Example:
+            >>> Parity(100, 24.0, 0.2, agreement=0.97).is_explained_by(Parity(100, 28.0, 0.1, agreement=0.99))
+            True
+        """
+        return self.sqnr_db >= noise.sqnr_db - _TWICE_DB
+
+    @property
+    def fidelity(self) -> dict[str, float]:
+        """The figures, without the decision."""
+        found = {"sqnr_db": self.sqnr_db, "max_abs_error": self.max_abs_error}
+        return found if self.agreement is None else {"agreement": self.agreement, **found}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def measure(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Parity:
+    """Compare outputs, batch by batch.
+
+    Args:
+        expected: of the fake-quantized model, each of shape (samples, ...).
+        got: of the artifact, of the same shapes.
+        gate: what they have to reach.
+
+    Returns:
+        the comparison, without ``first_layer``.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+        >>> measure([scores], [scores * 1.5], Gate()).complaint
+        'SQNR 6.0 dB is below 25.0 dB'
+    """
+    for a, b in zip(expected, got, strict=True):
+        if a.shape != b.shape:
+            shapes = f"{tuple(b.shape)} instead of {tuple(a.shape)}"
+            return Parity(len(a), -math.inf, math.inf, complaint=f"its output has shape {shapes}")
+    a, b = torch.cat([t.float().flatten() for t in expected]), torch.cat([t.float().flatten() for t in got])
+    samples = sum(len(t) if t.dim() else 1 for t in expected)
+    parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(expected, got))
+    return replace(parity, complaint=gate.complaint(parity))
+
+
+def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Tensor], gate: Gate) -> Parity:
+    """Load a model from the disk in a fresh process and compare it.
+
+    Args:
+        directory: the artifact.
+        kind: which of its models.
+        calls: inputs of the fake-quantized model.
+        expected: its main outputs.
+        gate: what has to be reached.
+
+    Returns:
+        the comparison; a model that does not run there is a complaint.
+    """
+    note = ""
+    try:
+        got = run_in_fresh_process(directory, kind, calls)
+    except WorkerError as error:
+        # What is wrong with this machine is not held against the model; it is compared where it runs already.
+        note = f"it was compared in the process of the training, because {error}"
+        got = _run_here(directory, kind, calls)
+    except RuntimeError as error:
+        return Parity(0, -math.inf, math.inf, complaint=str(error))
+    return replace(measure(expected, got, gate), note=note)
+
+
+def _run_here(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Tensor]:
+    model = load(directory, kind)
+    return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
+
+
+def metric_complaint(exact: Mapping[str, float], got: Mapping[str, float], gate: Gate) -> str:
+    """What the gate objects to in the metrics of an artifact, or "".
+
+    Args:
+        exact: metrics of the fake-quantized model.
+        got: of the artifact.
+        gate: how far they may be apart.
+
+    Example:
+        >>> metric_complaint({"accuracy": 0.92}, {"accuracy": 0.90}, Gate(max_metric_change=0.01))
+        'accuracy is 0.9 instead of 0.92'
+    """
+    if gate.max_metric_change is None:
+        return ""
+    far = [name for name in exact.keys() & got.keys() if not abs(exact[name] - got[name]) <= gate.max_metric_change]
+    return ", ".join(f"{name} is {got[name]:.4g} instead of {exact[name]:.4g}" for name in sorted(far))
+
+
+def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | None:
+    if any(t.dim() < 2 or t.shape[1] < 2 for t in expected):
+        return None
+    counts = [t.numel() / t.shape[1] for t in expected]
+    shares = [float(top1_agreement(a, b)) for a, b in zip(expected, got, strict=True)]
+    return sum(n * share for n, share in zip(counts, shares, strict=True)) / sum(counts)

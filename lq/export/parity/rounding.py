@@ -1,0 +1,54 @@
+"""How far rounding alone moves a fake-quantized model: the noise that no int8 kernel can stay below."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from lq.export.parity.gate import Gate, Parity, measure
+from lq.metrics.outputs import main_tensor
+from lq.tracing.structure import Inputs, map_tensors
+
+
+@torch.no_grad()
+def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: Sequence[Tensor]) -> Parity | None:
+    """Compare a fake-quantized model with itself in float64.
+
+    A value next to a tie of the grid goes up in one arithmetic and down in another. In networks with many layers such
+    flips multiply from layer to layer, until the outputs of two faultless implementations differ by as much as their
+    grids allow.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        calls: inputs.
+        expected: its main outputs for them, computed in float32.
+
+    Returns:
+        how far the float64 outputs are from those; ``None`` if the model does not run in float64.
+
+    Example:
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> prepared = prepare(torch.nn.Sequential(torch.nn.Linear(4, 3)))
+        >>> set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+        >>> x = torch.randn(8, 4)
+        >>> _ = prepared(x)
+        >>> noise = rounding_noise(prepared, [((x,), {})], [prepared.eval()(x)])
+        >>> noise.agreement
+        1.0
+    """
+    exact = copy.deepcopy(prepared).double()
+    got = []
+    try:
+        for call in calls:
+            args, kwargs = map_tensors(copy.deepcopy(call), _doubled)
+            got.append(main_tensor(exact(*args, **kwargs)))
+    except Exception:  # the user's code may insist on float32 in any way
+        return None
+    return measure(expected, got, Gate())
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,0 +1,45 @@
+"""What reaches the target while the user's own code runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lq.conversion.on_cpu import as_float32
+from lq.instrument.listen import Listener
+from lq.tracing.structure import map_tensors
+
+
+class LastCall:
+    """Remembers the last call of a module: arguments, keywords and output."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._listener = Listener(module, after=self._note)
+
+    def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._call = args, kwargs, output
+
+    def take(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """The last call since the previous ``take``.
+
+        Raises:
+            ValueError: if there was none.
+        """
+        if self._call is None:
+            raise ValueError(
+                "validation_step did not call the quantized target, so there is nothing to compare: name the part that "
+                "it does call, QATCallback(target=...)."
+            )
+        call, self._call = self._call, None
+        return call
+
+    def remove(self) -> None:
+        """Stop listening."""
+        self._listener.remove()
+
+
+def on_cpu(data: Any) -> Any:
+    """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
+    return as_float32(map_tensors(data, lambda t: t.detach().to("cpu", copy=True)))

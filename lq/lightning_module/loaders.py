@@ -1,0 +1,110 @@
+"""Data loaders outside of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
+
+from lq.compat.lightning_private import users_sampler
+
+
+def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
+    """The batches of the training data, on the CPU, without a training; those of several loaders one after another."""
+    owner: Any = datamodule or module
+    owner.prepare_data()
+    owner.setup("fit")
+    for one in training_loaders(owner.train_dataloader()):
+        yield from one
+
+
+def training_loaders(loaders: Any) -> list[Any]:
+    """The loaders, whatever structure holds them.
+
+    Example:
+        >>> training_loaders({"a": [1, 2], "b": 3})
+        [1, 2, 3]
+    """
+    if isinstance(loaders, CombinedLoader):
+        return list(loaders.flattened)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return [loader for each in loaders for loader in training_loaders(each)]
+    return [loaders]
+
+
+def _each(loaders: Any, change: Callable[[DataLoader[Any]], DataLoader[Any]]) -> Any:
+    """The loaders in their structure, each that is a DataLoader changed."""
+    if isinstance(loaders, (list, tuple)):
+        return [_each(loader, change) for loader in loaders]
+    if isinstance(loaders, Mapping):
+        return {key: _each(loader, change) for key, loader in loaders.items()}
+    return change(loaders) if isinstance(loaders, DataLoader) else loaders
+
+
+def undistributed(loaders: Any) -> Any:
+    """The loaders without the samplers that leave each process a share of the data; the user's own samplers stay."""
+    return _each(loaders, _whole)
+
+
+def _whole(loader: DataLoader[Any]) -> DataLoader[Any]:
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not isinstance(sampler, DistributedSampler):
+        return loader
+    return _over(loader, users_sampler(sampler))
+
+
+def spread(loaders: Any, batches: int) -> Any:
+    """The loaders, those whose order may be changed with so many batches from all over their data, always the same.
+
+    Others stay as they are: streams, and what comes from a sampler or batch sampler of the user's own.
+
+    Example:
+        >>> loader = DataLoader(range(100), batch_size=2)
+        >>> [batch.tolist() for batch in spread(loader, 2)]
+        [[0, 33], [66, 99]]
+    """
+    return _each(undistributed(loaders), lambda loader: _spread(loader, batches))
+
+
+def _spread(loader: DataLoader[Any], batches: int) -> DataLoader[Any]:
+    drawn: Any = loader.batch_sampler
+    indices = _indices(drawn.sampler) if type(drawn) is BatchSampler else None
+    if indices is None:
+        return loader
+    wanted = batches * drawn.batch_size
+    if len(indices) > wanted:
+        indices = [indices[i] for i in torch.linspace(0, len(indices) - 1, wanted).long().tolist()]
+    return _over(loader, indices)
+
+
+def _indices(sampler: Any) -> Sequence[int] | None:
+    """What a sampler draws, in order; None if only its owner knows."""
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        return range(len(sampler.data_source))
+    return sorted(int(index) for index in sampler.indices) if type(sampler) is SubsetRandomSampler else None
+
+
+def _over(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
+    """The loader with another sampler behind its batches; of a subclass, with all that it does to them."""
+    twin = copy.copy(loader)
+    changes: dict[str, Any] = {"sampler": sampler, "pin_memory": False, "persistent_workers": False, "_iterator": None}
+    if loader.batch_sampler is not None:
+        changes["batch_sampler"] = copy.copy(loader.batch_sampler)
+        changes["batch_sampler"].sampler = sampler
+    # A DataLoader refuses assignments, for the sake of an iterator that may be under way; a copy has none.
+    twin.__dict__.update(changes)
+    return twin

@@ -1,0 +1,137 @@
+"""Which part of a LightningModule is quantized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import fx, nn
+from torchmetrics import Metric, MetricCollection
+
+from lq.backends.prepare import is_prepared
+from lq.compat.packages import overrides
+from lq.conversion.graph import as_graph
+from lq.core.checkpoint import part_of_state
+from lq.core.modules import QAT_LAYERS
+from lq.core.state import STATE
+from lq.tracing.structure import Inputs
+
+
+def find_target(module: LightningModule, name: str | None = None) -> str:
+    """The dotted name of the part to quantize; "" is the LightningModule itself.
+
+    Args:
+        module: the LightningModule.
+        name: the user's choice; ``None`` takes the only child that holds quantizable layers, or the module itself if
+            layers sit directly on it (or on several children, or on one that is never called, such as a
+            ``ModuleList``) and it has a ``forward``.
+
+    Returns:
+        the name.
+
+    Raises:
+        ValueError: if the name does not exist, or nothing or too much could be meant.
+    """
+    if name is not None:
+        _check_name(module, name)
+        return name
+    candidates = [child for child, m in module.named_children() if _has_layers(m)]
+    if not candidates:
+        raise ValueError(
+            f"{type(module).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d). Build its layers in "
+            "__init__ or configure_model: those built in LightningModule.setup() do not exist yet when QAT is prepared."
+        )
+    parts = [getattr(module, child) for child in candidates]
+    direct = [part for part in parts if isinstance(part, tuple(QAT_LAYERS)) or not _has_forward(part)]
+    if len(candidates) == 1 and not direct:
+        return candidates[0]
+    if overrides(module, "forward"):
+        return ""
+    raise ValueError(
+        f"{type(module).__name__} has no forward() and several parts that could be quantized: {candidates}. "
+        f"Choose one: QATCallback(target={candidates[0]!r})."
+    )
+
+
+def _check_name(module: LightningModule, name: str) -> None:
+    try:
+        found = module.get_submodule(name)
+    except AttributeError:
+        names = [child for child, _ in module.named_children()]
+        raise ValueError(
+            f"target={name!r}: {type(module).__name__} has no such submodule. Its children are {names}; "
+            "dotted names such as 'model.backbone' work too."
+        ) from None
+    if isinstance(found, tuple(QAT_LAYERS)):
+        holder = name.rpartition(".")[0]
+        raise ValueError(
+            f"target={name!r} is a single {type(found).__name__}; name the module that holds it and choose the layer "
+            f"there: QATCallback(target={holder or None!r}, qconfig=QConfig(include=[{name.rpartition('.')[2]!r}]))."
+        )
+    if not _has_layers(found):
+        raise ValueError(
+            f"target={name!r}: {type(found).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d)."
+        )
+
+
+def _has_layers(module: nn.Module) -> bool:
+    if isinstance(module, (Metric, MetricCollection)):
+        return False
+    return any(isinstance(m, tuple(QAT_LAYERS)) for m in module.modules())
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether it can be called, as a ``ModuleList`` or ``ModuleDict`` cannot."""
+    return "forward" in module.__dict__ or type(module).forward is not nn.Module.forward
+
+
+def target_of(module: nn.Module, name: str) -> nn.Module:
+    """The submodule ``name``, or the module itself for ""."""
+    return module.get_submodule(name) if name else module
+
+
+def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) -> fx.GraphModule:
+    """The graph of a prepared target, sharing its parameters and ranges.
+
+    Args:
+        module: the module that holds the target.
+        name: of the target.
+        example: inputs of one call of it; ``None`` takes those of an earlier call.
+
+    Raises:
+        ValueError: if the target is not prepared, or cannot be exported.
+    """
+    target = target_of(module, name)
+    if not is_prepared(target):
+        raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
+    return as_graph(target, example, name)
+
+
+def prepared_name(module: nn.Module) -> str:
+    """The dotted name of the part of ``module`` that is prepared.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared_name(nn.Sequential(nn.Flatten(), prepare(nn.Sequential(nn.Linear(4, 2)))))
+        '1'
+    """
+    found: list[str] = [name for name, part in module.named_modules() if is_prepared(part)]
+    if not found:
+        raise ValueError(f"{type(module).__name__} holds nothing that is prepared for QAT; call lq.prepare first.")
+    return found[0]
+
+
+def float_state(prepared: nn.Module) -> dict[str, Any]:
+    """The part of a prepared module's state dict that the float module has."""
+    state = part_of_state(prepared.state_dict())
+    for key in [key for key in state if key.startswith(f"{STATE}.")]:
+        del state[key]
+    return state
+
+
+def is_target_prepared(module: nn.Module, name: str) -> bool:
+    """Whether the target is prepared already."""
+    return is_prepared(target_of(module, name))

@@ -1,0 +1,230 @@
+"""The user's own validation outside of their run: on a copy of the module, in this process, on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from itertools import islice
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from lq.compat.packages import is_lightning_module, of_package
+from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.last_call import LastCall, on_cpu
+from lq.lightning_module.loaders import spread, undistributed
+from lq.lightning_module.target import target_of
+from lq.metrics.comparison import keep_local
+from lq.tracing.structure import Inputs
+
+_AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
+
+
+class Sample(NamedTuple):
+    """What one validation batch is to the target: its inputs, and the labels; all on the CPU."""
+
+    inputs: Inputs
+    labels: Any
+
+
+def call_sample(model: Callable[..., Any], sample: Sample) -> Any:
+    """Call a target as the validation step did."""
+    args, kwargs = copy.deepcopy(sample.inputs)  # a model may work in place
+    return model(*args, **kwargs)
+
+
+def labels_of(sample: Sample) -> Any:
+    """The labels."""
+    return sample.labels
+
+
+def validate_alone(
+    module: LightningModule,
+    loaders: Any,
+    datamodule: LightningDataModule | None,
+    limit: int | float | None,
+    *callbacks: Callback,
+) -> dict[str, float]:
+    """Run ``validation_step`` over the validation data of all processes, in this one alone.
+
+    Args:
+        module: a copy of the user's module that nothing else uses.
+        loaders: validation data loaders.
+        datamodule: the run's datamodule, whose transfer hooks belong to the loaders.
+        limit: Lightning's ``limit_val_batches``.
+        callbacks: listen.
+
+    Returns:
+        what the module has logged: the last value of each name.
+    """
+    for metric in (m for m in module.modules() if isinstance(m, Metric)):
+        keep_local(metric)  # the other processes wait
+        metric.reset()
+    _without_prepare_data(module)
+    loaders = undistributed(loaders)
+    with quiet_lightning():
+        trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
+        data: dict[str, Any] = {"dataloaders": loaders}
+        if datamodule is not None:
+            data = {"datamodule": _ready_datamodule(datamodule, loaders)}
+        trainer.validate(module, verbose=False, **data)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def validation_samples(
+    module: LightningModule,
+    name: str,
+    loaders: Any,
+    datamodule: LightningDataModule | None,
+    target_fn: Callable[[Any], Any],
+    batches: int | None,
+) -> list[Sample]:
+    """What reaches the target in some validation batches, and their labels.
+
+    Args:
+        module: any LightningModule; a copy runs.
+        name: of its target.
+        loaders: validation data loaders; of one that holds a list of samples, batches are drawn from all of it, since
+            the first ones may show a few classes only.
+        datamodule: as for :func:`validate_alone`.
+        target_fn: batch -> labels.
+        batches: how many at most, of each loader; None for all.
+
+    Returns:
+        the samples; none if there are no data.
+
+    Raises:
+        ValueError: if the validation step does not call the target, or ``target_fn`` finds no labels.
+    """
+    twin = detached_copy(module)
+    collector = _Collect(LastCall(target_of(twin, name)), target_fn)
+    chosen = loaders if batches is None else spread(loaders, batches)
+    validate_alone(twin, chosen, datamodule, batches, collector)
+    return collector.samples
+
+
+class _Collect(Callback):
+    def __init__(self, tap: LastCall, target_fn: Callable[[Any], Any]) -> None:
+        self.tap, self.target_fn = tap, target_fn
+        self.samples: list[Sample] = []
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        given, keywords, _ = self.tap.take()
+        with torch.inference_mode(False):  # so that they can be used outside of it
+            self.samples.append(Sample(on_cpu((given, keywords)), on_cpu(self.target_fn(args[1]))))
+
+
+def samples_of(
+    module: LightningModule, name: str, batches: Iterable[Any], datamodule: LightningDataModule | None
+) -> Iterator[Sample]:
+    """What reaches the target when ``validation_step`` gets these batches, without labels; a few are held at a time.
+
+    Args:
+        module: any LightningModule; a copy runs, with the weights it has now.
+        name: of its target.
+        batches: on the CPU, such as those of the training.
+        datamodule: whose transfer hooks belong to them.
+
+    Yields:
+        a sample for each batch.
+
+    Raises:
+        ValueError: if the validation step does not call the target.
+    """
+    twin = detached_copy(module)
+    collector = _Collect(LastCall(target_of(twin, name)), lambda batch: None)
+    remaining = iter(batches)
+    while some := list(islice(remaining, _AT_ONCE)):
+        validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)
+        yield from collector.samples
+        collector.samples.clear()
+
+
+def _loaders_for(module: LightningModule, batches: list[Any]) -> Any:
+    """Loaders that give these batches; two if the step asks which loader they come from, as Lightning then wants."""
+    loader: Any = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    asks = "dataloader_idx" in signature(module.validation_step).parameters
+    return [loader, DataLoader([])] if asks else loader  # type: ignore[arg-type]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def first_validation_call(
+    module: LightningModule, name: str, datamodule: LightningDataModule | None = None
+) -> tuple[Inputs, Any]:
+    """What reaches the target in the first validation step, and the loaders that it came from.
+
+    Args:
+        module: any LightningModule; a copy runs, on the CPU.
+        name: of its target.
+        datamodule: its data; ``None`` takes the module's own ``val_dataloader``.
+
+    Returns:
+        inputs of the call, on the CPU, and the validation loaders.
+
+    Raises:
+        ValueError: if the validation step does not call the target.
+    """
+    twin = detached_copy(module)
+    tap = LastCall(target_of(twin, name))
+    with quiet_lightning():
+        trainer = _quiet_trainer(twin, limit_val_batches=1)
+        trainer.validate(twin, datamodule=datamodule, verbose=False)
+    args, kwargs, _ = tap.take()
+    return on_cpu((args, kwargs)), trainer.val_dataloaders
+
+
+def _quiet_trainer(module: LightningModule, **settings: Any) -> Trainer:
+    made: Trainer = of_package(Trainer, module)(
+        accelerator="cpu",
+        devices=1,
+        logger=DummyLogger(),  # for modules that log images and the like
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,  # it would end that of the run, which is still on the screen
+        **settings,
+    )
+    return made
+
+
+def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:
+    """A copy that is set up already and gives these loaders; its transfer hooks are those of the original."""
+    ready: Any = copy.copy(datamodule)
+    _without_prepare_data(ready)
+    ready.setup = ready.teardown = lambda stage: None
+    ready.val_dataloader = lambda: loaders
+    return ready  # type: ignore[no-any-return]
+
+
+def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
+    """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
+    base = of_package(LightningModule if is_lightning_module(owner) else LightningDataModule, owner)
+    owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's lines and warnings on the hardware that it found and the loaders that it was given."""
+    names = [n for n in logging.root.manager.loggerDict if n.startswith(("lightning.pytorch", "lightning.fabric"))]
+    loggers = [logging.getLogger(name) for name in {"lightning.pytorch", "lightning.fabric", *names}]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,111 @@
+"""Latency of exported and float models in a process of their own, which runs :func:`main`.
+
+A process that has trained or run large batches gives int8 latencies that are several times too high.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lq.compat.deprecations import quiet_torchscript
+from lq.export.artifact.files import save, write_file
+from lq.export.artifact.int8_model import load
+from lq.export.artifact.scratch import scratch
+from lq.export.formats.torchscript import export_torchscript, tensor_inputs
+from lq.export.parity.worker import run_module
+from lq.timing.latency import Latency, compare_latency, latency
+from lq.timing.rows import EAGER, FROZEN, FUSED
+from lq.tracing.structure import Inputs, in_plain_containers
+
+SECONDS = 1.0
+_JOB, _SAMPLE, _FLOAT, _TIMES = "job.json", "sample.pt", "float.pt", "times.json"
+
+
+def fresh_latencies(
+    directory: Path, kinds: Iterable[str], float_model: nn.Module | None, sample: Inputs, threads: int = 1
+) -> dict[str, Latency]:
+    """Time the models of an artifact and the float model in turns, in a fresh process.
+
+    Args:
+        directory: the artifact.
+        kinds: which of its models.
+        float_model: on the CPU; timed as frozen and as fused TorchScript, or, where it cannot be scripted, eagerly and
+            in this process. ``None`` is left out.
+        sample: inputs of one call.
+        threads: of every runtime.
+
+    Returns:
+        latencies by exporter, and of float as "fp32 ...".
+
+    Raises:
+        RuntimeError: if the process fails.
+    """
+    with scratch() as place:
+        job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
+        samples = {"int8": in_plain_containers(sample)}
+        here: dict[str, Latency] = {}
+        if float_model is not None:
+            scripted = _save_float(float_model, sample, place / _FLOAT)
+            if scripted is None:
+                here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
+            else:
+                samples["float"] = scripted
+        save(samples, place / _SAMPLE)
+        write_file(place / _JOB, json.dumps(job).encode())
+        run_module("lq.timing.stopwatch", str(directory.absolute()), str(place))
+        times = json.loads((place / _TIMES).read_text())
+    return {**here, **{name: Latency(**values) for name, values in times.items()}}
+
+
+def main(directory: str, scratch: str) -> None:
+    """What the process does."""
+    place = Path(scratch)
+    job = json.loads((place / _JOB).read_text())
+    # Written by the parent a moment ago, and inputs may be of any class.
+    samples: dict[str, Inputs] = torch.load(place / _SAMPLE, weights_only=False)
+    calls: dict[str, Callable[[], Any]] = {}
+    if (place / _FLOAT).exists():
+        args, kwargs = samples["float"]
+        for name, model in _float_forms(place / _FLOAT):
+            calls[name] = _bound(model, args, kwargs)
+    for kind in job["kinds"]:
+        calls[kind] = _bound(load(directory, kind, job["threads"]), *samples["int8"])
+    with torch.inference_mode():
+        times = compare_latency(calls, threads=job["threads"], min_time=job["seconds"]) if calls else {}
+    write_file(place / _TIMES, json.dumps({name: asdict(value) for name, value in times.items()}).encode())
+
+
+def _save_float(model: nn.Module, sample: Inputs, path: Path) -> Inputs | None:
+    """Write a scripted copy, and return what that is called with; ``None`` if it cannot be scripted."""
+    # Whatever TorchScript cannot do with the user's float model leaves the eager one.
+    with suppress(Exception):
+        scripted = export_torchscript(copy.deepcopy(model), *sample)
+        content = io.BytesIO()
+        with quiet_torchscript():
+            torch.jit.save(scripted, content)
+        inputs: Inputs = in_plain_containers(tensor_inputs(model, *sample))
+        write_file(path, content.getbuffer())
+        return inputs
+    return None
+
+
+def _float_forms(path: Path) -> Iterable[tuple[str, Callable[..., Any]]]:
+    with quiet_torchscript():
+        yield FROZEN, torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        # Loaded once more: the optimization changes the module that it is given.
+        again = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        yield FUSED, torch.jit.optimize_for_inference(again)
+
+
+def _bound(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: model(*args, **kwargs)

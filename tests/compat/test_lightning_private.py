@@ -1,0 +1,77 @@
+"""A probe for each private name of Lightning."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DistributedSampler, RandomSampler
+from torchmetrics import Accuracy
+
+from lq.compat import lightning_private as private
+
+
+def quiet_trainer(folder: Path, *callbacks: Callback) -> Trainer:
+    return Trainer(
+        default_root_dir=folder, callbacks=list(callbacks), logger=False, enable_checkpointing=False, max_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+
+
+def test_a_module_is_copied_without_its_trainer(tmp_path: Path) -> None:
+    module = LightningModule()
+    module.trainer = trainer = quiet_trainer(tmp_path)
+    with private.without_trainer(module):
+        assert vars(copy.deepcopy(module))[private.TRAINER] is None
+    assert module.trainer is trainer
+
+
+def test_a_copy_finds_its_own_metrics() -> None:
+    class WithMetric(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.accuracy = Accuracy("multiclass", num_classes=2)
+
+    module = WithMetric()
+    module._metric_attributes = {id(module.accuracy): "accuracy"}  # as its first log() leaves it
+    copied = copy.deepcopy(module)
+    private.forget_metrics(copied)
+    assert copied._metric_attributes is None
+    assert module._metric_attributes is not None
+
+
+def test_the_sampler_of_the_user_is_inside_of_lightnings() -> None:
+    users = RandomSampler([1, 2, 3])
+    assert private.users_sampler(DistributedSamplerWrapper(users, num_replicas=2, rank=0)) is users
+    assert isinstance(DistributedSamplerWrapper(users, num_replicas=2, rank=0), DistributedSampler)
+
+
+def test_the_arguments_of_a_run_are_known_in_setup(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Looks(Callback):
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            seen.append(private.settings_of_run(trainer))
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    trainer = quiet_trainer(tmp_path, Looks())
+    module = Module()
+    trainer.fit(module, [1])
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    quiet_trainer(tmp_path, Looks()).fit(module, [1], ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert not seen[0]["ckpt_path"]
+    assert Path(seen[1]["ckpt_path"]) == tmp_path / "x.ckpt"
+    assert seen[1]["weights_only"] is True
+    assert private.settings_of_run(trainer) is None

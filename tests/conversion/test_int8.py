@@ -1,0 +1,149 @@
+"""One layer at a time the int8 kernels must give what was emulated, to the last integer."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.backends.prepare import prepare, state_of
+from lq.compat.deprecations import quiet_torchscript
+from lq.config.presets import PRESETS
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert
+from lq.conversion.int8 import Int8Layer, quantized_engine
+from lq.ptq import calibrate
+
+SUPPORTED = [p for p in PRESETS if PRESETS[p].engine in torch.backends.quantized.supported_engines]
+
+
+def conv_bn(dims: int, channels: int, out: int, kernel: int, act: nn.Module | None = None, **kwargs) -> nn.Sequential:
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](channels, out, kernel, **kwargs)
+    bn = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](out)
+    return nn.Sequential(conv, bn, *filter(None, (act,)))
+
+
+LAYERS = {
+    "conv2d bn relu": lambda: (conv_bn(2, 32, 32, 3, nn.ReLU(), padding=1, bias=False), (4, 32, 8, 8)),
+    "pointwise bn relu6": lambda: (conv_bn(2, 32, 64, 1, nn.ReLU6()), (4, 32, 8, 8)),
+    "depthwise": lambda: (conv_bn(2, 64, 64, 3, padding=1, groups=64), (4, 64, 8, 8)),
+    "wide depthwise": lambda: (conv_bn(2, 128, 128, 5, nn.ReLU6(), padding=2, groups=128), (2, 128, 8, 8)),
+    "groups, stride, dilation": lambda: (conv_bn(2, 8, 16, 3, groups=4, stride=2, dilation=2), (4, 8, 12, 12)),
+    "same padding": lambda: (conv_bn(2, 8, 8, (3, 5), padding="same", dilation=(1, 2)), (4, 8, 12, 12)),
+    "conv1d": lambda: (conv_bn(1, 16, 32, 3, nn.ReLU(), padding=1, groups=2), (4, 16, 33)),
+    "conv3d": lambda: (conv_bn(3, 4, 8, 3, nn.ReLU(), padding=1), (2, 4, 6, 6, 6)),
+    "linear": lambda: (nn.Sequential(nn.Linear(256, 64)), (64, 256)),
+    "linear bn relu": lambda: (nn.Sequential(nn.Linear(64, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU()), (64, 64)),
+    "linear on tokens": lambda: (nn.Sequential(nn.Linear(32, 16, bias=False)), (4, 7, 32)),
+}
+
+
+def calibrated(net: nn.Module, x: Tensor, qconfig: QConfig | str) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+            nn.init.normal_(module.weight)  # negative ones too
+    with torch.no_grad():
+        net.train()(x)
+    prepared = prepare(net, qconfig, example_args=(x,))
+    calibrate(prepared, [x])
+    return prepared
+
+
+def steps_apart(prepared: nn.Module, x: Tensor) -> Tensor:
+    """Difference of fake-quantized and int8 model, in steps of the last grid."""
+    with torch.no_grad():
+        fake, int8 = prepared.eval()(x), convert(prepared)(x)
+    return ((fake - int8) / state_of(prepared).qparams()[-1][0]).round().abs()
+
+
+@pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
+@pytest.mark.parametrize("preset", SUPPORTED)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_computes_what_was_emulated(name: str, preset: str, per_channel: bool):
+    net, shape = LAYERS[name]()
+    x = torch.randn(shape) + 0.3
+    high = PRESETS[preset].weight.quant_max
+    prepared = calibrated(net, x, QConfig(preset, weight=WeightSpec(-high, high, per_channel)))
+    off = steps_apart(prepared, x * 1.2)  # some values saturate
+    assert off.max() <= 1
+    # The float emulation and the int32 kernel meet a tie from different sides now and then. qnnpack rounds its scale
+    # and bias once more, so its ties are wider.
+    assert (off > 0).float().mean() < (5e-3 if preset == "qnnpack" else 1e-3)
+
+
+@pytest.mark.parametrize("preset", SUPPORTED)
+@pytest.mark.parametrize("gamma", [0.0, 1e-20, 1e-9, -1e-6])
+def test_dead_channels_keep_their_bias(preset: str, gamma: float):
+    net, x = conv_bn(2, 8, 8, 3, nn.ReLU()), torch.randn(4, 8, 6, 6)
+    prepared = calibrated(net, x, preset)
+    with torch.no_grad():
+        net[1].weight[:4] = gamma
+        net[1].bias[:4] = torch.tensor([0.5, 1.5, -1.0, 0.0])
+    calibrate(prepared, [x])
+    assert steps_apart(prepared, x).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation"),
+    [
+        (WeightSpec(-7, 7), ActivationSpec(0, 15)),
+        (WeightSpec(-1, 1), ActivationSpec(0, 3)),
+        (WeightSpec(-7, 7), ActivationSpec(-7, 7, symmetric=True)),
+        (WeightSpec(-63, 63), ActivationSpec(-128, 127)),
+        (WeightSpec(-63, 63), ActivationSpec(-8, 7)),
+        (WeightSpec(-63, 63), ActivationSpec(0, 127, observer="minmax")),
+    ],
+)
+@pytest.mark.parametrize("activation_function", [nn.Identity, nn.ReLU, nn.ReLU6])
+def test_grids_with_fewer_levels_convert_faithfully(
+    weight: WeightSpec, activation: ActivationSpec, activation_function: type[nn.Module]
+):
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), activation_function(), nn.Conv2d(8, 8, 1))
+    x = torch.randn(4, 8, 6, 6) * 3
+    prepared = calibrated(net, x, QConfig(weight=weight, activation=activation))
+    off = steps_apart(prepared, x * 1.5)
+    assert (off > 0).float().mean() < 5e-3  # a flipped tie behind the first layer moves outputs of the second
+    with torch.no_grad():
+        levels = convert(prepared)(x * 1.5).unique().numel()
+    assert 1 < levels <= activation.quant_max - activation.quant_min + 1
+
+
+@pytest.mark.skipif("tensorrt" not in SUPPORTED, reason="no onednn here")
+def test_onednn_linear_layers_avoid_the_slow_kernel_and_stay_right_when_saved():
+    net, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4, bias=False)), torch.randn(16, 64)
+    prepared = calibrated(net, x, "tensorrt")
+    int8 = convert(prepared)
+    layers = [m for m in int8.modules() if isinstance(m, Int8Layer)]
+    assert all(layer.scale_without_zero_point is not None for layer in layers)
+    file = io.BytesIO()
+    with quiet_torchscript(), quantized_engine("onednn"), torch.no_grad():
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(int8, x)), file)
+        loaded = torch.jit.load(io.BytesIO(file.getvalue()))
+        assert torch.equal(loaded(x), int8(x))
+    assert steps_apart(prepared, x).max() <= 1
+
+
+def test_the_engine_in_force_is_restored():
+    before = torch.backends.quantized.engine
+    other = next(e for e in torch.backends.quantized.supported_engines if e not in (before, "none"))
+    seen = []
+
+    def fails() -> None:
+        with quantized_engine(other):
+            seen.append(torch.backends.quantized.engine)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert seen == [other]
+    assert torch.backends.quantized.engine == before
+
+
+def test_it_says_what_it_is():
+    net, x = LAYERS["linear"]()[0], torch.randn(64, 256)
+    int8 = convert(calibrated(net, x, "portable"))
+    assert "Linear, scale=" in repr(int8)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from lq.backends.prepare import prepare, set_phase
+from lq.deployment.gated_export import gated_export
+from lq.deployment.gatekeeper import Gatekeeper
+from lq.deployment.results import Compared, Deployment
+from lq.deployment.settings import ExportSettings
+from lq.export.artifact.manifest import write_manifest
+from lq.export.artifact.signature import Signature
+from lq.export.exporters import chosen
+from lq.export.parity.gate import Gate
+from lq.export.parity.rounding import rounding_noise
+from lq.ptq import calibrate
+from lq.tracing.structure import Inputs
+from tests.export import faulty
+from tests.export.nets import example_of, images, residual
+from tests.export.places import new_directory
+from tests.tiny import quicken_deployment
+
+ROWS = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
+CALL: Inputs = ((ROWS,), {})
+
+
+@cache
+def deep() -> fx.GraphModule:
+    """So many layers that values which round to the other side multiply."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(40):
+        linear = nn.Linear(64, 64)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layers += [linear, nn.ReLU()]
+    prepared = prepare(nn.Sequential(*layers, nn.Linear(64, 10)))
+    calibrate(prepared, [ROWS])
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    return prepared.eval()
+
+
+@torch.no_grad()
+def outputs(prepared: fx.GraphModule) -> Tensor:
+    result: Tensor = prepared(ROWS)
+    return result
+
+
+def delivered(prepared: fx.GraphModule, order: ExportSettings, expected: Tensor | None = None) -> Deployment:
+    calls = [(CALL, outputs(prepared) if expected is None else expected)]
+    return gated_export(prepared, CALL, lambda models, keep: Compared(calls=calls), order)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
+    faulty.register(monkeypatch)
+
+
+def test_rounding_moves_deep_networks_and_hardly_shallow_ones() -> None:
+    noise = rounding_noise(deep(), [CALL], [outputs(deep())])
+    assert noise is not None
+    assert 30 < noise.sqnr_db < 60
+    shallow = residual()
+    call = example_of(images(4))
+    with torch.no_grad():
+        noise = rounding_noise(shallow, [call], [shallow(*call[0])])
+    assert noise is not None
+    assert noise.sqnr_db > 80
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    prepared = residual()
+    before = {name: t.clone() for name, t in prepared.state_dict().items() if isinstance(t, Tensor)}
+    rounding_noise(prepared, [example_of(images(4))], [prepared(images(4))])
+    for name, tensor in prepared.state_dict().items():
+        if isinstance(tensor, Tensor):
+            assert tensor.dtype == before[name].dtype
+            assert torch.equal(tensor, before[name])
+
+
+class Insists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.float())
+
+
+def test_a_model_that_insists_on_float32_has_no_figure() -> None:
+    prepared = prepare(Insists())
+    calibrate(prepared, [torch.randn(8, 4)])
+    x = torch.randn(8, 4)
+    assert rounding_noise(prepared.eval(), [((x,), {})], [prepared(x)]) is None
+
+
+def test_what_rounding_explains_is_excused() -> None:
+    done = delivered(deep(), ExportSettings(["torch"], Gate(min_sqnr_db=100)))
+    assert done.parity["torch"].passed
+    assert done.parity["torch"].sqnr_db < 100
+    assert done.failures == []
+    assert len(done.notes) == 1
+    assert done.notes[0].startswith("torch: SQNR ")
+    assert "computed in float64, the fake-quantized model itself reaches" in done.notes[0]
+
+
+def test_it_is_not_if_the_gate_says_so() -> None:
+    done = delivered(deep(), ExportSettings(["torch"], Gate(min_sqnr_db=100, excuse_rounding=False)))
+    assert not done.parity["torch"].passed
+    assert done.parity["torch"].first_layer
+    assert done.notes == []
+
+
+def test_a_fault_is_not_excused() -> None:
+    done = delivered(deep(), ExportSettings([{"faulty": {"layer": "78"}}], Gate(min_sqnr_db=100)))
+    assert not done.parity["faulty"].passed
+    assert "they first differ at " in done.failures[0]
+
+
+def test_a_graph_that_computes_something_else_does_not_excuse_itself() -> None:
+    trained = outputs(deep())
+    trained = trained + trained.std() * torch.randn_like(trained)
+    done = delivered(deep(), ExportSettings(["torch"]), trained)
+    assert not done.parity["torch"].passed
+    assert done.failures
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("not in float64")
+
+
+def test_an_explanation_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = copy.deepcopy(residual())
+    stem = model.get_submodule("stem")
+    stem.register_forward_pre_hook(lambda module, args: refuse() if args[0].dtype == torch.float64 else None)
+    assert rounding_noise(model, [example_of(images(4))], [model(images(4))]) is None
+    monkeypatch.setattr("lq.deployment.gatekeeper.first_difference", refuse)
+    done = delivered(deep(), ExportSettings(["torch", {"faulty": {"layer": "78"}}], directory=tmp_path / "int8"))
+    assert list(done.models) == ["torch"]
+    assert "they first differ at a layer that could not be found (not in float64)" in done.failures[0]
+
+
+def test_noise_is_not_asked_for_where_all_agree(tmp_path: Path) -> None:
+    calls = [(CALL, outputs(deep()))]
+    with new_directory(tmp_path / "int8") as place:
+        infos = {"torch": chosen(["torch"])[0].export(deep(), CALL, place)}
+        entries = {"signature": Signature.of(deep(), CALL, outputs(deep())).to_dict(), "artifacts": infos}
+        write_manifest(place, entries)
+        keeper = Gatekeeper(deep(), calls, Gate())
+        assert keeper.judge(chosen(["torch"])[0], place).passed
+    assert "noise" not in keeper.__dict__

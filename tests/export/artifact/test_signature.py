@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.export.artifact.signature import FlatModel, Signature, TensorSpec, batch_size, one_sample
+
+
+class Net(nn.Module):
+    def forward(self, image: Tensor, pair: Any = None, scale: float = 2.0, *, mask: Tensor | None = None) -> Any:
+        return image
+
+
+X = torch.arange(8.0).reshape(4, 2)
+
+
+def signature(*args: Any, output: Any = X, **kwargs: Any) -> Signature:
+    return Signature.of(Net(), (args, kwargs), output)
+
+
+def test_tensors_come_in_the_order_of_the_parameters_however_they_are_given() -> None:
+    a, b, c, d = (X + i for i in range(4))
+    taken = signature(a, {"left": b, "right": [c]}, mask=d)
+    assert [spec.name for spec in taken.inputs] == ["image", "pair_0", "pair_1", "mask"]
+    pair = {"left": b, "right": [c]}
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((a, pair), {"mask": d}),
+        ((a,), {"mask": d, "pair": pair}),
+        ((), {"mask": d, "pair": pair, "image": a}),
+        ((a, pair, 2.0), {"mask": d}),
+    ]
+    for args, kwargs in calls:
+        assert all(x is y for x, y in zip(taken.tensors(args, kwargs), (a, b, c, d), strict=True))
+
+
+def test_arguments_without_name_are_counted() -> None:
+    class Stack(nn.Module):
+        def forward(self, *images: Tensor) -> Tensor:
+            return images[0]
+
+    taken = Signature.of(Stack(), ((X, X + 1), {}), X)
+    assert len(taken.inputs) == 2
+    assert torch.equal(taken.tensors((X, X + 1), {})[1], X + 1)
+
+
+@pytest.mark.parametrize(("fixed", "kwargs"), [(2.0, {}), (3.0, {"scale": 3.0})])
+def test_what_is_no_tensor_is_fixed_when_exported(fixed: float, kwargs: dict[str, float]) -> None:
+    taken = signature(X, **kwargs)
+    taken.tensors((X,), {"scale": fixed})
+    with pytest.raises(ValueError, match=rf"was exported with scale={fixed}, which is fixed in it, .* with scale=9\.0"):
+        taken.tensors((X,), {"scale": 9.0})
+
+
+def test_the_number_of_tensors_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"takes \(image: float32\(batch, 2\)\), but was called with mask="):
+        signature(X).tensors((X,), {"mask": X})
+    with pytest.raises(ValueError, match=r"but was called with 0 tensors"):
+        signature(X).tensors((), {})
+
+
+def test_misfit_names_shape_and_type() -> None:
+    taken = signature(X, mask=torch.ones(4, dtype=torch.int64))
+    assert taken.misfit((X[:1],), {"mask": torch.ones(1, dtype=torch.int64)}) is None
+    found = taken.misfit((torch.ones(3, 5),), {"mask": torch.ones(3)})
+    assert found is not None
+    assert found.startswith("the model was exported for (image: float32(batch, 2), mask: int64(batch)), but")
+    assert "image is float32(3, 5)" in found
+    assert "mask is float32(3,)" in found
+
+
+def test_dimensions_that_differ_are_no_batch() -> None:
+    assert str(signature(X, mask=torch.ones(3))) == "(image: float32(4, 2), mask: float32(3))"
+    assert TensorSpec("x", (None, 2), "float32").fits(torch.ones(9, 2))
+    assert not TensorSpec("x", (4, 2), "float32").fits(torch.ones(9, 2))
+    assert not TensorSpec("x", (None, 2), "float32").fits(torch.ones(2))
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        X,
+        (X, X + 1),
+        [X],
+        {"logits": X, "loss": None},
+        {"a": [X, {"b": X + 1}], "n": 3, "s": "text", "t": True},
+        (X, None),
+        None,
+    ],
+)
+def test_outputs_come_back_in_their_structure(output: Any) -> None:
+    taken = Signature.from_dict(json.loads(json.dumps(signature(X, output=output).to_dict())))
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    restored = taken.restore(tensors)
+    spec = torch.utils._pytree.tree_structure
+    assert spec(restored) == spec(output)
+    for a, b in zip(*(torch.utils._pytree.tree_leaves(o) for o in (restored, output)), strict=True):
+        assert a is b or a == b
+
+
+def test_a_class_that_cannot_be_written_down_comes_back_as_a_tuple() -> None:
+    restored = signature(X, output=Pair(X, X + 1)).restore([X, X + 1])
+    assert isinstance(restored, tuple)
+    assert torch.equal(restored[1], X + 1)
+
+
+def test_signature_survives_json() -> None:
+    taken = signature(X, {"left": X}, mask=X, output={"a": X})
+    again = Signature.from_dict(json.loads(json.dumps(taken.to_dict())))
+    assert again == taken
+
+
+def test_flat_model_returns_what_the_original_returns() -> None:
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[0] * 2, tensors[1] + 1]
+
+    model = FlatModel(run, signature(X, mask=X, output={"a": X, "b": (X, None)}))
+    found = model(mask=X, image=X.T.contiguous().T)
+    assert torch.equal(found["a"], 2 * X)
+    assert torch.equal(found["b"][0], X + 1)
+    assert found["b"][1] is None
+
+
+def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
+    sizes = []
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        sizes.append(len(tensors[0]))
+        return [tensors[0] + tensors[1]]
+
+    model = FlatModel(run, signature(X, mask=X), at_once=3)
+    assert torch.equal(model(X, mask=X + 1), 2 * X + 1)
+    assert sizes == [3, 1]
+
+
+def test_batch_size_and_one_sample() -> None:
+    nested = ((X,), {"pair": [X + 1, 3]})
+    assert batch_size(nested) == 4
+    args, kwargs = one_sample(nested)
+    assert args[0].shape == kwargs["pair"][0].shape == (1, 2)
+    assert kwargs["pair"][1] == 3
+    different = ((X, X[:2]), {})
+    assert batch_size(different) is None
+    assert one_sample(different) is different

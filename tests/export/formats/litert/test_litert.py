@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.export.litert.ran import Ran, in_litert, steps_apart
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
+from lq.export.exporters import chosen
+from lq.export.formats.litert import FILE
+from tests.export.nets import IMAGES, Residual, TwoInputs, calibrated, example_of, images, round_trip
+
+pytest.importorskip("ai_edge_litert")
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Residual()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("litert")
+
+
+@pytest.fixture(scope="module")
+def ran(directory: Path) -> Ran:
+    return in_litert(net(), IMAGES, directory)
+
+
+def again(ran: Ran, directory: Path, **options: Any) -> Ran:
+    """The same net exported with options."""
+    return Ran(ran.prepared, *round_trip("litert", ran.prepared, example_of(IMAGES), directory, **options))
+
+
+@pytest.mark.parametrize("count", [1, 4, 50, 3])
+def test_any_batch_size_gives_the_integers_of_the_reference(ran: Ran, count: int) -> None:
+    expected, got = ran.outputs(images(count))
+    assert steps_apart(expected, got) <= 1
+    assert (expected != got).float().mean() <= 0.01, "XNNPACK rounds some ties of additions to the other side"
+
+
+def test_every_layer_runs_on_integers_in_one_file(ran: Ran, directory: Path) -> None:
+    assert ran.info["int8_layers"] == {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 2}
+    assert (ran.info["float_layers"], ran.info["float_operators"]) == ([], [])
+    assert (ran.info["dynamic_batch"], ran.info["largest_batch"]) == (True, None)
+    assert [file.name for file in directory.iterdir()] == [FILE]
+
+
+def test_only_the_input_is_transposed(ran: Ran) -> None:
+    assert ran.info["transposes"] == 1, "the flattened image stays as it lies: the weight's columns are moved"
+
+
+def test_results_stay_when_the_model_is_called_again(ran: Ran) -> None:
+    first = ran.model(images(4))
+    kept = first.clone()
+    ran.model(images(4, seed=9))
+    assert torch.equal(first, kept)
+
+
+def test_own_kernels_are_at_most_a_step_away(ran: Ran, tmp_path: Path) -> None:
+    # Their additions are in fixed point.
+    assert again(ran, tmp_path, xnnpack=False).steps(images(16)) <= 1
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_integers_and_channels_last_at_the_ends(ran: Ran, tmp_path: Path, channels_last: bool) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    other = again(ran, tmp_path, inputs="int8", outputs="int8", channels_last=channels_last, full_int8=True)
+    assert torch.equal(other.model(images(5)), ran.model(images(5)))
+    assert other.info["transposes"] == int(not channels_last)
+    interpreter = Interpreter(str(tmp_path / FILE))
+    (given,), (returned,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (given["dtype"].__name__, returned["dtype"].__name__) == ("int8", "int8")
+    assert tuple(given["shape"]) == ((1, 8, 8, 3) if channels_last else (1, 3, 8, 8))
+    assert list(given["shape_signature"]).index(-1) == 0
+    kinds = {interpreter._get_op_details(i)["op_name"] for i in range(len(interpreter._get_ops_details()))}
+    assert not kinds & {"QUANTIZE", "DEQUANTIZE"}
+
+
+def test_names_of_inputs_and_outputs(tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    example = example_of(images(4), other=images(4, seed=3))
+    prepared = calibrated(TwoInputs(), example)
+    model, info = round_trip("litert", prepared, example, tmp_path)
+    x, y = images(3), images(3, seed=5)
+    with torch.no_grad():
+        expected = prepared(x, other=y)
+    got = model(other=y, image=x)
+    assert got.keys() == expected.keys()
+    assert steps_apart(expected["logits"], got["logits"]) == 0
+    signature = Interpreter(str(tmp_path / FILE)).get_signature_list()["serving_default"]
+    assert signature["inputs"] == ["image", "other"]
+    assert sorted(signature["outputs"]) == ["features_0", "features_1", "logits"]
+    assert [name.partition(" ")[0] for name in info["float_operators"]] == ["add", "mean", "mul"]
+
+
+class Attention(nn.Module):
+    """A token for the class, a block of a transformer, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.token = nn.Conv2d(3, 16, 2, stride=2), nn.Parameter(torch.randn(1, 1, 16))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True, norm_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1)
+        logits: Tensor = self.head(self.block(tokens)[:, 0])
+        return logits
+
+
+def test_attention_computes_in_float_one_sample_at_a_time(tmp_path: Path) -> None:
+    ran = in_litert(Attention(), images(4), tmp_path)
+    assert ran.steps(images(9)) <= 1  # sums of floats in another order, behind which values are rounded
+    assert ran.info["int8_layers"] == {"CONV_2D": 1, "FULLY_CONNECTED": 5}
+    assert (ran.info["dynamic_batch"], ran.info["largest_batch"]) == (False, 1)
+    with pytest.raises(ValueError, match=r"full_int8=True, but these would compute in float: .*scaled_dot_product_att"):
+        again(ran, tmp_path, full_int8=True)
+
+
+class Sequence(nn.Module):
+    """A convolution of one dimension, its channels last, and a linear layer on each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.strided = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 8, 4, stride=2, padding=1, groups=8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.strided(F.relu(self.conv(x.flatten(2)))))
+        logits: Tensor = self.head(x.transpose(1, 2))
+        return logits
+
+
+def test_sequences(tmp_path: Path) -> None:
+    ran = in_litert(Sequence(), images(4), tmp_path)
+    assert ran.steps(images(9)) == 0
+    assert ran.info["int8_layers"] == {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1}
+    assert ran.info["transposes"] == 1
+
+
+@pytest.mark.parametrize(
+    "qconfig", ["tensorrt", QConfig("litert", activation=ActivationSpec(0, 15))], ids=["symmetric", "4 bits"]
+)
+def test_activations_that_saturation_does_not_do(qconfig: QConfig | str, tmp_path: Path) -> None:
+    ran = in_litert(net(), IMAGES, tmp_path, qconfig)
+    assert ran.info["float_operators"] == []
+    assert ran.steps(images(16)) == 0
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet18", {}), ("mobilenet_v2", {"width_mult": 0.25})])
+def test_torchvision_is_transposed_at_the_input_only(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    ran = in_litert(models.get_model(name, **options), x, tmp_path, "litert", full_int8=True)
+    assert ran.info["transposes"] == 1
+    assert ran.model(x[:2]).shape == (2, 1000)
+
+
+def test_options_are_checked_at_once() -> None:
+    with pytest.raises(ValueError, match=r"inputs='uint8' must be 'float32' or 'int8'"):
+        chosen([{"litert": {"inputs": "uint8"}}])
+    with pytest.raises(ValueError, match=r"exporter 'litert' has no option opset; it has full_int8, inputs, out"):
+        chosen([{"litert": {"opset": 3}}])
+
+
+class Ends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(self.conv(x)) + x.mean()
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ("inputs", r"inputs='int8': input 'x' is also read in float"),
+    ("outputs", r"outputs='int8': output 'output' is not rounded to integers in the training"),
+])  # fmt: skip
+def test_ends_in_float_cannot_be_integers(option: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        in_litert(Ends(), images(4), tmp_path, **{option: "int8"})
+
+
+def test_an_operation_without_operator_is_named(tmp_path: Path) -> None:
+    class Strange(Ends):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cummax(self.conv(x), 1).values
+
+    with pytest.raises(ValueError, match=r"LiteRT has no operator for cummax"):
+        in_litert(Strange(), images(4), tmp_path)

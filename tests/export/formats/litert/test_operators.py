@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from tests.export.litert.ran import Branches, Function, Ran, in_litert, steps_apart
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.export.nets import images
+
+pytest.importorskip("ai_edge_litert")
+
+LAYERS: dict[str, nn.Module] = {
+    "same padding": nn.Conv2d(8, 8, 3, padding="same", dilation=2),
+    "stride": nn.Conv2d(8, 8, 3, stride=2, padding=1),
+    "uneven kernel": nn.Conv2d(8, 8, (3, 5), padding=(0, 2)),
+    "no bias": nn.Conv2d(8, 8, 2, stride=2, bias=False),
+    "depthwise": nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    "depthwise, two each": nn.Conv2d(8, 16, 3, stride=2, groups=8),
+    "grouped": nn.Conv2d(8, 12, 3, padding=1, groups=4),
+    "dilated depthwise": nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8),
+    "transposed": nn.ConvTranspose2d(8, 8, 2, stride=2),
+    "transposed, cut": nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1),
+    "transposed, output padding": nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, output_padding=1),
+    "transposed, grouped and dilated": nn.ConvTranspose2d(8, 8, 3, padding=1, groups=4, dilation=2),
+}
+
+# Rounded once, as the reference does.
+EXACT: dict[str, Function] = {
+    "add": lambda x, y: x + y,
+    "mul": lambda x, y: x * y,
+    "max pool, padded": lambda x, y: F.max_pool2d(y, 3, 2, 1),
+    "max pool, rounded up": lambda x, y: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "average pool": lambda x, y: F.avg_pool2d(y, 2),
+    "average pool, padded": lambda x, y: F.avg_pool2d(y, 3, 2, 1),
+    "adaptive pool": lambda x, y: F.adaptive_avg_pool2d(y, 2),
+    "global pool": lambda x, y: F.adaptive_avg_pool2d(y, 1),
+    "mean": lambda x, y: y.mean((2, 3), keepdim=True),
+    "nearest": lambda x, y: F.interpolate(y, scale_factor=2),
+    "nearest, to a size": lambda x, y: F.interpolate(y, size=(5, 13)),
+    "pad": lambda x, y: F.pad(y, (1, 2, 0, 1)),
+    "reflect": lambda x, y: F.pad(y, (1, 2, 2, 1), mode="reflect"),
+    "chunk": lambda x, y: torch.cat(y.chunk(2, 1)[::-1], 1),
+    "slice": lambda x, y: y[:, 2:6, ::2, 1:],
+    "shuffle": lambda x, y: y.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8),
+    "roll": lambda x, y: y.roll((1, -2), (2, 3)),
+    "gelu": lambda x, y: F.gelu(y),
+}
+
+# LiteRT computes these in fixed point, or rounds on a grid of its own in between.
+NEAR: dict[str, Function] = {
+    "cat": lambda x, y: torch.cat([x, y], 1),
+    "leaky relu": lambda x, y: F.leaky_relu(y),
+    "hardswish": lambda x, y: F.hardswish(y),
+    "hardsigmoid": lambda x, y: F.hardsigmoid(y),
+    "sigmoid": lambda x, y: torch.sigmoid(y),
+    "tanh": lambda x, y: torch.tanh(y),
+    "silu": lambda x, y: F.silu(y),
+    "bilinear": lambda x, y: F.interpolate(y, scale_factor=2, mode="bilinear"),
+    "bilinear, corners": lambda x, y: F.interpolate(y, size=(5, 13), mode="bilinear", align_corners=True),
+}
+
+
+def check_but_for_ties(expected: Tensor, got: Tensor) -> None:
+    """Two arithmetics round single values that lie next to a tie to different sides."""
+    assert steps_apart(expected, got) <= 1
+    assert (got - expected).abs().gt(1e-6).float().mean() <= 0.005
+
+
+CHANNELS = {"depthwise, two each": 16, "grouped": 12, "cat": 16, "slice": 4}
+
+
+def exported(branches: Mapping[str, Any], factory: pytest.TempPathFactory, **options: Any) -> Ran:
+    return in_litert(Branches(branches, CHANNELS), images(4), factory.mktemp("litert"), **options)
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return exported(LAYERS, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return exported(EXACT, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return exported(NEAR, tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_compute_the_integers_of_the_reference(name: str, layers: Ran) -> None:
+    expected, got = layers.outputs(images(16))
+    check_but_for_ties(expected[name], got[name])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_operators_compute_the_integers_of_the_reference(name: str, exact: Ran) -> None:
+    expected, got = exact.outputs(images(16))
+    check_but_for_ties(expected[name], got[name])
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_functions_come_near(name: str, near: Ran) -> None:
+    expected, got = near.outputs(images(16))
+    # The head adds up eight channels, each of which may be a step off.
+    assert steps_apart(expected[name], got[name]) <= 4
+
+
+def test_all_of_them_are_on_integers(layers: Ran, exact: Ran, near: Ran) -> None:
+    for ran in (layers, exact, near):
+        assert ran.info["float_layers"] == []
+        assert ran.info["float_operators"] == []
+
+
+def test_only_the_ends_and_a_shuffle_are_transposed(layers: Ran, exact: Ran, near: Ran) -> None:
+    assert layers.info["transposes"] == 1 + len(LAYERS)
+    assert exact.info["transposes"] == 1 + len(EXACT) + 1 - 2, "two outputs have one pixel, which is no transpose"
+    assert near.info["transposes"] == 1 + len(NEAR)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lq.export.parity.gate import Gate, Parity, check, measure, metric_complaint
+from lq.tracing.structure import Inputs
+
+SCORES = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"batches": 0}, r"batches=0 must be at least 1"),
+        ({"min_agreement": 99.8}, r"min_agreement=99\.8 must be from 0 to 1 \(0\.99 is 99 %\), or None"),
+        ({"min_sqnr_db": math.inf}, r"min_sqnr_db=inf must be a number of dB, or None"),
+        ({"on_failure": "stop"}, r"on_failure='stop' must be one of error, warn"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Gate(**argument)
+
+
+def flipped(count: int) -> Tensor:
+    """The scores, where so many samples have another largest one by a hair."""
+    changed = SCORES.clone()
+    for row in changed[:count]:
+        best = row.argmax()
+        row[(best + 1) % 5] = row[best] + 1e-4
+    return changed
+
+
+def measured(got: Tensor, **gate: Any) -> Parity:
+    return measure(SCORES.split(16), got.split(16), Gate(**gate))
+
+
+def test_what_agrees_passes_with_its_measures() -> None:
+    parity = measured(SCORES + 1e-3)
+    assert parity.passed
+    assert (parity.samples, parity.agreement) == (40, 1.0)
+    assert parity.max_abs_error == pytest.approx(1e-3, rel=1e-3)
+    assert parity.sqnr_db == pytest.approx(60, abs=1)
+    assert parity.fidelity.keys() == {"agreement", "sqnr_db", "max_abs_error"}
+    assert measured(SCORES).sqnr_db == math.inf
+    assert json.dumps(parity.to_dict())
+    assert parity.to_dict()["passed"] is True
+
+
+@pytest.mark.parametrize(("differing", "passes"), [(1, True), (2, False)])
+def test_a_single_sample_may_always_differ(differing: int, passes: bool) -> None:
+    parity = measured(flipped(differing), min_agreement=0.999, min_sqnr_db=None)
+    assert parity.agreement == 1 - differing / 40
+    assert parity.passed == passes
+    assert passes or parity.complaint == "agreement 95.00% is below 99.90%"
+
+
+def test_thresholds_can_be_set_and_left_out() -> None:
+    noisy = SCORES + 0.1 * torch.randn(40, 5)
+    assert measured(noisy).complaint.startswith("SQNR 2")
+    assert measured(noisy, min_sqnr_db=10, min_agreement=None).passed
+    assert measured(flipped(10), min_agreement=None, min_sqnr_db=None).passed
+    assert measured(flipped(2), min_agreement=0.95, min_sqnr_db=None).passed
+
+
+def test_not_a_number_never_passes() -> None:
+    assert not measured(SCORES * math.nan).passed
+
+
+def test_another_shape_is_a_complaint() -> None:
+    parity = measured(SCORES[:, :4])
+    assert parity.complaint == "its output has shape (16, 4) instead of (16, 5)"
+
+
+def test_agreement_is_a_matter_of_classifiers() -> None:
+    scalars = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
+    parity = measure(scalars, scalars, Gate())
+    assert (parity.agreement, parity.samples) == (None, 3)
+    assert "agreement" not in parity.fidelity
+
+
+def test_a_model_that_does_not_run_is_a_complaint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(directory: Path, kind: str, calls: list[Inputs]) -> list[Tensor]:
+        raise RuntimeError("torch: a fresh process could not run it: Killed")
+
+    monkeypatch.setattr("lq.export.parity.gate.run_in_fresh_process", fail)
+    parity = check(tmp_path, "torch", [], [], Gate())
+    assert parity.complaint == "torch: a fresh process could not run it: Killed"
+    assert parity.samples == 0
+
+
+@pytest.mark.parametrize(("ratio", "explained"), [(24.0, True), (20.1, True), (19.9, False), (math.nan, False)])
+def test_rounding_explains_twice_its_noise(ratio: float, explained: bool) -> None:
+    noise = Parity(200, 26.0, 1.0, agreement=0.99)
+    assert Parity(200, ratio, 1.0, agreement=0.9).is_explained_by(noise) == explained
+
+
+def test_metric_of_an_artifact_may_change_by_so_much() -> None:
+    exact, got = {"accuracy": 0.9, "loss": 1.0}, {"accuracy": 0.905, "loss": 1.2}
+    assert metric_complaint(exact, got, Gate()) == ""
+    assert metric_complaint(exact, got, Gate(max_metric_change=0.25)) == ""
+    assert metric_complaint(exact, got, Gate(max_metric_change=0.1)) == "loss is 1.2 instead of 1"
+    assert (
+        metric_complaint(exact, {"accuracy": float("nan")}, Gate(max_metric_change=0.1))
+        == "accuracy is nan instead of 0.9"
+    )
+    with pytest.raises(ValueError, match=r"max_metric_change=-1 must be 0 or more"):
+        Gate(max_metric_change=-1)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from lq.export.artifact.int8_model import load
+from lq.export.artifact.manifest import write_manifest
+from lq.export.artifact.signature import Signature
+from lq.export.exporters import chosen
+from lq.export.parity.worker import run_in_fresh_process
+from lq.tracing.structure import Inputs
+from tests.export.nets import TwoInputs, calibrated, example_of, images
+from tests.export.places import new_directory
+
+EXAMPLE = example_of(images(4), other=images(4, seed=3))
+
+
+@pytest.fixture(scope="module")
+def prepared() -> fx.GraphModule:
+    return calibrated(TwoInputs(), EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def artifact(prepared: fx.GraphModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("artifact") / "int8"
+    with torch.no_grad():
+        output = prepared(*EXAMPLE[0], **EXAMPLE[1])
+    with new_directory(directory) as place:
+        info: dict[str, Any] = chosen(["torch"])[0].export(prepared, EXAMPLE, place)
+        signature = Signature.of(prepared, EXAMPLE, output).to_dict()
+        write_manifest(place, {"signature": signature, "artifacts": {"torch": info}})
+    return directory
+
+
+CALLS: list[Inputs] = [
+    ((images(2, seed),), {"other": images(2, seed + 1), "scale": 1.0}) for seed in (5, 7)
+]  # fmt: skip
+
+
+def test_another_process_that_knows_nothing_of_this_one_computes_the_main_outputs(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(artifact)
+    monkeypatch.setattr("lq.export.formats.torchscript.load", lambda *_: pytest.fail("ran here"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    before = dict(os.environ)
+    outputs = run_in_fresh_process(artifact, "torch", CALLS)
+    assert dict(os.environ) == before
+    for output, (args, kwargs) in zip(outputs, CALLS, strict=True):
+        assert torch.equal(output, model(*args, **kwargs)["logits"])
+
+
+def test_a_model_that_fails_there_gives_its_error(artifact: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"a fresh process could not run .*: ValueError: .* was exported for"):
+        run_in_fresh_process(artifact, "torch", [((images(2)[:, :1],), {"other": images(2)})])

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lq.deployment.evaluation import ValidationData, compare_on_validation_data
+from lq.lightning_module.validation import call_sample, labels_of, quiet_lightning, samples_of, validation_samples
+from lq.metrics import targets_of
+from tests.tiny import Tiny, make_data, val_loader
+
+
+def test_share_of_one_process_becomes_all_data() -> None:
+    data = make_data(12)
+    sampler: Any = DistributedSampler(data, num_replicas=3, rank=1, shuffle=False)
+    module, seen = Tiny(), []
+    module.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    compare_on_validation_data(module, "model", {}, ValidationData(DataLoader(data, batch_size=5, sampler=sampler)))
+    assert torch.equal(torch.cat(seen), data.tensors[0])
+
+
+def test_nothing_is_prepared_or_set_up_again() -> None:
+    class Data(L.LightningDataModule):
+        def prepare_data(self) -> None:
+            raise AssertionError("downloads again")
+
+        def setup(self, stage: str) -> None:
+            raise AssertionError("splits again")
+
+    class Own(Tiny):
+        def prepare_data(self) -> None:
+            raise AssertionError("downloads again")
+
+    results = compare_on_validation_data(Own(), "model", {}, ValidationData(val_loader(), datamodule=Data())).results
+    assert results.keys() == {"fake"}
+
+
+class Keywords(Tiny):
+    """Batches are dicts, and the target takes a keyword."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.model(input=batch["image"])
+
+
+class Asks(Tiny):
+    """Its step wants to know the loader."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:  # type: ignore[override]
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [Tiny, Asks])
+def test_other_batches_reach_the_target_through_the_step(kind: type[Tiny]) -> None:
+    module, batches = kind(), list(DataLoader(make_data(20), batch_size=2))
+    samples = samples_of(module, "model", iter(batches), None)
+    assert torch.equal(next(samples).inputs[0][0], batches[0][0])
+    rest = torch.cat([sample.inputs[0][0] for sample in samples])
+    assert torch.equal(rest, make_data(20).tensors[0][2:]), "each once, in order"
+
+
+def test_samples_are_what_reached_the_target_and_can_be_trained_with() -> None:
+    data = [{"image": x, "label": y} for x, y in (make_data()[index] for index in range(12))]
+    module = Keywords()
+    samples = validation_samples(module, "model", DataLoader(data, batch_size=4), None, targets_of, 2)
+    assert [labels_of(sample).tolist() for sample in samples] == [[0, 1, 0, 1], [0, 1, 0, 2]]
+    args, kwargs = samples[0].inputs
+    assert args == ()
+    assert torch.equal(kwargs["input"][1], data[1]["image"])
+    call_sample(module.model, samples[0]).sum().backward()
+    assert module.model[0].weight.grad is not None
+    assert not module.model._forward_hooks
+
+
+def test_a_module_without_validation_data_gives_no_samples() -> None:
+    assert validation_samples(Tiny(), "model", DataLoader([]), None, targets_of, 2) == []
+
+
+def test_quiet_lightning_restores_levels_and_keeps_other_warnings() -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    with quiet_lightning():
+        assert logger.level == logging.ERROR
+        with pytest.warns(UserWarning, match="mine"):
+            warnings.warn("mine", stacklevel=1)
+    assert logger.level == before
