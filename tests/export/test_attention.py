@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lq.delivery.in_float import float_notes
+from lq.deployment.in_float import float_notes
 
 from lq.backends.prepare import plan_of
 from lq.config.qconfig import QConfig
