@@ -19,7 +19,7 @@ from lq.instrument.planning import SitePlanner
 from lq.tracing import ops
 from lq.tracing.labels import Calls, labels_of
 from lq.tracing.layer_calls import LAYERS
-from lq.tracing.layers import LayerFinder, seen_of
+from lq.tracing.layers import RECURRENT_LAYERS, LayerFinder, seen_of
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan, TensorPlan
 from lq.tracing.sites import Sites
 from lq.tracing.structure import Inputs
@@ -45,7 +45,7 @@ def plan_calls(
     training: Calls = (),
     unknown: Sequence[str] = (),
     example: Inputs | None = None,
-    opened: Sequence[tuple[str, str]] = (),
+    opened: Sequence[tuple[str, str, int]] = (),
 ) -> tuple[Sites, Plan]:
     """Decide what of a recorded call is quantized.
 
@@ -57,7 +57,7 @@ def plan_calls(
         training: the same in training; empty if unknown.
         unknown: lines that read tensors of which nobody saw how they were made.
         example: inputs of the call, if there were any.
-        opened: module and operation of the calls that were recorded step by step.
+        opened: module, operation and number of steps of the calls that were recorded step by step.
 
     Returns:
         where to quantize, and the plan that people read.
@@ -167,5 +167,7 @@ def _float_operations(graph: fx.Graph, planner: SitePlanner, products: set[fx.No
         if not operation or node.meta.get("constant") or node in int8 or operation in _QUIET:
             continue
         if not ops.is_same_grid(node) and not ops.relu_kind(node):
-            found.append(planner.label(node))
-    return tuple(found)
+            place = seen_of(node).stack[-1]
+            is_step = isinstance(planner.modules[place], RECURRENT_LAYERS)
+            found.append(f"{place}.{operation}" if is_step else planner.label(node))
+    return tuple(dict.fromkeys(found))

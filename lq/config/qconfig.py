@@ -17,7 +17,7 @@ from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
 
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")
-ATTENTION = ("float", "int8")
+FLOAT_OR_INT8 = ("float", "int8")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -75,6 +75,8 @@ class QConfig:
             last. A network without any other layer has no ends. ``"nothing"`` makes no exception.
         attention: ``"int8"`` quantizes what attention's two products read: query, key, value and the probabilities
             of the softmax. ``"float"`` leaves both products to float.
+        recurrence: ``"int8"`` quantizes the weights, inputs, hidden states and sums of gates of ``nn.LSTM``,
+            ``nn.GRU``, ``nn.RNN`` and their cells, step by step. ``"float"`` leaves them to float.
 
     Raises:
         ValueError: on an unknown preset, backend or attention, or an engine that this build of PyTorch does not
@@ -102,6 +104,7 @@ class QConfig:
     fuse_add: bool | None = None
     keep: str = "ends"
     attention: str = "float"
+    recurrence: str = "float"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -113,7 +116,7 @@ class QConfig:
                 f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
                 "preset, or keep='nothing'."
             )
-        self._check_attention()
+        self._check_steps()
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -135,14 +138,16 @@ class QConfig:
                 f"supported: {[e for e in supported if e != 'none']}. Set qconfig.engine to one of these."
             )
 
-    def _check_attention(self) -> None:
-        if self.attention not in ATTENTION:
-            raise ValueError(f"Unknown attention={self.attention!r}. Choose one of {list(ATTENTION)}.")
-        if self.attention == "int8" and self.backend != "fx":
-            raise ValueError(
-                f"attention='int8' with backend={self.backend!r}, which decides itself what is quantized. Write "
-                "backend='fx', or leave attention out."
-            )
+    def _check_steps(self) -> None:
+        for name in ("attention", "recurrence"):
+            value = getattr(self, name)
+            if value not in FLOAT_OR_INT8:
+                raise ValueError(f"Unknown {name}={value!r}. Choose one of {list(FLOAT_OR_INT8)}.")
+            if value == "int8" and self.backend != "fx":
+                raise ValueError(
+                    f"{name}='int8' with backend={self.backend!r}, which decides itself what is quantized. Write "
+                    f"backend='fx', or leave {name} out."
+                )
 
     def _take_mappings(self) -> None:
         """Grids and overrides as YAML gives them."""
@@ -156,13 +161,19 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """Name of the preset, with backend, ``keep`` and ``attention`` if they are not the default."""
+        """Name of the preset, with backend, ``keep``, ``attention`` and ``recurrence`` if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
         name = name if self.keep == "ends" else f"{name}, keep {self.keep}"
-        return name if self.attention == "float" else f"{name}, attention {self.attention}"
+        name = name if self.attention == "float" else f"{name}, attention {self.attention}"
+        return name if self.recurrence == "float" else f"{name}, recurrence {self.recurrence}"
+
+    @property
+    def opens(self) -> bool:
+        """Whether anything is computed step by step that PyTorch computes at once."""
+        return "int8" in (self.attention, self.recurrence)
 
     @property
     def resolved_engine(self) -> str:

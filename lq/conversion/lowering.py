@@ -84,6 +84,7 @@ class Lowering:
         self.root = nn.Module()
         self.values: dict[fx.Node, Any] = {}
         self._names: dict[str, str] = {}  # what is copied as it is, by its old name
+        self._built: dict[Any, str] = {}
 
     # ---- for subclasses -----------------------------------------------------------------------------------------
 
@@ -189,6 +190,14 @@ class Lowering:
         last = _free_name(owner, last)
         owner.add_module(last, module)
         return self.graph.call_module(".".join([*holders, last]), args)
+
+    def call_once(self, key: Any, name: str, build: Callable[[], nn.Module], *args: Any) -> fx.Node:
+        """As :meth:`call`; a module that was built for an equal key is called again, as by the steps of an LSTM."""
+        if key not in self._built:
+            made = self.call(name, build(), *args)
+            self._built[key] = str(made.target)
+            return made
+        return self.graph.call_module(self._built[key], args)
 
     def copy(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> fx.Node:
         """The same operation on new arguments."""

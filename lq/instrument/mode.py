@@ -20,7 +20,7 @@ from lq.instrument.checkpointing import (
 )
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
-from lq.tracing.opened import OPENABLE, OPENED, opened_attention
+from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 
 Body = Callable[..., Any]
 
@@ -53,7 +53,7 @@ class SiteMode(TorchFunctionMode):
             call.busy = False
 
     def _without_site(self, func: Any, args: Any, kwargs: Any) -> Any:
-        opened = OPENED.get(func) if func not in OPENABLE else self._opened(func, args, kwargs)
+        opened = OPENED.get(func) if func not in OPENABLE else self._opened(func, args)
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
@@ -61,11 +61,18 @@ class SiteMode(TorchFunctionMode):
             args = tuple(self._inside(arg) for arg in args)
         return func(*args, **kwargs)
 
-    def _opened(self, func: Any, args: Any, kwargs: Any) -> Body | None:
+    def _opened(self, func: Any, args: Any) -> Body | None:
         place = self.call.place
         if place is None or OPENABLE[func] not in place.opened:
             return None
-        return opened_attention(func, args, kwargs)
+        found = step_by_step(func, args)
+        planned, steps = place.opened[OPENABLE[func]], 0 if found is None else number_of_steps(func, args)
+        if found is not None and steps not in planned:
+            raise ValueError(
+                f"{place.path or 'The target'} was planned for sequences of {min(planned)} steps, and got {steps}. "
+                "Pad or cut all to one length, or leave it to float: QConfig(recurrence='float')."
+            )
+        return found
 
     def _inside(self, arg: Any) -> Any:
         """The body of an operation such as ``torch.cond`` or a compiled checkpoint, which runs without modes."""

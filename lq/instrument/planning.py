@@ -16,7 +16,7 @@ from lq.tracing import ops
 from lq.tracing.ends import Ends
 from lq.tracing.labels import Calls, is_of_torch, labels_of
 from lq.tracing.layer_calls import LAYERS
-from lq.tracing.layers import Layer, weight_of
+from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
 from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
@@ -34,7 +34,7 @@ class SitePlanner:
         roundings: where values are rounded.
         qconfig: the grids.
         training: every call of a second recording, in training; empty if there is none.
-        opened: module and operation of the calls that were recorded step by step.
+        opened: module, operation and number of steps of the calls that were recorded step by step.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SitePlanner:
         roundings: list[Rounding],
         qconfig: QConfig,
         training: Calls = (),
-        opened: Iterable[tuple[str, str]] = (),
+        opened: Iterable[tuple[str, str, int]] = (),
     ) -> None:
         self.opened = tuple(dict.fromkeys(opened))
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
@@ -71,7 +71,7 @@ class SitePlanner:
                 found |= dict.fromkeys(seen.stack)
             elif seen.operation in (CLOSED, *OPENABLE.values()) or not is_of_torch(self.modules[seen.stack[-1]]):
                 found[seen.stack[-1]] = None
-        return found | dict.fromkeys(path for path, _ in self.opened)
+        return found | dict.fromkeys(path for path, _, _ in self.opened)
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -140,7 +140,8 @@ class SitePlanner:
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(
             TensorPlan(plan.names[slot], self.label(r.source), str(specs[slot]), r.activation)
-            for r, slot in zip(self.roundings, slots, strict=True)
+            for i, (r, slot) in enumerate(zip(self.roundings, slots, strict=True))
+            if self.qconfig.backend == "pt2e" or slot not in slots[:i]  # a recurrent layer has one for all steps
         )
         return plan, rows, tensor_rows
 
@@ -187,7 +188,7 @@ class SitePlanner:
         absorbed = next((r.activation for r in self.roundings if r.source is layer.last), "none")
         if absorbed != "none":
             fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
-        held = isinstance(layer.module, LAYERS[layer.kind].kind)
+        held = isinstance(layer.module, (LAYERS[layer.kind].kind, *RECURRENT_LAYERS))
         kind = own_class(layer.module).__name__ if held else layer.kind
         return LayerPlan(layer.name, kind, fused, str(at.spec))
 

@@ -30,13 +30,18 @@ def labels_of(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[fx.Node, s
     found = {}
     for seen, node in calls:
         path = seen.stack[-1]
-        is_leaf = path and is_of_torch(modules[path]) and not any(True for _ in modules[path].children())
-        name = path if is_leaf else f"{path}.{seen.operation}".lstrip(".")
+        name = path if path and is_leaf(modules[path]) else f"{path}.{seen.operation}".lstrip(".")
         nth = counts[path, seen.operation]
         counts[path, seen.operation] += 1
         if node is not None:
             found[node] = name if nth == 0 else f"{name}_{nth}"
     return found
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether the name of a module says what it computes: one of PyTorch's that holds no other and makes no steps."""
+    is_recurrent = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+    return is_of_torch(module) and not is_recurrent and not any(True for _ in module.children())
 
 
 def is_of_torch(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lq.tracing.functions import operation
+from lq.tracing.recurrence import RECURRENT, has_steps, steps_of
 
 
 def _never(*_: Any) -> bool:
@@ -148,11 +149,20 @@ def _positions(groups: tuple[list[str], ...]) -> list[range]:
 OPENED: Mapping[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _without_handover(F.multi_head_attention_forward),
 }
-# Only where attention is quantized.
-ATTENTION: Mapping[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention, torch.einsum: einsum}
-OPENABLE: Mapping[Any, str] = {func: operation(func) for func in ATTENTION}  # torch.compile cannot ask for names
+# Only where attention, or recurrence, is quantized.
+_ATTENTION: Mapping[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention, torch.einsum: einsum}
+_STEPS: Mapping[Any, Callable[..., Any]] = {**_ATTENTION, **RECURRENT}
+OPENABLE: Mapping[Any, str] = {func: operation(func) for func in _STEPS}  # torch.compile cannot ask for names
+OF_RECURRENCE = frozenset(OPENABLE[func] for func in RECURRENT)
 
 
-def opened_attention(func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
-    """What computes a call step by step, if it is one of attention or like those that attention is written with."""
-    return None if func is torch.einsum and not is_product(*args) else ATTENTION.get(func)
+def number_of_steps(func: Any, args: Any) -> int:
+    """Of a recurrent call, which is planned for so many; 0 for others."""
+    return steps_of(func, args) if func in RECURRENT else 0
+
+
+def step_by_step(func: Any, args: Any) -> Callable[..., Any] | None:
+    """What computes a call of one of the :data:`OPENABLE` functions step by step, if that is possible."""
+    if func in RECURRENT and not has_steps(func, *args):
+        return None
+    return None if func is torch.einsum and not is_product(*args) else _STEPS[func]

@@ -20,7 +20,7 @@ from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
-from lq.tracing.opened import ATTENTION, OPENED, opened_attention
+from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.structure import tensors_of
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
@@ -87,7 +87,7 @@ class Recorder(TorchFunctionMode):
         self._plain_leaf: list[bool] = []
         self.calls: list[tuple[Seen, fx.Node | None]] = []
         self.unknown: list[str] = []
-        self.opened: list[tuple[str, str]] = []  # module and operation of calls that are recorded step by step
+        self.opened: list[tuple[str, str, int]] = []  # module, operation and steps of calls recorded step by step
 
     # ---- modules ------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        opened = self._opened(func, args, kwargs)
+        opened = self._opened(func, args)
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
@@ -192,13 +192,13 @@ class Recorder(TorchFunctionMode):
         self._note(func, args, kwargs, out)
         return out
 
-    def _opened(self, func: Any, args: Any, kwargs: Any) -> Callable[..., Any] | None:
-        if func not in ATTENTION or self.opens is None or not self.stack:
+    def _opened(self, func: Any, args: Any) -> Callable[..., Any] | None:
+        if func not in OPENABLE or self.opens is None or not self.stack:
             return OPENED.get(func)
-        found = opened_attention(func, args, kwargs)
-        if found is None or not self.opens(self.stack[-1], operation(func)):
+        found = step_by_step(func, args)
+        if found is None or not self.opens(self.stack[-1], OPENABLE[func]):
             return None
-        self.opened.append((self.stack[-1], operation(func)))
+        self.opened.append((self.stack[-1], OPENABLE[func], number_of_steps(func, args)))
         return found
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from lq.deployment.in_float import float_notes
 
 from lq.backends.prepare import plan_of
 from lq.config.qconfig import QConfig
+from lq.deployment.in_float import float_notes
 from lq.export.parity.rounding import rounding_noise
 from lq.metrics import sqnr
 from tests.attention_nets import WAYS, Heads, OfTorch, Transformer, sequences, transformer
