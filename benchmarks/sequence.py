@@ -82,9 +82,9 @@ class RowReader(nn.Module):
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"vit": VisionTransformer, "lstm": RowReader}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "int8": {"preset": "openvino"},
-    "int8, attention too": {"preset": "openvino", "attention": "int8"},
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "vit": {"layers": {"preset": "openvino"}, "attention too": {"preset": "openvino", "attention": "int8"}},
+    "lstm": {"all": {"preset": "openvino", "recurrence": "int8"}},
 }
 
 
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     data = FashionMNISTDataModule(root=str(options.data))
     data.setup("fit")
     rows = [row for name in options.models for row in _measured(name, data, options)]
-    columns: list[Column] = [label("model", "model"), label("setting", "setting"), number("share", "in int8", ".0%")]
+    columns: list[Column] = [label("model", "model"), label("setting", "in int8"), number("share", "work", ".0%")]
     columns += [number(f"accuracy_{kind}", f"{kind}, %", ".2f") for kind in ("float", *RUNTIMES)]
     columns += [number(f"ms_{kind}", f"{kind}, ms", ".3f") for kind in RUNTIMES]
     columns += [number(f"float_{kind}", f"{kind} float, ms", ".3f") for kind in RUNTIMES]
@@ -130,15 +130,14 @@ def _measured(name: str, data: FashionMNISTDataModule, options: argparse.Namespa
     model = MODELS[name]()
     _fit(model, data, options, options.epochs)
     exact = _accuracy(model.eval(), data)
-    settings = {"int8": SETTINGS["int8"]} if name == "lstm" else SETTINGS
-    return [_quantized(name, model, setting, data, options) | {"accuracy_float": exact} for setting in settings]
+    return [_quantized(name, model, setting, data, options) | {"accuracy_float": exact} for setting in SETTINGS[name]]
 
 
 def _quantized(name: str, model: nn.Module, setting: str, data: Any, options: argparse.Namespace) -> Row:
     exporters = [kind for kind in RUNTIMES if kind in options.runtimes]
     with tempfile.TemporaryDirectory() as place:
         callback = lq.QATCallback(
-            qconfig=lq.QConfig(**SETTINGS[setting]),
+            qconfig=lq.QConfig(**SETTINGS[name][setting]),
             schedule=lq.QATSchedule(lr=0.1),
             exporters=exporters,
             export_dir=f"{place}/int8",

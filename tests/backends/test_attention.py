@@ -151,7 +151,7 @@ def test_patterns_leave_attention_to_float_and_as_one_call() -> None:
         "exclude 'blocks.0.attention.scaled*'",
     )
     assert plan.sites is not None
-    assert plan.sites.opened == (("blocks.1.attention", "scaled_dot_product_attention"),)
+    assert plan.sites.opened == (("blocks.1.attention", "scaled_dot_product_attention", 0),)
     first = prepare(transformer(), QConfig(attention="int8", exclude=("*.matmul",)), example_args=(x,))
     assert [row.name for row in plan_of(first).int8_products] == ["blocks.0.attention.matmul_1"]
 
