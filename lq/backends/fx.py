@@ -59,7 +59,10 @@ def _why_float(recorded: Recorded) -> dict[fx.Node, str]:
     products += [node for node in recorded.graph.nodes if ops.recorded(node) == ATTENTION]
     if qconfig.attention == "float":
         return dict.fromkeys(products, "attention computes in float unless QConfig(attention='int8') says otherwise")
-    modules = recorded.finder.modules
-    owners = {node: modules[seen_of(node).stack[-1]] for node in products}
-    found = {node: qconfig.excludes(recorded.labels[node], owners[node]) or "" for node in products}
-    return {n: reason or "excluded" * (ops.recorded(n) == ATTENTION) for n, reason in found.items()}
+    found = {}
+    for node in products:
+        owner = recorded.finder.modules[seen_of(node).stack[-1]]
+        # One that was not recorded step by step has no products to quantize.
+        otherwise = "its module is excluded" if ops.recorded(node) == ATTENTION else ""
+        found[node] = qconfig.excludes(recorded.labels[node], owner) or otherwise
+    return found
