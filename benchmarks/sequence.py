@@ -142,7 +142,7 @@ def _quantized(name: str, model: nn.Module, setting: str, data: Any, options: ar
             exporters=exporters,
             export_dir=f"{place}/int8",
         )
-        _fit(copy.deepcopy(model), data, options, max(1, options.epochs // 4), callback)
+        _fit(copy.deepcopy(model).train(), data, options, max(1, options.epochs // 4), callback)
         assert callback.plan is not None
         row: Row = {"model": name, "setting": setting, "share": callback.plan.share}
         for kind in exporters:
