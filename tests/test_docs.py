@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -127,6 +128,25 @@ def test_every_public_name_is_in_the_reference():
             if not name.startswith("_"):
                 found = getattr(module, name)
                 assert f"::: {found.__module__}.{found.__qualname__}\n" in shown, name
+
+
+def test_every_name_in_the_reference_has_an_example():
+    """Those of the command line are run by docs/command_line.md."""
+    names = [
+        line.removeprefix("::: ")
+        for page in tool("reference").reference_pages().values()
+        for line in page.split("\n")
+        if line.startswith("::: ") and "lq.cli." not in line
+    ]
+    lacking = [name for name in names if ">>>" not in (inspect.getdoc(pkgutil.resolve_name(_entry_point(name))) or "")]
+    assert names
+    assert lacking == []
+
+
+def _entry_point(name: str) -> str:
+    """``module:name`` of a dotted name, since a function may have the name of its module."""
+    module, _, attribute = name.rpartition(".")
+    return f"{module}:{attribute}"
 
 
 def test_docstrings_become_markdown(monkeypatch):

@@ -125,6 +125,10 @@ CASES: dict[str, tuple[Use, str]] = {
     ),
     # ---- export
     "export float": (lambda p: lq.export_artifact(net(), [X], p / "a"), "not prepared for QAT"),
+    "export a number": (
+        lambda p: lq.export_artifact(3, [X], p / "a"),
+        "prepared must be a torch.nn.Module, but is an int",
+    ),
     "export no batches": (lambda p: lq.export_artifact(prepared(), [], p / "a"), "batches is empty"),
     "export a tensor": (lambda p: lq.export_artifact(prepared(), X, p / "a"), "batches is a Tensor; give several"),
     "export too early": (

@@ -124,7 +124,7 @@ def _in_float(layer: QuantizedLayer, kernel: Int8Layer) -> Callable[[Tensor], Te
     weight, _, bias = folded_weights(layer.module, layer.norm)
 
     def run(x: Tensor) -> Tensor:
-        y = layer.module._compute(x.dequantize(), weight, bias)  # an absorbed ReLU is the lower end of the grid
+        y = layer.module.compute(x.dequantize(), weight, bias)  # an absorbed ReLU is the lower end of the grid
         return torch.quantize_per_tensor(y, kernel.scale, kernel.zero_point, torch.quint8)
 
     return run

@@ -41,6 +41,11 @@ class Exclusions:
     Args:
         candidates: the layers that cause a loss worth mentioning, in the order in which they were considered.
         verdict: one sentence on the whole.
+
+    Example:
+        >>> found = Exclusions((Candidate("stem", 0.9, 0.01, excluded=True), Candidate("body", 0.1, 0.2)), "")
+        >>> found.layers, found.patterns
+        (('stem',), ('stem',))
     """
 
     candidates: tuple[Candidate, ...]

@@ -33,6 +33,11 @@ class LayerAnalysis:
         costs: a row per layer.
         ranges: a row per tensor.
         exclusions: which layers to leave in float.
+
+    Example:
+        >>> found = LayerAnalysis([], [], [], [], exclusions=Exclusions((), "nothing to exclude"))
+        >>> found.exclusions.layers
+        ()
     """
 
     sqnr: Sequence[SqnrRow]

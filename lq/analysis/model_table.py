@@ -40,6 +40,10 @@ class CompareOptions:
         seconds: to time each model for, at least.
         others: more models to judge, by name.
         own: model -> figures that the user's own code computes of it, besides the metric.
+
+    Example:
+        >>> CompareOptions(limit=10, call=lambda model, batch: model(batch["image"])).calibration
+        100
     """
 
     metric: AnyMetric | None = None

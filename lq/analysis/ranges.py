@@ -141,6 +141,6 @@ def _beyond(layer: QATLayer, norm: Any) -> float:
     """Share of the weights that lie beyond the grid: a learned scale and that of "mse" leave some."""
     weight = layer.weight.detach().float()
     if norm is not None and not layer.weight_spec.per_channel:  # its grid is that of the folded weight
-        weight = weight * along_channels(layer._folding(norm)[0].detach(), weight, layer.channel_axis)
+        weight = weight * along_channels(layer.folding(norm)[0].detach(), weight, layer.channel_axis)
     scale = layer.quantizer.scale(weight).detach()
     return float(((weight / scale).round().abs() > layer.weight_spec.quant_max).float().mean())

@@ -58,6 +58,10 @@ class SensitivityOptions:
         limit: batches to use; they are kept in memory, so that every layer is measured on the same ones.
         show_progress: whether to show how far it is.
         replace_other: whether a ``resume_file`` of another model, metric or data is started anew, rather than refused.
+
+    Example:
+        >>> SensitivityOptions(limit=8, show_progress=False).limit
+        8
     """
 
     call: Call | None = None

@@ -152,6 +152,12 @@ def plan_of(prepared: nn.Module) -> Plan:
 
     Raises:
         ValueError: if the plan is made at the first call, and there was no call yet.
+
+    Example:
+        >>> import torch
+        >>> plan = plan_of(prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), example_args=(torch.zeros(1, 4),)))
+        >>> [layer.name for layer in plan.layers]
+        ['0']
     """
     plan = state_of(prepared).plan
     if not isinstance(plan, Plan):

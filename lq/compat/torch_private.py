@@ -71,7 +71,7 @@ def version_of(tensor: Tensor) -> int:
         >>> version_of(torch.zeros(1).add_(1))
         1
     """
-    return int(tensor._version)
+    return tensor._version
 
 
 def full_name(operation: OpOverload) -> str:

@@ -37,6 +37,11 @@ class LayerQConfig:
     Args:
         weight: grid of the weight, or a mapping of its settings; ``None`` changes nothing.
         activation: grid of the output, likewise.
+
+    Example:
+        >>> four_bits = LayerQConfig(weight={"quant_min": -7, "quant_max": 7})
+        >>> QConfig(overrides={"fc": four_bits}).weight_spec("fc", nn.Linear(2, 2)).bits
+        4
     """
 
     weight: _Weight = None

@@ -145,7 +145,7 @@ class _Int8Lowering(Lowering):
     def layer(self, node: fx.Node, module: QATLayer) -> _Value:
         """A layer without int8 kernel, or without a range because it never ran: float, its weight on its grid."""
         integers, scale, bias = module.integer_weight(self.batch_norm(node))
-        shaped = scale if scale.dim() == 0 else module._along_channels(scale)
+        shaped = scale if scale.dim() == 0 else module.along_channels(scale)
         layer: Any = bare_layer(module)
         layer.weight = nn.Parameter(integers.float() * shaped, requires_grad=False)
         layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)

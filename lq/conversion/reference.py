@@ -82,7 +82,7 @@ class ReferenceLayer(nn.Module):
     def __init__(self, module: QATLayer, integers: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.kind = type(module).__name__.removeprefix("QAT")
-        self.axis, self.compute = module.channel_axis, type(module)._compute
+        self.axis, self.compute = module.channel_axis, type(module).compute
         self.__dict__["hyperparameters"] = bare_layer(module)
         # torch.export refuses a number that it would have to read from a tensor.
         self.per_tensor_scale = None if scale.dim() else float(scale)

@@ -54,7 +54,8 @@ class QATLayer(nn.Module):
         """The scale of the weight as it is, learned or observed: float32 that broadcasts against it."""
         return self.quantizer.scale(self.weight).detach()
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with another weight and bias, which are not rounded here."""
         raise NotImplementedError  # pragma: no cover - each subclass has one
 
     def forward(self, x: Tensor, bn: nn.Module | None = None) -> Tensor:
@@ -69,18 +70,18 @@ class QATLayer(nn.Module):
                 f"layer only with {self.weight.dim()}. Exclude it, e.g. QConfig(exclude=('type:{_kind(self)}',))."
             )
         if not self.state.fake_quant:
-            plain = self._compute(x, self.weight, self.bias)
+            plain = self.compute(x, self.weight, self.bias)
             return plain if bn is None else bn(plain)
         if bn is None:
-            return self._compute(x, self._quantized(), self.bias)
+            return self.compute(x, self._quantized(), self.bias)
         norm = cast(BatchNorm, bn)
         # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
         # Evaluation does not ask for the phase, or torch.compile would compile it for each.
         if not self.training or (self.state.freeze_bn and x.numel() >= self.weight.numel()):
-            factor, bias = self._folding(norm)
-            return self._compute(x, self._quantized(factor, fold=True), bias.to(self.weight.dtype))
-        grid_factor = None if self.weight_spec.per_channel else self._folding(norm)[0]
-        y = self._compute(x, self._quantized(grid_factor), self.bias)
+            factor, bias = self.folding(norm)
+            return self.compute(x, self._quantized(factor, fold=True), bias.to(self.weight.dtype))
+        grid_factor = None if self.weight_spec.per_channel else self.folding(norm)[0]
+        y = self.compute(x, self._quantized(grid_factor), self.bias)
         return _normalize_frozen(y, norm) if self.state.freeze_bn else cast(Tensor, bn(y))
 
     def _quantized(self, factor: Tensor | None = None, fold: bool = False) -> Tensor:
@@ -91,11 +92,12 @@ class QATLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.quantizer.forget()
 
-    def _folding(self, bn: BatchNorm) -> tuple[Tensor, Tensor]:
+    def folding(self, bn: BatchNorm) -> tuple[Tensor, Tensor]:
         """What weight and bias become with ``bn`` folded in: a factor per channel and the new bias, in float32."""
         return fold_batch_norm(bn, self.bias)
 
-    def _along_channels(self, vector: Tensor) -> Tensor:
+    def along_channels(self, vector: Tensor) -> Tensor:
+        """A value for each output channel, in a shape that broadcasts against the weight."""
         return along_channels(vector, self.weight, self.channel_axis)
 
     @torch.no_grad()
@@ -108,16 +110,16 @@ class QATLayer(nn.Module):
         """
         weight, factor, bias = self.weight.float(), None, self.bias
         if bn is not None:
-            factor, bias = self._folding(bn)
+            factor, bias = self.folding(bn)
         if self.weight_spec.per_channel or factor is None:
             integers, scale = self.quantizer.integers(weight)
         else:
-            integers, scale = self.quantizer.integers(weight * self._along_channels(factor))
+            integers, scale = self.quantizer.integers(weight * self.along_channels(factor))
             factor = None
         if self.weight_spec.per_channel:
             scale = scale.flatten()
         if factor is not None:
-            integers = integers * self._along_channels(torch.sign(factor)).to(torch.int8)
+            integers = integers * self.along_channels(torch.sign(factor)).to(torch.int8)
             scale = scale * factor.abs()
         return integers, scale, bias
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lq.compat.torch_private import version_of
 from lq.core.float32 import Float32Buffers
 from lq.core.functional import SMALLEST_SCALE
 from lq.core.packed import Scalar
@@ -25,7 +26,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         ctx.low, ctx.high = low, high
         out = _rounded(x, scale, low, high)
         if saving is not None:
-            saving.know(out, partial(_rounded_again, x.detach(), x._version, scale.detach(), low, high))
+            saving.know(out, partial(_rounded_again, x.detach(), version_of(x), scale.detach(), low, high))
             saving.made(out)
         return out
 

@@ -16,14 +16,16 @@ from lq.core.state import QATState
 class QATLinear(QATLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear says Tensor of a bias that may be None
     """Linear layer with a quantized weight."""
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See :meth:`QATLayer.compute`."""
         return F.linear(x, weight, bias)
 
 
 class QATConv1d(QATLayer, nn.Conv1d):
     """1d convolution with a quantized weight."""
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See :meth:`QATLayer.compute`."""
         y: Tensor = self._conv_forward(x, weight, bias)
         return y
 
@@ -31,7 +33,8 @@ class QATConv1d(QATLayer, nn.Conv1d):
 class QATConv2d(QATLayer, nn.Conv2d):
     """2d convolution with a quantized weight."""
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See :meth:`QATLayer.compute`."""
         y: Tensor = self._conv_forward(x, weight, bias)
         return y
 
@@ -39,7 +42,8 @@ class QATConv2d(QATLayer, nn.Conv2d):
 class QATConv3d(QATLayer, nn.Conv3d):
     """3d convolution with a quantized weight."""
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See :meth:`QATLayer.compute`."""
         y: Tensor = self._conv_forward(x, weight, bias)
         return y
 
@@ -53,7 +57,8 @@ class _QATConvTranspose(QATLayer):
     def from_float(cls, module: nn.Module, spec: WeightSpec, state: QATState) -> QATLayer:
         return super().from_float(module, replace(spec, per_channel=False), state)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See :meth:`QATLayer.compute`."""
         transpose: Any = _TRANSPOSE[weight.dim()]
         layer: Any = self
         y: Tensor = transpose(

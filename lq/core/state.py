@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lq.compat.torch_private import version_of
 from lq.config.specs import ActivationSpec
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
@@ -179,7 +180,7 @@ class QATState(Float32Buffers):
         """Qparams of the present ranges, computed when these have changed: once a step."""
         version = None
         if not self.min_val.is_inference():
-            version = tuple((end._version, end.data_ptr(), end.device) for end in (self.min_val, self.max_val))
+            version = tuple((version_of(end), end.data_ptr(), end.device) for end in (self.min_val, self.max_val))
         known = self._known
         if known is None or version is None or known.version != version:
             qparams = of_each(step_and_ends(self.min_val, self.max_val, self._grid))

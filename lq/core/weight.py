@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lq.compat.torch_private import version_of
 from lq.config.specs import WeightSpec
 from lq.core.functional import EPS, SMALLEST_SCALE
 from lq.core.saving import Saving, current, require_version
@@ -123,7 +124,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
         else:
             out = _rounded(weight, scale, step, memory)
         if saving is not None:
-            saving.know(out, partial(_rounded_again, weight.detach(), weight._version, scale, step))
+            saving.know(out, partial(_rounded_again, weight.detach(), version_of(weight), scale, step))
         if factor is not None:
             ctx.save_for_backward(out, factor)
         return out

@@ -124,6 +124,7 @@ def export_artifact(
         >>> {kind: parity.passed for kind, parity in done.parity.items()}
         {'torch': True, 'pt2': True}
     """
+    check_module("prepared", prepared)
     check_path("directory", directory, "runs/int8")
     check_batches(batches, "export_artifact()")
     if float_model is not None:

@@ -49,6 +49,11 @@ class Deployment:
         rejected: directory of the files that did not pass the gate; of all files, if an older artifact was kept.
         notes: notes on the table.
         failures: errors of single exporters, whose files are not in the artifact.
+
+    Example:
+        >>> Deployment(failures=["'onnx' does not run"]).raise_failures()
+        Traceback (most recent call last):
+        RuntimeError: 'onnx' does not run. The trained weights are safe; nothing was written.
     """
 
     models: dict[str, Int8Model] = field(default_factory=dict)

@@ -26,7 +26,7 @@ class Exporter:
     Args:
         name: its name in the table.
         files: what it writes.
-        module: where its functions are, in ``lq.export.formats``.
+        module: where its functions are.
         needs: packages that it imports.
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
@@ -90,7 +90,7 @@ class Exporter:
     @property
     def functions(self) -> ModuleType:
         """The module, imported when it is first asked for."""
-        return importlib.import_module(f"lq.export.formats.{self.module}")
+        return importlib.import_module(self.module)
 
     def _function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self.functions, name + self.suffix)
@@ -102,19 +102,33 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "torchscript"),
-        Exporter("onnx", ("int8.onnx",), "onnx", _ONNX, "onnx", rounds_bias=True),
-        Exporter("tensorrt", ("int8.tensorrt.onnx",), "onnx", _ONNX, "onnx", "_tensorrt"),
-        Exporter("pt2", ("int8.pt2",), "pt2"),
+        Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript"),
+        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True),
+        Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", "_tensorrt"),
+        Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2"),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),
-            "openvino",
+            "lq.export.formats.openvino",
             ("openvino", "onnx", "onnxscript"),
             "openvino",
         ),
-        Exporter("executorch", ("int8.pte",), "executorch", ("executorch",), "executorch", rounds_bias=True),
-        Exporter("litert", ("int8.tflite",), "litert", ("ai_edge_litert",), "litert", rounds_bias=True),
+        Exporter(
+            "executorch",
+            ("int8.pte",),
+            "lq.export.formats.executorch",
+            ("executorch",),
+            "executorch",
+            rounds_bias=True,
+        ),
+        Exporter(
+            "litert",
+            ("int8.tflite",),
+            "lq.export.formats.litert",
+            ("ai_edge_litert",),
+            "litert",
+            rounds_bias=True,
+        ),
     )
 }
 

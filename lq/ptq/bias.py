@@ -109,7 +109,7 @@ def _subtract(prepared: nn.Module, layer: QuantizedLayer, error: Tensor) -> None
     norm = layer.norm
     if norm is not None and not norm.affine:
         assert norm.running_mean is not None
-        factor, _ = layer.module._folding(norm)
+        factor, _ = layer.module.folding(norm)
         norm.running_mean.add_((error / factor).to(norm.running_mean.dtype))
         return
     holder: nn.Module = layer.module if norm is None else norm

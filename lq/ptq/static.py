@@ -34,6 +34,10 @@ class StaticOptions:
         bias: correct biases for the mean error of the weights; see :func:`~lq.ptq.bias.correct_bias`.
         limit: batches to use for each.
         target: dotted name of the part of a LightningModule to quantize; None finds it.
+
+    Example:
+        >>> StaticOptions(batch_norm=True, limit=20).limit
+        20
     """
 
     batch_norm: bool = False

@@ -32,7 +32,7 @@ def folded_weights(layer: QATLayer, norm: BatchNorm | None) -> tuple[Tensor, Ten
     integers, scale, bias = layer.integer_weight(norm)
     exact = layer.weight.float()
     if norm is not None:
-        factor, _ = layer._folding(norm)
-        exact = exact * layer._along_channels(factor)
-    shaped = scale if scale.dim() == 0 else layer._along_channels(scale)
+        factor, _ = layer.folding(norm)
+        exact = exact * layer.along_channels(factor)
+    shaped = scale if scale.dim() == 0 else layer.along_channels(scale)
     return exact, integers.float() * shaped, bias

@@ -78,6 +78,14 @@ def bench(
 
     Raises:
         ValueError: for numbers out of range, or as :func:`lq.load`.
+
+    Example:
+        >>> import lq, tempfile
+        >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> _ = lq.calibrate(prepared, [x])
+        >>> done = lq.export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8")
+        >>> [row["model"] for row in bench(done.directory, batch_sizes=(1,), min_time=0.01, compile=False).rows]
+        ['int8 torch']
     """
     sizes_fit = all(isinstance(size, int) and size > 0 for size in batch_sizes)
     if not batch_sizes or not sizes_fit:

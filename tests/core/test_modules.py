@@ -275,7 +275,7 @@ def test_weights_that_least_squares_clips_have_no_gradient(spec: WeightSpec, pha
     nn.init.normal_(case.layer.weight)  # at 4 bits worth clipping at some 2.6 standard deviations
     case.bn = trained_bn(case.bn)
     _, layer = make(case, spec, freeze_bn=phase == "frozen")
-    factor = torch.ones(6, 1, 1, 1) if spec.per_channel else layer._folding(case.bn)[0].detach().view(6, 1, 1, 1)
+    factor = torch.ones(6, 1, 1, 1) if spec.per_channel else layer.folding(case.bn)[0].detach().view(6, 1, 1, 1)
     folded = (layer.weight * factor).detach()
     clipped = (folded / layer.quantizer.observed_scale(folded)).abs() > 7.5
     layer(case.x, case.bn).square().sum().backward()

@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     faulty.register(monkeypatch)
 
 
-def delivered(order: ExportSettings, prepared: fx.GraphModule | None = None, **kwargs: Any) -> Deployment:
+def delivered(settings: ExportSettings, prepared: fx.GraphModule | None = None, **kwargs: Any) -> Deployment:
     prepared = prepared or residual()
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
@@ -45,7 +45,7 @@ def delivered(order: ExportSettings, prepared: fx.GraphModule | None = None, **k
             answered = [(call, main_tensor(prepared(*call[0]))) for call in calls]
         return Compared({"fake": {"accuracy": 0.5}}, answered)
 
-    return gated_export(prepared, EXAMPLE, compare, order, **kwargs)
+    return gated_export(prepared, EXAMPLE, compare, settings, **kwargs)
 
 
 def manifest(directory: Path) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def test_the_state_is_that_before_biases_were_rounded(tmp_path: Path) -> None:
 
 
 def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> None:
-    order = ExportSettings(["torch", {"faulty": {"layer": "second"}}, "pt2"], directory=tmp_path / "int8")
-    done = delivered(order)
+    settings = ExportSettings(["torch", {"faulty": {"layer": "second"}}, "pt2"], directory=tmp_path / "int8")
+    done = delivered(settings)
     assert list(done.models) == ["torch", "pt2"]
     assert done.failures == [done.failures[0]]
     assert done.failures[0].startswith("'faulty' does not compute what was trained: SQNR ")
@@ -122,11 +122,11 @@ def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> No
 
 
 def test_warn_keeps_what_fails_the_gate(tmp_path: Path) -> None:
-    order = ExportSettings([{"faulty": {"layer": "head"}}], Gate(on_failure="warn"), tmp_path / "int8")
+    settings = ExportSettings([{"faulty": {"layer": "head"}}], Gate(on_failure="warn"), tmp_path / "int8")
     with pytest.warns(
         UserWarning, match=r"lq: 'faulty' does not compute what was trained: .*; they first differ at head \("
     ):
-        done = delivered(order)
+        done = delivered(settings)
     assert done.failures == []
     assert (tmp_path / "int8" / faulty.FILE).exists()
     assert manifest(tmp_path / "int8")["parity"]["faulty"]["passed"] is False
@@ -172,14 +172,15 @@ from pathlib import Path
 
 import pytest
 
+from lq.deployment.gated_export import gated_export
+from lq.deployment.results import Compared
 from lq.deployment.settings import ExportSettings
-from lq.deployment.gated_export import deliver
 from tests.export import faulty
 from tests.export.nets import example_of, images, residual
 
 faulty.register(pytest.MonkeyPatch())
-order = ExportSettings(["torch", {"faulty": {"fails": "killed"}}], directory=Path(sys.argv[1]))
-gated_export(residual(), example_of(images(4)), lambda models, keep: Compared(), order)
+settings = ExportSettings(["torch", {"faulty": {"fails": "killed"}}], directory=Path(sys.argv[1]))
+gated_export(residual(), example_of(images(4)), lambda models, keep: Compared(), settings)
 """
 
 

@@ -98,6 +98,15 @@ class Int8Model:
         kind: name of the exporter.
         manifest: the content of its ``lq.json``.
         signature: what it takes and returns.
+
+    Example:
+        >>> import lq, tempfile
+        >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> _ = lq.calibrate(prepared, [x])
+        >>> done = lq.export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8")
+        >>> int8 = done.models["torch"]
+        >>> int8.kind, int8(x).shape
+        ('torch', torch.Size([8, 2]))
     """
 
     def __init__(
@@ -157,6 +166,15 @@ def load(
         ValueError: if the directory is not an lq artifact, is of a newer format, was changed, has no model of this
             kind, or needs an engine that this build of PyTorch does not have; naming file and field.
         ImportError: if the runtime is not installed; the message says how to.
+
+    Example:
+        >>> import lq, tempfile
+        >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> _ = lq.calibrate(prepared, [x])
+        >>> done = lq.export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8")
+        >>> model = load(done.directory)
+        >>> model(x).shape
+        torch.Size([8, 2])
     """
     check_path("directory", directory, "lightning_logs/version_0/int8")
     if threads is not None:

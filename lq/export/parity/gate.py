@@ -98,6 +98,10 @@ class Parity:
         complaint: why the file does not pass the gate, or "".
         first_layer: the first layer at which the two differ, if there is a complaint.
         note: a note on the comparison.
+
+    Example:
+        >>> Parity(samples=512, sqnr_db=38.2, max_abs_error=0.1, agreement=0.998).passed
+        True
     """
 
     samples: int

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.export.litert.ran import Ran, in_litert, steps_apart
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +12,7 @@ from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec
 from lq.export.exporters import chosen
 from lq.export.formats.litert import FILE
+from tests.export.formats.litert.ran import Ran, in_litert, steps_apart
 from tests.export.nets import IMAGES, Residual, TwoInputs, calibrated, example_of, images, round_trip
 
 pytest.importorskip("ai_edge_litert")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.export.litert.ran import in_litert, steps_apart
 
 from lq.export.formats.litert import FILE
+from tests.export.formats.litert.ran import in_litert, steps_apart
 from tests.export.nets import IMAGES, Residual, images
 
 pytest.importorskip("ai_edge_litert")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.export.litert.ran import Branches, Function, Ran, in_litert, steps_apart
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.export.formats.litert.ran import Branches, Function, Ran, in_litert, steps_apart
 from tests.export.nets import images
 
 pytest.importorskip("ai_edge_litert")
