@@ -216,6 +216,11 @@ class Lowering:
         return self.graph.call_function(function, (x,))
 
 
+def same_layer(module: QATLayer, norm: nn.Module | None) -> tuple[Any, ...]:
+    """Equal for calls of one layer: same weight, bias, BatchNorm and settings, such as the stride."""
+    return type(module), module.extra_repr(), id(module.weight), id(module.bias), id(norm)
+
+
 def bare_layer(module: QATLayer) -> nn.Module:
     """A float layer with the hyperparameters of a QAT layer, and no parameters."""
     base = next(float_type for float_type, twin in QAT_LAYERS.items() if isinstance(module, twin))

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import register_decomposed
 from lq.conversion.int8 import room_for_bias
-from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges
+from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges, same_layer
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
@@ -147,7 +147,7 @@ class _ReferenceLowering(Lowering):
                 integers, scale = room_for_bias(integers, scale, bias, grid.scale)
             return ReferenceLayer(module, integers, scale, bias)
 
-        key = (id(module.weight), id(module.bias), id(norm), grid)
+        key = (*same_layer(module, norm), grid)
         return _Value(self.call_once(key, str(node.target), build, self.real(cast(fx.Node, node.args[0]))))
 
     def operation(self, node: fx.Node) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -79,7 +79,9 @@ def is_softmax(node: fx.Node) -> bool:
     return recorded(node) == "softmax"
 
 
-def _reached(start: Iterable[fx.Node], through: frozenset[str], step: object) -> set[fx.Node]:
+def _reached(
+    start: Iterable[fx.Node], through: frozenset[str], step: Callable[[fx.Node], Iterable[fx.Node]]
+) -> set[fx.Node]:
     """The products that lie first on every way from some nodes on."""
     waiting, seen, found = list(start), set(start), set()
     while waiting:
@@ -87,7 +89,7 @@ def _reached(start: Iterable[fx.Node], through: frozenset[str], step: object) ->
         if _product(node) is not None:
             found.add(node)
         elif recorded(node) in through or is_same_grid(node):
-            new = [n for n in step(node) if n not in seen]  # type: ignore[operator]
+            new = [n for n in step(node) if n not in seen]
             seen.update(new)
             waiting += new
     return found

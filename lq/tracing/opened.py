@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lq.compat.torch_private import without_torch_functions
 from lq.tracing.functions import operation
 from lq.tracing.recurrence import RECURRENT, has_steps, steps_of
 
@@ -55,7 +56,7 @@ def attention(
         True
     """
     if is_causal and attn_mask is not None:
-        with torch._C.DisableTorchFunction():  # it says what is wrong with that
+        with without_torch_functions():  # it says what is wrong with that
             return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
     if enable_gqa:
         key, value = (_for_every_query(one, query.size(-3)) for one in (key, value))
