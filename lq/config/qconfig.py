@@ -21,6 +21,7 @@ Named = tuple[str, nn.Module | None]
 
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")
+FLOAT_OR_INT8 = ("float", "int8")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -81,9 +82,14 @@ class QConfig:
         keep: ``"ends"`` gives the first and the last layers, and the tensors that they read or return, the bits of the
             preset where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3). Overrides come
             last. A network without any other layer has no ends. ``"nothing"`` makes no exception.
+        attention: ``"int8"`` quantizes what attention's two products read: query, key, value and the probabilities
+            of the softmax. ``"float"`` leaves both products to float.
+        recurrence: ``"int8"`` quantizes the weights, inputs, hidden states and sums of gates of ``nn.LSTM``,
+            ``nn.GRU``, ``nn.RNN`` and their cells, step by step. ``"float"`` leaves them to float.
 
     Raises:
-        ValueError: on an unknown preset or backend, or an engine that this build of PyTorch does not support.
+        ValueError: on an unknown preset, backend or attention, or an engine that this build of PyTorch does not
+            support.
 
     Example:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
@@ -106,6 +112,8 @@ class QConfig:
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
     keep: str = "ends"
+    attention: str = "float"
+    recurrence: str = "float"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -117,6 +125,7 @@ class QConfig:
                 f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
                 "preset, or keep='nothing'."
             )
+        self._check_steps()
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -138,6 +147,17 @@ class QConfig:
                 f"supported: {[e for e in supported if e != 'none']}. Set qconfig.engine to one of these."
             )
 
+    def _check_steps(self) -> None:
+        for name in ("attention", "recurrence"):
+            value = getattr(self, name)
+            if value not in FLOAT_OR_INT8:
+                raise ValueError(f"Unknown {name}={value!r}. Choose one of {list(FLOAT_OR_INT8)}.")
+            if value == "int8" and self.backend != "fx":
+                raise ValueError(
+                    f"{name}='int8' with backend={self.backend!r}, which decides itself what is quantized. Write "
+                    f"backend='fx', or leave {name} out."
+                )
+
     def _take_mappings(self) -> None:
         """Grids and overrides as YAML gives them."""
         _take_grids(self)
@@ -150,12 +170,19 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """Name of the preset, with backend and ``keep`` if they are not the default."""
+        """Name of the preset, with backend, ``keep``, ``attention`` and ``recurrence`` if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
-        return name if self.keep == "ends" else f"{name}, keep {self.keep}"
+        name = name if self.keep == "ends" else f"{name}, keep {self.keep}"
+        name = name if self.attention == "float" else f"{name}, attention {self.attention}"
+        return name if self.recurrence == "float" else f"{name}, recurrence {self.recurrence}"
+
+    @property
+    def opens(self) -> bool:
+        """Whether anything is computed step by step that PyTorch computes at once."""
+        return "int8" in (self.attention, self.recurrence)
 
     @property
     def resolved_engine(self) -> str:
@@ -176,6 +203,16 @@ class QConfig:
     def round_cheap(self) -> bool:
         """Whether cheap operations between int8 layers are rounded one by one."""
         return PRESETS[self.preset].round_cheap
+
+    @property
+    def probabilities(self) -> ActivationSpec:
+        """The grid of a softmax, of whose values the range is known."""
+        return ActivationSpec(fixed_range=PRESETS[self.preset].probabilities)
+
+    @property
+    def factors(self) -> ActivationSpec | None:
+        """What is different in the grids of queries, keys and values."""
+        return PRESETS[self.preset].factors
 
     @property
     def resolved_weight(self) -> WeightSpec:
@@ -224,7 +261,7 @@ class QConfig:
         kept: bool = False,
         others: Sequence[Named] = (),
     ) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only.
+        """Grid of the output of the layer or operation ``name``; what a vendor gives yields to overrides only.
 
         ``kept`` is whether :attr:`keep` means this tensor. ``others`` are more names of it, with the modules that have
         them: of this very call of a layer, and of the activation that is absorbed.
@@ -233,8 +270,7 @@ class QConfig:
         if kept:
             grid = _with_bits_of(PRESETS[self.preset].activation, grid)
         if vendor is not None:
-            low, high = vendor.quant_min, vendor.quant_max
-            grid = replace(grid, quant_min=low, quant_max=high, symmetric=vendor.symmetric)
+            grid = vendor.onto(grid)
         for override in self._overrides(name, module, others):
             grid = grid if override.activation is None else override.activation.onto(grid)
         return grid

@@ -95,7 +95,7 @@ def test_layers_on_the_module_itself_and_single_layers():
     [
         (nn.Sequential(nn.ReLU()), "portable", r"Sequential has no quantizable layer \(Linear, Conv1d"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("*",)), r"0 \(Linear\): exclude '\*'. Widen include"),
-        (nn.Sequential(nn.LSTM(2, 2)), "portable", r"0 \(LSTM\): recurrent layers have no quantized training"),
+        (nn.Sequential(nn.LSTM(2, 2)), "portable", r"0 \(LSTM\): recurrent layers compute in float unless"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("1",)), "pattern '1' matches no module"),
         (nn.Sequential(nn.Linear(2, 2)), "x86-vnni", "Unknown qconfig preset"),
     ],

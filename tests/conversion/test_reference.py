@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.backends.test_convert import BODIES, Net
-from tests.backends.test_int8 import LAYERS
+from tests.conversion.test_convert import BODIES, Net
+from tests.conversion.test_int8 import LAYERS
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 

@@ -27,7 +27,7 @@ from lq.export.formats.low_bits import fits_in_four_bits, lowest_bits, two_in_a_
 from lq.tracing.structure import Inputs
 
 FILE, WEIGHTS = "int8.xml", "int8.bin"
-_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution", "Attention")
 _INTEGERS = ("u8", "i8")
 
 
@@ -129,13 +129,20 @@ def _core(process: int) -> Any:
     return openvino.Core()
 
 
+def _kind(info: Any) -> str:
+    """Of a node of a compiled model; the two products and the softmax of an attention may be one."""
+    kind: str = info["layerType"].value
+    holds = info["originalLayersNames"].value.lower() if kind == "Subgraph" else ""
+    return "Attention" if "softmax" in holds and ("matmul" in holds or "bmm" in holds) else kind
+
+
 def _precisions(compiled: Any) -> dict[str, Any]:
     """How many layers run on integers, and which in float."""
     int8: Counter[str] = Counter()
     floating = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
-        kind, precision = info["layerType"].value, info["runtimePrecision"].value
+        kind, precision = _kind(info), info["runtimePrecision"].value
         if kind in _LAYERS:
             if precision in _INTEGERS:
                 int8[kind] += 1
