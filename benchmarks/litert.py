@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
 from lq.export.formats.litert import FILE, write_float
 from lq.export.formats.litert.runtime import interpreted
+from lq.export.formats.mcu.interpreter import RefusedError, arena_bytes
 from lq.export.formats.onnx import session_model, write_program
 from lq.export.formats.program import float_program
 from lq.metrics import sqnr, top1_agreement
@@ -111,30 +110,9 @@ def _runtimes(
 def _arena(path: Path) -> int | None:
     """Bytes that tflite-micro lays out for the file; ``None`` without it, or where it lacks an operator."""
     try:
-        from tflite_micro.python.tflite_micro import runtime
-
-        interpreter = runtime.Interpreter.from_file(str(path), arena_size=2**28)
-    except (ImportError, RuntimeError):
+        return arena_bytes(path)
+    except (ImportError, RefusedError):
         return None
-    said = _said(interpreter.print_allocations)
-    found = re.search(r"Arena allocation total (\d+) bytes", said)
-    return None if found is None else int(found[1])
-
-
-def _said(call: Callable[[], Any]) -> str:
-    """What a call prints, past Python, to stdout and stderr."""
-    with tempfile.TemporaryFile() as file:
-        before = [os.dup(descriptor) for descriptor in (1, 2)]
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-        try:
-            call()
-        finally:
-            for descriptor, kept in zip((1, 2), before, strict=True):
-                os.dup2(kept, descriptor)
-                os.close(kept)
-        file.seek(0)
-        return file.read().decode(errors="replace")
 
 
 def _network(name: str, size: int, x: Tensor) -> nn.Module:

@@ -59,7 +59,12 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"L": L, "module": DigitsClassifier(width=4), "datamodule": DigitsDataModule(batch_size=16)}
     for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), names)
+        try:
+            exec(compile(block, str(page), "exec"), names)
+        except ImportError as error:
+            if "lightning-qat[" not in str(error):  # an extra that this machine has no packages for
+                raise
+            pytest.skip(str(error))
 
 
 @each_page

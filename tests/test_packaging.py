@@ -63,7 +63,20 @@ def test_the_metadata_that_is_shown(metadata: Message) -> None:
     classifiers = metadata.get_all("Classifier") or []
     assert {"Typing :: Typed", "Programming Language :: Python :: 3.10"} <= set(classifiers)
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert {"vision", "demo", "plots", "onnx", "openvino", "pt2", "pt2e", "executorch", "litert", "dev"} == extras
+    assert {
+        "vision",
+        "demo",
+        "plots",
+        "onnx",
+        "openvino",
+        "pt2",
+        "pt2e",
+        "executorch",
+        "litert",
+        "mcu",
+        "qnn",
+        "dev",
+    } == extras
     for requirement in metadata.get_all("Requires-Dist") or []:
         assert not re.match(r"lq\b", requirement), requirement
 

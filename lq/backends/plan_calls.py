@@ -86,7 +86,7 @@ def plan_calls(
         tuple(work.filled(row) for row in in_module_order(module, rows + floats)),
         tensors,
         _float_operations(graph, planner, {node for node, reason in choice.products.items() if not reason}),
-        notes=(*choice.notes, *_notes(unknown)),
+        notes=(*choice.notes, *_notes(unknown), *_without_effect(planner)),
         sites=sites,
         products=work.products(),
         modules=architecture(module),
@@ -154,6 +154,13 @@ def _notes(unknown: Sequence[str]) -> tuple[str, ...]:
         f"{what} from code that PyTorch does not show (numpy, TorchScript, a constant): {lines}; "
         "what is computed there stays as it is",
     )
+
+
+def _without_effect(planner: SitePlanner) -> tuple[str, ...]:
+    found = planner.without_effect()
+    if not found:
+        return ()
+    return (f"overrides that change nothing, because nothing is quantized there: {', '.join(found)}",)
 
 
 def _float_operations(graph: fx.Graph, planner: SitePlanner, products: set[fx.Node]) -> tuple[str, ...]:

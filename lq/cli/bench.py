@@ -26,6 +26,7 @@ def bench_artifact(
     threads: int = 1,
     min_time: float = 1.0,
     compile: bool = True,
+    npu: str = "ethos-u55-128",
     json_file: str | None = None,
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
@@ -41,6 +42,7 @@ def bench_artifact(
         threads: for every runtime.
         min_time: seconds of timed calls for each model and batch size.
         compile: also measure what inductor makes of float and of "pt2"; it takes some minutes.
+        npu: which Ethos-U Arm's compiler vela estimates .tflite files for, where it is installed.
         json_file: where to write the figures.
         ckpt_path: a checkpoint whose hyperparameters build the float model; its weights make no difference here.
         weights_only: read its hyperparameters only if they are plain data; null is true.
@@ -55,9 +57,16 @@ def bench_artifact(
         target = target_of(model, choose_target(model, qat_callback(trainer).target))
     torch.set_num_threads(threads)
     measured = bench(
-        artifact, target, tuple(batch_sizes), threads, min_time, compile, lambda line: rank_zero_info(f"lq: {line}")
+        artifact,
+        target,
+        tuple(batch_sizes),
+        threads,
+        min_time,
+        compile,
+        lambda line: rank_zero_info(f"lq: {line}"),
+        npu,
     )
     print_bench(measured.rows, measured.notes)
     if json_file is not None:
-        content = {"rows": measured.rows, "notes": measured.notes}
+        content = {"rows": measured.rows, "notes": measured.notes, "chips": measured.chips}
         Path(json_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -33,8 +33,8 @@ def export_checkpoint(
         model: the LightningModule in float; it is prepared as the checkpoint says.
         datamodule: its validation data are what artifacts are compared on; without any, random inputs are.
         ckpt_path: a checkpoint of a QAT run, or the directory of an artifact.
-        exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or {name: options}; null is
-            as the callback has.
+        exporters: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch", "litert", "mcu", or
+            {name: options}; null is as the callback has.
         export_dir: directory or URL of the artifact; null is beside the checkpoint, with its name and -int8.
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 

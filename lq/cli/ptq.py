@@ -40,8 +40,8 @@ def quantize_after_training(
         batches: training batches to calibrate with.
         batch_norm: measure BatchNorm statistics anew behind quantized weights.
         bias: correct biases for the mean error of the weights.
-        exporters: "torch", "onnx", "tensorrt", "pt2", "openvino", "executorch", "litert", or {name: options}; null is
-            as the callback has.
+        exporters: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch", "litert", "mcu", or
+            {name: options}; null is as the callback has.
         export_dir: directory or URL of the artifact; null is ptq-int8 in the default root directory.
         ckpt_path: a float checkpoint; null takes the weights as the model has them.
         weights_only: refuse checkpoints that hold more than plain data; null is true.

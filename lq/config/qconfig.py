@@ -6,14 +6,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import nn
 
 from lq.checks import as_dataclass, check_flag
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
+
+Named = tuple[str, nn.Module | None]
 
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")
@@ -250,18 +254,24 @@ class QConfig:
         return _observed(grid, [self.weight, *overrides])
 
     def activation_spec(
-        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None, kept: bool = False
+        self,
+        name: str,
+        module: nn.Module | None,
+        vendor: ActivationSpec | None = None,
+        kept: bool = False,
+        others: Sequence[Named] = (),
     ) -> ActivationSpec:
         """Grid of the output of the layer or operation ``name``; what a vendor gives yields to overrides only.
 
-        ``kept`` is whether :attr:`keep` means this tensor.
+        ``kept`` is whether :attr:`keep` means this tensor. ``others`` are more names of it, with the modules that have
+        them: of this very call of a layer, and of the activation that is absorbed.
         """
         grid = self.resolved_activation
         if kept:
             grid = _with_bits_of(PRESETS[self.preset].activation, grid)
         if vendor is not None:
             grid = vendor.onto(grid)
-        for override in self._overrides(name, module):
+        for override in self._overrides(name, module, others):
             grid = grid if override.activation is None else override.activation.onto(grid)
         return grid
 
@@ -283,8 +293,28 @@ class QConfig:
                         f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
                     )
 
-    def _overrides(self, name: str, module: nn.Module | None) -> list[LayerQConfig]:
-        return [c for p, c in self.overrides.items() if matches(p, name, module)]
+    def without_effect(self, weights: Sequence[Named], values: Sequence[Named]) -> list[str]:
+        """The grids of overrides that no weight and no rounded value has.
+
+        Args:
+            weights: names and modules of the quantized layers.
+            values: those of what is rounded.
+
+        Example:
+            >>> qconfig = QConfig(overrides={"pool": LayerQConfig(activation=ActivationSpec(0, 15))})
+            >>> qconfig.without_effect([("fc", None)], [("fc", None)])
+            ["activation of 'pool'"]
+        """
+        return [
+            f"{kind} of {pattern!r}"
+            for pattern, layer in self.overrides.items()
+            for kind, grid, places in (("weight", layer.weight, weights), ("activation", layer.activation, values))
+            if grid is not None and not any(matches(pattern, *named) for named in places)
+        ]
+
+    def _overrides(self, name: str, module: nn.Module | None, others: Sequence[Named] = ()) -> list[LayerQConfig]:
+        names = [(name, module), *others]
+        return [c for p, c in self.overrides.items() if any(matches(p, *named) for named in names)]
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> QConfig:
@@ -372,7 +402,7 @@ def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
-    """A preset's name, a :class:`QConfig` or a mapping of its fields, as a :class:`QConfig`.
+    """A preset's name, a YAML file of the fields, a :class:`QConfig` or a mapping, as a :class:`QConfig`.
 
     Example:
         >>> as_qconfig({"preset": "x86_vnni", "exclude": ["fc"]}).exclude
@@ -380,6 +410,8 @@ def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
     """
     if isinstance(value, QConfig):
         return value
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return as_dataclass(QConfig, yaml.safe_load(Path(value).read_text(encoding="utf-8")), value)
     if isinstance(value, str):
         return QConfig(preset=value)
     if isinstance(value, Mapping):

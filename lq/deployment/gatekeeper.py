@@ -6,18 +6,20 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 
+from lq.export.artifact.signature import batch_size
 from lq.export.exporters import Chosen
 from lq.export.parity.bisection import first_difference
 from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check
 from lq.export.parity.rounding import rounding_noise
 from lq.metrics.outputs import main_tensor
-from lq.tracing.structure import Inputs
+from lq.tracing.batch import fixed_batch
+from lq.tracing.structure import Inputs, map_tensors
 
 
 class Gatekeeper:
@@ -53,17 +55,32 @@ class Gatekeeper:
             place: directory with its files.
             other_complaint: what else speaks against it, or "".
         """
-        parity = self._excused(choice.name, check(place, choice.name, self.inputs, self.expected, self.gate))
+        inputs, expected = self._compared(choice)
+        parity = self._excused(choice.name, check(place, choice.name, inputs, expected, self.gate))
         if parity.note:
             self.notes.append(f"{choice.name}: {parity.note}")
         parity = replace(parity, complaint=parity.complaint or other_complaint)
         if parity.passed:
             return parity
-        return replace(parity, first_layer=self._first_layer(choice))
+        return replace(parity, first_layer=self._first_layer(choice, inputs[0]))
 
-    def _first_layer(self, choice: Chosen) -> str:
+    def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Tensor]]:
+        """All calls, or the first samples where a chip is simulated, which is slow."""
+        if not choice.exporter.simulator:
+            return self.inputs, self.expected
+        cuts = fixed_batch(self.prepared) is None
+        inputs, expected = first_samples(self.inputs, self.expected, self.gate.simulated, cuts)
+        samples, all_samples = (sum(map(_samples, outputs)) for outputs in (expected, self.expected))
+        if samples < all_samples:
+            self.notes.append(
+                f"{choice.name}: {choice.exporter.simulator} ran {samples} of {all_samples} samples for the "
+                f"comparison; gate={{'simulated': {all_samples}}} takes all"
+            )
+        return inputs, expected
+
+    def _first_layer(self, choice: Chosen, call: Inputs) -> str:
         try:
-            return first_difference(self.prepared, choice, self.inputs[0], self.gate.min_sqnr_db or ENOUGH_DB)
+            return first_difference(self.prepared, choice, call, self.gate.min_sqnr_db or ENOUGH_DB)
         except Exception as error:  # it explains a failure, and must not become one
             return f"a layer that could not be found ({error})"
 
@@ -78,6 +95,44 @@ class Gatekeeper:
             f"itself reaches {_reached(self.noise)}"
         )
         return replace(parity, complaint="")
+
+
+def first_samples(
+    inputs: Sequence[Inputs], expected: Sequence[Tensor], count: int, cuts: bool = True
+) -> tuple[list[Inputs], list[Tensor]]:
+    """The first calls that hold so many samples.
+
+    Args:
+        inputs: of all calls.
+        expected: the output of each.
+        count: how many samples are enough.
+        cuts: whether the last call may be cut.
+
+    Example:
+        >>> calls = [((torch.zeros(4, 3),), {}), ((torch.zeros(4, 3),), {})]
+        >>> [len(output) for output in first_samples(calls, [torch.zeros(4, 2)] * 2, 6)[1]]
+        [4, 2]
+    """
+    found: list[tuple[Inputs, Tensor]] = []
+    left = count
+    for call, output in zip(inputs, expected, strict=True):
+        if left <= 0:
+            break
+        size = batch_size(call)
+        if cuts and size == _samples(output) and size > left:
+            args, kwargs = map_tensors(call, partial(_head, count=left))
+            call, output = (args, kwargs), output[:left]
+        found.append((call, output))
+        left -= size or 1
+    return [call for call, _ in found], [output for _, output in found]
+
+
+def _head(tensor: Tensor, count: int) -> Tensor:
+    return tensor[:count] if tensor.dim() else tensor
+
+
+def _samples(output: Tensor) -> int:
+    return len(output) if output.dim() else 1
 
 
 def _reached(noise: Parity) -> str:

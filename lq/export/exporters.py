@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Exporter:
         extra: of lq that installs them.
         suffix: of the names of its functions ``export`` and ``load``.
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
+        simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
+        widths: bits that a stored weight can take.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Exporter:
     extra: str = ""
     suffix: str = ""
     rounds_bias: bool = False
+    simulator: str = ""
+    widths: tuple[int, ...] = (8,)
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -98,20 +103,32 @@ class Exporter:
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
+_COMPRESSED = (2, 3, 4, 5, 6, 8)  # more than six bits are not
+_NIBBLES = (4, 8)
 
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript"),
-        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True),
+        Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript", widths=_COMPRESSED),
+        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True, widths=_NIBBLES),
         Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", "_tensorrt"),
-        Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2"),
+        Exporter(
+            "qnn",
+            ("int8.qnn.onnx",),
+            "lq.export.formats.qnn",
+            (*_ONNX, "onnxruntime_qnn"),
+            "qnn",
+            rounds_bias=True,
+            simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
+        ),
+        Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2", widths=_COMPRESSED),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),
             "lq.export.formats.openvino",
             ("openvino", "onnx", "onnxscript"),
             "openvino",
+            widths=_NIBBLES,
         ),
         Exporter(
             "executorch",
@@ -129,8 +146,34 @@ EXPORTERS: dict[str, Exporter] = {
             "litert",
             rounds_bias=True,
         ),
+        Exporter(
+            "mcu",
+            ("int8.mcu.tflite",),
+            "lq.export.formats.mcu",
+            ("ai_edge_litert", "tflite_micro"),
+            "mcu",
+            rounds_bias=True,
+            simulator="the reference kernels of tflite-micro",
+        ),
     )
 }
+
+
+def stored_bits(bits: int, exporters: Sequence[str]) -> int:
+    """Bits that a weight takes in the files of exporters, where it takes the most.
+
+    Args:
+        bits: of its grid.
+        exporters: names; none is a file that stores any number of bits.
+
+    Raises:
+        ValueError: for unknown names.
+
+    Example:
+        >>> stored_bits(3, ["torch"]), stored_bits(3, ["torch", "onnx"]), stored_bits(3, ["litert"])
+        (3, 4, 8)
+    """
+    return max((min(w for w in _known(name).widths if w >= bits) for name in exporters), default=bits)
 
 
 @dataclass(frozen=True)
@@ -170,7 +213,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
         >>> chosen(["onx"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, pt2, openvino, executorch, litert.
+        ValueError: unknown exporter 'onx'; choose from torch, onnx, tensorrt, qnn, pt2, openvino, ...
     """
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")
@@ -198,9 +241,7 @@ def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
-    if name not in EXPORTERS:
-        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
-    exporter = EXPORTERS[name]
+    exporter = _known(name)
     exporter.check_installed()
     known = exporter.options() if options else ()
     unknown = sorted(set(options) - set(known))
@@ -210,3 +251,9 @@ def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
     if check is not None:
         check(**options)
     return Chosen(exporter, dict(options))
+
+
+def _known(name: str) -> Exporter:
+    if name not in EXPORTERS:
+        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
+    return EXPORTERS[name]

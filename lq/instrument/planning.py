@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.config.qconfig import QConfig
+from lq.config.qconfig import Named, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
 from lq.tracing import ops
@@ -51,6 +51,7 @@ class SitePlanner:
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.by_output = {layer.last: layer for layer in layers}
+        self._calls_of_layers = _numbered(layers)
         self.ends = Ends(layers, roundings) if qconfig.keep == "ends" else None
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
@@ -106,9 +107,8 @@ class SitePlanner:
 
     def label(self, node: fx.Node) -> str:
         """How the plan calls a value: a layer's name, or the operation in its place."""
-        layer = self.by_output.get(node)
-        if layer is not None:
-            return layer.name
+        if node in self._calls_of_layers:
+            return self._calls_of_layers[node]
         return self._labels.get(node, str(node.name))
 
     def labels(self) -> list[str]:
@@ -118,7 +118,7 @@ class SitePlanner:
 
     def sites(self) -> tuple[Sites, list[LayerPlan], tuple[TensorPlan, ...]]:
         """The plan, and the rows of layers and tensors that people read."""
-        names, slots = _unique_names(f"fq_{self.label(r.source)}" for r in self.roundings), self._slots()
+        names, slots = _unique_names(f"fq_{self._names(r)[0][0]}" for r in self.roundings), self._slots()
         firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
         specs = [self._activation_spec(self.roundings[i]) for i in firsts]
         called = list(dict.fromkeys(layer.name for layer in self.layers))  # one may be called several times
@@ -167,9 +167,21 @@ class SitePlanner:
 
     def _activation_spec(self, rounding: Rounding, kept: bool = True) -> ActivationSpec:
         kept = kept and self.ends is not None and self.ends.has(rounding)
-        layer = self.by_output.get(rounding.source)
-        name, module = (self.label(rounding.source), None) if layer is None else (layer.name, layer.module)
-        return self.qconfig.activation_spec(name, module, rounding.spec, kept)
+        first, *others = self._names(rounding)
+        return self.qconfig.activation_spec(*first, rounding.spec, kept, others)
+
+    def _names(self, rounding: Rounding) -> list[Named]:
+        """What patterns may call a rounded value: the layer or call that makes it, this call, what is absorbed."""
+        layer, labels = self.by_output.get(rounding.source), [self.label(rounding.source)]
+        if rounding.node is not rounding.source:
+            labels.append(self.label(rounding.node))
+        names: list[Named] = [(label, self.modules.get(label)) for label in labels]
+        return names if layer is None else [(layer.name, layer.module), *names]
+
+    def without_effect(self) -> list[str]:
+        """What overrides give a grid that nothing has: no weight, or no rounded value."""
+        values = [named for rounding in self.roundings for named in self._names(rounding)]
+        return self.qconfig.without_effect([(layer.name, layer.module) for layer in self.layers], values)
 
     def _layer(self, layer: Layer, quantizer: str) -> LayerAt:
         weight = weight_of(layer.node)
@@ -228,6 +240,16 @@ class SitePlanner:
 def per_tensor(spec: Any) -> Any:
     """The same grid with one scale for all channels."""
     return replace(spec, per_channel=False)
+
+
+def _numbered(layers: Sequence[Layer]) -> dict[fx.Node, str]:
+    """The names of calls of layers; from the second call on with their number."""
+    counts: Counter[str] = Counter()
+    found = {}
+    for layer in layers:
+        counts[layer.name] += 1
+        found[layer.last] = layer.name if counts[layer.name] == 1 else f"{layer.name} ({counts[layer.name]})"
+    return found
 
 
 def _unique_names(wanted: Iterable[str]) -> list[str]:

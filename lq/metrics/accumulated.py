@@ -72,7 +72,7 @@ class Top1Agreement(Metric):
         self.total = self.total + total
 
     def compute(self) -> Tensor:
-        """Share of equal predictions over everything seen."""
+        """Share of such predictions over everything seen."""
         return self.same.double() / self.total
 
 

@@ -32,13 +32,15 @@ def sqnr(reference: Tensor, other: Tensor) -> Tensor:
 
 
 def top1_agreement(a: Tensor, b: Tensor) -> Tensor:
-    r"""Share of predictions for which two classifiers choose the same class.
+    r"""Share of predictions for which a classifier chooses a class that another one has on top.
 
-    .. math:: \frac{1}{N} \sum_i [\arg\max_c a_{ic} = \arg\max_c b_{ic}]
+    .. math:: \frac{1}{N} \sum_i [a_{i k_i} = \max_c a_{ic}], \quad k_i = \arg\max_c b_{ic}
+
+    Scores of 8 bits tie: where the reference has several largest ones, each of them is right.
 
     Args:
-        a: scores of shape ``(N, C, ...)`` with at least two classes.
-        b: scores of the same shape.
+        a: scores of the reference, of shape ``(N, C, ...)`` with at least two classes.
+        b: scores of the other, of the same shape.
 
     Returns:
         Scalar float64 tensor in [0, 1].
@@ -49,6 +51,8 @@ def top1_agreement(a: Tensor, b: Tensor) -> Tensor:
     Example:
         >>> top1_agreement(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 9.0], [1.0, 2.0]]))
         tensor(0.5000, dtype=torch.float64)
+        >>> top1_agreement(torch.tensor([[2.0, 2.0, 0.0]]), torch.tensor([[1.9, 2.0, 0.0]]))
+        tensor(1., dtype=torch.float64)
     """
     same, total = agreeing(a, b)
     return same.double() / total
@@ -97,12 +101,12 @@ def decibel(signal: Tensor, noise: Tensor) -> Tensor:
 
 
 def agreeing(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
-    """How many predictions are equal, and how many there are."""
+    """How many predictions of ``b`` are on top in ``a``, and how many there are."""
     _check_shapes(a, b)
     if a.ndim < 2 or a.shape[1] < 2:
         raise ValueError(
             f"scores of shape {tuple(a.shape)} have no classes to choose from; "
             "top-1 agreement needs (N, C, ...) with C >= 2."
         )
-    same = a.argmax(dim=1) == b.argmax(dim=1)
+    same = a.gather(1, b.argmax(dim=1, keepdim=True)) == a.amax(dim=1, keepdim=True)
     return same.sum(), same.numel()

@@ -19,8 +19,11 @@ from lq.export.artifact.int8_model import Int8Model, at_hand, load
 from lq.export.artifact.manifest import read_manifest
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature
+from lq.export.exporters import EXPORTERS
+from lq.export.formats.mcu.vela import check_npu
 from lq.export.formats.program import float_program
 from lq.export.formats.pt2 import compile_frozen
+from lq.timing.chips import on_chips
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
 from lq.tracing.structure import Inputs
@@ -44,10 +47,12 @@ class Benchmark:
         rows: one for each model and batch size: "model", "batch_size", "latency_ms", "min_ms", "iqr_ms", "per_second",
             "speedup" over eager float, "size_mb", "threads".
         notes: what to know of them: int8 that is slower than float, layers that run in float, what is missing and why.
+        chips: what models cost on chips that this machine is not, as :func:`lq.timing.chips.on_chips` has it.
     """
 
     rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    chips: list[dict[str, Any]] = field(default_factory=list)
 
 
 def bench(
@@ -58,6 +63,7 @@ def bench(
     min_time: float = 1.0,
     compile: bool = True,
     tell: Callable[[str], None] = lambda line: None,
+    npu: str = "ethos-u55-128",
 ) -> Benchmark:
     """Measure every model of an artifact, and the float model eager, compiled and in the same runtimes.
 
@@ -72,9 +78,11 @@ def bench(
         min_time: seconds of timed calls for each model and batch size.
         compile: also measure what inductor makes of the float model and of "pt2"; it takes some minutes.
         tell: takes a line before each step that takes long.
+        npu: which Ethos-U Arm's compiler estimates ``.tflite`` files for, where it is installed; see
+            :data:`lq.export.formats.mcu.vela.NPUS`.
 
     Returns:
-        rows and notes.
+        rows and notes. A model that a simulator or reference kernels run here, in place of its chip, has no row.
 
     Raises:
         ValueError: for numbers out of range, or as :func:`lq.load`.
@@ -92,9 +100,12 @@ def bench(
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be one or more numbers from 1 up, e.g. [1, 16].")
     if float_model is not None:
         check_module("float_model", float_model)
+    check_npu(npu)
     notes: list[str] = []
     with at_hand(directory) as artifact:
         manifest = read_manifest(artifact)
+        chips, said = on_chips(artifact, manifest, npu)
+        notes += said
         int8 = dict(_int8_models(artifact, manifest, threads, compile, notes, tell))
         sizes = {f"int8 {kind}": artifact_mb(kind, artifact) for kind in int8}
     signature = Signature.from_dict(manifest["signature"])
@@ -109,7 +120,7 @@ def bench(
         for size in batch_sizes:
             tell(f"measuring {len(models)} models at batch size {size}")
             rows += _measured(models, _random_inputs(signature, size), size, threads, min_time, sizes, notes)
-    return Benchmark(rows, [*_verdicts(rows), *_float_layers(manifest), *notes])
+    return Benchmark(rows, [*_verdicts(rows), *_float_layers(manifest), *notes], chips)
 
 
 def _int8_models(
@@ -121,6 +132,9 @@ def _int8_models(
     tell: Callable[[str], None],
 ) -> Iterable[tuple[str, Int8Model]]:
     for kind in manifest["artifacts"]:
+        if simulator := EXPORTERS[kind].simulator:
+            notes.append(f"int8 {kind} is not timed: {simulator} would run it here")
+            continue
         tell(f"loading {kind}")
         lowers = kind == "pt2" and compile and importlib.util.find_spec("torchao") is not None
         if kind == "pt2" and not lowers:

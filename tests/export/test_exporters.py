@@ -29,7 +29,7 @@ def test_names_and_options_in_order() -> None:
 
 
 def test_an_unknown_name_gets_all_that_there_are() -> None:
-    with pytest.raises(ValueError, match=r"unknown exporter 'tflite'; choose from torch, onnx, tensorrt, pt2, openvin"):
+    with pytest.raises(ValueError, match=r"unknown exporter 'tflite'; choose from torch, onnx, tensorrt, qnn, pt2"):
         chosen(["torch", "tflite"])
 
 

@@ -62,10 +62,17 @@ def test_top1_agreement_counts_equal_choices(outputs):
 
 
 def test_top1_agreement_of_dense_predictions_counts_pixels():
-    a = torch.zeros(1, 2, 2, 2)
+    a = torch.tensor([1.0, 0.5]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
     b = a.clone()
-    b[0, 1, 0, 0] = 1
+    b[0, 1, 0, 0] = 2
     assert top1_agreement(a, b).item() == 0.75
+
+
+def test_of_several_largest_scores_of_the_reference_each_is_right():
+    tied, constant = torch.tensor([[2.0, 2.0, 1.0]]), torch.zeros(1, 3)
+    assert top1_agreement(tied, torch.tensor([[0.0, 1.0, 0.0]])).item() == 1
+    assert top1_agreement(tied, torch.tensor([[0.0, 0.0, 1.0]])).item() == 0
+    assert top1_agreement(torch.tensor([[1.0, 2.0, 1.0]]), constant).item() == 0, "a dead model agrees with nobody"
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 3)])

@@ -26,6 +26,8 @@ _RUNTIMES = {
     "openvino": "openvino",
     "executorch": "executorch",
     "litert": "ai-edge-litert",
+    "mcu": "tflite-micro",
+    "qnn": "onnxruntime-qnn",
 }
 
 
@@ -34,7 +36,7 @@ def names_of_trials() -> list[str]:
 
     Example:
         >>> names_of_trials()[0], names_of_trials()[-1]
-        ('preset portable', 'exporter litert')
+        ('preset portable', 'exporter mcu')
     """
     return [*(f"{PRESET} {name}" for name in PRESETS), *(f"{EXPORTER} {name}" for name in EXPORTERS)]
 

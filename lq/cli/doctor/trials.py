@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import prepare, set_phase
 from lq.cli.doctor.outcomes import PRESET
+from lq.config.presets import PRESETS
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.export.artifact.signature import Signature
@@ -80,7 +81,7 @@ def _preset(name: str) -> tuple[Tensor, Tensor]:
 def _exporter(name: str) -> tuple[Tensor, Tensor]:
     exporter = EXPORTERS[name]
     exporter.check_installed()
-    prepared, x = _calibrated(name if name in ("tensorrt", "litert") else "portable")
+    prepared, x = _calibrated(name if name in PRESETS else "portable")
     inputs: Inputs = ((x,), {})
     graph = as_graph(prepared, inputs)
     with tempfile.TemporaryDirectory() as place, torch.no_grad():

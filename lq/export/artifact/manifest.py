@@ -35,6 +35,8 @@ _PACKAGES = (
     "openvino",
     "executorch",
     "ai-edge-litert",
+    "tflite-micro",
+    "onnxruntime-qnn",
 )
 RESERVED = ("format", "format_version", "versions", "files")
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from lq.compat.torch_private import quiet_export, tree_map
+from lq.compat.torch_private import quiet_export
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
-from lq.export.formats.program import export_program
+from lq.export.formats.program import contiguous, export_program
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 
@@ -50,7 +50,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     from executorch.exir import to_edge_transform_and_lower
 
     sample = smallest_call(prepared, example)
-    program, _ = export_program(prepared, _plain(sample), signed=True, dynamic=False)
+    program, _ = export_program(prepared, sample, signed=True, dynamic=False)
     _one_dequantization_each(program)
     with quiet_export():
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
@@ -73,22 +73,11 @@ def load(
     def run(tensors: list[Tensor]) -> list[Tensor]:
         # It refuses tensors that were made in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            given = [_contiguous(t) for t in tensors]
+            given = [contiguous(t) for t in tensors]
             # A copy: the outputs lie in the runtime's own memory, which the next call overwrites.
             return [out.clone() for out in method.execute(given) if isinstance(out, Tensor)]
 
     return FlatModel(run, signature, at_once=at_once)
-
-
-def _plain(example: Inputs) -> Inputs:
-    """The example in the order of memory that the runtime expects."""
-    args, kwargs = tree_map(lambda leaf: _contiguous(leaf) if isinstance(leaf, Tensor) else leaf, example)
-    return args, kwargs
-
-
-def _contiguous(tensor: Tensor) -> Tensor:
-    """A copy with the usual strides, also where a dimension has one element and torch does not care."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 def _one_dequantization_each(program: ExportedProgram) -> None:

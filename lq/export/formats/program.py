@@ -15,7 +15,7 @@ from lq.compat.torch_private import quiet_export, tree_map
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import batch_size, in_order
 from lq.tracing.batch import fixed_batch
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, map_tensors
 
 BATCH = "batch"
 
@@ -44,8 +44,11 @@ def export_program(
         ValueError: if the model cannot be exported.
     """
     dynamic = dynamic and fixed_batch(prepared) is None
+    # Channels that lie last in memory would become operations that say so.
+    model = _in_plain_memory(reference(prepared, signed))
+    args, kwargs = map_tensors(example, contiguous)
     try:
-        return float_program(reference(prepared, signed), example, dynamic, largest_batch)
+        return float_program(model, (args, kwargs), dynamic, largest_batch)
     except RuntimeError as error:
         raise ValueError(f"torch.export cannot export {plan_of(prepared).model}: {error}") from error
 
@@ -86,6 +89,22 @@ def float_program(
             return torch.export.export(model, *example), False
         except Exception as error:
             raise RuntimeError(str(error)) from error
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """A copy with the usual strides, also where a dimension has one element and torch does not care.
+
+    Example:
+        >>> contiguous(torch.zeros(1, 2, 3).transpose(0, 2)).stride()
+        (2, 1, 1)
+    """
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+def _in_plain_memory(model: fx.GraphModule) -> fx.GraphModule:
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = contiguous(tensor.detach())
+    return model
 
 
 def _doubled(leaf: Any) -> Any:

@@ -26,6 +26,7 @@ from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.program_check import read_archive
 from lq.export.artifact.signature import Signature, in_order, smallest_call
 from lq.export.formats.libraries import import_libraries, libraries_of
+from lq.export.formats.low_bits import stored_archive
 from lq.fields import Field
 from lq.tracing.structure import Flattener, Inputs, restore, tensors_of
 
@@ -104,7 +105,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     content = io.BytesIO()
     with quiet_torchscript():
         torch.jit.save(scripted, content)
-    write_file(directory / FILE, content.getbuffer())
+    write_file(directory / FILE, stored_archive(content, prepared))
     return {
         "engine": qconfig_of(prepared).resolved_engine,
         "arguments": list(tensor_inputs(int8, *sample)[1]),

@@ -39,6 +39,8 @@ class Gate:
         excuse_rounding: accept a file whose difference from the fake-quantized model is at most twice the difference
             between that model in float32 and in float64 (:func:`lq.export.parity.rounding.rounding_noise`). An int8
             kernel cannot be expected to be closer than that.
+        simulated: how many samples are compared where a simulator or reference kernels run the file in place of its
+            chip (exporters "qnn" and "mcu"), which is slow.
         on_failure: "error" leaves the file out and fails the run; "warn" keeps it and warns.
 
     Raises:
@@ -55,16 +57,19 @@ class Gate:
     min_sqnr_db: float | None = ENOUGH_DB
     max_metric_change: float | None = None
     excuse_rounding: bool = True
+    simulated: int = 32
     on_failure: str = "error"
 
     def __post_init__(self) -> None:
         check_integer("batches", self.batches, 10)
+        check_integer("simulated", self.simulated, 32)
         check_flag("excuse_rounding", self.excuse_rounding)
         for name, example in (("min_agreement", 0.99), ("min_sqnr_db", 25), ("max_metric_change", 0.005)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), example)
-        if self.batches < 1:
-            raise ValueError(f"batches={self.batches} must be at least 1.")
+        for name in ("batches", "simulated"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise ValueError(f"min_agreement={self.min_agreement} must be from 0 to 1 (0.99 is 99 %), or None.")
         if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):

@@ -33,6 +33,18 @@ def test_keyword_inputs_and_dicts() -> None:
     assert got["loss"] is None
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_that_lie_last_in_memory_leave_no_trace(channels: int) -> None:
+    net = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    x = images(4)[:, :channels].contiguous(memory_format=torch.channels_last)
+    prepared = calibrated(net.to(memory_format=torch.channels_last), example_of(x))  # type: ignore[call-overload]
+    program, _ = export_program(prepared, example_of(x))
+    # Its decomposition would be a gather in ONNX, which computes in float.
+    assert "as_strided" not in str(program.run_decompositions().graph)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), prepared(x))
+
+
 class WithOptions(nn.Module):
     """Called with its first and its last argument, as a model of transformers is with ``input_ids`` and ``labels``."""
 

@@ -19,8 +19,9 @@ from lq.checks import check_flag
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.signature import Signature, batch_size, one_sample, smallest_call
-from lq.export.formats.litert.ends import FLOAT32, INT8, Ends, output_names
-from lq.export.formats.litert.report import describe, refuse_float
+from lq.export.formats.litert.call import UnsupportedError
+from lq.export.formats.litert.ends import FLOAT32, Ends, output_names
+from lq.export.formats.litert.report import describe, floating
 from lq.export.formats.litert.runtime import interpreted
 from lq.export.formats.litert.tensors import FixedBatchError
 from lq.export.formats.litert.translation import Translation, translate
@@ -44,11 +45,9 @@ def check_options(
         TypeError: if a flag is none.
         ValueError: on a type that is neither "float32" nor "int8".
     """
-    for name, flag in (("full_int8", full_int8), ("channels_last", channels_last), ("xnnpack", xnnpack)):
-        check_flag(name, flag)
-    for name, dtype in (("inputs", inputs), ("outputs", outputs)):
-        if dtype not in (FLOAT32, INT8):
-            raise ValueError(f"{name}={dtype!r} must be {FLOAT32!r} or {INT8!r}.")
+    check_flag("full_int8", full_int8)
+    check_flag("xnnpack", xnnpack)
+    Ends.of(inputs, outputs, channels_last)
 
 
 def export(
@@ -81,10 +80,14 @@ def export(
         ValueError: if the model cannot be exported, or not as the options say.
     """
     check_options(full_int8, inputs, outputs, channels_last, xnnpack)
-    ends = Ends(inputs == INT8, outputs == INT8, channels_last)
+    ends = Ends.of(inputs, outputs, channels_last)
     made, largest = _translated(prepared, example, ends)
-    if full_int8:
-        refuse_float(made, plan_of(prepared))
+    if full_int8 and made.floating:
+        raise UnsupportedError(
+            f"full_int8=True, but these would compute in float: {floating(made, plan_of(prepared))}. Leave the option "
+            "out, change them to what LiteRT has on integers (docs/litert.md), or let the layers around them be "
+            "quantized."
+        )
     content = made.content(output_names(prepared, example), plan_of(prepared).model, ends)
     write_file(directory / FILE, content)
     return {
@@ -104,6 +107,15 @@ def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[
             return translate(program, ends), None
         except FixedBatchError:
             pass
+    return translated_once(prepared, example, ends)
+
+
+def translated_once(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translation, int | None]:
+    """The graph for one batch size, the smallest that the model takes, and that size.
+
+    Raises:
+        ValueError: if the model cannot be exported.
+    """
     smallest = smallest_call(prepared, example)
     program, _ = export_program(prepared, smallest, signed=True, dynamic=False)
     return translate(program, ends), batch_size(smallest)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq.checks import check_flag
 from lq.compat.torch_private import keystr, tree_flatten_with_path
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import Tensors, Value
@@ -31,6 +32,20 @@ class Ends:
     int8_outputs: bool = False
     channels_last: bool = False
 
+    @classmethod
+    def of(cls, inputs: str, outputs: str, channels_last: bool) -> Ends:
+        """From options of an exporter.
+
+        Raises:
+            TypeError: if the flag is none.
+            ValueError: on a type that is neither "float32" nor "int8".
+        """
+        check_flag("channels_last", channels_last)
+        for name, dtype in (("inputs", inputs), ("outputs", outputs)):
+            if dtype not in (FLOAT32, INT8):
+                raise ValueError(f"{name}={dtype!r} must be {FLOAT32!r} or {INT8!r}.")
+        return cls(inputs == INT8, outputs == INT8, channels_last)
+
     def order(self, rank: int) -> tuple[int, ...]:
         """In which order the dimensions of an input or output lie."""
         return CHANNELS_LAST[_IMAGE] if self.channels_last and rank == _IMAGE else tuple(range(rank))
@@ -43,7 +58,7 @@ class Ends:
         if net.grid(placed) is None:
             raise ValueError(
                 f"outputs='int8': output {name!r} is not rounded to integers in the training, so it can only be "
-                "float32; leave the option out, or let the model end with a quantized layer."
+                "float32; write outputs='float32', or let the model end with a quantized layer."
             )
         return placed.tensor
 

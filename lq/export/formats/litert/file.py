@@ -1,8 +1,7 @@
-"""A ``.tflite`` file in the making: tensors, operators, signature, and the bytes that hold them.
+"""A ``.tflite`` file in the making: tensors and operators.
 
 Source:
-    The schema of the format, ``ai_edge_litert.schema_py_generated``; versions of operators as in TensorFlow Lite's
-    ``tools/versioning/op_version.cc``.
+    Versions of operators as in TensorFlow Lite's ``tools/versioning/op_version.cc``.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
-
-_TYPES = {"float32": "FLOAT32", "int8": "INT8", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
-_ALIGNMENT = 16  # bytes, as the schema demands of buffers
 
 # The version of an operator that knows int8; 2 for most.
 _ONE_VERSION = frozenset({"QUANTIZE", "RESHAPE", "HARD_SWISH", "LEAKY_RELU", "ELU", "SQUEEZE", "EXPAND_DIMS", "SHAPE"})
@@ -141,100 +137,3 @@ class File:
         if not any(self.tensors[i].dtype == "int8" for i in tensors if i >= 0):
             return _FLOAT_VERSIONS.get(kind, 1)
         return 1 if kind in _ONE_VERSION else _INT8_VERSIONS.get(kind, 2)
-
-    def content(self, inputs: Mapping[str, int], outputs: Mapping[str, int], about: str) -> bytes:
-        """The bytes of the file.
-
-        Args:
-            inputs: of the model: their names in its signature, and their indices.
-            outputs: likewise.
-            about: a line that says what it is.
-        """
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
-
-        model = schema.ModelT()
-        model.version, model.description = 3, about
-        codes = sorted({(operator.kind, operator.version) for operator in self.operators})
-        model.operatorCodes = [_code(schema, *code) for code in codes]
-        model.buffers = [_Buffer(b"")]
-        graph = schema.SubGraphT()
-        graph.name = "main"
-        graph.inputs, graph.outputs = list(inputs.values()), list(outputs.values())
-        graph.tensors = [_tensor(schema, tensor, model.buffers) for tensor in self.tensors]
-        graph.operators = [_operator(schema, o, codes.index((o.kind, o.version))) for o in self.operators]
-        model.subgraphs = [graph]
-        model.signatureDefs = [_signature(schema, inputs, outputs)]
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
-
-
-@dataclass(frozen=True)
-class _Buffer:
-    """Content of a tensor, aligned as the schema wants it and Python's flatbuffers do not by themselves."""
-
-    data: bytes
-
-    def Pack(self, builder: Any) -> Any:  # noqa: N802 - the schema's objects call it so
-        from ai_edge_litert import schema_py_generated as schema
-
-        vector = None
-        if self.data:
-            builder.Prep(_ALIGNMENT, len(self.data))
-            vector = builder.CreateByteVector(self.data)
-        schema.BufferStart(builder)
-        if vector is not None:
-            schema.BufferAddData(builder, vector)
-        return schema.BufferEnd(builder)
-
-
-def _code(schema: Any, kind: str, version: int) -> Any:
-    code = schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, kind)
-    code.deprecatedBuiltinCode = min(code.builtinCode, 127)  # what readers from before 2020 look at
-    code.version = version
-    return code
-
-
-def _tensor(schema: Any, tensor: FileTensor, buffers: list[_Buffer]) -> Any:
-    made = schema.TensorT()
-    made.name, made.shape = tensor.name, [size.length for size in tensor.shape]
-    made.type = getattr(schema.TensorType, _TYPES[tensor.dtype])
-    made.buffer = 0
-    if any(size.changes for size in tensor.shape):
-        made.shapeSignature = [-1 if size.changes else size.length for size in tensor.shape]
-    if tensor.content is not None:
-        made.buffer = len(buffers)
-        buffers.append(_Buffer(np.ascontiguousarray(tensor.content).tobytes()))
-    if tensor.grid is not None:
-        made.quantization = schema.QuantizationParametersT()
-        made.quantization.scale = list(tensor.grid.scales)
-        made.quantization.zeroPoint = [tensor.grid.zero_point] * len(tensor.grid.scales)
-        made.quantization.quantizedDimension = tensor.grid.axis
-    return made
-
-
-def _operator(schema: Any, operator: FileOperator, code: int) -> Any:
-    made = schema.OperatorT()
-    made.opcodeIndex, made.inputs, made.outputs = code, list(operator.inputs), list(operator.outputs)
-    if operator.options:
-        made.builtinOptionsType = getattr(schema.BuiltinOptions, operator.options)
-        made.builtinOptions = getattr(schema, f"{operator.options}T")()
-        for name, value in operator.settings.items():
-            assert hasattr(made.builtinOptions, name), f"{operator.options} has no {name}"
-            setattr(made.builtinOptions, name, value)
-    return made
-
-
-def _signature(schema: Any, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
-    made = schema.SignatureDefT()
-    made.signatureKey = "serving_default"
-    made.inputs, made.outputs = ([_named(schema, *item) for item in named.items()] for named in (inputs, outputs))
-    return made
-
-
-def _named(schema: Any, name: str, index: int) -> Any:
-    made = schema.TensorMapT()
-    made.name, made.tensorIndex = name, index
-    return made

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lq.export.formats.litert.call import UnsupportedError
 from lq.export.formats.litert.translation import Translation
 from lq.tracing.plan import Plan
 
@@ -29,18 +28,8 @@ def describe(made: Translation) -> dict[str, Any]:
     }
 
 
-def refuse_float(made: Translation, plan: Plan) -> None:
-    """Look whether nothing computes in float.
-
-    Raises:
-        UnsupportedError: naming what does, with the user's line where the plan knows it.
-    """
-    if not made.floating:
-        return
+def floating(made: Translation, plan: Plan) -> str:
+    """Names of all that computes in float, each with the user's line, where the plan knows it, or with its kind."""
     rows = [(row.name, row.line) for row in plan.layers] + [(row.name, row.line) for row in plan.products]
     lines = {name: line for name, line in rows if line}
-    shown = [f"{name} ({lines.get(name, kind)})" for name, kind in made.floating.items()]
-    raise UnsupportedError(
-        f"full_int8=True, but these would compute in float: {', '.join(shown)}. Leave the option out, change them to "
-        "what LiteRT has on integers (docs/litert.md), or let the layers around them be quantized."
-    )
+    return ", ".join(f"{name} ({lines.get(name, kind)})" for name, kind in made.floating.items())

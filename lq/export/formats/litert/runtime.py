@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class _Interpreter:
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         inputs = self.interpreter.get_input_details()
-        arrays = [self._entering(t, details) for t, details in zip(tensors, inputs, strict=True)]
+        arrays = [entering(t, details, self.channels_last) for t, details in zip(tensors, inputs, strict=True)]
         shapes = [tuple(details["shape"]) for details in inputs]
         if shapes != [values.shape for values in arrays]:
             for details, values in zip(inputs, arrays, strict=True):
@@ -58,22 +59,37 @@ class _Interpreter:
         for details, values in zip(inputs, arrays, strict=True):
             self.interpreter.set_tensor(details["index"], values)
         self.interpreter.invoke()
-        return [self._leaving(details) for details in self.interpreter.get_output_details()]
+        outputs = self.interpreter.get_output_details()
+        return [leaving(self.interpreter.get_tensor(d["index"]), d, self.channels_last) for d in outputs]
 
-    def _entering(self, tensor: Tensor, details: dict[str, Any]) -> Array:
-        values: Array = tensor.numpy()
-        if self.channels_last and values.ndim == _IMAGE:
-            values = values.transpose(CHANNELS_LAST[_IMAGE])
-        scale, zero_point = details["quantization"]
-        if details["dtype"] is np.int8 and values.dtype != np.int8:
-            values = np.clip(np.round(values / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
-        return np.ascontiguousarray(values)
 
-    def _leaving(self, details: dict[str, Any]) -> Tensor:
-        values = self.interpreter.get_tensor(details["index"])
-        scale, zero_point = details["quantization"]
-        if details["dtype"] is np.int8:
-            values = (values.astype(np.float32) - zero_point) * np.float32(scale)
-        if self.channels_last and values.ndim == _IMAGE:
-            values = np.ascontiguousarray(values.transpose(np.argsort(CHANNELS_LAST[_IMAGE])))
-        return torch.from_numpy(values)
+def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) -> Array:
+    """An input as a file takes it.
+
+    Args:
+        tensor: as torch has it.
+        details: what the interpreter says of the input.
+        channels_last: whether the file takes images with their channels last.
+    """
+    values: Array = tensor.numpy()
+    if channels_last and values.ndim == _IMAGE:
+        values = values.transpose(CHANNELS_LAST[_IMAGE])
+    if details["dtype"] is np.int8 and values.dtype != np.int8:
+        scale, zero_point = _grid(details)
+        values = np.clip(np.round(values / scale) + zero_point, -128, 127).astype(np.int8)
+    return np.ascontiguousarray(values)
+
+
+def leaving(values: Array, details: Mapping[str, Any], channels_last: bool) -> Tensor:
+    """An output as torch has it; arguments as for :func:`entering`."""
+    if details["dtype"] is np.int8:
+        scale, zero_point = _grid(details)
+        values = (values.astype(np.float32) - zero_point) * scale
+    if channels_last and values.ndim == _IMAGE:
+        values = np.ascontiguousarray(values.transpose(np.argsort(CHANNELS_LAST[_IMAGE])))
+    return torch.from_numpy(values)
+
+
+def _grid(details: Mapping[str, Any]) -> tuple[Any, int]:
+    grid = details["quantization_parameters"]
+    return np.float32(grid["scales"][0]), int(grid["zero_points"][0])

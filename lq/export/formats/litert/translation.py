@@ -17,6 +17,7 @@ from lq.export.formats.litert.ends import Ends
 from lq.export.formats.litert.file import Grid
 from lq.export.formats.litert.operators import BATCH_NORMS, OPERATORS
 from lq.export.formats.litert.operators.normalization import affine, folded
+from lq.export.formats.litert.packing import packed
 from lq.export.formats.litert.pending import Pending, has_integers, write_in_float, write_on_integers
 from lq.export.formats.litert.tensors import Tensors, Value
 
@@ -50,7 +51,7 @@ class Translation:
         """
         named = zip(outputs, self.outputs, strict=True)
         leaving = {name: ends.leaving(self.net, value, name) for name, value in named}
-        return self.net.file.content({name: value.tensor for name, value in self.inputs.items()}, leaving, about)
+        return packed(self.net.file, {name: value.tensor for name, value in self.inputs.items()}, leaving, about)
 
 
 def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translation:

@@ -201,3 +201,14 @@ def test_an_operation_without_operator_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"LiteRT has no operator for cummax"):
         in_litert(Strange(), images(4), tmp_path)
+
+
+def test_what_tensors_share_is_written_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    channels = 512
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(2)), nn.Conv2d(8, channels, 1))
+    in_litert(net, IMAGES, tmp_path)
+    weights = sum(p.numel() for p in net.parameters() if p.dim() > 1)
+    # For each channel a bias, its scale and that of the weight; zero points of eight bytes once for both.
+    parameters = weights + channels * (4 + 4 + 4 + 8)
+    assert (tmp_path / FILE).stat().st_size < parameters + 5_000, "names, shapes and operators of four layers"

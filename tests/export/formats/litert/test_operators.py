@@ -63,6 +63,24 @@ NEAR: dict[str, Function] = {
     "bilinear, corners": lambda x, y: F.interpolate(y, size=(5, 13), mode="bilinear", align_corners=True),
 }
 
+# In float, of operators that LiteRT has.
+FLOATING: dict[str, Function | nn.Module] = {
+    "elu": lambda x, y: F.elu(y),
+    "elu, steeper": lambda x, y: F.elu(y, 0.5),
+    "selu": lambda x, y: F.selu(y),
+    "celu": lambda x, y: F.celu(y, 0.7),
+    "softplus": lambda x, y: F.softplus(8 * y, beta=2),
+    "mish": lambda x, y: F.mish(y),
+    "log sigmoid": lambda x, y: F.logsigmoid(y),
+    "sum": lambda x, y: y.sum((1, 3), keepdim=True).expand(-1, 8, -1, 8),
+    "maximum": lambda x, y: y - y.amax(1, keepdim=True),
+    "minimum": lambda x, y: y - y.amin((2, 3), keepdim=True),
+    "normalize": lambda x, y: F.normalize(y, dim=1),
+    "group norm": nn.GroupNorm(2, 8),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "instance norm, trained": nn.InstanceNorm2d(8, track_running_stats=True),
+}
+
 
 def check_but_for_ties(expected: Tensor, got: Tensor) -> None:
     """Two arithmetics round single values that lie next to a tie to different sides."""
@@ -92,6 +110,11 @@ def near(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return exported(NEAR, tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def floating(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return exported(FLOATING, tmp_path_factory)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_compute_the_integers_of_the_reference(name: str, layers: Ran) -> None:
     expected, got = layers.outputs(images(16))
@@ -109,6 +132,12 @@ def test_functions_come_near(name: str, near: Ran) -> None:
     expected, got = near.outputs(images(16))
     # The head adds up eight channels, each of which may be a step off.
     assert steps_apart(expected[name], got[name]) <= 4
+
+
+@pytest.mark.parametrize("name", FLOATING)
+def test_functions_in_float_are_those_of_torch(name: str, floating: Ran) -> None:
+    expected, got = floating.outputs(images(16))
+    check_but_for_ties(expected[name], got[name])
 
 
 def test_all_of_them_are_on_integers(layers: Ran, exact: Ran, near: Ran) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lq.export.formats.litert.call import Builder
-from lq.export.formats.litert.operators import attention, elementwise, layers, normalization, pooling, shapes
+from lq.export.formats.litert.operators import attention, composed, elementwise, layers, normalization, pooling, shapes
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ OPERATORS: Mapping[str, Operator] = {
     "embedding": Operator(shapes.embedding),
     **dict.fromkeys(BATCH_NORMS, Operator(normalization.batch_norm)),
     "layer_norm": Operator(normalization.layer_norm),
+    "group_norm": Operator(composed.group_norm),
+    "instance_norm": Operator(composed.instance_norm),
     # Arithmetic.
     "add": _layer(elementwise.binary("ADD", "AddOptions")),
     "sub": _layer(elementwise.binary("SUB", "SubOptions")),
@@ -85,7 +87,11 @@ OPERATORS: Mapping[str, Operator] = {
     "tanh": _int8(elementwise.tanh),
     "silu": _int8(elementwise.silu),
     "gelu": _int8(elementwise.gelu),
-    "elu": Operator(elementwise.unary("ELU")),
+    "elu": Operator(composed.elu),
+    "celu": Operator(composed.celu),
+    "softplus": Operator(composed.softplus),
+    "mish": Operator(composed.mish),
+    "log_sigmoid": Operator(composed.log_sigmoid),
     "leaky_relu": _int8(elementwise.leaky_relu),
     "prelu": Operator(elementwise.prelu),
     "softmax": _int8(elementwise.softmax),
@@ -95,7 +101,10 @@ OPERATORS: Mapping[str, Operator] = {
     "max_pool2d": _moving(pooling.max_pool),
     "avg_pool2d": _int8(pooling.avg_pool),
     "adaptive_avg_pool2d": _int8(pooling.adaptive_avg_pool),
-    "mean": _int8(pooling.mean),
+    "mean": _int8(pooling.reduction("MEAN")),
+    "sum": Operator(pooling.reduction("SUM")),
+    "amax": Operator(pooling.reduction("REDUCE_MAX")),
+    "amin": Operator(pooling.reduction("REDUCE_MIN")),
     "upsample_nearest2d": _moving(pooling.resize_nearest),
     "upsample_bilinear2d": _int8(pooling.resize_bilinear),
     "pad": _moving(pooling.pad),

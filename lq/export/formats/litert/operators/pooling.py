@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lq.export.formats.litert.call import Call, UnsupportedError
+from lq.export.formats.litert.call import Builder, Call, UnsupportedError
 from lq.export.formats.litert.file import Grid
 from lq.export.formats.litert.operators.padding import Pair, Window, pad_axes, padded
 from lq.export.formats.litert.orders import CHANNELS_LAST
@@ -81,7 +81,7 @@ def adaptive_avg_pool(call: Call) -> Value:
         x = call.value("self")
         return x if call.grid is None else call.net.on_grid(x, call.grid, call.name)
     if set(out) == {1}:
-        return _mean(call, call.value("self"), [2, 3], keep=True)
+        return reduced(call, "MEAN", call.value("self"), [2, 3], keep=True)
     if any(n % o for n, o in zip(size, out, strict=True)):
         raise UnsupportedError(f"{call.name} pools {tuple(size)} pixels to {tuple(out)}, which is no whole number each")
     kernel = size[0] // out[0], size[1] // out[1]
@@ -90,20 +90,25 @@ def adaptive_avg_pool(call: Call) -> Value:
     return _average(call, call.net.channels_last(call.value("self")), Window(kernel, kernel), (0, 0))
 
 
-def mean(call: Call) -> Value:
-    """The mean over some dimensions, or over all."""
-    x = call.value("self")
-    rank = len(call.net.shape(x))
-    dims = call.get("dim")
-    dimensions = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
-    return _mean(call, x, dimensions, bool(call.get("keepdim")))
+def reduction(kind: str) -> Builder:
+    """A mean, sum or maximum over some dimensions, or over all."""
+
+    def build(call: Call) -> Value:
+        x = call.value("self")
+        rank = len(call.net.shape(x))
+        dims = call.get("dim")
+        dimensions = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
+        return reduced(call, kind, x, dimensions, bool(call.get("keepdim")))
+
+    return build
 
 
-def _mean(call: Call, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
+def reduced(call: Call, kind: str, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
+    """The same over given dimensions."""
     x = call.net.settled(x)
     axes = call.net.integers(sorted(x.order.index(dimension) for dimension in dimensions), "axes")
     order = x.order if keep else _without(x.order, dimensions)
-    return call.write_in("MEAN", [x.tensor, axes], order, "ReducerOptions", keepDims=keep)
+    return call.write_in(kind, [x.tensor, axes], order, "ReducerOptions", keepDims=keep)
 
 
 def _without(order: Sequence[int], dimensions: Sequence[int]) -> tuple[int, ...]:

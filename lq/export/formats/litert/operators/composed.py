@@ -1,0 +1,107 @@
+"""Functions that LiteRT lacks, in float, of operators that it has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.file import Size
+from lq.export.formats.litert.operators.elementwise import joined
+from lq.export.formats.litert.operators.normalization import batch_norm
+from lq.export.formats.litert.operators.pooling import reduced
+from lq.export.formats.litert.tensors import Value
+
+
+def elu(call: Call) -> Value:
+    """``scale * (x if x > 0 else alpha * (exp(input_scale * x) - 1))``; LiteRT has it with ones alone."""
+    x = call.value("self")
+    alpha, scale, steepness = (float(call.get(name) or 1) for name in ("alpha", "scale", "input_scale"))
+    if alpha == scale == steepness == 1:
+        return call.write("ELU", [x.tensor], x)
+    above = _function(call, "RELU", x)
+    below = _product(call, _difference(call, x, above, "below"), steepness, "steep")
+    curved = _product(call, _function(call, "ELU", below), scale * alpha, "curved")
+    return _sum(call, _product(call, above, scale, "straight"), curved)
+
+
+def celu(call: Call) -> Value:
+    """``max(x, 0) + min(0, alpha * (exp(x / alpha) - 1))``."""
+    alpha = float(call.get("alpha") or 1)
+    return elu(replace(call, arguments={**call.arguments, "alpha": alpha, "scale": 1.0, "input_scale": 1 / alpha}))
+
+
+def softplus(call: Call) -> Value:
+    """``log(1 + exp(beta * x)) / beta``, as ``max(x, 0) + log(1 + exp(-abs(x)))``, which does not overflow."""
+    beta = float(call.get("beta") or 1)
+    return _product(call, _softplus(call, _product(call, call.value("self"), beta, "scaled")), 1 / beta)
+
+
+def mish(call: Call) -> Value:
+    """``x * tanh(softplus(x))``."""
+    x = call.value("self")
+    return joined(call, "MUL", x, _function(call, "TANH", _softplus(call, x)), "MulOptions")
+
+
+def log_sigmoid(call: Call) -> Value:
+    """``-softplus(-x)``."""
+    negative = _function(call, "NEG", call.value("self"))
+    return _function(call, "NEG", _softplus(call, negative), call.name)
+
+
+def group_norm(call: Call) -> Value:
+    """``(x - mean) / sqrt(variance + eps)`` over the channels of a group and all positions, times weight, plus bias."""
+    batch, channels, *positions = call.shape
+    groups = call["num_groups"]
+    apart = (batch, Size(groups), Size(channels.length // groups), *positions)
+    grouped = replace(call, shape=apart)
+    x = call.net.reshape(call.value("input"), apart)
+    normal = _normalized(grouped, x, list(range(2, len(apart))))
+    return _affine(call, call.net.reshape(normal, call.shape))
+
+
+def instance_norm(call: Call) -> Value:
+    """The same over the positions of each channel, or with the statistics of the training."""
+    if not call.get("use_input_stats", True):
+        return batch_norm(call)
+    return _affine(call, _normalized(call, call.value("input"), list(range(2, len(call.shape)))))
+
+
+def _normalized(call: Call, x: Value, dimensions: list[int]) -> Value:
+    lying = call.net.settled(x)
+    small = replace(call, shape=tuple(Size(1) if d in dimensions else size for d, size in enumerate(call.shape)))
+    mean = reduced(small.on(None, "mean"), "MEAN", lying, dimensions, keep=True)
+    centred = _difference(call, lying, mean, "centred")
+    squares = joined(call.on(None, "squares"), "MUL", centred, centred, "MulOptions")
+    variance = reduced(small.on(None, "variance"), "MEAN", squares, dimensions, keep=True)
+    steady = joined(small.on(None, "sum"), "ADD", variance, call.taken(float(call["eps"])), "AddOptions")
+    return joined(call.on(None, "normalized"), "MUL", centred, _function(small, "RSQRT", steady), "MulOptions")
+
+
+def _affine(call: Call, x: Value) -> Value:
+    for kind, name, options in (("MUL", "weight", "MulOptions"), ("ADD", "bias", "AddOptions")):
+        if call.get(name) is not None:
+            constant = call[name].reshape(-1, *[1] * (len(call.shape) - 2))
+            x = joined(call.on(None, name), kind, x, call.taken(constant), options)
+    return x
+
+
+def _softplus(call: Call, x: Value) -> Value:
+    size = _function(call, "NEG", _function(call, "ABS", x))
+    rest = _function(call, "LOG", _sum(call, _function(call, "EXP", size), call.taken(1.0), "one more"))
+    return _sum(call, _function(call, "RELU", x), rest, "softplus")
+
+
+def _function(call: Call, kind: str, x: Value, name: str = "") -> Value:
+    return replace(call, grid=None, name=name or f"{call.name}/{kind.lower()}").write(kind, [x.tensor], x)
+
+
+def _product(call: Call, x: Value, factor: float, name: str = "") -> Value:
+    return x if factor == 1 else joined(call.on(None, name), "MUL", x, call.taken(factor), "MulOptions")
+
+
+def _sum(call: Call, left: Value, right: Value, name: str = "") -> Value:
+    return joined(call.on(None, name), "ADD", left, right, "AddOptions")
+
+
+def _difference(call: Call, left: Value, right: Value, name: str) -> Value:
+    return joined(call.on(None, name), "SUB", left, right, "SubOptions")

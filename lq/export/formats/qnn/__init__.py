@@ -1,0 +1,100 @@
+"""``qnn``: a QDQ graph for the NPU of Qualcomm's chips, opened by ONNX Runtime's QNN execution provider as a whole.
+
+See https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html. The NPU compiles one shape, so the file
+holds a batch of one. On x86-64 the package ``onnxruntime-qnn`` holds a simulator of the NPU, which is what the parity
+gate asks there; ``docs/qualcomm.md`` says what it computes otherwise than it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lq.checks import check_flag, check_integer
+from lq.export.artifact.manifest import MANIFEST_NAME
+from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
+from lq.export.formats import onnx as onnx_export
+from lq.export.formats.onnx import OPSET
+from lq.export.formats.qnn.report import describe
+from lq.export.formats.qnn.session import Target, open_session
+from lq.fields import Field
+from lq.tracing.structure import Inputs
+
+FILE = "int8.qnn.onnx"
+SOC_MODEL = 43  # SM8550, Snapdragon 8 Gen 2: the first with the NPU (v73) whose arithmetic later ones have
+
+
+def check_options(opset: int = OPSET, soc_model: int = SOC_MODEL, cpu_fallback: bool = False) -> None:
+    """Check the options of the exporter.
+
+    Raises:
+        TypeError: if the flag is none, or a number is not whole.
+        ValueError: if a number is out of range.
+    """
+    onnx_export.check_options(opset)
+    check_integer("soc_model", soc_model, SOC_MODEL)
+    if soc_model < 1:
+        raise ValueError(f"soc_model={soc_model} must be Qualcomm's number of a chip, e.g. {SOC_MODEL} (SM8550).")
+    check_flag("cpu_fallback", cpu_fallback)
+
+
+def export(
+    prepared: fx.GraphModule,
+    example: Inputs,
+    directory: Path,
+    opset: int = OPSET,
+    soc_model: int = SOC_MODEL,
+    cpu_fallback: bool = False,
+) -> dict[str, Any]:
+    """Write ``int8.qnn.onnx``.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        example: inputs of one call, on the CPU.
+        directory: where to.
+        opset: version of the ONNX operators.
+        soc_model: Qualcomm's number of the chip whose NPU the simulator stands in for; the file is the same for all.
+        cpu_fallback: let the CPU compute what the NPU cannot, rather than refuse the model.
+
+    Returns:
+        that the batch is fixed, its size, and what the NPU computes on integers, what in float, and what not at all.
+
+    Raises:
+        ValueError: if the model cannot be exported, or the NPU lacks an operator.
+    """
+    check_options(opset, soc_model, cpu_fallback)
+    sample = smallest_call(prepared, example)
+    made = onnx_export.write(prepared, sample, directory / FILE, opset, dynamic=False)
+    return {
+        "opset": opset,
+        "dynamic_batch": False,
+        "largest_batch": batch_size(sample),
+        "soc_model": soc_model,
+        "cpu_fallback": cpu_fallback,
+        **describe(made.path, Target(soc_model, cpu_fallback)),
+    }
+
+
+def load(
+    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
+) -> Callable[..., Any]:
+    """``int8.qnn.onnx`` on the NPU, or on the simulator of it, which have no threads to choose."""
+    given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.qnn")
+    largest = given["largest_batch"]
+    session = open_session(directory / FILE, Target(given["soc_model"].integer(1), given["cpu_fallback"].flag()))
+    names = [value.name for value in session.get_inputs()]
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(None, feeds)]
+
+    return FlatModel(run, signature, at_once=None if largest.value is None else largest.integer(1))
+
+
+def check_file(directory: Path) -> None:
+    """Refuse a file that reads other files, as :func:`lq.export.formats.onnx.check_file` does."""
+    onnx_export.check_file(directory, FILE)
