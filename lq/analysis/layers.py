@@ -13,7 +13,7 @@ from lq.analysis.costs import CostRow, layer_costs
 from lq.analysis.exclusions import Exclusions, propose_exclusions
 from lq.analysis.range_counts import RangeRow
 from lq.analysis.ranges import range_statistics
-from lq.analysis.score import OneMetric
+from lq.analysis.score import OneMetric, Score
 from lq.analysis.sensitivity import SensitivityOptions, SensitivityRow, sensitivity
 from lq.analysis.sqnr import SqnrRow, sqnr_per_layer
 from lq.conversion.graph import as_graph
@@ -59,6 +59,7 @@ def analyze_layers(
     resume_file: AnyPath | None = None,
     options: SensitivityOptions | None = None,
     threads: int = 1,
+    score: Score | None = None,
 ) -> LayerAnalysis:
     """Look at every weight, activation and layer of a prepared model.
 
@@ -70,6 +71,7 @@ def analyze_layers(
         resume_file: keeps the sensitivities.
         options: how to run and judge a batch.
         threads: of the times.
+        score: evaluates in the place of ``metric``.
 
     Returns:
         everything.
@@ -88,7 +90,7 @@ def analyze_layers(
     """
     options, prepared = options or SensitivityOptions(), as_graph(prepared)
     kept = list(first_batches(batches, options.limit, "analyze_layers()"))
-    sensitive = sensitivity(prepared, kept, metric, direction, resume_file, options)
+    sensitive = sensitivity(prepared, kept, metric, direction, resume_file, options, score)
     costs = layer_costs(prepared, kept[0], options.call, threads)
     return LayerAnalysis(
         sqnr=sqnr_per_layer(prepared, kept[:_SQNR_BATCHES], options.call, int8=True),

@@ -79,6 +79,7 @@ def sensitivity(
     direction: str = "all_but_one",
     resume_file: str | os.PathLike[str] | None = None,
     options: SensitivityOptions | None = None,
+    score: Score | None = None,
 ) -> list[SensitivityRow]:
     """What quantizing each layer costs, by switching layers on or off one at a time.
 
@@ -94,6 +95,7 @@ def sensitivity(
         direction: "one" or "all_but_one".
         resume_file: JSON file in which every result is kept at once, and from which an interrupted run goes on.
         options: see :class:`SensitivityOptions`.
+        score: evaluates in the place of ``metric``.
 
     Returns:
         a row per layer, in execution order; :func:`most_sensitive` sorts them.
@@ -120,7 +122,7 @@ def sensitivity(
     require_ranges(prepared, "sensitivity()")
     prepared = as_graph(prepared)
     kept = list(first_batches(batches, options.limit, "sensitivity()"))
-    score = Score(kept, metric, options.call, options.target_fn, options.higher_is_better)
+    score = score or Score(kept, metric, options.call, options.target_fn, options.higher_is_better)
     layers = [layer.name for layer in layers_of(prepared)]
     total = len(kept) * (len(layers) + 2)
     counter = BatchCounter(f"lq: sensitivity of {len(layers)} layers", total, shown=options.show_progress)
@@ -168,7 +170,7 @@ def _measure(
     run: _Run, layers: list[str], path: str | os.PathLike[str] | None, replace_other: bool
 ) -> list[SensitivityRow]:
     float_value = None
-    if run.score.metric is None:
+    if run.score.name == "sqnr_db":
         with quantize_only(run.prepared, []):
             run.reference = tuple(run.score.outputs(run.prepared, run.advance))
     else:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from torch import nn
 
 from lq.analysis.auto_exclude import AutoExclude, find_exclusions
 from lq.analysis.exclusions import Exclusions
-from lq.analysis.score import OwnScore, Score, require_direction, single_metric
+from lq.analysis.own_score import needs_figure, own_score
+from lq.analysis.score import require_direction, single_metric
 from lq.analysis.sensitivity import SensitivityOptions
 from lq.backends.prepare import prepare
 from lq.callback.search import require_early_start
 from lq.checks import as_dataclass
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
-from lq.deployment.evaluation import ValidationData, logged_by
-from lq.lightning_module.copies import detached_copy
-from lq.lightning_module.loaders import spread
+from lq.deployment.evaluation import ValidationData
 from lq.lightning_module.target import target_of
-from lq.lightning_module.validation import Sample, call_sample, labels_of, validation_samples
+from lq.lightning_module.validation import call_sample, labels_of, validation_samples
 from lq.metrics import targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.metrics.outputs import plain_targets_of
@@ -77,39 +75,11 @@ def _find(
     samples = validation_samples(twin, name, validation.loaders, validation.datamodule, target_fn, limits.batches)
     if not samples:
         raise ValueError("auto_exclude got no validation batch: the data loader is empty. Give it at least one.")
-    score = _own_score(twin, name, samples, limits, validation)
+    score = own_score(twin, name, samples, limits.batches, validation, "auto_exclude")
     if score is None and any(sample.labels is None for sample in samples):
-        raise ValueError(
-            "auto_exclude needs a figure to compare: the batches are not plain inputs and labels. Name a figure that "
-            "validation_step logs, QATCallback(monitor='val_...', mode='max'), or give a metric and a target_fn."
-        )
+        raise ValueError(needs_figure("auto_exclude"))
     args, kwargs = samples[0].inputs
     prepared = prepare(target_of(twin, name), with_histograms(qconfig), args, kwargs)
     calibrate(prepared, samples, call_sample, len(samples), show_progress=validation.show_progress)
     options = SensitivityOptions(call=call_sample, target_fn=labels_of, show_progress=validation.show_progress)
     return find_exclusions(prepared, samples, validation.metric, replace(limits, batches=len(samples)), options, score)
-
-
-def _own_score(
-    twin: LightningModule, name: str, samples: Sequence[Sample], limits: AutoExclude, validation: ValidationData
-) -> Score | None:
-    """The figure that counts, of those that the module logs; ``None`` if a metric judges."""
-    monitor = validation.monitor
-    if monitor is None or validation.metric is not None:
-        return None
-    own = detached_copy(twin)
-    some = replace(
-        validation, loaders=spread(validation.loaders, limits.batches), limit=limits.batches, show_progress=False
-    )
-    logged = logged_by(own, name, some, "fp32")
-    if monitor not in logged:
-        return None  # a ModelCheckpoint may look at figures of the training
-    if validation.higher_is_better is None:
-        raise ValueError(
-            f"auto_exclude does not know which way {monitor} is better: give QATCallback(mode='max'), or 'min'."
-        )
-
-    def figure(model: nn.Module) -> float:
-        return logged_by(own, name, some, "a trial", model)[monitor]
-
-    return OwnScore(samples, higher_is_better=validation.higher_is_better, figure=figure, label=monitor)

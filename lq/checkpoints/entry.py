@@ -123,7 +123,7 @@ _GRIDS: dict[str, type[WeightSpec] | type[ActivationSpec]] = {"weight": WeightSp
 
 def _qconfig(given: Field) -> QConfig:
     """A QConfig, every field of it checked for its type before its own checks compare them."""
-    for name in ("preset", "backend", "quantizer", "keep"):
+    for name in ("preset", "backend", "quantizer", "keep", "attention", "recurrence"):
         given.get(name, "").text()
     for name in ("include", "exclude"):
         for pattern in given.get(name, ()).each():
@@ -158,11 +158,19 @@ def _figure(given: Field) -> float:
     return given.value
 
 
+def _range(given: Field) -> None:
+    """Two numbers, or none."""
+    if given.value is not None:
+        for end in given.each():
+            end.number()
+
+
 _CHECKS: dict[type, Callable[[Field], Any]] = {
     bool: Field.flag,
     int: Field.integer,
     float: Field.number,
     str: Field.text,
+    type(None): _range,  # of ``fixed_range``
 }
 
 

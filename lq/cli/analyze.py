@@ -9,12 +9,14 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.analysis import SensitivityOptions, analyze_layers
+from lq.analysis.own_score import needs_figure, own_score
 from lq.analysis.score import single_metric
-from lq.cli.common import prepared_target, qat_callback
+from lq.cli.common import prepared_target, qat_callback, validation_data_of
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
 from lq.metrics import targets_of
+from lq.metrics.outputs import plain_targets_of
 from lq.report.layers import print_layers, write_layers
 
 
@@ -41,7 +43,9 @@ def analyze_layers_of(
         datamodule: its training data calibrate, its validation data judge.
         ckpt_path: a checkpoint or artifact of a QAT run, or a checkpoint of the float model, which is quantized after
             training; null takes the weights as the model has them.
-        by: what layers are ranked by: the SQNR of the output, or the metric of the QATCallback (accuracy without).
+        by: what layers are ranked by: the SQNR of the output, or the figure that counts ("metric"): the metric of the
+            QATCallback, what its monitor or that of a ModelCheckpoint names among the figures of the module's own
+            validation, or multiclass accuracy where batches are inputs and class numbers.
         direction: quantize each layer alone ("one"), or all but it ("all_but_one").
         batches: validation batches to judge on, of each data loader.
         calibration: training batches to calibrate a float model with.
@@ -49,13 +53,19 @@ def analyze_layers_of(
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 
     Raises:
-        ValueError: if the checkpoint does not fit, or the data have no batch or do not fit the metric.
+        ValueError: if the checkpoint does not fit, the data have no batch or do not fit the metric, or nobody says
+            which figure counts.
     """
     callback, judged = qat_callback(trainer), by == "metric"
     name = prepared_target(model, datamodule, callback, ckpt_path, weights_only, calibration)
-    target_fn = (callback.target_fn or targets_of) if judged else lambda batch: None
+    labels = targets_of if callback.metric is not None else plain_targets_of
+    target_fn = (callback.target_fn or labels) if judged else lambda batch: None
     _, loaders = first_validation_call(model, name, datamodule)
     samples = validation_samples(model, name, loaders, datamodule, target_fn, batches)
+    validation = validation_data_of(trainer, callback, loaders, datamodule)
+    score = own_score(detached_copy(model), name, samples, batches, validation, "analyze") if judged else None
+    if judged and score is None and any(sample.labels is None for sample in samples):
+        raise ValueError(needs_figure("analyze --by metric"))
     found = analyze_layers(
         prepared_graph(detached_copy(model), name, samples[0].inputs if samples else None),
         samples,
@@ -63,6 +73,7 @@ def analyze_layers_of(
         direction,
         Path(out) / f"{by}-{direction}.json",
         SensitivityOptions(call=call_sample, target_fn=labels_of, limit=len(samples) or batches, replace_other=True),
+        score=score,
     )
     plain = found.to_dict()
     print_layers(plain, str(found.exclusions))

@@ -15,11 +15,13 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lq.callback import QATCallback
+from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
 from lq.checkpoints.entry import CheckpointEntry
 from lq.cli.weights import read_qat
 from lq.config.qconfig import QConfig
+from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.remote import local_path
@@ -41,6 +43,21 @@ def qat_callback(trainer: Trainer) -> QATCallback:
     """
     found = [c for c in trainer.callbacks if isinstance(c, QATCallback)]  # type: ignore[attr-defined]
     return found[0] if found else QATCallback()
+
+
+def validation_data_of(
+    trainer: Trainer, callback: QATCallback, loaders: Any, datamodule: LightningDataModule | None
+) -> ValidationData:
+    """The validation data, and which of the figures on them counts, as a fit would have it."""
+    return ValidationData(
+        loaders,
+        datamodule,
+        callback.metric,
+        callback.target_fn,
+        trainer.limit_val_batches,
+        monitor=counting_figure(trainer, callback.monitor),
+        higher_is_better=higher_is_better(trainer, callback.monitor, callback.mode),
+    )
 
 
 def prepared_target(

@@ -11,11 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.common import qat_callback
+from lq.cli.common import qat_callback, validation_data_of
 from lq.compat.packages import overrides
 from lq.compat.torch_private import tree_map_only
 from lq.deployment.deploy import Baseline, deploy
-from lq.deployment.evaluation import ValidationData
 from lq.deployment.gated_export import gated_export
 from lq.deployment.results import Compared, Deployment
 from lq.deployment.settings import ExportSettings
@@ -66,7 +65,7 @@ def deploy_with_validation(
     """
     callback = qat_callback(trainer)
     example, loaders = first_validation_call(model, name, datamodule)
-    validation = ValidationData(loaders, datamodule, callback.metric, callback.target_fn, trainer.limit_val_batches)
+    validation = validation_data_of(trainer, callback, loaders, datamodule)
     return _told(deploy(detached_copy(model), name, example, validation, settings, baseline))
 
 

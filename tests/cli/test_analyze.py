@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
+from torch.utils.data import DataLoader
 
 from lq.analysis.resume import ResultFile
 from lq.callback import QATCallback
 from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
-from tests.cli.runs import WithAllData, WithData, quiet_trainer
+from tests.cli.runs import OwnLayout, WithAllData, WithData, quiet_trainer
 from tests.tiny import val_loader
 
 
@@ -104,7 +105,7 @@ class TwoLoaders(WithAllData):
 def test_analyze_judges_on_batches_of_every_loader(
     tmp_path: Path, trained: tuple[Path, QATCallback], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(prepared: Any, samples: Any, *given: Any) -> None:
+    def ask(prepared: Any, samples: Any, *given: Any, score: Any) -> None:
         raise AskedError(f"{len(samples)} samples, {given[-1].limit} used")
 
     monkeypatch.setattr("lq.cli.analyze.analyze_layers", ask)
@@ -116,3 +117,31 @@ def test_analyze_by_a_metric_needs_one_that_fits(tmp_path: Path) -> None:
     undecided = torchmetrics.MeanMetric()
     with pytest.raises(ValueError, match="MeanMetric does not say whether higher is better"):
         quiet_trainer(tmp_path, QATCallback(metric=undecided)).analyze(WithAllData(), by="metric", out=str(tmp_path))
+
+
+def test_analyze_ranks_layers_by_what_the_module_logs(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, QATCallback(monitor="val_loss", mode="min"))
+    trainer.analyze(OwnLayout(), by="metric", direction="one", calibration=1, batches=2, out=str(tmp_path))
+    rows = json.loads((tmp_path / "analysis.json").read_text())["sensitivity"]
+    assert {row["metric"] for row in rows} == {"val_loss"}
+    assert all(
+        row["loss"] == pytest.approx(row["value"] - row["float_value"]) for row in rows
+    )  # a lower loss is better
+    assert any(row["loss"] != 0 for row in rows)
+
+
+class Indexed(WithAllData):
+    """Its batches hold more than inputs and labels."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.model(batch[0])
+
+    def val_dataloader(self) -> Any:
+        return DataLoader([(x, y, i) for i, (x, y) in enumerate(val_loader().dataset)], batch_size=8)  # type: ignore[arg-type]
+
+    train_dataloader = val_dataloader
+
+
+def test_analyze_by_a_metric_needs_a_figure_where_batches_are_not_plain(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"analyze --by metric needs a figure to compare: .* QATCallback\(monitor="):
+        quiet_trainer(tmp_path).analyze(Indexed(), by="metric", calibration=1, batches=1, out=str(tmp_path))
