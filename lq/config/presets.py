@@ -56,6 +56,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(),
         "for LiteRT on phones: as x86_vnni, and nothing between two int8 layers is left unrounded",
         round_cheap=True,
+        probabilities=(0.0, 255 / 256),  # the only grid that LiteRT's int8 softmax writes: steps of 1/256 from 0
     ),
     "mcu": Preset(
         "onednn",
@@ -63,6 +64,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(-128, 127),
         "for microcontrollers: int8 weights and int8 activations, nothing between two int8 layers left unrounded",
         round_cheap=True,
+        probabilities=(0.0, 255 / 256),  # the only grid that LiteRT's int8 softmax writes: steps of 1/256 from 0
     ),
     "qnn": Preset(
         "onednn",
@@ -70,6 +72,5 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(),
         "for the NPU of Qualcomm's chips: uint8 activations, int8 weights, nothing between int8 layers left unrounded",
         round_cheap=True,
-        probabilities=(0.0, 255 / 256),  # the only grid that LiteRT's int8 softmax writes: steps of 1/256 from 0
     ),
 }
