@@ -15,8 +15,8 @@ import json
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import yaml
 from rich.progress import Progress
 
 import lq
-from benchmarks._common import Row, label, number, parse, parser, report
+from benchmarks._common import Column, Row, label, number, parse, parser, report
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.data import FashionMNISTDataModule
 from lq.models import Classifier, OptimizerConfig
@@ -91,43 +91,58 @@ class Bench:
         self.data.prepare_data()
         self.data.setup("fit")
 
-    def result(self, run: Run) -> dict[str, float]:
+    def result(self, run: Run, measure: Callable[[Run], dict[str, float]] | None = None) -> dict[str, float]:
         """What a run has found; it is run if nobody has."""
         if run.key not in self.results:
-            measure = self._trained if run.method in TRAINED else self._untrained
-            self.results[run.key] = measure(run)
+            known = self._trained if run.method in TRAINED else self._untrained
+            self.results[run.key] = (measure or known)(run)
             self.options.results.parent.mkdir(parents=True, exist_ok=True)
             self.options.results.write_text(json.dumps(self.results, indent=1) + "\n")
         return self.results[run.key]
 
-    def _module(self, run: Run, learned: bool = False) -> tuple[Classifier, lq.QConfig]:
-        settings = yaml.safe_load((RECIPES / f"{run.model}_qat.yaml").read_text())["model"]["init_args"]
-        settings["weights"] = str(self.options.floats / f"fashion_mnist_{run.model}_float.ckpt")
-        optimizer = OptimizerConfig(**settings.pop("optimizer"))
+    def module(self, model: str) -> Classifier:
+        """A network of the recipes with the weights of its float checkpoint."""
+        settings = yaml.safe_load((RECIPES / f"{model}_qat.yaml").read_text())["model"]["init_args"]
+        settings["weights"] = str(self.options.floats / f"fashion_mnist_{model}_float.ckpt")
+        return Classifier(**settings | {"optimizer": OptimizerConfig(**settings["optimizer"])})
+
+    def _qconfig(self, run: Run, learned: bool = False) -> lq.QConfig:
         grids = {kind: dict(grid) for kind, grid in GRIDS.get(run.grid, {}).items()}
         if learned:
             grids = {kind: {**grids.get(kind, {}), "learned_scale": True} for kind in ("weight", "activation")}
         kinds: dict[str, Any] = {"weight": WeightSpec, "activation": ActivationSpec}
         qconfig: Any = {kind: kinds[kind](**grid) for kind, grid in grids.items()}
-        return Classifier(**settings, optimizer=optimizer), lq.QConfig(**qconfig)
+        return lq.QConfig(**qconfig)
 
     def _untrained(self, run: Run) -> dict[str, float]:
+        if run.method == "float":
+            L.seed_everything(run.seed, verbose=False)
+            return self.accuracies(self.module(run.model).eval())
+        observer = "minmax" if run.method == "PTQ min/max" else "histogram"
+        return self.untrained(run, self._qconfig(run), observer, run.method == "PTQ bias corrected")
+
+    def untrained(
+        self, run: Run, qconfig: lq.QConfig, observer: str = "histogram", correct: bool = False
+    ) -> dict[str, float]:
+        """Quantize the float checkpoint without training; accuracies of the fake-quantized model."""
         L.seed_everything(run.seed, verbose=False)
-        module, qconfig = self._module(run)
-        if run.method != "float":
-            observer = "minmax" if run.method == "PTQ min/max" else "histogram"
-            activation = ActivationSpec(**GRIDS[run.grid].get("activation", {}), observer=observer)
-            batches = list(islice(self.data.train_dataloader(), CALIBRATION))
-            lq.prepare(module.model, lq.QConfig(weight=qconfig.weight, activation=activation), (batches[0][0],))
-            if run.method == "PTQ bias corrected":
-                correct_bias(module.model, batches)
-            lq.calibrate(module.model, batches, show_progress=False)
-        return {part: self._accuracy(module.eval(), part) for part in ("val", "test")}
+        model, batches = self.module(run.model).model, list(islice(self.data.train_dataloader(), CALIBRATION))
+        given = {} if qconfig.activation is None else qconfig.activation.as_given()
+        activation = ActivationSpec(**{**given, "observer": observer})
+        lq.prepare(model, replace(qconfig, activation=activation), (batches[0][0],))
+        if correct:
+            correct_bias(model, batches)
+        lq.calibrate(model, batches, show_progress=False)
+        return self.accuracies(model.eval())
 
     def _trained(self, run: Run) -> dict[str, float]:
-        L.seed_everything(run.seed, verbose=False)
         settings = dict(TRAINED[run.method])
-        module, qconfig = self._module(run, settings.pop("learned", False))
+        return self.trained(run, self._qconfig(run, settings.pop("learned", False)), **settings)
+
+    def trained(self, run: Run, qconfig: lq.QConfig, **settings: Any) -> dict[str, float]:
+        """Train by QATCallback from the float checkpoint; accuracies of the model that was delivered."""
+        L.seed_everything(run.seed, verbose=False)
+        module = self.module(run.model)
         with tempfile.TemporaryDirectory() as place:
             callback = lq.QATCallback(
                 qconfig=qconfig, schedule=lq.QATSchedule(lr=run.rate), export_dir=f"{place}/int8", **settings
@@ -145,10 +160,13 @@ class Bench:
                 default_root_dir=place,
             )
             trainer.fit(module, datamodule=self.data)
-            delivered = lq.load(f"{place}/int8")
-            found = {part: self._accuracy(delivered, part) for part in ("val", "test")}
+            found = self.accuracies(lq.load(f"{place}/int8"))
         assert callback.deployment is not None
         return found | {"ptq": 100 * callback.deployment.results.get("ptq", {}).get("val/accuracy", float("nan"))}
+
+    def accuracies(self, model: Any) -> dict[str, float]:
+        """On the validation and on the test images, in percent."""
+        return {part: self._accuracy(model, part) for part in ("val", "test")}
 
     @torch.no_grad()
     def _accuracy(self, model: Any, part: str) -> float:
@@ -180,20 +198,25 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 
 def _options() -> argparse.ArgumentParser:
     options = parser("Accuracy at low bits, with and without training.", rounds=None)
-    options.add_argument("--models", nargs="+", default=["mobilenet_v2", "resnet18"], metavar="MODEL")
+    add_shared(options)
     options.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS), metavar="GRID")
     every = [*UNTRAINED, *TRAINED]
     options.add_argument("--methods", nargs="+", choices=every, default=every, metavar="METHOD")
+    options.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="QATSchedule(lr=...)")
+    options.add_argument("--results", type=Path, default=Path("runs/low_bits.json"), help="rows that are done")
+    options.add_argument("--picture", type=Path, help="draw it here")
+    return options
+
+
+def add_shared(options: argparse.ArgumentParser) -> None:
+    """What every benchmark that trains on Fashion-MNIST has."""
+    options.add_argument("--models", nargs="+", default=["mobilenet_v2", "resnet18"], metavar="MODEL")
     options.add_argument("--steps", type=int, default=300, help="optimizer steps (default: 300)")
     options.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    options.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="QATSchedule(lr=...)")
     options.add_argument("--floats", type=Path, default=Path("runs/checkpoints"), help="folder of float checkpoints")
     options.add_argument("--data", type=Path, default=Path("data"), help="folder of the images")
     options.add_argument("--download", action="store_true", help="get them if they are not there")
-    options.add_argument("--results", type=Path, default=Path("runs/low_bits.json"), help="rows that are done")
     options.add_argument("--markdown", type=Path, help="write the table here")
-    options.add_argument("--picture", type=Path, help="draw it here")
-    return options
 
 
 def _rows(bench: Bench, model: str, grid: str, options: argparse.Namespace) -> Iterator[Row]:
@@ -228,10 +251,10 @@ def _best_of_rates(bench: Bench, run: Run, options: argparse.Namespace) -> tuple
     return best, [result(best, seed)["test"] for seed in range(options.seeds)]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> str:
     """The table for a page."""
-    headers = [column.header for column in COLUMNS]
-    lines = [headers, ["---"] * len(headers), *([column.text(row) for column in COLUMNS] for row in rows)]
+    headers = [column.header for column in columns]
+    lines = [headers, ["---"] * len(headers), *([column.text(row) for column in columns] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

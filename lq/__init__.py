@@ -11,6 +11,8 @@ from lq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lq.analysis.auto_exclude import AutoExclude as AutoExclude
+    from lq.analysis.bits import AutoBits as AutoBits
+    from lq.analysis.bits import choose_bits as choose_bits
     from lq.backends.prepare import plan_of as plan_of
     from lq.backends.prepare import prepare as prepare
     from lq.backends.prepare import set_phase as set_phase
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationSpec": "lq.config.specs",
+    "AutoBits": "lq.analysis.bits",
     "AutoExclude": "lq.analysis.auto_exclude",
     "Distillation": "lq.callback.distillation",
     "LayerQConfig": "lq.config.qconfig",
@@ -49,6 +52,7 @@ _HOMES = {
     "bench": "lq.timing.bench",
     "convert": "lq.conversion.convert",
     "calibrate": "lq.ptq",
+    "choose_bits": "lq.analysis.bits",
     "export_artifact": "lq.deployment.deploy",
     "Gate": "lq.export.parity.gate",
     "load": "lq.export.artifact.int8_model",

@@ -16,7 +16,7 @@ GROUPS = {
     "training": (
         "The callback",
         "What a Trainer is given, and its settings. Each setting can be written in Python or in YAML.",
-        ["QATCallback", "QATSchedule", "Gate", "AutoExclude"],
+        ["QATCallback", "QATSchedule", "Gate", "AutoExclude", "AutoBits"],
     ),
     "configuration": (
         "Quantization settings",
@@ -26,7 +26,7 @@ GROUPS = {
     "functions": (
         "Functions without a Trainer",
         "The steps of the callback as functions on a module.",
-        ["prepare", "plan_of", "set_phase", "set_saving", "calibrate", "convert", "load_checkpoint"],
+        ["prepare", "plan_of", "set_phase", "set_saving", "calibrate", "convert", "load_checkpoint", "choose_bits"],
     ),
     "post_training": (
         "Post-training quantization",
@@ -46,6 +46,7 @@ RESULTS = [
     "lq.export.parity.gate.Parity",
     "lq.export.artifact.int8_model.Int8Model",
     "lq.tracing.plan.Plan",
+    "lq.analysis.bits.choice.BitChoice",
     "lq.config.schedule.Phase",
     "lq.config.points.Position",
 ]
@@ -68,7 +69,10 @@ def reference_pages() -> dict[str, str]:
         "[LightningCLI](https://lightning.ai/docs/pytorch/stable/cli/lightning_cli.html). "
         "The arguments of each function below are the options of the subcommand that has its name; "
         "[The command line](../command_line.md) has examples, and `lq doctor`.",
-        [f"lq.cli.trainer.QATTrainer.{subcommand}" for subcommand in ("export", "ptq", "analyze", "report", "bench")],
+        [
+            f"lq.cli.trainer.QATTrainer.{subcommand}"
+            for subcommand in ("export", "ptq", "analyze", "bits", "report", "bench")
+        ],
     )
     for module, introduction in (
         (lq.analysis, "What quantization does to each tensor and layer, as plain rows."),

@@ -74,7 +74,7 @@ def has_ranges(prepared: nn.Module) -> bool:
     """
     state = state_of(prepared)
     state.settle()
-    return bool(torch.isfinite(state.min_val).any())
+    return any(state.observed())
 
 
 def require_ranges(prepared: nn.Module, who: str) -> None:

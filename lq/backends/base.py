@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import fx, nn
@@ -23,6 +24,7 @@ class Recorded:
         graph: of the call, see :class:`lq.tracing.recording.Recorder`.
         qconfig: what the user wants.
         finder: finds its layers.
+        labels: what each call is called in the plan.
         example: inputs of the call, if there were any.
     """
 
@@ -30,6 +32,7 @@ class Recorded:
     graph: fx.Graph
     qconfig: QConfig
     finder: LayerFinder
+    labels: Mapping[fx.Node, str]
     example: Inputs | None = None
 
 
@@ -42,12 +45,14 @@ class Choice:
         floats: plan rows of layers that stay float, with the reasons.
         sites: where tensors are rounded.
         notes: what the user should know, a sentence each.
+        products: calls of attention's products, and why each computes in float; "" for those in int8.
     """
 
     layers: list[Layer]
     floats: list[LayerPlan]
     sites: list[Rounding]
     notes: tuple[str, ...] = ()
+    products: Mapping[fx.Node, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -13,12 +13,13 @@ from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
 from lq.backends.pt2e.capture import several
 from lq.backends.rehearsal import rehearse_sites
-from lq.config.qconfig import QConfig
+from lq.config.qconfig import QConfig, matches
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.places import Instrument, kept_example
 from lq.instrument.record import Recording, record
 from lq.tracing.inputs import describe_inputs
+from lq.tracing.opened import OF_RECURRENCE
 from lq.tracing.sites import Sites, in_place_joins
 from lq.tracing.structure import Inputs, map_tensors
 from lq.tracing.symbolic import NotPlainError, read_calls
@@ -48,7 +49,10 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATSta
     recording = _recorded(module, example, qconfig)
     recorder = recording.evaluation
     training = recording.training.calls if recording.training is not None else []
-    sites, plan = plan_calls(module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example)
+    opened = [*recorder.opened, *(recording.training.opened if recording.training is not None else [])]
+    sites, plan = plan_calls(
+        module, qconfig, recorder.graph, recorder.calls, training, recorder.unknown, example, opened
+    )
     is_new = state is None
     state = attach(module, sites, state)
     try:
@@ -109,7 +113,7 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
             "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
             "LightningModule, if it or its target can be called with that, or a fit that has validation data."
         )
-    if not _is_lazy(module):
+    if not _is_lazy(module) and not qconfig.opens:
         try:
             graph, calls = read_calls(module, stubs=qconfig.backend == "eager")
         except NotPlainError:
@@ -180,9 +184,18 @@ def _check_not_scripted(module: nn.Module) -> None:
         )
 
 
+def _opens(module: nn.Module, qconfig: QConfig, path: str, operation: str) -> bool:
+    """Whether an operation of a part is planned, and trained, step by step."""
+    wanted, part = qconfig.recurrence if operation in OF_RECURRENCE else qconfig.attention, module.get_submodule(path)
+    if wanted == "float" or any(matches(pattern, path, part) for pattern in qconfig.exclude):
+        return False
+    return qconfig.excludes(f"{path}.{operation}".lstrip("."), part) is None
+
+
 def _recorded(module: nn.Module, example: Inputs, qconfig: QConfig) -> Recording:
     try:
-        return record(module, *example, stubs=qconfig.backend == "eager")
+        opens = partial(_opens, module, qconfig) if qconfig.opens else None
+        return record(module, *example, stubs=qconfig.backend == "eager", opens=opens)
     except ValueError:
         raise
     except Exception as error:

@@ -15,10 +15,11 @@ from lq.backends.planning import in_module_order, nothing_to_quantize
 from lq.config.qconfig import QConfig
 from lq.core.own_class import own_class
 from lq.core.state import STATE
-from lq.instrument.planning import Calls, SitePlanner
+from lq.instrument.planning import SitePlanner
 from lq.tracing import ops
+from lq.tracing.labels import Calls, labels_of
 from lq.tracing.layer_calls import LAYERS
-from lq.tracing.layers import LayerFinder, seen_of
+from lq.tracing.layers import RECURRENT_LAYERS, LayerFinder, seen_of
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan, TensorPlan
 from lq.tracing.sites import Sites
 from lq.tracing.structure import Inputs
@@ -44,6 +45,7 @@ def plan_calls(
     training: Calls = (),
     unknown: Sequence[str] = (),
     example: Inputs | None = None,
+    opened: Sequence[tuple[str, str, int]] = (),
 ) -> tuple[Sites, Plan]:
     """Decide what of a recorded call is quantized.
 
@@ -55,6 +57,7 @@ def plan_calls(
         training: the same in training; empty if unknown.
         unknown: lines that read tensors of which nobody saw how they were made.
         example: inputs of the call, if there were any.
+        opened: module, operation and number of steps of the calls that were recorded step by step.
 
     Returns:
         where to quantize, and the plan that people read.
@@ -63,10 +66,11 @@ def plan_calls(
         ValueError: if no layer can be quantized or a pattern matches nothing.
     """
     finder = LayerFinder(graph, module, qconfig)
-    choice = BACKENDS[qconfig.backend](Recorded(module, graph, qconfig, finder, example))
+    labels = labels_of(calls, finder.modules)
+    choice = BACKENDS[qconfig.backend](Recorded(module, graph, qconfig, finder, labels, example))
     layers = choice.layers
     floats = choice.floats + finder.others({layer.name for layer in layers} | {row.name for row in choice.floats})
-    planner = SitePlanner(module, calls, layers, choice.sites, qconfig, training)
+    planner = SitePlanner(module, calls, layers, choice.sites, qconfig, training, opened)
     named = {name: m for name, m in module.named_modules() if name}
     qconfig.check_patterns(
         dict.fromkeys(planner.labels(), nn.Identity()) | named | {layer.name: layer.module for layer in layers}
@@ -75,14 +79,14 @@ def plan_calls(
         raise ValueError(nothing_to_quantize(module, floats))
     sites, rows, tensors = planner.sites()
     _check_scales(sites, tensors)
-    work = _Work(graph, planner, finder.names)
+    work = _Work(graph, planner, finder.names, choice.products)
     plan = Plan(
         own_class(module).__name__,
         qconfig.title,
         tuple(work.filled(row) for row in in_module_order(module, rows + floats)),
         tensors,
-        _float_operations(graph, planner),
-        notes=(*choice.notes, *_notes(unknown)),
+        _float_operations(graph, planner, {node for node, reason in choice.products.items() if not reason}),
+        notes=(*choice.notes, *_notes(unknown), *_without_effect(planner)),
         sites=sites,
         products=work.products(),
         modules=architecture(module),
@@ -116,7 +120,9 @@ def _check_scales(sites: Sites, tensors: tuple[TensorPlan, ...]) -> None:
 class _Work:
     """Multiply-accumulates of layers and of products of matrices, and the lines that compute them."""
 
-    def __init__(self, graph: fx.Graph, planner: SitePlanner, names: Mapping[fx.Node, str]) -> None:
+    def __init__(
+        self, graph: fx.Graph, planner: SitePlanner, names: Mapping[fx.Node, str], products: Mapping[fx.Node, str]
+    ) -> None:
         self.layers: dict[str, tuple[int, str]] = {}
         self.others: list[ProductPlan] = []
         for node in graph.nodes:
@@ -128,7 +134,7 @@ class _Work:
                 before = self.layers.get(name, (0, seen.line))[0]
                 self.layers[name] = (before + seen.work, seen.line)
             elif seen.work and not node.meta.get("constant"):
-                reason = "a product of two activations computes in float"
+                reason = products.get(node, "a product of two activations computes in float")
                 self.others.append(ProductPlan(planner.label(node), seen.operation, seen.work, seen.line, reason))
 
     def filled(self, row: LayerPlan) -> LayerPlan:
@@ -150,16 +156,25 @@ def _notes(unknown: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _float_operations(graph: fx.Graph, planner: SitePlanner) -> tuple[str, ...]:
+def _without_effect(planner: SitePlanner) -> tuple[str, ...]:
+    found = planner.without_effect()
+    if not found:
+        return ()
+    return (f"overrides that change nothing, because nothing is quantized there: {', '.join(found)}",)
+
+
+def _float_operations(graph: fx.Graph, planner: SitePlanner, products: set[fx.Node]) -> tuple[str, ...]:
     roundings = planner.roundings
     joins = {r.source for r in roundings if r.owned and ops.joined_tensors(r.source)}
     absorbed = {r.node for r in roundings if r.node is not r.source}
-    int8 = {n for layer in planner.layers for n in (layer.node, layer.bn)} | joins | absorbed
+    int8 = {n for layer in planner.layers for n in (layer.node, layer.bn)} | joins | absorbed | products
     found = []
     for node in graph.nodes:
         operation = ops.recorded(node)
         if not operation or node.meta.get("constant") or node in int8 or operation in _QUIET:
             continue
         if not ops.is_same_grid(node) and not ops.relu_kind(node):
-            found.append(planner.label(node))
-    return tuple(found)
+            place = seen_of(node).stack[-1]
+            is_step = isinstance(planner.modules[place], RECURRENT_LAYERS)
+            found.append(f"{place}.{operation}" if is_step else planner.label(node))
+    return tuple(dict.fromkeys(found))

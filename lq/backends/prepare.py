@@ -77,7 +77,7 @@ def prepare(
 def _release(prepared: nn.Module) -> None:
     """Make a float module of one that was prepared with another qconfig and never trained."""
     state = state_of(prepared)
-    if any(state.ready(slot) for slot in range(len(state.names))):
+    if any(state.observed()):
         raise ValueError(
             f"{type(prepared).__name__} was prepared with another qconfig, {qconfig_of(prepared)}, and has seen data "
             "since. Prepare the float model, or a copy of it: lq.prepare(copy.deepcopy(net), qconfig)."

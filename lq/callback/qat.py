@@ -13,10 +13,12 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from lq.analysis.auto_exclude import AutoExclude
+from lq.analysis.bits import AutoBits, BitChoice
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, share_quantization_state
+from lq.callback.bits import BitSearch, as_auto_bits
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import checkpoint_to_load
@@ -26,7 +28,7 @@ from lq.callback.deployment import deploy_best
 from lq.callback.destination import choose_destination
 from lq.callback.distillation import Distillation, Teacher, check_teaching
 from lq.callback.example import check_example, example_without_training, validation_loaders
-from lq.callback.exclusions import as_auto_exclude, choose_qconfig
+from lq.callback.exclusions import ExclusionSearch, as_auto_exclude
 from lq.callback.first_call import check_first_call, watch_first_call
 from lq.callback.float_reference import FloatReference
 from lq.callback.forward_check import ForwardCheck
@@ -44,7 +46,8 @@ from lq.callback.preparation import choose_target, prepare_target
 from lq.callback.processes import check_strategy, on_first_process
 from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say, start_here
 from lq.callback.ranges import RangeMonitor, check_detail
-from lq.callback.settings import as_export_settings, check_settings
+from lq.callback.search import Search, choose_qconfig
+from lq.callback.settings import as_export_settings, check_searches, check_settings
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
 from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
@@ -71,8 +74,8 @@ class QATCallback(Callback):
 
     Args:
         target: dotted name of the submodule to quantize; ``None`` finds it.
-        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert", "mcu", "qnn"), or
-            a :class:`~lq.config.qconfig.QConfig`.
+        qconfig: preset name ("portable", "x86_vnni", "openvino", "qnnpack", "tensorrt", "litert", "mcu", "qnn"), a YAML
+            file such as that of ``lq bits``, or a :class:`~lq.config.qconfig.QConfig`.
         schedule: when things happen; see :class:`~lq.config.schedule.QATSchedule`.
         monitor: name of a figure that ``validation_step`` logs; the gate and ``auto_exclude`` use it. ``None`` takes
             what a ModelCheckpoint monitors.
@@ -89,6 +92,9 @@ class QATCallback(Callback):
         gate: how closely each file has to agree with the fake-quantized model; see :class:`lq.Gate`.
         auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
+        auto_bits: before the first step, choose the bits of each layer's weight such that a budget such as "size=2.5MB"
+            is kept and the output changes least; see :class:`~lq.analysis.bits.search.AutoBits`. ``bits`` and the
+            checkpoints say which.
         distill: train the quantized model to predict what the float model predicts, which costs one float forward a
             step; see :class:`~lq.callback.distillation.Distillation`.
         log_ranges: "summary" logs the worst saturation, use of levels, dead channels and drift of scales under
@@ -96,7 +102,8 @@ class QATCallback(Callback):
         save: as what a step keeps quantized tensors for its backward pass: "floats", or "bytes", which takes a fraction
             of the memory, gives the same gradients to the bit, and takes longer; see :func:`lq.set_saving`.
 
-    ``qconfig``, ``schedule``, ``gate``, ``auto_exclude`` and ``distill`` may be mappings of their settings, as in YAML.
+    ``qconfig``, ``schedule``, ``gate``, ``auto_exclude``, ``auto_bits`` and ``distill`` may be mappings of their
+    settings, as in YAML.
 
     Raises:
         TypeError: if a setting has the wrong type, such as a ``metric`` that is not from torchmetrics.
@@ -122,6 +129,7 @@ class QATCallback(Callback):
         exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
         gate: Gate | None = None,
         auto_exclude: bool | AutoExclude = False,
+        auto_bits: str | AutoBits | None = None,
         distill: Distillation | None = None,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
         save: Literal["floats", "bytes"] = "floats",
@@ -136,8 +144,11 @@ class QATCallback(Callback):
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.export_settings = as_export_settings(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
+        self.auto_bits = as_auto_bits(auto_bits, self.schedule)
+        check_searches(self.auto_exclude, self.auto_bits)
         self.distill = None if distill is None else as_dataclass(Distillation, distill, "distill")
         self.exclusions: Exclusions | None = None
+        self.bits: BitChoice | None = None
         self.plan: Plan | None = None
         self._name, self._applied = "", self.qconfig
         self._float = FloatReference()
@@ -187,11 +198,13 @@ class QATCallback(Callback):
         validation = self._validation_data(trainer, None)
         checkpoint = cache(partial(checkpoint_to_load, trainer, "QATCallback"))
         applied, found = choose_qconfig(
-            trainer, pl_module, self._name, self.qconfig, self.auto_exclude, validation, checkpoint
+            trainer, pl_module, self._name, self.qconfig, self._search(), validation, checkpoint
         )
         if applied is None:
-            return  # a float module until a fit has found what to exclude
-        self._applied, self.exclusions = applied, found or self.exclusions
+            return  # a float module until a fit has searched
+        self._applied = applied
+        self.exclusions = found if isinstance(found, Exclusions) else self.exclusions
+        self.bits = found if isinstance(found, BitChoice) else self.bits
         float_model = prepare_target(trainer, pl_module, self._name, applied, validation, checkpoint)
         if float_model is not None:
             self._float = FloatReference(float_model)
@@ -205,6 +218,11 @@ class QATCallback(Callback):
             if self._name and self.target is None:  # who names a part knows that it is one
                 self._forward = ForwardCheck(pl_module, self._name, rank_zero_warn)
             self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
+
+    def _search(self) -> Search[Exclusions | BitChoice] | None:
+        if self.auto_bits is not None:
+            return BitSearch(self.auto_bits, [choice.name for choice in self.export_settings.choices])
+        return None if self.auto_exclude is None else ExclusionSearch(self.auto_exclude)
 
     def _check_callbacks(self, trainer: Trainer) -> None:
         count = sum(isinstance(c, QATCallback) for c in trainer.callbacks)  # type: ignore[attr-defined]
@@ -252,7 +270,7 @@ class QATCallback(Callback):
             check_teaching(pl_module, self._float.teacher())
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
-        self._course = with_calibration(self._course, state_of(self._target(pl_module)))
+        self._course = with_calibration(self._course, self._target(pl_module))
         for note in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {note}")
         if not self._course.phase(length).fake_quant:

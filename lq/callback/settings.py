@@ -59,6 +59,19 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
         raise TypeError(f"export_dir={_shown(export_dir)} must be a path or a URL, e.g. 'runs/int8'.")
 
 
+def check_searches(auto_exclude: object, auto_bits: object) -> None:
+    """Refuse two searches in one run: each would look at a network that the other changes.
+
+    Raises:
+        ValueError: if both are asked for.
+    """
+    if auto_exclude is not None and auto_bits is not None:
+        raise ValueError(
+            "auto_exclude and auto_bits are two searches, and a run has one. auto_bits also leaves layers in float if "
+            "32 is among its widths: auto_bits={'budget': ..., 'widths': [2, 4, 8, 32]}."
+        )
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"

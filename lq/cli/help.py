@@ -43,6 +43,7 @@ _EXAMPLES = {
     "export": "lq export --ckpt_path last.ckpt --model my_module.Net --exporters '[onnx, openvino]'",
     "ptq": "lq ptq --ckpt_path float.ckpt --model my_module.Net --data my_module.Data",
     "analyze": "lq analyze --ckpt_path last.ckpt --model my_module.Net --data my_module.Data",
+    "bits": "lq bits --budget size=2.5MB --ckpt_path float.ckpt --model my_module.Net --data my_module.Data",
     "report": "lq report --ckpt_path last.ckpt --model my_module.Net --data my_module.Data",
     "bench": "lq bench --artifact runs/x/version_0/int8 --model my_module.Net",
 }

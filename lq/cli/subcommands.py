@@ -14,6 +14,7 @@ OWN_SUBCOMMANDS = {
     "export": "write a trained checkpoint for one or more runtimes, without training again",
     "ptq": "quantize without training: the baseline that QAT has to beat",
     "analyze": "what quantization does to every layer, and which ones to leave in float",
+    "bits": "how many bits each layer gets under a budget of size",
     "report": "float, PTQ and QAT compared, on one HTML page",
     "bench": "size, latency and throughput of what was exported",
 }

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 
 from lq.cli.analyze import analyze_layers_of
 from lq.cli.bench import bench_artifact
+from lq.cli.bits import choose_bits_of
 from lq.cli.export import export_checkpoint
 from lq.cli.ptq import quantize_after_training
 from lq.cli.report import report_on
@@ -25,5 +26,6 @@ class QATTrainer(Trainer):
     export = export_checkpoint
     ptq = quantize_after_training
     analyze = analyze_layers_of
+    bits = choose_bits_of
     report = report_on
     bench = bench_artifact

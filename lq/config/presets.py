@@ -18,6 +18,8 @@ class Preset:
     about: str
     fuse_add: bool = False
     round_cheap: bool = False
+    probabilities: tuple[float, float] = (0.0, 1.0)  # the range of a softmax
+    factors: ActivationSpec | None = None  # what it changes for queries, keys and values
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -39,6 +41,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(),
         "for OpenVINO and inductor, on CPUs with VNNI: as x86_vnni, residuals added inside of convolutions",
         fuse_add=True,
+        factors=ActivationSpec(-127, 127, symmetric=True),  # OpenVINO multiplies others in float
     ),
     "qnnpack": Preset("qnnpack", WeightSpec(-127, 127), ActivationSpec(), "8-bit for ARM CPUs"),
     "tensorrt": Preset(
@@ -53,6 +56,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(),
         "for LiteRT on phones: as x86_vnni, and nothing between two int8 layers is left unrounded",
         round_cheap=True,
+        probabilities=(0.0, 255 / 256),  # the only grid that LiteRT's int8 softmax writes: steps of 1/256 from 0
     ),
     "mcu": Preset(
         "onednn",
@@ -60,6 +64,7 @@ PRESETS: Mapping[str, Preset] = {
         ActivationSpec(-128, 127),
         "for microcontrollers: int8 weights and int8 activations, nothing between two int8 layers left unrounded",
         round_cheap=True,
+        probabilities=(0.0, 255 / 256),  # the only grid that LiteRT's int8 softmax writes: steps of 1/256 from 0
     ),
     "qnn": Preset(
         "onednn",

@@ -6,17 +6,22 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import nn
 
 from lq.checks import as_dataclass, check_flag
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
 
+Named = tuple[str, nn.Module | None]
+
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")
+FLOAT_OR_INT8 = ("float", "int8")
 
 # Of the mappings in YAML jsonargparse would make dataclasses with all settings, whether YAML names them or not, and
 # nobody could tell what was given. So it sees mappings, for __post_init__ ("not": it reads what stands below one).
@@ -77,9 +82,14 @@ class QConfig:
         keep: ``"ends"`` gives the first and the last layers, and the tensors that they read or return, the bits of the
             preset where ``weight`` and ``activation`` have fewer (LSQ, arXiv:1902.08153, section 3). Overrides come
             last. A network without any other layer has no ends. ``"nothing"`` makes no exception.
+        attention: ``"int8"`` quantizes what attention's two products read: query, key, value and the probabilities
+            of the softmax. ``"float"`` leaves both products to float.
+        recurrence: ``"int8"`` quantizes the weights, inputs, hidden states and sums of gates of ``nn.LSTM``,
+            ``nn.GRU``, ``nn.RNN`` and their cells, step by step. ``"float"`` leaves them to float.
 
     Raises:
-        ValueError: on an unknown preset or backend, or an engine that this build of PyTorch does not support.
+        ValueError: on an unknown preset, backend or attention, or an engine that this build of PyTorch does not
+            support.
 
     Example:
         >>> qconfig = QConfig("x86_vnni", exclude=("classifier.*",))
@@ -102,6 +112,8 @@ class QConfig:
     quantizer_options: dict[str, Any] = field(default_factory=dict)
     fuse_add: bool | None = None
     keep: str = "ends"
+    attention: str = "float"
+    recurrence: str = "float"
 
     def __post_init__(self) -> None:
         self._take_mappings()
@@ -113,6 +125,7 @@ class QConfig:
                 f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "
                 "preset, or keep='nothing'."
             )
+        self._check_steps()
         if self.backend not in BACKENDS:
             raise ValueError(f"Unknown backend {self.backend!r}. Choose one of {list(BACKENDS)}.")
         if (self.backend == "pt2e") != bool(self.quantizer):
@@ -134,6 +147,17 @@ class QConfig:
                 f"supported: {[e for e in supported if e != 'none']}. Set qconfig.engine to one of these."
             )
 
+    def _check_steps(self) -> None:
+        for name in ("attention", "recurrence"):
+            value = getattr(self, name)
+            if value not in FLOAT_OR_INT8:
+                raise ValueError(f"Unknown {name}={value!r}. Choose one of {list(FLOAT_OR_INT8)}.")
+            if value == "int8" and self.backend != "fx":
+                raise ValueError(
+                    f"{name}='int8' with backend={self.backend!r}, which decides itself what is quantized. Write "
+                    f"backend='fx', or leave {name} out."
+                )
+
     def _take_mappings(self) -> None:
         """Grids and overrides as YAML gives them."""
         _take_grids(self)
@@ -146,12 +170,19 @@ class QConfig:
 
     @property
     def title(self) -> str:
-        """Name of the preset, with backend and ``keep`` if they are not the default."""
+        """Name of the preset, with backend, ``keep``, ``attention`` and ``recurrence`` if they are not the default."""
         if self.backend == "pt2e":
             name = f"pt2e {self.quantizer}"
         else:
             name = self.preset if self.backend == "fx" else f"{self.preset}, backend {self.backend}"
-        return name if self.keep == "ends" else f"{name}, keep {self.keep}"
+        name = name if self.keep == "ends" else f"{name}, keep {self.keep}"
+        name = name if self.attention == "float" else f"{name}, attention {self.attention}"
+        return name if self.recurrence == "float" else f"{name}, recurrence {self.recurrence}"
+
+    @property
+    def opens(self) -> bool:
+        """Whether anything is computed step by step that PyTorch computes at once."""
+        return "int8" in (self.attention, self.recurrence)
 
     @property
     def resolved_engine(self) -> str:
@@ -172,6 +203,16 @@ class QConfig:
     def round_cheap(self) -> bool:
         """Whether cheap operations between int8 layers are rounded one by one."""
         return PRESETS[self.preset].round_cheap
+
+    @property
+    def probabilities(self) -> ActivationSpec:
+        """The grid of a softmax, of whose values the range is known."""
+        return ActivationSpec(fixed_range=PRESETS[self.preset].probabilities)
+
+    @property
+    def factors(self) -> ActivationSpec | None:
+        """What is different in the grids of queries, keys and values."""
+        return PRESETS[self.preset].factors
 
     @property
     def resolved_weight(self) -> WeightSpec:
@@ -213,19 +254,24 @@ class QConfig:
         return _observed(grid, [self.weight, *overrides])
 
     def activation_spec(
-        self, name: str, module: nn.Module | None, vendor: ActivationSpec | None = None, kept: bool = False
+        self,
+        name: str,
+        module: nn.Module | None,
+        vendor: ActivationSpec | None = None,
+        kept: bool = False,
+        others: Sequence[Named] = (),
     ) -> ActivationSpec:
-        """Grid of the output of the layer or operation ``name``; a vendor's integers yield to overrides only.
+        """Grid of the output of the layer or operation ``name``; what a vendor gives yields to overrides only.
 
-        ``kept`` is whether :attr:`keep` means this tensor.
+        ``kept`` is whether :attr:`keep` means this tensor. ``others`` are more names of it, with the modules that have
+        them: of this very call of a layer, and of the activation that is absorbed.
         """
         grid = self.resolved_activation
         if kept:
             grid = _with_bits_of(PRESETS[self.preset].activation, grid)
         if vendor is not None:
-            low, high = vendor.quant_min, vendor.quant_max
-            grid = replace(grid, quant_min=low, quant_max=high, symmetric=vendor.symmetric)
-        for override in self._overrides(name, module):
+            grid = vendor.onto(grid)
+        for override in self._overrides(name, module, others):
             grid = grid if override.activation is None else override.activation.onto(grid)
         return grid
 
@@ -247,8 +293,28 @@ class QConfig:
                         f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
                     )
 
-    def _overrides(self, name: str, module: nn.Module | None) -> list[LayerQConfig]:
-        return [c for p, c in self.overrides.items() if matches(p, name, module)]
+    def without_effect(self, weights: Sequence[Named], values: Sequence[Named]) -> list[str]:
+        """The grids of overrides that no weight and no rounded value has.
+
+        Args:
+            weights: names and modules of the quantized layers.
+            values: those of what is rounded.
+
+        Example:
+            >>> qconfig = QConfig(overrides={"pool": LayerQConfig(activation=ActivationSpec(0, 15))})
+            >>> qconfig.without_effect([("fc", None)], [("fc", None)])
+            ["activation of 'pool'"]
+        """
+        return [
+            f"{kind} of {pattern!r}"
+            for pattern, layer in self.overrides.items()
+            for kind, grid, places in (("weight", layer.weight, weights), ("activation", layer.activation, values))
+            if grid is not None and not any(matches(pattern, *named) for named in places)
+        ]
+
+    def _overrides(self, name: str, module: nn.Module | None, others: Sequence[Named] = ()) -> list[LayerQConfig]:
+        names = [(name, module), *others]
+        return [c for p, c in self.overrides.items() if any(matches(p, *named) for named in names)]
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> QConfig:
@@ -336,7 +402,7 @@ def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
-    """A preset's name, a :class:`QConfig` or a mapping of its fields, as a :class:`QConfig`.
+    """A preset's name, a YAML file of the fields, a :class:`QConfig` or a mapping, as a :class:`QConfig`.
 
     Example:
         >>> as_qconfig({"preset": "x86_vnni", "exclude": ["fc"]}).exclude
@@ -344,6 +410,8 @@ def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
     """
     if isinstance(value, QConfig):
         return value
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return as_dataclass(QConfig, yaml.safe_load(Path(value).read_text(encoding="utf-8")), value)
     if isinstance(value, str):
         return QConfig(preset=value)
     if isinstance(value, Mapping):

@@ -68,7 +68,7 @@ class QATSchedule:
             schedulers of the module.
         lr_final: learning rate at the end of training as a share of the one at ``start``, in [0, 1].
         calibration: number of training batches from whose histograms the ranges of the activations are found at
-            ``start``; 0 for none, None for 32 if an activation has fewer than 8 bits.
+            ``start``; 0 for none, None for 32 if an activation has fewer than 8 bits or a weight fewer than the preset.
 
     Raises:
         TypeError: if a value has the wrong type.

@@ -152,6 +152,7 @@ class ActivationSpec(Grid):
         percentile: share of the values below the upper end and above the lower one, in percent, in (50, 100].
         learned_scale: the scale is trained (LSQ, arXiv:1902.08153): what the observer finds times a factor that is a
             parameter in the log domain, 1 at first (:class:`~lq.core.lsq.LearnedScale`).
+        fixed_range: lowest and highest value, where they are known; nothing is observed then. ``None`` observes.
 
     Raises:
         ValueError: on an unknown observer, an impossible range or a constant outside (0, 1].
@@ -168,8 +169,10 @@ class ActivationSpec(Grid):
     averaging_constant: float = 0.01
     percentile: float = 99.99
     learned_scale: bool = False
+    fixed_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        self._check_fixed_range()
         _check_range("activation", self.quant_min, self.quant_max)
         check_flag("activation: symmetric", self.symmetric)
         check_flag("activation: learned_scale", self.learned_scale)
@@ -186,6 +189,18 @@ class ActivationSpec(Grid):
         if not 50 < self.percentile <= 100:
             raise ValueError(f"activation: percentile={self.percentile} must lie in (50, 100], e.g. 99.99.")
 
+    def _check_fixed_range(self) -> None:
+        if self.fixed_range is None:
+            return
+        ends = self.fixed_range
+        if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+            raise ValueError(f"activation: fixed_range={ends!r} must be two numbers, e.g. [0.0, 1.0].")
+        for end in ends:
+            check_number("activation: fixed_range", end, 1.0)
+        if not ends[0] <= 0 <= ends[1] or ends[0] == ends[1]:
+            raise ValueError(f"activation: fixed_range={list(ends)} must hold 0; zero has to be exact.")
+        object.__setattr__(self, "fixed_range", (float(ends[0]), float(ends[1])))
+
     @property
     def bits(self) -> int:
         """Bits that the grid needs."""
@@ -195,4 +210,5 @@ class ActivationSpec(Grid):
         sign = "int" if self.quant_min < 0 else "uint"
         scheme = "symmetric" if self.symmetric else "affine"
         learned = ", learned scale" if self.learned_scale else ""
-        return f"{sign}{self.bits} [{self.quant_min}, {self.quant_max}] {scheme}, {self.observer}{learned}"
+        found = self.observer if self.fixed_range is None else "from {:g} to {:g}".format(*self.fixed_range)
+        return f"{sign}{self.bits} [{self.quant_min}, {self.quant_max}] {scheme}, {found}{learned}"

@@ -11,7 +11,7 @@ from torch import fx, nn
 from lq.backends.prepare import qconfig_of
 from lq.compat.deprecations import quiet_torchscript
 from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine
-from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges
+from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges, same_layer
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
@@ -100,8 +100,9 @@ class _Int8Lowering(Lowering):
             x = self._quantized(source.args[0])
             given = self._grid_of(source.args[0])
             assert given is not None
-            layer = Int8Layer(module, self.batch_norm(source), relu, *output, (given.scale, given.zero_point))
-            return self.call(str(source.name), layer, x)
+            norm, entry = self.batch_norm(source), (given.scale, given.zero_point)
+            key = (*same_layer(module, norm), relu, output, entry)
+            return self.call_once(key, str(source.name), lambda: Int8Layer(module, norm, relu, *output, entry), x)
         inputs = ops.joined_tensors(source)
         if inputs is None or source in self.values:
             return None

@@ -84,6 +84,7 @@ class Lowering:
         self.root = nn.Module()
         self.values: dict[fx.Node, Any] = {}
         self._names: dict[str, str] = {}  # what is copied as it is, by its old name
+        self._built: dict[Any, str] = {}
 
     # ---- for subclasses -----------------------------------------------------------------------------------------
 
@@ -190,6 +191,14 @@ class Lowering:
         owner.add_module(last, module)
         return self.graph.call_module(".".join([*holders, last]), args)
 
+    def call_once(self, key: Any, name: str, build: Callable[[], nn.Module], *args: Any) -> fx.Node:
+        """As :meth:`call`; a module that was built for an equal key is called again, as by the steps of an LSTM."""
+        if key not in self._built:
+            made = self.call(name, build(), *args)
+            self._built[key] = str(made.target)
+            return made
+        return self.graph.call_module(self._built[key], args)
+
     def copy(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> fx.Node:
         """The same operation on new arguments."""
         new = self.graph.node_copy(node, value_of)
@@ -205,6 +214,11 @@ class Lowering:
             return x
         function = torch.nn.functional.relu if activation == "relu" else torch.nn.functional.relu6
         return self.graph.call_function(function, (x,))
+
+
+def same_layer(module: QATLayer, norm: nn.Module | None) -> tuple[Any, ...]:
+    """Equal for calls of one layer: same weight, bias, BatchNorm and settings, such as the stride."""
+    return type(module), module.extra_repr(), id(module.weight), id(module.bias), id(norm)
 
 
 def bare_layer(module: QATLayer) -> nn.Module:
@@ -241,7 +255,7 @@ def without_range(prepared: nn.Module) -> set[str]:
     state = state_of(prepared)
     finite = torch.isfinite(state.min_val).tolist()  # not state.ready(): a slot may have run in another process only
     unseen = {name for name, has_range in zip(state.names, finite, strict=True) if not has_range}
-    if len(unseen) == len(state.names):
+    if not any(state.observed()):
         raise ValueError(
             "No fake quantizer has seen a batch, so there are no ranges to convert with: "
             "train with observers on, or run calibration batches in training mode, first."

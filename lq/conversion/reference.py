@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import register_decomposed
 from lq.conversion.int8 import room_for_bias
-from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges
+from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges, same_layer
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
@@ -138,13 +138,17 @@ class _ReferenceLowering(Lowering):
         return _Value(self.graph.call_function(decomposed.dequantize_per_tensor.default, (q, *arguments)), grid)
 
     def layer(self, node: fx.Node, module: QATLayer) -> _Value:
-        integers, scale, bias = module.integer_weight(self.batch_norm(node))
-        source = self.values.get(cast(fx.Node, node.args[0]))
+        norm, source = self.batch_norm(node), self.values.get(cast(fx.Node, node.args[0]))
         grid = source.grid if isinstance(source, _Value) else None
-        if grid is not None and bias is not None and scale.dim():
-            integers, scale = room_for_bias(integers, scale, bias, grid.scale)
-        layer = ReferenceLayer(module, integers, scale, bias)
-        return _Value(self.call(str(node.target), layer, self.real(cast(fx.Node, node.args[0]))))
+
+        def build() -> ReferenceLayer:
+            integers, scale, bias = module.integer_weight(norm)
+            if grid is not None and bias is not None and scale.dim():
+                integers, scale = room_for_bias(integers, scale, bias, grid.scale)
+            return ReferenceLayer(module, integers, scale, bias)
+
+        key = (*same_layer(module, norm), grid)
+        return _Value(self.call_once(key, str(node.target), build, self.real(cast(fx.Node, node.args[0]))))
 
     def operation(self, node: fx.Node) -> Any:
         copied = self.copy(node, self.real)

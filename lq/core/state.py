@@ -46,10 +46,10 @@ class QATState(Float32Buffers):
     """Ranges, flags and slots of one prepared model; it is the submodule ``qat_state`` of that model.
 
     Its buffers have their final shape from the start: ``min_val`` and ``max_val`` (float32, one entry per slot,
-    infinite until the slot has seen a batch) and ``nonfinite`` (int64, batches with NaN or infinity per slot, which
-    never enter the ranges). Slots whose observer works on a histogram have theirs in ``histograms`` (``None`` without
-    such slots); their ranges are searched for after every update, but while fake quantization is off only once they
-    are asked for.
+    infinite until the slot has seen a batch, unless its grid fixes them) and ``nonfinite`` (int64, batches with NaN or
+    infinity per slot, which never enter the ranges). Slots whose observer works on a histogram have theirs in
+    ``histograms`` (``None`` without such slots); their ranges are searched for after every update, but while fake
+    quantization is off only once they are asked for.
 
     Args:
         names: one per slot, in execution order.
@@ -89,6 +89,7 @@ class QATState(Float32Buffers):
         count = len(names)
         self.register_buffer("min_val", torch.full((count,), torch.inf))
         self.register_buffer("max_val", torch.full((count,), -torch.inf))
+        self.fix_ranges()
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
         self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
         self.register_buffer("_grid", torch.tensor(self._grids).reshape(count, 5).T.contiguous(), persistent=False)
@@ -96,6 +97,12 @@ class QATState(Float32Buffers):
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
         limits = [ACTIVATIONS[activation] for activation in activations]
         self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
+
+    def fix_ranges(self) -> None:
+        """Give the slots their ranges whose grids fix them."""
+        for slot, spec in enumerate(self.specs):
+            if spec.fixed_range is not None:
+                self.min_val[slot], self.max_val[slot] = spec.fixed_range
 
     def empty(self) -> None:
         """Take all slots and quantizers out."""
@@ -115,6 +122,7 @@ class QATState(Float32Buffers):
         self.histograms = ClippedRanges(self.specs, limits).to(self.min_val.device) if searched else None
         self.min_val.fill_(torch.inf)
         self.max_val.fill_(-torch.inf)
+        self.fix_ranges()
         self._batch = [None] * len(self.names)
         self._forget()
         self._unsearched = False
@@ -148,6 +156,11 @@ class QATState(Float32Buffers):
             self._ready = torch.isfinite(self.max_val - self.min_val).tolist()
         return self._ready[slot]
 
+    def observed(self) -> list[bool]:
+        """Whether each slot whose range comes from data has one."""
+        known = torch.isfinite(self.min_val).tolist()
+        return [has for has, spec in zip(known, self.specs, strict=True) if spec.fixed_range is None]
+
     def scale_zero_point(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every slot, float32 of shape (slots,)."""
         self.settle()
@@ -180,6 +193,8 @@ class QATState(Float32Buffers):
         Returns:
             qparams to use now, ``None`` while fake quantization is off.
         """
+        if self.specs[slot].fixed_range is not None:
+            return self.slot_qparams(slot) if self.fake_quant else None
         with torch.no_grad():
             low, high = (end.float() for end in self._range_of(slot, x.detach()))
             earlier = self._batch[slot] if self.waits or self.writers[slot] > 1 else None

@@ -73,8 +73,8 @@ class Gatekeeper:
         samples, all_samples = (sum(map(_samples, outputs)) for outputs in (expected, self.expected))
         if samples < all_samples:
             self.notes.append(
-                f"{choice.name}: {choice.exporter.simulator} ran {samples} of {all_samples} samples for the comparison; "
-                f"gate={{'simulated': {all_samples}}} takes all"
+                f"{choice.name}: {choice.exporter.simulator} ran {samples} of {all_samples} samples for the "
+                f"comparison; gate={{'simulated': {all_samples}}} takes all"
             )
         return inputs, expected
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lq.tracing.attention import ATTENTION
 from lq.tracing.plan import Plan
 
 _SHOWN = 5
@@ -44,13 +45,14 @@ def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 def _unplanned(plan: Plan, layers: Sequence[str]) -> tuple[list[str], int]:
     """Those of the names that the plan does not have in float, and their work."""
-    int8 = {row.name: row.work for row in plan.quantized}
+    int8 = {row.name: row.work for row in plan.quantized} | {row.name: row.work for row in plan.int8_products}
     planned = {row.name for row in plan.layers} | {row.name for row in plan.products}
     known = [layer for layer in layers if layer.partition(" (")[0] in int8]
     # A runtime may have names of its own; more of those than the plan has in float are some of the others.
     strange = [layer for layer in layers if layer.partition(" (")[0] not in planned]
     named = sum(layer.partition(" (")[0] in planned - int8.keys() for layer in layers)
-    expected = len(planned - int8.keys()) - named
+    halves = sum(row.kind == ATTENTION for row in plan.products if row.reason)  # an attention is two products
+    expected = len(planned - int8.keys()) + halves - named
     work = sum(int8[layer.partition(" (")[0]] for layer in known)
     return known + (strange if len(strange) > expected else []), work
 

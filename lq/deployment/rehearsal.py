@@ -34,6 +34,7 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     state = state_of(prepared)
     made_up = {"min_val": torch.full_like(state.min_val, -1.0), "max_val": torch.ones_like(state.max_val)}
     state.load_state_dict({**state.state_dict(), **made_up})
+    state.fix_ranges()
     prepared.eval()
     signature = Signature.of(prepared, example, output_of(prepared, example))
     args, kwargs = smallest_call(prepared, example)

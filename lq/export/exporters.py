@@ -33,6 +33,7 @@ class Exporter:
         suffix: of the names of its functions ``export`` and ``load``.
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
+        widths: bits that a stored weight can take.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Exporter:
     suffix: str = ""
     rounds_bias: bool = False
     simulator: str = ""
+    widths: tuple[int, ...] = (8,)
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -101,12 +103,14 @@ class Exporter:
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
+_COMPRESSED = (2, 3, 4, 5, 6, 8)  # more than six bits are not
+_NIBBLES = (4, 8)
 
 EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
-        Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript"),
-        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True),
+        Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript", widths=_COMPRESSED),
+        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True, widths=_NIBBLES),
         Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", "_tensorrt"),
         Exporter(
             "qnn",
@@ -117,13 +121,14 @@ EXPORTERS: dict[str, Exporter] = {
             rounds_bias=True,
             simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
         ),
-        Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2"),
+        Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2", widths=_COMPRESSED),
         Exporter(
             "openvino",
             ("int8.xml", "int8.bin"),
             "lq.export.formats.openvino",
             ("openvino", "onnx", "onnxscript"),
             "openvino",
+            widths=_NIBBLES,
         ),
         Exporter(
             "executorch",
@@ -152,6 +157,23 @@ EXPORTERS: dict[str, Exporter] = {
         ),
     )
 }
+
+
+def stored_bits(bits: int, exporters: Sequence[str]) -> int:
+    """Bits that a weight takes in the files of exporters, where it takes the most.
+
+    Args:
+        bits: of its grid.
+        exporters: names; none is a file that stores any number of bits.
+
+    Raises:
+        ValueError: for unknown names.
+
+    Example:
+        >>> stored_bits(3, ["torch"]), stored_bits(3, ["torch", "onnx"]), stored_bits(3, ["litert"])
+        (3, 4, 8)
+    """
+    return max((min(w for w in _known(name).widths if w >= bits) for name in exporters), default=bits)
 
 
 @dataclass(frozen=True)
@@ -219,9 +241,7 @@ def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
-    if name not in EXPORTERS:
-        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
-    exporter = EXPORTERS[name]
+    exporter = _known(name)
     exporter.check_installed()
     known = exporter.options() if options else ()
     unknown = sorted(set(options) - set(known))
@@ -231,3 +251,9 @@ def _checked(name: str, options: Mapping[str, Any]) -> Chosen:
     if check is not None:
         check(**options)
     return Chosen(exporter, dict(options))
+
+
+def _known(name: str) -> Exporter:
+    if name not in EXPORTERS:
+        raise ValueError(f"unknown exporter {name!r}; choose from {', '.join(EXPORTERS)}.")
+    return EXPORTERS[name]

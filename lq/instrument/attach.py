@@ -51,6 +51,8 @@ class _Attaching:
             if (place, name) in self.rows:
                 self.rows[place, name].in_training = dict(pairs)
         self.instrument.planned = {site.index: call for call, site in self.sites.items() if not site.counter}
+        for path, operation, steps in self.plan.opened:
+            self.places[path].opened.setdefault(operation, set()).add(steps)
         device = next((p.device for p in self.target.parameters()), torch.device("cpu"))
         if device.type not in ("cpu", "meta"):
             self.state.to(device)

@@ -20,7 +20,7 @@ from lq.instrument.checkpointing import (
 )
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
-from lq.tracing.functions import TRANSPARENT
+from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 
 Body = Callable[..., Any]
 
@@ -53,12 +53,26 @@ class SiteMode(TorchFunctionMode):
             call.busy = False
 
     def _without_site(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in TRANSPARENT:
+        opened = OPENED.get(func) if func not in OPENABLE else self._opened(func, args)
+        if opened is not None:
             with self:
-                return TRANSPARENT[func](*args, **kwargs)
+                return opened(*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             args = tuple(self._inside(arg) for arg in args)
         return func(*args, **kwargs)
+
+    def _opened(self, func: Any, args: Any) -> Body | None:
+        place = self.call.place
+        if place is None or OPENABLE[func] not in place.opened:
+            return None
+        found = step_by_step(func, args)
+        planned, steps = place.opened[OPENABLE[func]], 0 if found is None else number_of_steps(func, args)
+        if found is not None and steps not in planned:
+            raise ValueError(
+                f"{place.path or 'The target'} was planned for sequences of {min(planned)} steps, and got {steps}. "
+                "Pad or cut all to one length, or leave it to float: QConfig(recurrence='float')."
+            )
+        return found
 
     def _inside(self, arg: Any) -> Any:
         """The body of an operation such as ``torch.cond`` or a compiled checkpoint, which runs without modes."""
@@ -82,6 +96,8 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
         nth = planned
     if torch.compiler.is_compiling() and not instrument.marking:  # what an activation stands behind cannot be seen
         return row.sites[nth] if nth < len(row.sites) else None
+    if instrument.rehearsing:  # with the inputs of the plan, which has seen every call
+        row.sites += [None] * (nth + 1 - len(row.sites))
     if nth < len(row.sites):
         return row.sites[nth] or row.activation
     if row.activation is None and not instrument.marking:

@@ -145,6 +145,7 @@ class Place:
         self.whole: Row | None = None  # sites that are the whole module
         self.is_root = False
         self.is_plain_leaf = False  # a layer of torch, whose forward calls no other code
+        self.opened: dict[str, set[int]] = {}  # operations of which the steps are seen, and how many those may be
 
     def sites(self) -> list[Site]:
         """All sites, each once."""

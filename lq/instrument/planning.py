@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.config.qconfig import QConfig
+from lq.config.qconfig import Named, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
 from lq.tracing import ops
 from lq.tracing.ends import Ends
+from lq.tracing.labels import Calls, is_of_torch, labels_of
 from lq.tracing.layer_calls import LAYERS
-from lq.tracing.layers import Layer, weight_of
+from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
+from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
 from lq.tracing.recording import CLOSED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
-
-Calls = Sequence[tuple[Seen, fx.Node | None]]
 
 
 class SitePlanner:
@@ -34,6 +34,7 @@ class SitePlanner:
         roundings: where values are rounded.
         qconfig: the grids.
         training: every call of a second recording, in training; empty if there is none.
+        opened: module, operation and number of steps of the calls that were recorded step by step.
     """
 
     def __init__(
@@ -44,15 +45,18 @@ class SitePlanner:
         roundings: list[Rounding],
         qconfig: QConfig,
         training: Calls = (),
+        opened: Iterable[tuple[str, str, int]] = (),
     ) -> None:
+        self.opened = tuple(dict.fromkeys(opened))
         self.target, self.layers, self.roundings, self.qconfig = target, layers, roundings, qconfig
         self.modules = dict(target.named_modules(remove_duplicate=False))
         self.by_output = {layer.last: layer for layer in layers}
+        self._calls_of_layers = _numbered(layers)
         self.ends = Ends(layers, roundings) if qconfig.keep == "ends" else None
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
         self.calls = {node: at for node, at in self._named(calls) if node is not None}
-        self._labels = {node: label for node, label in self._labelled(calls) if node is not None}
+        self._labels = labels_of(calls, self.modules)
         self.training = self._in_training(calls, training)
 
     # ---- naming -------------------------------------------------------------------------------------------------
@@ -66,12 +70,9 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation == CLOSED or not self._is_of_torch(seen.stack[-1]):
+            elif seen.operation in (CLOSED, *OPENABLE.values()) or not is_of_torch(self.modules[seen.stack[-1]]):
                 found[seen.stack[-1]] = None
-        return found
-
-    def _is_of_torch(self, path: str) -> bool:
-        return own_class(self.modules[path]).__module__.startswith(("torch.nn.", "torch.ao."))
+        return found | dict.fromkeys(path for path, _, _ in self.opened)
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -82,17 +83,6 @@ class SitePlanner:
             key = (self._place(seen), seen.operation)
             yield node, CallAt(*key, counts[key])
             counts[key] += 1
-
-    def _labelled(self, calls: Calls) -> Iterable[tuple[fx.Node | None, str]]:
-        """A name for each call that people recognise: the module that makes it, or the operation in there."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for seen, node in calls:
-            path = seen.stack[-1]
-            is_leaf = path and self._is_of_torch(path) and not any(True for _ in self.modules[path].children())
-            name = path if is_leaf else f"{path}.{seen.operation}".lstrip(".")
-            nth = counts[path, seen.operation]
-            yield node, name if nth == 0 else f"{name}_{nth}"
-            counts[path, seen.operation] += 1
 
     def _in_training(self, calls: Calls, training: Calls) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
         """Of operations that a place calls more or less often in training: which call there is which in evaluation."""
@@ -117,9 +107,8 @@ class SitePlanner:
 
     def label(self, node: fx.Node) -> str:
         """How the plan calls a value: a layer's name, or the operation in its place."""
-        layer = self.by_output.get(node)
-        if layer is not None:
-            return layer.name
+        if node in self._calls_of_layers:
+            return self._calls_of_layers[node]
         return self._labels.get(node, str(node.name))
 
     def labels(self) -> list[str]:
@@ -129,7 +118,7 @@ class SitePlanner:
 
     def sites(self) -> tuple[Sites, list[LayerPlan], tuple[TensorPlan, ...]]:
         """The plan, and the rows of layers and tensors that people read."""
-        names, slots = _unique_names(f"fq_{self.label(r.source)}" for r in self.roundings), self._slots()
+        names, slots = _unique_names(f"fq_{self._names(r)[0][0]}" for r in self.roundings), self._slots()
         firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
         specs = [self._activation_spec(self.roundings[i]) for i in firsts]
         called = list(dict.fromkeys(layer.name for layer in self.layers))  # one may be called several times
@@ -146,11 +135,13 @@ class SitePlanner:
             tuple(tensors),
             fresh,
             self.training,
+            self.opened,
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(
             TensorPlan(plan.names[slot], self.label(r.source), str(specs[slot]), r.activation)
-            for r, slot in zip(self.roundings, slots, strict=True)
+            for i, (r, slot) in enumerate(zip(self.roundings, slots, strict=True))
+            if self.qconfig.backend == "pt2e" or slot not in slots[:i]  # a recurrent layer has one for all steps
         )
         return plan, rows, tensor_rows
 
@@ -176,9 +167,21 @@ class SitePlanner:
 
     def _activation_spec(self, rounding: Rounding, kept: bool = True) -> ActivationSpec:
         kept = kept and self.ends is not None and self.ends.has(rounding)
-        layer = self.by_output.get(rounding.source)
-        name, module = (self.label(rounding.source), None) if layer is None else (layer.name, layer.module)
-        return self.qconfig.activation_spec(name, module, rounding.spec, kept)
+        first, *others = self._names(rounding)
+        return self.qconfig.activation_spec(*first, rounding.spec, kept, others)
+
+    def _names(self, rounding: Rounding) -> list[Named]:
+        """What patterns may call a rounded value: the layer or call that makes it, this call, what is absorbed."""
+        layer, labels = self.by_output.get(rounding.source), [self.label(rounding.source)]
+        if rounding.node is not rounding.source:
+            labels.append(self.label(rounding.node))
+        names: list[Named] = [(label, self.modules.get(label)) for label in labels]
+        return names if layer is None else [(layer.name, layer.module), *names]
+
+    def without_effect(self) -> list[str]:
+        """What overrides give a grid that nothing has: no weight, or no rounded value."""
+        values = [named for rounding in self.roundings for named in self._names(rounding)]
+        return self.qconfig.without_effect([(layer.name, layer.module) for layer in self.layers], values)
 
     def _layer(self, layer: Layer, quantizer: str) -> LayerAt:
         weight = weight_of(layer.node)
@@ -197,7 +200,7 @@ class SitePlanner:
         absorbed = next((r.activation for r in self.roundings if r.source is layer.last), "none")
         if absorbed != "none":
             fused = (*fused, {"relu": "ReLU", "relu6": "ReLU6"}[absorbed])
-        held = isinstance(layer.module, LAYERS[layer.kind].kind)
+        held = isinstance(layer.module, (LAYERS[layer.kind].kind, *RECURRENT_LAYERS))
         kind = own_class(layer.module).__name__ if held else layer.kind
         return LayerPlan(layer.name, kind, fused, str(at.spec))
 
@@ -237,6 +240,16 @@ class SitePlanner:
 def per_tensor(spec: Any) -> Any:
     """The same grid with one scale for all channels."""
     return replace(spec, per_channel=False)
+
+
+def _numbered(layers: Sequence[Layer]) -> dict[fx.Node, str]:
+    """The names of calls of layers; from the second call on with their number."""
+    counts: Counter[str] = Counter()
+    found = {}
+    for layer in layers:
+        counts[layer.name] += 1
+        found[layer.last] = layer.name if counts[layer.name] == 1 else f"{layer.name} ({counts[layer.name]})"
+    return found
 
 
 def _unique_names(wanted: Iterable[str]) -> list[str]:

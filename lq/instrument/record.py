@@ -16,7 +16,7 @@ from lq.core.modes import modes_kept
 from lq.instrument.classes import is_instrumented, swap, unswap
 from lq.instrument.places import Instrument, Place
 from lq.tracing.inputs import named_arguments
-from lq.tracing.recording import Recorder
+from lq.tracing.recording import Opens, Recorder
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class Recording:
     output: Any
 
 
-def record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], stubs: bool = False) -> Recording:
+def record(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    stubs: bool = False,
+    opens: Opens | None = None,
+) -> Recording:
     """Call a module once in evaluation and once in training, and note which functions it calls.
 
     Args:
@@ -42,6 +48,7 @@ def record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], st
         args: positional inputs of one call.
         kwargs: keyword inputs.
         stubs: whether to note the stubs and FloatFunctionals of a model that is annotated by hand.
+        opens: whether to note the steps of an operation in the module of a dotted name, if that is possible.
 
     Returns:
         both recordings.
@@ -56,11 +63,11 @@ def record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], st
     """
     initialize_lazy(root, args, kwargs)
     with as_it_was(root):
-        evaluation, output = _record(root.eval(), args, kwargs, stubs)
+        evaluation, output = _record(root.eval(), args, kwargs, Recorder(root, stubs, opens))
     training: Recorder | None = None
     with as_it_was(root):
         try:
-            training, _ = _record(root.train(), args, kwargs, stubs)
+            training, _ = _record(root.train(), args, kwargs, Recorder(root, stubs, opens))
         except Exception:  # detectors want targets, BatchNorm more than one sample: what is not seen is counted later
             training = None
     return Recording(evaluation, training, output)
@@ -73,9 +80,11 @@ def initialize_lazy(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             root.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
 
 
-def _record(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], stubs: bool) -> tuple[Recorder, Any]:
+def _record(
+    root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], recorder: Recorder
+) -> tuple[Recorder, Any]:
     args, kwargs = copy.deepcopy((args, dict(kwargs)))
-    recorder, instrument = Recorder(root, stubs), Instrument()
+    instrument = Instrument()
     recorder.take_inputs(named_arguments(root, args, kwargs))
     swapped: list[nn.Module] = []
     try:

@@ -71,6 +71,33 @@ def all_in_float(prepared: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def only_weights(graph: fx.GraphModule, layers: Collection[str]) -> Iterator[None]:
+    """Within the block only the weights of these layers are rounded, and no activation.
+
+    Args:
+        graph: of a prepared module; it needs no ranges.
+        layers: names of layers.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(8, 4)
+        >>> exact, graph = net(x), as_graph(prepare(net, example_args=(x,)))
+        >>> set_phase(graph, fake_quant=True, observer=False, freeze_bn=True)
+        >>> with only_weights(graph, []):
+        ...     print(torch.equal(graph(x), exact))
+        True
+        >>> with only_weights(graph, ["0"]):
+        ...     print(torch.equal(graph(x), exact))
+        False
+    """
+    active = {layer.module for layer in layers_of(graph) if layer.name in layers}
+    parts = [m for m in graph.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
+    with _off(state_of(graph), parts, []):
+        yield
+
+
+@contextmanager
 def _off(state: QATState, parts: Sequence[nn.Module], weights: Sequence[WeightQuantizer]) -> Iterator[None]:
     float_state = _FloatState(state)
     for part in parts:

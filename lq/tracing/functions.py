@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -99,25 +98,6 @@ def functions_of(name: str) -> tuple[Any, ...]:
         (True, True)
     """
     return _index().get(name, ())
-
-
-def _never(*_: Any) -> bool:
-    return False
-
-
-def _opened(function: Callable[..., Any]) -> FunctionType:
-    """A copy that never hands itself over to a mode, so that the calls that it makes are seen one by one."""
-    assert isinstance(function, FunctionType)
-    namespace = {**function.__globals__, "has_torch_function": _never}
-    opened = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
-    opened.__kwdefaults__ = function.__kwdefaults__
-    return opened
-
-
-# One call to a mode, but there are layers inside.
-TRANSPARENT: Mapping[Any, Callable[..., Any]] = {
-    F.multi_head_attention_forward: _opened(F.multi_head_attention_forward),
-}
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from lq.tracing.recording import Seen
 
 _NORM_DIMS: Mapping[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 _LAYER_MODULES: tuple[type[nn.Module], ...] = tuple(QAT_LAYERS)
+RECURRENT_LAYERS = (nn.RNNBase, nn.RNNCellBase)
 _GROUPS = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6}
 
 
@@ -106,13 +107,19 @@ class LayerFinder:
         for name, module in self.modules.items():
             if name in known:
                 continue
-            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-                reason = "recurrent layers have no quantized training; quantize them dynamically"
-                rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
+            if isinstance(module, RECURRENT_LAYERS):
+                if not any(own.startswith(f"{name}.weight_") for own in known):
+                    rows.append(LayerPlan(name, own_class(module).__name__, reason=self._why_not_recurrent(name)))
             elif isinstance(module, _LAYER_MODULES) and not any(own in known for own in (f"{name}.weight", name)):
                 reason = "it is not called; whatever reads its weight computes in float"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
         return rows
+
+    def _why_not_recurrent(self, name: str) -> str:
+        if self.qconfig.recurrence == "float":
+            return "recurrent layers compute in float unless QConfig(recurrence='int8') says otherwise"
+        reason = self.qconfig.excludes(name, self.modules[name])
+        return reason or "it is excluded, not called, called with a packed sequence, or projects its state"
 
     # ---- one call -----------------------------------------------------------------------------------------------
 
@@ -135,6 +142,8 @@ class LayerFinder:
             holder, _, last = str(weight.target).rpartition(".")
             if last == "weight" and holder:
                 return holder
+            if isinstance(self.modules[place], RECURRENT_LAYERS):  # one name for all steps
+                return str(weight.target)
         wanted = f"{place}.{recorded(node)}".lstrip(".")
         self._named[wanted] += 1
         return wanted if self._named[wanted] == 1 else f"{wanted}_{self._named[wanted] - 1}"

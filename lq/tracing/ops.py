@@ -108,6 +108,19 @@ def stays_in_range(node: fx.Node) -> bool:
     return operation_of(node) in _AVERAGES | {"cat"} or is_same_grid(node)
 
 
+def is_scaling(node: fx.Node) -> bool:
+    """Whether the node multiplies a tensor by a number, or divides it by one.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: (x * 0.5) / x).graph
+        >>> [is_scaling(node) for node in graph.nodes]
+        [False, True, False, False]
+    """
+    if operation_of(node) not in ("mul", "div") or len(node.args) != 2:
+        return False
+    return isinstance(node.args[0], fx.Node) and isinstance(node.args[1], (int, float))
+
+
 def is_cheap(node: fx.Node) -> bool:
     """Whether the node is a cheap float operation of one tensor (pooling, hardswish, ...)."""
     return operation_of(node) in CHEAP

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from lq.config.specs import ActivationSpec
 from lq.tracing import ops
+from lq.tracing.attention import Attention, is_softmax
+from lq.tracing.flow import Flow
 from lq.tracing.layers import Layer
 
 
@@ -35,8 +37,7 @@ class Rounding:
     group: int | None = None
 
 
-def _readers(node: fx.Node) -> list[fx.Node]:
-    return [user for user in node.users if not ops.reads_no_values(user)]
+_NO_ATTENTION = Attention()
 
 
 class Placement:
@@ -54,6 +55,7 @@ class Placement:
         stubs: calls of QuantStubs, whose results are quantized for all that read them.
         fuse_add: do not round a convolution that is only added to something; its kernel adds before it rounds.
         round_cheap: round behind every cheap operation between int8 layers, not only behind the last one in a row.
+        attention: the products that run in int8.
     """
 
     def __init__(
@@ -64,140 +66,78 @@ class Placement:
         stubs: Collection[fx.Node] = (),
         fuse_add: bool = False,
         round_cheap: bool = False,
+        attention: Attention = _NO_ATTENTION,
     ) -> None:
-        self.graph, self.stubs = graph, dict.fromkeys(stubs)
-        self.outputs = {layer.last: layer for layer in layers}
-        self.inputs = {layer.node: layer for layer in self.outputs.values()}
-        self.joins = {n for n in graph.nodes if ops.joined_tensors(n)} if joins is None else set(joins)
-        while joins is None and self._drop_joins():
-            pass
+        through_softmax = round_cheap and bool(attention.products)
+        self.flow = Flow(graph, layers, joins, stubs, attention.products, through_softmax)
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.unrounded = self._added_by_kernels() if fuse_add else set()
-        self.round_cheap = round_cheap
+        self.round_cheap, self.attention = round_cheap, attention
 
     def _added_by_kernels(self) -> set[fx.Node]:
         """Of every addition the last convolution that nothing else reads."""
-        found = set()
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        for node in order:
-            if node in self.joins and ops.operation_of(node) == "add":
-                terms = [n for n in ops.joined_tensors(node) or () if n in self.outputs and _readers(n) == [node]]
-                convolutions = [n for n in terms if self.outputs[n].is_convolution]
-                found |= set(sorted(convolutions, key=order.__getitem__)[-1:])
+        found, outputs = set(), self.flow.outputs
+        for node in self.order:
+            if node in self.flow.joins and ops.operation_of(node) == "add":
+                terms = [n for n in ops.joined_tensors(node) or () if n in outputs and _readers(n) == [node]]
+                convolutions = [n for n in terms if outputs[n].is_convolution]
+                found |= set(sorted(convolutions, key=self.order.__getitem__)[-1:])
         return found
 
     def sites(self) -> list[Rounding]:
         """All places, in execution order."""
-        found: dict[fx.Node, Rounding] = {}
-        for stub in self.stubs:
-            found[stub] = Rounding(stub, stub, tuple(stub.users), "none")
-        for node in (*self.outputs, *self.joins):
-            if node in self.unrounded:
-                continue
-            site = self._site(node, tuple(node.users))
-            found[site.node] = site
-        produced = self.outputs.keys() | self.joins | self.stubs.keys()
-        for reader in (*self.inputs, *self.joins):
-            for value in self._tensor_inputs(reader):
-                path = self._path(value)
-                if path[-1] in produced:
-                    continue
-                node = self._first_that_leads_to_int8(path, reader)
-                if node in found:
-                    continue
-                users = tuple(u for u in node.users if self._leads_to_int8(u))
-                site = self._site_of_float(node, users)
-                found[site.node] = site
-        for node in self._in_rows() if self.round_cheap else ():
-            found.setdefault(node, self._site_of_float(node, tuple(node.users)))
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        return sorted(found.values(), key=lambda site: order[site.node])
+        found = {site.node: site for site in self._written()}
+        for reader in self.flow.readers:
+            for value in self.flow.read_by(reader):
+                site = self._read(value, reader)
+                if site is not None:
+                    found.setdefault(site.node, site)
+        for node in self.flow.between_int8() if self.round_cheap else ():
+            found.setdefault(node, _site_of_float(node, tuple(node.users)))
+        for node in self._factors() & found.keys():
+            found[node] = replace(found[node], spec=found[node].spec or self.attention.factors)
+        return sorted(found.values(), key=lambda site: self.order[site.node])
 
-    def _in_rows(self) -> Iterable[fx.Node]:
-        """Cheap operations on the way from int8 to int8."""
-        cheap = (node for node in self.graph.nodes if ops.is_cheap(node) and ops.relu_kind(node) is None)
-        return [node for node in cheap if self._derives_from_int8(node) and self._all_lead_to_int8(node)]
+    def _written(self) -> Iterable[Rounding]:
+        """What stubs, layers and joins write."""
+        for stub in self.flow.stubs:
+            yield Rounding(stub, stub, tuple(stub.users), "none")
+        for node in (*self.flow.outputs, *self.flow.joins):
+            if node not in self.unrounded:
+                yield _site(node, tuple(node.users))
 
-    def _site(self, node: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
-        if len(users) == 1:
-            relu = ops.relu_kind(users[0])
-            if relu:
-                return Rounding(users[0], node, tuple(users[0].users), relu, owned=True)
-        return Rounding(node, node, users, "none", owned=True)
+    def _read(self, value: fx.Node, reader: fx.Node) -> Rounding | None:
+        """Where a value is rounded that was computed in float."""
+        path = self.flow.path(value)
+        if self.flow.is_written(path[-1]):
+            return None
+        if reader in self.flow.products and is_softmax(path[-1]):
+            # In front of the dropout that training has there, and so for all readers: the range ends at 1.
+            return Rounding(path[-1], path[-1], tuple(path[-1].users), "none", spec=self.attention.probabilities)
+        node = self.flow.first_that_leads_to_int8(path, reader)
+        return _site_of_float(node, tuple(user for user in node.users if self.flow.leads_to_int8(user)))
 
-    def _site_of_float(self, source: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
-        relu = ops.relu_kind(source)
-        feeding = source.args[0] if relu else None
-        if relu and isinstance(feeding, fx.Node) and len(feeding.users) == 1 and len(users) == len(source.users):
-            return Rounding(source, feeding, users, relu)
-        return Rounding(source, source, users, "none")
+    def _factors(self) -> set[fx.Node]:
+        """All on the ways from where a factor of a product is computed."""
+        values = (value for product in self.flow.products for value in self.flow.read_by(product))
+        return {node for value in values for node in self.flow.path(value)}
 
-    def _tensor_inputs(self, reader: fx.Node) -> list[fx.Node]:
-        if reader in self.joins:
-            return ops.joined_tensors(reader) or [n for n in reader.args if isinstance(n, fx.Node)]
-        return [self.inputs[reader].input]
 
-    def _same_grid(self, node: fx.Node) -> bool:
-        if ops.is_same_grid(node):
-            return True
-        return ops.relu_kind(node) == "relu"
+def _readers(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if not ops.reads_no_values(user)]
 
-    def _first_that_leads_to_int8(self, path: list[fx.Node], reader: fx.Node) -> fx.Node:
-        """As near to the source as possible, but behind the last fork that something in float reads too."""
-        steps = list(zip(path, (reader, *path), strict=False))
-        return next(node for node, user in reversed(steps) if self._leads_to_int8(user))
 
-    def _path(self, node: fx.Node) -> list[fx.Node]:
-        """From ``node`` back to where its values were computed, past flattening, pooling maxima, and so on."""
-        path = [node]
-        while node not in self.outputs and node not in self.joins and node not in self.stubs:
-            parent = node.args[0] if node.args else None
-            absorbed = isinstance(parent, fx.Node) and parent in (self.outputs.keys() | self.joins)
-            is_relu = ops.relu_kind(node) is not None
-            if not isinstance(parent, fx.Node):
-                break
-            if absorbed and is_relu and len(parent.users) == 1:
-                return [*path, parent]
-            if not ops.is_same_grid(node) and not (is_relu and self._on_grid(node)):
-                break
-            node = parent
-            path.append(node)
-        return path
+def _site(node: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
+    if len(users) == 1:
+        relu = ops.relu_kind(users[0])
+        if relu:
+            return Rounding(users[0], node, tuple(users[0].users), relu, owned=True)
+    return Rounding(node, node, users, "none", owned=True)
 
-    def _on_grid(self, relu: fx.Node) -> bool:
-        """Whether a ReLU that was not absorbed reads values that are quantized already."""
-        parent = relu.args[0]
-        if ops.relu_kind(relu) != "relu" or not isinstance(parent, fx.Node):
-            return False
-        source = self._path(parent)[-1]
-        return source in self.outputs or source in self.joins or source in self.stubs
 
-    def _drop_joins(self) -> bool:
-        """Drop joins that cannot run in int8; true if any was dropped."""
-        dropped = {
-            node
-            for node in self.joins
-            if not all(self._derives_from_int8(n) for n in ops.joined_tensors(node) or ())
-            or not self._all_lead_to_int8(node)
-        }
-        self.joins -= dropped
-        return bool(dropped)
-
-    def _derives_from_int8(self, node: fx.Node) -> bool:
-        while True:
-            if node in self.outputs or node in self.joins:
-                return True
-            passes = self._same_grid(node) or ops.is_cheap(node) or ops.relu_kind(node)
-            parent = node.args[0] if node.args else None
-            if not passes or not isinstance(parent, fx.Node):
-                return False
-            node = parent
-
-    def _leads_to_int8(self, user: fx.Node) -> bool:
-        if user in self.inputs or user in self.joins:
-            return True
-        passes = self._same_grid(user) or ops.is_cheap(user) or ops.relu_kind(user)
-        return bool(passes) and self._all_lead_to_int8(user)
-
-    def _all_lead_to_int8(self, node: fx.Node) -> bool:
-        users = [user for user in node.users if not ops.reads_no_values(user)]
-        return bool(users) and all(self._leads_to_int8(user) for user in users)
+def _site_of_float(source: fx.Node, users: tuple[fx.Node, ...]) -> Rounding:
+    relu = ops.relu_kind(source)
+    feeding = source.args[0] if relu else None
+    if relu and isinstance(feeding, fx.Node) and len(feeding.users) == 1 and len(users) == len(source.users):
+        return Rounding(source, feeding, users, relu)
+    return Rounding(source, source, users, "none")

@@ -43,7 +43,7 @@ class ProductPlan:
         kind: the operation.
         work: multiply-accumulates.
         line: the user's line.
-        reason: why it computes in float.
+        reason: why it computes in float; "" if it is one of integers.
     """
 
     name: str
@@ -106,8 +106,9 @@ class Plan:
 
     @property
     def share(self) -> float | None:
-        """Share of the multiply-accumulates that int8 layers do, in [0, 1]; ``None`` if nobody has counted them."""
-        return sum(row.work for row in self.quantized) / self.work if self.work else None
+        """Share of the multiply-accumulates that are done in int8, in [0, 1]; ``None`` if nobody has counted them."""
+        done = sum(row.work for row in self.quantized) + sum(row.work for row in self.int8_products)
+        return done / self.work if self.work else None
 
     @property
     def warning(self) -> str | None:
@@ -129,8 +130,13 @@ class Plan:
     def in_float(self) -> tuple[LayerPlan | ProductPlan, ...]:
         """What does its work in float, the largest part first."""
         rows: list[LayerPlan | ProductPlan] = [row for row in self.layers if row.weight is None and row.work]
-        rows += self.products
+        rows += [row for row in self.products if row.reason]
         return tuple(sorted(rows, key=lambda row: -row.work))
+
+    @property
+    def int8_products(self) -> tuple[ProductPlan, ...]:
+        """The products of two activations that are quantized."""
+        return tuple(row for row in self.products if not row.reason)
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
@@ -153,9 +159,10 @@ class Plan:
     def summary(self) -> str:
         """One line."""
         share = "" if self.share is None else f", {self.share:.0%} of the work"
+        products = f" and {len(self.int8_products)} products of attention" if self.int8_products else ""
         return (
-            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers quantized"
-            f"{share}, {len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
+            f"{self.model}, qconfig {self.qconfig}: {len(self.quantized)} of {len(self.layers)} layers{products} "
+            f"quantized{share}, {len(self.tensors)} fake quantizers, other operations in float: {len(self.float_ops)}"
         )
 
     def __str__(self) -> str:
@@ -164,6 +171,7 @@ class Plan:
         for layer in self.layers:
             what = " + ".join((layer.kind, *layer.fused))
             rows.append(f"  {layer.name:<{width}}  {what}  " + _state(layer))
+        rows += [f"  {row.name}  {row.kind} of two activations" for row in self.int8_products]
         for tensor in self.tensors:
             absorbs = "" if tensor.absorbs == "none" else f", absorbs {tensor.absorbs}"
             rows.append(f"  fake quantizer {tensor.name} behind {tensor.after}: {tensor.grid}{absorbs}")

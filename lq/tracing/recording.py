@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from lq.compat.torch_private import tree_leaves, without_torch_functions
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
-from lq.tracing.functions import TRANSPARENT, is_frozen_batch_norm, operation, writes
+from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
 from lq.tracing.memory import address, may_give_its_input, views_of
+from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.structure import tensors_of
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
@@ -28,6 +29,9 @@ from lq.tracing.work import multiply_accumulates
 LEAF = "lq_leaf"  # of a call that is all that a module of torch does: the name of that module
 TENSOR = "lq_tensor"  # of a tensor of which nobody saw how it was made: itself
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
+
+
+Opens = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,12 @@ class Recorder(TorchFunctionMode):
     Args:
         root: the module; its parameters and buffers are constants of the graph.
         stubs: whether stubs and FloatFunctionals count, see :mod:`lq.tracing.stubs`.
+        opens: whether an operation in the module of a dotted name is recorded step by step, if that is possible.
     """
 
-    def __init__(self, root: nn.Module, stubs: bool = False) -> None:
+    def __init__(self, root: nn.Module, stubs: bool = False, opens: Opens | None = None) -> None:
         super().__init__()
-        self.graph, self.root, self.stubs = fx.Graph(), root, stubs
+        self.graph, self.root, self.stubs, self.opens = fx.Graph(), root, stubs, opens
         self.stack: list[str] = []
         self._nodes: dict[int, fx.Node] = {}
         self._memory: dict[int, list[Tensor]] = {}
@@ -82,6 +87,7 @@ class Recorder(TorchFunctionMode):
         self._plain_leaf: list[bool] = []
         self.calls: list[tuple[Seen, fx.Node | None]] = []
         self.unknown: list[str] = []
+        self.opened: list[tuple[str, str, int]] = []  # module, operation and steps of calls recorded step by step
 
     # ---- modules ------------------------------------------------------------------------------------------------
 
@@ -178,12 +184,22 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in TRANSPARENT:
+        opened = self._opened(func, args)
+        if opened is not None:
             with self:
-                return TRANSPARENT[func](*args, **kwargs)
+                return opened(*args, **kwargs)
         out = func(*args, **kwargs)
         self._note(func, args, kwargs, out)
         return out
+
+    def _opened(self, func: Any, args: Any) -> Callable[..., Any] | None:
+        if func not in OPENABLE or self.opens is None or not self.stack:
+            return OPENED.get(func)
+        found = step_by_step(func, args)
+        if found is None or not self.opens(self.stack[-1], OPENABLE[func]):
+            return None
+        self.opened.append((self.stack[-1], OPENABLE[func], number_of_steps(func, args)))
+        return found
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False) -> None:
         name = operation(func)

@@ -87,6 +87,8 @@ class Sites:
         fresh: joins that were written in place, and make a new tensor instead.
         training: for places whose calls differ in training: operation, and pairs of the nth call in training and the
             one in evaluation that it is.
+        opened: places, and the operations, such as attention, that are computed step by step there; of a recurrent
+            one the number of steps, else 0.
     """
 
     places: tuple[str, ...]
@@ -97,6 +99,7 @@ class Sites:
     tensors: tuple[TensorAt, ...]
     fresh: tuple[CallAt, ...] = ()
     training: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = ()
+    opened: tuple[tuple[str, str, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data.
@@ -145,6 +148,7 @@ class Sites:
             tensors,
             tuple(CallAt(**call) for call in plain["fresh"]),
             training,
+            tuple((place, name, steps) for place, name, steps in plain["opened"]),
         )
 
 

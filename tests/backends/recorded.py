@@ -10,6 +10,7 @@ from torch import nn
 from lq.backends.base import Recorded
 from lq.config.qconfig import QConfig
 from lq.instrument.record import record
+from lq.tracing.labels import labels_of
 from lq.tracing.layers import LayerFinder
 
 
@@ -22,5 +23,6 @@ def recorded(
 ) -> Recorded:
     """Record a call with these inputs."""
     qconfig, named = qconfig or QConfig(), dict(kwargs or {})
-    graph = record(net, args, named, stubs).evaluation.graph
-    return Recorded(net, graph, qconfig, LayerFinder(graph, net, qconfig), (args, named))
+    recorder = record(net, args, named, stubs).evaluation
+    graph, labels = recorder.graph, labels_of(recorder.calls, dict(net.named_modules(remove_duplicate=False)))
+    return Recorded(net, graph, qconfig, LayerFinder(graph, net, qconfig), labels, (args, named))

@@ -72,3 +72,16 @@ def test_at_eight_bits_nothing_is_asked(fit: Fit) -> None:
     fit(fitted(fit), plain, max_epochs=1)
     assert plain.deployment is not None
     assert "ptq" not in plain.deployment.results
+
+
+def test_weights_of_few_bits_alone_are_enough_to_evaluate_what_training_starts_from(fit: Fit, tmp_path: Path) -> None:
+    module = fitted(fit)
+    module.lr = 50.0
+    few = QConfig(weight=WeightSpec(-3, 3), keep="nothing")
+    schedule = QATSchedule(lr=1.0)
+    spoilt = QATCallback(qconfig=few, schedule=schedule, export_dir=str(tmp_path / "a"), monitor="val_loss", mode="min")
+    with pytest.warns(UserWarning, match=r"QAT ended with val_loss .* had .*, which is delivered"):
+        fit(module, spoilt, max_epochs=2)
+    assert spoilt.deployment is not None
+    assert "ptq" in spoilt.deployment.results
+    assert read_manifest(tmp_path / "a")["weights"] == UNTRAINED

@@ -15,6 +15,7 @@ from lq.config.presets import PRESETS
 from lq.config.qconfig import QConfig
 from lq.conversion.convert import convert
 from lq.conversion.int8 import Int8Layer
+from lq.conversion.reference import reference
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 
@@ -216,3 +217,25 @@ def test_what_was_trained_is_what_is_deployed(preset: str, act: type[nn.Module],
     assert (fake.argmax(1) == real.argmax(1)).float().mean() >= 0.995
     # Left are ties that round to either side; qnnpack makes many more of them (bias and scale rounded once more).
     assert sqnr(fake, real) >= (32 if preset == "qnnpack" else 40)
+
+
+class OneWeightTwoStrides(nn.Module):
+    """Two convolutions of one weight, and two calls of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.conv(x)
+        y = F.conv2d(x, self.conv.weight, self.conv.bias, stride=2)
+        return self.head(self.head(wide.mean((2, 3)) + y.mean((2, 3))))
+
+
+def test_calls_of_one_weight_are_one_kernel_only_if_they_are_the_same():
+    x = torch.randn(4, 1, 8, 8)
+    prepared = prepare(OneWeightTwoStrides(), example_args=(x,))
+    calibrate(prepared, [x], show_progress=False)
+    int8 = convert(prepared)
+    assert torch.allclose(int8(x), prepared.eval()(x), atol=0.02)  # a step of its output
+    assert torch.allclose(reference(prepared)(x), prepared(x), atol=0.02)

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.backends.test_convert import BODIES, Net
-from tests.backends.test_int8 import LAYERS
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
@@ -19,6 +17,8 @@ from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.conversion.reference import ReferenceLayer, reference
 from lq.ptq import calibrate
+from tests.conversion.test_convert import BODIES, Net
+from tests.conversion.test_int8 import LAYERS
 
 
 def calibrated(net: nn.Module, x: Tensor, qconfig: QConfig | str = "portable") -> nn.Module:

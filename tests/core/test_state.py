@@ -413,3 +413,19 @@ def test_a_nan_batch_is_counted_and_not_in_the_histogram():
     state.update()
     assert state.nonfinite.tolist() == [0, 1, 0, 1]
     assert state.qparams() == expected
+
+
+def test_a_fixed_range_is_there_from_the_start_and_stays():
+    fixed = [ActivationSpec(fixed_range=(0.0, 1.0), observer="histogram"), ActivationSpec(observer="histogram")]
+    state = QATState(["fixed", "seen"], fixed, ["none", "none"])
+    state.observer = state.fake_quant = True
+    assert state.observed() == [False]
+    feed(state, [torch.linspace(-5, 5, 100), torch.linspace(0, 4, 100)])
+    assert state.observed() == [True]
+    assert (float(state.min_val[0]), float(state.max_val[0])) == (0.0, 1.0)
+    scale, zero_point = state.scale_zero_point()
+    assert (float(scale[0]), float(zero_point[0])) == (pytest.approx(1 / 255), 0.0)
+    assert float(scale[1]) == pytest.approx(4 / 255, rel=0.05)
+    state.observe_by("minmax")
+    assert state.observed() == [False]
+    assert float(state.max_val[0]) == 1.0

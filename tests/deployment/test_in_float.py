@@ -104,6 +104,15 @@ def test_notes(info: dict[str, Any], expected: list[str]) -> None:
     assert float_notes(plan(a=20, b=10, fa=0), {"x": info}) == expected
 
 
+def test_an_attention_in_float_is_two_products_of_a_runtime() -> None:
+    row = ProductPlan("attention", "scaled_dot_product_attention", 10, "", "in float")
+    rows = (LayerPlan("a", "Linear", weight="int8", work=10),)
+    info = {"x": {"float_layers": ["node_1 (FusedMatMul)", "node_2 (MatMul)"]}}
+    assert float_notes(Plan("Net", "portable", rows, (), products=(row,)), info) == []
+    info["x"]["float_layers"].append("node_3 (MatMul)")
+    assert len(float_notes(Plan("Net", "portable", rows, (), products=(row,)), info)) == 1
+
+
 def test_long_lists_are_cut() -> None:
     rows = {f"a{i}": 1 for i in range(8)}
     (note,) = float_notes(plan(**rows), {"x": {"float_layers": list(rows)}})

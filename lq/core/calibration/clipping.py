@@ -70,7 +70,7 @@ class ClippedRanges(HistogramBank):
 
 def needs_histogram(spec: ActivationSpec) -> bool:
     """Whether the observer of ``spec`` works on a histogram."""
-    return spec.observer in SEARCHES or spec.observer == "percentile"
+    return spec.fixed_range is None and (spec.observer in SEARCHES or spec.observer == "percentile")
 
 
 # One operation to torch.compile, which would otherwise compile the search for minutes to run it once in a while.

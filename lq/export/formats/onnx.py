@@ -26,13 +26,14 @@ from lq.compat.torch_private import quiet_export
 from lq.export.artifact.files import write_file
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
-from lq.export.formats.onnx_graph import align_channels, tidy
+from lq.export.formats.low_bits import lowest_bits
+from lq.export.formats.onnx_graph import align_channels, pack_weights, tidy
 from lq.export.formats.program import export_program
 from lq.tracing.structure import Inputs
 
 FILE = "int8.onnx"
 TENSORRT_FILE = "int8.tensorrt.onnx"
-OPSET = 20
+OPSET, OPSET_OF_INT4 = 20, 21
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 
 _INT8_KERNELS = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "MatMulInteger", "ConvInteger")
@@ -47,18 +48,20 @@ class Written:
     dynamic: bool
 
 
-def check_options(opset: int = OPSET) -> None:
+def check_options(opset: int | None = None) -> None:
     """Check the options of the exporters.
 
     Raises:
         TypeError: if it is no whole number.
         ValueError: if it is too old or unknown.
     """
+    if opset is None:
+        return
     check_integer("opset", opset, OPSET)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ValueError(
             f"opset={opset} must be from {OLDEST_OPSET} (the oldest that torch.onnx writes) to {NEWEST_OPSET}; "
-            f"leave it out for {OPSET}."
+            f"leave it out for {OPSET}, and {OPSET_OF_INT4} where weights have four bits or fewer."
         )
 
 
@@ -82,7 +85,7 @@ def write(
     path: Path,
     opset: int = OPSET,
     *,
-    aligned: bool = False,
+    for_onnxruntime: bool = False,
     dynamic: bool = True,
 ) -> Written:
     """Write a QDQ file.
@@ -92,7 +95,7 @@ def write(
         example: inputs of one call, on the CPU.
         path: where to.
         opset: version of the ONNX operators.
-        aligned: whether a first layer gets channels in fours, which ONNX Runtime likes.
+        for_onnxruntime: whether a first layer gets channels in fours, and weights of four bits are stored as such.
         dynamic: let the batch be any, where the model does.
 
     Returns:
@@ -107,8 +110,10 @@ def write(
     program, any_batch = export_program(prepared, example, dynamic=dynamic)
     model = _model_of(program, opset)
     tidy(model, any_batch)
-    if aligned:
+    if for_onnxruntime:
         align_channels(model)
+    if for_onnxruntime and opset >= OPSET_OF_INT4:
+        pack_weights(model)
     write_file(path, model.SerializeToString())
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -129,17 +134,24 @@ def _model_of(program: ExportedProgram, opset: int) -> Any:
     return made.model_proto
 
 
-def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
+def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None) -> dict[str, Any]:
     """Write ``int8.onnx``; its first layer takes channels in fours (:func:`.onnx_graph.align_channels`).
+
+    Weights of four bits and fewer are stored in four (:func:`.onnx_graph.pack_weights`), unless the opset is
+    too old for that.
 
     Returns:
         opset, whether the batch is dynamic, and what ONNX Runtime makes of the graph on this machine.
     """
-    made = write(prepared, example, directory / FILE, opset, aligned=True)
+    if opset is None:
+        opset = OPSET_OF_INT4 if lowest_bits(prepared) <= 4 else OPSET
+    made = write(prepared, example, directory / FILE, opset, for_onnxruntime=True)
     return {"opset": opset, "dynamic_batch": made.dynamic, **_kernels(made.path)}
 
 
-def export_tensorrt(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int = OPSET) -> dict[str, Any]:
+def export_tensorrt(
+    prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None
+) -> dict[str, Any]:
     """Write ``int8.tensorrt.onnx``: symmetric int8 everywhere, zero points 0.
 
     Returns:
@@ -149,6 +161,7 @@ def export_tensorrt(prepared: fx.GraphModule, example: Inputs, directory: Path, 
         ValueError: as in :func:`check_symmetric`.
     """
     check_symmetric(prepared)
+    opset = OPSET if opset is None else opset
     made = write(prepared, example, directory / TENSORRT_FILE, opset)
     return {"opset": opset, "dynamic_batch": made.dynamic}
 

@@ -27,6 +27,7 @@ from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.program_check import check_program
 from lq.export.artifact.signature import Signature, in_order
 from lq.export.formats.libraries import import_libraries, libraries_of
+from lq.export.formats.low_bits import stored_archive
 from lq.export.formats.program import export_program
 from lq.fields import Field
 from lq.tracing.structure import Inputs
@@ -44,7 +45,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     forget_example_inputs(program)  # a batch of images would be most of the file
     content = io.BytesIO()
     torch.export.save(program, content)
-    write_file(directory / FILE, content.getbuffer())
+    write_file(directory / FILE, stored_archive(content, prepared))
     args, kwargs = in_order(prepared, example)
     libraries = libraries_of(program)
     return {"dynamic_batch": dynamic, "positional": len(args), "named": list(kwargs), "libraries": libraries}

@@ -26,10 +26,12 @@ from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.program_check import read_archive
 from lq.export.artifact.signature import Signature, in_order, smallest_call
 from lq.export.formats.libraries import import_libraries, libraries_of
+from lq.export.formats.low_bits import stored_archive
 from lq.fields import Field
 from lq.tracing.structure import Flattener, Inputs, restore, tensors_of
 
 FILE = "int8.pt"
+_NO_KERNEL = "PyTorch multiplies two activations in float"  # so does torch.ops.quantized.matmul of 2.14, inside
 
 _MORE_THAN_COMPUTES = re.compile(
     r"def\s+__(?:setstate|getstate|init)__|\b(?:from_file|save|load|_?fork|rpc_\w+|file_\w+|Open|Load|Save)\s*\(|ops\.(?:image|video)\.\w+"
@@ -95,7 +97,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         in int8 also why.
     """
     int8 = convert(prepared)
-    reasons = in_float(int8)
+    reasons = in_float(int8) | {row.name: _NO_KERNEL for row in plan_of(prepared).int8_products}
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
         sample = smallest_call(prepared, example)
         flat = not _has_type(int8(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1])))
@@ -103,7 +105,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     content = io.BytesIO()
     with quiet_torchscript():
         torch.jit.save(scripted, content)
-    write_file(directory / FILE, content.getbuffer())
+    write_file(directory / FILE, stored_archive(content, prepared))
     return {
         "engine": qconfig_of(prepared).resolved_engine,
         "arguments": list(tensor_inputs(int8, *sample)[1]),

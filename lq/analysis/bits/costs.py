@@ -1,0 +1,104 @@
+"""What a choice of bits costs, in the unit of the budget and in bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget, written
+from lq.analysis.bits.layers import FLOAT, LayerChoices, LayerOption
+from lq.conversion.reference import ReferenceLayer, reference
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What options cost in the unit of a budget, and what is known of the whole.
+
+    Args:
+        budget: what limits them.
+        layers: and their options.
+        rest: bytes of the deployed model besides them.
+        in_float: bytes of the float model.
+    """
+
+    budget: Budget
+    layers: Sequence[LayerChoices]
+    rest: int
+    in_float: int
+
+    def of(self, layer: LayerChoices, option: LayerOption) -> int:
+        """Bits of weights, or bytes of the file."""
+        return layer.weights * option.stored if self.budget.kind == EFFECTIVE_BITS else option.bytes
+
+    @property
+    def weights(self) -> int:
+        """How many the layers have."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def capacity(self) -> int:
+        """What is left for the layers."""
+        if self.budget.kind == EFFECTIVE_BITS:
+            return math.floor(self.budget.amount * self.weights + 1e-6)
+        return math.floor(self.budget.amount + 1e-6) - self.rest  # 0.3 MB are 299999.99999999994 bytes
+
+    def size(self, picks: Sequence[int]) -> int:
+        """Bytes of the deployed model."""
+        return self.rest + sum(layer.options[pick].bytes for layer, pick in zip(self.layers, picks, strict=True))
+
+    def effective_bits(self, picks: Sequence[int]) -> float:
+        """Stored bits of a weight, in the mean."""
+        stored = sum(layer.weights * layer.options[p].stored for layer, p in zip(self.layers, picks, strict=True))
+        return stored / self.weights
+
+    def check(self) -> None:
+        """Refuse budgets that leave no choice, and say which do."""
+        every = [[self.of(layer, option) for option in layer.options] for layer in self.layers]
+        least, most = sum(map(min, every)), sum(map(max, every))
+        possible = f"it can be from {self._at_least(least)} to {self._at_least(most)}"
+        if self.capacity < least:
+            raise ValueError(f"budget {self.budget} is less than the widths allow: {possible}. Or allow fewer bits.")
+        whole = FLOAT if self.budget.kind == EFFECTIVE_BITS else self.in_float
+        if self.budget.amount >= whole:
+            raise ValueError(
+                f"budget {self.budget} is no limit: the float model has {written(self.budget.kind, whole)}; {possible}."
+            )
+
+    def _at_least(self, cost: int) -> str:
+        """A budget with few digits that allows this."""
+        if self.budget.kind == EFFECTIVE_BITS:
+            return written(self.budget.kind, -(-1000 * cost // self.weights) / 1000)
+        bytes_ = cost + self.rest
+        step = 10 ** max(len(str(bytes_)) - 4, 0)
+        return written(self.budget.kind, -(-bytes_ // step) * step)
+
+
+def bytes_of_the_rest(graph: fx.GraphModule) -> int:
+    """What the deployed model holds besides quantized weights and their scales: biases, and what stays in float.
+
+    Args:
+        graph: a prepared graph with ranges.
+    """
+    deployed = reference(graph)
+    apart = {
+        id(tensor)
+        for layer in deployed.modules()
+        if isinstance(layer, ReferenceLayer)
+        for tensor in (layer.weight, layer.weight_scale, layer.weight_zero_point)
+    }
+    tensors = {id(t): t for t in (*deployed.parameters(), *deployed.buffers()) if id(t) not in apart}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def float_bytes(model: nn.Module) -> int:
+    """Parameters and buffers of the float model.
+
+    Example:
+        >>> float_bytes(nn.Linear(4, 2))
+        40
+    """
+    tensors: dict[int, Tensor] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,0 +1,147 @@
+"""With which bits the weight of each layer can be stored, and what that takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from lq.backends.prepare import plan_of, prepare
+from lq.config.presets import PRESETS
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import WeightSpec
+from lq.export.exporters import stored_bits
+from lq.ptq.layers import layers_of
+from lq.tracing.structure import Inputs
+
+FLOAT = 32
+_LEAST, _MOST = 2, 8
+
+
+@dataclass(frozen=True)
+class LayerOption:
+    """One way to store the weight of a layer.
+
+    Args:
+        width: what was asked for; 32 is float.
+        spec: the grid; ``None`` in float.
+        stored: bits of each weight in the file.
+        bytes: of weight and scales there.
+    """
+
+    width: int
+    spec: WeightSpec | None
+    stored: int
+    bytes: int
+
+    @property
+    def label(self) -> str:
+        """The grid in words."""
+        return "float" if self.spec is None else str(self.spec)
+
+
+@dataclass(frozen=True)
+class LayerChoices:
+    """A layer and its options, each another grid, in the order of their widths.
+
+    Args:
+        name: of the layer.
+        weights: how many it has.
+        options: one if the qconfig says how many bits it has.
+    """
+
+    name: str
+    weights: int
+    options: tuple[LayerOption, ...]
+
+    def at(self, width: int) -> int:
+        """Index of the option that a width means: the one with the most bits up to it, or else the first."""
+        fitting = [index for index, option in enumerate(self.options) if option.width <= width]
+        return fitting[-1] if fitting else 0
+
+
+def weight_grid(qconfig: QConfig, width: int) -> WeightSpec:
+    """The grid of all weights at a width, which is at most that of the preset; other settings are the qconfig's.
+
+    Example:
+        >>> weight_grid(QConfig(weight=WeightSpec(observer="mse")), 4).as_given()
+        {'quant_min': -7, 'quant_max': 7, 'observer': 'mse'}
+        >>> weight_grid(QConfig("portable"), 8).quant_max
+        63
+    """
+    largest = min(2 ** (width - 1) - 1, PRESETS[qconfig.preset].weight.quant_max)
+    given = {} if qconfig.weight is None else qconfig.weight.as_given()
+    return WeightSpec(**{**given, "quant_min": -largest, "quant_max": largest})
+
+
+def at_width(qconfig: QConfig, width: int) -> QConfig:
+    """The qconfig with all weights at a width, but for what it keeps or overrides."""
+    return replace(qconfig, weight=weight_grid(qconfig, width))
+
+
+def override_of(option: LayerOption) -> LayerQConfig:
+    """What gives a layer the integers of an option."""
+    assert option.spec is not None
+    return LayerQConfig(weight=WeightSpec(option.spec.quant_min, option.spec.quant_max))
+
+
+def grids_of(
+    model: nn.Module, qconfig: QConfig, widths: Sequence[int], example: Inputs
+) -> dict[int, dict[str, WeightSpec]]:
+    """The grid of every layer at each width, as a plan has it, and at the smallest and the largest of all.
+
+    Args:
+        model: in float; copies of it are prepared.
+        qconfig: says what is quantized, kept and overridden.
+        widths: of which those up to 8 have grids.
+        example: inputs of one call.
+
+    Returns:
+        grids by width and by the name of the layer.
+    """
+    found = {}
+    for width in sorted({_LEAST, _MOST, *widths} - {FLOAT}):
+        prepared = prepare(copy.deepcopy(model), at_width(qconfig, width), *copy.deepcopy(example))
+        sites = plan_of(prepared).sites
+        assert sites is not None
+        found[width] = {layer.name: layer.spec for layer in sites.layers}
+    return found
+
+
+def layer_choices(
+    graph: fx.GraphModule,
+    grids: Mapping[int, Mapping[str, WeightSpec]],
+    widths: Sequence[int],
+    exporters: Sequence[str],
+) -> list[LayerChoices]:
+    """The options of every layer of a prepared graph.
+
+    Args:
+        graph: with ranges.
+        grids: the grids of the layers at each width, from :func:`grids_of`.
+        widths: in ascending order; 32 is float.
+        exporters: whose files are stored; the largest counts.
+
+    Returns:
+        the layers, in execution order.
+    """
+    found = []
+    for layer in layers_of(graph):
+        count, channels = layer.module.weight.numel(), layer.module.weight.shape[layer.module.channel_axis]
+        options: list[LayerOption] = []
+        for width in widths:
+            if width == FLOAT:
+                continue
+            spec = grids[width][layer.name]
+            stored, scales = stored_bits(spec.bits, exporters), channels if spec.per_channel else 1
+            if options and options[-1].stored == stored:
+                options.pop()  # the same bytes for more bits, or the very same grid
+            options.append(LayerOption(width, spec, stored, -(-count * stored // 8) + 4 * scales))
+        is_fixed = len({of_layers[layer.name] for of_layers in grids.values()}) == 1  # it is kept or overridden
+        if FLOAT in widths and not is_fixed:
+            unfolded = 3 * channels if layer.norm is not None else 0  # four vectors of a BatchNorm in place of a bias
+            options.append(LayerOption(FLOAT, None, FLOAT, 4 * (count + unfolded)))
+        found.append(LayerChoices(layer.name, count, tuple(options)))
+    return found

@@ -1,0 +1,116 @@
+"""What rounding the weight of one layer does to the output, all else in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from lq.analysis.tensors import evaluating, finite_output
+from lq.config.specs import WeightSpec
+from lq.core.distillation import distillation_loss, is_class_scores
+from lq.core.weight_quantizer import WeightQuantizer
+from lq.ptq.batches import Call
+from lq.ptq.layers import QuantizedLayer, layers_of
+from lq.ptq.switch import only_weights
+
+KL, NOISE = "KL divergence", "noise/signal"
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Outputs of the float model, and whether they score classes."""
+
+    outputs: Sequence[Tensor]
+    scores: bool
+
+
+class WeightLoss:
+    """The loss of a prepared graph whose weights are rounded in part.
+
+    Where the labels of all batches are classes, it is the Kullback-Leibler divergence of the class scores from those of
+    the float model; for anything else the power of the noise in the output over that of the signal.
+
+    Args:
+        graph: prepared.
+        batches: the data; they are kept.
+        call: how to run one.
+        target_fn: batch -> labels, or ``None``.
+        advance: is called behind every batch.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        batches: Sequence[Any],
+        call: Call,
+        target_fn: Callable[[Any], Any],
+        advance: Callable[[], None],
+    ) -> None:
+        self.graph, self.batches, self.call, self.advance = graph, batches, call, advance
+        self.layers = {layer.name: layer for layer in layers_of(graph)}
+        with only_weights(graph, []):
+            outputs = self._outputs()
+        labels = [target_fn(batch) for batch in batches]
+        scores = all(is_class_scores(out, label) for out, label in zip(outputs, labels, strict=True))
+        self.reference = _Reference(outputs, scores)
+
+    @property
+    def name(self) -> str:
+        """What the loss is."""
+        return KL if self.reference.scores else NOISE
+
+    def of(self, grids: Mapping[str, WeightSpec]) -> float:
+        """The loss with the weights of these layers on these grids.
+
+        Example:
+            >>> import torch
+            >>> from lq.conversion.graph import as_graph
+            >>> from lq.backends.prepare import prepare
+            >>> from lq.ptq.batches import run_batch
+            >>> x = torch.randn(64, 4)
+            >>> graph = as_graph(prepare(torch.nn.Sequential(torch.nn.Linear(4, 8)), example_args=(x,)))
+            >>> loss = WeightLoss(graph, [x], run_batch, lambda batch: None, lambda: None)
+            >>> loss.name, loss.of({"0": WeightSpec(-7, 7)}) > loss.of({"0": WeightSpec(-127, 127)}) > loss.of({})
+            ('noise/signal', True)
+        """
+        with only_weights(self.graph, list(grids)), _on_grids(self.layers, grids):
+            outputs = self._outputs()
+        pairs = list(zip(outputs, self.reference.outputs, strict=True))
+        if self.reference.scores:
+            divergences = [float(distillation_loss(ours, exact, 1.0)) * len(exact) for ours, exact in pairs]
+            return sum(divergences) / sum(len(exact) for _, exact in pairs)
+        noise = sum(_power(ours - exact) for ours, exact in pairs)
+        signal = sum(_power(exact) for _, exact in pairs)
+        return noise / signal if signal else noise
+
+    def _outputs(self) -> list[Tensor]:
+        found = []
+        with evaluating(self.graph):
+            for batch in self.batches:
+                found.append(finite_output(self.call(self.graph, batch), "auto_bits").float().clone())
+                self.advance()
+        return found
+
+
+def _power(values: Tensor) -> float:
+    return float(values.double().square().sum())
+
+
+@contextmanager
+def _on_grids(layers: Mapping[str, QuantizedLayer], grids: Mapping[str, WeightSpec]) -> Iterator[None]:
+    """Within the block these layers have these grids, their scales observed."""
+    changed = [(layers[name].module, replace(spec, learned_scale=False)) for name, spec in grids.items()]
+    before = [(module, module.weight_spec, module.quantizer) for module, _ in changed]
+    for module, spec in changed:
+        module.weight_spec = spec
+        module.share_quantizer(WeightQuantizer(spec, module.channel_axis))
+    try:
+        yield
+    finally:
+        for module, spec, quantizer in before:
+            module.weight_spec = spec
+            module.share_quantizer(quantizer)

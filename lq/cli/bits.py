@@ -1,0 +1,70 @@
+"""``lq bits``: how many bits each layer gets under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lq.analysis.bits import AutoBits, choose_bits
+from lq.callback.preparation import choose_target
+from lq.cli.common import float_copy, qat_callback
+from lq.cli.weights import read_checkpoint
+from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
+from lq.metrics.outputs import plain_targets_of
+from lq.report.bits import print_bits, write_bits
+
+
+def choose_bits_of(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None = None,
+    budget: str = "effective_bits=4",
+    widths: Sequence[int] = AutoBits.widths,
+    ckpt_path: str | None = None,
+    batches: int = AutoBits.batches,
+    exporters: Sequence[str] | None = None,
+    out: str = "bits",
+    weights_only: bool | None = None,
+) -> None:
+    """Choose the bits of each layer's weight such that a budget is kept and the output changes least.
+
+    Prints the choice, and what other sizes lose. Writes the choice as bits.yaml, a qconfig for the QATCallback, the
+    frontier as frontier.json and frontier.png, and the measured losses as losses.json, which other budgets and an
+    interrupted run start from.
+
+    Args:
+        trainer: gives the callbacks.
+        model: the LightningModule in float.
+        datamodule: its validation data are measured on.
+        budget: size=2.5MB, of the deployed model, or effective_bits=5, the mean bits of a weight.
+        widths: bits that a layer may have, from 2 to 8, and 32 for float.
+        ckpt_path: a checkpoint of the float model; null takes the weights as the model has them.
+        batches: validation batches to measure on, of each data loader.
+        exporters: in whose files the weights are stored; null is as the callback has.
+        out: directory to write to.
+        weights_only: refuse checkpoints that hold more than plain data; null is true.
+
+    Raises:
+        ValueError: if the budget cannot be read or kept, the checkpoint does not fit, or the data have no batch.
+    """
+    options = AutoBits(budget, tuple(widths), batches, Path(out) / "losses.json")
+    callback = qat_callback(trainer)
+    name = choose_target(model, callback.target)
+    checkpoint = read_checkpoint(ckpt_path, weights_only)
+    if checkpoint is not None:
+        checkpoint.load_float(model)
+    _, loaders = first_validation_call(model, name, datamodule)
+    target_fn = callback.target_fn or plain_targets_of
+    samples = validation_samples(model, name, loaders, datamodule, target_fn, options.batches)
+    options = replace(options, batches=len(samples) or options.batches)  # of every loader
+    stored = [choice.name for choice in callback.export_settings.choices] if exporters is None else list(exporters)
+    target = float_copy(model, name)
+    found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)
+    print_bits(found.rows, found.loss, str(found))
+    about = f"lq bits --budget {found.budget}: {type(target).__name__}, {found.chosen['size_mb']:.4g} MB"
+    files = write_bits(out, found.settings(callback.qconfig), found.rows, found.loss, about)
+    rank_zero_info(f"lq: {', '.join(path.name for path in files)} in {out}")

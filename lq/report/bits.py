@@ -1,0 +1,97 @@
+"""What ``lq bits`` prints and writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from lq.report.plots.bits import plot_frontier
+
+Row = Mapping[str, Any]
+
+
+def frontier_table(rows: Sequence[Row], loss: str) -> Table:
+    """A line for each choice of bits, the smallest first; the chosen one and uniform bits have a name.
+
+    Args:
+        rows: from :class:`lq.analysis.bits.BitChoice`.
+        loss: what the losses are.
+
+    Example:
+        >>> rows = [{"name": "chosen", "size_mb": 0.4, "effective_bits": 4.2, "expected": 2e-3, "measured": 3e-3}]
+        >>> Console(width=60, color_system=None).print(frontier_table(rows, "KL divergence"))  # doctest: +SKIP
+    """
+    headers = ["size\nMB", "bits per\nweight", "expected\nloss", "measured\nloss"]
+    table = Table(
+        Column("\nweights", no_wrap=True, style="cyan"),
+        *(Column(header, justify="right", no_wrap=True) for header in headers),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=f"loss: {loss}",
+        caption_justify="left",
+    )
+    for row in rows:
+        measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
+        cells = [f"{row['size_mb']:.3f}", f"{row['effective_bits']:.2f}", f"{row['expected']:.3g}", measured]
+        style = "bold" if row["name"] == "chosen" else None
+        table.add_row(*map(Text, [row["name"], *cells]), style=style)
+    return table
+
+
+def print_bits(rows: Sequence[Row], loss: str, choice: str, console: Console | None = None) -> None:
+    """Print the table and the choice.
+
+    Args:
+        rows: of the table.
+        loss: what the losses are.
+        choice: ``str`` of the choice.
+        console: where to; None means standard output. The lines in a log file are never broken.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, 160))
+    console.print(frontier_table(rows, loss))
+    console.print(Text("\n".join(f" {line}" for line in choice.splitlines())), soft_wrap=True)
+
+
+def write_bits(
+    directory: str | os.PathLike[str], settings: Mapping[str, Any], rows: Sequence[Row], loss: str, about: str
+) -> list[Path]:
+    """Write the qconfig as YAML, the frontier as JSON, and as a picture if matplotlib is installed.
+
+    Args:
+        directory: is made.
+        settings: of a QConfig, from :meth:`lq.analysis.bits.BitChoice.settings`.
+        rows: of the table.
+        loss: what the losses are.
+        about: a line for the head of the YAML file.
+
+    Returns:
+        the files: bits.yaml, frontier.json, frontier.png.
+
+    Example:
+        >>> import tempfile
+        >>> rows = [{"name": "chosen", "size_mb": 0.4, "effective_bits": 4.2, "expected": 2e-3, "measured": 3e-3}]
+        >>> [path.name for path in write_bits(tempfile.mkdtemp(), {"preset": "portable"}, rows, "KL", "size=0.4MB")]
+        ['bits.yaml', 'frontier.json', 'frontier.png']
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "bits.yaml", folder / "frontier.json"]
+    text = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, width=120)
+    files[0].write_text(f"# {about}\n# A qconfig: QATCallback(qconfig=...)\n{text}", encoding="utf-8")
+    files[1].write_text(json.dumps({"loss": loss, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is not None:
+        files.append(folder / "frontier.png")
+        plot_frontier(rows, loss).savefig(files[-1], dpi=144)
+    return files

@@ -1,0 +1,53 @@
+"""What a network loses with fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lq.report.plots.style import BLUE, GREY, ORANGE, finish, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+def plot_frontier(rows: Sequence[Row], loss: str) -> Figure:
+    """The loss against the size: the frontier of all choices, the same bits everywhere, and the choice.
+
+    Args:
+        rows: from :class:`lq.analysis.bits.BitChoice`; those without a name are the frontier.
+        loss: what the losses are.
+
+    Returns:
+        the figure.
+
+    Raises:
+        ValueError: if there is no row.
+
+    Example:
+        >>> rows = [{"name": "chosen", "size_mb": 0.4, "effective_bits": 4.2, "expected": 2e-3, "measured": 3e-3}]
+        >>> plot_frontier(rows, "KL divergence").axes[0].get_ylabel()
+        'KL divergence'
+    """
+    if not rows:
+        raise ValueError("plot_frontier: no rows; give those of lq.analysis.bits.choose_bits(...).")
+    figure, (axis,) = new_figure(5.8, 3.6)
+    best = [row for row in rows if not row["name"]]
+    if best:
+        sizes, losses = [row["size_mb"] for row in best], [row["expected"] for row in best]
+        axis.plot(sizes, losses, color=GREY, marker=".", label="best choice, expected")
+    for row in rows:
+        if row["name"] and row["measured"] is not None:
+            chosen = row["name"] == "chosen"
+            point = {"color": ORANGE, "marker": "D"} if chosen else {"color": BLUE, "marker": "o"}
+            label = "chosen, measured" if chosen else "the same bits everywhere, measured"
+            place = row["size_mb"], row["measured"]
+            axis.scatter(*place, s=60, zorder=3, label=label, **point)
+            axis.annotate(row["name"], place, (6, 6), textcoords="offset points", fontsize=9)
+    if any(row["expected"] > 0 for row in rows):
+        axis.set_yscale("log")
+    axis.set_xlabel("size in MB")
+    axis.set_ylabel(loss)
+    return finish(figure, f"{loss} against size")
