@@ -26,8 +26,7 @@ def lowest_bits(prepared: fx.GraphModule) -> int:
         7
     """
     sites = plan_of(prepared).sites
-    assert sites is not None
-    return min((layer.spec.bits for layer in sites.layers), default=8)
+    return 8 if sites is None else min((layer.spec.bits for layer in sites.layers), default=8)
 
 
 def stored_archive(content: io.BytesIO, prepared: fx.GraphModule) -> bytes:
