@@ -12,6 +12,9 @@ from lq.config.schedule import Phase
 class PhaseSwitch:
     """Switches a prepared target between phases, and remembers which BatchNorms it froze.
 
+    Observers observe in training steps also where the target is in evaluation mode, in which ``from_pretrained`` of
+    transformers leaves a model, and Lightning with it.
+
     Example:
         >>> from lq.backends.prepare import prepare
         >>> target = prepare(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)))
@@ -27,12 +30,16 @@ class PhaseSwitch:
     def __init__(self) -> None:
         self._frozen: list[nn.Module] = []
         self._freezes = False
+        self._woken: list[nn.Module] = []
 
     def apply(self, target: nn.Module, phase: Phase) -> None:
         """Set the flags of ``target``, and freeze the BatchNorms that no layer has absorbed too.
 
         All processes have to call it, for the same phase.
         """
+        state = state_of(target)
+        if not state.training:
+            self._woken = [state.train()]
         set_phase(target, fake_quant=phase.fake_quant, observer=phase.observer, freeze_bn=phase.freeze_bn)
         if phase.freeze_bn and not self._freezes:
             share_statistics(target)
@@ -42,10 +49,12 @@ class PhaseSwitch:
             self._frozen += [module.eval() for module in found]
 
     def thaw(self) -> None:
-        """Put the frozen BatchNorms back into training mode, for whatever trains them next."""
+        """Put the frozen BatchNorms back into training mode, and observers that were woken into evaluation mode."""
         for module in self._frozen:
             module.train()
-        self._frozen = []
+        for module in self._woken:
+            module.eval()
+        self._frozen, self._woken = [], []
 
 
 def share_statistics(target: nn.Module) -> None:
