@@ -30,16 +30,17 @@ class PhaseSwitch:
     def __init__(self) -> None:
         self._frozen: list[nn.Module] = []
         self._freezes = False
-        self._woken: list[nn.Module] = []
+        self._target: nn.Module | None = None
 
     def apply(self, target: nn.Module, phase: Phase) -> None:
         """Set the flags of ``target``, and freeze the BatchNorms that no layer has absorbed too.
 
         All processes have to call it, for the same phase.
         """
-        state = state_of(target)
+        self._target, state = target, state_of(target)
+        state.awake = True
         if not state.training:
-            self._woken = [state.train()]
+            state.train()
         set_phase(target, fake_quant=phase.fake_quant, observer=phase.observer, freeze_bn=phase.freeze_bn)
         if phase.freeze_bn and not self._freezes:
             share_statistics(target)
@@ -48,13 +49,20 @@ class PhaseSwitch:
             found = [m for m in target.modules() if isinstance(m, BatchNorm) and m.training]
             self._frozen += [module.eval() for module in found]
 
+    def end_step(self) -> None:
+        """Let observers follow the mode of the target again, until the next step."""
+        if self._target is not None:
+            state = state_of(self._target)
+            state.awake = False
+            if state.training != self._target.training:
+                state.train(self._target.training)
+
     def thaw(self) -> None:
-        """Put the frozen BatchNorms back into training mode, and observers that were woken into evaluation mode."""
+        """Put the frozen BatchNorms back into training mode, for whatever trains them next."""
+        self.end_step()
         for module in self._frozen:
             module.train()
-        for module in self._woken:
-            module.eval()
-        self._frozen, self._woken = [], []
+        self._frozen = []
 
 
 def share_statistics(target: nn.Module) -> None:

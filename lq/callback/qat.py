@@ -329,6 +329,7 @@ class QATCallback(Callback):
         """
         target = self._target(pl_module)
         state_of(target).end_of_step()
+        self._switch.end_step()
         if self._teacher is not None:
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         if self._forward is not None:  # a module that trains without its forward would be listened to for ever

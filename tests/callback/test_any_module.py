@@ -257,10 +257,23 @@ def test_the_target_stays_the_users_object(fit: Fit) -> None:
     assert plan_of(module.model).sites is not None
 
 
+class EvalInStep(Tiny):
+    """Trains in evaluation mode, and looks at its own predictions before."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.model.train()
+        with torch.no_grad():
+            self.model.eval()
+            self.model(1000 * batch[0])  # no training: not observed
+        self.model.eval()
+        return super().training_step(batch, batch_idx)
+
+
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")
 @pytest.mark.parametrize("save_memory", [False, True])
-def test_a_target_in_evaluation_mode_is_observed_and_stays_in_it(fit: Fit, save_memory: bool) -> None:
-    module = Tiny()
+@pytest.mark.parametrize("kind", [Tiny, EvalInStep])
+def test_a_target_in_evaluation_mode_is_observed_and_stays_in_it(fit: Fit, save_memory: bool, kind: Any) -> None:
+    module = kind()
     module.model.eval()  # as from_pretrained leaves it; Lightning keeps that
     norm = next(part for part in module.model.modules() if isinstance(part, nn.BatchNorm2d))
     mean, weight = norm.running_mean.clone(), module.model[0].weight.detach().clone()
@@ -271,3 +284,4 @@ def test_a_target_in_evaluation_mode_is_observed_and_stays_in_it(fit: Fit, save_
     assert torch.equal(norm.running_mean, mean)
     assert not torch.equal(module.model[0].weight, weight)
     assert not any(part.training for part in module.model.modules())
+    assert float(state_of(module.model).max_val.max()) < 100
