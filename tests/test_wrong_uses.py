@@ -54,6 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(net().state_dict(), folder / "float.pt")
     torch.save(net(), folder / "whole.pt")
     (folder / "damaged.ckpt").write_bytes(b"12345")
+    (folder / "code.yaml").write_text("{preset: !!python/name:os.system }")
+    (folder / "broken.yaml").write_text("preset: [x")
+    (folder / "list.yaml").write_text("- portable")
     return folder
 
 
@@ -125,6 +128,28 @@ CASES: dict[str, tuple[Use, str]] = {
     ),
     # ---- export
     "export float": (lambda p: lq.export_artifact(net(), [X], p / "a"), "not prepared for QAT"),
+    "bits of a number": (lambda p: lq.choose_bits(3, [X]), "model must be a torch.nn.Module, but is an int"),
+    "bits of nothing": (lambda p: lq.choose_bits(net(), [], "portable"), "auto_bits got no batch"),
+    "bits of a number of bits": (
+        lambda p: lq.choose_bits(net(), [X], options=4),
+        "must be a budget, e.g. 'effective_bits=4'",
+    ),
+    "bits without a unit": (lambda p: lq.choose_bits(net(), [X], options="size=2.5"), "has no unit; write size=2.5MB"),
+    "attention of 4 bits": (lambda p: lq.QConfig(attention="int4"), r"Choose one of \['float', 'int8'\]"),
+    "recurrence true": (lambda p: lq.QConfig(recurrence=True), r"Choose one of \['float', 'int8'\]"),
+    "range the wrong way round": (lambda p: lq.ActivationSpec(fixed_range=(1, 0)), "must be the lower end first"),
+    "range without 0": (lambda p: lq.ActivationSpec(fixed_range=(1, 2)), "must hold 0"),
+    "range known and learned": (
+        lambda p: lq.ActivationSpec(fixed_range=(0, 1), learned_scale=True),
+        "a range is known or learned",
+    ),
+    "qconfig of a missing file": (lambda p: lq.prepare(net(), "bits/bits.yaml"), "no such file. .*lq bits"),
+    "qconfig of a file with code": (
+        lambda p: lq.prepare(net(), str(p / "code.yaml")),
+        "no YAML file of plain settings",
+    ),
+    "qconfig of a broken file": (lambda p: lq.prepare(net(), str(p / "broken.yaml")), "no YAML file of plain settings"),
+    "qconfig of a list": (lambda p: lq.prepare(net(), str(p / "list.yaml")), "must be a QConfig, or a mapping"),
     "export a number": (
         lambda p: lq.export_artifact(3, [X], p / "a"),
         "prepared must be a torch.nn.Module, but is an int",

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from lq.analysis.bits import AutoBits, BitChoice, choose_bits
+from lq.analysis.bits.search import as_auto_bits
 from lq.callback.search import require_early_start
-from lq.checks import as_dataclass
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.schedule import QATSchedule
 from lq.deployment.evaluation import ValidationData
@@ -21,7 +21,7 @@ from lq.metrics.outputs import plain_targets_of
 _WHO = "auto_bits"
 
 
-def as_auto_bits(given: str | AutoBits | Mapping[str, Any] | None, schedule: QATSchedule) -> AutoBits | None:
+def wanted_bits(given: str | AutoBits | Mapping[str, Any] | None, schedule: QATSchedule) -> AutoBits | None:
     """What was asked for; text is a budget.
 
     Raises:
@@ -29,12 +29,12 @@ def as_auto_bits(given: str | AutoBits | Mapping[str, Any] | None, schedule: QAT
         ValueError: if the budget cannot be read, or QAT starts later than the training.
 
     Example:
-        >>> as_auto_bits("size=2.5MB", QATSchedule())
+        >>> wanted_bits("size=2.5MB", QATSchedule())
         AutoBits(budget='size=2.5MB', ...)
     """
     if given is None:
         return None
-    wanted = as_dataclass(AutoBits, {"budget": given} if isinstance(given, str) else given, _WHO)
+    wanted = as_auto_bits(given)
     require_early_start(_WHO, schedule, "let `lq bits` choose, and give its bits.yaml as the qconfig")
     return wanted
 

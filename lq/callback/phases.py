@@ -12,6 +12,9 @@ from lq.config.schedule import Phase
 class PhaseSwitch:
     """Switches a prepared target between phases, and remembers which BatchNorms it froze.
 
+    Observers observe in training steps also where the target is in evaluation mode, in which ``from_pretrained`` of
+    transformers leaves a model, and Lightning with it.
+
     Example:
         >>> from lq.backends.prepare import prepare
         >>> target = prepare(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)))
@@ -27,12 +30,17 @@ class PhaseSwitch:
     def __init__(self) -> None:
         self._frozen: list[nn.Module] = []
         self._freezes = False
+        self._target: nn.Module | None = None
 
     def apply(self, target: nn.Module, phase: Phase) -> None:
         """Set the flags of ``target``, and freeze the BatchNorms that no layer has absorbed too.
 
         All processes have to call it, for the same phase.
         """
+        self._target, state = target, state_of(target)
+        state.awake = True
+        if not state.training:
+            state.train()
         set_phase(target, fake_quant=phase.fake_quant, observer=phase.observer, freeze_bn=phase.freeze_bn)
         if phase.freeze_bn and not self._freezes:
             share_statistics(target)
@@ -41,8 +49,17 @@ class PhaseSwitch:
             found = [m for m in target.modules() if isinstance(m, BatchNorm) and m.training]
             self._frozen += [module.eval() for module in found]
 
+    def end_step(self) -> None:
+        """Let observers follow the mode of the target again, until the next step."""
+        if self._target is not None:
+            state = state_of(self._target)
+            state.awake = False
+            if state.training != self._target.training:
+                state.train(self._target.training)
+
     def thaw(self) -> None:
         """Put the frozen BatchNorms back into training mode, for whatever trains them next."""
+        self.end_step()
         for module in self._frozen:
             module.train()
         self._frozen = []

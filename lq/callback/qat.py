@@ -18,7 +18,7 @@ from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, state_of
 from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, share_quantization_state
-from lq.callback.bits import BitSearch, as_auto_bits
+from lq.callback.bits import BitSearch, wanted_bits
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import checkpoint_to_load
@@ -144,7 +144,7 @@ class QATCallback(Callback):
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
         self.export_settings = as_export_settings(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
-        self.auto_bits = as_auto_bits(auto_bits, self.schedule)
+        self.auto_bits = wanted_bits(auto_bits, self.schedule)
         check_searches(self.auto_exclude, self.auto_bits)
         self.distill = None if distill is None else as_dataclass(Distillation, distill, "distill")
         self.exclusions: Exclusions | None = None
@@ -329,6 +329,7 @@ class QATCallback(Callback):
         """
         target = self._target(pl_module)
         state_of(target).end_of_step()
+        self._switch.end_step()
         if self._teacher is not None:
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         if self._forward is not None:  # a module that trains without its forward would be listened to for ever

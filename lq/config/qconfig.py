@@ -407,16 +407,33 @@ def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
     Example:
         >>> as_qconfig({"preset": "x86_vnni", "exclude": ["fc"]}).exclude
         ('fc',)
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is something else, or the file holds something else.
     """
     if isinstance(value, QConfig):
         return value
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        return as_dataclass(QConfig, yaml.safe_load(Path(value).read_text(encoding="utf-8")), value)
+        return as_dataclass(QConfig, _read(value), value)
     if isinstance(value, str):
         return QConfig(preset=value)
     if isinstance(value, Mapping):
         return as_dataclass(QConfig, value, "qconfig")
     raise ValueError(f"qconfig must be a preset's name or a QConfig, got {type(value).__name__}: {value!r}.")
+
+
+def _read(file: str) -> Any:
+    """The settings in a YAML file; nothing in it is executed."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"qconfig={file!r}: there is no such file. Give the YAML file that `lq bits` wrote, or one of the presets "
+            f"{', '.join(PRESETS)}."
+        )
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML file of plain settings: {' '.join(str(error).split())}") from error
 
 
 def matches(pattern: str, name: str, module: nn.Module | None) -> bool:

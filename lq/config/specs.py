@@ -197,8 +197,14 @@ class ActivationSpec(Grid):
             raise ValueError(f"activation: fixed_range={ends!r} must be two numbers, e.g. [0.0, 1.0].")
         for end in ends:
             check_number("activation: fixed_range", end, 1.0)
-        if not ends[0] <= 0 <= ends[1] or ends[0] == ends[1]:
+        if not ends[0] < ends[1]:
+            raise ValueError(f"activation: fixed_range={list(ends)} must be the lower end first, e.g. [0.0, 1.0].")
+        if not ends[0] <= 0 <= ends[1]:
             raise ValueError(f"activation: fixed_range={list(ends)} must hold 0; zero has to be exact.")
+        if self.learned_scale:
+            raise ValueError(
+                f"activation: fixed_range={list(ends)} and learned_scale=True: a range is known or learned, not both."
+            )
         object.__setattr__(self, "fixed_range", (float(ends[0]), float(ends[1])))
 
     @property

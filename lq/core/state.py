@@ -71,6 +71,7 @@ class QATState(Float32Buffers):
         self.pinned: list[QParams] | None = None
         self.before_step: list[QParams] | None = None
         self.waits = False
+        self.awake = False
         self.fill(names, specs, activations)
 
     def fill(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
@@ -97,6 +98,14 @@ class QATState(Float32Buffers):
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
         limits = [ACTIVATIONS[activation] for activation in activations]
         self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
+
+    def train(self, mode: bool = True) -> QATState:
+        """Training or evaluation mode of all quantizers.
+
+        While a training step runs (:attr:`awake`) they stay in training mode where gradients are computed, so that a
+        target that is trained in evaluation mode is observed.
+        """
+        return super().train(mode or (self.awake and torch.is_grad_enabled()))
 
     def fix_ranges(self) -> None:
         """Give the slots their ranges whose grids fix them."""

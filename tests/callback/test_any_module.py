@@ -255,3 +255,33 @@ def test_the_target_stays_the_users_object(fit: Fit) -> None:
     assert [name for name, _ in module.named_parameters()] == order
     assert [key for key in module.state_dict() if "qat_state" not in key] == keys
     assert plan_of(module.model).sites is not None
+
+
+class EvalInStep(Tiny):
+    """Trains in evaluation mode, and looks at its own predictions before."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.model.train()
+        with torch.no_grad():
+            self.model.eval()
+            self.model(1000 * batch[0])  # no training: not observed
+        self.model.eval()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+@pytest.mark.parametrize("save_memory", [False, True])
+@pytest.mark.parametrize("kind", [Tiny, EvalInStep])
+def test_a_target_in_evaluation_mode_is_observed_and_stays_in_it(fit: Fit, save_memory: bool, kind: Any) -> None:
+    module = kind()
+    module.model.eval()  # as from_pretrained leaves it; Lightning keeps that
+    norm = next(part for part in module.model.modules() if isinstance(part, nn.BatchNorm2d))
+    mean, weight = norm.running_mean.clone(), module.model[0].weight.detach().clone()
+    callback = QATCallback(schedule=QATSchedule(), save="bytes" if save_memory else "floats")
+    fit(module, callback, max_epochs=2)
+    assert callback.deployment is not None
+    assert callback.deployment.parity["torch"].passed
+    assert torch.equal(norm.running_mean, mean)
+    assert not torch.equal(module.model[0].weight, weight)
+    assert not any(part.training for part in module.model.modules())
+    assert float(state_of(module.model).max_val.max()) < 100

@@ -32,7 +32,7 @@ def test_impossible_weight_grids_are_refused(arguments: dict[str, object], messa
         ({"percentile": 100.1}, r"must lie in \(50, 100\]"),
         ({"quant_max": 256}, "257 levels"),
         ({"fixed_range": (1.0, 2.0)}, r"fixed_range=\[1.0, 2.0\] must hold 0"),
-        ({"fixed_range": (0.0, 0.0)}, "must hold 0"),
+        ({"fixed_range": (0.0, 0.0)}, "must be the lower end first"),
         ({"fixed_range": 1.0}, r"must be two numbers, e.g. \[0.0, 1.0\]"),
     ],
 )

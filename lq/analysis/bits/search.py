@@ -26,7 +26,7 @@ from lq.analysis.bits.layers import (
 from lq.analysis.bits.losses import WeightLoss
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.backends.prepare import prepare
-from lq.checks import check_integer
+from lq.checks import as_dataclass, check_integer, check_module
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
@@ -72,6 +72,24 @@ class AutoBits:
             raise ValueError(f"auto_bits: widths={list(self.widths)} leave no choice; write e.g. [2, 4, 8].")
 
 
+def as_auto_bits(given: str | AutoBits | Mapping[str, Any] | None) -> AutoBits:
+    """The settings; text is a budget.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: if a setting does not exist or is out of range.
+
+    Example:
+        >>> as_auto_bits("size=2.5MB").budget
+        'size=2.5MB'
+    """
+    if isinstance(given, str):
+        return AutoBits(given)
+    if given is None or isinstance(given, (AutoBits, Mapping)):
+        return as_dataclass(AutoBits, given, "auto_bits")
+    raise TypeError(f"auto_bits={given!r} ({type(given).__name__}) must be a budget, e.g. 'effective_bits=4'.")
+
+
 def _check_widths(widths: Any) -> None:
     if isinstance(widths, str) or not isinstance(widths, Sequence):
         raise TypeError(f"auto_bits: widths={widths!r} must be a list of bits, e.g. [2, 4, 8].")
@@ -85,7 +103,7 @@ def choose_bits(
     model: nn.Module,
     batches: Iterable[Any],
     qconfig: QConfig | str = "portable",
-    options: AutoBits | None = None,
+    options: AutoBits | str | None = None,
     call: Call | None = None,
     target_fn: Callable[[Any], Any] | None = None,
     exporters: Sequence[str] = ("torch",),
@@ -104,7 +122,7 @@ def choose_bits(
         batches: data; with class labels the loss is the KL divergence of class scores, otherwise noise over signal.
         qconfig: what is quantized. Layers that it overrides keep their bits, and so do the first and last ones unless
             ``keep`` is "nothing".
-        options: budget and widths.
+        options: budget and widths; text is a budget.
         call: how to run one batch; ``None`` for :func:`~lq.ptq.batches.run_batch`.
         target_fn: batch -> labels; ``None`` takes those of plain inputs and labels.
         exporters: in whose files the weights are stored.
@@ -127,7 +145,8 @@ def choose_bits(
         >>> found.chosen["effective_bits"] <= 3.5, sorted(found.overrides)
         (True, ['0', '2'])
     """
-    options, qconfig, run = options or AutoBits(), as_qconfig(qconfig), call or run_batch
+    check_module("model", model)
+    options, qconfig, run = as_auto_bits(options), as_qconfig(qconfig), call or run_batch
     if qconfig.backend == "pt2e":
         raise ValueError(
             f"auto_bits: the quantizer {qconfig.quantizer!r} of backend 'pt2e' decides on the bits; use backend 'fx'."

@@ -28,6 +28,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_graph import align_channels, pack_weights, tidy
+from lq.export.formats.onnx_program import rewrite
 from lq.export.formats.program import export_program
 from lq.tracing.structure import Inputs
 
@@ -129,7 +130,7 @@ def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> N
 
 def _model_of(program: ExportedProgram, opset: int) -> Any:
     with quiet_export():
-        made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
+        made = torch.onnx.export(rewrite(program), dynamo=True, opset_version=opset, external_data=False, verbose=False)
     assert made is not None
     return made.model_proto
 

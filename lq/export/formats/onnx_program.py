@@ -1,0 +1,106 @@
+"""A ``torch.export`` program without the calls that torch.onnx (torch 2.15) cannot translate, or translates wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+Rewriting = Callable[["Rewriter", fx.Node], "fx.Node | None"]
+
+
+class Rewriter:
+    """Writes calls in front of a node of a graph.
+
+    Args:
+        graph: of the program.
+        node: the call to replace.
+    """
+
+    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
+        self.graph, self.node = graph, node
+
+    def call(self, operation: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call of an operation, with what exporters ask of a node."""
+        values = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
+        with self.graph.inserting_before(self.node):
+            made = self.graph.call_function(operation, args, kwargs)
+        made.meta = {**self.node.meta, "val": operation(*values[0], **values[1])}
+        return made
+
+
+def rewrite(program: ExportedProgram) -> ExportedProgram:
+    """Replace calls in place, so that torch.onnx writes what they compute.
+
+    Args:
+        program: as ``torch.export`` made it.
+
+    Returns:
+        the program.
+
+    Example:
+        >>> class Attends(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        >>> program = rewrite(torch.export.export(Attends(), (torch.zeros(2, 4, 8),)))
+        >>> [node.target.name() for node in program.graph.nodes if node.op == "call_function"][2:]
+        ['aten::unsqueeze', 'aten::scaled_dot_product_attention', 'aten::squeeze.dim']
+    """
+    module = program.graph_module
+    for node in list(module.graph.nodes):
+        rewriting = _REWRITINGS.get(node.target)
+        made = None if rewriting is None else rewriting(Rewriter(module.graph, node), node)
+        if made is not None:
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
+    module.recompile()
+    return program
+
+
+def _copied(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """``copy`` of a tensor of fewer dimensions, which torch.onnx does not broadcast."""
+    target, source = node.args[:2]
+    wanted, given = (value.meta["val"] for value in (target, source))  # type: ignore[union-attr]
+    if given.shape == wanted.shape:
+        return None
+    if given.dtype != wanted.dtype:
+        source = write.call(aten.to.dtype, source, wanted.dtype)
+    if not all(isinstance(size, int) for size in wanted.shape):
+        return write.call(aten.expand_as.default, source, target)
+    return write.call(aten.expand.default, source, list(wanted.shape))
+
+
+def _attended(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Attention without a dimension of heads, which torch.onnx refuses."""
+    query, key, value, *others = node.args
+    if any(factor.meta["val"].dim() != 3 for factor in (query, key, value)):  # type: ignore[union-attr]
+        return None
+    mask = others[0] if others else node.kwargs.get("attn_mask")
+    if isinstance(mask, fx.Node) and mask.meta["val"].dim() == 3:
+        mask = write.call(aten.unsqueeze.default, mask, 1)
+    factors = [write.call(aten.unsqueeze.default, factor, 1) for factor in (query, key, value)]
+    kwargs = {**dict(zip(("dropout_p", "is_causal"), others[1:], strict=False)), **node.kwargs}
+    kwargs.pop("attn_mask", None)
+    out = write.call(aten.scaled_dot_product_attention.default, *factors, mask, **kwargs)
+    return write.call(aten.squeeze.dim, out, 1)
+
+
+def _pooled(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Adaptive pooling over three dimensions, whose windows are all of one size where the sizes divide."""
+    x, wanted = node.args
+    given = x.meta["val"].shape[-3:]  # type: ignore[union-attr]
+    if not all(isinstance(size, int) and size % to == 0 for size, to in zip(given, wanted, strict=True)):  # type: ignore[arg-type]
+        return None
+    window = [size // to for size, to in zip(given, wanted, strict=True)]  # type: ignore[arg-type]
+    return write.call(aten.avg_pool3d.default, x, window, window)
+
+
+_REWRITINGS: dict[Any, Rewriting] = {
+    aten.copy.default: _copied,
+    aten.scaled_dot_product_attention.default: _attended,
+    aten.adaptive_avg_pool3d.default: _pooled,
+}

@@ -1,0 +1,73 @@
+"""What torch.onnx cannot translate, in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lq.export.formats.onnx import write_program
+from lq.export.formats.program import float_program
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+class Attends(nn.Module):
+    """Attention without a dimension of heads."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("mask", torch.rand(6, 6) > 0.3)
+        self.register_buffer("bias", torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "causal":
+            return F.scaled_dot_product_attention(x, 2 * x, -x, is_causal=True, scale=0.2)
+        if self.how == "a mask of each sample":
+            return F.scaled_dot_product_attention(x, 2 * x, -x, attn_mask=x @ x.mT)
+        mask = {"plain": None, "mask": self.mask, "bias": self.bias}[self.how]
+        return F.scaled_dot_product_attention(x, 2 * x, -x, mask)
+
+
+class Marks(nn.Module):
+    """Writes numbers into parts of a tensor, as shifted windows do for their mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros((6, 6))
+        for number, rows in enumerate((slice(0, -4), slice(-4, -2), slice(-2, None))):
+            mask[rows, 1:4] = number
+        mask[:, 0] = torch.arange(6)
+        return x * mask
+
+
+def in_onnxruntime(net: nn.Module, x: Tensor, more: Tensor, path: Path) -> tuple[Any, Tensor]:
+    program, dynamic = float_program(net.eval(), ((x,), {}))
+    assert dynamic
+    write_program(program, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
+    return torch.from_numpy(out), net(more)
+
+
+@pytest.mark.parametrize("how", ["plain", "mask", "bias", "causal", "a mask of each sample"])
+def test_attention_of_three_dimensions(how: str, tmp_path: Path) -> None:
+    out, expected = in_onnxruntime(Attends(how), torch.randn(2, 6, 8), torch.randn(5, 6, 8), tmp_path / "x.onnx")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+def test_numbers_written_into_parts(tmp_path: Path) -> None:
+    out, expected = in_onnxruntime(Marks(), torch.randn(2, 6, 6), torch.randn(5, 6, 6), tmp_path / "x.onnx")
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, (1, 4, 2)])
+def test_adaptive_pooling_over_three_dimensions(size: Any, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv3d(2, 3, 1), nn.AdaptiveAvgPool3d(size))
+    out, expected = in_onnxruntime(net, torch.randn(2, 2, 2, 4, 8), torch.randn(3, 2, 2, 4, 8), tmp_path / "x.onnx")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
