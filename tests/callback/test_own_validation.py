@@ -282,7 +282,9 @@ def test_layers_are_excluded_by_the_figure_that_counts(fit: Fit) -> None:
 
 
 def test_which_way_it_is_better_has_to_be_known(fit: Fit) -> None:
-    with pytest.raises(ValueError, match=r"which way val_loss is better: give QATCallback\(mode='max'\), or 'min'"):
+    with pytest.raises(
+        ValueError, match=r"which way val_loss is better: give QATCallback\(monitor='val_loss', mode='max'\)"
+    ):
         fit(Tiny(), QATCallback(auto_exclude=True, monitor="val_loss"), max_epochs=1)
     with pytest.raises(ValueError, match=r"needs a figure to compare: .* Name a figure that validation_step logs"):
         fit(Silent(), QATCallback(auto_exclude=True), max_epochs=1)
