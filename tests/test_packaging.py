@@ -76,6 +76,7 @@ def test_the_metadata_that_is_shown(metadata: Message) -> None:
         "mcu",
         "qnn",
         "dev",
+        "docs",
     } == extras
     for requirement in metadata.get_all("Requires-Dist") or []:
         assert not re.match(r"lq\b", requirement), requirement
