@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lq.deployment.deploy import export_artifact as export_artifact
     from lq.export.artifact.int8_model import load as load
     from lq.export.parity.gate import Gate as Gate
+    from lq.lightning_module.copies import unsharded as unsharded
     from lq.ptq import StaticOptions as StaticOptions
     from lq.ptq import prepare_static as prepare_static
     from lq.ptq import quantize_dynamic as quantize_dynamic
@@ -64,6 +65,7 @@ _HOMES = {
     "quantize_static": "lq.ptq",
     "set_phase": "lq.backends.prepare",
     "set_saving": "lq.backends.saving",
+    "unsharded": "lq.lightning_module.copies",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

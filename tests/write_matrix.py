@@ -54,9 +54,10 @@ Several processes use gloo.
 
 NOT_RUN = """
 `ddp_spawn` and `ddp_notebook` train in other processes than the one that calls `fit`: the artifact lies in
-`export_dir`, the weights come back, but `callback.deployment` stays `None` there. Strategies that split the model
-(FSDP, tensor parallelism, DeepSpeed) are refused, and so are `StochasticWeightAveraging` and averaging callbacks that
-stand before `QATCallback`. `EMAWeightAveraging` of Lightning 2.6.6 cannot be pickled, so not with `ddp_spawn`.
+`export_dir`, the weights come back, but `callback.deployment` stays `None` there. `ModelParallelStrategy` with
+`fully_shard` is run by `tests/callback/test_sharded.py`. `FSDPStrategy`, tensor parallelism and DeepSpeed are refused,
+and so are `StochasticWeightAveraging` and averaging callbacks that stand before `QATCallback`. `EMAWeightAveraging`
+of Lightning 2.6.6 cannot be pickled, so not with `ddp_spawn`.
 
 **Not run**, because it needs GPUs: NCCL, `sync_batchnorm=True` (PyTorch has it on GPUs only), `16-mixed` with its
 GradScaler, several machines.

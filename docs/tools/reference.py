@@ -26,7 +26,17 @@ GROUPS = {
     "functions": (
         "Functions without a Trainer",
         "The steps of the callback as functions on a module.",
-        ["prepare", "plan_of", "set_phase", "set_saving", "calibrate", "convert", "load_checkpoint", "choose_bits"],
+        [
+            "prepare",
+            "plan_of",
+            "set_phase",
+            "set_saving",
+            "calibrate",
+            "convert",
+            "unsharded",
+            "load_checkpoint",
+            "choose_bits",
+        ],
     ),
     "post_training": (
         "Post-training quantization",

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.callback.checkpoint_to_load import names_files_of_others
 from lq.checkpoints.checkpoint import check_state
+from lq.checkpoints.sharded import is_sharded_checkpoint, read_state
 from lq.compat.packages import is_a
 from lq.core.checkpoint import part_of_state
 from lq.fields import Field
@@ -60,6 +61,8 @@ def _state_of(path: str, only_plain: bool) -> dict[str, Any]:
     Raises:
         ValueError: if it cannot be read.
     """
+    if is_sharded_checkpoint(path):
+        return _state_of_folder(path, only_plain)
     try:
         with get_filesystem(path).open(path, "rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -73,6 +76,20 @@ def _state_of(path: str, only_plain: bool) -> dict[str, Any]:
     state = Field(content, path)["state_dict"]
     check_state(state)
     return part_of_state(state.value)
+
+
+def _state_of_folder(path: str, only_plain: bool) -> dict[str, Any]:
+    if only_plain:
+        raise ValueError(
+            f"{path}, which the checkpoint that this run was resumed from names as its best, is a folder of pickles. "
+            "If you trust both: trainer.fit(..., weights_only=False)."
+        )
+    try:
+        state = read_state(path)
+    except Exception as error:  # whatever damaged files lead the readers to
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+    check_state(Field(state, path))
+    return part_of_state(state)
 
 
 def _with_code(path: str) -> Any:
@@ -107,4 +124,8 @@ def _best_first(trainer: Trainer) -> Iterator[str]:
     kept = checkpoints[0].best_k_models
     ranked = sorted(kept, key=lambda path: float(kept[path]), reverse=checkpoints[0].mode == "max")
     best = checkpoints[0].best_model_path
-    yield from (path for path in dict.fromkeys([best, *ranked]) if path and get_filesystem(path).isfile(path))
+    yield from (path for path in dict.fromkeys([best, *ranked]) if path and _exists(path))
+
+
+def _exists(path: str) -> bool:
+    return is_sharded_checkpoint(path) or bool(get_filesystem(path).isfile(path))

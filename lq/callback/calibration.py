@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lq.backends.prepare import is_planned, plan_of, qconfig_of, state_of
-from lq.callback.processes import others_wait
+from lq.callback.processes import copy_on_first_process
 from lq.callback.progress import has_room_for_bar, is_dev_run, say
 from lq.config.presets import PRESETS
 from lq.config.schedule import QATSchedule
-from lq.core.collective import alone
-from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.loaders import spread, training_loaders
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample, samples_of
@@ -86,19 +83,13 @@ def calibrate_at_start(trainer: Trainer, module: LightningModule, name: str, sch
         return schedule
     limit = 1 if is_dev_run(trainer) else schedule.calibration
     state = state_of(target_of(module, name))
-    found: tuple[Tensor, Tensor] | Exception | None = None
     say(trainer, f"calibrating the ranges of activations on up to {limit} training batches")
-    with others_wait(), isolate_rng(), alone():
-        if trainer.is_global_zero:
-            try:
-                found = _ranges(trainer, module, name, limit)
-            except Exception as error:  # whatever the user's code raises where it was not written for
-                found = error
-    found = trainer.strategy.broadcast(found)
-    if isinstance(found, Exception) or found is None:
-        reason = " ".join(str(found).split())[:300]
+    try:
+        found = copy_on_first_process(trainer, module, lambda twin: _ranges(trainer, twin, name, limit))
+    except Exception as error:  # whatever the user's code raises where it was not written for
+        reason = " ".join(str(error).split())[:300]
         rank_zero_warn(
-            f"lq: ranges could not be calibrated before QAT ({type(found).__name__}: {reason}); observers follow them "
+            f"lq: ranges could not be calibrated before QAT ({type(error).__name__}: {reason}); observers follow them "
             "in training instead. QATSchedule(calibration=0) does so without trying."
         )
         return schedule.without_calibration()
@@ -109,17 +100,17 @@ def calibrate_at_start(trainer: Trainer, module: LightningModule, name: str, sch
     return schedule
 
 
-def _ranges(trainer: Trainer, module: LightningModule, name: str, limit: int) -> tuple[Tensor, Tensor]:
+def _ranges(trainer: Trainer, twin: LightningModule, name: str, limit: int) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of every slot, on the CPU."""
-    if not state_of(target_of(module, name)).names:
-        raise ValueError("the target is planned at its first call; give the module an example_input_array")
-    prepared = target_of(detached_copy(module), name)
+    prepared = target_of(twin, name)
     state = state_of(prepared)
+    if not state.names:
+        raise ValueError("the target is planned at its first call; give the module an example_input_array")
     state.waits = False
     state.observe_by("histogram")
     calibrate(
         prepared,
-        training_samples(trainer, module, name, limit),
+        training_samples(trainer, twin, name, limit),
         call_sample,
         limit,
         show_progress=has_room_for_bar(trainer),

@@ -15,11 +15,10 @@ from torch import Tensor
 from lq.analysis.score import single_metric
 from lq.backends.prepare import set_phase, state_of
 from lq.callback.example import validation_loaders
-from lq.callback.processes import on_first_process
+from lq.callback.processes import copy_on_first_process
 from lq.callback.progress import has_room_for_bar
 from lq.core.lsq import LearnedScale
 from lq.deployment.evaluation import ValidationData, compare_on_validation_data
-from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample
 from lq.metrics import metric_name
@@ -61,7 +60,7 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, validation
         return StartingPoint(ranges=ranges)
     validation = replace(validation, loaders=loaders, show_progress=has_room_for_bar(trainer))
     try:
-        results = on_first_process(trainer, lambda: _results(detached_copy(module).float(), name, validation))
+        results = copy_on_first_process(trainer, module, lambda twin: _results(twin.float(), name, validation))
         return StartingPoint(results, ranges)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
         reason = " ".join(str(error).split())[:300]

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lq.callback.processes import splits_weights
+from lq.checkpoints.sharded import read_meta
 from lq.compat.lightning_private import settings_of_run
 
 Known = Callable[[], Mapping[str, Any]]
@@ -34,6 +36,8 @@ def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:
     if not path:
         return {}
     trust = {name: value for name, value in settings.items() if name == "weights_only"}
+    if splits_weights(trainer):  # its strategy would load the weights into parameters that are not split yet
+        return read_meta(path, trust.get("weights_only") is not False)
     loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
     return loaded
 

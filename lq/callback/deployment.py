@@ -15,7 +15,6 @@ from lq.analysis.sqnr import sqnr_per_layer
 from lq.callback.best import load_best
 from lq.callback.calibration import BATCHES, training_samples
 from lq.callback.candidates import StartingPoint, choose_weights
-from lq.callback.progress import close_progress_bar
 from lq.compat.packages import is_a
 from lq.config.schedule import QATSchedule
 from lq.deployment.deploy import Baseline, deploy
@@ -23,7 +22,6 @@ from lq.deployment.evaluation import ValidationData
 from lq.deployment.results import Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.scratch import cleaned_up_on_sigterm
-from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph
 from lq.report.pictures import can_draw, log_pictures
 from lq.report.table import print_table
@@ -33,7 +31,7 @@ from lq.tracing.structure import Inputs
 @cleaned_up_on_sigterm()
 def deploy_best(
     trainer: Trainer,
-    module: LightningModule,
+    twin: LightningModule,
     name: str,
     example: Inputs,
     *,
@@ -48,7 +46,7 @@ def deploy_best(
 
     Args:
         trainer: of the fit.
-        module: the trained module, which stays as it is.
+        twin: a copy of the trained module that nothing else uses.
         name: of its target.
         example: inputs of one call of the target, on the CPU.
         validation: data and metric.
@@ -61,8 +59,6 @@ def deploy_best(
     Returns:
         the deployment.
     """
-    close_progress_bar(trainer, module)
-    twin = detached_copy(module)
     weights = load_best(trainer, twin, name)
     if start is not None and validation.loaders is not None:
         baseline = replace(baseline, ptq=start.results)

@@ -14,9 +14,11 @@ from torch import nn
 from lq.backends.in_place import plan_at_once
 from lq.backends.self_check import self_check
 from lq.compat.torch_private import without_dispatch_modes
+from lq.core.sharding import is_sharded
 from lq.deployment.rehearsal import rehearse
 from lq.deployment.settings import ExportSettings
 from lq.instrument.listen import Listener
+from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.last_call import on_cpu
 from lq.lightning_module.target import float_state, prepared_graph, target_of
 from lq.tracing.batch import fixed_batch
@@ -43,7 +45,7 @@ def check_first_call(
     """Check that the prepared target computes what the float one does, and that its int8 model can be exported.
 
     Args:
-        module: the prepared LightningModule, in training.
+        module: the prepared LightningModule, in training; where it is split, all processes have to call this.
         name: of its target.
         float_model: the float target on the CPU; it takes over the current weights.
         example: inputs of one call, on the CPU.
@@ -53,6 +55,8 @@ def check_first_call(
         ValueError: if either is not so.
     """
     plan_at_once(target_of(module, name), example)
+    if is_sharded(module):
+        module = detached_copy(module)
     prepared = copy.deepcopy(prepared_graph(module, name, example)).cpu().float()
     float_model.load_state_dict(float_state(target_of(module, name)))
     self_check(float_model, prepared, *example)

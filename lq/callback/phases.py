@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import distributed, nn
 
 from lq.backends.prepare import set_phase, state_of
@@ -65,6 +66,7 @@ class PhaseSwitch:
         self._frozen = []
 
 
+@torch.no_grad()
 def share_statistics(target: nn.Module) -> None:
     """Give the BatchNorms of all processes the running statistics of the first.
 
@@ -73,10 +75,16 @@ def share_statistics(target: nn.Module) -> None:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    for module in target.modules():
-        if isinstance(module, BatchNorm):
-            for buffer in module.buffers(recurse=False):
-                distributed.broadcast(buffer, src=0)
+    norms = [module for module in target.modules() if isinstance(module, BatchNorm)]
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
+        alike = [buffer for buffer in buffers if buffer.dtype == dtype]
+        joined = torch.cat([buffer.reshape(-1) for buffer in alike])
+        distributed.broadcast(joined, src=0)
+        start = 0
+        for buffer in alike:
+            buffer.copy_(joined[start : start + buffer.numel()].view_as(buffer))
+            start += buffer.numel()
 
 
 def take_nonfinite(target: nn.Module) -> str | None:

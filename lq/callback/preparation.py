@@ -7,10 +7,11 @@ from collections.abc import Callable
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lq.backends.prepare import prepare, qconfig_of
+from lq.backends.prepare import is_planned, prepare, qconfig_of
 from lq.callback.checkpoint_to_load import Known
 from lq.callback.compilation import check_target_is_not_compiled
 from lq.callback.example import declared_example, first_example
+from lq.callback.processes import splits_weights
 from lq.checkpoints.entry import KEY, CheckpointEntry
 from lq.compat.packages import overrides
 from lq.config.qconfig import QConfig
@@ -19,13 +20,20 @@ from lq.instrument.record import initialize_lazy
 from lq.lightning_module.copies import deep_copy, detached_copy
 from lq.lightning_module.target import find_target, is_target_prepared, target_of
 
+_IN_INIT = (
+    "Under ModelParallelStrategy build the layers in __init__, with their weights, and leave to configure_model only "
+    "what splits them, fully_shard."
+)
 
-def choose_target(module: LightningModule, target: str | None) -> str:
+
+def choose_target(module: LightningModule, target: str | None, trainer: Trainer | None = None) -> str:
     """The name of the part to quantize, once it exists.
 
     Args:
         module: the LightningModule; ``configure_model`` is called if it has one.
         target: dotted name, or ``None`` to find it.
+        trainer: of the run, under whose strategy ``configure_model`` may be going to split the weights among processes;
+            then it is not called, because quantization is planned while they are whole.
 
     Returns:
         the name.
@@ -33,7 +41,7 @@ def choose_target(module: LightningModule, target: str | None) -> str:
     Raises:
         ValueError: if there is no such target.
     """
-    if overrides(module, "configure_model"):
+    if overrides(module, "configure_model") and not (trainer is not None and splits_weights(trainer)):
         module.configure_model()
     return find_target(module, target)
 
@@ -69,11 +77,36 @@ def prepare_target(
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
         prepare_it = _preparation(trainer, module, name, qconfig, validation, checkpoint_of_run)
+        if splits_weights(trainer):
+            _check_has_weights(part, name)
         float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
         prepare_it(part)
-    if overrides(module, "configure_model"):
+        if splits_weights(trainer) and not is_planned(part):
+            raise ValueError(
+                f"{name or 'The module itself'} could not be called before configure_model splits its weights, so it "
+                f"cannot be planned. Set example_input_array of {type(module).__name__} to what it can be called with."
+            )
+    if overrides(module, "configure_model") and not splits_weights(trainer):
         _check_configure_model(module, name)
     return float_model
+
+
+def check_still_prepared(module: LightningModule, name: str) -> None:
+    """Refuse a module whose ``configure_model`` has put another target in the place of the prepared one.
+
+    Raises:
+        ValueError: if it has.
+    """
+    if not is_target_prepared(module, name):
+        raise ValueError(
+            f"{type(module).__name__}.configure_model() has built {name or 'the layers'} anew, which undoes the "
+            f"preparation for QAT. {_IN_INIT}"
+        )
+
+
+def _check_has_weights(part: nn.Module, name: str) -> None:
+    if any(parameter.is_meta for parameter in part.parameters()):
+        raise ValueError(f"The weights of {name or 'the module itself'} are on the meta device. {_IN_INIT}")
 
 
 def _preparation(

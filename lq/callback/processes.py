@@ -1,4 +1,4 @@
-"""Several processes: which ways to start them are refused, and how all wait for one."""
+"""Several processes: which ways to start them are refused, how weights are split, and how all wait for one."""
 
 from __future__ import annotations
 
@@ -7,33 +7,49 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import distributed
 
 from lq.compat.packages import is_a
 from lq.core.collective import alone
+from lq.core.sharding import is_sharded
+from lq.lightning_module.copies import detached_copy
 
 Result = TypeVar("Result")
 
-_SPLITTING = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+_SPLITTING = (FSDPStrategy, DeepSpeedStrategy)
 _LONG = timedelta(days=30)
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that leave no process with a whole weight.
+    """Refuse strategies under which a layer does not get its whole weight.
 
     Raises:
-        ValueError: for fully sharded, tensor-parallel and DeepSpeed training.
+        ValueError: for FSDP of the first kind, tensor-parallel and DeepSpeed training.
     """
     strategy = trainer.strategy
     if is_a(strategy, *_SPLITTING):
         raise ValueError(
-            f"{type(strategy).__name__} splits the model among processes, but QAT needs whole weights for their "
-            "scales and for the int8 model. Use strategy='ddp', 'ddp_spawn', 'ddp_notebook' or a single device; where "
-            "memory is short, accumulate_grad_batches, precision='bf16-mixed' or a smaller batch."
+            f"{type(strategy).__name__} hides the weights of the layers, but QAT needs them for their scales and for "
+            "the int8 model. Use ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) with fully_shard "
+            "in configure_model, 'ddp', or a single device; where memory is short, QATCallback(save='bytes'), "
+            "precision='bf16-mixed' or a smaller batch."
         )
+    if splits_weights(trainer):
+        size = strategy.device_mesh["tensor_parallel"].size()  # type: ignore[attr-defined]
+        if size > 1:
+            raise ValueError(
+                f"tensor_parallel_size is {size}: each process would compute with a part of a weight, but a scale "
+                f"needs the whole one. Use ModelParallelStrategy(data_parallel_size={strategy.world_size}, "  # type: ignore[attr-defined]
+                "tensor_parallel_size=1) with fully_shard in configure_model."
+            )
+
+
+def splits_weights(trainer: Trainer) -> bool:
+    """Whether ``configure_model`` is going to split the weights among processes, by ``fully_shard``."""
+    return is_a(trainer.strategy, ModelParallelStrategy)
 
 
 @contextmanager
@@ -51,6 +67,28 @@ def others_wait() -> Iterator[None]:
     finally:
         distributed.barrier(group=group)
         distributed.destroy_process_group(group)
+
+
+def copy_on_first_process(
+    trainer: Trainer, module: LightningModule, work: Callable[[LightningModule], Result]
+) -> Result:
+    """Do some work on a copy of the module in the first process, while the others wait for what comes out.
+
+    Args:
+        trainer: of the run; all processes have to call this.
+        module: the running one; where it is split among processes, all of them give their part to the copy.
+        work: is called in the first one, with a copy that nothing else uses, on the CPU.
+
+    Returns:
+        its result, in all of them.
+
+    Raises:
+        Exception: whatever the work has raised, in all processes.
+    """
+    if is_sharded(module):
+        twin = detached_copy(module)
+        return on_first_process(trainer, lambda: work(twin))
+    return on_first_process(trainer, lambda: work(detached_copy(module)))
 
 
 def on_first_process(trainer: Trainer, work: Callable[[], Result]) -> Result:

@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.bits import AutoBits, BitChoice
 from lq.analysis.exclusions import Exclusions
-from lq.backends.prepare import is_planned, plan_of, state_of
+from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, share_quantization_state
 from lq.callback.bits import BitSearch, wanted_bits
@@ -41,10 +41,18 @@ from lq.callback.monitors import (
     require_figure,
     serve_monitors,
 )
-from lq.callback.phases import PhaseSwitch, take_nonfinite
-from lq.callback.preparation import choose_target, prepare_target
-from lq.callback.processes import check_strategy, on_first_process
-from lq.callback.progress import describe_learning_rate, describe_phase, is_dev_run, position_of, say, start_here
+from lq.callback.phases import PhaseSwitch, share_statistics, take_nonfinite
+from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
+from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
+from lq.callback.progress import (
+    close_progress_bar,
+    describe_learning_rate,
+    describe_phase,
+    is_dev_run,
+    position_of,
+    say,
+    start_here,
+)
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings
@@ -194,7 +202,7 @@ class QATCallback(Callback):
             if is_dev_run(trainer):  # a few steps, which shall try all that a run does
                 self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
             self._destination = choose_destination(trainer, self.export_dir)
-        self._name = choose_target(pl_module, self.target)
+        self._name = choose_target(pl_module, self.target, trainer)
         validation = self._validation_data(trainer, None)
         checkpoint = cache(partial(checkpoint_to_load, trainer, "QATCallback"))
         applied, found = choose_qconfig(
@@ -255,6 +263,7 @@ class QATCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
+        check_still_prepared(pl_module, self._name)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._rates = InitialLearningRates(trainer.optimizers, schedulers)
         self._warn(take_in_exchanged(self._target(pl_module)))
@@ -330,6 +339,8 @@ class QATCallback(Callback):
         target = self._target(pl_module)
         state_of(target).end_of_step()
         self._switch.end_step()
+        if splits_weights(trainer):  # which shares no buffers, as DDP does; a checkpoint holds those of one process
+            share_statistics(target)
         if self._teacher is not None:
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         if self._forward is not None:  # a module that trains without its forward would be listened to for ever
@@ -441,18 +452,19 @@ class QATCallback(Callback):
             return
         if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
-        results = on_first_process(trainer, lambda: self._deploy(trainer, pl_module))
+        close_progress_bar(trainer, pl_module)
+        results = copy_on_first_process(trainer, pl_module, lambda twin: self._deploy(trainer, twin))
         log_at_the_end(trainer, results, self.export_settings.choices[0].name)
         if self.deployment is not None:
             self.deployment.raise_failures()
 
-    def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> Results:
+    def _deploy(self, trainer: Trainer, twin: LightningModule) -> Results:
         validation = self._validation_data(trainer, self._loaders)
         self.deployment = deploy_best(
             trainer,
-            pl_module,
+            twin,
             self._name,
-            self._example or example_without_training(pl_module, self._name, validation),
+            self._example or example_without_training(twin, self._name, validation),
             validation=validation,
             baseline=self._float.baseline(),
             settings=replace(self.export_settings, directory=self._destination),
@@ -500,6 +512,9 @@ class QATCallback(Callback):
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
         self._started, self._float.results = entry.started, dict(entry.fp32)
+        # Of a whole checkpoint Lightning then loads parameters and buffers alone.
+        if entry.started and splits_weights(trainer):
+            set_phase(self._target(pl_module), fake_quant=True, observer=False, freeze_bn=True)
         self._history = [dict(row) for row in entry.history]
         self._ranges.resume(self._history)
         self._float.has_weights = not self._started

@@ -11,6 +11,7 @@ from torch import nn
 from lq.analysis.range_counts import RangeListener, RangeRow
 from lq.analysis.ranges import activation_scales, range_summary, scale_drift, weight_ranges
 from lq.console import FOR_LOGGERS
+from lq.core.sharding import is_sharded
 from lq.lightning_module.target import target_of
 
 Detail = Literal["summary", "tensors"]
@@ -65,10 +66,13 @@ class RangeMonitor:
             self._listener.remove()
 
     def log_validation(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log saturation, levels in use and what is dead; all processes have to call it."""
+        """Log saturation, levels in use and what is dead; all processes have to call it.
+
+        Dead channels of weights that are split among processes are not counted: that would take all of them.
+        """
         if self._listener is None or self._target is None:
             return
-        rows, weights = self._listener.rows(), weight_ranges(self._target)
+        rows, weights = self._listener.rows(), [] if is_sharded(self._target) else weight_ranges(self._target)
         self._target = self._listener = None
         _log(module, range_summary([*weights, *rows]))
         if self.detail == "tensors":

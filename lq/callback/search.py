@@ -13,14 +13,13 @@ from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import qconfig_of
 from lq.callback.checkpoint_to_load import Known
 from lq.callback.example import early_validation_loaders
-from lq.callback.processes import on_first_process
+from lq.callback.processes import copy_on_first_process
 from lq.callback.progress import is_dev_run
 from lq.checkpoints.entry import KEY, CheckpointEntry
 from lq.config.points import Point
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
 from lq.deployment.evaluation import ValidationData
-from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import is_target_prepared, target_of
 
 _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was found
@@ -133,7 +132,9 @@ def choose_qconfig(
     _require_float(module, name, search.setting)
     wanted = search.on_one_batch() if is_dev_run(trainer) else search
     validation = replace(validation, loaders=_loaders(trainer, module, search))
-    found = on_first_process(trainer, lambda: wanted.find(_float_twin(module, checkpoint), name, qconfig, validation))
+    found = copy_on_first_process(
+        trainer, module, lambda twin: wanted.find(_in_float(twin, checkpoint), name, qconfig, validation)
+    )
     rank_zero_info(f"lq: {search.setting}: {found}")
     module.__dict__[_SEARCHED] = True
     return found.apply(qconfig), found
@@ -162,8 +163,7 @@ def _loaders(trainer: Trainer, module: LightningModule, search: Search[Any]) -> 
     return loaders
 
 
-def _float_twin(module: LightningModule, checkpoint: Mapping[str, Any]) -> LightningModule:
-    twin = detached_copy(module)
+def _in_float(twin: LightningModule, checkpoint: Mapping[str, Any]) -> LightningModule:
     if "state_dict" in checkpoint:
-        twin.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+        twin.load_state_dict(checkpoint["state_dict"], strict=twin.strict_loading)
     return twin.float().eval()

@@ -13,6 +13,7 @@ from torch import nn
 from lq.callback.float_reference import FloatReference
 from lq.callback.processes import on_first_process
 from lq.conversion.convert import convert
+from lq.core.sharding import is_sharded
 from lq.deployment.evaluation import Results, ValidationComparison, ValidationData, own_figures
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph, target_of
@@ -47,9 +48,10 @@ class ValidationRound:
             self.versions["fp32"] = reference.model.to(module.device).eval()
         self._twin: LightningModule | None = None
         with torch.inference_mode(False), torch.no_grad():
+            is_split = is_sharded(module)  # then all processes have to give their parts
             if "int8" in versions:
-                self.versions["int8"] = convert(prepared_graph(module, name))
-            if self.versions and trainer.is_global_zero:
+                self.versions["int8"] = convert(prepared_graph(detached_copy(module) if is_split else module, name))
+            if self.versions and (trainer.is_global_zero or is_split):
                 self._twin = detached_copy(module).float()
         self._comparison = ValidationComparison(
             target_of(module, name),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoints.entry import KEY, CheckpointEntry, quoted
+from lq.checkpoints.sharded import is_sharded_checkpoint, read_meta, read_state
 from lq.checks import check_path
 from lq.compat.packages import is_lightning_module, overrides
 from lq.core.checkpoint import part_of_state, versions_of
@@ -26,12 +27,26 @@ from lq.lightning_module.target import find_target, target_of
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def _read_folder(path: Path, weights_only: bool) -> dict[str, Any]:
+    if weights_only:
+        raise ValueError(
+            f"{path} is a sharded checkpoint, a folder of pickles. If you trust where it comes from: "
+            "--weights_only false, or load_checkpoint(path, module, weights_only=False)."
+        )
+    try:
+        content = {**read_meta(path, weights_only=False), "state_dict": read_state(path)}
+    except Exception as error:  # whatever damaged files lead the readers to
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}).") from error
+    check_state(Field(content, str(path))["state_dict"])
+    return content
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A Lightning checkpoint, read once.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder of a sharded one.
         content: what is in it.
     """
 
@@ -40,10 +55,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: str | Path, weights_only: bool = True) -> Checkpoint:
-        """Read a file.
+        """Read a file, or the folder of a sharded checkpoint.
 
         Args:
-            path: of the file.
+            path: of it.
             weights_only: refuse files that hold more than plain data.
 
         Raises:
@@ -52,6 +67,8 @@ class Checkpoint:
         """
         check_path("path", path, "checkpoints/last.ckpt")
         file = local_path(path)
+        if file is not None and is_sharded_checkpoint(file):
+            return cls(file, _read_folder(file, weights_only))
         if file is None or not file.is_file():
             kind = "local file" if file is None else "file"
             raise FileNotFoundError(f"there is no checkpoint {path}; give a {kind} that ModelCheckpoint has written.")
@@ -141,7 +158,7 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
     """Load a Lightning checkpoint of a QAT run, without a Trainer and without the callback.
 
     Args:
-        path: of the ``.ckpt`` file.
+        path: of the ``.ckpt`` file, or of the folder that ``ModelParallelStrategy`` has written.
         module: a new LightningModule of the class that was trained, or only the part that was quantized, in float. It
             is prepared as it was in the run. A prepared module only gets the weights.
         weights_only: refuse files that hold more than plain data; see :func:`torch.load`.

@@ -18,6 +18,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 # Attributes of a LightningModule that belong to its run.
 TRAINER = "_trainer"
 _METRICS = "_metric_attributes"
+_MESH = "_device_mesh"
 
 
 @contextmanager
@@ -29,6 +30,19 @@ def without_trainer(module: LightningModule) -> Iterator[None]:
         yield
     finally:
         module._trainer = trainer
+
+
+@contextmanager
+def without_device_mesh(module: LightningModule) -> Iterator[None]:
+    """The module without the processes that its weights are split among, which a copy of it has nothing to do with."""
+    mesh: Any = module.__dict__.get(_MESH)
+    if mesh is not None:
+        module.__dict__[_MESH] = None
+    try:
+        yield
+    finally:
+        if mesh is not None:
+            module.__dict__[_MESH] = mesh
 
 
 def forget_metrics(copied: LightningModule) -> None:

@@ -188,6 +188,60 @@ def register_decomposed() -> None:
 
 
 @contextmanager
+def as_before_sharding(module: nn.Module) -> Iterator[None]:
+    """Without what ``fully_shard`` has added, classes and hooks that gather parameters; the parameters stay shards.
+
+    So a copy can be made, which :class:`torch.distributed.fsdp.FSDPModule` refuses.
+
+    Args:
+        module: that or one that holds such; it must not be called meanwhile.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts: list[Any] = list(module.modules())
+    classes = [(part, type(part)) for part in parts if isinstance(part, FSDPModule)]
+    # A module has a dictionary for each kind of hook, of which there are some ten.
+    hooks = [(part, name, known) for part in parts for name, known in vars(part).items() if name.endswith("_hooks")]
+    try:
+        for part, kind in classes:
+            part.__class__ = kind.__bases__[1]
+        for part, name, known in hooks:
+            part.__dict__[name] = type(known)((key, hook) for key, hook in known.items() if not _of_sharding(hook))
+        yield
+    finally:
+        for part, kind in classes:
+            part.__class__ = kind
+        for part, name, known in hooks:
+            part.__dict__[name] = known
+
+
+def _of_sharding(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(f"{torch.distributed.__name__}.fsdp.")
+
+
+def stands_for_extra_state(value: Any) -> bool:
+    """Whether ``torch.distributed.checkpoint`` has put it in the place of an extra state that it was not given.
+
+    Example:
+        >>> stands_for_extra_state({"fake_quant": True})
+        False
+    """
+    return type(value).__name__ == "_EXTRA_STATE"
+
+
+def unflatten_state_dict(flat: dict[str, Any], paths: dict[str, Any]) -> Any:
+    """Nested dictionaries and lists of what ``torch.distributed.checkpoint`` has stored flat.
+
+    Example:
+        >>> unflatten_state_dict({"a.b": 1}, {"a.b": ("a", "b")})
+        {'a': {'b': 1}}
+    """
+    from torch.distributed.checkpoint._nested_dict import unflatten_state_dict as unflatten
+
+    return unflatten(flat, paths)
+
+
+@contextmanager
 def quiet_export() -> Iterator[None]:
     """Without what torch.export logs, and prints on stderr, of attempts that are repeated in another way."""
     names = ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree", "torch._subclasses")

@@ -14,6 +14,7 @@ from lq.backends.prepare import plan_of, state_of
 from lq.compat.torch_private import BatchNorm
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.lsq import LearnedScale
+from lq.core.sharding import require_whole
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
@@ -39,7 +40,8 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "")
         the graph.
 
     Raises:
-        ValueError: if the module is not prepared, was never called, or cannot be exported; the message names the line.
+        ValueError: if the module is not prepared, is split among processes, was never called, or cannot be exported;
+            the message names the line.
 
     Example:
         >>> import torch
@@ -50,6 +52,7 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "")
     """
     if isinstance(prepared, fx.GraphModule):
         return prepared
+    require_whole(prepared, "An int8 model")
     state, instrument = state_of(prepared), instrument_of(prepared)
     assert instrument is not None
     plan = plan_of(prepared)

@@ -14,6 +14,7 @@ from lq.core.float32 import Float32Buffers
 from lq.core.functional import SMALLEST_SCALE
 from lq.core.packed import Scalar
 from lq.core.saving import Saving, current, require_version
+from lq.core.sharding import is_shard, whole
 
 # Beyond e^16 and e^-16 a factor is no scale; so far it neither overflows nor vanishes.
 _LARGEST_LOG = 16.0
@@ -93,19 +94,20 @@ class _Times(torch.autograd.Function):
     """``reference * exp(log_factor)``; keeps no argument, since either may be set before the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, log_factor: Tensor, reference: Scalar) -> Tensor:
-        factor = log_factor.float().clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
+    def forward(ctx: Any, log_factor: Tensor, reference: Scalar, shape: torch.Size) -> Tensor:
+        factor = log_factor.float().clamp(-_LARGEST_LOG, _LARGEST_LOG).exp().view(shape)
         out = factor * reference
         # A tensor without a range has a scale below all others, of which there is nothing to learn.
         known = torch.as_tensor(reference, device=out.device) >= SMALLEST_SCALE
         ctx.save_for_backward(torch.where(known, out, 0.0))
+        ctx.shape = log_factor.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return grad * slope, None
+        return (grad * slope).view(ctx.shape), None, None
 
 
 class LearnedScale(Float32Buffers):
@@ -113,6 +115,7 @@ class LearnedScale(Float32Buffers):
 
     The parameter ``log_factor``, :math:`p`, is 0 at first, so training starts from the observer. Whatever value it
     takes, the scale is positive; and weight decay, which pulls parameters to 0, pulls the scale to the observed one.
+    It has a dimension even where the scale has none: parameters are split among processes along their first.
     While the observer follows its tensor, so does the scale. The gradient is
 
     .. math:: \frac{\partial L}{\partial p} = s \cdot \frac{\partial L}{\partial s}
@@ -142,7 +145,8 @@ class LearnedScale(Float32Buffers):
 
     def __init__(self, like: Tensor, searched: bool = False) -> None:
         super().__init__()
-        self.log_factor = nn.Parameter(torch.zeros_like(like, dtype=torch.float32))
+        self.shape = like.shape
+        self.log_factor = nn.Parameter(torch.zeros_like(like if like.dim() else like.view(1), dtype=torch.float32))
         self.register_buffer("start", torch.zeros_like(like, dtype=torch.float32) if searched else None)
 
     def forward(self, reference: Scalar, observed: Scalar | None = None) -> Tensor:
@@ -153,12 +157,15 @@ class LearnedScale(Float32Buffers):
             observed: the observer's, where that has been searched for; it counts until :meth:`begin`.
 
         Returns:
-            float32 of the shape of ``log_factor``; its gradient goes to that alone.
+            float32 of the shape of ``like``; its gradient goes to ``log_factor`` alone.
         """
         if self.start is not None:
             unset = reference if observed is None else observed
             reference = torch.where(self.start == 0, unset, self.start * reference)
-        out: Tensor = _Times.apply(self.log_factor, reference)
+        log_factor = self.log_factor
+        if is_shard(log_factor):  # outside of the module's forward, which gathers it
+            log_factor = whole(log_factor).to(log_factor.device)
+        out: Tensor = _Times.apply(log_factor, reference, self.shape)
         return out
 
     @torch.no_grad()

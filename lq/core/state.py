@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lq.compat.torch_private import version_of
+from lq.compat.torch_private import stands_for_extra_state, version_of
 from lq.config.specs import ActivationSpec
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
@@ -291,6 +291,8 @@ class QATState(Float32Buffers):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the flags."""
+        if stands_for_extra_state(state):
+            return
         self.fake_quant, self.observer, self.freeze_bn = state["fake_quant"], state["observer"], state["freeze_bn"]
 
     def check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str) -> None:
@@ -304,7 +306,7 @@ class QATState(Float32Buffers):
             ValueError: if the checkpoint's fake quantizers are not those of this model.
         """
         extra = state_dict.get(f"{prefix}_extra_state")
-        if extra is not None:
+        if extra is not None and not stands_for_extra_state(extra):
             require_same_slots(extra["names"], self.names)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

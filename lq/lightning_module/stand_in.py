@@ -12,6 +12,7 @@ from torch import nn
 
 from lq.backends.prepare import set_phase, state_of
 from lq.conversion.on_cpu import as_float32
+from lq.core.sharding import whole
 from lq.export.formats.torchscript import int8_kernels
 from lq.lightning_module.target import float_state, target_of
 from lq.tracing.structure import Flattener, restore
@@ -97,6 +98,8 @@ def as_float_model(module: nn.Module, name: str, weights: Mapping[str, Any]) -> 
 def float_weights(module: nn.Module, name: str) -> dict[str, Any]:
     """A copy of all weights of a module, on the CPU, without what preparing its target has added.
 
+    All processes have to call this where the module is split among them.
+
     Args:
         module: holds the target.
         name: of the target, which is prepared.
@@ -104,7 +107,7 @@ def float_weights(module: nn.Module, name: str) -> dict[str, Any]:
     prefix = f"{name}." if name else ""
     own = {prefix + key for key in float_state(target_of(module, name))}
     return {
-        key: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        key: whole(value).detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
         for key, value in module.state_dict().items()
         if key in own or not key.startswith(prefix)
     }

@@ -13,6 +13,7 @@ from lq.compat.packages import overrides
 from lq.conversion.graph import as_graph
 from lq.core.checkpoint import part_of_state
 from lq.core.modules import QAT_LAYERS
+from lq.core.sharding import whole
 from lq.core.state import STATE
 from lq.tracing.structure import Inputs
 
@@ -125,10 +126,15 @@ def prepared_name(module: nn.Module) -> str:
 
 
 def float_state(prepared: nn.Module) -> dict[str, Any]:
-    """The part of a prepared module's state dict that the float module has."""
+    """The part of a prepared module's state dict that the float module has.
+
+    All processes have to call it where the module is split among them.
+    """
     state = part_of_state(prepared.state_dict())
     for key in [key for key in state if key.startswith(f"{STATE}.")]:
         del state[key]
+    for key, value in state.items():
+        state[key] = whole(value)
     return state
 
 

@@ -75,3 +75,12 @@ def test_the_arguments_of_a_run_are_known_in_setup(tmp_path: Path) -> None:
     assert Path(seen[1]["ckpt_path"]) == tmp_path / "x.ckpt"
     assert seen[1]["weights_only"] is True
     assert private.settings_of_run(trainer) is None
+
+
+def test_a_module_holds_the_mesh_of_its_strategy() -> None:
+    module, mesh = LightningModule(), object()
+    assert module._device_mesh is None
+    module._device_mesh = mesh  # type: ignore[assignment]
+    with private.without_device_mesh(module):
+        assert module._device_mesh is None
+    assert module._device_mesh is mesh

@@ -204,3 +204,37 @@ def test_warnings_of_the_tracer_have_a_class() -> None:
         warnings.simplefilter("always")
         torch.jit.trace(lambda x: x * int(x.sum()), torch.ones(1))
     assert any(issubclass(warning.category, private.TracerWarning) for warning in seen)
+
+
+def test_what_splits_weights_can_be_taken_off_for_a_while(tmp_path: Path) -> None:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        own = net.register_forward_hook(lambda *_: None)
+        fully_shard(net[0])
+        fully_shard(net)
+        with private.as_before_sharding(net):
+            assert [type(part) for part in net.modules()] == [nn.Sequential, nn.Linear, nn.Linear]
+            hooks = {
+                name
+                for part in net.modules()
+                for name, known in vars(part).items()
+                if name.endswith("_hooks") and known
+            }
+            assert hooks == {"_forward_hooks"}
+            assert list(net._forward_hooks) == [own.id]
+        assert isinstance(net, FSDPModule)
+        assert len(net._forward_pre_hooks) == 1
+        assert net(torch.ones(1, 4)).shape == (1, 2)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_distributed_checkpoints_have_a_placeholder_and_paths() -> None:
+    from torch.distributed.checkpoint.state_dict import _EXTRA_STATE
+
+    assert private.stands_for_extra_state(_EXTRA_STATE())
+    paths = {"a.b": ("a", "b"), "a.c.0": ("a", "c", 0)}
+    assert private.unflatten_state_dict({"a.b": 1, "a.c.0": 2}, paths) == {"a": {"b": 1, "c": [2]}}

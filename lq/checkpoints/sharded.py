@@ -1,0 +1,77 @@
+"""Checkpoints that are folders: each process has written its part of the weights.
+
+Lightning's ``ModelParallelStrategy`` writes them. Whatever reads one unpickles files in it, which can run code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lq.compat.torch_private import unflatten_state_dict
+
+_META = "meta.pt"  # what is no weight, in a file as torch.save writes it
+_STATE = "state_dict"
+
+
+def is_sharded_checkpoint(path: str | Path) -> bool:
+    """Whether a path is a folder that such a checkpoint is in.
+
+    Example:
+        >>> is_sharded_checkpoint("checkpoints/last.ckpt")
+        False
+    """
+    return (Path(path) / _META).is_file() and (Path(path) / ".metadata").is_file()
+
+
+def read_meta(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
+    """What a checkpoint holds besides weights and optimizers; of one that is a file, all that it holds.
+
+    Args:
+        path: folder or file.
+        weights_only: refuse more than plain data; see :func:`torch.load`.
+    """
+    file = Path(path) / _META if is_sharded_checkpoint(path) else path
+    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=weights_only)
+    return found
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The whole state dict of the model, on the CPU, read by this process alone.
+
+    Args:
+        path: of the folder; it is unpickled, so it has to be trusted.
+    """
+    checkpoint = _library()
+    reader = checkpoint.FileSystemReader(path)
+    metadata = reader.read_metadata()
+    flat: dict[str, Any] = {}
+    for key, stored in metadata.state_dict_metadata.items():
+        if key.startswith(f"{_STATE}."):
+            is_tensor = isinstance(stored, checkpoint.TensorStorageMetadata)
+            flat[key] = torch.empty(stored.size, dtype=stored.properties.dtype) if is_tensor else None
+    _load_alone(flat, reader, checkpoint.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False))
+    nested: Mapping[str, Any] = unflatten_state_dict(flat, {key: metadata.planner_data[key] for key in flat})
+    return dict(nested[_STATE])
+
+
+def _load_alone(flat: dict[str, Any], reader: Any, planner: Any) -> None:
+    checkpoint = _library()
+    with warnings.catch_warnings():  # of a single process, which is what is wanted
+        warnings.simplefilter("ignore")
+        if "no_dist" in signature(checkpoint.load).parameters:
+            checkpoint.load(flat, storage_reader=reader, planner=planner, no_dist=True)
+        else:
+            checkpoint.load_state_dict(flat, reader, no_dist=True, planner=planner)
+
+
+def _library() -> Any:
+    """PyTorch's, imported when it is asked for."""
+    from torch.distributed import checkpoint
+
+    return checkpoint
