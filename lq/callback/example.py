@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lq.compat.packages import overrides
 from lq.core.modes import modes_kept
 from lq.deployment.evaluation import ValidationData
-from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.copies import detached_copy, free_copies
 from lq.lightning_module.last_call import on_cpu
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import validation_samples
@@ -152,6 +152,8 @@ def first_example(
             raise
         _log.debug("no example from the validation", exc_info=True)
         return None
+    finally:
+        free_copies(module)
 
 
 def example_without_training(module: LightningModule, name: str, validation: ValidationData) -> Inputs:

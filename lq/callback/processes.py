@@ -15,7 +15,7 @@ from torch import distributed
 from lq.compat.packages import is_a
 from lq.core.collective import alone
 from lq.core.sharding import is_sharded
-from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.copies import detached_copy, free_copies
 
 Result = TypeVar("Result")
 
@@ -85,10 +85,13 @@ def copy_on_first_process(
     Raises:
         Exception: whatever the work has raised, in all processes.
     """
-    if is_sharded(module):
-        twin = detached_copy(module)
-        return on_first_process(trainer, lambda: work(twin))
-    return on_first_process(trainer, lambda: work(detached_copy(module)))
+    try:
+        if is_sharded(module):
+            twin = detached_copy(module)
+            return on_first_process(trainer, lambda: work(twin))
+        return on_first_process(trainer, lambda: work(detached_copy(module)))
+    finally:
+        free_copies(module)
 
 
 def on_first_process(trainer: Trainer, work: Callable[[], Result]) -> Result:

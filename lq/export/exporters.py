@@ -34,6 +34,7 @@ class Exporter:
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
         widths: bits that a stored weight can take.
+        besides: files that it writes where a model is too large for the others.
     """
 
     name: str
@@ -45,6 +46,11 @@ class Exporter:
     rounds_bias: bool = False
     simulator: str = ""
     widths: tuple[int, ...] = (8,)
+    besides: tuple[str, ...] = ()
+
+    def files_in(self, directory: Path) -> list[str]:
+        """The names of what it has written into a directory."""
+        return [*self.files, *(name for name in self.besides if (directory / name).is_file())]
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -110,8 +116,25 @@ EXPORTERS: dict[str, Exporter] = {
     exporter.name: exporter
     for exporter in (
         Exporter("torch", ("int8.pt",), "lq.export.formats.torchscript", widths=_COMPRESSED),
-        Exporter("onnx", ("int8.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", rounds_bias=True, widths=_NIBBLES),
-        Exporter("tensorrt", ("int8.tensorrt.onnx",), "lq.export.formats.onnx", _ONNX, "onnx", "_tensorrt"),
+        Exporter(
+            "onnx",
+            ("int8.onnx",),
+            "lq.export.formats.onnx",
+            _ONNX,
+            "onnx",
+            rounds_bias=True,
+            widths=_NIBBLES,
+            besides=("int8.onnx.data",),
+        ),
+        Exporter(
+            "tensorrt",
+            ("int8.tensorrt.onnx",),
+            "lq.export.formats.onnx",
+            _ONNX,
+            "onnx",
+            "_tensorrt",
+            besides=("int8.tensorrt.onnx.data",),
+        ),
         Exporter(
             "qnn",
             ("int8.qnn.onnx",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from lq.compat.torch_private import as_before_sharding, tree_leaves
 from lq.core.sharding import is_shard, is_sharded, whole
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_LARGE = 2**28  # bytes
 
 
 def detached_copy(module: LightningModule) -> LightningModule:
@@ -95,6 +98,21 @@ def _stand_ins(module: nn.Module, known: Mapping[int, Any]) -> dict[int, Any]:
             except Exception:
                 memo[id(value)] = value
     return memo
+
+
+def free_copies(module: nn.Module) -> None:
+    """Give back the memory of copies of a large module that nobody holds any more.
+
+    A copy that a Trainer has run is in reference cycles with it, which Python looks for only now and then.
+
+    Args:
+        module: the original; of a small one copies may stay for a while.
+
+    Example:
+        >>> free_copies(nn.Linear(2, 2))
+    """
+    if sum(parameter.nbytes for parameter in module.parameters()) > _LARGE:
+        gc.collect()
 
 
 def _nothing() -> None:

@@ -55,7 +55,7 @@ def comparison_rows(
 
 def artifact_mb(kind: str, place: str | Path) -> float:
     """Size of the files of an artifact's model in MB (1e6 bytes)."""
-    return sum(Path(place, file).stat().st_size for file in EXPORTERS[kind].files) / 1e6
+    return sum(Path(place, file).stat().st_size for file in EXPORTERS[kind].files_in(Path(place))) / 1e6
 
 
 def float_forms(model: nn.Module, sample: Inputs) -> dict[str, Callable[..., Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,25 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         >>> path.read_bytes()
         b'42'
     """
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file piece by piece, so that they need not be in memory together.
+
+    Raises:
+        OSError: as in :func:`write_file`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> write_pieces(path, [b"4", b"2"])
+        >>> path.read_bytes()
+        b'42'
+    """
     try:
         with path.open("wb") as file:
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())  # some file systems find out only here that they are full
     except OSError as error:

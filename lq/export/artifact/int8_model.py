@@ -215,7 +215,7 @@ def _loaded(
     path: Path, whole: Field, kind: str, signature: Signature, threads: int | None, trust: bool
 ) -> Callable[..., Any]:
     exporter = EXPORTERS[kind]
-    files = [checked_file(path, whole.mapping(), file) for file in exporter.files]
+    files = [checked_file(path, whole.mapping(), file) for file in exporter.files_in(path)]
     restricted = not trust and exporter.check(path)
     try:
         with only_plain_pickles(restricted):

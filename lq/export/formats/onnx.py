@@ -11,7 +11,7 @@ whose bias is added in float, and most of a ``tensorrt`` file in float, as its R
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from torch.export import ExportedProgram
 from lq.backends.prepare import state_of
 from lq.checks import check_integer
 from lq.compat.torch_private import quiet_export
-from lq.export.artifact.files import write_file
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats.low_bits import lowest_bits
+from lq.export.formats.onnx_file import check_model_file, data_file, write_model
 from lq.export.formats.onnx_graph import align_channels, pack_weights, tidy
 from lq.export.formats.onnx_program import rewrite
 from lq.export.formats.program import export_program
@@ -105,8 +105,6 @@ def write(
     Raises:
         ValueError: if the model cannot be exported, or ONNX's checker or shape inference finds fault with the file.
     """
-    import onnx
-
     check_options(opset)
     program, any_batch = export_program(prepared, example, dynamic=dynamic)
     model = _model_of(program, opset)
@@ -115,17 +113,13 @@ def write(
         align_channels(model)
     if for_onnxruntime and opset >= OPSET_OF_INT4:
         pack_weights(model)
-    write_file(path, model.SerializeToString())
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ValueError(f"the ONNX file is not valid: {error}") from error
+    write_model(model, path)
     return Written(path, any_batch)
 
 
 def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
     """Write a ``torch.export`` program as it is, quantized or float."""
-    write_file(path, _model_of(program, opset).SerializeToString())
+    write_model(_model_of(program, opset), path)
 
 
 def _model_of(program: ExportedProgram, opset: int) -> Any:
@@ -182,41 +176,13 @@ def load_tensorrt(
 
 
 def check_file(directory: Path, name: str = FILE) -> None:
-    """Refuse a file that reads other files; lq writes none like that.
-
-    Raises:
-        ValueError: naming the tensor that lies elsewhere.
-    """
-    import onnx
-
-    path = directory / name
-    try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
-    except Exception as error:  # protobuf's own, of which there are several implementations
-        raise ValueError(f"{path} is not an ONNX file: {error}") from error
-    for message in _messages(model):
-        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
-            where = ", ".join(entry.value for entry in message.external_data if entry.key == "location")
-            raise ValueError(
-                f"{path}: tensor {message.name!r} lies in another file ({where or 'unnamed'}), which lq never does. "
-                "If you trust where the file comes from, give trust=True."
-            )
+    """Refuse a file that reads other files than that of its weights; see :func:`.onnx_file.check_model_file`."""
+    check_model_file(directory / name)
 
 
 def check_file_tensorrt(directory: Path) -> None:
     """The same for ``int8.tensorrt.onnx``."""
     check_file(directory, TENSORRT_FILE)
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """A protobuf message and all that it holds: tensors are in graphs, nodes, functions and what comes next."""
-    waiting = [message]
-    while waiting:
-        current = waiting.pop()
-        yield current
-        for descriptor, value in current.ListFields():
-            if descriptor.message_type is not None:
-                waiting += [value] if hasattr(value, "ListFields") else list(value)
 
 
 def session_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
@@ -240,6 +206,10 @@ def _session(path: Path, threads: int | None = None, optimized: Path | None = No
         options.intra_op_num_threads = threads
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # Its weights, which nobody reads, in a file of their own: together they may be too large for one.
+        setting = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{setting}_file_name", data_file(optimized.name))
+        options.add_session_config_entry(f"{setting}_min_size_in_bytes", "1024")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -250,7 +220,7 @@ def _kernels(path: Path) -> dict[str, Any]:
     with scratch() as place:
         optimized = place / "optimized.onnx"
         _session(path, optimized=optimized)
-        nodes = onnx.load(optimized).graph.node
+        nodes = onnx.load(optimized, load_external_data=False).graph.node
     kinds = Counter(node.op_type for node in nodes)
     return {
         "int8_layers": {kind: n for kind, n in kinds.items() if kind.startswith(_INT8_KERNELS)},
