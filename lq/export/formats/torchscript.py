@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import plan_of, qconfig_of
-from lq.compat.deprecations import quiet_torchscript
+from lq.compat.deprecations import quiet_properties, quiet_torchscript
 from lq.compat.torch_private import TracerWarning, tree_leaves
 from lq.conversion.convert import convert, in_float
 from lq.conversion.int8 import Int8Layer
@@ -79,7 +79,7 @@ def export_torchscript(
     if _own_arguments(model, args, kwargs or {}) is None:
         model = _OfTensors(model.eval(), in_order(model, (args, dict(kwargs or {}))))
     given: dict[str, Any] = {"example_kwarg_inputs": named} if named else {"example_inputs": positional}
-    with quiet_torchscript(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
+    with quiet_torchscript(), quiet_properties(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that the traced code reads become constants, which the comparison with real batches would show.
         warnings.filterwarnings("ignore", category=TracerWarning)
         trace: Any = torch.jit.trace
