@@ -87,8 +87,9 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
 
 def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase, has_batch_norm: bool = True) -> str:
     """The line that announces a phase, with what becomes of BatchNorm statistics where there are any."""
-    epochs = Point(trainer.current_epoch, "epochs")
-    where = f"after {_singular(epochs)}, {_singular(Point(trainer.global_step, 'steps'))}"
+    done = (Point(trainer.current_epoch, "epochs"), Point(trainer.global_step, "steps"))
+    where = ", ".join(_singular(point) for point in done if point.value)
+    where = f"after {where}" if where else "from the start"
     if not phase.fake_quant:
         return f"{where}: float training; QAT starts after {_singular(Point.parse('start', schedule.start))}"
     observers = "on" if phase.observer else "off"
