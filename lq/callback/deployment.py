@@ -63,7 +63,7 @@ def deploy_best(
     if start is not None and validation.loaders is not None:
         baseline = replace(baseline, ptq=start.results)
         weights = _choose(trainer, twin, name, validation, start, baseline, weights)
-    rank_zero_info(f"lq: converting the weights of {weights}, and comparing them on the validation data")
+    rank_zero_info(f"lq: converting the weights of {weights}, and comparing the models on the validation data")
     manifest = {"weights": weights, "schedule": vars(schedule), "target": name, "recipe": _recipe(trainer)}
     deployment = deploy(twin, name, example, validation, replace(settings, manifest=manifest), baseline)
     print_table(deployment.rows)

@@ -52,13 +52,13 @@ class ForwardCheck:
         (taken, returned), *others = calls
         parts = [
             "before it" if not _all_among(taken, given) else "",
-            "behind it" if not _all_among(_tensors(output), returned) else "",
+            "after it" if not _all_among(_tensors(output), returned) else "",
             "more than once" if others else "",
         ]
         if any(parts):
             self.tell(
-                f"lq: {self.kind}.forward does more than call {self.name} ({', '.join(filter(None, parts))}), and the "
-                f"artifact holds {self.name} alone: it takes and returns what that does. To have all of forward in it: "
+                f"lq: {self.kind}.forward does more than call {self.name} ({', '.join(filter(None, parts))}), but the "
+                f"artifact holds {self.name} alone: it takes and returns what {self.name} does. For all of forward: "
                 "QATCallback(target='')."
             )
 

@@ -87,6 +87,16 @@ def share_statistics(target: nn.Module) -> None:
             start += buffer.numel()
 
 
+def has_batch_norm(target: nn.Module) -> bool:
+    """Whether there are statistics to freeze.
+
+    Example:
+        >>> has_batch_norm(nn.Sequential(nn.BatchNorm1d(4))), has_batch_norm(nn.LayerNorm(4))
+        (True, False)
+    """
+    return any(isinstance(module, BatchNorm) for module in target.modules())
+
+
 def take_nonfinite(target: nn.Module) -> str | None:
     """A warning on batches that the observers skipped since the last call, ``None`` if there were none."""
     state = state_of(target)

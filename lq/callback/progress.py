@@ -85,19 +85,38 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
     return replace(schedule, start=start, freeze_bn=start if is_past else freezes)
 
 
-def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase) -> str:
-    """The line that announces a phase."""
-    epochs = Point(trainer.current_epoch, "epochs")
-    where = f"after {_singular(epochs)}, {_singular(Point(trainer.global_step, 'steps'))}"
+def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase, has_batch_norm: bool = True) -> str:
+    """The line that announces a phase, with what becomes of BatchNorm statistics where there are any."""
+    done = (Point(trainer.current_epoch, "epochs"), Point(trainer.global_step, "steps"))
+    where = ", ".join(_singular(point) for point in done if point.value)
+    where = f"after {where}" if where else "from the start"
     if not phase.fake_quant:
         return f"{where}: float training; QAT starts after {_singular(Point.parse('start', schedule.start))}"
     observers = "on" if phase.observer else "off"
-    statistics = "frozen" if phase.freeze_bn else "moving"
-    return f"{where}: fake quantization on, observers {observers}, BatchNorm statistics {statistics}"
+    statistics = f", BatchNorm statistics {'frozen' if phase.freeze_bn else 'moving'}" if has_batch_norm else ""
+    return f"{where}: fake quantization on, observers {observers}{statistics}"
 
 
-def describe_learning_rate(schedule: QATSchedule, initial: float) -> str:
+def is_told(phase: Phase, before: Phase | None, has_batch_norm: bool) -> bool:
+    """Whether a phase differs from the one before in something that there is to say.
+
+    Example:
+        >>> moving, frozen = Phase(True, True, False), Phase(True, True, True)
+        >>> is_told(frozen, moving, has_batch_norm=True), is_told(frozen, moving, has_batch_norm=False)
+        (True, False)
+    """
+    if before is None or phase.fake_quant != before.fake_quant or phase.observer != before.observer:
+        return True
+    return has_batch_norm and phase.freeze_bn != before.freeze_bn
+
+
+def describe_learning_rate(schedule: QATSchedule, initial: float, has_schedulers: bool = True) -> str:
     """The line that says what becomes of the learning rates.
+
+    Args:
+        schedule: of the run.
+        initial: learning rate of the optimizer.
+        has_schedulers: whether the module has schedulers of its own.
 
     Example:
         >>> describe_learning_rate(QATSchedule(lr=0.5), 0.1)[:64]
@@ -106,10 +125,10 @@ def describe_learning_rate(schedule: QATSchedule, initial: float) -> str:
     if schedule.lr is None:
         return "learning rate of QAT: the module's own"
     start = initial * schedule.lr
+    instead = ", in place of the module's schedulers (schedule.lr: null keeps those)" if has_schedulers else ""
     return (
         f"learning rate of QAT: {start:.3g} ({100 * schedule.lr:g}% of the initial {initial:.3g}), falling to "
-        f"{start * schedule.lr_final:.3g} along a cosine, in place of the module's schedulers (schedule.lr: null "
-        "keeps those)"
+        f"{start * schedule.lr_final:.3g} along a cosine{instead}"
     )
 
 

@@ -41,7 +41,7 @@ from lq.callback.monitors import (
     require_figure,
     serve_monitors,
 )
-from lq.callback.phases import PhaseSwitch, share_statistics, take_nonfinite
+from lq.callback.phases import PhaseSwitch, has_batch_norm, share_statistics, take_nonfinite
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
 from lq.callback.progress import (
@@ -49,6 +49,7 @@ from lq.callback.progress import (
     describe_learning_rate,
     describe_phase,
     is_dev_run,
+    is_told,
     position_of,
     say,
     start_here,
@@ -303,7 +304,7 @@ class QATCallback(Callback):
             phase = self._course.phase(position_of(trainer, batch_idx))
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
-        self._announce(trainer, phase)
+        self._announce(trainer, target, phase)
         self._phase = phase
         self._listen_eagerly(pl_module, self._example is None)
         if self.distill is not None and phase.fake_quant:
@@ -318,11 +319,13 @@ class QATCallback(Callback):
         else:
             self._pause.end()
 
-    def _announce(self, trainer: Trainer, phase: Phase) -> None:
+    def _announce(self, trainer: Trainer, target: nn.Module, phase: Phase) -> None:
         if self._phase is None and self._rates.first is not None:
-            say(trainer, describe_learning_rate(self._course, self._rates.first))
+            say(trainer, describe_learning_rate(self._course, self._rates.first, bool(trainer.lr_scheduler_configs)))
         if self._phase is None or phase.index != self._phase.index:
-            say(trainer, describe_phase(trainer, self._course, phase))
+            normalized = has_batch_norm(target)
+            if is_told(phase, self._phase, normalized):
+                say(trainer, describe_phase(trainer, self._course, phase, normalized))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Set the learning rate again: a scheduler of the module may have moved it since the batch started."""

@@ -20,7 +20,9 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
     """The arguments of a subcommand, with what can be known without asking for it.
 
     Without ``--config`` and ``--model``, the ``config.yaml`` of the run counts that a checkpoint or an artifact lies
-    in. Arguments that the module's class demands and nobody gave are taken from the checkpoint's hyperparameters.
+    in. One that a LightningCLI of a fixed class has written names no class: then ``--model`` and ``--data`` go in front
+    of it, as the parser wants a class before its arguments. Arguments that the module's class demands and nobody gave
+    are taken from the checkpoint's hyperparameters.
 
     Args:
         subcommand: such as "export".
@@ -29,6 +31,9 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
     Returns:
         the arguments to parse.
 
+    Raises:
+        ValueError: if the ``config.yaml`` of the run names no class, and no ``--model`` does.
+
     Example:
         >>> completed("export", ["--ckpt_path", "no.ckpt", "--model", "my_module.Net"])
         ['--ckpt_path', 'no.ckpt', '--model', 'my_module.Net']
@@ -36,9 +41,16 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
     args = list(args)
     if subcommand != "fit" and not any(_values(args, "--config", "-c", "--model")):
         config = config_of(next(_values(args, "--ckpt_path"), None), next(_values(args, "--artifact"), None))
-        if config is not None:
+        if config is not None and "model" in _classless(config):
+            if subcommand != "bench":  # which can do without
+                raise ValueError(
+                    f"{config} has the arguments of a module, but not its class, as a LightningCLI of one class writes "
+                    "it: add --model my_module.Net, and --data my_module.Data."
+                )
+        elif config is not None:
             print(f"lq: settings of {config} (--config or --model takes others)", file=sys.stderr)
             args = ["--config", str(config), *args]
+    args = _classes_first(args)
     return [*_required(args), *_with_class_of_help(args)]
 
 
@@ -68,6 +80,21 @@ def config_of(ckpt_path: str | None, artifact: str | None = None) -> Path | None
         folder for given in (ckpt_path, artifact) if given for folder in list(Path(given).absolute().parents)[:2]
     ]
     return next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+
+
+def _classless(config: str | Path) -> set[str]:
+    """Of ``model`` and ``data``, those for which a file has arguments, but no class."""
+    content = _yaml(Path(config).read_text(encoding="utf-8")) if Path(config).is_file() else None
+    settings = content if isinstance(content, dict) else {}
+    return {key for key in SAVED_AS if isinstance(settings.get(key), dict) and "class_path" not in settings[key]}
+
+
+def _classes_first(args: list[str]) -> list[str]:
+    """``--model`` and ``--data`` in front of files that have arguments for them, but no class."""
+    files = list(_values(args, "--config", "-c"))
+    wanted = [key for key in SAVED_AS if any(key in _classless(file) for file in files)]
+    named = {key: next(_values(args, f"--{key}"), None) for key in wanted}
+    return [*(f"--{key}={path}" for key, path in named.items() if path is not None), *args]
 
 
 def _required(args: list[str]) -> list[str]:

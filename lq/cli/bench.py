@@ -53,7 +53,9 @@ def bench_artifact(
     if artifact is None:
         raise ValueError("bench needs an artifact: --artifact runs/.../int8")
     target = None
-    if model is not None:
+    if model is None:
+        rank_zero_info("lq: no module (--model my_module.Net): the rows of the float model are left out")
+    else:
         target = target_of(model, choose_target(model, qat_callback(trainer).target))
     torch.set_num_threads(threads)
     measured = bench(

@@ -69,6 +69,8 @@ def _run_lightning(subcommand: str | None, args: list[str]) -> None:
 
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    others = warnings.formatwarning
+    warnings.formatwarning = lambda message, *where, **line: _own_warning(message) or others(message, *where, **line)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     if subcommand in OWN_SUBCOMMANDS:  # they compute on the CPU
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_about_devices)
@@ -105,6 +107,11 @@ def _report(error: Exception) -> NoReturn:
         raise error
     print(f"lq: error: {told}\n(--debug shows where it was raised)", file=sys.stderr)
     sys.exit(1 if isinstance(error, RuntimeError) else 2)
+
+
+def _own_warning(message: Warning | str) -> str:
+    """A warning of lq's, without the line of lq that gives it; "" for those of others."""
+    return f"{message}\n" if str(message).startswith("lq: ") else ""
 
 
 def _is_no_advert(record: logging.LogRecord) -> bool:

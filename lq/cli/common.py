@@ -126,12 +126,13 @@ def export_settings_of(
 
 def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
     """Warn if the float model is not the one that QAT started from, as after float epochs in the same fit."""
-    for name in known.keys() & found.keys():
-        if abs(known[name] - found[name]) > 0.05 * abs(known[name]):
-            rank_zero_warn(
-                f"lq: the float model reaches {name} {found[name]:.4g} here, but QAT started from {known[name]:.4g}: "
-                "its weights are not those of then, so the rows of FP32 and PTQ say nothing. Give --float_ckpt_path."
-            )
+    off = [name for name in known if name in found and abs(known[name] - found[name]) > 0.05 * abs(known[name])]
+    if off:
+        here = ", ".join(f"{name} {found[name]:.4g} (then {known[name]:.4g})" for name in off)
+        rank_zero_warn(
+            "lq: these are not the float weights that QAT started from, so the rows of FP32 and PTQ mean nothing: "
+            f"{here}. Give --float_ckpt_path."
+        )
 
 
 def run_of(artifact: str | None, ckpt_path: str | None) -> Path | None:

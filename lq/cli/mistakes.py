@@ -23,6 +23,7 @@ _BASES: dict[str, type] = {
     "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
     "metric": torch.nn.Module,
 }
+_EXAMPLES = {"model": "my_module.Net", "data": "my_module.Data"}
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"class_path '([^']+)'")
 _UNKNOWN_ARGUMENT = re.compile(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected")
@@ -93,6 +94,9 @@ def _about_class(path: str, key: str, message: str) -> str:
     stranger = _UNKNOWN_ARGUMENT.search(message)
     if stranger:
         name = next(filter(None, stranger.groups()))
+        setting = key.rpartition(".")[2]
+        if kind is base and setting in _EXAMPLES:  # what the parser takes where a file names no class
+            return f"{setting!r} has settings, but names no class: add --{setting} {_EXAMPLES[setting]}"
         known = argument_names(kind)
         near = suggestion(name, known) or f"; it has {', '.join(known) or 'none'}"
         return f"{path} has no argument {name!r}{near}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,28 @@ def quiet_torchscript() -> Iterator[None]:
         # here, where it is ignored.
         torch.quantize_per_tensor(torch.zeros(1, dtype=torch.float32), 1.0, 0, torch.quint8)
         yield
+
+
+@contextmanager
+def quiet_properties() -> Iterator[None]:
+    """Keep out of the log what the properties of a model say when they are read.
+
+    ``torch.jit.trace`` reads all properties of a module, also deprecated ones and those that the model does not use: a
+    model of transformers 5 warns of two.
+
+    Example:
+        >>> with quiet_properties():
+        ...     warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning)
+    """
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`?is_gradient_checkpointing`? is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lq.conversion.bias import round_biases
 from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import as_destination, hand_over, workplace
-from lq.deployment.in_float import float_notes
+from lq.deployment.in_float import float_notes, unused_notes
 from lq.deployment.outputs import one_line, output_of
 from lq.deployment.provenance import provenance
 from lq.deployment.results import Calls, Compare, Compared, Deployment
@@ -77,7 +77,7 @@ def gated_export(
         write_manifest(place, {**entries, "artifacts": infos})
         batch = fixed_batch(prepared)
         deployment.notes += [] if batch is None else [batch.note]
-        deployment.notes += float_notes(plan_of(prepared), infos)
+        deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
         deployment.models = {kind: load(place, kind) for kind in infos}
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.
         quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].simulator}

@@ -1,14 +1,18 @@
-"""What an artifact computes in float although the plan has it in int8."""
+"""What to say beside the table of what an artifact holds: layers in float against the plan, weights left out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from lq.core.state import STATE
 from lq.tracing.attention import ATTENTION
 from lq.tracing.plan import Plan
 
 _SHOWN = 5
+_WORTH_TELLING = 0.05  # of all weights
 
 
 def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -41,6 +45,29 @@ def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]
             verb = "runs" if len(layers) == 1 else "run"
             notes.append(f"{kind}: {shown}{more} {verb} in float{_reason(layers, reasons)}{_share(plan, work)}")
     return notes
+
+
+def unused_notes(prepared: nn.Module, float_model: nn.Module | None) -> list[str]:
+    """How many weights the output does not depend on, such as those of an encoder that is cut short.
+
+    Args:
+        prepared: the graph that is exported.
+        float_model: whose size the table shows; ``None`` if it shows none.
+
+    Returns:
+        a line if they are a part of the size that one should know of.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> unused_notes(net[:1], net)
+        ["the output does not depend on 50% of the weights: FP32's size counts them, the files leave them out"]
+    """
+    total = 0 if float_model is None else sum(weight.numel() for weight in float_model.parameters())
+    used = sum(weight.numel() for name, weight in prepared.named_parameters() if not name.startswith(f"{STATE}."))
+    if used >= (1 - _WORTH_TELLING) * total:
+        return []
+    share = f"{1 - used / total:.0%}"
+    return [f"the output does not depend on {share} of the weights: FP32's size counts them, the files leave them out"]
 
 
 def _unplanned(plan: Plan, layers: Sequence[str]) -> tuple[list[str], int]:

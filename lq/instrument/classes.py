@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lq.core.own_class import USERS_CLASS
-from lq.instrument import containers
+from lq.instrument import containers, graph_modules
 from lq.instrument.mode import run_place
 from lq.instrument.places import LISTENERS, PLACE, Instrument, Place
 
@@ -47,7 +47,7 @@ def instrumented(cls: Any) -> type[nn.Module]:
 
     members = {"forward": forward, "__reduce_ex__": reduce, USERS_CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    members |= containers.members(cls)
+    members |= containers.members(cls) | graph_modules.members(cls, instrumented)
     registers = any("__init_subclass__" in base.__dict__ for base in cls.__mro__[:-1])
     metaclass: Any = type(cls)
     made: type[nn.Module] = metaclass(cls.__name__, (_Quiet, cls) if registers else (cls,), members)

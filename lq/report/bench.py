@@ -39,7 +39,8 @@ def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
         ]
     threads = sorted({row["threads"] for row in rows})
     plural = "" if threads == [1] else "s"
-    caption = f"{', '.join(map(str, threads))} thread{plural}; speed-up over eager float; median and quartile range"
+    against = " speed-up over eager float;" if any(row["speedup"] is not None for row in rows) else ""
+    caption = f"{', '.join(map(str, threads))} thread{plural};{against} median and quartile range"
     table = Table(
         *columns, title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
     )

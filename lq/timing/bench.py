@@ -118,7 +118,7 @@ def bench(
         models |= {f"int8 {kind}": model for kind, model in int8.items()}
         rows = []
         for size in batch_sizes:
-            tell(f"measuring {len(models)} models at batch size {size}")
+            tell(f"measuring {len(models)} model{'s' * (len(models) != 1)} at batch size {size}")
             rows += _measured(models, _random_inputs(signature, size), size, threads, min_time, sizes, notes)
     return Benchmark(rows, [*_verdicts(rows), *_float_layers(manifest), *notes], chips)
 

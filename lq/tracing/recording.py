@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
 import sys
 from collections.abc import Callable, Mapping
@@ -281,6 +282,13 @@ def _line() -> tuple[str, bool]:
         if not outside and "ctx" in frame.f_code.co_varnames:
             opaque = opaque or isinstance(frame.f_locals.get("ctx"), torch.autograd.function.FunctionCtx)
         if not (module.startswith(_OURS) or module == "torch"):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}", opaque
+            return _place_in_code(frame), opaque
         frame = frame.f_back
     return "", opaque
+
+
+def _place_in_code(frame: FrameType) -> str:
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    if file.startswith("<eval_with_key>"):  # a graph of torch.fx: each has a number, that of training, too
+        return f"`{linecache.getline(file, line).partition(';')[0].strip()}` in a graph of torch.fx"
+    return f"{file}:{line}, in {frame.f_code.co_name}"

@@ -76,3 +76,19 @@ def test_the_settings_of_a_run_are_those_beside_it(tmp_path: Path, capsys: pytes
 
 def test_arguments_that_are_typed() -> None:
     assert typed_arguments(["--model.optimizer.lr", "1", "--model.help", "--data.x", "2"]) == {"optimizer"}
+
+
+def test_a_run_of_a_command_line_with_one_class_wants_its_name(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: {depth: 3, width: 4}\ndata: {size: 2}\n")
+    given = ["--ckpt_path", f"{run}/checkpoints/last.ckpt"]
+    with pytest.raises(ValueError, match=r"config\.yaml has the arguments of a module, but not its class.*add --model"):
+        completed("export", given)
+    assert completed("bench", ["--artifact", f"{run}/int8"]) == ["--artifact", f"{run}/int8"]
+    assert "settings of" not in capsys.readouterr().err
+    config = ["--config", str(run / "config.yaml")]
+    assert completed("export", [*config, *NET])[:3] == ["--model=mine_to_complete.Net", *config]
+    assert completed("export", [*config, *NET, "--data", "mine.Data"])[:2] == [f"--model={NET[1]}", "--data=mine.Data"]

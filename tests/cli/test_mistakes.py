@@ -95,3 +95,8 @@ def test_faults_of_a_module_are_those_that_python_finds(told: Any, tmp_path: Pat
     lacking = told("fit", "--model", "lacks_a_package.Net")
     assert "lacks_a_package cannot be imported: ModuleNotFoundError: No module named 'no_such_package'" in lacking
     assert str(tmp_path / "lacks_a_package.py") in lacking
+
+
+def test_a_file_of_a_command_line_with_one_class_names_none(told: Any) -> None:
+    wanted = "lq: error: 'model' has settings, but names no class: add --model my_module.Net"
+    assert told("fit", config="model: {width: 3}") == wanted

@@ -77,6 +77,20 @@ def test_what_torchscript_cannot_do_leaves_the_eager_model() -> None:
     assert list(float_forms(Unscriptable(), example_of(images(1)))) == ["fp32 eager"]
 
 
+class Maps(nn.Module):
+    """Pairs of maps, as the heads of a detector return them: no type of TorchScript's."""
+
+    def forward(self, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(2 * x, 3 * x), (4 * x, 5 * x)]
+
+
+def test_structures_that_torchscript_has_no_type_for_are_measured_as_tuples() -> None:
+    forms = float_forms(Maps(), example_of(images(1)))
+    assert list(forms) == ["fp32 eager", "fp32 frozen", "fp32 fused"]
+    for factor, found in zip((2, 3, 4, 5), forms["fp32 frozen"](images(2)), strict=True):
+        torch.testing.assert_close(found, factor * images(2))
+
+
 class Scaled(nn.Module):
     def forward(self, x: torch.Tensor, other: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
         return scale * x + other

@@ -127,10 +127,14 @@ class Signature:
         Raises:
             ValueError: if they are not as many, or another argument is not what the model was exported with.
         """
-        values = self.arguments(args, kwargs).values()
-        found = [leaf for value in values for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        named = self.arguments(args, kwargs)
+        found = [leaf for value in named.values() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
         if len(found) != len(self.inputs):
-            raise ValueError(f"the exported model takes {self}, but was called with {len(found)} tensors.")
+            lacking = [spec.name for spec in self.inputs if spec.name not in named]
+            how = f"without {', '.join(lacking)}" if len(found) + len(lacking) == len(self.inputs) else ""
+            plural = "" if len(found) == 1 else "s"
+            how = how or f"with {len(found)} tensor{plural}"
+            raise ValueError(f"the exported model takes {self}, but was called {how}.")
         return found
 
     def restore(self, tensors: Sequence[Tensor]) -> Any:

@@ -29,6 +29,7 @@ from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
 from lq.export.formats.onnx_graph import align_channels, pack_weights, tidy
 from lq.export.formats.onnx_program import rewrite
+from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program
 from lq.tracing.structure import Inputs
 
@@ -108,7 +109,7 @@ def write(
     check_options(opset)
     program, any_batch = export_program(prepared, example, dynamic=dynamic)
     model = _model_of(program, opset)
-    tidy(model, any_batch)
+    tidy(model, any_batch, output_names(prepared, example))
     if for_onnxruntime:
         align_channels(model)
     if for_onnxruntime and opset >= OPSET_OF_INT4:

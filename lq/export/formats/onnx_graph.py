@@ -16,19 +16,21 @@ from lq.export.formats.program import BATCH
 _MOST_CHANNELS, _FEWEST_OUTPUTS, _LARGEST_KERNEL = 7, 16, 5 * 5
 
 
-def tidy(model: Any, dynamic: bool) -> None:
+def tidy(model: Any, dynamic: bool, outputs: Sequence[str] = ()) -> None:
     """Make a QDQ graph, in place, one that people and runtimes can read.
 
-    Nodes of layers get the names of their modules, and the batch dimension its own; what the exporter notes of each
-    node's origin goes, a quarter of the file of a small network. Every weight gets a zero point of
-    its own: layers that share one are computed in float by OpenVINO 2026.4. The mean of an image becomes
-    GlobalAveragePool, which ONNX Runtime computes on integers, unlike ReduceMean.
+    Nodes of layers get the names of their modules, outputs the keys of the original output, and the batch dimension
+    its own; what the exporter notes of each node's origin goes, a quarter of the file of a small network. Every weight
+    gets a zero point of its own: layers that share one are computed in float by OpenVINO 2026.4. The mean of an image
+    becomes GlobalAveragePool, which ONNX Runtime computes on integers, unlike ReduceMean.
 
     Args:
         model: an ``onnx.ModelProto`` whose weights are initializers with names ending in ".weight".
         dynamic: whether the first dimension of its inputs is a symbol.
+        outputs: names of its outputs, where they are known.
     """
     _name_layers(model)
+    _name_outputs(model.graph, outputs)
     _own_zero_points(model)
     _pool_globally(model)
     if dynamic:
@@ -50,6 +52,24 @@ def _name_layers(model: Any) -> None:
             # ONNX Runtime refuses two nodes of one name; a layer may be called more than once.
             node.name = next(n for n in chain([layer], (f"{layer}_{i}" for i in calls)) if n not in taken)
             taken.add(node.name)
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    made = {name for node in graph.node for name in node.output}
+    taken = made | {value.name for value in (*graph.input, *graph.initializer)}
+    if len(names) != len(graph.output):
+        return
+    new: dict[str, str] = {}
+    for value, wanted in zip(graph.output, names, strict=True):
+        if value.name not in made or value.name in new:  # an input that is returned, or one tensor returned twice
+            continue
+        new[value.name] = next(n for n in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if n not in taken)
+        taken.add(new[value.name])
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for value in (*graph.output, *graph.value_info):
+        value.name = new.get(value.name, value.name)
 
 
 def _own_zero_points(model: Any) -> None:

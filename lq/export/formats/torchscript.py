@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import plan_of, qconfig_of
-from lq.compat.deprecations import quiet_torchscript
+from lq.compat.deprecations import quiet_properties, quiet_torchscript
 from lq.compat.torch_private import TracerWarning, tree_leaves
 from lq.conversion.convert import convert, in_float
 from lq.conversion.int8 import Int8Layer
@@ -68,7 +68,9 @@ def export_torchscript(
         optimize: also fuse for inference (folds BatchNorm of float models).
 
     Returns:
-        the frozen module, which takes what :func:`tensor_inputs` returns; the batch size may be another one.
+        the frozen module, which takes what :func:`tensor_inputs` returns; the batch size may be another one. It returns
+        what the model does, or a tuple of its tensors, where TorchScript has no type for that and the inputs have no
+        names.
 
     Example:
         >>> frozen = export_torchscript(nn.Linear(4, 2).eval(), (torch.ones(1, 4),))
@@ -79,10 +81,12 @@ def export_torchscript(
     if _own_arguments(model, args, kwargs or {}) is None:
         model = _OfTensors(model.eval(), in_order(model, (args, dict(kwargs or {}))))
     given: dict[str, Any] = {"example_kwarg_inputs": named} if named else {"example_inputs": positional}
-    with quiet_torchscript(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
+    with quiet_torchscript(), quiet_properties(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that the traced code reads become constants, which the comparison with real batches would show.
         warnings.filterwarnings("ignore", category=TracerWarning)
         trace: Any = torch.jit.trace
+        if not named and _is_structure(model.eval()(*copy.deepcopy(positional))):
+            model = _Leaves(model)
         traced = trace(model.eval(), **given, strict=False, check_trace=False)
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced.eval())
         return torch.jit.optimize_for_inference(frozen) if optimize else frozen
@@ -172,6 +176,11 @@ def _has_type(output: Any) -> bool:
         return all(_has_type(value) for value in output)
     values = output.values() if isinstance(output, dict) else output if isinstance(output, list) else [output]
     return all(isinstance(value, Tensor) for value in values)
+
+
+def _is_structure(output: Any) -> bool:
+    """Whether it holds tensors alone, in a structure that TorchScript has no type for."""
+    return not _has_type(output) and all(isinstance(leaf, Tensor) for leaf in tree_leaves(output))
 
 
 def _flattened(model: fx.GraphModule) -> fx.GraphModule:
@@ -266,3 +275,14 @@ class _OfTensors(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         args, kwargs = restore(self.structure, tensors)
         return self.model(*args, **kwargs)
+
+
+class _Leaves(nn.Module):
+    """A model that returns the tensors of its output in a tuple."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(self.model(*tensors)))

@@ -86,6 +86,7 @@ def test_nodes_are_named_after_the_layers(exported: Exported) -> None:
         "head": "Gemm",
     }
     assert [value.name for value in exported.proto.graph.input] == ["x"]
+    assert [value.name for value in exported.proto.graph.output] == ["output"]
 
 
 def test_the_file_is_valid_with_opset_and_dynamic_batch(exported: Exported) -> None:
@@ -185,6 +186,7 @@ def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
     assert sqnr(expected["logits"], got["logits"]) >= 40
     assert sqnr(expected["features"][1], got["features"][1]) >= 40
     assert info["float_layers"] == []
+    assert [value.name for value in onnx.load(tmp_path / FILE).graph.output] == ["logits", "features_0", "features_1"]
 
 
 class SharedHead(nn.Module):

@@ -20,7 +20,9 @@ X = torch.rand(4, 3, 16, 16)
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: Any) -> tuple[Path, torch.Tensor]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4608, 3))
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4608, 3)
+    )
     prepared = prepare(net, example_args=(X,))
     calibrate(prepared, [X], show_progress=False)
     place = tmp_path_factory.mktemp("large") / "int8"

@@ -167,3 +167,15 @@ def test_a_zero_point_may_be_left_out() -> None:
     onnx.checker.check_model(model, full_check=True)
     assert shapes_of_weights(model)["stem.weight"] == (16, 4, 3, 3)
     assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))
+
+
+def test_outputs_get_their_names_unless_these_are_taken() -> None:
+    for wanted, expected in (("logits", "logits"), ("x", "x_1"), ("w1", "w1_1")):
+        model = two_layers()
+        tidy(model, False, [wanted])
+        onnx.checker.check_model(model, full_check=True)
+        assert [value.name for value in model.graph.output] == [expected]
+        assert model.graph.node[-1].output[0] == expected
+    unchanged = two_layers()
+    tidy(unchanged, False, ["one", "too many"])
+    assert unchanged.graph.output[0].name == "out"

@@ -18,10 +18,11 @@ from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.signature import Signature
 from lq.export.formats.litert import translated_once
 from lq.export.formats.litert.call import UnsupportedError
-from lq.export.formats.litert.ends import INT8, Ends, output_names
+from lq.export.formats.litert.ends import INT8, Ends
 from lq.export.formats.litert.report import describe, floating
 from lq.export.formats.litert.translation import Translation
 from lq.export.formats.mcu.interpreter import RefusedError, arena_bytes, interpreted
+from lq.export.formats.output_names import output_names
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 
