@@ -1,11 +1,12 @@
 """Kills a training at random moments, resumes it each time, and compares what it leaves with an undisturbed run.
 
-    python -m tests.callback.kill_run FOLDER [--kills 50] [--seed 0]
+    python -m tests.callback.kill_run FOLDER [--kills 50] [--seed 0] [--deployment 0.5]
 
 A run is forked from this process, which has everything imported, so that most of its life is training. SIGKILL and
 SIGTERM strike at random moments, from the first step to the export. After each of them every checkpoint must load and
 the artifact must be absent or whole; the run goes on from its last checkpoint. A run that gets through must have the
-weights, ranges and optimizer of the undisturbed one, to the bit, and then the next one starts.
+weights, ranges and optimizer of the undisturbed one, to the bit, and then the next one starts. Every second run finds
+the artifact of an earlier one in its place, which must be there, whole, after each kill.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import mmap
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -162,14 +164,20 @@ def undisturbed(folder: Path, progress: Progress) -> Durations:
     return Durations(first_step - began, time.monotonic() - training_ended)
 
 
-def await_strike(child: int, progress: Progress, durations: Durations, generator: random.Random) -> bool:
+def await_strike(
+    child: int, progress: Progress, durations: Durations, generator: random.Random, in_deployment: float
+) -> bool:
     """Wait for a random moment of this attempt; ``True`` if the attempt ends before it.
 
-    One strike in six falls before the first step. The others fall after a random number of moments, within a third
-    of the training so that a run is killed several times, or at any time of the deployment if that comes first, which
-    every other attempt survives. They count moments instead of seconds: so a slow machine is struck in as many stages
-    as a fast one.
+    A share of the strikes falls at any time of the deployment. Of the others, one in six falls before the first step;
+    the rest fall after a random number of moments, within a third of the training so that a run is killed several
+    times, or at any time of the deployment if that comes first, which every other attempt survives. They count moments
+    instead of seconds: so a slow machine is struck in as many stages as a fast one.
     """
+    if generator.random() < in_deployment:
+        if ended_within(child, 120.0, lambda: progress.stage == "deployment"):
+            return True
+        return ended_within(child, generator.uniform(0, durations.deployment))
     if generator.random() < 1 / 6:
         return ended_within(child, generator.uniform(0, durations.startup))
     moment = generator.randint(1, (EPOCHS * STEPS_AN_EPOCH) // 3)
@@ -180,11 +188,11 @@ def await_strike(child: int, progress: Progress, durations: Durations, generator
     return ended_within(child, generator.choice([120.0, generator.uniform(0, durations.deployment)]))
 
 
-def check_what_is_left(folder: Path) -> None:
-    """Every checkpoint loads, and the artifact is whole or absent."""
+def check_what_is_left(folder: Path, had_artifact: bool) -> None:
+    """Every checkpoint loads, and the artifact is whole; it is absent only if there was none before."""
     for path in (folder / "kept").glob("*.ckpt"):
         torch.load(path, weights_only=True)
-    if (folder / "int8").exists():
+    if had_artifact or (folder / "int8").exists():
         load(folder / "int8")(torch.zeros(1, 1, 6, 6))
 
 
@@ -202,7 +210,7 @@ def _exact(tensor: torch.Tensor) -> Any:
     return tensor.tolist()
 
 
-def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
+def main(root: Path, kills: int, seed: int, in_deployment: float = 0.0) -> dict[str, Any]:
     """Kill that often; returns how often in which stage, by which signal, and how many runs got through."""
     generator, progress = random.Random(seed), Progress()
     torch.set_num_threads(1)
@@ -213,11 +221,18 @@ def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
     while True:
         folder = root / f"run{runs}"
         folder.mkdir()
+        had_artifact = runs % 2 == 1
+        if had_artifact:
+            shutil.copytree(expected / "int8", folder / "int8")
         while not (folder / "final.pt").exists():
             left = kills - stages.total()
             child = start(folder, progress)
             # The last attempt is left alone.
-            if await_strike(child, progress, durations, generator) if left > 0 else ended_within(child, 120.0):
+            if (
+                await_strike(child, progress, durations, generator, in_deployment)
+                if left > 0
+                else ended_within(child, 120.0)
+            ):
                 assert (folder / "final.pt").exists(), (folder / "log.txt").read_text()[-3000:]
                 continue
             assert left > 0, f"{folder}: an undisturbed attempt hangs"
@@ -226,7 +241,7 @@ def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
             signals[number.name] += 1
             os.kill(child, number)
             assert ended_within(child, 60.0), f"{folder}: does not end after {number.name}"
-            check(folder, partial(check_what_is_left, folder))
+            check(folder, partial(check_what_is_left, folder, had_artifact))
         check(folder, partial(check_end, folder, expected))
         runs += 1
         if stages.total() >= kills:
@@ -238,6 +253,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--deployment", type=float, default=0.0, help="share of the kills that wait for the deployment")
     arguments = parser.parse_args()
     quicken_deployment(pytest.MonkeyPatch())
-    print(json.dumps(main(arguments.folder, arguments.kills, arguments.seed)))
+    print(json.dumps(main(arguments.folder, arguments.kills, arguments.seed, arguments.deployment)))
