@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def build(options: argparse.Namespace) -> None:
     """Calibrate and export one network; how far random weights agree says nothing, so no gate stops them."""
     batches = [_noise(options.size) for _ in range(4)]
-    prepared = lq.prepare(_network(options.models[0], options.size), "portable", example_args=(batches[0],))
+    qconfig = lq.QConfig(options.preset, attention=options.attention)
+    prepared = lq.prepare(_network(options.models[0], options.size), qconfig, example_args=(batches[0],))
     lq.calibrate(prepared, batches)
     gate = lq.Gate(min_agreement=None, min_sqnr_db=None)
     lq.export_artifact(prepared, batches[:1], options.scratch / "int8", options.exporters, gate)
@@ -77,7 +78,11 @@ def measure(options: argparse.Namespace) -> None:
 def _network(name: str, size: int) -> nn.Module:
     """A network with random weights and BatchNorm statistics that fit them, or its activations would die out."""
     torch.manual_seed(0)
-    model: nn.Module = torchvision.models.get_model(name)
+    model: nn.Module
+    if name == "vit_tiny":  # DeiT-Ti of Touvron et al., https://arxiv.org/abs/2012.12877
+        model = torchvision.models.VisionTransformer(size, 16, 12, 3, 192, 768)
+    else:
+        model = torchvision.models.get_model(name)
     with torch.no_grad():
         for _ in range(2):
             model.train()(_noise(size))
@@ -93,6 +98,7 @@ def _noise(size: int) -> Tensor:
 def _again(options: argparse.Namespace, name: str, step: str, scratch: str) -> None:
     given = ["--models", name, "--exporters", *options.exporters, "--batch-sizes", *map(str, options.batch_sizes)]
     given += ["--size", str(options.size), "--threads", str(options.threads), "--seconds", str(options.seconds)]
+    given += ["--preset", options.preset, "--attention", options.attention]
     given += ["--no-compile"] if options.no_compile else []
     command = [sys.executable, "-m", "benchmarks.inference", *given, "--step", step, "--scratch", scratch]
     subprocess.run(command, check=True)
@@ -100,7 +106,9 @@ def _again(options: argparse.Namespace, name: str, step: str, scratch: str) -> N
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Inference of int8 and float models in every runtime.")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="torchvision classifiers")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="torchvision classifiers, vit_tiny")
+    parser.add_argument("--preset", default="portable", help="qconfig (default: portable)")
+    parser.add_argument("--attention", choices=["float", "int8"], default="float", help="attention's two products")
     parser.add_argument("--exporters", nargs="+", default=list(EXPORTERS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--size", type=int, default=224, help="side of the images")

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     columns += [number(f"accuracy_{kind}", f"{kind}, %", ".2f") for kind in ("float", *RUNTIMES)]
     columns += [number(f"ms_{kind}", f"{kind}, ms", ".3f") for kind in RUNTIMES]
     columns += [number(f"float_{kind}", f"{kind} float, ms", ".3f") for kind in RUNTIMES]
+    columns += [label("profile", "time in int8.onnx")] if options.profile else []
     report("Fashion-MNIST as sequences", columns, rows, options)
     return rows
 
@@ -147,11 +151,33 @@ def _quantized(name: str, model: nn.Module, setting: str, data: Any, options: ar
         row: Row = {"model": name, "setting": setting, "share": callback.plan.share}
         for kind in exporters:
             row[f"accuracy_{kind}"] = _accuracy(lq.load(f"{place}/int8", kind), data)
+        if options.profile:
+            row["profile"] = profile(Path(place, "int8", "int8.onnx"))
         times = bench(f"{place}/int8", model, [1], options.threads, options.seconds, compile=False).rows
     found = {entry["model"]: entry["latency_ms"] for entry in times}
     fused = min(ms for entry, ms in found.items() if entry in ("fp32 eager", "fp32 frozen", "fp32 fused"))
     row |= {f"ms_{kind}": found.get(f"int8 {kind}") for kind in RUNTIMES}
     return row | {f"float_{kind}": fused if kind == "torch" else found.get(f"fp32 {kind}") for kind in RUNTIMES}
+
+
+def profile(path: Path, calls: int = 100, kinds: int = 5) -> str:
+    """Which kinds of operators take how much of the time of an ONNX file in ONNX Runtime, on a batch of one."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.enable_profiling = 1, True
+    settings.profile_file_prefix = str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    given = {value.name: np.zeros([1, *value.shape[1:]], np.float32) for value in session.get_inputs()}
+    for _ in range(calls):
+        session.run(None, given)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    total = spent.total()
+    return ", ".join(f"{kind} {micro / total:.0%}" for kind, micro in spent.most_common(kinds))
 
 
 def _fit(model: nn.Module, data: Any, options: argparse.Namespace, epochs: int, *callbacks: Any) -> None:
@@ -185,6 +211,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--epochs", type=int, default=4, help="in float; a quarter of them in int8 (default: 4)")
     options.add_argument("--images", type=int, default=20000, help="to train on (default: 20000)")
     options.add_argument("--seconds", type=float, default=1.0, help="of timed calls for each model (default: 1)")
+    options.add_argument("--profile", action="store_true", help="say where int8.onnx spends its time")
     options.add_argument("--data", type=Path, default=Path("data"), help="folder of the images")
     return parse(options, arguments)
 
