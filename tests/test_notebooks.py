@@ -11,7 +11,6 @@ import nbformat
 import pytest
 from jupyter_client import KernelManager
 
-
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 SPEC = importlib.util.spec_from_file_location("run_notebooks", NOTEBOOKS[0].with_name("run.py"))
 run = importlib.util.module_from_spec(SPEC)
