@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -288,7 +289,17 @@ def _pytest(tests: Sequence[str], root: Path, *plugins: Any) -> int:
     # Neither caches nor examples of Hypothesis are left to the next run.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder
-        options = ["-x", "-q", "--no-header", "--doctest-modules", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+        options = [
+            "-x",
+            "-q",
+            "--no-header",
+            "--doctest-modules",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "faulthandler_timeout=0",
+        ]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that are imported already
         return int(pytest.main([*options, *tests], plugins=list(plugins)))
 
 
@@ -297,13 +308,18 @@ def _in_child(work: Callable[[], int], limit: float, log: Path) -> int | None:
     child = os.fork()
     if not child:
         status = 1
-        with suppress(BaseException):
+        try:
             out = os.open(log, os.O_WRONLY | os.O_CREAT)
             os.dup2(out, 1)
             os.dup2(out, 2)
             os.setpgid(0, 0)
             status = work()
-        os._exit(status)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
     until = time.monotonic() + limit
     while time.monotonic() < until:
         done, code = os.waitpid(child, os.WNOHANG)
