@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torchmetrics
@@ -67,7 +69,7 @@ def test_what_brings_nothing_stays_quantized(monkeypatch):
 
 def test_the_model_is_left_as_it_was():
     prepared, batches = planted()
-    x, before = batches[0][0], prepared.state_dict()
+    x, before = batches[0][0], copy.deepcopy(prepared.state_dict())
     with torch.no_grad():
         y = prepared(x)
         find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS))

@@ -6,7 +6,6 @@ import pytest
 
 from tests.backends.zoo import ZOO, keep_contract
 
-
 # Their blocks are those of deeplabv3_mobilenet_v3_large and of timm's mobilenetv3_small_100; the matrix has them all.
 IN_THE_MATRIX_ALONE = {"torchvision mobilenet_v3_large", "timm efficientnet_lite0"}
 
