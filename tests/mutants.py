@@ -260,9 +260,13 @@ class _Loader(SourceFileLoader):
 
 @dataclass(frozen=True)
 class _Finder:
-    """Finds the mutant in the place of its module."""
+    """Finds the mutant in the place of its module; a plugin of pytest, whose own finder would come before it."""
 
     loader: _Loader
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_load_initial_conftests(self) -> None:
+        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != self.loader.name:
@@ -275,9 +279,7 @@ def outcome_of(mutant: Mutant, tests: Sequence[str], limit: float, root: Path = 
     file, name = root / mutant.path, mutant.path.removesuffix(".py").replace("/", ".")
 
     def work() -> int:
-        loader = _Loader(name, str(file), mutant.of(file.read_bytes()))
-        sys.meta_path.insert(0, _Finder(loader))  # type: ignore[arg-type]
-        return _pytest(tests, root)
+        return _pytest(tests, root, _Finder(_Loader(name, str(file), mutant.of(file.read_bytes()))))
 
     status = _in_child(work, limit, Path(os.devnull))
     return HUNG if status is None else KILLED if status else SURVIVED

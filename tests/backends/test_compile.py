@@ -61,12 +61,6 @@ class Counted:
         return self.counter.frame_count - before
 
 
-def resnet() -> nn.Module:
-    models = pytest.importorskip("torchvision.models")
-    net: nn.Module = models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
-    return net
-
-
 def mobilenet() -> nn.Module:
     models = pytest.importorskip("torchvision.models")
     blocks = [[1, 16, 1, 1], [6, 24, 2, 2]]  # expansion, channels, repeats, stride: one residual connection
@@ -74,7 +68,7 @@ def mobilenet() -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(("make", "modes"), [(resnet, (True, False)), (mobilenet, (True,))])
+@pytest.mark.parametrize(("make", "modes"), [(Net, (True, False)), (mobilenet, (True,))])
 def test_models_compile_to_one_graph_a_phase_and_back_to_none(make: Callable[[], nn.Module], modes: tuple[bool, ...]):
     model, x = Counted(prepare(make())), torch.randn(2, 3, 32, 32)
     added = {phase: model.graphs(phase, x) for phase in PHASES}  # from the first batch on, when no slot has a range
