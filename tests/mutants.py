@@ -35,6 +35,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ ROOMS = {
 }  # fmt: skip
 HEAVY = (
     "torch", "torch.export", "torch.ao.quantization", "torch._dynamo", "torchvision", "lightning", "torchmetrics",
-    "hypothesis", "onnx", "onnxscript", "onnxruntime", "torchao", "sklearn", "matplotlib.pyplot", "rich",
+    "onnx", "onnxscript", "onnxruntime", "torchao", "sklearn", "matplotlib.pyplot", "rich",
     "jsonargparse",
 )  # fmt: skip
 KILLED, SURVIVED, HUNG = "killed", "survived", "hung"
@@ -397,6 +398,9 @@ def main() -> None:
     for name in HEAVY:
         with suppress(ImportError):
             importlib.import_module(name)
+    # Any example that fails will do; making it smaller takes longer than finding it.
+    hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])
+    hypothesis.settings.load_profile("mutants")
     mutants = chosen(arguments.places, arguments.sample, arguments.seed)
     print(table(mutants, run(mutants, arguments.results.absolute(), arguments.again)))
 
