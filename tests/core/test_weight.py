@@ -178,7 +178,7 @@ def test_mse_is_near_the_best_of_many_scales_and_never_worse_than_min_max(kind: 
     assert found.sum() < best.sum() * 10**0.1
 
 
-@pytest.mark.parametrize(("thirds_of_an_octave", "found"), [(0, True), (4, True), (8, True), (9, False)])
+@pytest.mark.parametrize(("thirds_of_an_octave", "found"), [(0, True), (5, True), (8, True), (9, False)])
 def test_mse_finds_the_grid_under_an_outlier_of_up_to_six_times_its_end(thirds_of_an_octave: int, found: bool):
     integers = torch.arange(-7.0, 8.0).repeat(4000)  # so many that the outlier is given up
     weight = torch.cat([0.1 * integers, torch.tensor([0.7 * 2 ** (thirds_of_an_octave / 3)])])[None]
