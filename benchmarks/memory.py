@@ -103,10 +103,10 @@ class Storages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._given |= {storage._cdata for storage in _storages((args, kwargs))} - self._made.keys()
         out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):
-            if storage._cdata not in self._given and storage._cdata not in self._made:
-                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.peak = max(self.peak, self.alive())
+        made = [s for s in _storages(out) if s._cdata not in self._given and s._cdata not in self._made]
+        if made:
+            self._made |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes()) for storage in made}
+            self.peak = max(self.peak, self.alive())
         return out
 
     def alive(self) -> int:

@@ -22,11 +22,15 @@ _TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/[\w./-]+/")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def executed(path: Path, directory: Path) -> Any:
-    """The notebook with the outputs of a run in a directory."""
+def executed(path: Path, directory: Path, kernel: Any = None) -> Any:
+    """The notebook with the outputs of a run in a directory, by a kernel of its own unless one is given."""
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(directory)}}
-    return NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    client = NotebookClient(notebook, km=kernel, timeout=300, kernel_name="python3", resources=resources)
+    found = client.execute()
+    if kernel is not None:
+        client.kc.stop_channels()
+    return found
 
 
 def source_of(notebook: Any) -> str:

@@ -20,6 +20,7 @@ from lq.cli.subcommands import DOCTOR, OF_LIGHTNING
 from lq.cli.trainer import QATTrainer
 from lq.data import DigitsDataModule
 from lq.models import DigitsClassifier
+from tests.tiny import quicken_deployment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -55,7 +56,12 @@ def test_the_pages_that_start_people_off_have_python_to_run(page):
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @each_page
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """The blocks of a page run one after the other; `L`, `module` and `datamodule` are the reader's own."""
+    """The blocks of a page run one after the other; `L`, `module` and `datamodule` are the reader's own.
+
+    The README's have the gate and the stopwatch in processes of their own, as its reader has.
+    """
+    if page.name != "README.md":
+        quicken_deployment(monkeypatch)
     monkeypatch.chdir(tmp_path)
     names = {"L": L, "module": DigitsClassifier(width=4), "datamodule": DigitsDataModule(batch_size=16)}
     for block in blocks(page, "python"):

@@ -221,12 +221,16 @@ def same_layer(module: QATLayer, norm: nn.Module | None) -> tuple[Any, ...]:
     return type(module), module.extra_repr(), id(module.weight), id(module.bias), id(norm)
 
 
+# Of the attributes of a QAT layer; the state is that of the whole model, so that copying it for each layer takes long.
+_NOT_HYPERPARAMETERS = ("state", "quantizer", "_parameters", "_buffers", "_modules")
+
+
 def bare_layer(module: QATLayer) -> nn.Module:
     """A float layer with the hyperparameters of a QAT layer, and no parameters."""
     base = next(float_type for float_type, twin in QAT_LAYERS.items() if isinstance(module, twin))
     layer = nn.Module.__new__(base)
-    layer.__dict__.update({key: value for key, value in copy.deepcopy(module).__dict__.items() if key != "state"})
-    layer._parameters = {"weight": None, "bias": None}
+    layer.__dict__.update(copy.deepcopy({k: v for k, v in vars(module).items() if k not in _NOT_HYPERPARAMETERS}))
+    layer._parameters, layer._buffers, layer._modules = {"weight": None, "bias": None}, {}, {}
     return layer
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torchmetrics
@@ -6,7 +8,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lq.analysis import auto_exclude
 from lq.analysis.auto_exclude import AutoExclude, find_exclusions
-from lq.analysis.sensitivity import SensitivityOptions
+from lq.analysis.exclusions import Candidate
+from lq.analysis.sensitivity import SensitivityOptions, SensitivityRow
 from lq.backends.prepare import prepare
 from lq.ptq import prepare_static
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
@@ -67,7 +70,7 @@ def test_what_brings_nothing_stays_quantized(monkeypatch):
 
 def test_the_model_is_left_as_it_was():
     prepared, batches = planted()
-    x, before = batches[0][0], prepared.state_dict()
+    x, before = batches[0][0], copy.deepcopy(prepared.state_dict())
     with torch.no_grad():
         y = prepared(x)
         find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS))
@@ -85,6 +88,76 @@ def test_what_came_to_help_first_but_is_not_needed_stays_quantized(monkeypatch):
     assert "takes the loss from 0.5 to 0.49; not needed beside the others" in str(found)
     losses[("3",)] = 0.006
     assert find_exclusions(prepared, batches, limits=AutoExclude(**GENEROUS)).layers == ("8", "3")
+
+
+class Known:
+    """What is lost with some layers in float; another trial than those is a KeyError."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def drop(self, in_float):
+        return self.losses["".join(in_float)]
+
+
+A, B, C = Candidate("a", 0.5, 0.2), Candidate("b", 0.3, 0.1), Candidate("c", 0.2, 0.05)
+
+
+def outcome(losses, **limits):
+    """Layer and reason of each candidate, those in float, and the loss that is left."""
+    limits = AutoExclude(**{"max_layers": 3, "max_slowdown": 1.0, "max_drop": 0.1, **limits})
+    found, left = auto_exclude._exclude([A, B, C], limits, Known(losses), 0.5)
+    return {c.layer: c.reason for c in found}, "".join(c.layer for c in found if c.excluded), left
+
+
+def test_the_search_ends_where_the_loss_is_allowed():
+    reasons, excluded, left = outcome({"a": 0.1})
+    assert (list(reasons), excluded, left) == (["a"], "a", 0.1)
+    assert outcome({"a": 0.11}, max_layers=1)[1:] == ("a", 0.11)
+
+
+def test_a_layer_that_takes_too_long_is_passed_over_for_a_shorter_one():
+    reasons, excluded, left = outcome({"a": 0.4, "ac": 0.3, "c": 0.4}, max_slowdown=0.25)
+    assert reasons["b"] == "would exceed max_slowdown=0.25"
+    assert (excluded, left) == ("ac", 0.3)
+
+
+def test_what_makes_it_worse_stays_quantized_and_what_is_needed_does_not():
+    reasons, excluded, left = outcome({"a": 0.4, "ab": 0.3, "abc": 0.35, "b": 0.45})
+    assert (excluded, left) == ("ab", 0.3)
+    assert reasons == {
+        "a": "in float, it takes the loss from 0.5 to 0.4",
+        "b": "in float, it takes the loss from 0.4 to 0.3",
+        "c": "in float, it takes the loss from 0.3 to 0.35",
+    }
+
+
+def test_each_but_the_last_layer_is_tried_without():
+    reasons, excluded, left = outcome({"a": 0.4, "ab": 0.3, "abc": 0.0, "bc": 0.2, "ac": 0.1})
+    assert (excluded, left) == ("ac", 0.1)
+    assert [layer for layer, reason in reasons.items() if reason.endswith("not needed beside the others")] == ["b"]
+
+
+def test_a_loss_that_is_just_allowed_excludes_nothing(monkeypatch):
+    prepared, batches = planted()
+    monkeypatch.setattr(auto_exclude._Trials, "drop", lambda self, in_float: 0.25)
+    assert find_exclusions(prepared, batches, limits=AutoExclude(max_drop=0.25)).candidates == ()
+
+
+def test_layers_with_less_than_a_hundredth_of_the_noise_are_not_tried(monkeypatch):
+    prepared, batches = planted()
+    shares = {"0": 0.001, "3": 0.008, BAD: 0.978, "8": 0.013}
+    rows = [
+        SensitivityRow(
+            layer=layer, direction="one", metric="sqnr_db", value=0.0, float_value=None, quantized_value=0.0,
+            loss=share, share=share,
+        )
+        for layer, share in shares.items()
+    ]  # fmt: skip
+    monkeypatch.setattr(auto_exclude, "sensitivity", lambda *_, **__: rows)
+    monkeypatch.setattr(auto_exclude._Trials, "drop", lambda self, in_float: 0.5)
+    found = find_exclusions(prepared, batches, limits=AutoExclude(max_layers=4, **GENEROUS))
+    assert [candidate.layer for candidate in found.candidates] == [BAD, "8"]
 
 
 def test_metrics_that_fall_and_collections_are_judged_too():

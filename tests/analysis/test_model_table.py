@@ -11,7 +11,9 @@ def test_the_share_that_is_recovered():
     assert recovered(exact, ptq, {"accuracy": 0.86}) == pytest.approx(0.9)
     assert recovered(exact, ptq, {"accuracy": 0.4}) == pytest.approx(-0.25)
     assert recovered({"mse": 0.1}, {"mse": 0.5}, {"mse": 0.14}) == pytest.approx(0.9)
-    assert recovered(exact, {"accuracy": 0.899}, {"accuracy": 0.9}) is None
+    # of less than half a percent a share says nothing
+    assert recovered(exact, {"accuracy": 0.895}, {"accuracy": 0.8975}) == pytest.approx(0.5)
+    assert recovered(exact, {"accuracy": 0.896}, {"accuracy": 0.9}) is None
 
 
 def test_models_without_a_size_are_judged_but_not_timed():

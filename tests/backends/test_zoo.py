@@ -6,9 +6,12 @@ import pytest
 
 from tests.backends.zoo import ZOO, keep_contract
 
+# Their blocks are those of deeplabv3_mobilenet_v3_large and of timm's mobilenetv3_small_100; the matrix has them all.
+IN_THE_MATRIX_ALONE = {"torchvision mobilenet_v3_large", "timm efficientnet_lite0"}
+
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # attention's checks of shapes become constants
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in IN_THE_MATRIX_ALONE])
 def test_the_contract(name: str) -> None:
     entry = ZOO[name]
     if not entry.is_installed:

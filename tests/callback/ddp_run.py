@@ -1,6 +1,6 @@
 """Fits a tiny module in some processes and writes what each of them ended with; started by test_ddp.py.
 
-``python ddp_run.py FOLDER PROCESSES STRATEGY LEARNING_RATE``
+``python ddp_run.py FOLDER PROCESSES STRATEGY LEARNING_RATE [quick]``, quick without the gate's process and a stopwatch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from lq.callback.distillation import Distillation
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
 from lq.config.specs import ActivationSpec
-from tests.tiny import Tiny, make_data
+from tests.tiny import Tiny, make_data, quicken_deployment
 
 
 class Module(Tiny):
@@ -117,6 +118,9 @@ def main(folder: Path, processes: int, strategy: str = "auto", lr: float = 0.1) 
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         torch.save({"state_dict": module.state_dict(), "metrics": metrics}, folder / "main.pt")
 
+
+if __name__ in ("__main__", "__mp_main__") and sys.argv[5:] == ["quick"]:  # the latter in spawned processes
+    quicken_deployment(pytest.MonkeyPatch())
 
 if __name__ == "__main__":
     sys.path.insert(0, os.getcwd())

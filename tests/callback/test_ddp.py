@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed training")
 
 
-def _in_processes(folder: Path, processes: int, strategy: str, lr: float) -> list[dict[str, Any]]:
+def _in_processes(folder: Path, processes: int, strategy: str, lr: float, *quick: str) -> list[dict[str, Any]]:
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests/callback/ddp_run.py"), str(folder), str(processes), strategy, str(lr)]
+    script, arguments = ROOT / "tests/callback/ddp_run.py", [str(folder), str(processes), strategy, str(lr), *quick]
+    command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, timeout=180, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     (folder / "log.txt").write_text(done.stdout + done.stderr)
@@ -64,7 +65,7 @@ def test_two_processes(tmp_path: Path) -> None:
 )
 def test_ranges_are_those_of_one_process_on_the_joined_batch(tmp_path: Path, processes: int, strategy: str) -> None:
     one = _alone(tmp_path, 0.0)  # weights that stand still: then nothing but the ranges can differ
-    ranks = _in_processes(tmp_path / "more", processes, strategy, 0.0)
+    ranks = _in_processes(tmp_path / "more", processes, strategy, 0.0, "quick")
     for key in ("min", "max"):
         for rank in ranks:
             assert torch.equal(rank[key], one[key]), key

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.callback.matrix_run import CELLS, HAS_EMA, Cell, run
+from tests.callback.matrix_run import CELLS, HAS_EMA, PRECISIONS, Cell, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.resume], ids=str)
+def _is_tried(cell: Cell) -> bool:
+    """Half of those that resume: each value of a setting meets each value of the others."""
+    odd = PRECISIONS.index(cell.precision) + cell.ema + cell.accumulate
+    return cell.resume and (odd % 2 == 1 or not HAS_EMA)
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if _is_tried(cell)], ids=str)
 def test_one_process(tmp_path: Path, cell: Cell) -> None:
     run(cell, "auto", 1, tmp_path)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.conversion.lowering import Grid, Lowering, bare_layer
@@ -107,13 +109,16 @@ def test_namesakes_stay_apart(lower: Any) -> None:
 
 def test_a_bare_layer_has_the_hyperparameters_and_no_weights() -> None:
     layer = nn.Conv2d(4, 8, 3, stride=2, padding="valid", groups=2)
-    prepared = prepare(nn.Sequential(layer))
+    prepared = prepare(nn.Sequential(layer), QConfig(weight=WeightSpec(learned_scale=True)))
     qat = layers_of(prepared)[0].module
     assert isinstance(qat, QATConv2d)
     bare: Any = bare_layer(qat)
     assert type(bare) is nn.Conv2d
     assert (bare.stride, bare.padding, bare.groups) == ((2, 2), "valid", 2)
     assert list(bare.parameters()) == []
+    # What belongs to the whole model would be copied for each of its layers.
+    assert list(bare.modules()) == [bare]
+    assert not any(isinstance(value, nn.Module) for value in vars(bare).values())
 
 
 def test_a_subclass_has_to_say_what_quantizers_and_layers_become() -> None:

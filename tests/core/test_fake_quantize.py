@@ -49,14 +49,43 @@ def test_fake_quantization_is_near_the_absorbed_activation(activation: str):
     assert y.unique().numel() < x.numel() or activation == "none"
 
 
-def test_evaluation_does_not_observe():
+@pytest.mark.parametrize("off", ["evaluation", "observers off"])
+def test_only_training_with_observers_on_observes(off: str):
     state, quantizer = make(observer=True, fake_quant=True)
+    state.writers = [2]  # what the two have seen in a step is joined, and so would be what was seen before it
     step(state, quantizer, torch.tensor([0.0, 2.55]))
-    state.eval()
-    quantizer.eval()
+    if off == "evaluation":
+        state.eval()
+        quantizer.eval()
+    state.observer = off == "evaluation"
     y = step(state, quantizer, torch.tensor([-5.0, 1.004, 99.0]))
     torch.testing.assert_close(y, torch.tensor([0.0, 1.0, 2.55]))
-    assert state.max_val.item() == pytest.approx(2.55)
+    state.train()
+    quantizer.train()
+    state.observer = True
+    step(state, quantizer, torch.tensor([0.0, 2.55]))
+    assert (state.min_val.item(), state.max_val.item()) == (0.0, pytest.approx(2.55))
+
+
+def test_what_is_computed_again_is_observed_once():
+    states = []
+    for again in (False, True):
+        state = QATState(["fq"], [ActivationSpec(observer="histogram")], ["none"])
+        quantizer, state.observer = FakeQuantize(state, 0), True
+        x = torch.tensor([1.0, 2.0, 5.0])
+        quantizer(x)
+        if again:
+            quantizer(x, recomputing=True)
+        state(x)
+        states.append(state.histograms.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_single_value_is_observed():
+    state, quantizer = make(observer=True)
+    step(state, quantizer, torch.tensor([3.0]))
+    assert (state.min_val.item(), state.max_val.item()) == (3.0, 3.0)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -14,7 +14,7 @@ MARK = 1e-6 + 2 * 2**-23  # by which saturated values lie outside of the grid, a
 
 
 def _not_too_small(scale: float) -> float:
-    return EPS if scale < 2.0**-149 else max(scale, SMALLEST_SCALE)  # float32 knows no smaller number
+    return EPS if scale <= 2.0**-150 else max(scale, SMALLEST_SCALE)  # what float32 rounds to zero
 
 
 def qparams_twin(low: float, high: float, quant_min: int, quant_max: int, symmetric: bool) -> tuple[float, int]:

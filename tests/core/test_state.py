@@ -284,6 +284,7 @@ if rank == 0:
     state.observe(2, torch.tensor([-3.0, -2.0]))
 state.update()
 print(state.min_val.tolist(), state.max_val.tolist(), state.nonfinite.tolist())
+dist.destroy_process_group()  # or its threads may end the process with an error
 """
 
 

@@ -30,6 +30,13 @@ def test_weight_scales_equal_a_loop_over_channels(shape: tuple[int, ...], axis: 
     assert weight_scale(weight, PER_TENSOR).item() == pytest.approx(max(weight.abs().max().item() / 63, EPS), rel=1e-7)
 
 
+@pytest.mark.parametrize(("largest", "least"), [(0.063, 0.001 * 2**-16), (63.0, EPS)])
+def test_a_dead_channel_beside_others_leaves_room_for_its_bias(largest: float, least: float):
+    scale = weight_scale(torch.tensor([[largest], [1e-30], [0.0], [63e-4 * largest]]), PER_CHANNEL)
+    expected = torch.tensor([largest / 63, least, least, 1e-4 * largest])
+    torch.testing.assert_close(scale.flatten(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 def test_an_empty_weight_is_refused(observer: str):
     with pytest.raises(ValueError, match=r"shape \(0, 3\)"):
@@ -169,6 +176,14 @@ def test_mse_is_near_the_best_of_many_scales_and_never_worse_than_min_max(kind: 
     best = torch.stack([squared_error(weight, covering * part, quant_max) for part in many]).amin(0)
     # nine candidates, a third of an octave apart: within a dB in all, however few values a channel has
     assert found.sum() < best.sum() * 10**0.1
+
+
+@pytest.mark.parametrize(("thirds_of_an_octave", "found"), [(0, True), (5, True), (8, True), (9, False)])
+def test_mse_finds_the_grid_under_an_outlier_of_up_to_six_times_its_end(thirds_of_an_octave: int, found: bool):
+    integers = torch.arange(-7.0, 8.0).repeat(4000)  # so many that the outlier is given up
+    weight = torch.cat([0.1 * integers, torch.tensor([0.7 * 2 ** (thirds_of_an_octave / 3)])])[None]
+    scale = weight_scale(weight, WeightSpec(-7, 7, observer="mse"))
+    assert torch.equal(quantize_weight(weight, scale, 7)[0, :-1].float(), integers) == found
 
 
 def test_mse_takes_each_channel_by_itself_and_a_tensor_as_one():

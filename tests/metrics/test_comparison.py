@@ -166,6 +166,7 @@ for metric in (MeanSquaredError(), MetricCollection({"mean_squared_error": MeanS
     if rank == 0:
         print("alone", alone.compute(), flush=True)  # would wait for rank 1 forever if it synchronised
     print("everywhere", everywhere.compute(), flush=True)
+dist.destroy_process_group()  # or its threads may end the process with an error
 """
 
 

@@ -106,6 +106,12 @@ def test_percentile_100_is_the_whole_range():
     torch.testing.assert_close((low, high), minmax_range(histogram, grid_of(UINT8, UINT8)))
 
 
+def test_a_percentile_may_reach_into_the_last_bin():
+    histogram = Histogram(torch.tensor([[990, 0, 0, 10]]), torch.tensor([0.0]), torch.tensor([4.0]))
+    # 99 of the 999 steps between the values: all of the highest bin's, and 89 of the lowest one's.
+    assert percentile_range(histogram, 90.0)[1].item() == pytest.approx(1 - 89 / 990)
+
+
 def test_every_slot_may_have_its_percentile():
     x = make_data("gaussian")
     both = percentile_range(histogram_of(x, x), torch.tensor([99.0, 99.9]))
