@@ -3,8 +3,8 @@
     python -m benchmarks.launches --models resnet18 mobilenet_v2 --json launches.json
 
 On a GPU each is one launch of a kernel or more, and where a launch takes longer than its work, their number is the time
-of a step. They are counted on the device "meta", which computes nothing: it takes the way of a GPU, where ranges are tensors
-whose values must not be asked for, and needs none. Views and what only allocates memory launch nothing and are left out.
+of a step. They are counted on the device "meta", which computes nothing: it takes the way of a GPU, where ranges are
+tensors whose values must not be asked for. Views and what only allocates memory launch nothing and are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks._common import Row, label, number, parse, parser, report
 from benchmarks._variants import FLOAT, VARIANTS, Case, UnavailableError, build, cases
@@ -43,10 +44,12 @@ class Operators(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._opname
-        if not func.is_view and name not in _LAUNCH_NOTHING:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        # What a number becomes stays on the CPU.
+        on_device = any(isinstance(t, Tensor) and t.is_meta for t in tree_leaves(out))
+        if on_device and not func.is_view and func._opname not in _LAUNCH_NOTHING:
+            self.counts[func._opname] += 1
+        return out
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:

@@ -48,7 +48,7 @@ def test_compiled_steps_are_compared_with_the_compiled_float_step():
 def test_without_its_package_a_model_is_left_out(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)  # what an import finds where it is not installed
     rows = step_time.main([*TINY, "--models", "vit_tiny"])
-    assert rows == [{"model": "vit_tiny", "step": "float", "note": "timm is not installed"}]
+    assert rows == [{"model": "vit_tiny", "precision": "32", "step": "float", "note": "timm is not installed"}]
     assert "timm is not installed" in capsys.readouterr().out
 
 
