@@ -9,7 +9,8 @@ from benchmarks import step_time
 from benchmarks._variants import VARIANTS
 
 pytest.importorskip("torchvision")
-TINY = ["--batch", "2", "--size", "32", "--rounds", "1"]
+# In images of 32 the last BatchNorms would see two values a channel, and the training of efficientnet_lite0 diverges.
+TINY = ["--batch", "2", "--size", "64", "--rounds", "1"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lq.backends.prepare import set_phase
+from lq.backends.prepare import set_phase, state_of
+from lq.core.straight_through import exact, marking
 from tests.instrument.test_fake_gpu import NETS, PHASES, QCONFIGS, images, made
 
 pytestmark = pytest.mark.gpu
@@ -35,3 +36,10 @@ def test_no_step_waits_for_the_gpu(net, qconfig, dtype, forbid_waiting):
             step()
     torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(p.grad).all() for p in prepared.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("dtype", "of_one"), [(torch.float32, marking), (torch.bfloat16, exact)])
+def test_what_follows_from_all_ranges_at_once_is_that_of_each(dtype, of_one):
+    state = state_of(made(NETS["cnn"](), QCONFIGS["tensorrt"]).cuda())
+    for slot in range(len(state.names)):
+        assert all(map(torch.equal, state.rounding(slot, dtype), of_one(*state.slot_qparams(slot))))
