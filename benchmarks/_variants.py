@@ -18,6 +18,7 @@ from lq.backends.saving import set_saving
 
 Build = Callable[[], nn.Module]
 
+PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 _STOCK_QCONFIG = "x86"
 
 
@@ -47,6 +48,10 @@ class Case:
         return torch.randn(count, *self.shape, device=device), torch.randint(10, (count,), device=device)
 
 
+# On a CPU these take minutes.
+LARGE = ("resnet50", "vit_b_16")
+
+
 def cases(image_size: int) -> dict[str, Case]:
     """All models, by name."""
     image = (3, image_size, image_size)
@@ -56,13 +61,15 @@ def cases(image_size: int) -> dict[str, Case]:
         "efficientnet_lite0": Case(lambda: _timm("efficientnet_lite0"), image),
         "vit_tiny": Case(lambda: _timm("vit_tiny_patch16_224", img_size=image_size), image),
         "mlp": Case(_mlp, (784,), batch_factor=8, annotated=_annotated_mlp),
+        "resnet50": Case(lambda: _torchvision("resnet50"), image, annotated=lambda: _annotated("resnet50")),
+        "vit_b_16": Case(lambda: _torchvision("vit_b_16", image_size=image_size), image),
     }
 
 
-def _torchvision(name: str) -> nn.Module:
+def _torchvision(name: str, **settings: Any) -> nn.Module:
     from torchvision import models
 
-    model: nn.Module = models.get_model(name, weights=None)
+    model: nn.Module = models.get_model(name, weights=None, **settings)
     return model
 
 
@@ -181,37 +188,49 @@ def _quiet() -> Iterator[None]:
 
 @dataclass
 class Step:
-    """A training step: gradients to None, forward, cross entropy, backward, SGD."""
+    """A training step: gradients to None, forward, cross entropy, backward, SGD; autocast if a precision is given."""
 
     model: Callable[[Tensor], Tensor]
     x: Tensor
     y: Tensor
     optimizer: torch.optim.Optimizer
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, y: Tensor, compiled: bool = False) -> Step:
+    def of(cls, model: nn.Module, x: Tensor, y: Tensor, compiled: bool = False, precision: str = "32") -> Step:
         """A step of ``model``; the learning rate is low enough for thousands of steps on random data."""
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        return cls(torch.compile(model) if compiled else model, x, y, optimizer)
+        optimizer, dtype = torch.optim.SGD(model.parameters(), lr=1e-6), PRECISIONS[precision]
+        scaler = torch.amp.GradScaler(x.device.type, enabled=dtype is torch.float16)
+        return cls(torch.compile(model) if compiled else model, x, y, optimizer, dtype, scaler)
+
+    def forward(self) -> Tensor:
+        """The loss, multiplied by what the scaler has found; gradients to None."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.x.device.type, self.dtype, enabled=self.dtype is not None):
+            loss = F.cross_entropy(self.model(self.x), self.y)
+        return self.scaler.scale(loss)
 
     def forward_backward(self) -> Tensor:
         """The step but for its end; the gradients stay."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(self.x), self.y)
+        loss = self.forward()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def __call__(self) -> Tensor:
         loss = self.forward_backward()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss
 
 
-def build(variant: str, case: Case, x: Tensor) -> nn.Module:
+def build(variant: str, case: Case, x: Tensor, precision: str = "32") -> nn.Module:
     """The model of a variant, every time with the same random weights, in training mode.
 
     Raises:
-        UnavailableError: if this variant does not exist for this model.
+        UnavailableError: if this variant does not exist for this model, or does not run in this precision.
     """
+    if variant.startswith("stock") and PRECISIONS[precision] is not None:
+        raise UnavailableError("its observers take float32 only")
     torch.manual_seed(0)
     return VARIANTS[variant](case, x).train()

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks._common import TIMING_COLUMNS, Row, Timing, label, parse, parser, report, synchronize
-from benchmarks._variants import FLOAT, VARIANTS, UnavailableError, build, cases
+from benchmarks._variants import FLOAT, PRECISIONS, VARIANTS, Step, UnavailableError, build, cases
 from lq.core.state import QATState
 
 COLUMNS = (
@@ -34,7 +33,6 @@ COLUMNS = (
     *TIMING_COLUMNS,
     label("ranges", "ranges of all processes"),
 )
-_PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 _WAYS = [name for name in VARIANTS if name == FLOAT or name.startswith("lq")]
 
 
@@ -61,7 +59,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--batch", type=int, default=16, help="images a step and process (default: 16)")
     options.add_argument("--size", type=int, default=96, help="height and width of an image (default: 96)")
     options.add_argument("--steps", type=int, default=3, help="steps a turn (default: 3)")
-    options.add_argument("--precision", choices=list(_PRECISIONS), default="32", help="32, bf16 or 16: autocast")
+    options.add_argument("--precision", choices=list(PRECISIONS), default="32", help="32, bf16 or 16: autocast")
     options.add_argument("--sync-batchnorm", action="store_true", help="statistics over all processes")
     return options
 
@@ -124,20 +122,11 @@ class _Step:
         if options.sync_batchnorm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         torch.manual_seed(1 + dist.get_rank())
-        self.x, self.y = case.batch(options.batch, device)
-        self.model = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        self.dtype, self.device = _PRECISIONS[options.precision], device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        parallel = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+        self.step = Step.of(parallel, *case.batch(options.batch, device), precision=options.precision)
 
     def __call__(self) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            loss = F.cross_entropy(self.model(self.x), self.y)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach()
+        return self.step()
 
     def ranges(self) -> str:
         """Whether those of all processes are equal, to the bit."""

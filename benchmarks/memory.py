@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks._common import Row, label, number, parse, parser, ratio, report, synchronize
-from benchmarks._variants import FLOAT, VARIANTS, Case, Step, UnavailableError, build, cases
+from benchmarks._variants import FLOAT, PRECISIONS, VARIANTS, Case, Step, UnavailableError, build, cases
 from lq.core.scratch import Scratch
 
 COLUMNS = (
     label("model", "model"),
+    label("precision", "bits"),
     label("step", "step"),
     number("saved_mb", "saved MB", ".1f"),
     ratio("saved_ratio"),
@@ -38,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure the chosen models and print the table."""
     options = parse(_options(), arguments)
     known = cases(options.size)
-    rows = [row for name in options.models for row in measure(name, known[name], options)]
+    rows = [
+        row
+        for name in options.models
+        for bits in options.precision
+        for row in measure(name, known[name], bits, options)
+    ]
     title = f"Memory, batch {options.batch}, 3x{options.size}x{options.size}: saved for backward; held by the modules"
     report(title, COLUMNS, rows, options)
     return rows
@@ -51,17 +56,20 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--models", nargs="+", choices=known, default=default, metavar="NAME", help=", ".join(known))
     options.add_argument("--batch", type=int, default=16, help="images a step (default: 16)")
     options.add_argument("--size", type=int, default=96, help="height and width of an image (default: 96)")
+    options.add_argument(
+        "--precision", nargs="+", choices=list(PRECISIONS), default=["32"], help="bf16 and 16: autocast (default: 32)"
+    )
     return options
 
 
-def measure(name: str, case: Case, options: argparse.Namespace) -> list[Row]:
+def measure(name: str, case: Case, precision: str, options: argparse.Namespace) -> list[Row]:
     """One row for every variant of one model."""
     x, y = case.batch(options.batch, torch.device(options.device))
     rows: list[Row] = []
     for variant in VARIANTS:
-        row: Row = {"model": name, "step": variant}
+        row: Row = {"model": name, "precision": precision, "step": variant}
         try:
-            row |= _usage(build(variant, case, x), x, y)
+            row |= _usage(build(variant, case, x, precision), x, y, precision)
         except UnavailableError as reason:
             row["note"] = str(reason)
         rows.append(row)
@@ -79,8 +87,8 @@ def _add_ratios(rows: list[Row]) -> None:
             row[f"{kind}_ratio"] = own / floats if own and floats else None
 
 
-def _usage(model: nn.Module, x: Tensor, y: Tensor) -> Row:
-    step = Step.of(model, x, y)
+def _usage(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Row:
+    step = Step.of(model, x, y, precision=precision)
     for _ in range(2):
         step()
     saved, counted_peak = _saved(step)
@@ -123,7 +131,7 @@ def _saved(step: Step) -> tuple[float, float]:
     """Megabytes that a forward pass has made and that are there at its end, and the most in the whole step."""
     step.optimizer.zero_grad(set_to_none=True)
     with Storages() as storages:
-        loss = F.cross_entropy(step.model(step.x), step.y)
+        loss = step.forward()
         saved = storages.alive()
         loss.backward()  # type: ignore[no-untyped-call]
     return saved / 1e6, storages.peak / 1e6

@@ -75,8 +75,8 @@ def _activations(shape: Sequence[int], device: torch.device) -> dict[str, Work]:
         "torch.fake_quantize": _torch_fake_quantize(device),
         "stock fused module": _stock_fused().to(device),
         "lq function": _lq_function(device),
-        "lq module, observers off": _lq_module(observer=False, x=x),
-        "lq module, observers on": _lq_module(observer=True, x=x),
+        "lq module, observers off": lq_module(observer=False, x=x),
+        "lq module, observers on": lq_module(observer=True, x=x),
     }
     return {name: partial(_forward_backward, op, x.clone().requires_grad_(), grad) for name, op in ops.items()}
 
@@ -103,7 +103,7 @@ def _lq_function(device: torch.device) -> Callable[[Tensor], Tensor]:
     return lambda x: fake_quantize(x, scale, low, high)
 
 
-def _lq_module(observer: bool, x: Tensor) -> Callable[[Tensor], Tensor]:
+def lq_module(observer: bool, x: Tensor) -> Callable[[Tensor], Tensor]:
     """A fake quantizer that has absorbed a ReLU6, with the update of the ranges that a model does once a step."""
     state = QATState(["x"], [ActivationSpec()], ["relu6"]).to(x.device)
     module = FakeQuantize(state, 0)

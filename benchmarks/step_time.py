@@ -1,8 +1,9 @@
 """How long a training step takes: float, stock torch.ao and lq in each of its phases, in turns in one process.
 
     python -m benchmarks.step_time --models resnet18 mobilenet_v2 --rounds 20 --compile --json step_time.json
+    python -m benchmarks.step_time --device cuda --models resnet50 --batch 64 --size 224 --precision 32 bf16 16
 
-The ratio of a compiled step is to the compiled float step.
+The ratio of a compiled step is to the compiled float step of the same precision.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks._common import TIMING_COLUMNS, Row, compare, label, parse, parser, report
-from benchmarks._variants import FLOAT, VARIANTS, Case, Step, UnavailableError, build, cases
+from benchmarks._common import TIMING_COLUMNS, Row, compare, label, number, parse, parser, report
+from benchmarks._variants import FLOAT, LARGE, PRECISIONS, VARIANTS, Case, Step, UnavailableError, build, cases
 
-COLUMNS = (label("model", "model"), label("step", "step"), *TIMING_COLUMNS, label("note", ""))
+COLUMNS = (
+    label("model", "model"),
+    label("precision", "bits"),
+    label("step", "step"),
+    *TIMING_COLUMNS,
+    number("step_mb", "MB a step", ".0f"),
+    label("note", ""),
+)
 _COMPILED = ", compiled"
 
 
@@ -25,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure the chosen models and print the table."""
     options = parse(_options(), arguments)
     known = cases(options.size)
-    rows = [row for name in options.models for row in measure(name, known[name], options)]
+    rows = [
+        row
+        for name in options.models
+        for bits in options.precision
+        for row in measure(name, known[name], bits, options)
+    ]
     report(f"Training step, batch {options.batch}, 3x{options.size}x{options.size}", COLUMNS, rows, options)
     return rows
 
@@ -33,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 def _options() -> argparse.ArgumentParser:
     options = parser("Time of a training step as a ratio to float.", rounds=15)
     known = list(cases(32))
-    options.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
+    default = [name for name in known if name not in LARGE]
+    options.add_argument("--models", nargs="+", choices=known, default=default, metavar="NAME", help=", ".join(known))
     options.add_argument(
         "--variants",
         nargs="+",
@@ -46,29 +60,48 @@ def _options() -> argparse.ArgumentParser:
         "--batch", type=int, default=16, help="images a step (default: 16; the MLP takes 8 times more)"
     )
     options.add_argument("--size", type=int, default=96, help="height and width of an image (default: 96)")
+    options.add_argument(
+        "--precision", nargs="+", choices=list(PRECISIONS), default=["32"], help="bf16 and 16: autocast (default: 32)"
+    )
     options.add_argument("--compile", action="store_true", help="measure the same under torch.compile, too")
     return options
 
 
-def measure(name: str, case: Case, options: argparse.Namespace) -> list[Row]:
+def measure(name: str, case: Case, precision: str, options: argparse.Namespace) -> list[Row]:
     """One row for every variant of one model."""
-    steps, notes = _steps(case, options)
+    steps, notes = _steps(case, precision, options)
     timings = compare(steps, {step: _baseline(step) for step in steps}, options) if steps else {}
     diverged = [step for step, work in steps.items() if not math.isfinite(float(work()))]
     if diverged:
         raise RuntimeError(f"{name}: the loss of {diverged} is not finite any more, so its time means nothing.")
+    memory = {step: _step_mb(work) for step, work in steps.items()}
     steps.clear()
     torch.compiler.reset()
     gc.collect()
-    rows = [{"model": name, "step": step, **timing.row(), "note": ""} for step, timing in timings.items()]
-    return rows + [{"model": name, "step": step, "note": note} for step, note in notes.items()]
+    about = {"model": name, "precision": precision}
+    rows = [
+        {**about, "step": step, **timing.row(), "step_mb": memory[step], "note": ""} for step, timing in timings.items()
+    ]
+    return rows + [{**about, "step": step, "note": note} for step, note in notes.items()]
+
+
+def _step_mb(step: Step) -> float | None:
+    """What a step on a GPU allocates at most beside what is there before it, gradients apart, in MB; else None."""
+    device = step.x.device
+    if device.type != "cuda":
+        return None
+    step.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
 def _baseline(step: str) -> str:
     return FLOAT + _COMPILED if step.endswith(_COMPILED) else FLOAT
 
 
-def _steps(case: Case, options: argparse.Namespace) -> tuple[dict[str, Step], dict[str, str]]:
+def _steps(case: Case, precision: str, options: argparse.Namespace) -> tuple[dict[str, Step], dict[str, str]]:
     """The steps that run, by name, and why the others do not."""
     steps: dict[str, Step] = {}
     notes: dict[str, str] = {}
@@ -77,7 +110,7 @@ def _steps(case: Case, options: argparse.Namespace) -> tuple[dict[str, Step], di
         for variant in dict.fromkeys([FLOAT, *options.variants]):
             name = variant + (_COMPILED if compiled else "")
             try:
-                steps[name] = Step.of(build(variant, case, x), x, y, compiled)
+                steps[name] = Step.of(build(variant, case, x, precision), x, y, compiled, precision)
             except UnavailableError as reason:
                 notes[name] = str(reason)
             if FLOAT in notes:

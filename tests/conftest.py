@@ -62,6 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecondChance())
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     # Small tensors only: more threads would wait for each other, and results would depend on their number.

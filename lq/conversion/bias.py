@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from lq.backends.prepare import state_of
+from lq.compat.float64 import as_float64
 from lq.compat.torch_private import BatchNorm
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.layer import QATLayer
@@ -47,17 +48,17 @@ def _round(layer: QATLayer, bn: Any, input_scale: float) -> None:
     _, weight_scale, bias = layer.integer_weight(bn)
     if bias is None:
         return
-    step = weight_scale.double() * input_scale
-    steps = torch.round(bias.double() / step)
+    step = as_float64(weight_scale) * input_scale
+    steps = torch.round(as_float64(bias) / step)
     # A bias beyond int32 belongs to a channel that is all but dead; there is no grid for it.
-    change = torch.where(steps.abs() < 2**31, steps * step - bias.double(), torch.zeros_like(step))
+    change = torch.where(steps.abs() < 2**31, steps * step - as_float64(bias), torch.zeros_like(step))
     if bn is None:
         assert layer.bias is not None
-        layer.bias.add_(change.to(layer.bias.dtype))
+        layer.bias.add_(change.to(layer.bias))
     elif bn.bias is not None:
-        bn.bias.add_(change.to(bn.bias.dtype))
+        bn.bias.add_(change.to(bn.bias))
     else:
-        bn.running_mean.sub_((change * torch.sqrt(bn.running_var.double() + bn.eps)).to(bn.running_mean.dtype))
+        bn.running_mean.sub_((change * torch.sqrt(as_float64(bn.running_var) + bn.eps)).to(bn.running_mean))
 
 
 def _quantizer_of(arg: Any, modules: dict[str, nn.Module]) -> FakeQuantize | None:

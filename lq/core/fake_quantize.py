@@ -65,7 +65,8 @@ class FakeQuantize(nn.Module):
         saving = current()
         if saving is not None and not self.state.ready(self.slot):  # then the grid is that of all floats
             saving = None
-        return fake_quantize(x, scale, low, high, owned, saving)
+        rounding = self.state.rounding(self.slot, x.dtype)
+        return fake_quantize(x, scale, low, high, owned, saving, rounding)
 
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lq.core.packed import Scalar
 from lq.core.saving import Saving
-from lq.core.straight_through import in_any_dtype, in_float32, on_grid
+from lq.core.straight_through import Rounding, in_any_dtype, in_float32, on_grid
 
 # The scale of what is all zeros. Values in small units have smaller ones, down to that of values that float32 squares.
 EPS = torch.finfo(torch.float32).eps
@@ -58,7 +58,13 @@ def affine_qparams(
 
 
 def fake_quantize(
-    x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False, saving: Saving | None = None
+    x: Tensor,
+    scale: Scalar,
+    low: Scalar,
+    high: Scalar,
+    inplace: bool = False,
+    saving: Saving | None = None,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """Round ``x`` to multiples of ``scale`` and saturate: ``clamp(round(x / scale), low, high) * scale``.
 
@@ -75,6 +81,8 @@ def fake_quantize(
         high: highest multiple, integer-valued, at least 0.
         inplace: overwrite ``x``, which must be float32 and needed by nobody else.
         saving: what is told how to make the result again, so that autograd does not keep it; the grid has 256 values.
+        rounding: what follows from the grid, for the dtype of ``x`` (:meth:`lq.core.state.QATState.rounding`); if it is
+            not given, it is computed here.
 
     Returns:
         tensor like ``x``.
@@ -86,9 +94,9 @@ def fake_quantize(
     if not (torch.is_grad_enabled() and x.requires_grad):
         return on_grid(x, scale, low, high, inplace and x.dtype == torch.float32, saving)
     if x.dtype != torch.float32:
-        out = in_any_dtype(x, scale, low, high, saving)
+        out = in_any_dtype(x, scale, low, high, rounding, saving)
     else:
-        out = in_float32(x, scale, low, high, inplace and not torch.compiler.is_compiling(), saving)
+        out = in_float32(x, scale, low, high, rounding, inplace and not torch.compiler.is_compiling(), saving)
     if saving is not None:
         saving.made(out)
     return out

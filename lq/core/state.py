@@ -10,8 +10,8 @@ first batch is not quantized, since its own range would be another one in every 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +31,19 @@ from lq.core.qparams import (
     slot_grid,
     step_and_ends,
 )
+from lq.core.straight_through import Rounding, exact, marking
 
 STATE = "qat_state"  # the name under which a prepared module holds it
 
 
-class _Known(NamedTuple):
+@dataclass
+class _Known:
     """What eager code has read of the ranges, and of which version of them."""
 
     version: object
+    grids: tuple[Tensor, Tensor, Tensor]
     qparams: list[QParams]
+    roundings: dict[bool, list[Rounding]] = field(default_factory=dict)  # by whether those of float32
 
 
 class QATState(Float32Buffers):
@@ -159,6 +163,19 @@ class QATState(Float32Buffers):
             return scale[slot], low[slot], high[slot]
         return self._read().qparams[slot]
 
+    def rounding(self, slot: int, dtype: torch.dtype) -> Rounding | None:
+        """What follows from :meth:`slot_qparams` for activations of a dtype; ``None`` where each site computes it.
+
+        A GPU computes that of all slots at once, because it would launch a kernel for each number of each site.
+        """
+        if self.pinned is not None or self.min_val.is_cpu or torch.compiler.is_compiling():
+            return None
+        known, is_float32 = self._read(), dtype == torch.float32
+        if is_float32 not in known.roundings:
+            vectors = (marking if is_float32 else exact)(*known.grids)
+            known.roundings[is_float32] = list(map(Rounding, *(torch.as_tensor(v).unbind() for v in vectors)))
+        return known.roundings[is_float32][slot]
+
     def ready(self, slot: int) -> bool:
         """Whether the slot has a range. A GPU is waited for until it has one: ranges do not go away again."""
         if not self._ready[slot]:
@@ -192,8 +209,8 @@ class QATState(Float32Buffers):
             version = tuple((version_of(end), end.data_ptr(), end.device) for end in (self.min_val, self.max_val))
         known = self._known
         if known is None or version is None or known.version != version:
-            qparams = of_each(step_and_ends(self.min_val, self.max_val, self._grid))
-            known = self._known = _Known(version, qparams)
+            grids = step_and_ends(self.min_val, self.max_val, self._grid)
+            known = self._known = _Known(version, grids, of_each(grids))
         return known
 
     def observe(self, slot: int, x: Tensor) -> QParams | None:
@@ -217,7 +234,7 @@ class QATState(Float32Buffers):
             return self.histograms.observe(self.histograms.rows[slot], x)
         if ACTIVATIONS[self.activations[slot]][0] == 0.0:  # a ReLU cuts the lower end off: half the work
             high = x.amax()
-            return torch.zeros_like(high), high
+            return self._grid[3, slot], high  # its floor, 0, in float32
         low, high = torch.aminmax(x)
         return low, high
 
@@ -277,7 +294,8 @@ class QATState(Float32Buffers):
         """
         nothing = torch.full((), torch.inf, device=self.min_val.device)
         pairs = [pair or (nothing, -nothing) for pair in self._batch]
-        ends = torch.stack([torch.stack([-low, high]) for low, high in pairs], dim=1)
+        lows, highs = (torch.stack(ends) for ends in zip(*pairs, strict=True))
+        ends = torch.stack([-lows, highs])
         ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.
         ends = torch.where(ran & ~torch.isfinite(ends), torch.inf, ends)

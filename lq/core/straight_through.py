@@ -7,7 +7,7 @@ keep of them is unpacked: the same operations on the same integers, so the same 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,44 @@ from lq.core.saving import Saving
 _MARK, _MARK_AT_ZERO = 1e-6, 1e-20
 
 
+class Rounding(NamedTuple):
+    """What the passes over an activation compute with beside the scale.
+
+    Each is a number, a 0-dim tensor, or a vector with an entry for every grid.
+
+    Args:
+        inverse: of the scale.
+        low: the lowest integer that the result has.
+        high: the highest.
+        inside_low: values above this one,
+        inside_high: and below this one, let a gradient pass.
+        outside: the gradient elsewhere, 0.
+    """
+
+    inverse: Scalar
+    low: Scalar
+    high: Scalar
+    inside_low: Scalar
+    inside_high: Scalar
+    outside: Scalar
+
+
+def _zero(scale: Scalar) -> Scalar:
+    # A number would be made a tensor on the device again at every use.
+    return torch.zeros_like(scale) if isinstance(scale, Tensor) else 0.0
+
+
+def marking(scale: Scalar, low: Scalar, high: Scalar) -> Rounding:
+    """For float32: what saturates goes beyond the ends, and the *result* tells where a gradient passes."""
+    below, above = _beyond(low, high, 0.5)
+    return Rounding(1.0 / scale, *_beyond(low, high, 1.0), below * scale, above * scale, _zero(scale))
+
+
+def exact(scale: Scalar, low: Scalar, high: Scalar) -> Rounding:
+    """For any dtype: what saturates goes to the ends, and the *input* tells where a gradient passes."""
+    return Rounding(1.0 / scale, low, high, (low - 0.5) * scale, (high + 0.5) * scale, _zero(scale))
+
+
 def _beyond(low: Scalar, high: Scalar, share: float) -> tuple[Any, Any]:
     """The ends, ``low <= 0 <= high``, moved outwards by a share of the mark."""
     stretch, shift = 1.0 + share * _MARK, share * _MARK_AT_ZERO
@@ -32,63 +70,72 @@ class _Float32(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool, saving: Saving | None
+        ctx: Any,
+        x: Tensor,
+        scale: Scalar,
+        low: Scalar,
+        high: Scalar,
+        rounding: Rounding,
+        inplace: bool,
+        saving: Saving | None,
     ) -> Tensor:
-        inverse = 1.0 / scale
         if inplace:
             ctx.mark_dirty(x)
-            out = x.mul_(inverse)
+            out = x.mul_(rounding.inverse)
         else:
-            out = x * inverse
+            out = x * rounding.inverse
         out.round_()
         if saving is not None:
             bounds: Any = low - 1, high + 1
             packed = pack(out.clamp_(*bounds), low - 1)
-            saving.know(out, partial(_marked_again, packed, scale, low, high))
-        _marked(out, scale, low, high)
+            saving.know(out, partial(_marked_again, packed, scale, low, rounding))
+        _marked(out, scale, rounding)
         ctx.save_for_backward(out)
-        ctx.ends = tuple(end * scale for end in _beyond(low, high, 0.5))
+        ctx.rounding = rounding
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (out,) = ctx.saved_tensors
-        return _where_inside(grad, out, *ctx.ends), None, None, None, None, None
+        return _where_inside(grad, out, ctx.rounding), None, None, None, None, None, None
 
 
-def _marked(integers: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
+def _marked(integers: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
     """Values of integers, of which those beyond the grid have saturated; in place."""
-    return integers.clamp_(*_beyond(low, high, 1.0)).mul_(scale)
+    bounds: Any = rounding.low, rounding.high
+    return integers.clamp_(*bounds).mul_(scale)
 
 
-def _marked_again(packed: Packed, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
-    return _marked(unpack(packed, low - 1).float(), scale, low, high)
+def _marked_again(packed: Packed, scale: Scalar, low: Scalar, rounding: Rounding) -> Tensor:
+    return _marked(unpack(packed, low - 1).float(), scale, rounding)
 
 
 class _AnyDtype(torch.autograd.Function):
     """Computes in float32 whatever the dtype, and keeps the input for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.ends = _ends(scale, low, high)
-        return _values(_integers(x, scale, low, high), scale, x.dtype)
+        ctx.rounding = rounding
+        return _values(_integers(x, rounding.inverse, rounding.low, rounding.high), scale, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        return _where_inside(grad, x, *ctx.ends), None, None, None
+        return _where_inside(grad, x, ctx.rounding), None, None
 
 
 class _AnyDtypePacked(torch.autograd.Function):
     """The same, and keeps the integers, those of saturated values one beyond the end."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, saving: Saving) -> Tensor:
-        integers = _integers(x, scale, low, high)
-        inside = _where_inside(torch.ones_like(x), x, *_ends(scale, low, high)).bool()
+    def forward(
+        ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, rounding: Rounding, saving: Saving
+    ) -> Tensor:
+        integers = _integers(x, rounding.inverse, low, high)
+        inside = _where_inside(torch.ones_like(x), x, rounding).bool()
         packed = pack(torch.where(inside, integers, torch.where(integers >= high, high + 1, low - 1)), low - 1)
         out = _values(integers, scale, x.dtype)
         saving.know(out, partial(_values_again, packed, scale, low, high, x.dtype))
@@ -102,12 +149,13 @@ class _AnyDtypePacked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low_bits, bits = ctx.saved_tensors
         integers = unpack(Packed(low_bits, bits, ctx.shape, ctx.stride), ctx.low - 1)
-        return torch.where((integers >= ctx.low) & (integers <= ctx.high), grad, 0.0), None, None, None, None
+        inside = (integers >= ctx.low) & (integers <= ctx.high)
+        return torch.where(inside, grad, 0.0), None, None, None, None, None
 
 
-def _integers(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False) -> Tensor:
+def _integers(x: Tensor, inverse: Scalar, low: Scalar, high: Scalar, inplace: bool = False) -> Tensor:
     bounds: Any = low, high
-    scaled = x.mul_(1.0 / scale) if inplace else x.float() * (1.0 / scale)
+    scaled = x.mul_(inverse) if inplace else x.float() * inverse
     return scaled.round_().clamp_(*bounds)
 
 
@@ -120,34 +168,47 @@ def _values_again(packed: Packed, scale: Scalar, low: Scalar, high: Scalar, dtyp
     return _values(unpack(packed, low - 1).float().clamp_(*bounds), scale, dtype)
 
 
-def _ends(scale: Scalar, low: Scalar, high: Scalar) -> tuple[Scalar, Scalar]:
-    """Between which values do not saturate."""
-    return (low - 0.5) * scale, (high + 0.5) * scale
-
-
-def _where_inside(grad: Tensor, x: Tensor, low: Scalar, high: Scalar) -> Tensor:
+def _where_inside(grad: Tensor, x: Tensor, rounding: Rounding) -> Tensor:
+    low, high = rounding.inside_low, rounding.inside_high
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         # One-dimensional, so that they are compared in float32 and not in the dtype of ``x``.
         low, high = (torch.as_tensor(end, device=x.device).reshape(1) for end in (low, high))
-        return torch.where((x > low) & (x < high), grad, 0.0)
+        return torch.where((x > low) & (x < high), grad, cast(Tensor, rounding.outside))
     out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
     return out
 
 
 def in_float32(
-    x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool, saving: Saving | None = None
+    x: Tensor,
+    scale: Scalar,
+    low: Scalar,
+    high: Scalar,
+    rounding: Rounding | None = None,
+    inplace: bool = False,
+    saving: Saving | None = None,
 ) -> Tensor:
-    """Round a float32 tensor that wants a gradient; saturated values come out a millionth beyond the grid."""
-    out: Tensor = _Float32.apply(x, scale, low, high, inplace, saving)
+    """Round a float32 tensor that wants a gradient; saturated values come out a millionth beyond the grid.
+
+    ``rounding`` is that of :func:`marking`, computed here if it is not given.
+    """
+    out: Tensor = _Float32.apply(x, scale, low, high, rounding or marking(scale, low, high), inplace, saving)
     return out
 
 
-def in_any_dtype(x: Tensor, scale: Scalar, low: Scalar, high: Scalar, saving: Saving | None = None) -> Tensor:
-    """Round a tensor of less than float32 that wants a gradient."""
+def in_any_dtype(
+    x: Tensor,
+    scale: Scalar,
+    low: Scalar,
+    high: Scalar,
+    rounding: Rounding | None = None,
+    saving: Saving | None = None,
+) -> Tensor:
+    """Round a tensor of less than float32 that wants a gradient; ``rounding`` is that of :func:`exact`."""
+    rounding = rounding or exact(scale, low, high)
     if saving is None:
-        out: Tensor = _AnyDtype.apply(x, scale, low, high)
+        out: Tensor = _AnyDtype.apply(x, scale, rounding)
     else:
-        out = _AnyDtypePacked.apply(x, scale, low, high, saving)
+        out = _AnyDtypePacked.apply(x, scale, low, high, rounding, saving)
     return out
 
 
@@ -155,7 +216,7 @@ def on_grid(
     x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False, saving: Saving | None = None
 ) -> Tensor:
     """Round a tensor that wants no gradient."""
-    integers = _integers(x, scale, low, high, inplace)
+    integers = _integers(x, 1.0 / scale, low, high, inplace)
     packed = None if saving is None else pack(integers, low - 1)
     out = _values(integers, scale, x.dtype)
     if saving is not None and packed is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lq.compat.torch_private import version_of
 from lq.config.specs import WeightSpec
@@ -58,7 +59,7 @@ def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Ten
         largest = torch.maximum(w.amax(dims, keepdim=spec.per_channel), -w.amin(dims, keepdim=spec.per_channel))
         scale = largest / spec.quant_max
         least = scale.max().mul(2.0**-16).clamp(max=EPS)
-        scale = torch.maximum(scale, torch.where(least == 0, EPS, least))
+        scale = torch.maximum(scale, F.threshold(least, 0.0, EPS))
         if spec.observer == "minmax":
             return scale
         rows = w.movedim(channel_axis, 0).flatten(1) if spec.per_channel else w.reshape(1, -1)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lq.compat.float64 import as_float64, has_float64
 from lq.metrics.fidelity import agreeing, decibel, max_abs_error, powers
 
 
-class SQNR(Metric):
+class _InFloat64(Metric):
+    """States of float64 stay on the CPU where a device has none."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Metric:
+        if has_float64(fn(torch.zeros(1, device=self.device)).device):
+            moved = super()._apply(fn, exclude_state)
+        else:
+            moved = super()._apply(fn, [*exclude_state, *(name for name in self._defaults if self._is_float64(name))])
+        return cast(Metric, moved)
+
+    def _is_float64(self, name: str) -> bool:
+        return bool(getattr(self, name).dtype == torch.float64)
+
+
+class SQNR(_InFloat64):
     """:func:`sqnr` over all batches seen: powers are summed, and the ratio is taken once at the end.
 
     Example:
@@ -73,10 +89,10 @@ class Top1Agreement(Metric):
 
     def compute(self) -> Tensor:
         """Share of such predictions over everything seen."""
-        return self.same.double() / self.total
+        return as_float64(self.same) / as_float64(self.total)
 
 
-class MaxAbsError(Metric):
+class MaxAbsError(_InFloat64):
     """:func:`max_abs_error` over all batches seen.
 
     Example:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lq.compat.float64 import as_float64
+
 
 def sqnr(reference: Tensor, other: Tensor) -> Tensor:
     r"""Signal-to-quantization-noise ratio of one tensor against another, over all elements.
@@ -16,7 +18,7 @@ def sqnr(reference: Tensor, other: Tensor) -> Tensor:
         other: :math:`y`, its approximation, of the same shape.
 
     Returns:
-        Scalar float64 tensor in dB; ``inf`` if both are equal.
+        Scalar float64 tensor, on the CPU if the device has no float64, in dB; ``inf`` if both are equal.
 
     Raises:
         ValueError: if the shapes differ.
@@ -43,7 +45,7 @@ def top1_agreement(a: Tensor, b: Tensor) -> Tensor:
         b: scores of the other, of the same shape.
 
     Returns:
-        Scalar float64 tensor in [0, 1].
+        Scalar float64 tensor, on the CPU if the device has no float64, in [0, 1].
 
     Raises:
         ValueError: if the shapes differ or there is no dimension of classes.
@@ -55,7 +57,7 @@ def top1_agreement(a: Tensor, b: Tensor) -> Tensor:
         tensor(1., dtype=torch.float64)
     """
     same, total = agreeing(a, b)
-    return same.double() / total
+    return as_float64(same) / total
 
 
 def max_abs_error(a: Tensor, b: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ def max_abs_error(a: Tensor, b: Tensor) -> Tensor:
         b: tensor of the same shape.
 
     Returns:
-        Scalar float64 tensor in the unit of the arguments.
+        Scalar float64 tensor, on the CPU if the device has no float64, in the unit of the arguments.
 
     Raises:
         ValueError: if the shapes differ.
@@ -78,7 +80,7 @@ def max_abs_error(a: Tensor, b: Tensor) -> Tensor:
         tensor(3., dtype=torch.float64)
     """
     _check_shapes(a, b)
-    return (a.double() - b.double()).abs().amax()
+    return (as_float64(a) - as_float64(b)).abs().amax()
 
 
 def _check_shapes(a: Tensor, b: Tensor) -> None:
@@ -90,8 +92,8 @@ def powers(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norms of a tensor and of its difference from another, float64."""
     _check_shapes(reference, other)
     # float64: at 60 dB the noise power is a millionth of the signal's, and long float32 sums drop such parts
-    x = reference.double()
-    return x.square().sum(), (x - other.double()).square().sum()
+    x = as_float64(reference)
+    return x.square().sum(), (x - as_float64(other)).square().sum()
 
 
 def decibel(signal: Tensor, noise: Tensor) -> Tensor:

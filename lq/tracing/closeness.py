@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lq.compat.float64 import as_float64
+
 TOLERANCE = 1e-5  # of the largest value
 
 
@@ -29,7 +31,7 @@ def difference(expected: Tensor, got: Tensor) -> str | None:
     if not expected.is_floating_point() or not got.is_floating_point():
         equal = torch.equal(expected, got)
         return None if equal else "in values that are no floating-point numbers"
-    a, b = expected.double(), got.double()
+    a, b = as_float64(expected), as_float64(got)
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()) or not torch.equal(a[~finite].nan_to_num(0), b[~finite].nan_to_num(0)):
         return "in where they are infinite or NaN"

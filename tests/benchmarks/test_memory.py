@@ -61,7 +61,7 @@ def test_storages_count_once_and_while_they_are_there():
     assert memory._megabytes([views := torch.zeros(4), views[:2]]) * 1e6 == 16
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_reports_its_peak():
     rows = memory.main(["--device", "cuda", "--batch", "2", "--size", "64", "--models", "mobilenet_v2"])
     assert all(row["peak_mb"] > row["saved_mb"] for row in rows)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lq.core.functional import EPS, SMALLEST_SCALE, affine_qparams, fake_quantize
+from lq.core.straight_through import Rounding, exact, marking
 
 GRIDS = [(0, 255), (0, 15), (-128, 127), (0, 127), (-8, 7)]
 
@@ -185,3 +186,19 @@ def test_working_in_place_changes_nothing_but_the_memory():
         assert fake_quantize(x, 0.1, -7.0, 7.0, inplace=True).data_ptr() == x.data_ptr()
         half = source.half()
         assert fake_quantize(half, 0.1, -7.0, 7.0, inplace=True).data_ptr() != half.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_follows_from_many_grids_at_once_is_the_same_to_the_bit(dtype: torch.dtype):
+    scales = torch.rand(50) * 10.0 ** torch.randint(-6, 4, (50,))
+    lows, highs = torch.randint(-255, 1, (50,)).float(), torch.randint(0, 256, (50,)).float()
+    vectors = (marking if dtype == torch.float32 else exact)(scales, lows, highs)
+    for scale, low, high, *rounding in zip(scales, lows, highs, *vectors, strict=True):
+        x = (torch.randn(400) * 200 * scale).to(dtype)
+        results = []
+        for given_rounding in (None, Rounding(*rounding)):
+            leaf = x.clone().requires_grad_()
+            out = fake_quantize(leaf, scale, low, high, rounding=given_rounding)
+            out.backward(torch.ones_like(out))
+            results.append((out.detach(), leaf.grad))
+        assert all(map(torch.equal, *results))

@@ -10,9 +10,6 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, Mult
 from lq.metrics.comparison import ModelComparison, classification_metric, metric_name
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
-
 LABELS = torch.zeros(4, dtype=torch.long)
 
 
@@ -32,7 +29,7 @@ def joined(name):
 TARGET = torch.cat([target for _, target in batches()])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_every_model_and_pair_over_all_batches(device):
     comparison = ModelComparison(["fp32", "fake", "int8"], pairs=[("fake", "int8")], device=device)
     for outputs, target in batches():

@@ -8,11 +8,10 @@ from torchmetrics.audio import SignalNoiseRatio
 from lq.metrics.accumulated import SQNR, MaxAbsError, Top1Agreement
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 PAIRS = [(sqnr, SQNR), (top1_agreement, Top1Agreement), (max_abs_error, MaxAbsError)]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def outputs(request):
     generator = torch.Generator().manual_seed(0)
     exact = torch.randn(64, 10, generator=generator)

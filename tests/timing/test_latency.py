@@ -7,8 +7,6 @@ from torch import nn
 
 from lq.timing.latency import Latency, compare_latency, latency, size_mb
 
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
 
 def test_size_of_a_module_is_that_of_its_saved_state_dict(tmp_path):
     module = nn.Sequential(nn.Linear(500, 500), nn.BatchNorm1d(500))
@@ -102,7 +100,7 @@ def test_the_slower_one_is_seen_as_slower():
     assert results["large"].min_ms > 5 * results["small"].min_ms
 
 
-@NEEDS_GPU
+@pytest.mark.gpu
 def test_a_gpu_is_waited_for():
     x = torch.randn(8192, 8192, device="cuda")
     waited = latency(lambda x: x @ x, [x], min_time=0.2)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from lq.analysis.tensors import evaluating, finite_output
+from lq.compat.float64 import as_float64
 from lq.config.specs import WeightSpec
 from lq.core.distillation import distillation_loss, is_class_scores
 from lq.core.weight_quantizer import WeightQuantizer
@@ -97,7 +98,7 @@ class WeightLoss:
 
 
 def _power(values: Tensor) -> float:
-    return float(values.double().square().sum())
+    return float(as_float64(values).square().sum())
 
 
 @contextmanager

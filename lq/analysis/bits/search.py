@@ -27,6 +27,7 @@ from lq.analysis.bits.losses import WeightLoss
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.backends.prepare import prepare
 from lq.checks import as_dataclass, check_integer, check_module
+from lq.compat.float64 import as_float64
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
@@ -172,7 +173,7 @@ def choose_bits(
 
 
 def _key(weights_are: str, loss: WeightLoss) -> dict[str, Any]:
-    data = [float(out.double().square().sum()) for out in loss.reference.outputs]
+    data = [float(as_float64(out).square().sum()) for out in loss.reference.outputs]
     return {"model": weights_are, "loss": loss.name, "outputs on the data": data}
 
 

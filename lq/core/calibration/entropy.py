@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lq.compat.float64 import has_float64
 from lq.core.calibration.histogram import Histogram
 from lq.core.calibration.ranges import Grid, Range, within
 
@@ -61,7 +62,7 @@ def candidate_bins(histogram: Histogram, grid: Grid, candidates: int) -> Range:
     counts, left, right = histogram
     bins = counts.shape[1]
     # float64 is exact to the bin wherever zero lies; not every device has it.
-    exact = torch.float32 if counts.device.type == "mps" else torch.float64
+    exact = torch.float64 if has_float64(counts.device) else torch.float32
     zero = (-left * bins / (right - left)).nan_to_num(0.0, 0.0, 0.0).to(exact)
     below, above = zero.clamp(min=0.0), (bins - zero).clamp(min=0.0)
     reach = torch.maximum(below, above)
@@ -89,7 +90,7 @@ def _divergence(counts: Tensor, edges: Tensor) -> Tensor:
     All sums over bins are differences of cumulative sums, so that the work grows with levels and not with bins:
     ``sum p log q`` over a level is what p has in it, times the logarithm of the level's mean.
     """
-    counts = counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
+    counts = counts.to(torch.float64 if has_float64(counts.device) else torch.float32)
     mass, entropy, filled = (_up_to(t, edges) for t in (counts, torch.xlogy(counts, counts), (counts > 0).to(counts)))
     total = counts.sum(dim=1, keepdim=True)
     held = mass.diff(dim=-1)
