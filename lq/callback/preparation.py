@@ -18,7 +18,7 @@ from lq.config.qconfig import QConfig
 from lq.deployment.evaluation import ValidationData
 from lq.instrument.record import initialize_lazy
 from lq.lightning_module.copies import deep_copy, detached_copy
-from lq.lightning_module.target import find_target, is_target_prepared, target_of
+from lq.lightning_module.target import build_layers, find_target, is_target_prepared, target_of
 
 _IN_INIT = (
     "Under ModelParallelStrategy build the layers in __init__, with their weights, and leave to configure_model only "
@@ -41,8 +41,8 @@ def choose_target(module: LightningModule, target: str | None, trainer: Trainer 
     Raises:
         ValueError: if there is no such target.
     """
-    if overrides(module, "configure_model") and not (trainer is not None and splits_weights(trainer)):
-        module.configure_model()
+    if trainer is None or not splits_weights(trainer):
+        build_layers(module)
     return find_target(module, target)
 
 

@@ -342,7 +342,8 @@ class QATCallback(Callback):
         target = self._target(pl_module)
         state_of(target).end_of_step()
         self._switch.end_step()
-        if splits_weights(trainer):  # which shares no buffers, as DDP does; a checkpoint holds those of one process
+        # Nothing else shares buffers there, as DDP does, and a checkpoint holds those of one process.
+        if splits_weights(trainer) and not state_of(target).freeze_bn:
             share_statistics(target)
         if self._teacher is not None:
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

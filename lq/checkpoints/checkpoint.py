@@ -17,12 +17,12 @@ from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoints.entry import KEY, CheckpointEntry, quoted
 from lq.checkpoints.sharded import is_sharded_checkpoint, read_meta, read_state
 from lq.checks import check_path
-from lq.compat.packages import is_lightning_module, overrides
+from lq.compat.packages import is_lightning_module
 from lq.core.checkpoint import part_of_state, versions_of
 from lq.core.state import STATE
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
-from lq.lightning_module.target import find_target, target_of
+from lq.lightning_module.target import build_layers, find_target, target_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -240,8 +240,7 @@ def _check_ranges(low: Field, high: Field) -> None:
 
 
 def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -> None:
-    if overrides(module, "configure_model"):
-        module.configure_model()
+    build_layers(module)
     name = find_target(module, entry.target or None)
     if name != entry.target:
         raise ValueError(

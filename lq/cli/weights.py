@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lq.callback.preparation import choose_target
 from lq.checkpoints.checkpoint import Checkpoint
 from lq.checkpoints.entry import FORMAT_VERSION, KEY
+from lq.checkpoints.sharded import is_sharded_checkpoint
 from lq.export.artifact.int8_model import load_prepared_state
 from lq.export.artifact.manifest import read_manifest
 from lq.export.artifact.remote import local_path
@@ -25,7 +26,7 @@ def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Ch
     """What a QAT run has left: its checkpoint, or its artifact.
 
     Args:
-        path: of the file or the directory.
+        path: of the file or the directory; a sharded checkpoint is one, too.
         weights_only: ``False`` reads files that hold more than plain data.
         model: gives the weights that an artifact does not hold: those outside of the quantized part.
 
@@ -37,7 +38,7 @@ def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Ch
         ValueError: if it is neither, or cannot be read.
     """
     place = local_path(path)
-    if place is None or not place.is_dir():
+    if place is None or not place.is_dir() or is_sharded_checkpoint(place):
         return Checkpoint.read(path, weights_only is not False)
     manifest = Field(read_manifest(place), str(place / "lq.json"))
     target = manifest.get("target", "").text() or choose_target(model, None)

@@ -18,6 +18,26 @@ from lq.core.state import STATE
 from lq.tracing.structure import Inputs
 
 
+def build_layers(module: LightningModule) -> None:
+    """Call ``configure_model`` if the module has one, outside of a run whose strategy would.
+
+    One that splits layers which are there already, by ``fully_shard``, has no processes to split them among.
+
+    Args:
+        module: the LightningModule.
+
+    Raises:
+        Exception: whatever it raises, if there are no layers.
+    """
+    if not overrides(module, "configure_model"):
+        return
+    try:
+        module.configure_model()
+    except Exception:
+        if module.device_mesh is not None or not _has_layers(module):
+            raise
+
+
 def find_target(module: LightningModule, name: str | None = None) -> str:
     """The dotted name of the part to quantize; "" is the LightningModule itself.
 

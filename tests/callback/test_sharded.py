@@ -19,6 +19,7 @@ from torch import nn
 from lq import QATCallback, QConfig, load, load_checkpoint
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy
+from lq.cli.weights import read_qat
 from lq.deployment.evaluation import ValidationData
 from tests.callback.sharded_run import LEARNED, Module, train_plainly
 from tests.tiny import make_data
@@ -80,6 +81,13 @@ def test_a_checkpoint_loads_in_one_process(run: Any) -> None:
     for key, value in loaded.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, state[f"model.{key}"]), key
+
+
+def test_the_command_line_reads_it_into_the_module_that_splits_itself(run: Any) -> None:
+    path = str(run.folder / "checkpoints" / "epoch=3.ckpt")
+    module = read_qat(path, False, Module()).load_qat(Module())
+    for key, value in run.ranks[0]["state"].items():
+        assert torch.equal(module.state_dict()[key], value), key
 
 
 def test_a_folder_of_pickles_is_read_by_who_trusts_it_alone(run: Any) -> None:
