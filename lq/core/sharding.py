@@ -19,13 +19,15 @@ def is_shard(value: Any) -> bool:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a parameter of a module is a shard.
+    """Whether ``fully_shard`` has split a module or a part of it.
+
+    Its parameters need not be shards at the moment: those of the outermost part stay whole after a forward pass.
 
     Example:
         >>> is_sharded(nn.Linear(2, 2))
         False
     """
-    return any(is_shard(parameter) for parameter in module.parameters())
+    return any("FSDPModule" in (base.__name__ for base in type(part).__mro__) for part in module.modules())
 
 
 def whole(value: Any) -> Any:

@@ -42,16 +42,18 @@ LEARNED = QConfig(
 class Module(L.LightningModule):
     """The layers are made in ``__init__``, and ``configure_model`` splits them, as Lightning's documentation has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, each_layer: bool = True) -> None:
         super().__init__()
+        self.each_layer = each_layer
         self.model = nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)
         )
 
     def configure_model(self) -> None:
         mesh: Any = self.device_mesh
-        for part in (self.model[0], self.model[4], self.model):
+        for part in (self.model[0], self.model[4]) if self.each_layer else ():
             fully_shard(part, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
 
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
@@ -68,7 +70,7 @@ class Module(L.LightningModule):
 
 def _fit(folder: Path, sharded: bool, ckpt_path: Path | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
-    module = Module()
+    module = Module(each_layer=sharded)  # as a whole in the other run, so that all weights are whole for a while
     callback = QATCallback(
         qconfig=LEARNED,
         schedule=QATSchedule(start=1, freeze_bn=3, observer_off=3, lr=0.5),
@@ -91,6 +93,7 @@ def _fit(folder: Path, sharded: bool, ckpt_path: Path | None = None) -> dict[str
     trust: dict[str, Any] = {"weights_only": False} if WEIGHTS_ONLY else {}
     trainer.fit(module, train, val, ckpt_path=None if ckpt_path is None else str(ckpt_path), **trust)
     whole = unsharded(module)
+    module.model.reshard()
     weight: Any = module.model[4].weight
     state, deployment = state_of(module.model), callback.deployment
     return {
