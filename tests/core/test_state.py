@@ -430,3 +430,33 @@ def test_a_fixed_range_is_there_from_the_start_and_stays():
     state.observe_by("minmax")
     assert state.observed() == [False]
     assert float(state.max_val[0]) == 1.0
+
+
+# ---- starting over ----------------------------------------------------------------------------------------------
+
+
+def test_another_observer_starts_without_ranges_and_in_the_slots_of_the_usual_one():
+    specs = [ActivationSpec(), ActivationSpec(observer="percentile"), ActivationSpec(observer="minmax")]
+    state = QATState(list("abc"), specs, ["none"] * 3)
+    feed(state, [torch.randn(9)] * 3)
+    state.observe_by("histogram")
+    assert [spec.observer for spec in state.specs] == ["histogram", "percentile", "minmax"]
+    assert state.observed() == [False] * 3
+    assert state.histograms.rows.keys() == {0, 1}
+
+
+def test_an_empty_state_has_neither_slots_nor_children():
+    state = QATState(list("ab"), [ActivationSpec(), ActivationSpec(observer="histogram")], ["none"] * 2)
+    feed(state, [torch.randn(9)] * 2)
+    state.empty()
+    assert (state.names, state.specs, state.observed(), state.qparams()) == ([], [], [], [])
+    assert list(state.children()) == []
+
+
+def test_qparams_are_computed_once_as_long_as_ranges_stay():
+    state = make_state()
+    feed(state, [torch.randn(9)] * 5)
+    known = state.qparams()
+    assert state.qparams() is known
+    feed(state, [torch.randn(9)] * 5)
+    assert state.qparams() is not known

@@ -127,6 +127,7 @@ def test_what_has_no_backward_pass_takes_no_memory():
     quantized(weight.detach(), scratch)
     with torch.no_grad():
         quantized(weight, scratch)
+    fake_quantize_weight(weight.detach(), weight_scale(weight, PER_CHANNEL), torch.ones(4, 1), scratch)
     assert scratch.free is kept is not None
 
 
