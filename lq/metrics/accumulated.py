@@ -13,6 +13,10 @@ from lq.compat.float64 import as_float64, has_float64
 from lq.metrics.fidelity import agreeing, decibel, max_abs_error, powers
 
 
+def _is_float64(state: Any) -> bool:
+    return isinstance(state, Tensor) and state.dtype == torch.float64
+
+
 class _InFloat64(Metric):
     """States of float64 stay on the CPU where a device has none."""
 
@@ -20,11 +24,9 @@ class _InFloat64(Metric):
         if has_float64(fn(torch.zeros(1, device=self.device)).device):
             moved = super()._apply(fn, exclude_state)
         else:
-            moved = super()._apply(fn, [*exclude_state, *(name for name in self._defaults if self._is_float64(name))])
+            kept = [name for name, state in self.metric_state.items() if _is_float64(state)]
+            moved = super()._apply(fn, [*exclude_state, *kept])
         return cast(Metric, moved)
-
-    def _is_float64(self, name: str) -> bool:
-        return bool(getattr(self, name).dtype == torch.float64)
 
 
 class SQNR(_InFloat64):

@@ -97,8 +97,8 @@ def test_other_grids_compile_to_as_few(kind: str):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
-def test_compiled_steps_have_the_outputs_and_gradients_of_eager_mode(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # processes that compile import PyTorch first
+@torch._inductor.config.patch(compile_threads=1)  # processes that compile would import PyTorch first
+def test_compiled_steps_have_the_outputs_and_gradients_of_eager_mode():
     net = Net()
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)

@@ -62,7 +62,7 @@ def test_no_second_search(
     tmp_path: Path, trained: tuple[Path, QATCallback, Tiny], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, first, module = trained
-    monkeypatch.setattr("lq.callback.search.on_first_process", lambda *_: pytest.fail("searched once more"))
+    monkeypatch.setattr("lq.callback.search.copy_on_first_process", lambda *_: pytest.fail("searched once more"))
     again, resumed = callback(), module if how == "same module" else Tiny()
     trainer = make_trainer(tmp_path, again, keeper(tmp_path / "again"), max_epochs=2)
     trainer.fit(resumed, train_loader(), val_loader(), ckpt_path=None if how == "same module" else path)

@@ -76,7 +76,7 @@ def refuse_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("analysed once more")
 
-    monkeypatch.setattr("lq.callback.search.on_first_process", refuse)
+    monkeypatch.setattr("lq.callback.search.copy_on_first_process", refuse)
 
 
 def float_layers(module: Any) -> list[str]:

@@ -59,7 +59,7 @@ def test_what_is_no_tensor_is_fixed_when_exported(fixed: float, kwargs: dict[str
 def test_the_number_of_tensors_is_checked() -> None:
     with pytest.raises(ValueError, match=r"takes \(image: float32\(batch, 2\)\), but was called with mask="):
         signature(X).tensors((X,), {"mask": X})
-    with pytest.raises(ValueError, match=r"but was called with 0 tensors"):
+    with pytest.raises(ValueError, match=r"but was called without image\."):
         signature(X).tensors((), {})
 
 
