@@ -46,7 +46,8 @@ ROOMS = {
         "tests/callback/test_ranges.py",
     ),
     "lq/conversion": (
-        "tests/conversion", "tests/export/formats/test_program.py", "tests/export/artifact/test_int8_model.py",
+        "tests/conversion", "tests/deployment/test_in_float.py", "tests/export/formats/test_program.py",
+        "tests/export/artifact/test_int8_model.py",
     ),
     "lq/config/schedule.py": ("tests/config/test_schedule.py", "tests/callback/test_life.py"),
 }  # fmt: skip
