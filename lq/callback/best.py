@@ -84,10 +84,7 @@ def _state_of_folder(path: str, only_plain: bool) -> dict[str, Any]:
             f"{path}, which the checkpoint that this run was resumed from names as its best, is a folder of pickles. "
             "If you trust both: trainer.fit(..., weights_only=False)."
         )
-    try:
-        state = read_state(path)
-    except Exception as error:  # whatever damaged files lead the readers to
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+    state = read_state(path)
     check_state(Field(state, path))
     return part_of_state(state)
 

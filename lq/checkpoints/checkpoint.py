@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
 from lq.checkpoints.entry import KEY, CheckpointEntry, quoted
-from lq.checkpoints.sharded import is_sharded_checkpoint, read_meta, read_state
+from lq.checkpoints.sharded import is_sharded_checkpoint, read_whole
 from lq.checks import check_path
 from lq.compat.packages import is_lightning_module
 from lq.core.checkpoint import part_of_state, versions_of
@@ -33,10 +33,7 @@ def _read_folder(path: Path, weights_only: bool) -> dict[str, Any]:
             f"{path} is a sharded checkpoint, a folder of pickles. If you trust where it comes from: "
             "--weights_only false, or load_checkpoint(path, module, weights_only=False)."
         )
-    try:
-        content = {**read_meta(path, weights_only=False), "state_dict": read_state(path)}
-    except Exception as error:  # whatever damaged files lead the readers to
-        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}).") from error
+    content = read_whole(path)
     check_state(Field(content, str(path))["state_dict"])
     return content
 

@@ -6,8 +6,8 @@ Lightning's ``ModelParallelStrategy`` writes them. Whatever reads one unpickles 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from inspect import signature
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +46,42 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: of the folder; it is unpickled, so it has to be trusted.
+
+    Raises:
+        ValueError: if it cannot be read.
     """
-    checkpoint = _library()
-    reader = checkpoint.FileSystemReader(path)
+    with _telling(path):
+        return _read_alone(path)
+
+
+def read_whole(path: str | Path) -> dict[str, Any]:
+    """All but the optimizers, as in a checkpoint that is a file; see :func:`read_state`."""
+    with _telling(path):
+        return {**read_meta(path, weights_only=False), _STATE: _read_alone(path)}
+
+
+@contextmanager
+def _telling(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever damaged files lead the readers to
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}).") from error
+
+
+def _read_alone(path: str | Path) -> dict[str, Any]:
+    from torch.distributed import checkpoint
+
+    library: Any = checkpoint
+    reader = library.FileSystemReader(path)
     metadata = reader.read_metadata()
     flat: dict[str, Any] = {}
     for key, stored in metadata.state_dict_metadata.items():
         if key.startswith(f"{_STATE}."):
-            is_tensor = isinstance(stored, checkpoint.TensorStorageMetadata)
+            is_tensor = isinstance(stored, library.TensorStorageMetadata)
             flat[key] = torch.empty(stored.size, dtype=stored.properties.dtype) if is_tensor else None
-    _load_alone(flat, reader, checkpoint.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False))
-    nested: Mapping[str, Any] = unflatten_state_dict(flat, {key: metadata.planner_data[key] for key in flat})
-    return dict(nested[_STATE])
-
-
-def _load_alone(flat: dict[str, Any], reader: Any, planner: Any) -> None:
-    checkpoint = _library()
+    planner = library.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with warnings.catch_warnings():  # of a single process, which is what is wanted
         warnings.simplefilter("ignore")
-        if "no_dist" in signature(checkpoint.load).parameters:
-            checkpoint.load(flat, storage_reader=reader, planner=planner, no_dist=True)
-        else:
-            checkpoint.load_state_dict(flat, reader, no_dist=True, planner=planner)
-
-
-def _library() -> Any:
-    """PyTorch's, imported when it is asked for."""
-    from torch.distributed import checkpoint
-
-    return checkpoint
+        library.load(flat, storage_reader=reader, planner=planner, no_dist=True)
+    nested: Mapping[str, Any] = unflatten_state_dict(flat, {key: metadata.planner_data[key] for key in flat})
+    return dict(nested[_STATE])

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
-from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.jit._trace import TracerWarning as TracerWarning
 from torch.utils._pytree import SERIALIZED_TYPE_TO_PYTHON_TYPE as SERIALIZED_TYPE_TO_PYTHON_TYPE
@@ -139,11 +138,6 @@ def quantized_per_channel(integers: Tensor, scale: Tensor, axis: int) -> Tensor:
 def archive_reader(path: str) -> Any:
     """PyTorch's own reader of the archives that ``torch.save`` and ``torch.export.save`` write."""
     return torch._C.PyTorchFileReader(path)
-
-
-def forget_example_inputs(program: ExportedProgram) -> None:
-    """Leave the example out of what ``torch.export.save`` writes; torch 2.6 takes no ``None`` for the public name."""
-    program._example_inputs = None
 
 
 def inductor_settings() -> Any:

@@ -95,9 +95,12 @@ def test_a_folder_of_pickles_is_read_by_who_trusts_it_alone(run: Any) -> None:
     if run.kind == "sharded":
         with pytest.raises(ValueError, match=r"a folder of pickles.*weights_only=False"):
             load_checkpoint(path, Module().model)
-        (path / ".metadata").write_bytes(b"nothing")
-        with pytest.raises(ValueError, match=r"epoch=3.ckpt cannot be read as a checkpoint"):
-            load_checkpoint(path, Module().model, weights_only=False)
+        for damaged in (".metadata", "meta.pt"):
+            content = (path / damaged).read_bytes()
+            (path / damaged).write_bytes(b"nothing")
+            with pytest.raises(ValueError, match=r"epoch=3.ckpt cannot be read as a checkpoint"):
+                load_checkpoint(path, Module().model, weights_only=False)
+            (path / damaged).write_bytes(content)
     else:
         load_checkpoint(path, Module().model)
 

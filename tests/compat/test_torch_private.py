@@ -1,6 +1,5 @@
 """A probe for each private name of PyTorch: which one a new version has changed is the name of the test that fails."""
 
-import io
 import logging
 import sys
 import warnings
@@ -144,14 +143,6 @@ def test_archives_are_read_record_by_record(tmp_path: Path) -> None:
     reader = private.archive_reader(str(tmp_path / "x.pt"))
     records = {name.rpartition("/")[2]: reader.get_record(name) for name in reader.get_all_records()}
     assert records["0"] == bytes(torch.ones(3).numpy().data)
-
-
-def test_a_program_forgets_its_example() -> None:
-    program = torch.export.export(nn.Linear(1000, 1), (torch.ones(1000, 1000),), strict=False)
-    private.forget_example_inputs(program)
-    content = io.BytesIO()
-    torch.export.save(program, content)
-    assert content.tell() < 1_000_000  # the example has 4 MB
 
 
 def test_sizes_that_become_constants_are_noted() -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, fx
 
 from lq.compat.torch_private import (
-    forget_example_inputs,
     inductor_settings,
     quiet_export,
     register_decomposed,
@@ -42,7 +41,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         whether the batch is dynamic, and how many arguments the program takes by position and which by name.
     """
     program, dynamic = export_program(prepared, example)
-    forget_example_inputs(program)  # a batch of images would be most of the file
+    program.example_inputs = None  # a batch of images would be most of the file
     content = io.BytesIO()
     torch.export.save(program, content)
     write_file(directory / FILE, stored_archive(content, prepared))

@@ -102,3 +102,9 @@ def test_without_torchao_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", None)
     with pytest.raises(ImportError, match=r"need torchao: pip install 'lightning-qat\[pt2\]'"):
         pt2.lower(exported[1])
+
+
+def test_a_file_does_not_hold_its_example(tmp_path: Path) -> None:
+    example: Any = (torch.rand(1000, 1000),), {}  # 4 MB
+    round_trip("pt2", calibrated(nn.Sequential(nn.Linear(1000, 1)), example), example, tmp_path)
+    assert (tmp_path / "int8.pt2").stat().st_size < 1_000_000
