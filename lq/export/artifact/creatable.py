@@ -42,19 +42,17 @@ def check_creatable(directory: AnyPath) -> None:
     # The exchange renames in the parent of the target.
     holder = target.parent if existing == target else existing
     try:
-        _try(target, existing)
+        _try(target)
     except OSError as error:
         raise _refused(target, holder, error) from error
 
 
-def _try(target: Path, existing: Path) -> None:
-    """Make and remove what the export is going to make."""
-    made = [path for path in (target, *target.parents) if not path.exists()]
+def _try(target: Path) -> None:
+    """Make and remove what the export is going to make; a process that dies in between leaves nothing at the target."""
+    made = [path for path in target.parents if not path.exists()]
     try:
-        if existing != target:
-            target.mkdir(parents=True)
-            _write_one(target)
         with scratch_directory(target) as place:
+            (place / target.name).mkdir()
             _write_one(place)
     finally:
         for path in made:

@@ -71,11 +71,27 @@ def test_relative_paths(tmp_path, monkeypatch):
     assert read(tmp_path / "runs" / "result") == whole("new")
 
 
-# Forks a writer again and again and kills it at its first, second, third ... touch of the file system, until one
-# gets through. Whenever it died, the old or the new content must be there in full, and the next write must succeed.
-KILLED_AT_EVERY_STEP = """
+# Ends its process, as SIGKILL would, at the given call that touches a file system.
+DIE_AT = """
 import os, sys
 from pathlib import Path
+
+def die_at(number):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            seen += 1
+            if seen == number:
+                os._exit(9)
+    return hook
+"""
+
+# Forks a writer again and again and kills it at its first, second, third ... touch of the file system, until one
+# gets through. Whenever it died, the old or the new content must be there in full, and the next write must succeed.
+KILLED_AT_EVERY_STEP = (
+    DIE_AT
+    + """
 from lq.export.artifact.directory import complete_directory
 from tests.export.places import new_directory
 
@@ -89,16 +105,6 @@ def write(text, hook=None):
         (place / "deep").mkdir()
         for name in names:
             (place / name).write_text(text)
-
-def die_at(number):
-    seen = 0
-    def hook(event, arguments):
-        nonlocal seen
-        if event == "open" or event.startswith(("os.", "shutil.")):
-            seen += 1
-            if seen == number:
-                os._exit(9)
-    return hook
 
 outcomes = []
 for number in range(1, 500):
@@ -119,6 +125,7 @@ for number in range(1, 500):
         break
 print(",".join(outcomes))
 """
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -130,6 +137,38 @@ def test_dying_at_any_moment_leaves_the_old_or_the_new_one(tmp_path):
     outcomes = done.stdout.strip().split(",")
     assert outcomes == sorted(outcomes, key=["old", "old backup", "new"].index)
     assert set(outcomes) == {"old", "old backup", "new"}, "killed before, between and after the two renames"
+
+
+CHECK_KILLED_AT_EVERY_STEP = (
+    DIE_AT
+    + """
+from lq.export.artifact.creatable import check_creatable
+
+target = Path(sys.argv[1]) / "run" / "result"
+for number in range(1, 500):
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(die_at(number))
+        check_creatable(target)
+        os._exit(0)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not target.exists(), (number, "a directory of this name looks like somebody's artifact")
+    if not died:
+        break
+check_creatable(target)
+assert list(target.parent.glob("*")) == [], "traces of the dead"
+print(number)
+"""
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_dying_during_the_check_leaves_nothing_under_the_name(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_KILLED_AT_EVERY_STEP, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5, "killed at every step"
 
 
 @pytest.mark.parametrize("below", ["", "run/int8"])
