@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lq.callback import QATCallback
 from lq.config.schedule import QATSchedule
 from lq.export.artifact.int8_model import load
-from lq.metrics import main_tensor
+from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
 
 # Lightning reads checkpoints as plain data on demand since 2.6.
@@ -189,9 +189,9 @@ def keeper(folder: Path, **kwargs: Any) -> ModelCheckpoint:
 def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate in this process and no stopwatch: tests/export has test_worker.py and test_stopwatch.py for those."""
 
-    def run_here(directory: Path, kind: str, calls: Sequence[Any]) -> list[Tensor]:
+    def run_here(directory: Path, kind: str, calls: Sequence[Any]) -> list[Comparable]:
         model = load(directory, kind)
-        return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
+        return [comparable(model(*args, **kwargs)) for args, kwargs in calls]
 
     def no_stopwatch(
         directory: Path, kinds: Any, float_model: Any, sample: Any, threads: int = 1

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from lq.core.modes import modes_kept
 from lq.core.state import STATE, QATState
+from lq.metrics.detections import detection_agreement, detections_in
 from lq.tracing.closeness import difference
 from lq.tracing.structure import is_record
+
+_ENOUGH_BOXES = 0.9  # of detection_agreement
 
 
 @torch.no_grad()
@@ -68,6 +71,12 @@ def _compare_outputs(expected: Any, got: Any, name: str) -> None:
         raise ValueError(
             f"{name} returns {type(expected).__name__} but its graph returns {type(got).__name__}. {remedy}"
         )
+    found_boxes, got_boxes = detections_in(expected), detections_in(got)
+    if found_boxes and got_boxes:  # of those whose scores tie, any may be kept
+        agreement = detection_agreement(found_boxes, got_boxes)
+        if agreement < _ENOUGH_BOXES:
+            raise ValueError(f"{name}: float and prepared detections agree by {agreement:.0%}. {remedy}")
+        return
     leaves, got_leaves = _tensors(expected), _tensors(got)
     if list(leaves) != list(got_leaves):
         raise ValueError(

@@ -62,6 +62,6 @@ def check_first_call(
     self_check(float_model, prepared, *example)
     batch = fixed_batch(prepared)
     if batch is not None:
-        rank_zero_warn(f"lq: {batch.note}.")
+        (rank_zero_info if batch.images else rank_zero_warn)(f"lq: {batch.note}.")
     for note in rehearse(prepared, example, settings.exporters):
         rank_zero_info(f"lq: int8 model {note}")

@@ -22,7 +22,7 @@ from lq.export.artifact.int8_model import Int8Model
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph
 from lq.lightning_module.validation import first_validation_call
-from lq.metrics.outputs import main_tensor
+from lq.metrics.detections import comparable
 from lq.report.table import print_table
 from lq.tracing.inputs import made_inputs
 
@@ -97,7 +97,7 @@ def deploy_without_data(
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         inputs = [_random_like(example, _SEED + 1 + n) for n in range(keep)]
         with torch.no_grad():
-            return Compared(calls=[((args, kwargs), main_tensor(graph(*args, **kwargs))) for args, kwargs in inputs])
+            return Compared(calls=[((args, kwargs), comparable(graph(*args, **kwargs))) for args, kwargs in inputs])
 
     return _told(gated_export(graph, example, compare, settings, baseline.model))
 

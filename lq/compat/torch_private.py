@@ -52,6 +52,16 @@ def is_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` follows what is computed, for which sizes are tensors.
+
+    Example:
+        >>> is_traced()
+        False
+    """
+    return torch._C._get_tracing_state() is not None
+
+
 def storage_key(tensor: Tensor) -> int:
     """The identity of a tensor's storage while it lives.
 

@@ -24,7 +24,7 @@ from lq.export.artifact.signature import in_float32
 from lq.export.exporters import Choice
 from lq.export.parity.gate import Gate
 from lq.lightning_module.target import prepared_graph
-from lq.metrics.outputs import main_tensor
+from lq.metrics.detections import comparable
 from lq.ptq.batches import check_batches
 from lq.timing.rows import FP32, PTQ
 from lq.tracing.inputs import inputs_of
@@ -142,9 +142,7 @@ def export_artifact(
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         with torch.no_grad():
-            return Compared(
-                calls=[((args, kwargs), main_tensor(twin(*args, **kwargs))) for args, kwargs in kept[:keep]]
-            )
+            return Compared(calls=[((args, kwargs), comparable(twin(*args, **kwargs))) for args, kwargs in kept[:keep]])
 
     deployment = gated_export(twin, kept[0], compare, settings, float_model)
     deployment.raise_failures()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from lq.console import BatchCounter
 from lq.conversion.on_cpu import as_float32
@@ -24,8 +24,9 @@ from lq.lightning_module.last_call import LastCall, on_cpu
 from lq.lightning_module.stand_in import StandIn, as_float_model
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import validate_alone
-from lq.metrics import ModelComparison, main_tensor, targets_of
+from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
+from lq.metrics.detections import Comparable, comparable
 from lq.metrics.outputs import plain_targets_of
 from lq.timing.rows import FP32
 from lq.tracing.structure import Inputs
@@ -85,7 +86,7 @@ class ValidationComparison:
     ) -> None:
         self.others, self.keep = dict(others), keep
         self.failed: dict[str, str] = {}
-        self.calls: list[tuple[Inputs, Tensor]] = []
+        self.calls: list[tuple[Inputs, Comparable]] = []
         pairs = [("fake", name) for name in self.others if name != FP32]
         self.comparison = ModelComparison(
             ["fake", *self.others], metric, pairs, device, sync_on_compute=sync, optional=target_fn is None
@@ -99,7 +100,7 @@ class ValidationComparison:
         args, kwargs, output = self.tap.take()
         outputs = {"fake": output}
         if len(self.calls) < self.keep:
-            self.calls.append((on_cpu((args, kwargs)), on_cpu(main_tensor(output))))
+            self.calls.append((on_cpu((args, kwargs)), on_cpu(comparable(output))))
         with torch.no_grad(), int8_kernels():
             for name, model in list(self.others.items()):
                 try:

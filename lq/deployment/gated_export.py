@@ -23,10 +23,10 @@ from lq.deployment.settings import ExportSettings
 from lq.export.artifact.files import save
 from lq.export.artifact.int8_model import PREPARED_NAME, load
 from lq.export.artifact.manifest import write_manifest
-from lq.export.artifact.signature import Signature, batch_size, smallest_call
+from lq.export.artifact.signature import Signature, fits_batch, smallest_call
 from lq.export.exporters import EXPORTERS, Chosen
 from lq.export.parity.gate import measure, metric_complaint
-from lq.metrics.outputs import main_tensor
+from lq.metrics.detections import comparable
 from lq.timing.latency import Latency
 from lq.timing.rows import FAKE, comparison_rows
 from lq.timing.stopwatch import fresh_latencies
@@ -84,10 +84,10 @@ def gated_export(
         compared = compare(quick, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
         deployment.notes += compared.notes
-        calls = [(call, out) for call, out in compared.calls if batch is None or batch_size(call) == batch.size]
+        calls = [(call, out) for call, out in compared.calls if fits_batch(call, batch)]
         if not calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
-        _pass_gate(deployment, prepared, settings, place, compared, calls or [(example, main_tensor(output))])
+        _pass_gate(deployment, prepared, settings, place, compared, calls or [(example, comparable(output))])
         times = _latencies(deployment, place, float_model, smallest_call(prepared, example))
         deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
         failed = _leave_out(deployment) if gate.on_failure == "error" else []
@@ -129,7 +129,7 @@ def _output_with_rounded_biases(
         return before, None
     round_biases(prepared)
     after = output_of(prepared, example)
-    return after, measure([main_tensor(before)], [main_tensor(after)], settings.gate).fidelity
+    return after, measure([comparable(before)], [comparable(after)], settings.gate).fidelity
 
 
 def _export(

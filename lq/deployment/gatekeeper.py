@@ -14,12 +14,12 @@ from torch import Tensor, fx
 
 from lq.export.artifact.signature import batch_size
 from lq.export.exporters import Chosen
-from lq.export.parity.bisection import first_difference
-from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check
-from lq.export.parity.rounding import rounding_noise
-from lq.metrics.outputs import main_tensor
+from lq.export.parity.bisection import before_detections, exported_and_not, first_difference
+from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check, measure, samples_in
+from lq.export.parity.rounding import in_float64, rounding_noise
+from lq.metrics.detections import Comparable, comparable
 from lq.tracing.batch import fixed_batch
-from lq.tracing.structure import Inputs, map_tensors
+from lq.tracing.structure import Inputs, map_tensors, tensors_of
 
 
 class Gatekeeper:
@@ -31,7 +31,7 @@ class Gatekeeper:
         gate: what every artifact has to reach.
     """
 
-    def __init__(self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Tensor]], gate: Gate) -> None:
+    def __init__(self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Comparable]], gate: Gate) -> None:
         self.prepared, self.gate = prepared, gate
         self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
         self.notes: list[str] = []
@@ -43,8 +43,10 @@ class Gatekeeper:
         Its own float32 outputs count, not the expected ones: a graph that computes something else than what was trained
         would do so in float64, too, and excuse itself.
         """
+        if isinstance(self.expected[0], list):
+            return self._noise_before_boxes()
         with torch.no_grad():
-            own = [main_tensor(self.prepared(*args, **kwargs)) for args, kwargs in copy.deepcopy(self.inputs)]
+            own = [comparable(self.prepared(*args, **kwargs)) for args, kwargs in copy.deepcopy(self.inputs)]
         return rounding_noise(self.prepared, self.inputs, own)
 
     def judge(self, choice: Chosen, place: Path, other_complaint: str = "") -> Parity:
@@ -56,7 +58,10 @@ class Gatekeeper:
             other_complaint: what else speaks against it, or "".
         """
         inputs, expected = self._compared(choice)
-        parity = self._excused(choice.name, check(place, choice.name, inputs, expected, self.gate))
+        parity = check(place, choice.name, inputs, expected, self.gate)
+        if parity.detections:
+            parity = self._with_figures_before_boxes(choice, parity)
+        parity = self._excused(choice.name, parity)
         if parity.note:
             self.notes.append(f"{choice.name}: {parity.note}")
         parity = replace(parity, complaint=parity.complaint or other_complaint)
@@ -64,13 +69,43 @@ class Gatekeeper:
             return parity
         return replace(parity, first_layer=self._first_layer(choice, inputs[0]))
 
-    def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Tensor]]:
+    # ---- detectors ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _heads(self) -> fx.GraphModule | None:
+        return before_detections(self.prepared)
+
+    def _with_figures_before_boxes(self, choice: Chosen, parity: Parity) -> Parity:
+        """SQNR and error of the layers that boxes are chosen by, as the boxes have none."""
+        if self._heads is None:
+            return parity
+        found = self._worst(*exported_and_not(self._heads, choice, self.inputs[0]))
+        return replace(
+            parity,
+            sqnr_db=found.sqnr_db,
+            max_abs_error=found.max_abs_error,
+            complaint=parity.complaint or found.complaint,
+        )
+
+    def _noise_before_boxes(self) -> Parity | None:
+        exact = None if self._heads is None else in_float64(self._heads, self.inputs[:1])
+        if exact is None or self._heads is None:
+            return None
+        args, kwargs = copy.deepcopy(self.inputs[0])
+        with torch.no_grad():
+            return self._worst(tensors_of(self._heads(*args, **kwargs)), tensors_of(exact))
+
+    def _worst(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
+        each = [measure([a], [b], replace(self.gate, min_agreement=None)) for a, b in zip(expected, got, strict=True)]
+        return min(each, key=lambda parity: parity.sqnr_db)
+
+    def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Comparable]]:
         """All calls, or the first samples where a chip is simulated, which is slow."""
         if not choice.exporter.simulator:
             return self.inputs, self.expected
         cuts = fixed_batch(self.prepared) is None
         inputs, expected = first_samples(self.inputs, self.expected, self.gate.simulated, cuts)
-        samples, all_samples = (sum(map(_samples, outputs)) for outputs in (expected, self.expected))
+        samples, all_samples = (sum(map(samples_in, outputs)) for outputs in (expected, self.expected))
         if samples < all_samples:
             self.notes.append(
                 f"{choice.name}: {choice.exporter.simulator} ran {samples} of {all_samples} samples for the "
@@ -98,8 +133,8 @@ class Gatekeeper:
 
 
 def first_samples(
-    inputs: Sequence[Inputs], expected: Sequence[Tensor], count: int, cuts: bool = True
-) -> tuple[list[Inputs], list[Tensor]]:
+    inputs: Sequence[Inputs], expected: Sequence[Comparable], count: int, cuts: bool = True
+) -> tuple[list[Inputs], list[Comparable]]:
     """The first calls that hold so many samples.
 
     Args:
@@ -113,13 +148,13 @@ def first_samples(
         >>> [len(output) for output in first_samples(calls, [torch.zeros(4, 2)] * 2, 6)[1]]
         [4, 2]
     """
-    found: list[tuple[Inputs, Tensor]] = []
+    found: list[tuple[Inputs, Comparable]] = []
     left = count
     for call, output in zip(inputs, expected, strict=True):
         if left <= 0:
             break
         size = batch_size(call)
-        if cuts and size == _samples(output) and size > left:
+        if cuts and size == samples_in(output) and size > left:
             args, kwargs = map_tensors(call, partial(_head, count=left))
             call, output = (args, kwargs), output[:left]
         found.append((call, output))
@@ -129,10 +164,6 @@ def first_samples(
 
 def _head(tensor: Tensor, count: int) -> Tensor:
     return tensor[:count] if tensor.dim() else tensor
-
-
-def _samples(output: Tensor) -> int:
-    return len(output) if output.dim() else 1
 
 
 def _reached(noise: Parity) -> str:

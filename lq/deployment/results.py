@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lq.export.artifact.int8_model import Int8Model
 from lq.export.parity.gate import Parity
+from lq.metrics.detections import Comparable
 from lq.tracing.structure import Inputs
 
-Calls = Sequence[tuple[Inputs, Tensor]]
+Calls = Sequence[tuple[Inputs, Comparable]]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lq.lazy import lazy_names
+from lq.metrics.detections import detection_agreement
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.metrics.outputs import main_tensor, targets_of
 
 if TYPE_CHECKING:
     from lq.metrics.accumulated import SQNR as SQNR
+    from lq.metrics.accumulated import DetectionAgreement as DetectionAgreement
     from lq.metrics.accumulated import MaxAbsError as MaxAbsError
     from lq.metrics.accumulated import Top1Agreement as Top1Agreement
     from lq.metrics.comparison import ModelComparison as ModelComparison
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SQNR",
+    "DetectionAgreement",
     "MaxAbsError",
     "ModelComparison",
     "Top1Agreement",
     "classification_metric",
+    "detection_agreement",
     "main_tensor",
     "max_abs_error",
     "metric_name",
@@ -32,6 +36,7 @@ __all__ = [
 
 # These import torchmetrics, which takes longer than torch; processes that only run a model do without.
 _HOMES = {
+    "DetectionAgreement": "lq.metrics.accumulated",
     "SQNR": "lq.metrics.accumulated",
     "MaxAbsError": "lq.metrics.accumulated",
     "ModelComparison": "lq.metrics.comparison",

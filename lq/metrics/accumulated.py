@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lq.compat.float64 import as_float64, has_float64
+from lq.metrics.detections import Detections, shared_scores
 from lq.metrics.fidelity import agreeing, decibel, max_abs_error, powers
 
 
@@ -92,6 +93,40 @@ class Top1Agreement(Metric):
     def compute(self) -> Tensor:
         """Share of such predictions over everything seen."""
         return as_float64(self.same) / as_float64(self.total)
+
+
+class DetectionAgreement(_InFloat64):
+    """:func:`lq.metrics.detections.detection_agreement` over all batches seen.
+
+    Example:
+        >>> box = {"boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]), "scores": torch.ones(1), "labels": torch.ones(1)}
+        >>> metric = DetectionAgreement()
+        >>> metric.update([box], [box])
+        >>> metric.update([box], [{key: value[:0] for key, value in box.items()}])
+        >>> round(float(metric.compute()), 3)
+        0.667
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    agreeing: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("agreeing", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, expected: Detections, got: Detections) -> None:
+        """Add a batch (see :func:`lq.metrics.detections.detection_agreement`)."""
+        agreeing, total = shared_scores(expected, got)
+        self.agreeing = self.agreeing + agreeing
+        self.total = self.total + total
+
+    def compute(self) -> Tensor:
+        """Share of common detections over everything seen; 1 if there are none."""
+        return torch.where(self.total > 0, self.agreeing / self.total, torch.ones_like(self.total))
 
 
 class MaxAbsError(_InFloat64):

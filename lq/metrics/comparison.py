@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lq.metrics.accumulated import SQNR, MaxAbsError, Top1Agreement
+from lq.metrics.accumulated import SQNR, DetectionAgreement, MaxAbsError, Top1Agreement
+from lq.metrics.detections import comparable, detections_in
 from lq.metrics.outputs import describe, main_tensor
 
 AnyMetric = Metric | MetricCollection
@@ -79,7 +80,8 @@ class ModelComparison:
     """Collects the metric of several models on the same batches, and how far pairs of them agree.
 
     Outputs may be tensors, or tensors in dicts, tuples and lists; the metric and the pairs look at
-    :func:`~lq.metrics.outputs.main_tensor`, but a list of dicts (detection) reaches the metric as it is.
+    :func:`~lq.metrics.outputs.main_tensor`, but a list of dicts (detection) reaches the metric as it is, and pairs are
+    compared by :func:`~lq.metrics.detections.detection_agreement` alone: the boxes are not as many in each.
 
     Args:
         models: names of the models, e.g. ``("fp32", "fake", "int8")``.
@@ -163,7 +165,7 @@ class ModelComparison:
             _update(metric, outputs[name], target)
         for (reference, other), group in self._fidelity.items():
             for fidelity in group.values():
-                fidelity.update(main_tensor(outputs[reference]), main_tensor(outputs[other]))
+                fidelity.update(comparable(outputs[reference]), comparable(outputs[other]))
 
     def drop(self, name: str) -> None:
         """Leave a model out from now on, with what was seen of it."""
@@ -198,8 +200,10 @@ class ModelComparison:
         for metric in self._metrics.values():
             metric.reset()
         for pair in self.pairs:
-            group: dict[str, Metric] = {"agreement": Top1Agreement()} if has_classes else {}
-            group |= {"sqnr_db": SQNR(), "max_abs_error": MaxAbsError()}
+            group: dict[str, Metric] = {"agreement": DetectionAgreement()}
+            if detections_in(output) is None:
+                group = {"agreement": Top1Agreement()} if has_classes else {}
+                group |= {"sqnr_db": SQNR(), "max_abs_error": MaxAbsError()}
             self._fidelity[pair] = {name: self._placed(metric) for name, metric in group.items()}
 
     def _plain_labels(self, output: Any, target: Any) -> Any:

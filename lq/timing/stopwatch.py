@@ -21,6 +21,7 @@ from lq.compat.deprecations import quiet_torchscript
 from lq.export.artifact.files import save, write_file
 from lq.export.artifact.int8_model import load
 from lq.export.artifact.scratch import scratch
+from lq.export.formats.libraries import import_libraries, libraries_of
 from lq.export.formats.torchscript import export_torchscript, tensor_inputs
 from lq.export.parity.worker import run_module
 from lq.timing.latency import Latency, compare_latency, latency
@@ -59,7 +60,7 @@ def fresh_latencies(
             if scripted is None:
                 here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
             else:
-                samples["float"] = scripted
+                samples["float"], job["libraries"] = scripted
         save(samples, place / _SAMPLE)
         write_file(place / _JOB, json.dumps(job).encode())
         run_module("lq.timing.stopwatch", str(directory.absolute()), str(place))
@@ -76,6 +77,7 @@ def main(directory: str, scratch: str) -> None:
     calls: dict[str, Callable[[], Any]] = {}
     if (place / _FLOAT).exists():
         args, kwargs = samples["float"]
+        import_libraries(job)
         for name, model in _float_forms(place / _FLOAT):
             calls[name] = _bound(model, args, kwargs)
     for kind in job["kinds"]:
@@ -85,8 +87,8 @@ def main(directory: str, scratch: str) -> None:
     write_file(place / _TIMES, json.dumps({name: asdict(value) for name, value in times.items()}).encode())
 
 
-def _save_float(model: nn.Module, sample: Inputs, path: Path) -> Inputs | None:
-    """Write a scripted copy, and return what that is called with; ``None`` if it cannot be scripted."""
+def _save_float(model: nn.Module, sample: Inputs, path: Path) -> tuple[Inputs, list[str]] | None:
+    """Write a scripted copy; returns what that is called with and what it needs, or ``None`` if there is none."""
     # Whatever TorchScript cannot do with the user's float model leaves the eager one.
     with suppress(Exception):
         scripted = export_torchscript(copy.deepcopy(model), *sample)
@@ -95,7 +97,7 @@ def _save_float(model: nn.Module, sample: Inputs, path: Path) -> Inputs | None:
             torch.jit.save(scripted, content)
         inputs: Inputs = in_plain_containers(tensor_inputs(model, *sample))
         write_file(path, content.getbuffer())
-        return inputs
+        return inputs, libraries_of(scripted)
     return None
 
 

@@ -63,6 +63,8 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
     **{f"{n}.{o}": calls.arithmetic(getattr(operator, n)) for n in ("add", "sub", "mul") for o in ("Tensor", "Scalar")},
     "div.Tensor": calls.arithmetic(operator.truediv),
     "matmul": calls.same(torch.matmul, "self", "other"),
+    # As an ATen operation torch.jit.trace would take "k" for a constant.
+    "topk.default": calls.same(torch.topk, "self", "k", "dim", largest="largest", sorted="sorted"),
     "where.self": calls.same(torch.where, "condition", "self", "other"),
     "mean.default": calls.mean,
     "mean.dim": calls.mean,
@@ -93,6 +95,7 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
     "slice.Tensor": calls.slice_of,
     "slice_scatter": calls.slice_scatter,
     # torch.jit.trace takes a fill by a tensor for a full_like, and has none.
+    "fill.Scalar": calls.same(torch.full_like, "self", "value"),
     "fill.Tensor": calls.same(torch.ops.aten.copy.default, "self", "value"),
     "narrow.default": calls.same(torch.narrow, "self", "dim", "start", "length"),
     "expand.default": calls.same("expand", "self", "size"),

@@ -21,6 +21,7 @@ class FixedBatch:
     Args:
         size: of the inputs' first dimension.
         line: of the user's code that reads it as a number, "file:line, in function: `code`"; "" if it is not known.
+        images: whether the batch is a list of so many images, as a graph holds no list of another length.
 
     Example:
         >>> print(FixedBatch(8, "net.py:12, in forward: `n = len(x)`").note)
@@ -30,6 +31,7 @@ class FixedBatch:
 
     size: int
     line: str = ""
+    images: bool = False
 
     def check(self, sizes: Iterable[int]) -> None:
         """Refuse a batch for which the graph would compute wrong numbers, and no error.
@@ -48,6 +50,11 @@ class FixedBatch:
     @property
     def note(self) -> str:
         """What that means, and what to write instead."""
+        if self.images:
+            return (
+                f"the exported model takes {self.size} image{'s' * (self.size > 1)} of one size at a time, as in the "
+                "first batch; lq.load(...) runs a longer list in parts"
+            )
         return (
             f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the "
             "size a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"

@@ -20,10 +20,12 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
 from lq.compat.torch_private import quiet_export
+from lq.compat.torchvision_private import boxes_without_branches
 from lq.core.kept import as_it_was
 from lq.tracing.batch import FixedBatch, where_sizes_become_constants
 from lq.tracing.closeness import difference
 from lq.tracing.functional import functional
+from lq.tracing.images import check_one_size, image_list
 from lq.tracing.structure import Flattener, Inputs, restore
 
 
@@ -99,7 +101,7 @@ def export(
     flattener = Flattener()
     arguments = flattener.take(example)
     flat = _Flat(target, arguments)
-    with as_it_was(target), marking(), torch.no_grad(), quiet():
+    with as_it_was(target), marking(), torch.no_grad(), quiet(), boxes_without_branches(target):
         target.eval()
         with where_sizes_become_constants() as stacks:
             program, graph = functional(_program(flat, flattener.tensors, inner))
@@ -111,6 +113,10 @@ def _fixed_batch(
     exported: Exported, flat: _Flat, tensors: list[Tensor], stacks: list[traceback.StackSummary]
 ) -> FixedBatch | None:
     """The batch of the example, if the graph holds it as a number and computes something else with another one."""
+    images = image_list(restore(exported.arguments, tensors))
+    if images is not None and isinstance(exported.output, list) and len(exported.output) == len(images):
+        check_one_size(images, type(flat.target).__name__)
+        return FixedBatch(len(images), images=True)
     sizes = {t.shape[0] for t in tensors if t.dim()}
     shapes = [node.meta["val"].shape for node in exported.inputs]
     if len(sizes) != 1 or not all(is_concrete_int(shape[0]) for shape in shapes if shape):

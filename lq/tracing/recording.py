@@ -66,6 +66,18 @@ def unknown(name: str) -> Any:
     return name
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _attributes(module: nn.Module) -> list[Tensor]:
+    """Tensors that a module holds as plain attributes, and in containers of those."""
+    return tensors_of([value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE])
+
+
+def _identities(tensors: list[Tensor]) -> list[int]:
+    return list(map(id, tensors))
+
+
 class Recorder(TorchFunctionMode):
     """Follows tensors by their identity through one call.
 
@@ -83,11 +95,13 @@ class Recorder(TorchFunctionMode):
         self._memory: dict[int, list[Tensor]] = {}
         self._kept: list[Any] = []  # an identity is one as long as its object lives
         self._constants = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
+        self._attributes = [(module, _attributes(module)) for module in root.modules()]
         self._kept += [*root.parameters(), *root.buffers()]
         self._labels: dict[str, int] = {}
         self._plain_leaf: list[bool] = []
         self.calls: list[tuple[Seen, fx.Node | None]] = []
         self.unknown: list[str] = []
+        self._unknown: list[tuple[Tensor, str]] = []
         self.opened: list[tuple[str, str, int]] = []  # module, operation and steps of calls recorded step by step
 
     # ---- modules ------------------------------------------------------------------------------------------------
@@ -150,6 +164,10 @@ class Recorder(TorchFunctionMode):
         """End the graph."""
         self.graph.output(tuple(self._node(t) for t in tensors_of(output)))
         give_input_by_position(self.graph)
+        # Plain attributes that the call has left as they were, such as the anchors of a detector, are constants.
+        as_before = [held for module, held in self._attributes if _identities(held) == _identities(_attributes(module))]
+        constants = {identity for held in as_before for identity in _identities(held)}
+        self.unknown = [line for tensor, line in self._unknown if id(tensor) not in constants]
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._kept.append(tensor)
@@ -171,7 +189,7 @@ class Recorder(TorchFunctionMode):
         else:
             node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
             node.meta["unknown"], node.meta[TENSOR] = _line()[0], tensor
-            self.unknown.append(node.meta["unknown"])
+            self._unknown.append((tensor, node.meta["unknown"]))
         self._remember(tensor, node)
         return node
 

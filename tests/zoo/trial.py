@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import lq
 from lq.export.artifact.int8_model import load
 from lq.metrics import sqnr
-from lq.metrics.outputs import main_tensor
+from lq.metrics.detections import Comparable, comparable
 from tests.zoo.catalogue import CATALOGUE, select
 from tests.zoo.entry import Entry, Inputs, floating, quiet, seeded
 from tests.zoo.work import share_in_int8
@@ -263,9 +263,9 @@ def positional(module: nn.Module, inputs: Inputs) -> Any:
 def in_this_process() -> Iterator[None]:
     """Let the gate load and run artifacts here, and measure no latency: starting processes takes most of the time."""
 
-    def run(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Tensor]:
+    def run(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Comparable]:
         model = load(directory, kind)
-        return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
+        return [comparable(model(*args, **kwargs)) for args, kwargs in calls]
 
     with (
         patch("lq.export.parity.gate.run_in_fresh_process", run),

@@ -123,6 +123,9 @@ class Int8Model:
                 for one batch size alone and that of the call is another.
         """
         self.signature.check_batch(args, kwargs)
+        parts = self.signature.in_parts(args, kwargs)
+        if parts is not None:
+            return [answer for (own, named), count in parts for answer in self.call(*own, **named)[:count]]
         try:
             return self.call(*args, **kwargs)
         except Exception as error:

@@ -16,6 +16,7 @@ from lq.conversion.on_cpu import other_float_types
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
 from lq.tracing.batch import FixedBatch, fixed_batch
+from lq.tracing.images import image_list, with_images
 from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
 
 _TENSOR = "tensor"
@@ -50,6 +51,7 @@ class Signature:
         output: structure of what it returns, as :func:`torch.utils._pytree.treespec_dumps` writes it.
         leaves: what stands in the places of that structure: "tensor", or a constant.
         fixed_batch: the only batch size that it is right for, where the code of the model has made it a constant.
+        images: whether the batch is a list of ``fixed_batch`` images of one size.
         spec: ``output`` as torch has read it.
 
     Example:
@@ -67,6 +69,7 @@ class Signature:
     output: str
     leaves: tuple[Any, ...]
     fixed_batch: int | None = None
+    images: bool = False
     spec: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -88,8 +91,9 @@ class Signature:
                 dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
                 specs.append(TensorSpec(unique, shape, dtype))
         leaves, spec = tree_flatten(output)
-        size = None if fixed is None else fixed.size
-        return cls(parameters, constants, tuple(specs), _dumps(spec, len(leaves)), tuple(map(_constant, leaves)), size)
+        size, images = (None, False) if fixed is None else (fixed.size, fixed.images)
+        structure = _dumps(spec, len(leaves))
+        return cls(parameters, constants, tuple(specs), structure, tuple(map(_constant, leaves)), size, images)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call that hold tensors, by name and in order.
@@ -161,8 +165,36 @@ class Signature:
         Raises:
             ValueError: if the batch size is fixed and that of the call is another one.
         """
-        if self.fixed_batch is not None:
+        if self.fixed_batch is not None and not self.images:
             FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
+
+    def in_parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Inputs, int]] | None:
+        """A call with a list of images as calls with as many as the model takes, and how many of each to answer.
+
+        The last one is filled up with its last image.
+
+        Returns:
+            ``None`` if the call can be made as it is.
+
+        Raises:
+            ValueError: if an image is of another size than those of the export.
+        """
+        call = (tuple(args), dict(kwargs))
+        images = image_list(call) if self.images else None
+        if images is None or self.fixed_batch is None:
+            return None
+        wanted = self.inputs[0].shape
+        others = sorted({tuple(image.shape) for image in images} - {wanted})
+        if others:
+            raise ValueError(
+                f"the model was exported for images of the size {wanted}, but was called with "
+                f"{', '.join(map(str, others))}. Resize them to that size."
+            )
+        if len(images) == self.fixed_batch:
+            return None
+        parts = [images[start : start + self.fixed_batch] for start in range(0, len(images), self.fixed_batch)]
+        filled = [part + part[-1:] * (self.fixed_batch - len(part)) for part in parts]
+        return [(with_images(call, images), len(part)) for part, images in zip(parts, filled, strict=True)]
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""
@@ -203,6 +235,7 @@ class Signature:
             given["output"].text(),
             tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
             None if given["fixed_batch"].value is None else given["fixed_batch"].integer(1),
+            given.get("images", False).flag(),
         )
         output = given["output"]
         spec = treespec_loads(output.text()) if trust else load_treespec(output.text(), output.where)
@@ -247,6 +280,19 @@ def batch_size(example: Inputs) -> int | None:
     """
     sizes = {t.shape[0] for t in tensors_of(example) if t.dim()}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def fits_batch(call: Inputs, batch: FixedBatch | None) -> bool:
+    """Whether a graph that takes one batch size alone takes that of a call.
+
+    Example:
+        >>> fits_batch(((torch.zeros(8, 3),), {}), FixedBatch(4)), fits_batch(((torch.zeros(8, 3),), {}), None)
+        (False, True)
+    """
+    if batch is None:
+        return True
+    images = image_list(call) if batch.images else None
+    return batch.size == (batch_size(call) if images is None else len(images))
 
 
 def in_order(model: nn.Module, example: Inputs) -> Inputs:

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from lq.backends.prepare import state_of
 from lq.checks import check_integer
 from lq.compat.torch_private import quiet_export
+from lq.compat.torchvision_private import any_number_of_results
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats.low_bits import lowest_bits
@@ -124,7 +125,7 @@ def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> N
 
 
 def _model_of(program: ExportedProgram, opset: int) -> Any:
-    with quiet_export():
+    with quiet_export(), any_number_of_results():
         made = torch.onnx.export(rewrite(program), dynamo=True, opset_version=opset, external_data=False, verbose=False)
     assert made is not None
     return made.model_proto

@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from lq.backends.prepare import plan_of
 from lq.compat.torch_private import quiet_export, tree_map
+from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import batch_size, in_order
 from lq.tracing.batch import fixed_batch
@@ -72,7 +73,7 @@ def float_program(
     """
     example = in_order(model, example)
     size = batch_size(example)
-    with quiet_export(), torch.no_grad():
+    with quiet_export(), any_number_of_results(), torch.no_grad():
         if dynamic and size is not None:
             # torch.export takes a size of 0 or 1 for a constant.
             args, kwargs = tree_map(_doubled, example) if size == 1 else example

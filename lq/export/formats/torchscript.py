@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from lq.backends.prepare import plan_of, qconfig_of
 from lq.compat.deprecations import quiet_properties, quiet_torchscript
-from lq.compat.torch_private import TracerWarning, tree_leaves
+from lq.compat.torch_private import TracerWarning, is_traced, tree_leaves
 from lq.conversion.convert import convert, in_float
 from lq.conversion.int8 import Int8Layer
 from lq.export.artifact.files import write_file
@@ -92,6 +92,25 @@ def export_torchscript(
         return torch.jit.optimize_for_inference(frozen) if optimize else frozen
 
 
+def _with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
+    """The model with functions for the smaller and the larger size that take what a trace knows sizes as: tensors."""
+    for node in model.graph.nodes:
+        node.target = _OF_SIZES.get(node.target, node.target)
+    model.recompile()
+    return model
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return torch.minimum(*map(torch.as_tensor, (a, b))) if is_traced() else min(a, b)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return torch.maximum(*map(torch.as_tensor, (a, b))) if is_traced() else max(a, b)
+
+
+_OF_SIZES: dict[Any, Callable[[Any, Any], Any]] = {torch.sym_min: _smaller, torch.sym_max: _larger}
+
+
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
     """Write ``int8.pt``.
 
@@ -100,7 +119,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         structure that TorchScript has no type for, and which layers run in int8 and in float; of those that were to run
         in int8 also why.
     """
-    int8 = convert(prepared)
+    int8 = _with_traced_sizes(convert(prepared))
     reasons = in_float(int8) | {row.name: _NO_KERNEL for row in plan_of(prepared).int8_products}
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
         sample = smallest_call(prepared, example)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from lq.backends.prepare import plan_of, state_of
+from lq.compat.torch_private import OpOverload, full_name
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.layer import QATLayer
 from lq.core.state import STATE
@@ -17,9 +20,10 @@ from lq.export.artifact.signature import Signature
 from lq.export.exporters import Chosen
 from lq.export.parity.gate import ENOUGH_DB
 from lq.metrics.fidelity import sqnr
-from lq.metrics.outputs import main_tensor
 from lq.tracing import ops
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, tensors_of
+
+_CHOICE = "torchvision::nms"  # non-maximum suppression
 
 
 def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = ENOUGH_DB) -> str:
@@ -57,6 +61,44 @@ def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, m
     return f"{_source(prepared, nodes[low])} ({ratio:.1f} dB)"
 
 
+def before_detections(prepared: fx.GraphModule) -> fx.GraphModule | None:
+    """A detector cut off behind the layers from whose outputs it chooses boxes; ``None`` if it is none.
+
+    What such layers compute can be compared number by number, as the boxes behind the choice cannot. Layers that work
+    on chosen boxes, as the second stage of Faster R-CNN, are not among them.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+
+    Returns:
+        the model that returns a tuple of their outputs.
+    """
+    modules = dict(prepared.named_modules())
+    behind: set[fx.Node] = set()  # a choice of boxes
+    heads: dict[fx.Node, None] = {}
+    for node in prepared.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, OpOverload) and full_name(node.target) == _CHOICE:
+            heads |= dict.fromkeys(_last_layers(node, modules) if node not in behind else ())
+            behind.add(node)
+        elif behind.intersection(node.all_input_nodes):
+            behind.add(node)
+    return _cut_behind(prepared, *(head for head in heads if head not in behind)) if heads else None
+
+
+def _last_layers(node: fx.Node, modules: Mapping[str, Any]) -> Iterator[fx.Node]:
+    """The layers that a node's inputs come from, none of those before them."""
+    seen, left = {node}, [node]
+    while left:
+        for source in left.pop().all_input_nodes:
+            if source in seen:
+                continue
+            seen.add(source)
+            if isinstance(ops.module_of(source, modules), QATLayer):
+                yield source
+            else:
+                left.append(source)
+
+
 def _source(prepared: fx.GraphModule, node: fx.Node) -> str:
     """The layer or operation whose tensor a fake quantizer rounds."""
     source, name = node.args[0], str(node.target).rpartition(".")[2]
@@ -69,24 +111,30 @@ def _source(prepared: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inputs) -> float:
-    cut = _cut_behind(prepared, node)
+    (expected,), (got,) = exported_and_not(_cut_behind(prepared, node), choice, inputs)
+    return float(sqnr(expected, got)) if expected.shape == got.shape else -math.inf
+
+
+def exported_and_not(model: fx.GraphModule, choice: Chosen, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors that a fake-quantized model returns for a call, and those of its exported form."""
+    args, kwargs = inputs
     with torch.no_grad(), scratch() as directory:
-        expected = main_tensor(cut(*inputs[0], **inputs[1]))
-        info = choice.export(cut, inputs, directory)
-        signature = Signature.of(cut, inputs, expected)
-        got = choice.exporter.load(directory, signature, info)(*inputs[0], **inputs[1])
-    return float(sqnr(expected, main_tensor(got)))
+        expected = model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+        info = choice.export(model, inputs, directory)
+        signature = Signature.of(model, inputs, expected)
+        got = choice.exporter.load(directory, signature, info)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    return tensors_of(expected), tensors_of(got)
 
 
-def _cut_behind(prepared: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
-    """The model that returns the tensor of a node."""
+def _cut_behind(prepared: fx.GraphModule, *nodes: fx.Node) -> fx.GraphModule:
+    """The model that returns the tensor of a node, or a tuple of those of several."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for old in prepared.graph.nodes:
         copies[old] = graph.node_copy(old, lambda n: copies[n])
-        if old is node:
+        if copies.keys() >= set(nodes):
             break
-    graph.output(copies[node])
+    graph.output(copies[nodes[0]] if len(nodes) == 1 else tuple(copies[node] for node in nodes))
     cut = fx.GraphModule(prepared, graph, class_name=type(prepared).__name__)
     cut.add_module(STATE, state_of(prepared))
     cut.graph.eliminate_dead_code()

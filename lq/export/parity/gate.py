@@ -14,13 +14,14 @@ from torch import Tensor
 from lq.checks import check_flag, check_integer, check_number
 from lq.export.artifact.int8_model import load
 from lq.export.parity.worker import WorkerError, run_in_fresh_process
+from lq.metrics.detections import Comparable, Detections, comparable, detection_agreement, mismatch
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
-from lq.metrics.outputs import main_tensor
 from lq.tracing.structure import Inputs
 
 ENOUGH_DB = 25.0
 _TWICE_DB = 20 * math.log10(2)
 ON_FAILURE = ("error", "warn")
+_NUMBERS = {"min_agreement": 0.99, "min_detection_agreement": 0.8, "min_sqnr_db": 25, "max_metric_change": 0.005}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Gate:
         batches: how many validation batches are compared.
         min_agreement: least share of samples with the same largest output (top-1); ``None`` switches this check off.
             One sample may always differ, so that a few samples are compared by SQNR alone.
+        min_detection_agreement: least share of the boxes that a detector and its file have in common
+            (:func:`lq.metrics.detections.detection_agreement`); ``None`` switches this check off. Of boxes that overlap
+            and whose scores nearly tie, rounding decides which one is kept: what is before that choice has to reach
+            ``min_sqnr_db``.
         min_sqnr_db: least signal to quantization-noise ratio in dB; ``None`` switches this check off. Kernels that
             saturate give 16-26 dB, correct ones 27-60 dB. The lowest of these are in networks of many layers, where
             small differences grow.
@@ -54,6 +59,7 @@ class Gate:
 
     batches: int = 10
     min_agreement: float | None = 0.99
+    min_detection_agreement: float | None = 0.8
     min_sqnr_db: float | None = ENOUGH_DB
     max_metric_change: float | None = None
     excuse_rounding: bool = True
@@ -64,14 +70,16 @@ class Gate:
         check_integer("batches", self.batches, 10)
         check_integer("simulated", self.simulated, 32)
         check_flag("excuse_rounding", self.excuse_rounding)
-        for name, example in (("min_agreement", 0.99), ("min_sqnr_db", 25), ("max_metric_change", 0.005)):
+        for name, example in _NUMBERS.items():
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), example)
         for name in ("batches", "simulated"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise ValueError(f"min_agreement={self.min_agreement} must be from 0 to 1 (0.99 is 99 %), or None.")
+        for name in ("min_agreement", "min_detection_agreement"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} must be from 0 to 1 (0.99 is 99 %), or None.")
         if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
             raise ValueError(f"min_sqnr_db={self.min_sqnr_db} must be a number of dB, or None.")
         if self.max_metric_change is not None and not self.max_metric_change >= 0:
@@ -83,6 +91,10 @@ class Gate:
         """Why these differences are too large, or ""."""
         if self.min_sqnr_db is not None and not parity.sqnr_db >= self.min_sqnr_db:
             return f"SQNR {parity.sqnr_db:.1f} dB is below {self.min_sqnr_db:.1f} dB"
+        if parity.detections:
+            least, found = self.min_detection_agreement, parity.agreement
+            few = least is not None and found is not None and found < least
+            return f"agreement of the detections {found:.2%} is below {least:.2%}" if few else ""
         if self.min_agreement is None or parity.agreement is None:
             return ""
         differing = round((1 - parity.agreement) * parity.samples)
@@ -99,10 +111,12 @@ class Parity:
         samples: number of samples that were compared.
         sqnr_db: SQNR of the outputs, in dB.
         max_abs_error: largest absolute difference of an output.
-        agreement: share of samples with the same largest output; ``None`` if the outputs have no classes.
+        agreement: share of samples with the same largest output, or of the same detections; ``None`` if the outputs
+            have no classes.
         complaint: why the file does not pass the gate, or "".
         first_layer: the first layer at which the two differ, if there is a complaint.
         note: a note on the comparison.
+        detections: whether it is of a detector, whose SQNR and error are those before boxes are chosen.
 
     Example:
         >>> Parity(samples=512, sqnr_db=38.2, max_abs_error=0.1, agreement=0.998).passed
@@ -116,6 +130,7 @@ class Parity:
     complaint: str = ""
     first_layer: str = ""
     note: str = ""
+    detections: bool = False
 
     @property
     def passed(self) -> bool:
@@ -144,12 +159,12 @@ class Parity:
         return {**asdict(self), "passed": self.passed}
 
 
-def measure(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Parity:
+def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gate) -> Parity:
     """Compare outputs, batch by batch.
 
     Args:
-        expected: of the fake-quantized model, each of shape (samples, ...).
-        got: of the artifact, of the same shapes.
+        expected: of the fake-quantized model, each of shape (samples, ...), or what a detector found in each image.
+        got: of the artifact, of the same shapes. Of detections only the agreement is measured.
         gate: what they have to reach.
 
     Returns:
@@ -161,23 +176,28 @@ def measure(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Pa
         'SQNR 6.0 dB is below 25.0 dB'
     """
     for a, b in zip(expected, got, strict=True):
-        if a.shape != b.shape:
-            shapes = f"{tuple(b.shape)} instead of {tuple(a.shape)}"
-            return Parity(len(a), -math.inf, math.inf, complaint=f"its output has shape {shapes}")
-    a, b = torch.cat([t.float().flatten() for t in expected]), torch.cat([t.float().flatten() for t in got])
-    samples = sum(len(t) if t.dim() else 1 for t in expected)
-    parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(expected, got))
+        problem = mismatch(a, b)
+        if problem:
+            return Parity(samples_in(a), -math.inf, math.inf, complaint=problem)
+    samples = sum(map(samples_in, expected))
+    found, images = _images(expected), _images(got)
+    if found:
+        parity = Parity(samples, math.inf, 0.0, detection_agreement(found, images), detections=True)
+    else:
+        tensors, others = _tensors(expected), _tensors(got)
+        a, b = (torch.cat([tensor.float().flatten() for tensor in side]) for side in (tensors, others))
+        parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(tensors, others))
     return replace(parity, complaint=gate.complaint(parity))
 
 
-def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Tensor], gate: Gate) -> Parity:
+def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Comparable], gate: Gate) -> Parity:
     """Load a model from the disk in a fresh process and compare it.
 
     Args:
         directory: the artifact.
         kind: which of its models.
         calls: inputs of the fake-quantized model.
-        expected: its main outputs.
+        expected: what is compared of its outputs.
         gate: what has to be reached.
 
     Returns:
@@ -195,9 +215,9 @@ def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequenc
     return replace(measure(expected, got, gate), note=note)
 
 
-def _run_here(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Tensor]:
+def _run_here(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Comparable]:
     model = load(directory, kind)
-    return [main_tensor(model(*args, **kwargs)) for args, kwargs in calls]
+    return [comparable(model(*args, **kwargs)) for args, kwargs in calls]
 
 
 def metric_complaint(exact: Mapping[str, float], got: Mapping[str, float], gate: Gate) -> str:
@@ -218,9 +238,27 @@ def metric_complaint(exact: Mapping[str, float], got: Mapping[str, float], gate:
     return ", ".join(f"{name} is {got[name]:.4g} instead of {exact[name]:.4g}" for name in sorted(far))
 
 
+def samples_in(output: Comparable) -> int:
+    """How many samples an output is of.
+
+    Example:
+        >>> samples_in(torch.zeros(8, 10)), samples_in(torch.zeros(()))
+        (8, 1)
+    """
+    return len(output) if isinstance(output, list) or output.dim() else 1
+
+
 def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | None:
     if any(t.dim() < 2 or t.shape[1] < 2 for t in expected):
         return None
     counts = [t.numel() / t.shape[1] for t in expected]
     shares = [float(top1_agreement(a, b)) for a, b in zip(expected, got, strict=True)]
     return sum(n * share for n, share in zip(counts, shares, strict=True)) / sum(counts)
+
+
+def _images(outputs: Sequence[Comparable]) -> Detections:
+    return [image for output in outputs if isinstance(output, list) for image in output]
+
+
+def _tensors(outputs: Sequence[Comparable]) -> list[Tensor]:
+    return [output for output in outputs if isinstance(output, Tensor)]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from lq.export.parity.gate import Gate, Parity, measure
-from lq.metrics.outputs import main_tensor
+from lq.metrics.detections import Comparable, comparable
 from lq.tracing.structure import Inputs, map_tensors
 
 
 @torch.no_grad()
-def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: Sequence[Tensor]) -> Parity | None:
+def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: Sequence[Comparable]) -> Parity | None:
     """Compare a fake-quantized model with itself in float64.
 
     A value next to a tie of the grid goes up in one arithmetic and down in another. In networks with many layers such
@@ -39,15 +40,22 @@ def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: 
         >>> noise.agreement
         1.0
     """
+    got = in_float64(prepared, calls)
+    return None if got is None else measure(expected, list(map(comparable, got)), Gate())
+
+
+@torch.no_grad()
+def in_float64(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> list[Any] | None:
+    """What a fake-quantized model returns for some calls if it computes in float64; ``None`` if it cannot."""
     exact = copy.deepcopy(prepared).double()
-    got = []
+    outputs = []
     try:
         for call in calls:
             args, kwargs = map_tensors(copy.deepcopy(call), _doubled)
-            got.append(main_tensor(exact(*args, **kwargs)))
+            outputs.append(exact(*args, **kwargs))
     except Exception:  # the user's code may insist on float32 in any way
         return None
-    return measure(expected, got, Gate())
+    return outputs
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from torch import Tensor
 
 from lq.export.artifact.files import save, write_file
 from lq.export.artifact.int8_model import load
 from lq.export.artifact.scratch import scratch
 from lq.export.parity.isolation import START, job_of, worker_environment
-from lq.metrics.outputs import main_tensor
+from lq.metrics.detections import Comparable, comparable
 from lq.tracing.structure import Inputs, in_plain_containers
 
 _LENGTH = struct.Struct("<Q")
@@ -33,8 +32,8 @@ class WorkerError(RuntimeError):
     """The process could not do its work, whatever the model is."""
 
 
-def run_in_fresh_process(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Tensor]:
-    """The main output tensor of each call, computed by a process that has nothing but the files and lq.
+def run_in_fresh_process(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Comparable]:
+    """What is compared of the output of each call, computed by a process that has nothing but the files and lq.
 
     Args:
         directory: the artifact.
@@ -42,7 +41,7 @@ def run_in_fresh_process(directory: Path, kind: str, calls: Sequence[Inputs]) ->
         calls: inputs on the CPU.
 
     Returns:
-        a tensor for each call.
+        a tensor, or detections, for each call.
 
     Raises:
         WorkerError: if the process cannot be started, is killed, or cannot write its results; with the whole reason.
@@ -55,7 +54,7 @@ def run_in_fresh_process(directory: Path, kind: str, calls: Sequence[Inputs]) ->
         )
         if error.exists():
             raise RuntimeError(f"a fresh process could not run {directory}: {json.loads(error.read_text())}")
-        outputs: list[Tensor] = torch.load(made, weights_only=True)
+        outputs: list[Comparable] = torch.load(made, weights_only=True)
         return outputs
 
 
@@ -113,7 +112,7 @@ def main(directory: str, kind: str, made: str, error: str) -> None:
         for piece in pieces(sys.stdin.buffer):
             # Written by the parent a moment ago, and inputs may be of any class.
             args, kwargs = torch.load(BytesIO(piece), weights_only=False)
-            outputs.append(main_tensor(model(*args, **kwargs)))
+            outputs.append(comparable(model(*args, **kwargs)))
     except (OSError, ImportError, MemoryError):
         raise  # of the machine, not of the model
     except Exception as problem:

@@ -1,0 +1,65 @@
+"""A batch that is a list of images, as detectors take it: they may differ in size, so they are no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lq.tracing.structure import Inputs, tensors_of
+
+
+def image_list(inputs: Inputs) -> list[Tensor] | None:
+    """The images of a call whose only argument with tensors is a list of images.
+
+    Args:
+        inputs: positional and keyword arguments.
+
+    Returns:
+        the list, of tensors of shape (channels, height, width); ``None`` for any other call.
+
+    Example:
+        >>> import torch
+        >>> len(image_list((([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)],), {})))
+        2
+        >>> image_list(((torch.zeros(2, 3, 8, 8),), {}))
+    """
+    args, kwargs = inputs
+    held = [value for value in (*args, *kwargs.values()) if tensors_of(value)]
+    if len(held) != 1 or not isinstance(held[0], list):
+        return None
+    return held[0] if all(isinstance(image, Tensor) and image.dim() == 3 for image in held[0]) else None
+
+
+def with_images(inputs: Inputs, images: list[Tensor]) -> Inputs:
+    """The same call with other images.
+
+    Example:
+        >>> import torch
+        >>> with_images((([torch.zeros(3, 8, 8)],), {"flag": True}), [])
+        (([],), {'flag': True})
+    """
+    old = image_list(inputs)
+    args, kwargs = inputs
+
+    def changed(value: Any) -> Any:
+        return images if value is old else value
+
+    kept: Mapping[str, Any] = {name: changed(value) for name, value in kwargs.items()}
+    return tuple(map(changed, args)), dict(kept)
+
+
+def check_one_size(images: list[Tensor], model: str) -> None:
+    """A graph is of one size of images.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    sizes = sorted({tuple(image.shape) for image in images})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{model} was called with images of the sizes {', '.join(map(str, sizes))}, but an exported model takes "
+            "images of one size. Resize them in the dataset, e.g. by torchvision.transforms.v2.Resize((320, 320)), or "
+            "take a part that sees one size as target, e.g. QATCallback(target='model.backbone')."
+        )

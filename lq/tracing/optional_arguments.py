@@ -1,0 +1,66 @@
+"""Optional arguments that a model does not read in evaluation, such as the targets of a detector."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from lq.core.modes import modes_kept
+from lq.tracing.closeness import difference
+from lq.tracing.structure import Inputs, tensors_of
+
+
+def without_unread(module: nn.Module, inputs: Inputs) -> Inputs:
+    """A call without the optional tensors that change nothing of what the module returns in evaluation.
+
+    Args:
+        module: is left as it is.
+        inputs: of one call.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x, targets=None):
+        ...         return (x - targets).square() if self.training else x
+        >>> without_unread(Net(), ((torch.ones(1), torch.zeros(1)), {}))
+        ((tensor([1.]),), {})
+    """
+    args, kwargs = inputs
+    parameters = inspect.signature(module.forward).parameters
+    optional = [name for name, parameter in parameters.items() if parameter.default is None]
+    named = dict(zip(parameters, args, strict=False)) | kwargs
+    given = [name for name in optional if name in named and tensors_of(named[name])]
+    if not given or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return inputs
+    expected = _output(module, inputs)
+    for name in reversed(given):
+        fewer = _without(list(parameters), (args, kwargs), name)
+        if _same(expected, _output(module, fewer)):
+            args, kwargs = fewer
+    return args, kwargs
+
+
+def _without(order: list[str], inputs: Inputs, name: str) -> Inputs:
+    args, kwargs = inputs
+    if name in kwargs:
+        return args, {key: value for key, value in kwargs.items() if key != name}
+    position = order.index(name)
+    last = position == len(args) - 1
+    return (args[:position] if last else (*args[:position], None, *args[position + 1 :])), kwargs
+
+
+def _output(module: nn.Module, inputs: Inputs) -> Any:
+    with modes_kept(module), torch.no_grad():
+        args, kwargs = copy.deepcopy(inputs)
+        try:
+            return module.eval()(*args, **kwargs)
+        except Exception:  # it needs the argument; what else is wrong shows where the whole call is made
+            return None
+
+
+def _same(expected: Any, got: Any) -> bool:
+    a, b = tensors_of(expected), tensors_of(got)
+    return bool(a) and len(a) == len(b) and all(difference(x, y) is None for x, y in zip(a, b, strict=True))

@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import Tensor
+
+from lq.tracing.images import check_one_size, image_list, with_images
+from lq.tracing.structure import Inputs
+
+IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (((IMAGES,), {}), True),
+        (((), {"images": IMAGES, "flag": 2}), True),
+        (((IMAGES, torch.zeros(2)), {}), False),
+        (((tuple(IMAGES),), {}), False),
+        ((([torch.zeros(1, 3, 8, 8)],), {}), False),
+        ((([*IMAGES, None],), {}), False),
+        (((torch.zeros(3, 8, 8),), {}), False),
+        (((), {}), False),
+    ],
+)
+def test_lists_of_images_are_told_from_other_calls(inputs: Inputs, found: bool) -> None:
+    assert (image_list(inputs) is not None) == found
+
+
+@pytest.mark.parametrize("inputs", [((IMAGES, 3), {"flag": True}), ((3,), {"images": IMAGES})])
+def test_only_the_images_are_changed(inputs: Inputs) -> None:
+    other = [torch.ones(3, 8, 8)]
+    args, kwargs = with_images(inputs, other)
+    assert image_list((args, kwargs)) is other
+    assert [v for v in (*args, *kwargs.values()) if v is not other] == [
+        v for v in (*inputs[0], *inputs[1].values()) if v is not IMAGES
+    ]
+
+
+def test_images_of_several_sizes_have_no_graph() -> None:
+    same: list[Tensor] = [torch.zeros(3, 8, 8)] * 2
+    check_one_size(same, "Net")
+    with pytest.raises(
+        ValueError, match=r"Net was called with images of the sizes \(3, 8, 8\), \(3, 9, 8\), but .*Resi"
+    ):
+        check_one_size(IMAGES, "Net")

@@ -1,0 +1,66 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lq.tracing.optional_arguments import without_unread
+
+X, T = torch.ones(2), torch.zeros(2)
+
+
+class Detector(nn.Module):
+    """Reads the targets in training only; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor, targets: Any = None, scale: Tensor | None = None) -> Any:
+        if self.training:
+            return {"loss": (x - targets[0]).square().mean()}
+        return x if scale is None else x * scale
+
+
+class WithLoss(nn.Module):
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": x} if labels is None else {"loss": (x - labels).sum(), "logits": x}
+
+
+class Needs(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        return x * mask
+
+
+class First(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "kwargs", "left"),
+    [
+        (Detector(), (X, [T]), {}, ((X,), {})),
+        (Detector(), (X,), {"targets": [T]}, ((X,), {})),
+        (Detector(), (X, [T], T), {}, ((X, None, T), {})),
+        (Detector(), (X, [T]), {"scale": T}, ((X,), {"scale": T})),
+        (Detector(), (X,), {}, ((X,), {})),
+        (WithLoss(), (X, T), {}, ((X, T), {})),
+        (Needs(), (X, X), {}, ((X, X), {})),
+        (First(), (X, T), {}, ((X, T), {})),
+    ],
+)
+def test_what_changes_nothing_in_evaluation_is_left_out(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], left: Any
+) -> None:
+    found = without_unread(module.train(), (args, kwargs))
+    assert repr(found) == repr(left)
+    assert module.training
+
+
+def test_statistics_stay() -> None:
+    net = Detector().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    without_unread(net, ((X, [T]), {}))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
