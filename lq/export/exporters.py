@@ -35,6 +35,7 @@ class Exporter:
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
         widths: bits that a stored weight can take.
         besides: files that it writes where a model is too large for the others.
+        handed_on: files for other tools, which it writes where an option says so and never reads.
     """
 
     name: str
@@ -47,10 +48,15 @@ class Exporter:
     simulator: str = ""
     widths: tuple[int, ...] = (8,)
     besides: tuple[str, ...] = ()
+    handed_on: tuple[str, ...] = ()
 
     def files_in(self, directory: Path) -> list[str]:
-        """The names of what it has written into a directory."""
-        return [*self.files, *(name for name in self.besides if (directory / name).is_file())]
+        """The names of the files in a directory that are its model."""
+        return [*self.files, *_present(self.besides, directory)]
+
+    def written_in(self, directory: Path) -> list[str]:
+        """The names of all that it has written into a directory."""
+        return [*self.files_in(directory), *_present(self.handed_on, directory)]
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -108,6 +114,10 @@ class Exporter:
         return function
 
 
+def _present(names: Sequence[str], directory: Path) -> list[str]:
+    return [name for name in names if (directory / name).is_file()]
+
+
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 _COMPRESSED = (2, 3, 4, 5, 6, 8)  # more than six bits are not
 _NIBBLES = (4, 8)
@@ -143,6 +153,7 @@ EXPORTERS: dict[str, Exporter] = {
             "qnn",
             rounds_bias=True,
             simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
+            handed_on=("int8.qnn.float.onnx", "int8.qnn.float.onnx.data", "int8.qnn.encodings"),
         ),
         Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2", widths=_COMPRESSED),
         Exporter(

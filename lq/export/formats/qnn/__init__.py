@@ -19,6 +19,7 @@ from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.onnx import OPSET
+from lq.export.formats.qnn.encodings import write_encodings
 from lq.export.formats.qnn.report import describe
 from lq.export.formats.qnn.session import Target, open_session
 from lq.fields import Field
@@ -28,11 +29,13 @@ FILE = "int8.qnn.onnx"
 SOC_MODEL = 43  # SM8550, Snapdragon 8 Gen 2: the first with the NPU (v73) whose arithmetic later ones have
 
 
-def check_options(opset: int = OPSET, soc_model: int = SOC_MODEL, cpu_fallback: bool = False) -> None:
+def check_options(
+    opset: int = OPSET, soc_model: int = SOC_MODEL, cpu_fallback: bool = False, encodings: bool = False
+) -> None:
     """Check the options of the exporter.
 
     Raises:
-        TypeError: if the flag is none, or a number is not whole.
+        TypeError: if a flag is none, or a number is not whole.
         ValueError: if a number is out of range.
     """
     onnx_export.check_options(opset)
@@ -40,6 +43,7 @@ def check_options(opset: int = OPSET, soc_model: int = SOC_MODEL, cpu_fallback: 
     if soc_model < 1:
         raise ValueError(f"soc_model={soc_model} must be Qualcomm's number of a chip, e.g. {SOC_MODEL} (SM8550).")
     check_flag("cpu_fallback", cpu_fallback)
+    check_flag("encodings", encodings)
 
 
 def export(
@@ -49,6 +53,7 @@ def export(
     opset: int = OPSET,
     soc_model: int = SOC_MODEL,
     cpu_fallback: bool = False,
+    encodings: bool = False,
 ) -> dict[str, Any]:
     """Write ``int8.qnn.onnx``.
 
@@ -59,6 +64,7 @@ def export(
         opset: version of the ONNX operators.
         soc_model: Qualcomm's number of the chip whose NPU the simulator stands in for; the file is the same for all.
         cpu_fallback: let the CPU compute what the NPU cannot, rather than refuse the model.
+        encodings: write ``int8.qnn.float.onnx`` and ``int8.qnn.encodings`` for Qualcomm's converters, too.
 
     Returns:
         that the batch is fixed, its size, and what the NPU computes on integers, what in float, and what not at all.
@@ -66,15 +72,18 @@ def export(
     Raises:
         ValueError: if the model cannot be exported, or the NPU lacks an operator.
     """
-    check_options(opset, soc_model, cpu_fallback)
+    check_options(opset, soc_model, cpu_fallback, encodings)
     sample = smallest_call(prepared, example)
     made = onnx_export.write(prepared, sample, directory / FILE, opset, dynamic=False)
+    if encodings:
+        write_encodings(made.path)
     return {
         "opset": opset,
         "dynamic_batch": False,
         "largest_batch": batch_size(sample),
         "soc_model": soc_model,
         "cpu_fallback": cpu_fallback,
+        "encodings": encodings,
         **describe(made.path, Target(soc_model, cpu_fallback)),
     }
 
