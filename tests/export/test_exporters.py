@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,11 @@ def test_a_missing_package_gives_the_line_that_installs_it(kind: str, package: s
 def test_files_of_the_exporters_do_not_collide() -> None:
     files = [file for exporter in EXPORTERS.values() for file in exporter.files]
     assert len(files) == len(set(files))
+
+
+def test_files_for_other_tools_are_not_the_model(tmp_path: Path) -> None:
+    qnn = EXPORTERS["qnn"]
+    assert qnn.files_in(tmp_path) == qnn.written_in(tmp_path) == ["int8.qnn.onnx"]
+    (tmp_path / "int8.qnn.encodings").touch()
+    assert qnn.files_in(tmp_path) == ["int8.qnn.onnx"]
+    assert qnn.written_in(tmp_path) == ["int8.qnn.onnx", "int8.qnn.encodings"]

@@ -97,4 +97,4 @@ def _bias_grid(x: Grid, weight: Grid) -> Grid:
     import numpy as np
 
     scales = np.float32(x.scale[0]) * np.array(weight.scale, np.float32)
-    return Grid(tuple(scales.tolist()), weight.zero_point, _BIAS_BITS, True, None if weight.axis is None else 0)
+    return Grid(tuple(scales.tolist()), (0,) * scales.size, _BIAS_BITS, True, None if weight.axis is None else 0)
