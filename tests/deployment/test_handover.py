@@ -66,7 +66,10 @@ def test_each_goes_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_files_for_other_tools_go_with_what_failed(tmp_path: Path) -> None:
-    destination, files = Destination.at(tmp_path / "int8"), ["int8.qnn.encodings", "int8.qnn.float.onnx", "int8.qnn.onnx"]
+    destination, files = (
+        Destination.at(tmp_path / "int8"),
+        ["int8.qnn.encodings", "int8.qnn.float.onnx", "int8.qnn.onnx"],
+    )
     with workplace(destination) as place:
         for file in (*files, *EXPORTERS[PASSED].files, PREPARED_NAME):
             (place / file).write_text("weights")

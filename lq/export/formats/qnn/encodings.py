@@ -50,8 +50,10 @@ def encodings(activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -
         parameters: grid by the name of a weight or bias.
 
     Example:
-        >>> encodings({"x": Grid((0.5,), (3,), 8, signed=False)}, {})["activation_encodings"]
-        [{'name': 'x', 'dtype': 'INT', 'bw': 8, 'enc_type': 'PER_TENSOR', 'is_sym': False, 'scale': [0.5], 'offset': [-3]}]
+        >>> made = encodings({"x": Grid((0.5,), (3,), 8, signed=False)}, {})
+        >>> entry, = made["activation_encodings"]
+        >>> entry["name"], entry["enc_type"], entry["bw"], entry["is_sym"], entry["scale"], entry["offset"]
+        ('x', 'PER_TENSOR', 8, False, [0.5], [-3])
     """
     return {
         "version": VERSION,

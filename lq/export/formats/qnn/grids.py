@@ -74,9 +74,7 @@ def bias_grids(graph: Any, activations: Mapping[str, Grid], parameters: Mapping[
         if bias in found and x in activations and weight in parameters:
             found[bias].append(_bias_grid(activations[x], parameters[weight]))
     uses = [name for node in graph.node for name in node.input]
-    return {
-        name: grids[0] for name, grids in found.items() if len(set(grids)) == 1 and uses.count(name) == len(grids)
-    }
+    return {name: grids[0] for name, grids in found.items() if len(set(grids)) == 1 and uses.count(name) == len(grids)}
 
 
 def _layers(nodes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:

@@ -68,9 +68,7 @@ class Applied:
         inputs = [onnx.helper.make_tensor_value_info(name, kinds[name], given[name].shape) for name in given]
         outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
         graph = onnx.helper.make_graph([node], "one", inputs, outputs)
-        alone = onnx.helper.make_model(
-            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
-        )
+        alone = onnx.helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         return session(alone.SerializeToString()).run(None, given)
 
 

@@ -34,7 +34,7 @@ from tests.export.formats.qnn.applied import Applied, session  # noqa: E402 (it 
 
 
 class Branches(nn.Module):
-    """A layer that is called twice, a transposed one, a linear one on four dimensions, and an input that is returned."""
+    """A layer that is called twice, a transposed one, a linear one on four dimensions; the input is returned, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,12 +144,29 @@ def test_the_float_file_is_the_network(tmp_path: Path) -> None:
         assert sqnr(prepared(images(8)), got) > 20
 
 
-def test_a_signed_grid_with_a_zero_point_is_told_as_unsigned() -> None:
-    entries = encodings({"x": Grid((0.25,), (-3,), 8, signed=True)}, {"w": Grid((0.5, 1.0), (0, 0), 8, True, 0)})
-    assert [(e["is_sym"], e["offset"]) for e in entries["activation_encodings"]] == [(False, [-125])]
-    assert [(e["is_sym"], e["offset"], e["enc_type"]) for e in entries["param_encodings"]] == [
-        (True, [-128, -128], "PER_CHANNEL")
-    ]
+@pytest.mark.parametrize(
+    ("grid", "symmetric", "offset"),
+    [
+        (Grid((0.25,), (3,), 8, signed=False), False, [-3]),
+        (Grid((0.25,), (0,), 8, signed=False), False, [0]),
+        (Grid((0.25,), (3,), 16, signed=False), False, [-3]),
+        (Grid((0.25,), (-3,), 8, signed=True), False, [-125]),
+        (Grid((0.25,), (0,), 8, signed=True), True, [-128]),
+        (Grid((0.25, 0.5), (0, 1), 8, signed=True, axis=0), False, [-128, -129]),
+        (Grid((0.25,), (0,), 32, signed=True), True, [-(2**31)]),
+    ],
+)
+def test_offsets_are_those_of_unsigned_integers(grid: Grid, symmetric: bool, offset: list[int]) -> None:
+    for key, made in (
+        ("activation_encodings", encodings({"x": grid}, {})),
+        ("param_encodings", encodings({}, {"x": grid})),
+    ):
+        (entry,) = made[key]
+        assert (entry["is_sym"], entry["offset"], entry["bw"]) == (symmetric, offset, grid.bits)
+        assert (entry["scale"], entry["enc_type"]) == (
+            list(grid.scale),
+            "PER_CHANNEL" if len(offset) > 1 else "PER_TENSOR",
+        )
 
 
 def test_the_flag_is_checked_before_the_training() -> None:

@@ -71,6 +71,23 @@ def test_a_pair_behind_a_pair_is_the_same_or_an_identity() -> None:
     assert {name: grid.scale for name, grid in other.activations.items()} == {"x": (0.5,), "x_identity": (0.25,)}
 
 
+def test_a_pair_behind_a_relu_that_came_back_is_the_same() -> None:
+    made = f"a = Add(x, x) {pair('a', 'd', 's', 'zero')} {pair('d', 'e', 's', 'zero')} y = Abs(e)"
+    found = stripped("(float[2] x) => (float[2] y)", made)
+    assert nodes(found)[1:] == [("Relu", "a", "->", "a_relu"), ("Abs", "a_relu", "->", "y")]
+    assert list(found.activations) == ["a_relu"]
+
+
+def test_another_grid_behind_a_relu_that_came_back_gets_an_identity() -> None:
+    made = f"a = Add(x, x) {pair('a', 'd', 's', 'zero')} {pair('d', 'e', 't')} y = Abs(e)"
+    found = stripped("(float[2] x) => (float[2] y)", made)
+    assert nodes(found)[2:] == [("Identity", "a_relu", "->", "a_relu_identity"), ("Abs", "a_relu_identity", "->", "y")]
+    assert {name: grid.scale for name, grid in found.activations.items()} == {
+        "a_relu": (0.5,),
+        "a_relu_identity": (0.25,),
+    }
+
+
 def test_an_output_that_has_a_grid_keeps_its_name() -> None:
     found = stripped("(float[2] x) => (float[2] y, float[2] z_)", f"a = Abs(x) {pair('a', 'y')} z_ = Neg(y)")
     assert nodes(found) == [("Abs", "x", "->", "y"), ("Neg", "y", "->", "z_")]
@@ -85,6 +102,21 @@ def test_outputs_that_are_one_tensor_or_an_input_get_an_identity() -> None:
     assert (nodes(returned), list(returned.activations)) == ([("Identity", "x", "->", "y")], ["x"])
 
 
+def test_outputs_of_every_kind_keep_their_names() -> None:
+    both = "a = Abs(v) q = QuantizeLinear(a, s, z) y = DequantizeLinear(q, s, z) w = DequantizeLinear(q, s, z)"
+    found = stripped(
+        "(float[2] x) => (float[2] v, float[2] y, float[2] w, float[2] u)",
+        f"{pair('x', 'v')} {both} b = Neg(y) {pair('b', 'u', 't')}",
+    )
+    assert nodes(found) == [
+        ("Abs", "x", "->", "y"),
+        ("Neg", "y", "->", "u"),
+        ("Identity", "x", "->", "v"),
+        ("Identity", "y", "->", "w"),
+    ]
+    assert {name: grid.scale for name, grid in found.activations.items()} == {"x": (0.5,), "y": (0.5,), "u": (0.25,)}
+
+
 def test_an_output_in_front_of_a_pair_has_no_grid() -> None:
     found = stripped("(float[2] x) => (float[2] a, float[2] y)", f"a = Abs(x) {pair('a', 'd')} y = Neg(d)")
     assert nodes(found)[1:] == [("Identity", "a", "->", "a_identity"), ("Neg", "a_identity", "->", "y")]
@@ -92,9 +124,7 @@ def test_an_output_in_front_of_a_pair_has_no_grid() -> None:
 
 
 @pytest.mark.parametrize(("kind", "zero", "comes"), [("Add", "zero", 1), ("Add", "z", 0), ("Max", "zero", 0)])
-def test_a_relu_comes_back_where_a_grid_that_begins_at_zero_may_have_taken_it(
-    kind: str, zero: str, comes: int
-) -> None:
+def test_a_relu_comes_back_where_a_grid_that_begins_at_zero_may_have_taken_it(kind: str, zero: str, comes: int) -> None:
     found = stripped("(float[2] x) => (float[2] y)", f"a = {kind}(x, x) {pair('a', 'd', 's', zero)} y = Abs(d)")
     assert [node[0] for node in nodes(found)] == [kind, *["Relu"] * comes, "Abs"]
     assert list(found.activations) == ["a_relu" if comes else "a"]
@@ -125,11 +155,27 @@ def test_channels_go_where_the_transpose_puts_them() -> None:
     assert found.parameters["v"].axis == 0
 
 
+def test_a_weight_with_one_scale_has_no_axis() -> None:
+    made = "d = DequantizeLinear(w, s, low) t_ = Transpose(d) y = MatMul(x, t_)"
+    found = stripped("(float[1,3] x) => (float[1,2] y)", made, WEIGHT)
+    assert (constant(found, "w").shape, found.parameters["w"].axis) == ((3, 2), None)
+
+
 def test_a_weight_that_is_used_both_ways_keeps_its_order() -> None:
     made = "d = DequantizeLinear<axis = 0>(w, ws, wz) t_ = Transpose(d) a = MatMul(x, t_) y = MatMul(a, d)"
     found = stripped("(float[1,3] x) => (float[1,3] y)", made, WEIGHT)
     assert nodes(found)[:2] == [("Transpose", "w", "->", "t_"), ("MatMul", "x", "t_", "->", "a")]
     assert (constant(found, "w").shape, found.parameters["w"].axis) == ((2, 3), 0)
+
+
+def test_a_weight_that_is_an_output_keeps_its_order() -> None:
+    made = "d = DequantizeLinear<axis = 0>(w, ws, wz) t_ = Transpose(d) y = MatMul(x, t_)"
+    found = stripped("(float[1,3] x) => (float[1,2] y, float[2,3] d)", made, WEIGHT)
+    assert nodes(found) == [
+        ("Transpose", "w", "->", "t_"),
+        ("MatMul", "x", "t_", "->", "y"),
+        ("Identity", "w", "->", "d"),
+    ]
 
 
 def test_integers_with_two_scales_are_two_weights() -> None:
