@@ -36,7 +36,7 @@ def write_encodings(path: Path) -> None:
     made = without_pairs(onnx.load(path))
     write_model(made.model, path.with_name(FLOAT_FILE))
     content = encodings(made.activations, made.parameters)
-    write_file(path.with_name(ENCODINGS_FILE), f"{json.dumps(content, indent=2)}\n".encode())
+    write_file(path.with_name(ENCODINGS_FILE), f"{json.dumps(content)}\n".encode())
 
 
 def encodings(activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -> dict[str, Any]:
