@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from lq.conversion.wide import check_eight_bits
 from lq.export.artifact.signature import Signature, in_float32
 from lq.tracing.structure import Inputs, in_plain_containers
 
@@ -34,6 +35,7 @@ class Exporter:
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
         widths: bits that a stored weight can take.
+        wide: whether it has activations of 16 bits.
         besides: files that it writes where a model is too large for the others.
         handed_on: files for other tools, which it writes where an option says so and never reads.
     """
@@ -47,6 +49,7 @@ class Exporter:
     rounds_bias: bool = False
     simulator: str = ""
     widths: tuple[int, ...] = (8,)
+    wide: bool = False
     besides: tuple[str, ...] = ()
     handed_on: tuple[str, ...] = ()
 
@@ -72,7 +75,13 @@ class Exporter:
             )
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
-        """Write the files into a directory; returns what ``lq.json`` shall say of them."""
+        """Write the files into a directory; returns what ``lq.json`` shall say of them.
+
+        Raises:
+            ValueError: if the model cannot be exported so.
+        """
+        if not self.wide:
+            check_eight_bits(prepared, f"exporter {self.name!r}")
         given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
@@ -153,6 +162,7 @@ EXPORTERS: dict[str, Exporter] = {
             "qnn",
             rounds_bias=True,
             simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
+            wide=True,
             handed_on=("int8.qnn.float.onnx", "int8.qnn.float.onnx.data", "int8.qnn.encodings"),
         ),
         Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2", widths=_COMPRESSED),

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
 from lq.export.exporters import EXPORTERS, chosen
+from tests.export.nets import IMAGES, example_of, residual
 
 
 @pytest.fixture
@@ -88,3 +91,13 @@ def test_files_for_other_tools_are_not_the_model(tmp_path: Path) -> None:
     (tmp_path / "int8.qnn.encodings").touch()
     assert qnn.files_in(tmp_path) == ["int8.qnn.onnx"]
     assert qnn.written_in(tmp_path) == ["int8.qnn.onnx", "int8.qnn.encodings"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EXPORTERS if kind != "qnn"])
+def test_an_exporter_without_sixteen_bits_says_so(kind: str, tmp_path: Path) -> None:
+    prepared = residual(QConfig("qnn", activation=ActivationSpec(0, 65535)))
+    with pytest.raises(
+        ValueError, match=rf"^exporter '{kind}' has no activations of 16 bits, which fq_x, .* as 'qnn' only"
+    ):
+        EXPORTERS[kind].export(prepared, example_of(IMAGES), tmp_path)
+    assert list(tmp_path.iterdir()) == []
