@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import lq
 from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
 from lq.export.artifact.signature import smallest_call
 from lq.export.exporters import chosen
 from lq.export.formats.onnx import write
@@ -46,6 +47,7 @@ class Branches(nn.Module):
         return self.head(self.twice(torch.sigmoid(self.twice(up))) + up), up, x
 
 
+WIDE = ActivationSpec(0, 65535)
 NETS: dict[str, Any] = {
     "residual": (Residual, example_of(IMAGES), "qnn"),
     "two inputs": (TwoInputs, example_of(IMAGES, other=IMAGES * 2), "qnn"),
@@ -53,6 +55,8 @@ NETS: dict[str, Any] = {
     "attention": (transformer, example_of(sequences(8)), QConfig("qnn", attention="int8")),
     "signed": (Residual, example_of(IMAGES), "mcu"),
     "symmetric": (Residual, example_of(IMAGES), "tensorrt"),
+    "sixteen bits": (Residual, example_of(IMAGES), QConfig("qnn", activation=WIDE)),
+    "one of sixteen": (Residual, example_of(IMAGES), QConfig("qnn", overrides={"second": {"activation": WIDE}})),
     "four bits": (Residual, example_of(IMAGES), QConfig("qnn", weight=lq.WeightSpec(-7, 7))),
 }
 
@@ -63,7 +67,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     net, example, qconfig = NETS[request.param]
     prepared = calibrated(net(), example, qconfig)
     directory = tmp_path_factory.mktemp("qnn")
-    made = write(prepared, smallest_call(prepared, example), directory / FILE, dynamic=False)
+    opset = 21 if "sixteen" in request.param else 20
+    made = write(prepared, smallest_call(prepared, example), directory / FILE, opset, dynamic=False)
     write_encodings(made.path)
     return directory
 
