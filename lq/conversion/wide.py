@@ -30,6 +30,7 @@ def check_eight_bits(prepared: nn.Module, runtime: str) -> None:
         ValueError: naming the activations of 16 bits.
 
     Example:
+        >>> import torch
         >>> from lq.backends.prepare import prepare
         >>> from lq.config.qconfig import QConfig
         >>> from lq.config.specs import ActivationSpec

@@ -90,3 +90,12 @@ def test_where_all_have_the_same_bits_nothing_changes(grid: tuple[str, str]) -> 
     before = given.SerializeToString()
     assert not widen_mixed(given)
     assert given.SerializeToString() == before
+
+
+def test_weights_and_floats_stay_as_they_are() -> None:
+    nodes = f"{pair('x', 'a', SIXTEEN)} d = DequantizeLinear(m, s, i) b = Mul(a, d) c = Neg(b)"
+    given = model(f"{nodes} {pair('c', 'h', SIXTEEN)} o = Neg(h)")
+    given.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(-128, 128).astype(np.int8), "m"))
+    before = given.SerializeToString()
+    assert not widen_mixed(given)
+    assert given.SerializeToString() == before
