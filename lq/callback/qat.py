@@ -62,6 +62,7 @@ from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.config.schedule import Phase, QATSchedule
+from lq.conversion.wide import check_eight_bits
 from lq.deployment.destination import Destination
 from lq.deployment.evaluation import Results, ValidationData
 from lq.deployment.results import Deployment
@@ -252,6 +253,8 @@ class QATCallback(Callback):
             with scratch_beside(None if self._destination is None else self._destination.path):
                 check_first_call(pl_module, self._name, self._float.model, example, self.export_settings)
         target = self._target(pl_module)
+        if self.int8_every_n_epochs is not None:
+            check_eight_bits(target, f"int8_every_n_epochs={self.int8_every_n_epochs}: PyTorch")
         if self.plan is None and is_planned(target):
             self.plan = plan_of(target)
             self._announce_plan()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 from lq.checks import check_flag, check_integer, check_number
 
 WEIGHT_OBSERVERS = ("minmax", "mse")
+SIXTEEN_BITS = (0, 65535)  # of activations, and the only grid of more than 8 bits
 OBSERVERS = ("moving_average_minmax", "minmax", "histogram", "mse", "percentile", "entropy")
 
 
@@ -17,10 +18,12 @@ def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
     if quant_min >= quant_max:
         raise ValueError(f"{kind}: quant_min={quant_min} must be below quant_max={quant_max}, e.g. 0 and 255.")
     levels = quant_max - quant_min + 1
-    if not 3 <= levels <= 256:
+    sixteen = kind == "activation" and (quant_min, quant_max) == SIXTEEN_BITS
+    if not 3 <= levels <= 256 and not sixteen:
+        more = f" An activation may have 16: quant_min=0, quant_max={SIXTEEN_BITS[1]}." if kind == "activation" else ""
         raise ValueError(
             f"{kind}: [{quant_min}, {quant_max}] has {levels} levels; 2 to 8 bits are supported "
-            "(3 to 256 levels), e.g. quant_min=-7, quant_max=7 for 4 bits."
+            f"(3 to 256 levels), e.g. quant_min=-7, quant_max=7 for 4 bits.{more}"
         )
 
 
@@ -142,7 +145,7 @@ class ActivationSpec(Grid):
 
     Args:
         quant_min: lowest integer.
-        quant_max: highest integer.
+        quant_max: highest integer. From 0 to 65535 are 16 bits, which the exporter ``qnn`` alone has; others have 8.
         symmetric: zero point fixed at 0 (needs a signed range), as TensorRT wants it; otherwise affine.
         observer: how the range is found. ``"moving_average_minmax"`` and ``"minmax"`` take the range of all values.
             Four others clip, using a histogram: ``"histogram"`` (least squared error, both ends free), ``"mse"`` (the
@@ -182,6 +185,8 @@ class ActivationSpec(Grid):
             raise ValueError("activation: symmetric=True needs a signed range, e.g. quant_min=-128, quant_max=127.")
         if self.observer not in OBSERVERS:
             raise ValueError(f"activation: unknown observer {self.observer!r}; choose one of {list(OBSERVERS)}.")
+        if self.observer == "entropy" and self.bits > 8:
+            raise ValueError("activation: observer='entropy' is for 8 bits and fewer; write observer='minmax' for 16.")
         check_number("activation: averaging_constant", self.averaging_constant, 0.01)
         check_number("activation: percentile", self.percentile, 99.99)
         if not 0 < self.averaging_constant <= 1:

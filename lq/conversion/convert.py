@@ -12,6 +12,7 @@ from lq.backends.prepare import qconfig_of
 from lq.compat.deprecations import quiet_torchscript
 from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine
 from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.wide import check_eight_bits
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
@@ -27,7 +28,7 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
         a GraphModule on the CPU, in evaluation mode, float tensors in and out, int8 kernels inside.
 
     Raises:
-        ValueError: if it is not prepared or has fake quantizers that never saw a batch.
+        ValueError: if it is not prepared, has fake quantizers that never saw a batch, or activations of 16 bits.
 
     Example:
         >>> from lq.backends.prepare import prepare, set_phase
@@ -39,6 +40,7 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
         >>> bool((int8(x) - prepared.eval()(x)).abs().max() < 0.05)
         True
     """
+    check_eight_bits(prepared, "PyTorch")
     graph = graph_with_ranges(prepared)
     engine = quantized_engine(qconfig_of(prepared).resolved_engine)
     with engine, quiet_torchscript(), torch.inference_mode(False), torch.no_grad():

@@ -31,7 +31,7 @@ def reference(prepared: nn.Module, signed: bool = False) -> fx.GraphModule:
     Args:
         prepared: from :func:`lq.prepare`, on any device, with ranges.
         signed: give every activation int8 integers, moving those of uint8 grids by 128; else int8 is used only for
-            grids that have negative integers.
+            grids that have negative integers. Grids of 16 bits have uint16.
 
     Returns:
         a GraphModule on the CPU, in evaluation mode; its int8 weights keep the names of the float ones.
@@ -128,6 +128,8 @@ class _ReferenceLowering(Lowering):
         [-127, 127], is left to that; a narrower one needs a clamp of its own.
         """
         dtype = torch.int8 if self.signed or grid.quant_min < 0 else torch.uint8
+        if grid.quant_max > 255:
+            dtype = torch.uint16
         ints = grid.shifted_into(dtype)
         info = torch.iinfo(dtype)
         if ints.quant_max < info.max or ints.quant_min > info.min + 1:

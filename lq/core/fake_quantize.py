@@ -63,7 +63,8 @@ class FakeQuantize(nn.Module):
         if self.learned_scale is not None:
             return learned_fake_quantize(x, self.learned_scale(scale), low, high)
         saving = current()
-        if saving is not None and not self.state.ready(self.slot):  # then the grid is that of all floats
+        # Without a range the grid is that of all floats, and one of 16 bits has no place in a byte.
+        if saving is not None and not (self.state.ready(self.slot) and self.state.specs[self.slot].bits <= 8):
             saving = None
         rounding = self.state.rounding(self.slot, x.dtype)
         return fake_quantize(x, scale, low, high, owned, saving, rounding)

@@ -204,5 +204,5 @@ def _leave_out(deployment: Deployment) -> list[str]:
 
 
 def _remove(kind: str, place: Path) -> None:
-    for file in EXPORTERS[kind].files_in(place):
+    for file in EXPORTERS[kind].written_in(place):
         (place / file).unlink(missing_ok=True)

@@ -108,7 +108,7 @@ def _apart(
     """A directory with what did not pass, which is no longer in ``place``; ``None``, with a note, without room."""
     aside: Path | None = None
     notes: tuple[str, ...] = ()
-    files = [file for kind in failed for file in EXPORTERS[kind].files_in(place)]
+    files = [file for kind in failed for file in EXPORTERS[kind].written_in(place)]
     with ExitStack() as stack:
         try:
             if files:

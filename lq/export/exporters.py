@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from lq.conversion.wide import check_eight_bits
 from lq.export.artifact.signature import Signature, in_float32
 from lq.tracing.structure import Inputs, in_plain_containers
 
@@ -34,7 +35,9 @@ class Exporter:
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
         widths: bits that a stored weight can take.
+        wide: whether it has activations of 16 bits.
         besides: files that it writes where a model is too large for the others.
+        handed_on: files for other tools, which it writes where an option says so and never reads.
     """
 
     name: str
@@ -46,11 +49,17 @@ class Exporter:
     rounds_bias: bool = False
     simulator: str = ""
     widths: tuple[int, ...] = (8,)
+    wide: bool = False
     besides: tuple[str, ...] = ()
+    handed_on: tuple[str, ...] = ()
 
     def files_in(self, directory: Path) -> list[str]:
-        """The names of what it has written into a directory."""
-        return [*self.files, *(name for name in self.besides if (directory / name).is_file())]
+        """The names of the files in a directory that are its model."""
+        return [*self.files, *_present(self.besides, directory)]
+
+    def written_in(self, directory: Path) -> list[str]:
+        """The names of all that it has written into a directory."""
+        return [*self.files_in(directory), *_present(self.handed_on, directory)]
 
     def check_installed(self) -> None:
         """Look whether its packages are here.
@@ -66,7 +75,13 @@ class Exporter:
             )
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path, **options: Any) -> dict[str, Any]:
-        """Write the files into a directory; returns what ``lq.json`` shall say of them."""
+        """Write the files into a directory; returns what ``lq.json`` shall say of them.
+
+        Raises:
+            ValueError: if the model cannot be exported so.
+        """
+        if not self.wide:
+            check_eight_bits(prepared, f"exporter {self.name!r}")
         given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
@@ -108,6 +123,10 @@ class Exporter:
         return function
 
 
+def _present(names: Sequence[str], directory: Path) -> list[str]:
+    return [name for name in names if (directory / name).is_file()]
+
+
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 _COMPRESSED = (2, 3, 4, 5, 6, 8)  # more than six bits are not
 _NIBBLES = (4, 8)
@@ -143,6 +162,8 @@ EXPORTERS: dict[str, Exporter] = {
             "qnn",
             rounds_bias=True,
             simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
+            wide=True,
+            handed_on=("int8.qnn.float.onnx", "int8.qnn.float.onnx.data", "int8.qnn.encodings"),
         ),
         Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2", widths=_COMPRESSED),
         Exporter(

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lq.callback import QATCallback
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
 
@@ -195,6 +196,15 @@ def test_int8_model_that_cannot_be_exported_is_found_at_the_first_batch(fit: Fit
 
     with pytest.raises(ValueError, match=r"(?s)test_errors\.py.*mean"):
         fit(Branched(), qat(), NoStepMayRun())
+
+
+def test_sixteen_bits_in_a_file_without_them_are_found_at_the_first_batch(fit: Fit) -> None:
+    wide = QConfig("qnn", activation=ActivationSpec(0, 65535))
+    with pytest.raises(ValueError, match=r"exporter 'torch' has no activations of 16 bits, which .* as 'qnn' only"):
+        fit(Tiny(), QATCallback(qconfig=wide, exporters=["torch"]), NoStepMayRun())
+    pytest.importorskip("onnxruntime_qnn")
+    with pytest.raises(ValueError, match=r"^int8_every_n_epochs=2: PyTorch has no activations of 16 bits"):
+        fit(Tiny(), QATCallback(qconfig=wide, exporters=["qnn"], int8_every_n_epochs=2), NoStepMayRun())
 
 
 def test_a_constant_that_is_not_the_default_is_exported(fit: Fit) -> None:

@@ -31,6 +31,9 @@ def test_impossible_weight_grids_are_refused(arguments: dict[str, object], messa
         ({"percentile": 50}, r"percentile=50 must lie in \(50, 100\]"),
         ({"percentile": 100.1}, r"must lie in \(50, 100\]"),
         ({"quant_max": 256}, "257 levels"),
+        ({"quant_max": 65534}, r"65535 levels; .* An activation may have 16: quant_min=0, quant_max=65535\."),
+        ({"quant_min": -32768, "quant_max": 32767}, "65536 levels"),
+        ({"quant_max": 65535, "observer": "entropy"}, "observer='entropy' is for 8 bits and fewer"),
         ({"fixed_range": (1.0, 2.0)}, r"fixed_range=\[1.0, 2.0\] must hold 0"),
         ({"fixed_range": (0.0, 0.0)}, "must be the lower end first"),
         ({"fixed_range": 1.0}, r"must be two numbers, e.g. \[0.0, 1.0\]"),
@@ -55,3 +58,10 @@ def test_impossible_activation_grids_are_refused(arguments: dict[str, object], m
 def test_bits(spec: WeightSpec | ActivationSpec, bits: int):
     assert spec.bits == bits
     assert f"int{bits} " in str(spec)
+
+
+def test_an_activation_may_have_sixteen_bits_and_a_weight_may_not() -> None:
+    spec = ActivationSpec(0, 65535)
+    assert (spec.bits, str(spec)) == (16, "uint16 [0, 65535] affine, moving_average_minmax")
+    with pytest.raises(ValueError, match=r"for 4 bits\.$"):
+        WeightSpec(0, 65535)

@@ -195,3 +195,15 @@ def test_a_layer_without_ranges_is_left_in_float_around_its_weight() -> None:
 def test_without_ranges_there_is_nothing_to_lower() -> None:
     with pytest.raises(ValueError, match="No fake quantizer has seen a batch"):
         reference(prepare(nn.Sequential(nn.Linear(2, 2))))
+
+
+def test_sixteen_bits_are_uint16_and_a_finer_grid() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 4)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    prepared = calibrated(net, x, QConfig("qnn", activation=ActivationSpec(0, 65535)))
+    qdq = reference(prepared)
+    quantized = [node for node in qdq.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert {node.args[-1] for node in quantized} == {torch.uint16}
+    with torch.no_grad():
+        assert (qdq(x) - prepared(x)).abs().max() < 4 / 65535  # some steps

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
 
 from lq.config.specs import ActivationSpec
 from lq.core.fake_quantize import FakeQuantize
+from lq.core.saving import Saving
 from lq.core.state import QATState
 
 ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "relu6": torch.nn.functional.relu6}
@@ -136,3 +139,21 @@ def test_clipped_ranges_leave_zero_where_it_is_and_saturate(observer: str):
     y = step(state, quantizer, x)
     assert y[0] == 0.0
     assert y.max() < 40.0
+
+
+def test_a_grid_of_sixteen_bits_is_not_kept_as_bytes():
+    found = []
+    for save in (False, True):
+        state = QATState(["fq"], [ActivationSpec(0, 65535)], ["none"])
+        quantizer = FakeQuantize(state, 0)
+        x = torch.linspace(-1.0, 1.0, 999).requires_grad_()
+        state.observer = True
+        step(state, quantizer, x)
+        state.observer, state.fake_quant = False, True
+        with Saving() if save else nullcontext():
+            y = quantizer(x * 1).square()
+        y.sum().backward()
+        found.append((y.detach(), x.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][0].unique().numel() > 256

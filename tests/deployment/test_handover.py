@@ -65,6 +65,20 @@ def test_each_goes_where_it_belongs(tmp_path: Path) -> None:
     assert left(tmp_path / "runs") == ["int8", "int8.failed"]
 
 
+def test_files_for_other_tools_go_with_what_failed(tmp_path: Path) -> None:
+    destination, files = (
+        Destination.at(tmp_path / "int8"),
+        ["int8.qnn.encodings", "int8.qnn.float.onnx", "int8.qnn.onnx"],
+    )
+    with workplace(destination) as place:
+        for file in (*files, *EXPORTERS[PASSED].files, PREPARED_NAME):
+            (place / file).write_text("weights")
+        done = hand_over(place, destination, [PASSED], ["qnn"], False, describe)
+    assert set(left(tmp_path / "int8")).isdisjoint(files)
+    assert isinstance(done.rejected, Path)
+    assert set(left(done.rejected)) > set(files)
+
+
 @pytest.mark.parametrize("refused", ["upload", "move", "read"])
 def test_a_store_that_refuses_at_the_end_costs_no_artifact(tmp_path: Path, refused: str) -> None:
     destination = Destination.at(willing_store())

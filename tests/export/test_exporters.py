@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
 from lq.export.exporters import EXPORTERS, chosen
+from tests.export.nets import IMAGES, example_of, residual
 
 
 @pytest.fixture
@@ -79,3 +83,21 @@ def test_a_missing_package_gives_the_line_that_installs_it(kind: str, package: s
 def test_files_of_the_exporters_do_not_collide() -> None:
     files = [file for exporter in EXPORTERS.values() for file in exporter.files]
     assert len(files) == len(set(files))
+
+
+def test_files_for_other_tools_are_not_the_model(tmp_path: Path) -> None:
+    qnn = EXPORTERS["qnn"]
+    assert qnn.files_in(tmp_path) == qnn.written_in(tmp_path) == ["int8.qnn.onnx"]
+    (tmp_path / "int8.qnn.encodings").touch()
+    assert qnn.files_in(tmp_path) == ["int8.qnn.onnx"]
+    assert qnn.written_in(tmp_path) == ["int8.qnn.onnx", "int8.qnn.encodings"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EXPORTERS if kind != "qnn"])
+def test_an_exporter_without_sixteen_bits_says_so(kind: str, tmp_path: Path) -> None:
+    prepared = residual(QConfig("qnn", activation=ActivationSpec(0, 65535)))
+    with pytest.raises(
+        ValueError, match=rf"^exporter '{kind}' has no activations of 16 bits, which fq_x, .* as 'qnn' only"
+    ):
+        EXPORTERS[kind].export(prepared, example_of(IMAGES), tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 from lq.export.artifact.directory import AnyPath, absolute, scratch_directory
 from lq.export.artifact.files import write_file
 
-_LONGEST_FILE = "int8.tensorrt.onnx"
+_LONGEST_FILE = "int8.qnn.float.onnx"
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",

@@ -15,24 +15,31 @@ import torch
 from torch import Tensor, fx
 
 from lq.checks import check_flag, check_integer
+from lq.conversion.wide import wide_activations
 from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.onnx import OPSET
+from lq.export.formats.onnx_file import write_model
+from lq.export.formats.qnn.encodings import write_encodings
+from lq.export.formats.qnn.mixed import widen_mixed
 from lq.export.formats.qnn.report import describe
 from lq.export.formats.qnn.session import Target, open_session
 from lq.fields import Field
 from lq.tracing.structure import Inputs
 
 FILE = "int8.qnn.onnx"
+OPSET_OF_UINT16 = 21
 SOC_MODEL = 43  # SM8550, Snapdragon 8 Gen 2: the first with the NPU (v73) whose arithmetic later ones have
 
 
-def check_options(opset: int = OPSET, soc_model: int = SOC_MODEL, cpu_fallback: bool = False) -> None:
+def check_options(
+    opset: int | None = None, soc_model: int = SOC_MODEL, cpu_fallback: bool = False, encodings: bool = False
+) -> None:
     """Check the options of the exporter.
 
     Raises:
-        TypeError: if the flag is none, or a number is not whole.
+        TypeError: if a flag is none, or a number is not whole.
         ValueError: if a number is out of range.
     """
     onnx_export.check_options(opset)
@@ -40,15 +47,17 @@ def check_options(opset: int = OPSET, soc_model: int = SOC_MODEL, cpu_fallback: 
     if soc_model < 1:
         raise ValueError(f"soc_model={soc_model} must be Qualcomm's number of a chip, e.g. {SOC_MODEL} (SM8550).")
     check_flag("cpu_fallback", cpu_fallback)
+    check_flag("encodings", encodings)
 
 
 def export(
     prepared: fx.GraphModule,
     example: Inputs,
     directory: Path,
-    opset: int = OPSET,
+    opset: int | None = None,
     soc_model: int = SOC_MODEL,
     cpu_fallback: bool = False,
+    encodings: bool = False,
 ) -> dict[str, Any]:
     """Write ``int8.qnn.onnx``.
 
@@ -56,9 +65,10 @@ def export(
         prepared: in evaluation mode, with ranges.
         example: inputs of one call, on the CPU.
         directory: where to.
-        opset: version of the ONNX operators.
+        opset: version of the ONNX operators; ``None`` is 20, and 21 where activations have 16 bits.
         soc_model: Qualcomm's number of the chip whose NPU the simulator stands in for; the file is the same for all.
         cpu_fallback: let the CPU compute what the NPU cannot, rather than refuse the model.
+        encodings: write ``int8.qnn.float.onnx`` and ``int8.qnn.encodings`` for Qualcomm's converters, too.
 
     Returns:
         that the batch is fixed, its size, and what the NPU computes on integers, what in float, and what not at all.
@@ -66,17 +76,39 @@ def export(
     Raises:
         ValueError: if the model cannot be exported, or the NPU lacks an operator.
     """
-    check_options(opset, soc_model, cpu_fallback)
+    check_options(opset, soc_model, cpu_fallback, encodings)
+    opset = _opset_for(prepared, opset)
     sample = smallest_call(prepared, example)
     made = onnx_export.write(prepared, sample, directory / FILE, opset, dynamic=False)
+    if encodings:
+        write_encodings(made.path)
+    if wide_activations(prepared):
+        _compute_in_one_width(made.path)
     return {
         "opset": opset,
         "dynamic_batch": False,
         "largest_batch": batch_size(sample),
         "soc_model": soc_model,
         "cpu_fallback": cpu_fallback,
+        "encodings": encodings,
         **describe(made.path, Target(soc_model, cpu_fallback)),
     }
+
+
+def _compute_in_one_width(path: Path) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    if widen_mixed(model):
+        write_model(model, path)
+
+
+def _opset_for(prepared: fx.GraphModule, opset: int | None) -> int:
+    """The one that is asked for, or the least that holds the activations."""
+    least = OPSET_OF_UINT16 if wide_activations(prepared) else OPSET
+    if opset is not None and opset < least == OPSET_OF_UINT16:
+        raise ValueError(f"opset={opset} has no activations of 16 bits; leave it out for {OPSET_OF_UINT16}.")
+    return least if opset is None else opset
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.specs import ActivationSpec
 from lq.export.exporters import chosen
 from lq.export.formats.qnn import FILE
+from lq.export.formats.qnn.encodings import ENCODINGS_FILE
+from lq.metrics import sqnr
 from tests.export.formats.litert.ran import steps_apart
 from tests.export.nets import IMAGES, calibrated, example_of, images, residual, round_trip
 
@@ -110,3 +115,35 @@ def test_options_are_checked_before_the_training() -> None:
         chosen([{"qnn": {"cpu_fallback": "yes"}}])
     with pytest.raises(ValueError, match=r"opset=9 must be from"):
         chosen([{"qnn": {"opset": 9}}])
+
+
+WIDE = ActivationSpec(0, 65535)
+
+
+def test_activations_of_sixteen_bits_are_256_times_as_fine(tmp_path: Path) -> None:
+    prepared = residual(QConfig("qnn", activation=WIDE))
+    model, info = round_trip("qnn", prepared, EXAMPLE, tmp_path)
+    assert (info["opset"], sum(info["int8_layers"].values()), info["float_layers"]) == (21, 7, [])
+    x = images(8)
+    with torch.no_grad():
+        assert sqnr(prepared(x), model(x)) > 70  # 8 bits have 48
+    tensors = {tensor.name: tensor for tensor in onnx.load(tmp_path / FILE).graph.initializer}
+    assert {tensors[name].data_type for name in tensors if name.endswith(".weight")} == {onnx.TensorProto.INT8}
+
+
+@pytest.mark.parametrize("name", ["x", "stem", "point", "add", "head"])
+def test_one_activation_of_sixteen_bits_among_those_of_eight(name: str, tmp_path: Path) -> None:
+    prepared = residual(QConfig("qnn", overrides={name: LayerQConfig(activation=WIDE)}))
+    model, info = round_trip("qnn", prepared, EXAMPLE, tmp_path, encodings=True)
+    assert (sum(info["int8_layers"].values()), info["float_layers"], info["float_operators"]) == (7, [], [])
+    x = images(8)
+    with torch.no_grad():
+        assert sqnr(prepared(x), model(x)) > 40
+    entries = json.loads((tmp_path / ENCODINGS_FILE).read_text())["activation_encodings"]
+    # What is quantized twice to get through an operator is no tensor of the float file.
+    assert sorted(entry["bw"] for entry in entries) == [*[8] * (len(entries) - 1), 16]
+
+
+def test_an_opset_without_sixteen_bits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"opset=20 has no activations of 16 bits; leave it out for 21\."):
+        round_trip("qnn", residual(QConfig("qnn", activation=WIDE)), EXAMPLE, tmp_path, opset=20)

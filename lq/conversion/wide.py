@@ -1,0 +1,51 @@
+"""Activations of 16 bits, for which most runtimes have no integers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lq.backends.prepare import state_of
+
+_SHOWN = 3
+
+
+def wide_activations(prepared: nn.Module) -> list[str]:
+    """The names of those that have more than 8 bits.
+
+    Args:
+        prepared: from :func:`lq.prepare`.
+    """
+    state = state_of(prepared)
+    return [name for name, spec in zip(state.names, state.specs, strict=True) if spec.bits > 8]
+
+
+def check_eight_bits(prepared: nn.Module, runtime: str) -> None:
+    """Check that a runtime that has integers of 8 bits has those of all activations.
+
+    Args:
+        prepared: from :func:`lq.prepare`.
+        runtime: how the message begins.
+
+    Raises:
+        ValueError: naming the activations of 16 bits.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.config.specs import ActivationSpec
+        >>> wide = QConfig("qnn", activation=ActivationSpec(0, 65535))
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)), wide, example_args=(torch.ones(1, 4),))
+        >>> check_eight_bits(prepared, "PyTorch")
+        Traceback (most recent call last):
+        ...
+        ValueError: PyTorch has no activations of 16 bits, which fq_input_1 and fq_0 have. Give them 8, or export ...
+    """
+    wide = wide_activations(prepared)
+    if wide:
+        shown = [*wide[:_SHOWN], f"{len(wide) - _SHOWN} more"] if len(wide) > _SHOWN else wide
+        *first, last = shown
+        names = f"{', '.join(first)} and {last} have" if first else f"{last} has"
+        raise ValueError(
+            f"{runtime} has no activations of 16 bits, which {names}. Give them 8, or export as 'qnn' only."
+        )

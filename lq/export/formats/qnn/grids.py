@@ -1,0 +1,98 @@
+"""The integers of a tensor in an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_BIAS_BITS = 32
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers of a tensor: ``value = scale * (integer - zero_point)``.
+
+    Args:
+        scale: one number, or one for each channel.
+        zero_point: likewise.
+        bits: of an integer.
+        signed: whether there are negative integers.
+        axis: of the channels; ``None`` if there is one scale.
+    """
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    bits: int
+    signed: bool
+    axis: int | None = None
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer.
+
+        Example:
+            >>> Grid((0.5,), (0,), 8, signed=True).lowest
+            -128
+        """
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+
+def grid_of(node: Any, constants: Mapping[str, Any]) -> Grid:
+    """The grid of a QuantizeLinear or DequantizeLinear.
+
+    Args:
+        node: an ``onnx.NodeProto``.
+        constants: initializers by name, its scale and zero point among them.
+    """
+    from onnx import numpy_helper
+
+    scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    return Grid(
+        scale=tuple(scale.reshape(-1).tolist()),
+        zero_point=tuple(zero.reshape(-1).tolist()),
+        bits=8 * zero.dtype.itemsize,
+        signed=zero.dtype.kind == "i",
+        axis=axis if scale.ndim else None,
+    )
+
+
+def bias_grids(graph: Any, activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -> dict[str, Grid]:
+    """The grids on which an NPU adds biases: input scale times weight scale, in 32 bits.
+
+    Args:
+        graph: an ``onnx.GraphProto`` in float.
+        activations: grid by the name of a tensor.
+        parameters: grid by the name of a weight.
+
+    Returns:
+        grid by the name of a bias. One that is used otherwise, too, or by two layers that differ, has none.
+    """
+    found: dict[str, list[Grid]] = {tensor.name: [] for tensor in graph.initializer if len(tensor.dims) == 1}
+    for bias, x, weight in _layers(graph.node):
+        if bias in found and x in activations and weight in parameters:
+            found[bias].append(_bias_grid(activations[x], parameters[weight]))
+    uses = [name for node in graph.node for name in node.input]
+    return {name: grids[0] for name, grids in found.items() if len(set(grids)) == 1 and uses.count(name) == len(grids)}
+
+
+def _layers(nodes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
+    """Bias, input and weight of each; the bias of a MatMul is an Add."""
+    products: dict[str, Any] = {}
+    for node in nodes:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
+            yield node.input[2], node.input[0], node.input[1]
+        elif node.op_type == "MatMul":
+            products[node.output[0]] = node
+        elif node.op_type == "Add":
+            for product, bias in (tuple(node.input), tuple(node.input)[::-1]):
+                if product in products:
+                    yield bias, products[product].input[0], products[product].input[1]
+
+
+def _bias_grid(x: Grid, weight: Grid) -> Grid:
+    import numpy as np
+
+    scales = np.float32(x.scale[0]) * np.array(weight.scale, np.float32)
+    return Grid(tuple(scales.tolist()), (0,) * scales.size, _BIAS_BITS, True, None if weight.axis is None else 0)
