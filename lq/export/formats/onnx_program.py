@@ -75,18 +75,41 @@ def _copied(write: Rewriter, node: fx.Node) -> fx.Node | None:
 
 
 def _attended(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    """Attention without a dimension of heads, which torch.onnx refuses."""
+    """Attention of three dimensions, without heads, or of five and more, as over windows: torch.onnx takes four."""
     query, key, value, *others = node.args
-    if any(factor.meta["val"].dim() != 3 for factor in (query, key, value)):  # type: ignore[union-attr]
-        return None
+    shapes = [factor.meta["val"].shape for factor in (query, key, value)]  # type: ignore[union-attr]
     mask = others[0] if others else node.kwargs.get("attn_mask")
+    kwargs = {**dict(zip(("dropout_p", "is_causal"), others[1:], strict=False)), **node.kwargs, "attn_mask": mask}
+    if {len(shape) for shape in shapes} == {3}:
+        return _with_one_head(write, (query, key, value), kwargs)
+    if len(shapes[0]) > 4 and all(shape[:-2] == shapes[0][:-2] for shape in shapes):
+        return _with_one_batch(write, (query, key, value), kwargs)
+    return None
+
+
+def _with_one_head(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    mask = kwargs["attn_mask"]
     if isinstance(mask, fx.Node) and mask.meta["val"].dim() == 3:
-        mask = write.call(aten.unsqueeze.default, mask, 1)
-    factors = [write.call(aten.unsqueeze.default, factor, 1) for factor in (query, key, value)]
-    kwargs = {**dict(zip(("dropout_p", "is_causal"), others[1:], strict=False)), **node.kwargs}
-    kwargs.pop("attn_mask", None)
-    out = write.call(aten.scaled_dot_product_attention.default, *factors, mask, **kwargs)
+        kwargs["attn_mask"] = write.call(aten.unsqueeze.default, mask, 1)
+    factors = tuple(write.call(aten.unsqueeze.default, factor, 1) for factor in factors)
+    out = write.call(aten.scaled_dot_product_attention.default, *factors, **kwargs)
     return write.call(aten.squeeze.dim, out, 1)
+
+
+def _with_one_batch(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node | None:
+    """All dimensions in front of the heads as one."""
+    mask, leading = kwargs["attn_mask"], factors[0].meta["val"].shape[:-3]
+    last, inner = len(leading) - 1, factors[0].meta["val"].shape[1:-1]
+    if not all(isinstance(size, int) for size in inner):
+        return None
+    if isinstance(mask, fx.Node) and mask.meta["val"].dim() > 3:
+        given = mask.meta["val"].shape[:-3]
+        if given != leading and any(size != 1 for size in given):
+            return None
+        kwargs["attn_mask"] = write.call(aten.flatten.using_ints, mask, 0, len(given) - 1)
+    flat = (write.call(aten.flatten.using_ints, factor, 0, last) for factor in factors)
+    out = write.call(aten.scaled_dot_product_attention.default, *flat, **kwargs)
+    return write.call(aten.reshape.default, out, [-1, *inner, factors[2].meta["val"].shape[-1]])
 
 
 def _pooled(write: Rewriter, node: fx.Node) -> fx.Node | None:

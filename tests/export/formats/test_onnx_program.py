@@ -61,6 +61,14 @@ def test_attention_of_three_dimensions(how: str, tmp_path: Path) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)  # sums in another order
 
 
+@pytest.mark.parametrize("how", ["plain", "mask", "bias", "causal", "a mask of each sample"])
+@pytest.mark.parametrize("inner", [(3, 2), (2, 3, 2)], ids=["windows", "windows of windows"])
+def test_attention_of_five_dimensions_and_more(how: str, inner: tuple[int, ...], tmp_path: Path) -> None:
+    given, more = torch.randn(2, *inner, 6, 8), torch.randn(5, *inner, 6, 8)
+    out, expected = in_onnxruntime(Attends(how), given, more, tmp_path / "x.onnx")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_numbers_written_into_parts(tmp_path: Path) -> None:
     out, expected = in_onnxruntime(Marks(), torch.randn(2, 6, 6), torch.randn(5, 6, 6), tmp_path / "x.onnx")
     assert torch.equal(out, expected)
