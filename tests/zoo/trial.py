@@ -1,6 +1,9 @@
 """What lq makes of each entry.
 
 python -m tests.zoo.trial [PATTERN] [--exporters torch onnx] [--json FILE] [--markdown docs/matrix.md]
+
+A run over all takes two hours on two cores. With --json and --resume it goes on where one has ended, and tries again what
+had failed.
 """
 
 from __future__ import annotations
@@ -359,6 +362,12 @@ def write_markdown(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def _passed(file: Path, exporters: Sequence[str]) -> dict[str, Outcome]:
+    """The outcomes of an earlier run that found no fault, by name."""
+    outcomes = [Outcome(**row) for row in json.loads(file.read_text())] if file.exists() else []
+    return {row.name: row for row in outcomes if not row.step and set(exporters) <= set(row.exported)}
+
+
 def main() -> None:
     """Print a row for each entry and a summary for each package."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -368,14 +377,16 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="a document, of which the part on the zoo is written anew")
     parser.add_argument("--limit", type=int, default=120, help="seconds for one entry")
     parser.add_argument("--fresh", action="store_true", help="let the gate run artifacts in fresh processes, as ever")
+    parser.add_argument("--resume", action="store_true", help="keep what passed in the file of --json; try the rest")
     options = parser.parse_args()
+    passed = _passed(options.json, options.exporters) if options.resume and options.json else {}
     outcomes: list[Outcome] = []
     print(f"{'':56s} prepared, trained, equal to float, converted; exported; work in int8; SQNR; time; first error")
     for entry in select(options.pattern):
         if not entry.is_installed:
             print(f"{entry.name:56s} {entry.package} is not installed")
             continue
-        outcomes.append(_try_within(entry, options))
+        outcomes.append(passed.get(entry.name) or _try_within(entry, options))
         print(_line(outcomes[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))

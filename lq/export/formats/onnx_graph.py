@@ -79,12 +79,14 @@ def _own_zero_points(model: Any) -> None:
     shared = set()
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0].endswith(".weight") and node.input[2] in initializers:
-            own = onnx.TensorProto()
-            own.CopyFrom(initializers[node.input[2]])
-            own.name = f"{node.input[0]}_zero_point"
-            model.graph.initializer.append(own)
+            name = f"{node.input[0]}_zero_point"
+            if name not in initializers:  # a weight may be read more than once
+                initializers[name] = onnx.TensorProto()
+                initializers[name].CopyFrom(initializers[node.input[2]])
+                initializers[name].name = name
+                model.graph.initializer.append(initializers[name])
             shared.add(node.input[2])
-            node.input[2] = own.name
+            node.input[2] = name
     _drop_unused(model.graph, shared)
 
 

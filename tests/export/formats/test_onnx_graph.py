@@ -53,6 +53,21 @@ def test_names_of_layers_and_batch_and_zero_points(dynamic: bool) -> None:
     assert [pair[2] for pair in pairs] == ["block.conv.weight_zero_point", "head.weight_zero_point"]
 
 
+def test_a_weight_that_is_read_twice_has_one_zero_point() -> None:
+    model = two_layers()
+    first = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    again = onnx.NodeProto()
+    again.CopyFrom(first)
+    again.output[0] = "again"
+    model.graph.node.insert(1, again)
+    tidy(model, dynamic=True)
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert sorted(names) == sorted(set(names))
+    assert [list(node.input)[2] for node in model.graph.node if node.op_type == "DequantizeLinear"][:2] == [
+        "block.conv.weight_zero_point"
+    ] * 2
+
+
 def means(axes: list[int], keepdims: int) -> Any:
     """The mean of a sum, over some of its four dimensions."""
     helper, arrays = onnx.helper, onnx.numpy_helper
