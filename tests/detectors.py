@@ -62,13 +62,13 @@ def photographs(count: int, seed: int = 0) -> list[tuple[Tensor, dict[str, Tenso
     return [(image, {"boxes": box[None], "labels": label}) for image, box in zip(images, boxes, strict=True)]
 
 
-def as_lists(samples: Any) -> Any:
-    """Images and targets of a batch, which may differ in size."""
-    return tuple(map(list, zip(*samples, strict=True)))
+def as_tuples(samples: Any) -> Any:
+    """Images and targets of a batch, as torchvision's tutorial collates them."""
+    return tuple(zip(*samples, strict=True))
 
 
 def batches(count: int, size: int, seed: int = 0) -> DataLoader[Any]:
-    return DataLoader(photographs(count, seed), batch_size=size, collate_fn=as_lists)  # type: ignore[arg-type]
+    return DataLoader(photographs(count, seed), batch_size=size, collate_fn=as_tuples)  # type: ignore[arg-type]
 
 
 class LitDetector(L.LightningModule):

@@ -18,6 +18,7 @@ from lq.metrics import SQNR, sqnr
 from lq.ptq.batches import Call, first_batches, run_batch
 from lq.ptq.layers import layers_of
 from lq.ptq.weights import folded_weights
+from lq.tracing.choice import behind_choices
 
 _DEAD = 1e-6  # channels that are smaller than this share of the largest one have nothing to lose
 
@@ -104,6 +105,7 @@ class _Listener:
         self.tensors = [t for t in tensors_of(prepared) if self.state.ready(t.quantizer.slot)]
         names = [*(t.name for t in self.tensors), "output"]
         self.alone, self.fake, self.real = ({name: SQNR(sync_on_compute=False) for name in names} for _ in range(3))
+        self.several = self._behind_choices()
         self.exact: dict[str, list[Tensor]] = {}
         self.calls: dict[str, int] = {}
         self.run = "float"
@@ -114,6 +116,15 @@ class _Listener:
             kernel = kernels.get("" if tensor.node is None else tensor.node.name)
             if isinstance(kernel, Int8Layer):
                 self.hooks.append(kernel.register_forward_hook(self._heard(tensor)))
+
+    def _behind_choices(self) -> set[str]:
+        """Names of what holds other boxes in each run, so that nothing can be compared."""
+        graph = self.prepared.graph
+        behind = behind_choices(graph)
+        targets = {str(node.target) for node in behind if node.op == "call_module"}
+        modules = dict(self.prepared.named_modules())
+        found = {t.name for t in self.tensors if any(modules[target] is t.quantizer for target in targets)}
+        return found | ({"output"} if graph.output_node() in behind else set())
 
     def take(self, batch: Any, call: Call) -> None:
         """Run one batch through all versions."""
@@ -145,6 +156,8 @@ class _Listener:
         return hear
 
     def _compare(self, name: str, value: Tensor) -> None:
+        if name in self.several:
+            return
         if self.run == "float":
             self.exact.setdefault(name, []).append(value.clone())
             return

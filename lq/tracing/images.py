@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch import Tensor
 from lq.tracing.structure import Inputs, tensors_of
 
 
-def image_list(inputs: Inputs) -> list[Tensor] | None:
-    """The images of a call whose only argument with tensors is a list of images.
+def image_list(inputs: Inputs) -> list[Tensor] | tuple[Tensor, ...] | None:
+    """The images of a call whose only argument with tensors is a list or tuple of images.
 
     Args:
         inputs: positional and keyword arguments.
 
     Returns:
-        the list, of tensors of shape (channels, height, width); ``None`` for any other call.
+        that argument, with tensors of shape (channels, height, width); ``None`` for any other call.
 
     Example:
         >>> import torch
@@ -27,12 +27,12 @@ def image_list(inputs: Inputs) -> list[Tensor] | None:
     """
     args, kwargs = inputs
     held = [value for value in (*args, *kwargs.values()) if tensors_of(value)]
-    if len(held) != 1 or not isinstance(held[0], list):
+    if len(held) != 1 or type(held[0]) not in (list, tuple):
         return None
     return held[0] if all(isinstance(image, Tensor) and image.dim() == 3 for image in held[0]) else None
 
 
-def with_images(inputs: Inputs, images: list[Tensor]) -> Inputs:
+def with_images(inputs: Inputs, images: Sequence[Tensor]) -> Inputs:
     """The same call with other images.
 
     Example:
@@ -44,13 +44,13 @@ def with_images(inputs: Inputs, images: list[Tensor]) -> Inputs:
     args, kwargs = inputs
 
     def changed(value: Any) -> Any:
-        return images if value is old else value
+        return type(old)(images) if value is old else value
 
     kept: Mapping[str, Any] = {name: changed(value) for name, value in kwargs.items()}
     return tuple(map(changed, args)), dict(kept)
 
 
-def check_one_size(images: list[Tensor], model: str) -> None:
+def check_one_size(images: Sequence[Tensor], model: str) -> None:
     """A graph is of one size of images.
 
     Raises:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import lq
 from lq import QATCallback
+from lq.analysis import sqnr_per_layer
 from lq.core.modules import QATLayer
 from lq.metrics.detections import detection_agreement
-from tests.detectors import DETECTORS, SIZE, LitDetector, as_lists, batches, photographs
+from tests.detectors import DETECTORS, SIZE, LitDetector, as_tuples, batches, photographs
 from tests.tiny import quicken_deployment
 
 SCHEDULE = {"start": 1, "observer_off": 2, "freeze_bn": 2}
@@ -70,7 +71,7 @@ def test_a_detector_is_trained_and_exported_as_a_whole(
 
 def test_images_of_several_sizes_are_refused_before_the_first_step(tmp_path: Path) -> None:
     samples = [photographs(1)[0], (torch.rand(3, SIZE, SIZE // 2), photographs(1)[0][1])]
-    loader = torch.utils.data.DataLoader(samples, batch_size=2, collate_fn=as_lists)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(samples, batch_size=2, collate_fn=as_tuples)  # type: ignore[arg-type]
     module = LitDetector(DETECTORS["RetinaNet"]())
     trainer = trainer_of(QATCallback(schedule=SCHEDULE), tmp_path)
     with pytest.raises(ValueError, match=r"RetinaNet was called with images of the sizes .* Resize them"):
@@ -118,3 +119,15 @@ def test_a_layer_that_computes_something_else_is_found(
     gate = lq.Gate(min_detection_agreement=None, excuse_rounding=False)
     with pytest.raises(RuntimeError, match=r"'torch' does not compute what was trained: SQNR .* dB is below 25.0 dB"):
         lq.export_artifact(prepared, [(images[:2],)], tmp_path / "int8", ["torch"], gate)
+
+
+def test_noise_is_measured_up_to_the_choice_of_boxes(images: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    prepared = lq.prepare(DETECTORS["Faster R-CNN"]().eval(), example_args=(images[:1],))
+    lq.calibrate(prepared, [(images[:1],)])
+    rows = {row["name"]: row for row in sqnr_per_layer(prepared, [(images[:1],)]) if row["kind"] != "weight"}
+    assert rows["output"]["accumulated_db"] is None
+    assert rows["backbone.0"]["accumulated_db"] > 10
+    second = [row for name, row in rows.items() if name.startswith("roi_heads.")]
+    assert second
+    assert all(row["sqnr_db"] > 10 and row["accumulated_db"] is None for row in second)

@@ -1,3 +1,5 @@
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,6 +7,7 @@ from torch import Tensor
 from lq.tracing.images import check_one_size, image_list, with_images
 from lq.tracing.structure import Inputs
 
+Pair = namedtuple("Pair", "first second")
 IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
 
 
@@ -14,7 +17,8 @@ IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
         (((IMAGES,), {}), True),
         (((), {"images": IMAGES, "flag": 2}), True),
         (((IMAGES, torch.zeros(2)), {}), False),
-        (((tuple(IMAGES),), {}), False),
+        (((tuple(IMAGES),), {}), True),
+        (((Pair(*IMAGES),), {}), False),
         ((([torch.zeros(1, 3, 8, 8)],), {}), False),
         ((([*IMAGES, None],), {}), False),
         (((torch.zeros(3, 8, 8),), {}), False),
@@ -25,13 +29,15 @@ def test_lists_of_images_are_told_from_other_calls(inputs: Inputs, found: bool) 
     assert (image_list(inputs) is not None) == found
 
 
-@pytest.mark.parametrize("inputs", [((IMAGES, 3), {"flag": True}), ((3,), {"images": IMAGES})])
+@pytest.mark.parametrize("inputs", [((IMAGES, 3), {"flag": True}), ((3,), {"images": tuple(IMAGES)})])
 def test_only_the_images_are_changed(inputs: Inputs) -> None:
     other = [torch.ones(3, 8, 8)]
     args, kwargs = with_images(inputs, other)
-    assert image_list((args, kwargs)) is other
-    assert [v for v in (*args, *kwargs.values()) if v is not other] == [
-        v for v in (*inputs[0], *inputs[1].values()) if v is not IMAGES
+    found = image_list((args, kwargs))
+    assert type(found) is type(image_list(inputs))
+    assert list(found) == other
+    assert [v for v in (*args, *kwargs.values()) if v is not found] == [
+        v for v in (*inputs[0], *inputs[1].values()) if v is not image_list(inputs)
     ]
 
 

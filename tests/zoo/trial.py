@@ -2,8 +2,8 @@
 
 python -m tests.zoo.trial [PATTERN] [--exporters torch onnx] [--json FILE] [--markdown docs/matrix.md]
 
-A run over all takes two hours on two cores. With --json and --resume it goes on where one has ended, and tries again what
-had failed.
+A run over all takes two hours on two cores. With --json and --resume it goes on where one has ended, and tries again
+what had failed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx
 
 from lq.backends.prepare import plan_of, state_of
-from lq.compat.torch_private import OpOverload, full_name
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.layer import QATLayer
 from lq.core.state import STATE
@@ -21,9 +20,8 @@ from lq.export.exporters import Chosen
 from lq.export.parity.gate import ENOUGH_DB
 from lq.metrics.fidelity import sqnr
 from lq.tracing import ops
+from lq.tracing.choice import behind_choices, chooses_boxes
 from lq.tracing.structure import Inputs, tensors_of
-
-_CHOICE = "torchvision::nms"  # non-maximum suppression
 
 
 def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = ENOUGH_DB) -> str:
@@ -74,15 +72,10 @@ def before_detections(prepared: fx.GraphModule) -> fx.GraphModule | None:
         the model that returns a tuple of their outputs.
     """
     modules = dict(prepared.named_modules())
-    behind: set[fx.Node] = set()  # a choice of boxes
-    heads: dict[fx.Node, None] = {}
-    for node in prepared.graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, OpOverload) and full_name(node.target) == _CHOICE:
-            heads |= dict.fromkeys(_last_layers(node, modules) if node not in behind else ())
-            behind.add(node)
-        elif behind.intersection(node.all_input_nodes):
-            behind.add(node)
-    return _cut_behind(prepared, *(head for head in heads if head not in behind)) if heads else None
+    choices = [node for node in prepared.graph.nodes if chooses_boxes(node)]
+    behind = behind_choices(prepared.graph)
+    heads = dict.fromkeys(layer for node in choices for layer in _last_layers(node, modules) if layer not in behind)
+    return _cut_behind(prepared, *heads) if heads else None
 
 
 def _last_layers(node: fx.Node, modules: Mapping[str, Any]) -> Iterator[fx.Node]:
