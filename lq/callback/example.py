@@ -19,6 +19,7 @@ from lq.lightning_module.last_call import on_cpu
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import validation_samples
 from lq.ptq.batches import first_inputs
+from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
 _log = logging.getLogger(__name__)
@@ -180,5 +181,4 @@ def example_without_training(module: LightningModule, name: str, validation: Val
             "validation data there are no inputs to export with. Set example_input_array of "
             f"{type(module).__name__} to what it can be called with, or give the fit validation data."
         )
-    args, kwargs = on_cpu(example)
-    return args, kwargs
+    return call_to_export(target_of(twin, name), on_cpu(example))

@@ -70,7 +70,7 @@ from lq.export.artifact.scratch import scratch_beside
 from lq.export.parity.gate import Gate
 from lq.instrument.listen import Listener
 from lq.lightning_module.target import is_target_prepared, target_of
-from lq.tracing.optional_arguments import without_unread
+from lq.tracing.exported_call import call_to_export
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
 
@@ -246,8 +246,7 @@ class QATCallback(Callback):
         check_strategy(trainer)
 
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
-        # Of a detector's first call in training the targets are left out, which an exported model has no use for.
-        example = self._example = without_unread(self._float.model or self._target(pl_module), example)
+        example = self._example = call_to_export(self._float.model or self._target(pl_module), example)
         # The check gives the float model the weights of now.
         if self._float.model is not None and self._float.is_usable and not self._float.is_of_checkpoint:
             with scratch_beside(None if self._destination is None else self._destination.path):

@@ -27,6 +27,9 @@ from lq.lightning_module.target import prepared_graph
 from lq.metrics.detections import comparable
 from lq.ptq.batches import check_batches
 from lq.timing.rows import FP32, PTQ
+from lq.tracing.batch import fixed_batch
+from lq.tracing.exported_call import call_to_export, without_unread
+from lq.tracing.images import each_image
 from lq.tracing.inputs import inputs_of
 from lq.tracing.structure import Inputs
 
@@ -131,20 +134,24 @@ def export_artifact(
         check_module("float_model", float_model)
     settings = ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), directory)
     kept: list[Inputs] = []
-    for batch in batches:
-        kept.append(inputs_of(prepared, in_float32(prepared, batch)))
+    for given in batches:
+        kept.append(inputs_of(prepared, in_float32(prepared, given)))
         if len(kept) == settings.gate.batches:
             break
     if not kept:
         raise ValueError("batches is empty; give at least one, such as [next(iter(loader))[0]].")
 
-    twin = copy.deepcopy(as_graph(prepared, kept[0])).cpu().float()
+    example = call_to_export(prepared, kept[0])
+    twin = copy.deepcopy(as_graph(prepared, example)).cpu().float()
+    batch = fixed_batch(twin)
+    if batch is not None and batch.images:
+        kept = [call for inputs in kept for call in each_image(without_unread(prepared, inputs))]
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         with torch.no_grad():
             return Compared(calls=[((args, kwargs), comparable(twin(*args, **kwargs))) for args, kwargs in kept[:keep]])
 
-    deployment = gated_export(twin, kept[0], compare, settings, float_model)
+    deployment = gated_export(twin, example, compare, settings, float_model)
     deployment.raise_failures()
     return deployment
 

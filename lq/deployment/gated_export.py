@@ -26,11 +26,12 @@ from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.signature import Signature, fits_batch, smallest_call
 from lq.export.exporters import EXPORTERS, Chosen
 from lq.export.parity.gate import measure, metric_complaint
-from lq.metrics.detections import comparable
+from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
 from lq.timing.rows import FAKE, comparison_rows
 from lq.timing.stopwatch import fresh_latencies
-from lq.tracing.batch import fixed_batch
+from lq.tracing.batch import FixedBatch, fixed_batch
+from lq.tracing.images import each_image
 from lq.tracing.structure import Inputs
 
 BIAS_ROUNDING = "bias_rounding"  # in lq.json: what rounding the biases has changed, or null
@@ -84,7 +85,7 @@ def gated_export(
         compared = compare(quick, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
         deployment.notes += compared.notes
-        calls = [(call, out) for call, out in compared.calls if fits_batch(call, batch)]
+        calls = [pair for call, out in compared.calls for pair in _fitting(call, out, batch)]
         if not calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
         _pass_gate(deployment, prepared, settings, place, compared, calls or [(example, comparable(output))])
@@ -98,6 +99,15 @@ def gated_export(
         if destination is not None:
             _settle(deployment, place, destination, failed, entries, infos)
     return deployment
+
+
+def _fitting(call: Inputs, output: Comparable, batch: FixedBatch | None) -> list[tuple[Inputs, Comparable]]:
+    """A call and its output, image by image if that is how the graph takes them; none if it cannot take them."""
+    if fits_batch(call, batch):
+        return [(call, output)]
+    if batch is None or not batch.images or batch.size != 1 or not isinstance(output, list):
+        return []
+    return [(one, [answer]) for one, answer in zip(each_image(call), output, strict=True)]
 
 
 def _settle(

@@ -24,6 +24,7 @@ from lq.lightning_module.last_call import LastCall, on_cpu
 from lq.lightning_module.loaders import spread, undistributed
 from lq.lightning_module.target import target_of
 from lq.metrics.comparison import keep_local
+from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
 _AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
@@ -182,7 +183,7 @@ def first_validation_call(
         trainer = _quiet_trainer(twin, limit_val_batches=1)
         trainer.validate(twin, datamodule=datamodule, verbose=False)
     args, kwargs, _ = tap.take()
-    return on_cpu((args, kwargs)), trainer.val_dataloaders
+    return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), trainer.val_dataloaders
 
 
 def _quiet_trainer(module: LightningModule, **settings: Any) -> Trainer:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lq.checks import check_integer
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
-from lq.tracing.structure import map_tensors, tensors_of
+from lq.tracing.batch import fixed_batch
+from lq.tracing.images import run_in_parts
+from lq.tracing.structure import Inputs, map_tensors, tensors_of
 
 Call = Callable[[Any, Any], Any]
 
@@ -49,7 +51,10 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     device = next((parameter.device for parameter in parameters), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    given: Inputs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+    batch_of_graph = fixed_batch(model) if isinstance(model, nn.Module) else None
+    count = batch_of_graph.size if batch_of_graph is not None and batch_of_graph.images else None
+    return run_in_parts(model, given, count)
 
 
 @torch.no_grad()

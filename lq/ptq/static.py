@@ -21,6 +21,7 @@ from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
+from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
 
@@ -145,7 +146,8 @@ def _prepared(
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
     owner, name = _copied(model, options.target)
     example = prepare_and_calibrate(owner, name, batches, qconfig, call, options)
-    return as_graph(target_of(owner, name), example), owner, name
+    part = target_of(owner, name)
+    return as_graph(part, call_to_export(part, example)), owner, name
 
 
 def prepare_and_calibrate(

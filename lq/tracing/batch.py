@@ -51,10 +51,8 @@ class FixedBatch:
     def note(self) -> str:
         """What that means, and what to write instead."""
         if self.images:
-            return (
-                f"the exported model takes {self.size} image{'s' * (self.size > 1)} of one size at a time, as in the "
-                "first batch; lq.load(...) runs a longer list in parts"
-            )
+            count = "one image" if self.size == 1 else f"{self.size} images"
+            return f"the exported model takes {count} at a time, of one size; lq.load(...) takes lists of any length"
         return (
             f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the "
             "size a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"

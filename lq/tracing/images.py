@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +48,45 @@ def with_images(inputs: Inputs, images: Sequence[Tensor]) -> Inputs:
 
     kept: Mapping[str, Any] = {name: changed(value) for name, value in kwargs.items()}
     return tuple(map(changed, args)), dict(kept)
+
+
+def each_image(inputs: Inputs) -> list[Inputs]:
+    """A call for each image of a list; the call itself if it has none.
+
+    Example:
+        >>> import torch
+        >>> len(each_image((([torch.zeros(3, 8, 8)] * 2,), {})))
+        2
+    """
+    images = image_list(inputs)
+    return [inputs] if images is None else [with_images(inputs, [image]) for image in images]
+
+
+def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int | None) -> Any:
+    """Call what takes lists of ``count`` images with a list of any length.
+
+    Args:
+        run: returns a list with an answer for each image.
+        inputs: of one call.
+        count: how many images ``run`` takes; ``None`` if that is no matter.
+
+    Returns:
+        the answers for all images. A part that has too few is filled up with its last one.
+
+    Example:
+        >>> import torch
+        >>> run_in_parts(lambda images: [len(images)] * 2, (([torch.zeros(3, 8, 8)] * 3,), {}), 2)
+        [2, 2, 2]
+    """
+    images = None if count is None else image_list(inputs)
+    if images is None or count is None or len(images) == count:
+        return run(*inputs[0], **inputs[1])
+    answers: list[Any] = []
+    for start in range(0, len(images), count):
+        part = images[start : start + count]
+        args, kwargs = with_images(inputs, [*part, *part[-1:] * (count - len(part))])
+        answers += run(*args, **kwargs)[: len(part)]
+    return answers
 
 
 def check_one_size(images: Sequence[Tensor], model: str) -> None:

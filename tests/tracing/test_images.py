@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lq.tracing.images import check_one_size, image_list, with_images
+from lq.tracing.images import check_one_size, image_list, run_in_parts, with_images
 from lq.tracing.structure import Inputs
 
 Pair = namedtuple("Pair", "first second")
@@ -48,3 +48,19 @@ def test_images_of_several_sizes_have_no_graph() -> None:
         ValueError, match=r"Net was called with images of the sizes \(3, 8, 8\), \(3, 9, 8\), but .*Resi"
     ):
         check_one_size(IMAGES, "Net")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("given", [1, 2, 3, 5, 6])
+def test_lists_of_any_length_are_run_in_parts(count: int, given: int) -> None:
+    def run(images: list[Tensor], offset: float) -> list[float]:
+        assert len(images) == count
+        return [float(image.mean()) + offset for image in images]
+
+    images = [torch.full((3, 2, 2), float(i)) for i in range(given)]
+    assert run_in_parts(run, ((images,), {"offset": 0.5}), count) == [i + 0.5 for i in range(given)]
+
+
+def test_what_is_no_list_is_run_as_it_is() -> None:
+    assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8, 8),), {}), 1).shape == (4, 3, 8, 8)
+    assert len(run_in_parts(lambda images: images, ((IMAGES,), {}), None)) == 2

@@ -34,6 +34,7 @@ from lq.conversion.graph import as_graph
 from lq.metrics.outputs import plain_targets_of
 from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
+from lq.tracing.exported_call import call_to_export
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def choose_bits(
     in_float = float_bytes(twin)
     prepare(twin, at_width(qconfig, max(grids)), *copy.deepcopy(example))
     calibrate(twin, kept, run, len(kept), show_progress=False)
-    graph = as_graph(twin, example)
+    graph = as_graph(twin, call_to_export(twin, example))
     layers = layer_choices(graph, grids, options.widths, exporters)
     costs = Costs(Budget.parse(options.budget), layers, bytes_of_the_rest(graph), in_float)
     costs.check()

@@ -19,6 +19,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
 from lq.fields import Field
+from lq.tracing.images import run_in_parts
 
 PREPARED_NAME = "prepared.pt"
 
@@ -123,11 +124,10 @@ class Int8Model:
                 for one batch size alone and that of the call is another.
         """
         self.signature.check_batch(args, kwargs)
-        parts = self.signature.in_parts(args, kwargs)
-        if parts is not None:
-            return [answer for (own, named), count in parts for answer in self.call(*own, **named)[:count]]
+        self.signature.check_images(args, kwargs)
         try:
-            return self.call(*args, **kwargs)
+            count = self.signature.fixed_batch if self.signature.images else None
+            return run_in_parts(self.call, (args, kwargs), count)
         except Exception as error:
             misfit = self.signature.misfit(args, kwargs)
             if misfit is None:

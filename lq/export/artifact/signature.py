@@ -16,7 +16,7 @@ from lq.conversion.on_cpu import other_float_types
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
 from lq.tracing.batch import FixedBatch, fixed_batch
-from lq.tracing.images import image_list, with_images
+from lq.tracing.images import image_list
 from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
 
 _TENSOR = "tensor"
@@ -168,33 +168,20 @@ class Signature:
         if self.fixed_batch is not None and not self.images:
             FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
 
-    def in_parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Inputs, int]] | None:
-        """A call with a list of images as calls with as many as the model takes, and how many of each to answer.
-
-        The last one is filled up with its last image.
-
-        Returns:
-            ``None`` if the call can be made as it is.
+    def check_images(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse images of another size, for which a graph would compute something else.
 
         Raises:
-            ValueError: if an image is of another size than those of the export.
+            ValueError: if there are any.
         """
-        call = (tuple(args), dict(kwargs))
-        images = image_list(call) if self.images else None
-        if images is None or self.fixed_batch is None:
-            return None
-        wanted = self.inputs[0].shape
-        others = sorted({tuple(image.shape) for image in images} - {wanted})
+        images = image_list((tuple(args), dict(kwargs))) if self.images else None
+        wanted = self.inputs[0].shape if images else ()
+        others = sorted({tuple(image.shape) for image in images or ()} - {wanted})
         if others:
             raise ValueError(
                 f"the model was exported for images of the size {wanted}, but was called with "
                 f"{', '.join(map(str, others))}. Resize them to that size."
             )
-        if len(images) == self.fixed_batch:
-            return None
-        parts = [images[start : start + self.fixed_batch] for start in range(0, len(images), self.fixed_batch)]
-        filled = [[*part, *part[-1:] * (self.fixed_batch - len(part))] for part in parts]
-        return [(with_images(call, images), len(part)) for part, images in zip(parts, filled, strict=True)]
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.tracing.optional_arguments import without_unread
+from lq.tracing.exported_call import call_to_export, without_unread
 
 X, T = torch.ones(2), torch.zeros(2)
 
@@ -64,3 +64,38 @@ def test_statistics_stay() -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     without_unread(net, ((X, [T]), {}))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+IMAGES = [torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]
+
+
+class Finds(nn.Module):
+    """One answer for each image, or, asked so, one for all."""
+
+    def forward(self, images: Any, targets: Any = None, together: bool = False) -> Any:
+        found = [{"boxes": image.mean().expand(1, 4)} for image in images]
+        return found[0] if together else found
+
+
+class Sequences(nn.Module):
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(features)]
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "kwargs", "count"),
+    [
+        (Finds(), (IMAGES,), {}, 1),
+        (Finds(), (tuple(IMAGES), [X, T]), {}, 1),
+        (Finds(), (IMAGES[:1],), {}, 1),
+        (Finds(), (IMAGES,), {"together": True}, 2),
+        (Sequences(), (IMAGES,), {}, 2),
+    ],
+)
+def test_one_image_is_exported_where_each_has_an_answer(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
+) -> None:
+    (given,), named = call_to_export(module, (args, kwargs))
+    assert len(given) == count
+    assert type(given) is type(args[0])
+    assert named == kwargs

@@ -1,4 +1,4 @@
-"""Optional arguments that a model does not read in evaluation, such as the targets of a detector."""
+"""The call that a model is exported for, of those that a training makes of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from lq.core.modes import modes_kept
+from lq.core.kept import as_it_was
 from lq.tracing.closeness import difference
+from lq.tracing.images import check_one_size, image_list, with_images
 from lq.tracing.structure import Inputs, tensors_of
+
+
+def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
+    """A call with what a deployed model is called with.
+
+    Without the optional tensors that change nothing of what the module returns in evaluation, such as the targets of a
+    detector; and with one image of a list, if each has an answer of its own, as a graph would hold the choice of boxes
+    once for each image.
+
+    Args:
+        module: is left as it is.
+        inputs: of one call.
+
+    Example:
+        >>> class Finds(nn.Module):
+        ...     def forward(self, images, targets=None):
+        ...         return [{"boxes": image.mean().expand(1, 4)} for image in images]
+        >>> images = [torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]
+        >>> (given,), _ = call_to_export(Finds(), ((images, [torch.zeros(2, 4)] * 2), {}))
+        >>> len(given)
+        1
+    """
+    inputs = without_unread(module, inputs)
+    images = image_list(inputs)
+    if images is None or len(images) < 2:
+        return inputs
+    check_one_size(images, type(module).__name__)
+    answer = _output(module, inputs)
+    each = isinstance(answer, list) and len(answer) == len(images)
+    return with_images(inputs, images[:1]) if each and all(map(tensors_of, answer)) else inputs
 
 
 def without_unread(module: nn.Module, inputs: Inputs) -> Inputs:
@@ -53,7 +84,7 @@ def _without(order: list[str], inputs: Inputs, name: str) -> Inputs:
 
 
 def _output(module: nn.Module, inputs: Inputs) -> Any:
-    with modes_kept(module), torch.no_grad():
+    with as_it_was(module), torch.no_grad():
         args, kwargs = copy.deepcopy(inputs)
         try:
             return module.eval()(*args, **kwargs)
