@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch import Tensor
 from lq.tracing.structure import Inputs, tensors_of
 
 
-def image_list(inputs: Inputs) -> list[Tensor] | None:
-    """The images of a call whose only argument with tensors is a list of images.
+def image_list(inputs: Inputs) -> Sequence[Tensor] | None:
+    """The images of a call whose only argument with tensors is a list or tuple of images.
 
     Args:
         inputs: positional and keyword arguments.
 
     Returns:
-        the list, of tensors of shape (channels, height, width); ``None`` for any other call.
+        these, of shape (channels, height, width); ``None`` for any other call.
 
     Example:
         >>> import torch
@@ -27,12 +27,25 @@ def image_list(inputs: Inputs) -> list[Tensor] | None:
     """
     args, kwargs = inputs
     held = [value for value in (*args, *kwargs.values()) if tensors_of(value)]
-    if len(held) != 1 or not isinstance(held[0], list):
+    if len(held) != 1 or not isinstance(held[0], (list, tuple)):
         return None
     return held[0] if all(isinstance(image, Tensor) and image.dim() == 3 for image in held[0]) else None
 
 
-def with_images(inputs: Inputs, images: list[Tensor]) -> Inputs:
+def is_of_each_image(output: Any, images: Sequence[Tensor]) -> bool:
+    """Whether a model returns a dict for each image, as detectors do and layers that work on lists of features do not.
+
+    Example:
+        >>> import torch
+        >>> images = [torch.zeros(3, 8, 8)]
+        >>> is_of_each_image([{"boxes": torch.zeros(5, 4)}], images), is_of_each_image(images, images)
+        (True, False)
+    """
+    of_each = isinstance(output, (list, tuple)) and len(output) == len(images)
+    return of_each and all(isinstance(found, Mapping) for found in output)
+
+
+def with_images(inputs: Inputs, images: Sequence[Tensor]) -> Inputs:
     """The same call with other images.
 
     Example:
@@ -50,7 +63,7 @@ def with_images(inputs: Inputs, images: list[Tensor]) -> Inputs:
     return tuple(map(changed, args)), dict(kept)
 
 
-def check_one_size(images: list[Tensor], model: str) -> None:
+def check_one_size(images: Sequence[Tensor], model: str) -> None:
     """A graph is of one size of images.
 
     Raises:

@@ -1,9 +1,18 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import lq
+from lq.conversion.graph import as_graph
+from lq.tracing.batch import fixed_batch
 from lq.tracing.images import check_one_size, image_list, with_images
 from lq.tracing.structure import Inputs
+from tests.detectors import DETECTORS, photographs
+from tests.tiny import quicken_deployment
 
 IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
 
@@ -14,7 +23,8 @@ IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
         (((IMAGES,), {}), True),
         (((), {"images": IMAGES, "flag": 2}), True),
         (((IMAGES, torch.zeros(2)), {}), False),
-        (((tuple(IMAGES),), {}), False),
+        (((tuple(IMAGES),), {}), True),
+        (((tuple(IMAGES), IMAGES), {}), False),
         ((([torch.zeros(1, 3, 8, 8)],), {}), False),
         ((([*IMAGES, None],), {}), False),
         (((torch.zeros(3, 8, 8),), {}), False),
@@ -42,3 +52,36 @@ def test_images_of_several_sizes_have_no_graph() -> None:
         ValueError, match=r"Net was called with images of the sizes \(3, 8, 8\), \(3, 9, 8\), but .*Resi"
     ):
         check_one_size(IMAGES, "Net")
+
+
+class OfFeatures(nn.Module):
+    """Takes a list of tensors of shape (batch, time, channels), and is no detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [self.layer(feature) for feature in features]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("times", [(5, 5), (5, 7)])
+def test_lists_of_features_keep_a_dynamic_batch(
+    kind: Callable[[Any], Sequence[Tensor]], times: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken_deployment(monkeypatch)
+    few, many = (kind([torch.randn(batch, time, 8) for time in times]) for batch in (4, 9))
+    prepared = lq.prepare(OfFeatures(), example_args=(few,))
+    lq.calibrate(prepared, [(few,)])
+    lq.export_artifact(prepared, [(few,)], tmp_path / "int8", ["torch"])
+    assert [tuple(y.shape) for y in lq.load(tmp_path / "int8")(many)] == [(9, time, 4) for time in times]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_detector_takes_a_list_or_a_tuple(kind: Callable[[Any], Sequence[Tensor]]) -> None:
+    images = kind([image for image, _ in photographs(2)])
+    batch = fixed_batch(as_graph(lq.prepare(DETECTORS["RetinaNet"](), example_args=(images,))))
+    assert batch is not None
+    assert batch.images
+    assert batch.size == 2

@@ -193,7 +193,7 @@ class Signature:
         if len(images) == self.fixed_batch:
             return None
         parts = [images[start : start + self.fixed_batch] for start in range(0, len(images), self.fixed_batch)]
-        filled = [part + part[-1:] * (self.fixed_batch - len(part)) for part in parts]
+        filled = [[*part, *[part[-1]] * (self.fixed_batch - len(part))] for part in parts]
         return [(with_images(call, images), len(part)) for part, images in zip(parts, filled, strict=True)]
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
