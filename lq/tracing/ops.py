@@ -11,7 +11,10 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from lq.compat.torch_private import OpOverload, full_name
 from lq.tracing.functions import operation
+
+_CHOICE_OF_BOXES = "torchvision::nms"
 
 # Operations whose output holds only values of their input, so that it lies on the same grid.
 SAME_GRID = frozenset(
@@ -64,6 +67,15 @@ def operation_of(node: fx.Node) -> str:
 def module_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     """The module that a ``call_module`` node calls."""
     return modules.get(str(node.target)) if node.op == "call_module" else None
+
+
+def chooses_boxes(node: fx.Node) -> bool:
+    """Whether the node is a non-maximum suppression, whose output has as many elements as it keeps boxes."""
+    return (
+        node.op == "call_function"
+        and isinstance(node.target, OpOverload)
+        and full_name(node.target) == _CHOICE_OF_BOXES
+    )
 
 
 def relu_kind(node: fx.Node) -> str | None:

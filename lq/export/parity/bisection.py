@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx
 
 from lq.backends.prepare import plan_of, state_of
-from lq.compat.torch_private import OpOverload, full_name
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.layer import QATLayer
 from lq.core.state import STATE
@@ -22,8 +21,6 @@ from lq.export.parity.gate import ENOUGH_DB
 from lq.metrics.fidelity import sqnr
 from lq.tracing import ops
 from lq.tracing.structure import Inputs, tensors_of
-
-_CHOICE = "torchvision::nms"  # non-maximum suppression
 
 
 def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, min_sqnr_db: float = ENOUGH_DB) -> str:
@@ -77,7 +74,7 @@ def before_detections(prepared: fx.GraphModule) -> fx.GraphModule | None:
     behind: set[fx.Node] = set()  # a choice of boxes
     heads: dict[fx.Node, None] = {}
     for node in prepared.graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, OpOverload) and full_name(node.target) == _CHOICE:
+        if ops.chooses_boxes(node):
             heads |= dict.fromkeys(_last_layers(node, modules) if node not in behind else ())
             behind.add(node)
         elif behind.intersection(node.all_input_nodes):
