@@ -14,7 +14,7 @@ from lq.console import BatchCounter
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import at_hand, load
 from lq.export.artifact.manifest import read_manifest
-from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original
+from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original, with_traced_sizes
 from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
@@ -92,7 +92,7 @@ class ModelTable:
 
     def add_int8(self, name: str, int8: fx.GraphModule) -> None:
         """An int8 model as frozen TorchScript."""
-        scripted = export_torchscript(int8, *self.sample)
+        scripted = export_torchscript(with_traced_sizes(int8), *self.sample)
         self.add(name, like_original(scripted, int8, *self.sample), size_mb(scripted))
 
     def add_artifact(self, directory: AnyPath) -> None:
@@ -170,4 +170,4 @@ def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping
     if name is None:
         return None
     gap = exact[name] - ptq[name]
-    return (qat[name] - ptq[name]) / gap if abs(gap) >= _SMALL_GAP * abs(exact[name]) else None
+    return (qat[name] - ptq[name]) / gap if gap and abs(gap) >= _SMALL_GAP * abs(exact[name]) else None

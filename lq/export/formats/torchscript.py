@@ -92,7 +92,7 @@ def export_torchscript(
         return torch.jit.optimize_for_inference(frozen) if optimize else frozen
 
 
-def _with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
+def with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
     """The model with functions for the smaller and the larger size that take what a trace knows sizes as: tensors."""
     for node in model.graph.nodes:
         node.target = _OF_SIZES.get(node.target, node.target)
@@ -119,7 +119,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         structure that TorchScript has no type for, and which layers run in int8 and in float; of those that were to run
         in int8 also why.
     """
-    int8 = _with_traced_sizes(convert(prepared))
+    int8 = with_traced_sizes(convert(prepared))
     reasons = in_float(int8) | {row.name: _NO_KERNEL for row in plan_of(prepared).int8_products}
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
         sample = smallest_call(prepared, example)
