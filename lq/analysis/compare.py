@@ -23,6 +23,8 @@ from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batc
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.timing.latency import size_mb
+from lq.tracing.exported_call import call_to_export
+from lq.tracing.images import image_list
 
 MINMAX, CORRECTED, DYNAMIC = "PTQ per-tensor MinMax", "PTQ histogram, bias corrected", "PTQ dynamic"
 
@@ -73,7 +75,8 @@ def compare(
     calibration, test = reusable(calibration, options.calibration), reusable(test, options.limit)
     model = copy.deepcopy(model).cpu().eval()
     example = next(first_batches(test, 1, "compare()"))
-    table = ModelTable(one_sample(first_inputs(model, model, example, call)), options)
+    inputs = call_to_export(model, first_inputs(model, model, example, call))
+    table = ModelTable(one_sample(inputs) if image_list(inputs) is None else inputs, options)
     table.add_float(model)
     for name, prepared in _static(model, calibration, qconfig, call, options.calibration):
         table.add_int8(name, convert(prepared))

@@ -14,13 +14,16 @@ from lq.console import BatchCounter
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import at_hand, load
 from lq.export.artifact.manifest import read_manifest
-from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original
+from lq.export.artifact.signature import Signature
+from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original, with_traced_sizes
 from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, first_batches
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import artifact_mb, fastest_float, float_forms
-from lq.tracing.structure import Inputs
+from lq.tracing.batch import images_at_once
+from lq.tracing.images import run_in_parts
+from lq.tracing.structure import Inputs, tensors_of
 
 FP32, FAKE, INT8, HISTOGRAM = "FP32", "QAT, fake-quantized", "QAT int8", "PTQ per-channel histogram"
 _SMALL_GAP = 0.005  # of the float metric; a share of less than that says nothing
@@ -92,8 +95,9 @@ class ModelTable:
 
     def add_int8(self, name: str, int8: fx.GraphModule) -> None:
         """An int8 model as frozen TorchScript."""
-        scripted = export_torchscript(int8, *self.sample)
-        self.add(name, like_original(scripted, int8, *self.sample), size_mb(scripted))
+        scripted = export_torchscript(with_traced_sizes(int8), *self.sample)
+        run, count = like_original(scripted, int8, *self.sample), images_at_once(int8)
+        self.add(name, run if count is None else _of_detector(run, int8, self.sample, count), size_mb(scripted))
 
     def add_artifact(self, directory: AnyPath) -> None:
         """Every format of an artifact whose runtime is installed."""
@@ -170,4 +174,16 @@ def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping
     if name is None:
         return None
     gap = exact[name] - ptq[name]
-    return (qat[name] - ptq[name]) / gap if abs(gap) >= _SMALL_GAP * abs(exact[name]) else None
+    return (qat[name] - ptq[name]) / gap if gap and abs(gap) >= _SMALL_GAP * abs(exact[name]) else None
+
+
+def _of_detector(run: Callable[..., Any], int8: fx.GraphModule, sample: Inputs, count: int) -> Callable[..., Any]:
+    """A scripted detector that takes and returns lists of any length."""
+    args, kwargs = sample
+    with torch.no_grad(), int8_kernels():
+        signature = Signature.of(int8, sample, int8(*args, **kwargs))
+
+    def some(*args: Any, **kwargs: Any) -> Any:
+        return signature.restore(tensors_of(run(*args, **kwargs)))
+
+    return lambda *args, **kwargs: run_in_parts(some, (args, kwargs), count)

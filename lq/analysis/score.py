@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lq.analysis.tensors import finite_output
+from lq.analysis.tensors import compared_part, finite_output
 from lq.metrics import SQNR, ModelComparison, metric_name, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, run_batch
@@ -114,9 +114,9 @@ class Score:
 
     def outputs(self, model: nn.Module, advance: Callable[[], None] | None = None) -> list[Tensor]:
         """The tensor of each batch's output that is compared."""
-        kept = []
+        kept, part = [], compared_part(model)
         for batch in self.batches:
-            kept.append(finite_output((self.call or run_batch)(model, batch), "sensitivity()").clone())
+            kept.append(finite_output((self.call or run_batch)(part, batch), "sensitivity()").clone())
             if advance is not None:
                 advance()
         return kept

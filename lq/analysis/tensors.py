@@ -14,9 +14,11 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import fake_quantize
 from lq.core.modes import modes_kept
 from lq.core.state import QATState
+from lq.export.parity.bisection import before_detections
 from lq.metrics import main_tensor
 from lq.metrics.outputs import describe
 from lq.tracing import ops
+from lq.tracing.structure import tensors_of as all_tensors
 
 
 class QuantizedTensor(NamedTuple):
@@ -114,6 +116,26 @@ def finite_output(output: Any, who: str) -> Tensor:
             "(torch.isfinite(x).all()) or in the weights; nothing can be compared with it."
         )
     return tensor
+
+
+def compared_part(model: nn.Module) -> nn.Module:
+    """What of a model is run to compare its output: of a graph that chooses boxes, all that is before the choice.
+
+    How many boxes are chosen differs from version to version, so that no two of them can be subtracted.
+    """
+    heads = before_detections(model) if isinstance(model, fx.GraphModule) else None
+    return model if heads is None else _Joined(heads)
+
+
+class _Joined(nn.Module):
+    """A model that returns the tensors of its output as one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in all_tensors(self.model(*args, **kwargs))])
 
 
 @contextmanager

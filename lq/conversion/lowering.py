@@ -125,6 +125,7 @@ class Lowering:
         lowered.graph.eliminate_dead_code()
         lowered.delete_all_unused_submodules()
         lowered.recompile()
+        lowered.meta.update(self.source.meta)  # such as the only batch that it takes
         return lowered.eval()
 
     def _emit(self, node: fx.Node) -> Any:

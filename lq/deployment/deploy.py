@@ -27,7 +27,7 @@ from lq.lightning_module.target import prepared_graph
 from lq.metrics.detections import comparable
 from lq.ptq.batches import check_batches
 from lq.timing.rows import FP32, PTQ
-from lq.tracing.batch import fixed_batch
+from lq.tracing.batch import images_at_once
 from lq.tracing.exported_call import call_to_export, without_unread
 from lq.tracing.images import each_image
 from lq.tracing.inputs import inputs_of
@@ -143,8 +143,7 @@ def export_artifact(
 
     example = call_to_export(prepared, kept[0])
     twin = copy.deepcopy(as_graph(prepared, example)).cpu().float()
-    batch = fixed_batch(twin)
-    if batch is not None and batch.images:
+    if images_at_once(twin) is not None:
         kept = [call for inputs in kept for call in each_image(without_unread(prepared, inputs))]
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:

@@ -16,8 +16,8 @@ from lq.export.artifact.signature import batch_size
 from lq.export.exporters import Chosen
 from lq.export.parity.bisection import before_detections, exported_and_not, first_difference
 from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check, measure, samples_in
-from lq.export.parity.rounding import in_float64, rounding_noise
-from lq.metrics.detections import Comparable, comparable
+from lq.export.parity.rounding import in_float64, rounding_noise, without_ties
+from lq.metrics.detections import Comparable, comparable, detection_agreement
 from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs, map_tensors, tensors_of
 
@@ -95,6 +95,34 @@ class Gatekeeper:
         with torch.no_grad():
             return self._worst(tensors_of(self._heads(*args, **kwargs)), tensors_of(exact))
 
+    def _explanation(self, parity: Parity, noise: Parity) -> str:
+        if parity.detections and not self.gate.complaint(replace(parity, agreement=None)):
+            return (
+                "equal scores alone explain that: the fake-quantized model itself reaches "
+                f"{self._agreement_of_ties:.1%} if chance says which of them comes first"
+            )
+        reached = replace(noise, agreement=None) if parity.detections else noise
+        return (
+            "rounding alone explains that: computed in float64, the fake-quantized model itself reaches "
+            f"{_reached(reached)}"
+        )
+
+    def _ties_explain(self, parity: Parity) -> bool:
+        """Whether boxes whose scores are equal, of which none has to be chosen first, explain a low agreement."""
+        least, found = self.gate.min_detection_agreement, parity.agreement
+        return least is None or found is None or found >= least or 1 - found <= 2 * (1 - self._agreement_of_ties)
+
+    @cached_property
+    def _agreement_of_ties(self) -> float:
+        """How far the model agrees with itself if ties of its scores are broken at random."""
+        parted = without_ties(self.prepared)
+        with torch.no_grad():
+            own, other = (
+                [image for args, kwargs in copy.deepcopy(self.inputs) for image in model(*args, **kwargs)]
+                for model in (self.prepared, parted)
+            )
+        return detection_agreement(own, other)
+
     def _worst(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
         each = [measure([a], [b], replace(self.gate, min_agreement=None)) for a, b in zip(expected, got, strict=True)]
         return min(each, key=lambda parity: parity.sqnr_db)
@@ -125,10 +153,9 @@ class Gatekeeper:
             return parity
         if self.noise is None or not parity.is_explained_by(self.noise):
             return parity
-        self.notes.append(
-            f"{name}: {parity.complaint}; rounding alone explains that: computed in float64, the fake-quantized model "
-            f"itself reaches {_reached(self.noise)}"
-        )
+        if parity.detections and not self._ties_explain(parity):
+            return parity
+        self.notes.append(f"{name}: {parity.complaint}; {self._explanation(parity, self.noise)}")
         return replace(parity, complaint="")
 
 

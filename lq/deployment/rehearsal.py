@@ -49,7 +49,14 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
         except Exception as error:
             raise ValueError(
                 f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
-                f"show at the end of the training: {one_line(error)}. Name an inner module without that part, "
-                f"QATCallback(target=...), or choose other exporters, of {', '.join(EXPORTERS)}."
+                f"show at the end of the training: {one_line(error)}.{_remedy(choice.name, error)}"
             ) from error
     return float_notes(plan_of(prepared), infos)
+
+
+def _remedy(name: str, error: Exception) -> str:
+    """What can be done, if the error does not say it itself."""
+    if "QATCallback(target=" in str(error):
+        return ""
+    others = ", ".join(other for other in EXPORTERS if other != name)
+    return f" Name an inner module without that part, QATCallback(target=...), or choose other exporters, of {others}."

@@ -16,6 +16,7 @@ from torch import fx
 
 from lq.conversion.wide import check_eight_bits
 from lq.export.artifact.signature import Signature, in_float32
+from lq.tracing.choice import chooses_boxes
 from lq.tracing.structure import Inputs, in_plain_containers
 
 Choice = str | Mapping[str, Mapping[str, Any]]
@@ -36,6 +37,7 @@ class Exporter:
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
         widths: bits that a stored weight can take.
         wide: whether it has activations of 16 bits.
+        boxes: whether it can choose boxes (non-maximum suppression).
         besides: files that it writes where a model is too large for the others.
         handed_on: files for other tools, which it writes where an option says so and never reads.
     """
@@ -50,6 +52,7 @@ class Exporter:
     simulator: str = ""
     widths: tuple[int, ...] = (8,)
     wide: bool = False
+    boxes: bool = True
     besides: tuple[str, ...] = ()
     handed_on: tuple[str, ...] = ()
 
@@ -82,6 +85,8 @@ class Exporter:
         """
         if not self.wide:
             check_eight_bits(prepared, f"exporter {self.name!r}")
+        if not self.boxes:
+            check_no_boxes(prepared, self.name)
         given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
@@ -181,6 +186,7 @@ EXPORTERS: dict[str, Exporter] = {
             ("executorch",),
             "executorch",
             rounds_bias=True,
+            boxes=False,
         ),
         Exporter(
             "litert",
@@ -189,6 +195,7 @@ EXPORTERS: dict[str, Exporter] = {
             ("ai_edge_litert",),
             "litert",
             rounds_bias=True,
+            boxes=False,
         ),
         Exporter(
             "mcu",
@@ -197,10 +204,25 @@ EXPORTERS: dict[str, Exporter] = {
             ("ai_edge_litert", "tflite_micro"),
             "mcu",
             rounds_bias=True,
+            boxes=False,
             simulator="the reference kernels of tflite-micro",
         ),
     )
 }
+
+
+def check_no_boxes(prepared: fx.GraphModule, name: str) -> None:
+    """Check that a model is no whole detector.
+
+    Raises:
+        ValueError: naming the exporters that take one.
+    """
+    if any(map(chooses_boxes, prepared.graph.nodes)):
+        able = ", ".join(exporter.name for exporter in EXPORTERS.values() if exporter.boxes)
+        raise ValueError(
+            f"exporter {name!r} has no non-maximum suppression, by which a detector chooses its boxes. Exporters that "
+            f"have one: {able}. Or train and export the part before it, e.g. QATCallback(target='model.backbone')"
+        )
 
 
 def stored_bits(bits: int, exporters: Sequence[str]) -> int:

@@ -115,7 +115,7 @@ _COLUMNS = (
     ("latency_ms", "latency, ms", ".2f"),
     ("threads", "threads", "d"),
     ("recovered", "gap recovered", ".0%"),
-    ("agreement", "top-1 agreement", ".2%"),
+    ("agreement", "agreement", ".2%"),
     ("sqnr_db", "SQNR, dB", ".1f"),
 )
 

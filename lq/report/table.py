@@ -45,7 +45,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
         ... ]
         >>> print_table(rows, Console(width=80, color_system=None))
         <BLANKLINE>
-                              size  latency      top-1  SQNR
+                              size  latency             SQNR
          model     accuracy     MB       ms  agreement    dB
          ────────────────────────────────────────────────────
          FP32        0.9171  14.00        -          -     -
@@ -59,7 +59,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
     headers = ["\nmodel", *(f"\n{name}" for name in names)]
     headers += ["size\nMB", f"latency\n{_unit(threads)}"]
     show_recovered = any(row.get("recovered") is not None for row in rows)
-    headers += ["gap\nrecovered"] * show_recovered + ["top-1\nagreement", "SQNR\ndB"]
+    headers += ["gap\nrecovered"] * show_recovered + ["\nagreement", "SQNR\ndB"]
     grid = [headers, *([str(r["model"]), *_cells(r, names, len(threads) > 1, show_recovered)] for r in rows)]
     if transposed:
         grid[0] = [header.strip().replace("\n", " ") for header in headers]

@@ -117,7 +117,7 @@ def bench(
             sizes |= dict.fromkeys(models, size_mb(float_model))
         models |= {f"int8 {kind}": model for kind, model in int8.items()}
         rows = []
-        for size in batch_sizes:
+        for size in dict.fromkeys(signature.fixed_batch or size for size in batch_sizes):
             tell(f"measuring {len(models)} model{'s' * (len(models) != 1)} at batch size {size}")
             rows += _measured(models, _random_inputs(signature, size), size, threads, min_time, sizes, notes)
     return Benchmark(rows, [*_verdicts(rows), *_float_layers(manifest), *notes], chips)
@@ -239,13 +239,13 @@ def _row(name: str, size: int, latency: Latency, base: Latency | None, size_mb: 
 def _random_inputs(signature: Signature, size: int) -> Inputs:
     """Inputs as the model was exported for: normal floats, zeros of other types."""
     generator = torch.Generator().manual_seed(0)
-    values = {}
+    values: dict[str, Any] = {}
     for spec in signature.inputs:
         shape = [size if n is None else n for n in spec.shape]
         dtype = getattr(torch, spec.dtype)
         random = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         values[spec.name] = random.to(dtype)
-    return (), values
+    return (), {signature.parameters[0]: list(values.values())} if signature.images else values
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -69,6 +69,16 @@ def fixed_batch(graph: nn.Module) -> FixedBatch | None:
     return found
 
 
+def images_at_once(graph: nn.Module) -> int | None:
+    """How many images a captured graph of a detector takes at a time; ``None`` for other modules.
+
+    Example:
+        >>> images_at_once(nn.Linear(4, 2))
+    """
+    batch = fixed_batch(graph)
+    return batch.size if batch is not None and batch.images else None
+
+
 def set_fixed_batch(graph: fx.GraphModule, batch: FixedBatch | None) -> None:
     """Note what :func:`fixed_batch` returns."""
     graph.meta[_KEY] = batch

@@ -25,7 +25,7 @@ from lq.core.kept import as_it_was
 from lq.tracing.batch import FixedBatch, where_sizes_become_constants
 from lq.tracing.closeness import difference
 from lq.tracing.functional import functional
-from lq.tracing.images import check_one_size, image_list
+from lq.tracing.images import check_one_size, image_list, is_of_each_image
 from lq.tracing.structure import Flattener, Inputs, restore
 
 
@@ -114,7 +114,7 @@ def _fixed_batch(
 ) -> FixedBatch | None:
     """The batch of the example, if the graph holds it as a number and computes something else with another one."""
     images = image_list(restore(exported.arguments, tensors))
-    if images is not None and isinstance(exported.output, list) and len(exported.output) == len(images):
+    if images is not None and is_of_each_image(exported.output, images):
         check_one_size(images, type(flat.target).__name__)
         return FixedBatch(len(images), images=True)
     sizes = {t.shape[0] for t in tensors if t.dim()}

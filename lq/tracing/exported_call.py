@@ -11,7 +11,7 @@ from torch import nn
 
 from lq.core.kept import as_it_was
 from lq.tracing.closeness import difference
-from lq.tracing.images import check_one_size, image_list, with_images
+from lq.tracing.images import check_one_size, image_list, is_of_each_image, with_images
 from lq.tracing.structure import Inputs, tensors_of
 
 
@@ -39,10 +39,10 @@ def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
     images = image_list(inputs)
     if images is None or len(images) < 2:
         return inputs
+    if not is_of_each_image(_output(module, inputs), images):
+        return inputs
     check_one_size(images, type(module).__name__)
-    answer = _output(module, inputs)
-    each = isinstance(answer, list) and len(answer) == len(images)
-    return with_images(inputs, images[:1]) if each and all(map(tensors_of, answer)) else inputs
+    return with_images(inputs, images[:1])
 
 
 def without_unread(module: nn.Module, inputs: Inputs) -> Inputs:

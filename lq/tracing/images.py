@@ -10,14 +10,14 @@ from torch import Tensor
 from lq.tracing.structure import Inputs, tensors_of
 
 
-def image_list(inputs: Inputs) -> list[Tensor] | tuple[Tensor, ...] | None:
+def image_list(inputs: Inputs) -> Sequence[Tensor] | None:
     """The images of a call whose only argument with tensors is a list or tuple of images.
 
     Args:
         inputs: positional and keyword arguments.
 
     Returns:
-        that argument, with tensors of shape (channels, height, width); ``None`` for any other call.
+        these, of shape (channels, height, width); ``None`` for any other call.
 
     Example:
         >>> import torch
@@ -30,6 +30,19 @@ def image_list(inputs: Inputs) -> list[Tensor] | tuple[Tensor, ...] | None:
     if len(held) != 1 or type(held[0]) not in (list, tuple):
         return None
     return held[0] if all(isinstance(image, Tensor) and image.dim() == 3 for image in held[0]) else None
+
+
+def is_of_each_image(output: Any, images: Sequence[Tensor]) -> bool:
+    """Whether a model returns a dict for each image, as detectors do and layers that work on lists of features do not.
+
+    Example:
+        >>> import torch
+        >>> images = [torch.zeros(3, 8, 8)]
+        >>> is_of_each_image([{"boxes": torch.zeros(5, 4)}], images), is_of_each_image(images, images)
+        (True, False)
+    """
+    of_each = isinstance(output, (list, tuple)) and len(output) == len(images)
+    return of_each and all(isinstance(found, Mapping) for found in output)
 
 
 def with_images(inputs: Inputs, images: Sequence[Tensor]) -> Inputs:
@@ -84,7 +97,7 @@ def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int | None) -> 
     answers: list[Any] = []
     for start in range(0, len(images), count):
         part = images[start : start + count]
-        args, kwargs = with_images(inputs, [*part, *part[-1:] * (count - len(part))])
+        args, kwargs = with_images(inputs, [*part, *[part[-1]] * (count - len(part))])
         answers += run(*args, **kwargs)[: len(part)]
     return answers
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lq.backends.prepare import prepare, set_phase
+from lq.conversion.graph import as_graph
 from lq.deployment.gated_export import gated_export
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.results import Compared, Deployment
@@ -17,10 +19,12 @@ from lq.deployment.settings import ExportSettings
 from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
-from lq.export.parity.gate import Gate
+from lq.export.parity.gate import Gate, Parity
 from lq.export.parity.rounding import rounding_noise
+from lq.metrics.detections import comparable
 from lq.ptq import calibrate
 from lq.tracing.structure import Inputs
+from tests.detectors import DETECTORS, photographs
 from tests.export import faulty
 from tests.export.nets import example_of, images, residual
 from tests.export.places import new_directory
@@ -155,3 +159,25 @@ def test_noise_is_not_asked_for_where_all_agree(tmp_path: Path) -> None:
         keeper = Gatekeeper(deep(), calls, Gate())
         assert keeper.judge(chosen(["torch"])[0], place).passed
     assert "noise" not in keeper.__dict__
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_boxes_that_differ_are_excused_only_by_equal_scores(tied: bool) -> None:
+    """Right layers before the choice say nothing of what a file makes of them."""
+    torch.manual_seed(0)
+    detector, shown = DETECTORS["SSD"]().eval(), [image for image, _ in photographs(2)]
+    if tied:
+        for parameter in detector.head.classification_head.parameters():
+            nn.init.zeros_(parameter)
+    model = prepare(detector, example_args=(shown,))
+    calibrate(model, [(shown,)])
+    prepared = as_graph(model).eval()
+    call: Inputs = ((shown,), {})
+    with torch.no_grad():
+        keeper = Gatekeeper(prepared, [(call, comparable(prepared(shown)))], Gate())
+    complaint = Gate().complaint(Parity(2, math.inf, 0.0, 0.75, detections=True))
+    excused = keeper._excused("onnx", Parity(2, math.inf, 0.0, 0.75, complaint, detections=True))
+    finite = keeper._excused("onnx", Parity(2, 140.0, 0.0, 0.75, complaint, detections=True))
+    assert (finite.complaint == "") == tied
+    assert excused.complaint == complaint, "nothing to explain where no number differs"
+    assert [note.partition(";")[2][:25] for note in keeper.notes] == [" equal scores alone expla"] * tied

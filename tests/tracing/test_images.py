@@ -1,11 +1,19 @@
 from collections import namedtuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import lq
+from lq.conversion.graph import as_graph
+from lq.tracing.batch import fixed_batch
 from lq.tracing.images import check_one_size, image_list, run_in_parts, with_images
 from lq.tracing.structure import Inputs
+from tests.detectors import DETECTORS, photographs
+from tests.tiny import quicken_deployment
 
 Pair = namedtuple("Pair", "first second")
 IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
@@ -19,6 +27,7 @@ IMAGES = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
         (((IMAGES, torch.zeros(2)), {}), False),
         (((tuple(IMAGES),), {}), True),
         (((Pair(*IMAGES),), {}), False),
+        (((tuple(IMAGES), IMAGES), {}), False),
         ((([torch.zeros(1, 3, 8, 8)],), {}), False),
         ((([*IMAGES, None],), {}), False),
         (((torch.zeros(3, 8, 8),), {}), False),
@@ -64,3 +73,36 @@ def test_lists_of_any_length_are_run_in_parts(count: int, given: int) -> None:
 def test_what_is_no_list_is_run_as_it_is() -> None:
     assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8, 8),), {}), 1).shape == (4, 3, 8, 8)
     assert len(run_in_parts(lambda images: images, ((IMAGES,), {}), None)) == 2
+
+
+class OfFeatures(nn.Module):
+    """Takes a list of tensors of shape (batch, time, channels), and is no detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [self.layer(feature) for feature in features]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("times", [(5, 5), (5, 7)])
+def test_lists_of_features_keep_a_dynamic_batch(
+    kind: Callable[[Any], Sequence[Tensor]], times: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken_deployment(monkeypatch)
+    few, many = (kind([torch.randn(batch, time, 8) for time in times]) for batch in (4, 9))
+    prepared = lq.prepare(OfFeatures(), example_args=(few,))
+    lq.calibrate(prepared, [(few,)])
+    lq.export_artifact(prepared, [(few,)], tmp_path / "int8", ["torch"])
+    assert [tuple(y.shape) for y in lq.load(tmp_path / "int8")(many)] == [(9, time, 4) for time in times]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_detector_takes_a_list_or_a_tuple(kind: Callable[[Any], Sequence[Tensor]]) -> None:
+    images = kind([image for image, _ in photographs(2)])
+    batch = fixed_batch(as_graph(lq.prepare(DETECTORS["RetinaNet"](), example_args=(images,))))
+    assert batch is not None
+    assert batch.images
+    assert batch.size == 2

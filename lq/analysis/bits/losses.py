@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from lq.analysis.tensors import evaluating, finite_output
+from lq.analysis.tensors import compared_part, evaluating, finite_output
 from lq.compat.float64 import as_float64
 from lq.config.specs import WeightSpec
 from lq.core.distillation import distillation_loss, is_class_scores
@@ -52,6 +52,7 @@ class WeightLoss:
         advance: Callable[[], None],
     ) -> None:
         self.graph, self.batches, self.call, self.advance = graph, batches, call, advance
+        self.compared = compared_part(graph)
         self.layers = {layer.name: layer for layer in layers_of(graph)}
         with only_weights(graph, []):
             outputs = self._outputs()
@@ -92,7 +93,7 @@ class WeightLoss:
         found = []
         with evaluating(self.graph):
             for batch in self.batches:
-                found.append(finite_output(self.call(self.graph, batch), "auto_bits").float().clone())
+                found.append(finite_output(self.call(self.compared, batch), "auto_bits").float().clone())
                 self.advance()
         return found
 

@@ -92,7 +92,7 @@ def export_torchscript(
         return torch.jit.optimize_for_inference(frozen) if optimize else frozen
 
 
-def _with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
+def with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
     """The model with functions for the smaller and the larger size that take what a trace knows sizes as: tensors."""
     for node in model.graph.nodes:
         node.target = _OF_SIZES.get(node.target, node.target)
@@ -119,7 +119,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         structure that TorchScript has no type for, and which layers run in int8 and in float; of those that were to run
         in int8 also why.
     """
-    int8 = _with_traced_sizes(convert(prepared))
+    int8 = with_traced_sizes(convert(prepared))
     reasons = in_float(int8) | {row.name: _NO_KERNEL for row in plan_of(prepared).int8_products}
     with torch.no_grad(), quiet_torchscript(), int8_kernels():
         sample = smallest_call(prepared, example)
@@ -233,7 +233,8 @@ def like_original(
 ) -> Callable[..., Any]:
     """``scripted``, if it can be called as ``model`` is by these inputs; else a function that adapts such calls."""
     taken = tensor_inputs(model, args, kwargs)
-    if len(taken[0]) == len(args) and taken[1].keys() == kwargs.keys():
+    same = len(taken[0]) == len(args) and all(a is b for a, b in zip(taken[0], args, strict=True))
+    if same and taken[1].keys() == kwargs.keys():
         return scripted
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from lq.export.parity.gate import Gate, Parity, measure
 from lq.metrics.detections import Comparable, comparable
+from lq.tracing.choice import chooses_boxes
 from lq.tracing.structure import Inputs, map_tensors
 
 
@@ -56,6 +57,26 @@ def in_float64(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> list[Any] |
     except Exception:  # the user's code may insist on float32 in any way
         return None
     return outputs
+
+
+def without_ties(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a detector in which no two scores are equal, so that chance says which of equal ones comes first.
+
+    Scores behind a layer with an int8 output lie on its grid, and runtimes sort equal ones in an order of their own.
+    """
+    twin = copy.deepcopy(prepared)
+    for node in twin.graph.nodes:
+        position = 0 if node.target is torch.topk else 1 if chooses_boxes(node) else None
+        if position is not None:
+            with twin.graph.inserting_before(node):
+                node.update_arg(position, twin.graph.call_function(_nearly, (node.args[position],)))
+    twin.recompile()
+    return twin
+
+
+def _nearly(scores: Tensor) -> Tensor:
+    noise = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))
+    return scores + 1e-5 * noise.to(scores)
 
 
 def _doubled(tensor: Tensor) -> Tensor:
