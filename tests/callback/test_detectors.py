@@ -60,6 +60,8 @@ def test_a_detector_is_trained_and_exported_as_a_whole(
         expected = module.eval().model(images)
     for kind in ("torch", "onnx"):
         int8 = lq.load(tmp_path / "int8", kind)
+        with pytest.raises(ValueError, match=r"but was called with targets=...; leave it out in evaluation"):
+            int8(images[:2], [{"boxes": torch.zeros(1, 4)}] * 2)
         found = int8(images)  # five, where the graph takes one
         assert len(found) == 5
         assert detection_agreement(expected, found) > 0.9

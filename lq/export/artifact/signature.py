@@ -104,10 +104,10 @@ class Signature:
         named = in_plain_containers(_named(self.parameters, tuple(args), kwargs))
         for name, value in named.items():
             if _holds_tensors(value):
-                if name in kwargs and not any(
-                    spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs
-                ):
-                    raise ValueError(f"the exported model takes {self}, but was called with {name}=...")
+                known = any(spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs)
+                if not known and (name in kwargs or name in self.parameters):
+                    remedy = "; leave it out in evaluation" if name in self.constants else ""
+                    raise ValueError(f"the exported model takes {self}, but was called with {name}=...{remedy}")
             elif hasattr(value, "__array__"):
                 raise ValueError(
                     f"{name} is a {type(value).__name__}, but the exported model takes tensors: torch.as_tensor(x)."

@@ -84,6 +84,8 @@ def export_torchscript(
     with quiet_torchscript(), quiet_properties(), int8_kernels(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that the traced code reads become constants, which the comparison with real batches would show.
         warnings.filterwarnings("ignore", category=TracerWarning)
+        # Of numbers, which are tensors in a trace: torchvision's detectors make tensors of them.
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
         trace: Any = torch.jit.trace
         if not named and _is_structure(model.eval()(*copy.deepcopy(positional))):
             model = _Leaves(model)

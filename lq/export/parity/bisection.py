@@ -20,6 +20,7 @@ from lq.export.exporters import Chosen
 from lq.export.parity.gate import ENOUGH_DB
 from lq.metrics.fidelity import sqnr
 from lq.tracing import ops
+from lq.tracing.batch import fixed_batch, set_fixed_batch
 from lq.tracing.choice import behind_choices, chooses_boxes
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -130,6 +131,7 @@ def _cut_behind(prepared: fx.GraphModule, *nodes: fx.Node) -> fx.GraphModule:
     graph.output(copies[nodes[0]] if len(nodes) == 1 else tuple(copies[node] for node in nodes))
     cut = fx.GraphModule(prepared, graph, class_name=type(prepared).__name__)
     cut.add_module(STATE, state_of(prepared))
+    set_fixed_batch(cut, fixed_batch(prepared))
     cut.graph.eliminate_dead_code()
     cut.recompile()
     return cut.eval()

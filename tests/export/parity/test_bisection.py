@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lq.backends.prepare import prepare
+from lq.conversion.graph import as_graph
+from lq.export.artifact.signature import smallest_call
 from lq.export.exporters import Chosen, chosen
-from lq.export.parity.bisection import first_difference
+from lq.export.parity.bisection import before_detections, first_difference
+from lq.ptq import calibrate
+from lq.tracing.batch import fixed_batch
+from tests.detectors import DETECTORS, photographs
 from tests.export import faulty
 from tests.export.nets import example_of, images, residual
 
@@ -38,3 +44,16 @@ def test_where_nothing_differs_it_is_the_output(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_real_exporter_is_cut_behind_every_layer() -> None:
     assert first_difference(residual(), chosen(["torch"])[0], example_of(images(4)), 25.0) == "the output"
+
+
+def test_what_is_cut_off_takes_as_many_images_as_the_whole() -> None:
+    """Not one of them, and not one of their channels."""
+    torch.manual_seed(0)
+    shown = [image for image, _ in photographs(2)]
+    model = prepare(DETECTORS["SSD"]().eval(), example_args=(shown,))
+    calibrate(model, [(shown,)])
+    graph = as_graph(model).eval()
+    heads = before_detections(graph)
+    assert heads is not None
+    assert fixed_batch(heads) == fixed_batch(graph) is not None
+    assert smallest_call(heads, ((shown,), {}))[0][0] is shown
