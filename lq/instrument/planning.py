@@ -265,7 +265,8 @@ def _unique_names(wanted: Iterable[str]) -> list[str]:
 
 
 def _is_one_tensor(node: fx.Node) -> bool:
-    return "shape" in node.meta
+    """Whether a call returns the tensor that stands for it: ``x[i] = y`` returns nothing."""
+    return "shape" in node.meta and ops.recorded(node) != "setitem"
 
 
 def _paths(value: Any, node: fx.Node) -> list[tuple[int | str, ...]]:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.prepare import prepare, set_phase
+from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.conversion.convert import convert, in_float
+from lq.conversion.graph import as_graph
 
 
 class Net(nn.Module):
@@ -108,3 +110,38 @@ def test_float_parts_keep_working_in_place():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Upsample(scale_factor=2), nn.SiLU(inplace=True))
     prepared = prepare(copy.deepcopy(net))
     assert prepared.get_submodule("3").inplace
+
+
+class Canvas(nn.Module):
+    """Writes what a layer has computed into a tensor of zeros, part by part, as padding by hand does."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.last = how, nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4 * 6 * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        canvas = x.new_zeros(len(x), 4, 8, 8)
+        canvas[:, :2, 1:-1, 1:-1] = y[:, :2]
+        canvas[:, 2:, 1:-1, 1:-1] = y[:, 2:]
+        if self.how == "behind a view":
+            canvas = canvas.flatten(2).view_as(canvas)
+        z = self.last(canvas)
+        out: Tensor = self.head(z.relu().flatten(1))
+        return out + canvas.sum() if self.how == "read twice" else out
+
+
+@pytest.mark.parametrize("how", ["read by a layer", "behind a view", "read twice"])
+def test_a_tensor_that_is_written_part_by_part_is_rounded_where_it_is_read(how: str) -> None:
+    net, x = Canvas(how), torch.randn(8, 2, 8, 8)
+    prepared = prepare(net, example_args=(x,))
+    assert [row.name for row in plan_of(prepared).quantized] == ["first", "last", "head"]
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    prepared.train()(x)
+    state = state_of(prepared)
+    assert all(state.observed()), [name for name, seen in zip(state.names, state.observed(), strict=True) if not seen]
+    set_phase(prepared.eval(), fake_quant=True, observer=False, freeze_bn=True)
+    graph = as_graph(prepared, ((x,), {}))
+    assert torch.equal(graph(x), prepared(x))
+    assert in_float(convert(graph)) == {}
