@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
+from lq.deployment.box_gate import BoxGate
 from lq.export.artifact.signature import batch_size
 from lq.export.exporters import Chosen
-from lq.export.parity.bisection import before_detections, exported_and_not, first_difference
-from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check, measure, samples_in
-from lq.export.parity.rounding import in_float64, rounding_noise, without_ties
-from lq.metrics.detections import Comparable, comparable, detection_agreement
+from lq.export.parity.bisection import first_difference
+from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check, samples_in
+from lq.export.parity.rounding import rounding_noise
+from lq.metrics.detections import Comparable, comparable
 from lq.tracing.batch import fixed_batch
-from lq.tracing.structure import Inputs, map_tensors, tensors_of
+from lq.tracing.structure import Inputs, map_tensors
 
 
 class Gatekeeper:
@@ -35,6 +36,7 @@ class Gatekeeper:
         self.prepared, self.gate = prepared, gate
         self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
         self.notes: list[str] = []
+        self._boxes = BoxGate(prepared, self.inputs, gate) if isinstance(self.expected[0], list) else None
 
     @cached_property
     def noise(self) -> Parity | None:
@@ -43,8 +45,8 @@ class Gatekeeper:
         Its own float32 outputs count, not the expected ones: a graph that computes something else than what was trained
         would do so in float64, too, and excuse itself.
         """
-        if isinstance(self.expected[0], list):
-            return self._noise_before_boxes()
+        if self._boxes is not None:
+            return self._boxes.noise
         with torch.no_grad():
             own = [comparable(self.prepared(*args, **kwargs)) for args, kwargs in copy.deepcopy(self.inputs)]
         return rounding_noise(self.prepared, self.inputs, own)
@@ -59,8 +61,8 @@ class Gatekeeper:
         """
         inputs, expected = self._compared(choice)
         parity = check(place, choice.name, inputs, expected, self.gate)
-        if parity.detections:
-            parity = self._with_figures_before_boxes(choice, parity)
+        if self._boxes is not None and parity.detections:
+            parity = self._boxes.measured(choice, parity)
         parity = self._excused(choice.name, parity)
         if parity.note:
             self.notes.append(f"{choice.name}: {parity.note}")
@@ -68,64 +70,6 @@ class Gatekeeper:
         if parity.passed:
             return parity
         return replace(parity, first_layer=self._first_layer(choice, inputs[0]))
-
-    # ---- detectors ----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _heads(self) -> fx.GraphModule | None:
-        return before_detections(self.prepared)
-
-    def _with_figures_before_boxes(self, choice: Chosen, parity: Parity) -> Parity:
-        """SQNR and error of the layers that boxes are chosen by, as the boxes have none."""
-        if self._heads is None:
-            return parity
-        found = self._worst(*exported_and_not(self._heads, choice, self.inputs[0]))
-        return replace(
-            parity,
-            sqnr_db=found.sqnr_db,
-            max_abs_error=found.max_abs_error,
-            complaint=parity.complaint or found.complaint,
-        )
-
-    def _noise_before_boxes(self) -> Parity | None:
-        exact = None if self._heads is None else in_float64(self._heads, self.inputs[:1])
-        if exact is None or self._heads is None:
-            return None
-        args, kwargs = copy.deepcopy(self.inputs[0])
-        with torch.no_grad():
-            return self._worst(tensors_of(self._heads(*args, **kwargs)), tensors_of(exact))
-
-    def _explanation(self, parity: Parity, noise: Parity) -> str:
-        if parity.detections and not self.gate.complaint(replace(parity, agreement=None)):
-            return (
-                "equal scores alone explain that: the fake-quantized model itself reaches "
-                f"{self._agreement_of_ties:.1%} if chance says which of them comes first"
-            )
-        reached = replace(noise, agreement=None) if parity.detections else noise
-        return (
-            "rounding alone explains that: computed in float64, the fake-quantized model itself reaches "
-            f"{_reached(reached)}"
-        )
-
-    def _ties_explain(self, parity: Parity) -> bool:
-        """Whether boxes whose scores are equal, of which none has to be chosen first, explain a low agreement."""
-        least, found = self.gate.min_detection_agreement, parity.agreement
-        return least is None or found is None or found >= least or 1 - found <= 2 * (1 - self._agreement_of_ties)
-
-    @cached_property
-    def _agreement_of_ties(self) -> float:
-        """How far the model agrees with itself if ties of its scores are broken at random."""
-        parted = without_ties(self.prepared)
-        with torch.no_grad():
-            own, other = (
-                [image for args, kwargs in copy.deepcopy(self.inputs) for image in model(*args, **kwargs)]
-                for model in (self.prepared, parted)
-            )
-        return detection_agreement(own, other)
-
-    def _worst(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
-        each = [measure([a], [b], replace(self.gate, min_agreement=None)) for a, b in zip(expected, got, strict=True)]
-        return min(each, key=lambda parity: parity.sqnr_db)
 
     def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Comparable]]:
         """All calls, or the first samples where a chip is simulated, which is slow."""
@@ -149,13 +93,19 @@ class Gatekeeper:
 
     def _excused(self, name: str, parity: Parity) -> Parity:
         """Without the complaint, where rounding alone explains it."""
-        if parity.passed or not math.isfinite(parity.sqnr_db) or not self.gate.excuse_rounding:
+        if parity.passed or not parity.sqnr_db > -math.inf or not self.gate.excuse_rounding:
             return parity
         if self.noise is None or not parity.is_explained_by(self.noise):
             return parity
-        if parity.detections and not self._ties_explain(parity):
+        reason = (
+            f"rounding alone explains that: computed in float64, the fake-quantized model itself reaches "
+            f"{_reached(self.noise)}"
+        )
+        if self._boxes is not None and parity.detections:
+            reason = self._boxes.excuse(parity, reason)
+        if not reason:
             return parity
-        self.notes.append(f"{name}: {parity.complaint}; {self._explanation(parity, self.noise)}")
+        self.notes.append(f"{name}: {parity.complaint}; {reason}")
         return replace(parity, complaint="")
 
 

@@ -1,0 +1,86 @@
+"""What the gate measures of a detector, whose boxes cannot be subtracted from each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx
+
+from lq.export.exporters import Chosen
+from lq.export.parity.bisection import before_detections, exported_and_not
+from lq.export.parity.gate import Gate, Parity, measure
+from lq.export.parity.rounding import in_float64, without_ties
+from lq.metrics.detections import detection_agreement
+from lq.tracing.structure import Inputs, tensors_of
+
+
+class BoxGate:
+    """Compares the layers that boxes are chosen by, and knows how much the choice itself is up to chance.
+
+    Args:
+        prepared: in evaluation mode, with ranges.
+        inputs: of some calls.
+        gate: what every artifact has to reach.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, inputs: Sequence[Inputs], gate: Gate) -> None:
+        self.prepared, self.inputs, self.gate = prepared, inputs, gate
+
+    @cached_property
+    def heads(self) -> fx.GraphModule | None:
+        """The model up to those layers; ``None`` if it has none before the first choice."""
+        return before_detections(self.prepared)
+
+    def measured(self, choice: Chosen, parity: Parity) -> Parity:
+        """A comparison of detections with the SQNR and the error of those layers."""
+        if self.heads is None:
+            return parity
+        found = self._worst(*exported_and_not(self.heads, choice, self.inputs[0]))
+        complaint = parity.complaint or found.complaint
+        return replace(parity, sqnr_db=found.sqnr_db, max_abs_error=found.max_abs_error, complaint=complaint)
+
+    @cached_property
+    def noise(self) -> Parity | None:
+        """What rounding alone does to those layers."""
+        exact = None if self.heads is None else in_float64(self.heads, self.inputs[:1])
+        if exact is None or self.heads is None:
+            return None
+        args, kwargs = copy.deepcopy(self.inputs[0])
+        with torch.no_grad():
+            return self._worst(tensors_of(self.heads(*args, **kwargs)), tensors_of(exact))
+
+    def excuse(self, parity: Parity, rounding: str) -> str:
+        """Why other boxes are no fault, or "".
+
+        Args:
+            parity: with a complaint; of its layers, rounding explains the difference.
+            rounding: the words for that.
+        """
+        least, found = self.gate.min_detection_agreement, parity.agreement
+        if least is None or found is None or found >= least:
+            return rounding
+        if 1 - found > 2 * (1 - self.agreement_of_ties):
+            return ""
+        return (
+            "equal scores alone explain that: the fake-quantized model itself reaches "
+            f"{self.agreement_of_ties:.1%} if chance says which of them comes first"
+        )
+
+    @cached_property
+    def agreement_of_ties(self) -> float:
+        """How far the model agrees with itself if ties of its scores are broken at random."""
+        parted = without_ties(self.prepared)
+        with torch.no_grad():
+            own, other = (
+                [image for args, kwargs in copy.deepcopy(self.inputs) for image in model(*args, **kwargs)]
+                for model in (self.prepared, parted)
+            )
+        return detection_agreement(own, other)
+
+    def _worst(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
+        each = [measure([a], [b], replace(self.gate, min_agreement=None)) for a, b in zip(expected, got, strict=True)]
+        return min(each, key=lambda parity: parity.sqnr_db)
