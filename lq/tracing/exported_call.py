@@ -18,9 +18,9 @@ from lq.tracing.structure import Inputs, tensors_of
 def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
     """A call with what a deployed model is called with.
 
-    Without the optional tensors that change nothing of what the module returns in evaluation, such as the targets of a
-    detector; and with one image of a list, if each has an answer of its own, as a graph would hold the choice of boxes
-    once for each image.
+    Of a detector, which takes a list of images and has a dict for each, that is one image, as a graph would hold the
+    choice of boxes once for each; and no optional tensors that change nothing in evaluation, such as targets. Other
+    calls stay as they are: a mask of ones changes nothing either, and is read all the same.
 
     Args:
         module: is left as it is.
@@ -35,14 +35,12 @@ def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
         >>> len(given)
         1
     """
-    inputs = without_unread(module, inputs)
-    images = image_list(inputs)
-    if images is None or len(images) < 2:
-        return inputs
-    if not is_of_each_image(_output(module, inputs), images):
+    fewer = without_unread(module, inputs)
+    images = image_list(fewer)
+    if images is None or not is_of_each_image(_output(module, fewer), images):
         return inputs
     check_one_size(images, type(module).__name__)
-    return with_images(inputs, images[:1])
+    return with_images(fewer, images[:1])
 
 
 def without_unread(module: nn.Module, inputs: Inputs) -> Inputs:

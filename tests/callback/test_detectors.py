@@ -9,13 +9,16 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import MultiScaleRoIAlign
 
 import lq
 from lq import QATCallback
 from lq.analysis import sqnr_per_layer
+from lq.conversion.graph import as_graph
 from lq.core.modules import QATLayer
 from lq.metrics.detections import detection_agreement
-from tests.detectors import DETECTORS, SIZE, LitDetector, as_tuples, batches, photographs
+from tests.detectors import DETECTORS, SIZE, LitDetector, anchors, as_tuples, batches, body, photographs
 from tests.tiny import quicken_deployment
 
 SCHEDULE = {"start": 1, "observer_off": 2, "freeze_bn": 2}
@@ -133,3 +136,11 @@ def test_noise_is_measured_up_to_the_choice_of_boxes(images: list[Tensor]) -> No
     second = [row for name, row in rows.items() if name.startswith("roi_heads.")]
     assert second
     assert all(row["sqnr_db"] > 10 and row["accumulated_db"] is None for row in second)
+
+
+def test_masks_are_pasted_in_a_loop_which_the_error_names(images: list[Tensor]) -> None:
+    kept = {"box_roi_pool": MultiScaleRoIAlign(["0"], 5, 2), "mask_roi_pool": MultiScaleRoIAlign(["0"], 6, 2)}
+    detector = MaskRCNN(body(), 2, SIZE, SIZE, rpn_anchor_generator=anchors(), **kept).eval()
+    prepared = lq.prepare(detector, example_args=(images[:1],))
+    with pytest.raises(ValueError, match=r"MaskRCNN has no graph .*roi_heads.py:\d+, in .*QATCallback\(target="):
+        as_graph(prepared)

@@ -82,6 +82,14 @@ class Sequences(nn.Module):
         return [torch.cat(features)]
 
 
+class Masked(nn.Module):
+    """Reads a mask that changes nothing where it is 1, as transformers do."""
+
+    def forward(self, features: list[Tensor], mask: Tensor | None = None) -> Tensor:
+        x = torch.stack(features).sum((1, 2, 3))
+        return x if mask is None else x * mask
+
+
 @pytest.mark.parametrize(
     ("module", "args", "kwargs", "count"),
     [
@@ -90,12 +98,14 @@ class Sequences(nn.Module):
         (Finds(), (IMAGES[:1],), {}, 1),
         (Finds(), (IMAGES,), {"together": True}, 2),
         (Sequences(), (IMAGES,), {}, 2),
+        (Masked(), (IMAGES, torch.ones(2)), {}, 2),
     ],
 )
 def test_one_image_is_exported_where_each_has_an_answer(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
 ) -> None:
-    (given,), named = call_to_export(module, (args, kwargs))
+    (given, *others), named = call_to_export(module, (args, kwargs))
     assert len(given) == count
     assert type(given) is type(args[0])
+    assert len(others) == (count > 1) * (len(args) - 1)
     assert named == kwargs

@@ -66,14 +66,3 @@ def test_it_runs_unedited(name: str) -> None:
     else:
         assert outcome.share_int8 is not None
         assert outcome.share_int8 >= entry.least_share
-
-
-def test_a_detector_names_the_line_that_no_graph_can_have() -> None:
-    pytest.importorskip("torchvision")
-    with in_this_process():
-        outcome = try_entry(CATALOGUE["torchvision fasterrcnn_mobilenet_v3_large_320_fpn"], ())
-    assert outcome.trained
-    assert outcome.equal_to_float
-    assert outcome.step == "convert"
-    assert "boxes.py" in outcome.error
-    assert "target='backbone'" in outcome.error
