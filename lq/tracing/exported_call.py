@@ -35,6 +35,9 @@ def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
         >>> len(given)
         1
     """
+    args, kwargs = inputs
+    if all(image_list(((value,), {})) is None for value in (*args, *kwargs.values())):
+        return inputs
     fewer = without_unread(module, inputs)
     images = image_list(fewer)
     if images is None or not is_of_each_image(_output(module, fewer), images):

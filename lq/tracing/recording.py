@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -71,7 +71,16 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 def _attributes(module: nn.Module) -> list[Tensor]:
     """Tensors that a module holds as plain attributes, and in containers of those."""
-    return tensors_of([value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE])
+    return [t for name, value in vars(module).items() if name not in _OF_EVERY_MODULE for t in _held(value)]
+
+
+def _held(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Not deeper, as what users keep may hold itself."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and type(value) in (list, tuple, dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _held(inner, depth - 1)
 
 
 def _identities(tensors: list[Tensor]) -> list[int]:

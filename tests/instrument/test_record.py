@@ -161,6 +161,22 @@ def test_lists_of_tuples_of_tensors_are_restored() -> None:
     assert [[id(tensor) for tensor in pair] for pair in net.past] == [[id(t) for t in pair] for pair in before]
 
 
+def test_attributes_that_stay_are_constants_and_may_hold_themselves() -> None:
+    class Anchored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.anchors = nn.Linear(4, 4), {"level": [torch.ones(4)]}
+            self.cycle: list[Any] = []
+            self.cycle.append(self.cycle)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x) + self.anchors["level"][0]
+            return y
+
+    prepared = prepare(Anchored(), example_args=(torch.randn(2, 4),))  # a warning is an error
+    assert [row.name for row in plan_of(prepared).quantized] == ["fc"]
+
+
 def test_the_example_is_a_copy_that_no_checkpoint_holds() -> None:
     x = torch.randn(2000, 4)
     expected = x.clone()
