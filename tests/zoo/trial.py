@@ -323,7 +323,7 @@ def _summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
 BEGIN, END = "<!-- zoo -->", "<!-- end of zoo -->"
 
 
-def markdown(outcomes: Sequence[Outcome], exporters: Sequence[str]) -> str:
+def markdown(outcomes: Sequence[Outcome], exporters: Sequence[str], resumed: bool = False) -> str:
     """A table with a row for each package, and the entries that failed with the reason."""
     lines = [
         "## Published models",
@@ -331,7 +331,10 @@ def markdown(outcomes: Sequence[Outcome], exporters: Sequence[str]) -> str:
         f"Written by `python -m tests.zoo.trial --markdown`, exporters: {', '.join(exporters)}.",
     ]
     lines += [f"{len(outcomes)} of the catalogue's {len(CATALOGUE)} models were tried. Work is multiply-accumulates of"]
-    lines += ["layers, attention's two products aside.", ""]
+    lines += ["layers, attention's two products aside."]
+    if resumed:
+        lines += ["What had failed was tried again after it was mended (`--resume`); the rest was not."]
+    lines += [""]
     lines += [
         "| package | tried | prepared | exported | work in int8, median | least |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -392,7 +395,7 @@ def main() -> None:
             options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     print("\n".join(_summary(outcomes)))
     if options.markdown:
-        write_markdown(options.markdown, markdown(outcomes, options.exporters))
+        write_markdown(options.markdown, markdown(outcomes, options.exporters, options.resume))
 
 
 if __name__ == "__main__":
