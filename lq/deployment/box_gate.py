@@ -63,23 +63,25 @@ class BoxGate:
         least, found = self.gate.min_detection_agreement, parity.agreement
         if least is None or found is None or found >= least:
             return rounding
-        if 1 - found > 2 * (1 - self.agreement_of_ties):
+        if 1 - found > 2 * (1 - self.agreement_by_chance):
             return ""
         return (
-            "equal scores alone explain that: the fake-quantized model itself reaches "
-            f"{self.agreement_of_ties:.1%} if chance says which of them comes first"
+            "scores that are nearly equal explain that: the fake-quantized model itself reaches "
+            f"{self.agreement_by_chance:.1%} if chance, or float64, says which of them comes first"
         )
 
     @cached_property
-    def agreement_of_ties(self) -> float:
-        """How far the model agrees with itself if ties of its scores are broken at random."""
-        parted = without_ties(self.prepared)
+    def agreement_by_chance(self) -> float:
+        """How far the model agrees with itself if equal scores are put in order at random, or computed in float64."""
         with torch.no_grad():
             own, other = (
                 [image for args, kwargs in copy.deepcopy(self.inputs) for image in model(*args, **kwargs)]
-                for model in (self.prepared, parted)
+                for model in (self.prepared, without_ties(self.prepared))
             )
-        return detection_agreement(own, other)
+        exact = in_float64(self.prepared, self.inputs)
+        found = [detection_agreement(own, other)]
+        found += [] if exact is None else [detection_agreement(own, [image for output in exact for image in output])]
+        return min(found)
 
     def _worst(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
         each = [measure([a], [b], replace(self.gate, min_agreement=None)) for a, b in zip(expected, got, strict=True)]

@@ -140,6 +140,7 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
         for kind in ("zeros", "ones", "empty")
     },
     "full_like.default": calls.created(torch.full_like, "self", "fill_value"),
+    "empty.memory_format": calls.created(torch.empty, "size"),
     "zeros.default": calls.created(torch.zeros, "size"),
     "ones.default": calls.created(torch.ones, "size"),
     "full.default": calls.created(torch.full, "size", "fill_value"),
