@@ -43,6 +43,7 @@ def test_every_layer_has_a_loss_and_a_ratio(prepared: nn.Module) -> None:
     assert any(row["int8_db"] is not None for row in rows.values())
 
 
+@pytest.mark.parametrize("detector", ["SSD"], indirect=True)
 def test_bits_are_weighed(detector: nn.Module) -> None:
     choice = choose_bits(detector, [BATCH], options="effective_bits=7")
     losses = {row["name"]: row["measured"] for row in choice.rows}
@@ -72,6 +73,7 @@ def test_a_detector_is_timed_with_one_image(
     assert {"fp32 eager", "int8 torch"} <= {row["model"] for row in found.rows}
 
 
+@pytest.mark.parametrize("detector", ["SSD"], indirect=True)
 def test_versions_of_a_detector_are_compared_on_batches_of_any_size(detector: nn.Module) -> None:
     images = [image for image, _ in photographs(5)]
     batches = [(images[:3], None), (images[3:], None)]
