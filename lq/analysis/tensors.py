@@ -18,6 +18,8 @@ from lq.export.parity.bisection import before_detections
 from lq.metrics import main_tensor
 from lq.metrics.outputs import describe
 from lq.tracing import ops
+from lq.tracing.batch import images_at_once
+from lq.tracing.images import run_in_parts
 from lq.tracing.structure import tensors_of as all_tensors
 
 
@@ -128,14 +130,17 @@ def compared_part(model: nn.Module) -> nn.Module:
 
 
 class _Joined(nn.Module):
-    """A model that returns the tensors of its output as one."""
+    """A part of a detector that returns the tensors of its output, for all images of a list, as one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.cat([tensor.flatten() for tensor in all_tensors(self.model(*args, **kwargs))])
+        return torch.cat(run_in_parts(self._joined, (args, kwargs), images_at_once(self.model)))
+
+    def _joined(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return [torch.cat([tensor.flatten() for tensor in all_tensors(self.model(*args, **kwargs))])]
 
 
 @contextmanager

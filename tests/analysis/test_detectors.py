@@ -80,3 +80,13 @@ def test_versions_of_a_detector_are_compared_on_batches_of_any_size(detector: nn
     options = CompareOptions(seconds=0.01, own=lambda model: {"boxes": float(len(model(images)[0]["boxes"]))})
     rows = compare(detector, batches, batches, options=options)
     assert all(row["metrics"]["boxes"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("detector", ["SSD"], indirect=True)
+def test_all_images_of_a_batch_are_compared(prepared: nn.Module) -> None:
+    first, second = BATCH[0]
+    part = compared_part(as_graph(prepared, (([first],), {})))
+    with torch.no_grad():
+        both, alone = part([first, second]), [part([image]) for image in (first, second)]
+    assert torch.equal(both, torch.cat(alone))
+    assert not torch.equal(*alone)
