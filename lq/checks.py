@@ -8,9 +8,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
+
+_LONGEST = 80  # characters of a value in a message
 
 
 def as_dataclass(kind: type[T], value: Any, name: str) -> T:
@@ -40,7 +42,7 @@ def as_dataclass(kind: type[T], value: Any, name: str) -> T:
         return value
     if not isinstance(value, Mapping):
         raise TypeError(
-            f"{name}={value!r} ({type(value).__name__}) must be a {kind.__name__}, or a mapping of its settings."
+            f"{name}={shown(value)} ({type(value).__name__}) must be a {kind.__name__}, or a mapping of its settings."
         )
     fields: Any = kind
     known = [field.name for field in dataclasses.fields(fields)]
@@ -48,6 +50,24 @@ def as_dataclass(kind: type[T], value: Any, name: str) -> T:
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}.")
     return kind(**value)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its ``repr``, but short; tensors and modules by what they are.
+
+    Example:
+        >>> import torch
+        >>> shown("fbgemm"), shown(torch.zeros(2, 3)), shown(nn.ReLU())
+        ("'fbgemm'", '<tensor of shape (2, 3)>', '<ReLU>')
+        >>> shown(list(range(1000)))
+        '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19...'
+    """
+    if isinstance(value, Tensor):
+        return f"<tensor of shape {tuple(value.shape)}>"
+    if isinstance(value, nn.Module):
+        return f"<{type(value).__name__}>"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 10]}..."
 
 
 def check_number(name: str, value: Any, example: object) -> None:
@@ -64,7 +84,9 @@ def check_number(name: str, value: Any, example: object) -> None:
         TypeError: min_sqnr_db='30' (str) is not a number; write e.g. min_sqnr_db=30.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r} ({type(value).__name__}) is not a number; write e.g. {name}={example!r}.")
+        raise TypeError(
+            f"{name}={shown(value)} ({type(value).__name__}) is not a number; write e.g. {name}={example!r}."
+        )
     if math.isnan(value):
         raise ValueError(f"{name}={value!r} is not a number; write e.g. {name}={example!r}.")
 
@@ -83,7 +105,7 @@ def check_integer(name: str, value: Any, example: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
-            f"{name}={value!r} ({type(value).__name__}) is not a whole number; write e.g. {name}={example}."
+            f"{name}={shown(value)} ({type(value).__name__}) is not a whole number; write e.g. {name}={example}."
         )
 
 
@@ -100,7 +122,7 @@ def check_flag(name: str, value: Any) -> None:
         TypeError: symmetric='yes' (str) is neither True nor False.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} ({type(value).__name__}) is neither True nor False.")
+        raise TypeError(f"{name}={shown(value)} ({type(value).__name__}) is neither True nor False.")
 
 
 def check_module(name: str, value: Any) -> None:
@@ -136,8 +158,8 @@ def check_path(name: str, value: Any, example: str) -> None:
         TypeError: directory=None (NoneType) must be a path or a URL, e.g. 'runs/int8'.
     """
     if not isinstance(value, (str, os.PathLike)):
-        shown = "" if isinstance(value, nn.Module) else f"={value!r}"
-        raise TypeError(f"{name}{shown} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
+        given = "" if isinstance(value, nn.Module) else f"={shown(value)}"
+        raise TypeError(f"{name}{given} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
 
 
 def _article(value: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lq.analysis.tensors import compared_part, finite_output
+from lq.checks import shown
 from lq.metrics import SQNR, ModelComparison, metric_name, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, run_batch
@@ -91,8 +92,9 @@ class Score:
             return
         if isinstance(self.metric, MetricCollection) or not isinstance(self.metric, Metric):
             raise TypeError(
-                f"metric={self.metric!r} ({type(self.metric).__name__}): layers are ranked by one figure, so give a "
-                "single torchmetrics metric, e.g. MulticlassAccuracy(num_classes=10, average='micro'), or 'accuracy'."
+                f"metric={shown(self.metric)} ({type(self.metric).__name__}): layers are ranked by one figure, "
+                "so give a single torchmetrics metric, e.g. MulticlassAccuracy(num_classes=10, average='micro'), or "
+                "'accuracy'."
             )
         if self.higher_is_better is None:
             require_direction(self.metric)

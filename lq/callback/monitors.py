@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lq.checks import shown
 from lq.compat.packages import is_a
 
 _PREFIX = "qat/"
@@ -30,7 +31,8 @@ def check_monitor(monitor: Any, mode: Any) -> None:
     """
     if monitor is not None and not (isinstance(monitor, str) and monitor):
         raise TypeError(
-            f"monitor={monitor!r} ({type(monitor).__name__}) must be a name that validation_step logs, e.g. 'val_acc'."
+            f"monitor={shown(monitor)} ({type(monitor).__name__}) must be a name that validation_step logs, "
+            "e.g. 'val_acc'."
         )
     if mode not in (None, "min", "max"):
         raise ValueError(f"mode={mode!r} must be 'max' if a higher {monitor or 'figure'} is better, or 'min'.")

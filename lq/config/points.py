@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from lq.checks import shown
+
 Unit = Literal["epochs", "steps", "fraction", "never"]
 
 FORMS = (
@@ -112,7 +114,7 @@ class Point:
             ValueError: on an unknown unit, a negative number or a share outside [0, 1].
         """
         if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
-            raise TypeError(f"{name}={raw!r} ({type(raw).__name__}) is not a point of a training. {FORMS}")
+            raise TypeError(f"{name}={shown(raw)} ({type(raw).__name__}) is not a point of a training. {FORMS}")
         if isinstance(raw, str):
             return cls._from_text(name, raw, never)
         if raw < 0 or raw != raw:

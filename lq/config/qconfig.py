@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
-from lq.checks import as_dataclass, check_flag
+from lq.checks import as_dataclass, check_flag, shown
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
 
@@ -138,7 +138,7 @@ class QConfig:
             if isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be a list of patterns: write {name}=[{value!r}].")
             if not isinstance(value, Sequence) or not all(isinstance(pattern, str) for pattern in value):
-                raise TypeError(f"{name}={value!r} must be a list of patterns, such as {name}=['layer1.*'].")
+                raise TypeError(f"{name}={shown(value)} must be a list of patterns, such as {name}=['layer1.*'].")
             object.__setattr__(self, name, tuple(value))
         supported = torch.backends.quantized.supported_engines
         if self.resolved_engine not in supported:
@@ -162,7 +162,7 @@ class QConfig:
         """Grids and overrides as YAML gives them."""
         _take_grids(self)
         if not isinstance(self.overrides, Mapping):
-            raise TypeError(f"overrides={self.overrides!r} must be a mapping of patterns to grids.")
+            raise TypeError(f"overrides={shown(self.overrides)} must be a mapping of patterns to grids.")
         layers = {p: as_dataclass(LayerQConfig, layer, f"overrides[{p!r}]") for p, layer in self.overrides.items()}
         object.__setattr__(self, "overrides", layers)
         if self.fuse_add is not None:
@@ -420,7 +420,12 @@ def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
         return QConfig(preset=value)
     if isinstance(value, Mapping):
         return as_dataclass(QConfig, value, "qconfig")
-    raise ValueError(f"qconfig must be a preset's name or a QConfig, got {type(value).__name__}: {value!r}.")
+    raise ValueError(f"qconfig must be a preset's name or a QConfig, got {_described(value)}")
+
+
+def _described(value: object) -> str:
+    hint = " Inputs of a call are example_args=(x,)." if isinstance(value, (Tensor, tuple)) else ""
+    return f"{type(value).__name__}: {shown(value)}.{hint}"
 
 
 def _read(file: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from lq.checks import shown
 from lq.conversion.wide import check_eight_bits
 from lq.export.artifact.signature import Signature, in_float32
 from lq.tracing.choice import chooses_boxes
@@ -284,7 +285,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")
     if not isinstance(choices, Sequence):
-        raise TypeError(f"exporters={choices!r} must be a list of names; write ['torch'].")
+        raise TypeError(f"exporters={shown(choices)} must be a list of names; write ['torch'].")
     pairs = [pair for choice in choices for pair in _pairs(choice)]
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -300,10 +301,10 @@ def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
         for name, options in choice.items():
             if options is not None and not isinstance(options, Mapping):
                 raise TypeError(
-                    f"options of exporter {name!r} must be a mapping, got {options!r}; write {{'opset': 20}}."
+                    f"options of exporter {name!r} must be a mapping, got {shown(options)}; write {{'opset': 20}}."
                 )
         return [(name, options or {}) for name, options in choice.items()]
-    raise TypeError(f"exporter {choice!r} must be a name, or a mapping such as {{'onnx': {{'opset': 20}}}}.")
+    raise TypeError(f"exporter {shown(choice)} must be a name, or a mapping such as {{'onnx': {{'opset': 20}}}}.")
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> Chosen:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lq.checks import shown
 from lq.metrics.accumulated import SQNR, DetectionAgreement, MaxAbsError, Top1Agreement
 from lq.metrics.detections import comparable, detections_in
 from lq.metrics.outputs import describe, main_tensor
@@ -127,7 +128,7 @@ class ModelComparison:
             raise ValueError(f"pairs name {unknown}, which are not among the models {list(self.models)}.")
         if metric is not None and not isinstance(metric, AnyMetric):
             raise TypeError(
-                f"metric={metric!r} ({type(metric).__name__}) is not a torchmetrics metric; "
+                f"metric={shown(metric)} ({type(metric).__name__}) is not a torchmetrics metric; "
                 "write e.g. metric=torchmetrics.classification.BinaryF1Score()."
             )
         self._prototype = metric

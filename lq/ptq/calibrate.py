@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lq.backends.prepare import set_phase, state_of
-from lq.checks import check_integer
+from lq.checks import check_integer, shown
 from lq.console import BatchCounter
 from lq.core.state import QATState
 from lq.ptq.batches import Call, check_batches, first_batches, run_batch
@@ -52,7 +52,7 @@ def calibrate(
     """
     if call is not None and not callable(call):
         raise TypeError(
-            f"calibrate(): call={call!r} is not a function; write e.g. lambda model, batch: model(batch['x'])."
+            f"calibrate(): call={shown(call)} is not a function; write e.g. lambda model, batch: model(batch['x'])."
         )
     check_batches(batches, "calibrate()")
     check_integer("limit", limit, 100)

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from lq.checks import shown
+
 SIZE, EFFECTIVE_BITS = "size", "effective_bits"
 _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _WRITTEN = re.compile(r"\s*(\w+)\s*=\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
@@ -45,7 +47,7 @@ class Budget:
             ValueError: if it names something else, another unit, or no positive number.
         """
         if not isinstance(text, str):
-            raise TypeError(f"budget={text!r} ({type(text).__name__}) must be text: write {_EXAMPLES}.")
+            raise TypeError(f"budget={shown(text)} ({type(text).__name__}) must be text: write {_EXAMPLES}.")
         found = _WRITTEN.fullmatch(text)
         if found is None:
             raise ValueError(f"budget={text!r} is no budget; write {_EXAMPLES}.")

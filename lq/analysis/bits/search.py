@@ -26,7 +26,7 @@ from lq.analysis.bits.layers import (
 from lq.analysis.bits.losses import WeightLoss
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.backends.prepare import prepare
-from lq.checks import as_dataclass, check_integer, check_module
+from lq.checks import as_dataclass, check_integer, check_module, shown
 from lq.compat.float64 import as_float64
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
@@ -89,12 +89,12 @@ def as_auto_bits(given: str | AutoBits | Mapping[str, Any] | None) -> AutoBits:
         return AutoBits(given)
     if given is None or isinstance(given, (AutoBits, Mapping)):
         return as_dataclass(AutoBits, given, "auto_bits")
-    raise TypeError(f"auto_bits={given!r} ({type(given).__name__}) must be a budget, e.g. 'effective_bits=4'.")
+    raise TypeError(f"auto_bits={shown(given)} ({type(given).__name__}) must be a budget, e.g. 'effective_bits=4'.")
 
 
 def _check_widths(widths: Any) -> None:
     if isinstance(widths, str) or not isinstance(widths, Sequence):
-        raise TypeError(f"auto_bits: widths={widths!r} must be a list of bits, e.g. [2, 4, 8].")
+        raise TypeError(f"auto_bits: widths={shown(widths)} must be a list of bits, e.g. [2, 4, 8].")
     for width in widths:
         check_integer("auto_bits: a width", width, 4)
         if not (2 <= width <= 8 or width == FLOAT):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lq.checks import check_integer, check_path
+from lq.checks import check_integer, check_path, shown
 from lq.export.artifact.creatable import check_creatable
 from lq.export.artifact.directory import AnyPath, complete_directory
 from lq.export.artifact.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
@@ -185,7 +185,7 @@ def load(
         if threads < 1:
             raise ValueError(f"threads={threads} must be at least 1; leave it out to let the runtime choose.")
     if kind is not None and not isinstance(kind, str):
-        raise TypeError(f"kind={kind!r} ({type(kind).__name__}) must be the name of an exporter, e.g. 'onnx'.")
+        raise TypeError(f"kind={shown(kind)} ({type(kind).__name__}) must be the name of an exporter, e.g. 'onnx'.")
     with at_hand(directory) as path:  # the runtimes have read it all when they have loaded it
         model = _load(path, kind, threads, compile, trust)
     if is_remote(directory):
