@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -184,6 +185,16 @@ def qat(**schedule: Any) -> QATCallback:
 def keeper(folder: Path, **kwargs: Any) -> ModelCheckpoint:
     """A ModelCheckpoint that keeps the last state."""
     return ModelCheckpoint(folder, save_last=True, **kwargs)
+
+
+def let_forks_set_threads(strategy: str) -> None:
+    """Lightning sets the number of threads in each process that it forks, but not where OMP_NUM_THREADS is set.
+
+    Then the first to do it are two threads of autograd at once, which makes torch 2.14 abort now and then: "Invalid
+    thread pool!" from ParallelOpenMP.cpp.
+    """
+    if strategy == "ddp_notebook":
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import torch
 
 from tests.backends.zoo import ZOO, keep_contract
 from tests.callback.matrix_run import PRECISIONS, Cell
+from tests.zoo.trial import BEGIN
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "matrix.md"
@@ -180,6 +181,12 @@ def page(folder: Path, results: Path) -> str:
     return "\n".join(lines)
 
 
+def published(former: str) -> str:
+    """The last part of the page, which ``tests.zoo.trial`` writes."""
+    _, begin, rest = former.partition(BEGIN)
+    return f"\n{begin}{rest}" if begin else ""
+
+
 ZOO_INTRODUCTION = """\
 ## Architectures
 
@@ -198,5 +205,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         text = page(Path(scratch), arguments.results or Path(scratch))
     arguments.page.parent.mkdir(exist_ok=True)
-    arguments.page.write_text(text)
+    former = arguments.page.read_text() if arguments.page.exists() else ""
+    arguments.page.write_text(text + published(former))
     print(f"wrote {arguments.page}")

@@ -24,7 +24,7 @@ from lq.callback.distillation import Distillation
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
 from lq.config.specs import ActivationSpec
-from tests.tiny import Tiny, make_data, quicken_deployment
+from tests.tiny import Tiny, let_forks_set_threads, make_data, quicken_deployment
 
 
 class Module(Tiny):
@@ -87,6 +87,7 @@ class _Record(L.Callback):
 def main(folder: Path, processes: int, strategy: str = "auto", lr: float = 0.1) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    let_forks_set_threads(strategy)
     exact = lr == 0.0
     # The first step of QAT rounds by each process's own batch, and a moving average would never quite forget that.
     spec = ActivationSpec(averaging_constant=1.0 if exact else 0.01)

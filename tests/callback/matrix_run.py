@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from lq.callback import QATCallback
 from lq.config.schedule import QATSchedule
-from tests.tiny import NoNoise, keeper, make_trainer, quicken_deployment, resumable, val_loader
+from tests.tiny import NoNoise, keeper, let_forks_set_threads, make_trainer, quicken_deployment, resumable, val_loader
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 EPOCHS, BROKEN_OFF_IN = 4, 2
@@ -154,6 +154,7 @@ def _equal(x: Any, y: Any, ulps: int) -> bool:
 
 def main(folder: Path, strategy: str, processes: int, names: list[str]) -> None:
     torch.set_num_threads(1)
+    let_forks_set_threads(strategy)
     found = {}
     for cell in [cell for cell in CELLS if not names or str(cell) in names]:
         try:
