@@ -29,6 +29,19 @@ def any_number_of_results() -> Iterator[None]:
         yield
 
 
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model holds one of torchvision's detectors.
+
+    Example:
+        >>> is_detector(nn.ReLU())
+        False
+    """
+    if _TRANSFORM not in sys.modules:
+        return False
+    transform = sys.modules[_TRANSFORM].GeneralizedRCNNTransform
+    return any(isinstance(module, transform) for module in model.modules())
+
+
 @contextmanager
 def boxes_without_branches(model: nn.Module) -> Iterator[None]:
     """Export non-maximum suppression, pooling of regions and decoding of boxes as operations on any number of boxes.

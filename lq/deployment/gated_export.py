@@ -103,11 +103,9 @@ def gated_export(
 
 def _fitting(call: Inputs, output: Comparable, batch: FixedBatch | None) -> list[tuple[Inputs, Comparable]]:
     """A call and its output, image by image if that is how the graph takes them; none if it cannot take them."""
-    if fits_batch(call, batch):
-        return [(call, output)]
-    if batch is None or not batch.images or batch.size != 1 or not isinstance(output, list):
-        return []
-    return [(one, [answer]) for one, answer in zip(each_image(call), output, strict=True)]
+    if batch is not None and batch.images and batch.size == 1 and isinstance(output, list):
+        return [(one, [answer]) for one, answer in zip(each_image(call), output, strict=True)]
+    return [(call, output)] if fits_batch(call, batch) else []
 
 
 def _settle(

@@ -7,18 +7,19 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lq.compat.torchvision_private import is_detector
 from lq.core.kept import as_it_was
 from lq.tracing.closeness import difference
-from lq.tracing.images import check_one_size, image_list, is_of_each_image, with_images
+from lq.tracing.images import check_one_size, image_list, images_of, is_of_each_image, with_images
 from lq.tracing.structure import Inputs, tensors_of
 
 
 def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
     """A call with what a deployed model is called with.
 
-    Of a detector, which takes a list of images and has a dict for each, that is one image, as a graph would hold the
+    Of a detector, which takes images and has a dict for each, that is a list of one, as a graph would hold the
     choice of boxes once for each; and no optional tensors that change nothing in evaluation, such as targets. Other
     calls stay as they are: a mask of ones changes nothing either, and is read all the same.
 
@@ -35,15 +36,23 @@ def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
         >>> len(given)
         1
     """
-    args, kwargs = inputs
-    if all(image_list(((value,), {})) is None for value in (*args, *kwargs.values())):
+    if not _may_be_of_images(module, inputs):
         return inputs
     fewer = without_unread(module, inputs)
-    images = image_list(fewer)
-    if images is None or not is_of_each_image(_output(module, fewer), images):
+    images = images_of(fewer)
+    if images is None or not is_of_each_image(_output(module, with_images(fewer, images[:2])), images[:2]):
         return inputs
     check_one_size(images, type(module).__name__)
     return with_images(fewer, images[:1])
+
+
+def _may_be_of_images(module: nn.Module, inputs: Inputs) -> bool:
+    """Whether there is a list of images, or a detector of torchvision gets a tensor of them."""
+    args, kwargs = inputs
+    values = (*args, *kwargs.values())
+    if any(image_list(((value,), {})) is not None for value in values):
+        return True
+    return is_detector(module) and any(isinstance(value, Tensor) and value.dim() == 4 for value in values)
 
 
 def without_unread(module: nn.Module, inputs: Inputs) -> Inputs:

@@ -1,4 +1,4 @@
-"""A batch that is a list of images, as detectors take it: they may differ in size, so they are no tensor."""
+"""A batch that is a list of images, as detectors take it: they may differ in size. A tensor of images will do, too."""
 
 from __future__ import annotations
 
@@ -25,11 +25,29 @@ def image_list(inputs: Inputs) -> Sequence[Tensor] | None:
         2
         >>> image_list(((torch.zeros(2, 3, 8, 8),), {}))
     """
+    held = _only_argument(inputs)
+    if type(held) not in (list, tuple):
+        return None
+    images: Sequence[Tensor] = held
+    return images if all(isinstance(image, Tensor) and image.dim() == 3 for image in images) else None
+
+
+def images_of(inputs: Inputs) -> Sequence[Tensor] | None:
+    """The same of a call of what is known to be a detector, whose images may be in one tensor.
+
+    Example:
+        >>> import torch
+        >>> len(images_of(((torch.zeros(2, 3, 8, 8),), {})))
+        2
+    """
+    held = _only_argument(inputs)
+    return list(held) if isinstance(held, Tensor) and held.dim() == 4 else image_list(inputs)
+
+
+def _only_argument(inputs: Inputs) -> Any:
     args, kwargs = inputs
     held = [value for value in (*args, *kwargs.values()) if tensors_of(value)]
-    if len(held) != 1 or type(held[0]) not in (list, tuple):
-        return None
-    return held[0] if all(isinstance(image, Tensor) and image.dim() == 3 for image in held[0]) else None
+    return held[0] if len(held) == 1 else None
 
 
 def is_of_each_image(output: Any, images: Sequence[Tensor]) -> bool:
@@ -46,37 +64,34 @@ def is_of_each_image(output: Any, images: Sequence[Tensor]) -> bool:
 
 
 def with_images(inputs: Inputs, images: Sequence[Tensor]) -> Inputs:
-    """The same call with other images.
+    """The same call with a list or tuple of other images.
 
     Example:
         >>> import torch
         >>> with_images((([torch.zeros(3, 8, 8)],), {"flag": True}), [])
         (([],), {'flag': True})
     """
-    old = image_list(inputs)
+    old = _only_argument(inputs)
+    new = tuple(images) if isinstance(old, tuple) else list(images)
     args, kwargs = inputs
-
-    def changed(value: Any) -> Any:
-        return type(old)(images) if value is old else value
-
-    kept: Mapping[str, Any] = {name: changed(value) for name, value in kwargs.items()}
-    return tuple(map(changed, args)), dict(kept)
+    kept: Mapping[str, Any] = {name: new if value is old else value for name, value in kwargs.items()}
+    return tuple(new if value is old else value for value in args), dict(kept)
 
 
 def each_image(inputs: Inputs) -> list[Inputs]:
-    """A call for each image of a list; the call itself if it has none.
+    """A call of a detector for each image; the call itself if it has none.
 
     Example:
         >>> import torch
         >>> len(each_image((([torch.zeros(3, 8, 8)] * 2,), {})))
         2
     """
-    images = image_list(inputs)
+    images = images_of(inputs)
     return [inputs] if images is None else [with_images(inputs, [image]) for image in images]
 
 
 def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int | None) -> Any:
-    """Call what takes lists of ``count`` images with a list of any length.
+    """Call what takes lists of ``count`` images with a list of any length, or a tensor of any batch size.
 
     Args:
         run: returns a list with an answer for each image.
@@ -91,9 +106,12 @@ def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int | None) -> 
         >>> run_in_parts(lambda images: [len(images)] * 2, (([torch.zeros(3, 8, 8)] * 3,), {}), 2)
         [2, 2, 2]
     """
-    images = None if count is None else image_list(inputs)
-    if images is None or count is None or len(images) == count:
+    images = None if count is None else images_of(inputs)
+    if images is None or count is None:
         return run(*inputs[0], **inputs[1])
+    if len(images) == count:
+        args, kwargs = with_images(inputs, images)
+        return run(*args, **kwargs)
     answers: list[Any] = []
     for start in range(0, len(images), count):
         part = images[start : start + count]

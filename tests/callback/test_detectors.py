@@ -74,6 +74,31 @@ def test_a_detector_is_trained_and_exported_as_a_whole(
             int8([torch.zeros(3, 32, 64)])
 
 
+def test_a_detector_may_get_its_images_in_one_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[Tensor]
+) -> None:
+    quicken_deployment(monkeypatch)
+    L.seed_everything(0)
+    module = LitDetector(DETECTORS["FCOS"]())
+    callback = QATCallback(schedule=SCHEDULE, export_dir=tmp_path / "int8")
+
+    def stacked(samples: Any) -> Any:
+        return torch.stack([image for image, _ in samples]), [target for _, target in samples]
+
+    loaders = [
+        torch.utils.data.DataLoader(photographs(count, seed), batch_size=2, collate_fn=stacked)  # type: ignore[arg-type]
+        for count, seed in ((8, 0), (5, 1))
+    ]
+    trainer_of(callback, tmp_path).fit(module, *loaders)
+    assert callback.deployment is not None
+    assert "val_iou" in callback.deployment.results["torch"], "of five images, the last alone in its batch"
+    int8 = lq.load(tmp_path / "int8")
+    for count in (1, 2, 5):
+        found = int8(torch.stack(images[:count]))
+        assert detection_agreement(int8(images[:count]), found) > 0.999
+        assert len(found) == count
+
+
 def test_images_of_several_sizes_are_refused_before_the_first_step(tmp_path: Path) -> None:
     samples = [photographs(1)[0], (torch.rand(3, SIZE, SIZE // 2), photographs(1)[0][1])]
     loader = torch.utils.data.DataLoader(samples, batch_size=2, collate_fn=as_tuples)  # type: ignore[arg-type]

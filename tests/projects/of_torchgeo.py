@@ -65,8 +65,6 @@ CASES = (
         detection,
         "val_map_50",
         epochs=(1, 2),
-        arguments={"target": "model.backbone"},
-        reason="Non-maximum suppression branches on values; the backbone is what can be exported.",
         note="After so few images a detector finds nothing: SQNR and gate say more than its figure.",
     ),
 )

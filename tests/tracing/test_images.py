@@ -67,11 +67,13 @@ def test_lists_of_any_length_are_run_in_parts(count: int, given: int) -> None:
         return [float(image.mean()) + offset for image in images]
 
     images = [torch.full((3, 2, 2), float(i)) for i in range(given)]
-    assert run_in_parts(run, ((images,), {"offset": 0.5}), count) == [i + 0.5 for i in range(given)]
+    for held in (images, tuple(images), torch.stack(images)):
+        assert run_in_parts(run, ((held,), {"offset": 0.5}), count) == [i + 0.5 for i in range(given)]
 
 
-def test_what_is_no_list_is_run_as_it_is() -> None:
-    assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8, 8),), {}), 1).shape == (4, 3, 8, 8)
+def test_what_holds_no_images_is_run_as_it_is() -> None:
+    assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8),), {}), 1).shape == (4, 3, 8)
+    assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8, 8),), {}), None).shape == (4, 3, 8, 8)
     assert len(run_in_parts(lambda images: images, ((IMAGES,), {}), None)) == 2
 
 

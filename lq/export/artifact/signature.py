@@ -16,7 +16,7 @@ from lq.conversion.on_cpu import other_float_types
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
 from lq.tracing.batch import FixedBatch, fixed_batch
-from lq.tracing.images import image_list
+from lq.tracing.images import images_of
 from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
 
 _TENSOR = "tensor"
@@ -174,7 +174,7 @@ class Signature:
         Raises:
             ValueError: if there are any.
         """
-        images = image_list((tuple(args), dict(kwargs))) if self.images else None
+        images = images_of((tuple(args), dict(kwargs))) if self.images else None
         wanted = self.inputs[0].shape if images else ()
         others = sorted({tuple(image.shape) for image in images or ()} - {wanted})
         if others:
@@ -278,7 +278,7 @@ def fits_batch(call: Inputs, batch: FixedBatch | None) -> bool:
     """
     if batch is None:
         return True
-    images = image_list(call) if batch.images else None
+    images = images_of(call) if batch.images else None
     return batch.size == (batch_size(call) if images is None else len(images))
 
 
