@@ -18,13 +18,13 @@ from lq.deployment.gated_export import BIAS_ROUNDING
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import at_hand
 from lq.export.artifact.manifest import read_manifest
-from lq.export.artifact.signature import one_sample
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.timing.latency import size_mb
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.images import image_list
+from lq.tracing.samples import one_sample
 
 MINMAX, CORRECTED, DYNAMIC = "PTQ per-tensor MinMax", "PTQ histogram, bias corrected", "PTQ dynamic"
 

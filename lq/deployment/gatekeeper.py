@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx
 
 from lq.deployment.box_gate import BoxGate
-from lq.export.artifact.signature import batch_size
 from lq.export.exporters import Chosen
 from lq.export.parity.bisection import first_difference
 from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check, samples_in
 from lq.export.parity.rounding import rounding_noise
 from lq.metrics.detections import Comparable, comparable
 from lq.tracing.batch import fixed_batch
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, map_tensors
 
 

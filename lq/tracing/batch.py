@@ -22,6 +22,7 @@ class FixedBatch:
         size: of the inputs' first dimension.
         line: of the user's code that reads it as a number, "file:line, in function: `code`"; "" if it is not known.
         images: whether the batch is a list of so many images, as a graph holds no list of another length.
+        independent: whether its samples do not depend on each other, so that a smaller batch can be filled up.
 
     Example:
         >>> print(FixedBatch(8, "net.py:12, in forward: `n = len(x)`").note)
@@ -32,6 +33,7 @@ class FixedBatch:
     size: int
     line: str = ""
     images: bool = False
+    independent: bool = False
 
     def check(self, sizes: Iterable[int]) -> None:
         """Refuse a batch for which the graph would compute wrong numbers, and no error.
@@ -53,9 +55,10 @@ class FixedBatch:
         if self.images:
             count = "one image" if self.size == 1 else f"{self.size} images"
             return f"the exported model takes {count} at a time, of one size; lq.load(...) takes lists of any length"
+        others = ", and lq.load(...) fills up others" if self.independent else ""
         return (
-            f"the exported model takes batches of exactly {self.size}, because {self.line or 'its code'} makes the "
-            "size a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"
+            f"the exported model takes batches of exactly {self.size}{others}, because {self.line or 'its code'} makes "
+            "the size a constant; x.shape[0] in the place of len(x), int(...) or a number leaves it open"
         )
 
 

@@ -26,7 +26,8 @@ from lq.tracing.batch import FixedBatch, where_sizes_become_constants
 from lq.tracing.closeness import difference
 from lq.tracing.functional import functional
 from lq.tracing.images import check_one_size, image_list, is_of_each_image
-from lq.tracing.structure import Flattener, Inputs, restore
+from lq.tracing.samples import batch_size, filled_up
+from lq.tracing.structure import Flattener, Inputs, map_tensors, restore
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,24 @@ def _fixed_batch(
     except Exception:
         logging.getLogger(__name__).debug("no batch but that of the example", exc_info=True)
     lines = (_line_of([(f.filename, f.lineno or 0, f.name, f.line or "") for f in stack]) for stack in stacks)
-    return FixedBatch(sizes.pop(), next(filter(None, lines), ""))
+    (size,), independent = sizes, _are_independent(exported, flat, tensors)
+    return FixedBatch(size, next(filter(None, lines), ""), independent=independent)
+
+
+def _are_independent(exported: Exported, flat: _Flat, tensors: list[Tensor]) -> bool:
+    """Whether the graph computes of fewer samples, filled up, what the module computes of them alone."""
+    size = batch_size((tuple(tensors), {}))
+    if size is None or size == 1:
+        return False
+    fewer, _ = map_tensors((tuple(tensors), {}), lambda t: t[: size - 1].clone() if t.dim() else t)
+    filled, _ = filled_up((fewer, {}), size)
+    try:
+        expected, got = flat(list(fewer)), exported.run(list(filled))
+    except Exception:
+        logging.getLogger(__name__).debug("not of fewer samples", exc_info=True)
+        return False
+    of_batch = all(t.dim() and len(t) == size for t in got)
+    return of_batch and all(difference(a, b[:-1]) is None for a, b in zip(expected, got, strict=True))
 
 
 def _program(flat: _Flat, tensors: list[Tensor], inner: str) -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""A model whose code has fixed its batch: every artifact says so, and computes nothing of another one."""
+"""A model whose code has fixed its batch: every artifact says so, and other batches are filled up or refused."""
 
 from __future__ import annotations
 
@@ -66,3 +66,49 @@ def test_without_validation_batches_of_that_size_the_trained_model_is_judged_all
     assert "torch cannot run on the validation data: " in notes
     assert "a constant, 8, but it was called with 6" in notes
     assert "of one training batch" in notes
+
+
+class OfOneSize(nn.Module):
+    """Its code has fixed the batch, but each sample is computed by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+        self.register_buffer("gain", torch.ones(1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        rows = self.gain.expand(len(x)).reshape(-1, 1)
+        return {"scores": self.net(x) * rows}
+
+
+class OfDicts(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: Any = OfOneSize()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.model(x)["scores"]
+        return scores
+
+
+def test_a_batch_of_independent_samples_is_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
+    torch.manual_seed(0)
+    module, qat = (
+        OfDicts(),
+        lq.QATCallback(target="model", exporters=["torch", "onnx", "pt2"], export_dir=tmp_path / "int8"),
+    )
+    trainer = make_trainer(tmp_path, qat, max_epochs=1, num_sanity_val_steps=0)
+    with pytest.warns(
+        UserWarning, match=r"batches of exactly 8, and lq.load\(...\) fills up others, because .*len\(x\)"
+    ):
+        trainer.fit(module, train_loader(batch_size=8), val_loader(12, 8))  # the last batch has four
+    assert qat.deployment is not None
+    x = torch.randn(19, 1, 6, 6)
+    expected = module.eval()(x)
+    for kind in kinds:
+        assert "val_loss" in qat.deployment.results[kind]
+        int8 = lq.load(folder, kind)
+        for count in (1, 7, 8, 19):
+            scores = int8(x[:count])["scores"]
+            torch.testing.assert_close(scores, expected[:count], atol=0.05, rtol=0)

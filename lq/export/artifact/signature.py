@@ -17,7 +17,8 @@ from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import images_of
-from lq.tracing.structure import Inputs, in_plain_containers, map_tensors, tensors_of
+from lq.tracing.samples import batch_size, one_sample
+from lq.tracing.structure import Inputs, in_plain_containers, map_tensors
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
@@ -52,6 +53,7 @@ class Signature:
         leaves: what stands in the places of that structure: "tensor", or a constant.
         fixed_batch: the only batch size that it is right for, where the code of the model has made it a constant.
         images: whether the batch is a list of ``fixed_batch`` images of one size.
+        independent: whether a batch may be filled up to ``fixed_batch``, as its samples do not depend on each other.
         spec: ``output`` as torch has read it.
 
     Example:
@@ -70,6 +72,7 @@ class Signature:
     leaves: tuple[Any, ...]
     fixed_batch: int | None = None
     images: bool = False
+    independent: bool = False
     spec: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -91,9 +94,9 @@ class Signature:
                 dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
                 specs.append(TensorSpec(unique, shape, dtype))
         leaves, spec = tree_flatten(output)
-        size, images = (None, False) if fixed is None else (fixed.size, fixed.images)
+        found = () if fixed is None else (fixed.size, fixed.images, fixed.independent)
         structure = _dumps(spec, len(leaves))
-        return cls(parameters, constants, tuple(specs), structure, tuple(map(_constant, leaves)), size, images)
+        return cls(parameters, constants, tuple(specs), structure, tuple(map(_constant, leaves)), *found)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call that hold tensors, by name and in order.
@@ -165,7 +168,7 @@ class Signature:
         Raises:
             ValueError: if the batch size is fixed and that of the call is another one.
         """
-        if self.fixed_batch is not None and not self.images:
+        if self.fixed_batch is not None and not (self.images or self.independent):
             FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
 
     def check_images(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -223,6 +226,7 @@ class Signature:
             tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
             None if given["fixed_batch"].value is None else given["fixed_batch"].integer(1),
             given.get("images", False).flag(),
+            given.get("independent", False).flag(),
         )
         output = given["output"]
         spec = treespec_loads(output.text()) if trust else load_treespec(output.text(), output.where)
@@ -256,17 +260,6 @@ class FlatModel:
         return self.signature.restore(
             [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*results, strict=True)]
         )
-
-
-def batch_size(example: Inputs) -> int | None:
-    """The first dimension that all tensors of a call share, or ``None``.
-
-    Example:
-        >>> batch_size(((torch.zeros(8, 3), torch.zeros(8)), {}))
-        8
-    """
-    sizes = {t.shape[0] for t in tensors_of(example) if t.dim()}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def fits_batch(call: Inputs, batch: FixedBatch | None) -> bool:
@@ -308,14 +301,6 @@ def in_float32(model: nn.Module, example: Any) -> Any:
     if not replaced:
         return example
     return map_tensors(example, lambda t: t.float() if t.dtype in replaced else t)
-
-
-def one_sample(example: Inputs) -> Inputs:
-    """The example cut to a batch of one, where all its tensors share their first dimension."""
-    if batch_size(example) is None:
-        return example
-    args, kwargs = map_tensors(example, lambda t: t[:1] if t.dim() else t)
-    return args, kwargs
 
 
 def smallest_call(model: nn.Module, example: Inputs) -> Inputs:

@@ -22,9 +22,10 @@ from torch.export import ExportedProgram
 from lq.compat.torch_private import quiet_export
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
+from lq.export.artifact.signature import FlatModel, Signature, smallest_call
 from lq.export.formats.program import contiguous, export_program
 from lq.fields import Field
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 FILE = "int8.pte"

@@ -14,8 +14,9 @@ from lq.backends.prepare import plan_of
 from lq.compat.torch_private import quiet_export, tree_map
 from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
-from lq.export.artifact.signature import batch_size, in_order
+from lq.export.artifact.signature import in_order
 from lq.tracing.batch import fixed_batch
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, map_tensors
 
 BATCH = "batch"

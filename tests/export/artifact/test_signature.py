@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.export.artifact.signature import FlatModel, Signature, TensorSpec, batch_size, one_sample
+from lq.export.artifact.signature import FlatModel, Signature, TensorSpec
+from lq.tracing.samples import batch_size, one_sample
 
 
 class Net(nn.Module):

@@ -18,7 +18,7 @@ from lq.backends.prepare import plan_of
 from lq.checks import check_flag
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import Signature, batch_size, one_sample, smallest_call
+from lq.export.artifact.signature import Signature, smallest_call
 from lq.export.formats.litert.call import UnsupportedError
 from lq.export.formats.litert.ends import FLOAT32, Ends
 from lq.export.formats.litert.report import describe, floating
@@ -28,6 +28,7 @@ from lq.export.formats.litert.translation import Translation, translate
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program, float_program
 from lq.fields import Field
+from lq.tracing.samples import batch_size, one_sample
 from lq.tracing.structure import Inputs
 
 FILE = "int8.tflite"

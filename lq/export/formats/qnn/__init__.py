@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from lq.checks import check_flag, check_integer
 from lq.conversion.wide import wide_activations
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import FlatModel, Signature, batch_size, smallest_call
+from lq.export.artifact.signature import FlatModel, Signature, smallest_call
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.onnx import OPSET
 from lq.export.formats.onnx_file import write_model
@@ -26,6 +26,7 @@ from lq.export.formats.qnn.mixed import widen_mixed
 from lq.export.formats.qnn.report import describe
 from lq.export.formats.qnn.session import Target, open_session
 from lq.fields import Field
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 FILE = "int8.qnn.onnx"
