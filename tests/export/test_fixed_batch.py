@@ -94,14 +94,10 @@ class OfDicts(Tiny):
 def test_a_batch_of_independent_samples_is_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quicken_deployment(monkeypatch)
     torch.manual_seed(0)
-    module, qat = (
-        OfDicts(),
-        lq.QATCallback(target="model", exporters=["torch", "onnx", "pt2"], export_dir=tmp_path / "int8"),
-    )
+    kinds, folder = ["torch", "onnx", "pt2"], str(tmp_path / "int8")
+    module, qat = OfDicts(), lq.QATCallback(target="model", exporters=kinds, export_dir=folder)
     trainer = make_trainer(tmp_path, qat, max_epochs=1, num_sanity_val_steps=0)
-    with pytest.warns(
-        UserWarning, match=r"batches of exactly 8, and lq.load\(...\) fills up others, because .*len\(x\)"
-    ):
+    with pytest.warns(UserWarning, match=r"exactly 8, and lq.load\(...\) fills up others, because .*len\(x\)"):
         trainer.fit(module, train_loader(batch_size=8), val_loader(12, 8))  # the last batch has four
     assert qat.deployment is not None
     x = torch.randn(19, 1, 6, 6)
