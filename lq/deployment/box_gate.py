@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from lq.export.exporters import Chosen
 from lq.export.parity.bisection import before_detections, exported_and_not
 from lq.export.parity.gate import Gate, Parity, measure
-from lq.export.parity.rounding import in_float64, without_ties
+from lq.export.parity.rounding import in_float64, with_disturbed_scores
 from lq.metrics.detections import detection_agreement
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -54,29 +54,38 @@ class BoxGate:
             return self._worst(tensors_of(self.heads(*args, **kwargs)), tensors_of(exact))
 
     def excuse(self, parity: Parity, rounding: str) -> str:
-        """Why other boxes are no fault, or "".
+        """Why a complaint is no fault of the artifact, or "".
 
         Args:
-            parity: with a complaint; of its layers, rounding explains the difference.
-            rounding: the words for that.
+            parity: with the complaint.
+            rounding: what to say if rounding explains the difference of the layers, or "" if it does not.
         """
         least, found = self.gate.min_detection_agreement, parity.agreement
+        if self._complains_of_layers(parity) and not rounding:
+            return ""
         if least is None or found is None or found >= least:
             return rounding
-        if 1 - found > 2 * (1 - self.agreement_by_chance):
+        by_chance = self.agreement_by_chance(parity.sqnr_db)
+        if 1 - found > 2 * (1 - by_chance):
             return ""
         return (
             "scores that are nearly equal explain that: the fake-quantized model itself reaches "
-            f"{self.agreement_by_chance:.1%} if chance, or float64, says which of them comes first"
+            f"{by_chance:.1%} with as much noise on its scores, or in float64"
         )
 
-    @cached_property
-    def agreement_by_chance(self) -> float:
-        """How far the model agrees with itself if equal scores are put in order at random, or computed in float64."""
+    def _complains_of_layers(self, parity: Parity) -> bool:
+        return bool(self.gate.complaint(replace(parity, agreement=None)))
+
+    def agreement_by_chance(self, sqnr_db: float) -> float:
+        """How far the model agrees with itself if its scores are disturbed, or computed in float64.
+
+        Args:
+            sqnr_db: of the scores over the noise.
+        """
         with torch.no_grad():
             own, other = (
                 [image for args, kwargs in copy.deepcopy(self.inputs) for image in model(*args, **kwargs)]
-                for model in (self.prepared, without_ties(self.prepared))
+                for model in (self.prepared, with_disturbed_scores(self.prepared, sqnr_db))
             )
         exact = in_float64(self.prepared, self.inputs)
         found = [detection_agreement(own, other)]

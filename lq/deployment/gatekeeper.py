@@ -95,12 +95,12 @@ class Gatekeeper:
         """Without the complaint, where rounding alone explains it."""
         if parity.passed or not parity.sqnr_db > -math.inf or not self.gate.excuse_rounding:
             return parity
-        if self.noise is None or not parity.is_explained_by(self.noise):
-            return parity
-        reason = (
-            f"rounding alone explains that: computed in float64, the fake-quantized model itself reaches "
-            f"{_reached(self.noise)}"
-        )
+        reason = ""
+        if self.noise is not None and parity.is_explained_by(self.noise):
+            reason = (
+                f"rounding alone explains that: computed in float64, the fake-quantized model itself reaches "
+                f"{_reached(self.noise)}"
+            )
         if self._boxes is not None and parity.detections:
             reason = self._boxes.excuse(parity, reason)
         if not reason:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,20 @@ def test_boxes_that_differ_are_excused_only_by_equal_scores(tied: bool) -> None:
         excused = keeper._excused("onnx", Parity(2, ratio, 0.0, 0.75, complaint, detections=True))
         assert excused.complaint == ("" if tied else complaint)
     assert [note.partition(";")[2][:25] for note in keeper.notes] == [" scores that are nearly e"] * 2 * tied
+
+
+@pytest.mark.parametrize(("sqnr_db", "excused"), [(50.0, True), (math.inf, False), (20.0, False)])
+def test_boxes_that_differ_are_excused_by_the_noise_of_the_layers_if_that_is_allowed(
+    sqnr_db: float, excused: bool
+) -> None:
+    """With random weights the regions of a Faster R-CNN are hardly more than a matter of chance."""
+    torch.manual_seed(0)
+    shown = [image for image, _ in photographs(2)]
+    model = prepare(DETECTORS["Faster R-CNN"]().eval(), example_args=(shown,))
+    calibrate(model, [(shown,)])
+    prepared = as_graph(model).eval()
+    with torch.no_grad():
+        keeper = Gatekeeper(prepared, [(((shown,), {}), comparable(prepared(shown)))], Gate())
+    found = Parity(2, sqnr_db, 0.1, 0.75, detections=True)
+    complaint = Gate().complaint(found)
+    assert keeper._excused("onnx", replace(found, complaint=complaint)).complaint == ("" if excused else complaint)

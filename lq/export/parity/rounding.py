@@ -14,6 +14,8 @@ from lq.metrics.detections import Comparable, comparable
 from lq.tracing.choice import chooses_boxes
 from lq.tracing.structure import Inputs, map_tensors
 
+_LEAST_NOISE = 1e-5  # of scores
+
 
 @torch.no_grad()
 def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: Sequence[Comparable]) -> Parity | None:
@@ -59,24 +61,32 @@ def in_float64(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> list[Any] |
     return outputs
 
 
-def without_ties(prepared: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a detector in which no two scores are equal, so that chance says which of equal ones comes first.
+def with_disturbed_scores(prepared: fx.GraphModule, sqnr_db: float) -> fx.GraphModule:
+    """A copy of a detector that chooses its boxes by scores with a little noise, the same in every call.
 
-    Scores behind a layer with an int8 output lie on its grid, and runtimes sort equal ones in an order of their own.
+    Args:
+        prepared: the detector.
+        sqnr_db: power of the scores over that of the noise. No two scores are equal, however high it is: those behind a
+            layer with an int8 output lie on its grid, and runtimes sort equal ones in an order of their own.
+
+    Returns:
+        the copy.
     """
-    twin = copy.deepcopy(prepared)
+    twin, share = copy.deepcopy(prepared), 10 ** (-sqnr_db / 20)
     for node in twin.graph.nodes:
         position = 0 if node.target is torch.topk else 1 if chooses_boxes(node) else None
         if position is not None:
             with twin.graph.inserting_before(node):
-                node.update_arg(position, twin.graph.call_function(_nearly, (node.args[position],)))
+                disturbed = twin.graph.call_function(_disturbed, (node.args[position], share))
+            node.update_arg(position, disturbed)
     twin.recompile()
     return twin
 
 
-def _nearly(scores: Tensor) -> Tensor:
-    noise = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))
-    return scores + 1e-5 * noise.to(scores)
+def _disturbed(scores: Tensor, share: float) -> Tensor:
+    noise = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
+    power = scores.square().mean() if scores.numel() else scores.new_zeros(())
+    return scores + noise * (share * power.sqrt()).clamp(min=_LEAST_NOISE)
 
 
 def _doubled(tensor: Tensor) -> Tensor:
