@@ -52,17 +52,18 @@ def tensors_of(prepared: nn.Module) -> list[QuantizedTensor]:
         >>> [tensor.name for tensor in tensors_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU())))]
         ['input_1', '0']
     """
+    state = state_of(prepared)
+    rows = plan_of(prepared).tensors if is_planned(prepared) else ()
     if not isinstance(prepared, fx.GraphModule):
-        state = state_of(prepared)
-        rows = plan_of(prepared).tensors if is_planned(prepared) else ()
         return [QuantizedTensor(row.after, cast(FakeQuantize, state.get_submodule(row.name))) for row in rows]
-    modules = dict(prepared.named_modules())
+    modules, behind = dict(prepared.named_modules()), {row.name: row.after for row in rows}
     found: dict[str, QuantizedTensor] = {}
     for node in prepared.graph.nodes:
         quantizer = ops.module_of(node, modules)
         if isinstance(quantizer, FakeQuantize):
             source = cast(fx.Node, node.args[0])
             name = str(source.target) if source.op == "call_module" else source.name
+            name = behind.get(state.names[quantizer.slot], name)
             name = f"{name} ({source.name})" if name in found else name
             found[name] = QuantizedTensor(name, quantizer, source)
     return list(found.values())

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from lq.export.exporters import Chosen
 from lq.export.parity.bisection import before_detections, exported_and_not
 from lq.export.parity.gate import Gate, Parity, measure
-from lq.export.parity.rounding import in_float64, with_disturbed_scores
+from lq.export.parity.rounding import in_float64, with_noise
 from lq.metrics.detections import detection_agreement
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -70,22 +70,22 @@ class BoxGate:
             return ""
         return (
             "scores that are nearly equal explain that: the fake-quantized model itself reaches "
-            f"{by_chance:.1%} with as much noise on its scores, or in float64"
+            f"{by_chance:.1%} with as much noise on scores and features, or in float64"
         )
 
     def _complains_of_layers(self, parity: Parity) -> bool:
         return bool(self.gate.complaint(replace(parity, agreement=None)))
 
     def agreement_by_chance(self, sqnr_db: float) -> float:
-        """How far the model agrees with itself if its scores are disturbed, or computed in float64.
+        """How far the model agrees with itself with noise on what it chooses by, or in float64.
 
         Args:
-            sqnr_db: of the scores over the noise.
+            sqnr_db: of the model over the noise.
         """
         with torch.no_grad():
             own, other = (
                 [image for args, kwargs in copy.deepcopy(self.inputs) for image in model(*args, **kwargs)]
-                for model in (self.prepared, with_disturbed_scores(self.prepared, sqnr_db))
+                for model in (self.prepared, with_noise(self.prepared, sqnr_db))
             )
         exact = in_float64(self.prepared, self.inputs)
         found = [detection_agreement(own, other)]

@@ -4,12 +4,20 @@ from torch import nn
 
 from lq.analysis.tensors import evaluating, require_ranges, tensors_of
 from lq.backends.prepare import prepare, state_of
+from lq.conversion.graph import as_graph
 from lq.ptq import prepare_static
 from tests.ptq.test_switch import Residual
 
 
 def test_tensors_have_the_names_of_what_computes_them():
     assert [t.name for t in tensors_of(prepare(Residual()))] == ["x", "stem", "left.0", "right", "add", "mean", "head"]
+
+
+def test_tensors_in_a_graph_have_the_names_of_the_plan():
+    x = torch.randn(2, 1, 6, 6)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    prepared = prepare_static(net, [x])
+    assert [t.name for t in tensors_of(as_graph(prepared, ((x,), {})))] == ["input_1", "0", "2", "4"]
 
 
 def test_a_tensor_rounds_as_its_quantizer_does():

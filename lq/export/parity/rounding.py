@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from lq.export.parity.gate import Gate, Parity, measure
 from lq.metrics.detections import Comparable, comparable
-from lq.tracing.choice import chooses_boxes
+from lq.tracing.choice import behind_choices, chooses_boxes
 from lq.tracing.structure import Inputs, map_tensors
 
-_LEAST_NOISE = 1e-5  # of scores
+_LEAST_NOISE = 1e-5  # on scores
 
 
 @torch.no_grad()
@@ -61,32 +61,48 @@ def in_float64(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> list[Any] |
     return outputs
 
 
-def with_disturbed_scores(prepared: fx.GraphModule, sqnr_db: float) -> fx.GraphModule:
-    """A copy of a detector that chooses its boxes by scores with a little noise, the same in every call.
+def with_noise(prepared: fx.GraphModule, sqnr_db: float) -> fx.GraphModule:
+    """A copy of a detector with a little noise, the same in every call, on what its boxes are chosen by.
+
+    That are the scores, and the feature maps that are read at the chosen boxes.
 
     Args:
         prepared: the detector.
-        sqnr_db: power of the scores over that of the noise. No two scores are equal, however high it is: those behind a
-            layer with an int8 output lie on its grid, and runtimes sort equal ones in an order of their own.
+        sqnr_db: power of each of these tensors over that of the noise. No two scores are equal, however high it is:
+            those behind a layer with an int8 output lie on its grid, and runtimes sort equal ones in an order of their
+            own.
 
     Returns:
         the copy.
     """
     twin, share = copy.deepcopy(prepared), 10 ** (-sqnr_db / 20)
-    for node in twin.graph.nodes:
+    behind, noisy_maps = behind_choices(twin.graph), {}
+    for node in list(twin.graph.nodes):
         position = 0 if node.target is torch.topk else 1 if chooses_boxes(node) else None
         if position is not None:
             with twin.graph.inserting_before(node):
-                disturbed = twin.graph.call_function(_disturbed, (node.args[position], share))
-            node.update_arg(position, disturbed)
+                noisy = twin.graph.call_function(_noisy, (node.args[position], share))
+            node.update_arg(position, noisy)
+        for source in node.all_input_nodes if node in behind and not chooses_boxes(node) else ():
+            if source in behind:
+                continue
+            if source not in noisy_maps:
+                with twin.graph.inserting_after(source):
+                    noisy_maps[source] = twin.graph.call_function(_noisy_map, (source, share))
+            node.replace_input_with(source, noisy_maps[source])
     twin.recompile()
     return twin
 
 
-def _disturbed(scores: Tensor, share: float) -> Tensor:
-    noise = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
-    power = scores.square().mean() if scores.numel() else scores.new_zeros(())
-    return scores + noise * (share * power.sqrt()).clamp(min=_LEAST_NOISE)
+def _noisy(x: Tensor, share: float) -> Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    power = x.square().mean() if x.numel() else x.new_zeros(())
+    return x + noise * (share * power.sqrt()).clamp(min=_LEAST_NOISE)
+
+
+def _noisy_map(x: Any, share: float) -> Any:
+    is_map = isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 4
+    return _noisy(x, share) if is_map else x
 
 
 def _doubled(tensor: Tensor) -> Tensor:
