@@ -20,6 +20,7 @@ from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
+from lq.tracing.layer_calls import PARAMETER
 from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
@@ -194,7 +195,7 @@ class Recorder(TorchFunctionMode):
         name = self._constants.get(id(tensor))
         if name is not None:
             node = self.graph.create_node("get_attr", name, name=self._label(name))
-            node.meta["constant"] = True
+            node.meta["constant"], node.meta[PARAMETER] = True, isinstance(tensor, nn.Parameter)
         else:
             node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
             node.meta["unknown"], node.meta[TENSOR] = _line()[0], tensor
@@ -245,6 +246,7 @@ class Recorder(TorchFunctionMode):
         self.calls.append((seen, node))
         sources = node.all_input_nodes
         node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
+        node.meta[PARAMETER] = node.meta["constant"] and any(n.meta.get(PARAMETER) for n in sources)
         written = args[0] if same or (args and writes(func)) else kwargs.get("out")
         if isinstance(written, Tensor):
             self._mark_overwritten(written, node)
@@ -252,7 +254,7 @@ class Recorder(TorchFunctionMode):
             result = node
             if isinstance(out, (tuple, list)):
                 result = self.graph.call_function(operator.getitem, (node, index))
-                result.meta["constant"] = node.meta["constant"]
+                result.meta |= {key: node.meta[key] for key in ("constant", PARAMETER)}
             self._remember(tensor, result)
 
     def _create(self, func: Any, name: str, args: Any, kwargs: Any) -> fx.Node:
