@@ -159,7 +159,7 @@ def _notes(unknown: Sequence[str]) -> tuple[str, ...]:
     lines = ", ".join(dict.fromkeys(unknown))
     what = "a tensor comes" if len(unknown) == 1 else f"{len(unknown)} tensors come"
     return (
-        f"{what} from code that PyTorch does not show (numpy, TorchScript, a constant): {lines}; "
+        f"{what} from code that PyTorch does not show (numpy, TorchScript, torch.func, a constant): {lines}; "
         "what is computed there stays as it is",
     )
 

@@ -151,7 +151,7 @@ class LayerFinder:
     def _why_float(self, node: fx.Node) -> str | None:
         seen, weight = seen_of(node), weight_of(node)
         if seen.opaque:
-            return "it runs inside of an autograd function, whose backward pass is not ours"
+            return f"it runs inside of {seen.opaque}"
         if not isinstance(weight, fx.Node) or not weight.meta.get("constant"):
             return "its weight depends on the input"
         if not weight.meta.get("dtype", torch.float32).is_floating_point:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lq.compat.torch_private import tree_leaves, without_torch_functions
+from lq.compat.torch_private import is_transformed, times_computed, tree_leaves, without_torch_functions
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
@@ -45,7 +45,7 @@ class Seen:
         stack: dotted names of the modules whose ``forward`` was running, outermost first; "" is the root.
         line: of the user's code, "file:line, in function".
         work: multiply-accumulates.
-        opaque: whether it runs inside of an autograd function, whose backward is the user's own.
+        opaque: where it runs, if that is a place where nothing can be quantized; else "".
         whole: whether it stands for all that its module does.
     """
 
@@ -53,7 +53,7 @@ class Seen:
     stack: tuple[str, ...]
     line: str = ""
     work: int = 0
-    opaque: bool = False
+    opaque: str = ""
     whole: bool = False
 
 
@@ -236,7 +236,8 @@ class Recorder(TorchFunctionMode):
         if not results or not self.stack:
             return
         line, opaque = _line()
-        seen = Seen(name, tuple(self.stack), line, multiply_accumulates(name, args, kwargs, results[0]), opaque, whole)
+        work = multiply_accumulates(name, args, kwargs, results[0])
+        seen = Seen(name, tuple(self.stack), line, work and work * times_computed(results[0]), opaque, whole)
         same = bool(args) and out is args[0]
         if same and may_give_its_input(name, args, kwargs):
             self.calls.append((seen, None))
@@ -301,15 +302,16 @@ def _plain(value: Any) -> Any:
 _OURS = ("lq.", "torch.")
 
 
-def _line() -> tuple[str, bool]:
-    """The innermost line outside of torch and lq, and whether an autograd function runs inside of the module."""
+def _line() -> tuple[str, str]:
+    """The innermost line outside of torch and lq, and what runs there, inside of the module, that nobody may change."""
     frame: FrameType | None = sys._getframe(2)
-    opaque = outside = False
+    opaque, outside = "a transform of torch.func" if is_transformed() else "", False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         outside = outside or (frame.f_code.co_name == "run" and module == __name__)
         if not outside and "ctx" in frame.f_code.co_varnames:
-            opaque = opaque or isinstance(frame.f_locals.get("ctx"), torch.autograd.function.FunctionCtx)
+            if isinstance(frame.f_locals.get("ctx"), torch.autograd.function.FunctionCtx):
+                opaque = "an autograd function, whose backward pass is not ours"
         if not (module.startswith(_OURS) or module == "torch"):
             return _place_in_code(frame), opaque
         frame = frame.f_back
