@@ -15,7 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lq.compat.torch_private import is_transformed, times_computed, tree_leaves, without_torch_functions
+from lq.compat.torch_private import (
+    HigherOrderOperator,
+    is_transformed,
+    times_computed,
+    tree_leaves,
+    without_torch_functions,
+)
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
@@ -213,6 +219,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        _refuse_control_flow(func)
         opened = self._opened(func, args)
         if opened is not None:
             with self:
@@ -297,6 +304,18 @@ _PLAIN = (
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else str(type(value))
+
+
+_CONTROL_FLOW = frozenset({"cond", "while_loop", "map_impl", "scan", "associative_scan"})
+
+
+def _refuse_control_flow(func: Any) -> None:
+    if isinstance(func, HigherOrderOperator) and operation(func) in _CONTROL_FLOW:
+        raise ValueError(
+            f"{_line()[0]} calls torch.{operation(func)}, which compiles its branches for itself: what they call can be "
+            "neither seen nor quantized. Write it in Python or with torch.where, or name an inner module without it, "
+            "QATCallback(target=...)."
+        )
 
 
 _OURS = ("lq.", "torch.")

@@ -145,6 +145,19 @@ def test_what_an_autograd_function_calls_is_left_to_its_own_backward_pass() -> N
     assert rows["own"].reason == "it runs inside of an autograd function, whose backward pass is not ours"
 
 
+def test_branches_that_torch_compiles_are_refused_with_their_line() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cond(x.sum() > 0, self.a, self.b, (x,))
+
+    with pytest.raises(ValueError, match=r"test_record\.py:\d+, in forward calls torch\.cond, .*torch\.where"):
+        prepare(Net(), example_args=(torch.ones(2, 4),))
+
+
 class Transformed(nn.Module):
     """Calls a layer within a transform of torch.func."""
 
