@@ -312,8 +312,8 @@ _CONTROL_FLOW = frozenset({"cond", "while_loop", "map_impl", "scan", "associativ
 def _refuse_control_flow(func: Any) -> None:
     if isinstance(func, HigherOrderOperator) and operation(func) in _CONTROL_FLOW:
         raise ValueError(
-            f"{_line()[0]} calls torch.{operation(func)}, which compiles its branches for itself: what they call can be "
-            "neither seen nor quantized. Write it in Python or with torch.where, or name an inner module without it, "
+            f"{_line()[0]} calls torch.{operation(func)}, which compiles its branches for itself: what they call can "
+            "be neither seen nor quantized. Write it in Python or with torch.where, or name an inner module without it, "
             "QATCallback(target=...)."
         )
 
@@ -328,9 +328,9 @@ def _line() -> tuple[str, str]:
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         outside = outside or (frame.f_code.co_name == "run" and module == __name__)
-        if not outside and "ctx" in frame.f_code.co_varnames:
-            if isinstance(frame.f_locals.get("ctx"), torch.autograd.function.FunctionCtx):
-                opaque = "an autograd function, whose backward pass is not ours"
+        held = frame.f_locals.get("ctx") if not outside and "ctx" in frame.f_code.co_varnames else None
+        if isinstance(held, torch.autograd.function.FunctionCtx):
+            opaque = "an autograd function, whose backward pass is not ours"
         if not (module.startswith(_OURS) or module == "torch"):
             return _place_in_code(frame), opaque
         frame = frame.f_back

@@ -106,7 +106,7 @@ class _Reader(fx.Tracer):
 
     def _note(self, node: fx.Node) -> None:
         if node.target is getattr and node.args[1] in ("T", "mT"):
-            node.meta["constant"] = bool(node.args[0].meta.get("constant"))
+            node.meta["constant"] = all(n.meta.get("constant") for n in node.all_input_nodes)
         if node.target in (operator.getitem, getattr) or getattr(node.target, "__module__", "") == "builtins":
             return
         name = operation(_Method(node.target)) if isinstance(node.target, str) else operation(node.target)

@@ -72,9 +72,7 @@ class Filters(nn.Module):
 
 @pytest.mark.parametrize("exporter", ["torch", "onnx"])
 @pytest.mark.parametrize("build", [WithEmpty, Bag, lambda: Codes(5), lambda: Codes(40), Filters])
-def test_the_batch_stays_dynamic(
-    build: Any, exporter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_batch_stays_dynamic(build: Any, exporter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quicken_deployment(monkeypatch)
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
