@@ -62,7 +62,7 @@ def multiply_accumulates(name: str, args: Any, kwargs: Any, out: Tensor) -> int:
 def _einsum(equation: str, operands: Any, out: Tensor) -> int:
     """As one sum of products over all names that are not in the result; 0 where there is nothing to sum."""
     given, arrow, result = equation.replace(" ", "").partition("->")
-    terms, sizes = given.split(","), {}
+    terms, sizes = given.split(","), dict[str, int]()
     for term, tensor in zip(terms, operands, strict=True):
         head, _, tail = term.partition("...")
         sizes.update(zip(head, tensor.shape, strict=False))
