@@ -18,11 +18,12 @@ from lq.core.state import STATE
 from lq.instrument.planning import SitePlanner
 from lq.tracing import ops
 from lq.tracing.labels import Calls, labels_of
-from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layer_calls import is_layer
 from lq.tracing.layers import RECURRENT_LAYERS, LayerFinder, seen_of
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan, TensorPlan
 from lq.tracing.sites import Sites
 from lq.tracing.structure import Inputs
+from lq.tracing.work import RECURRENT
 
 _QUIET = frozenset(
     {
@@ -129,12 +130,13 @@ class _Work:
             if ops.SEEN not in node.meta:
                 continue
             seen = seen_of(node)
-            if ops.recorded(node) in LAYERS:
-                name = names[node]
+            recurrent = seen.operation in RECURRENT and isinstance(planner.modules[seen.stack[-1]], RECURRENT_LAYERS)
+            if is_layer(node) or recurrent:
+                name = seen.stack[-1] if recurrent else names[node]
                 before = self.layers.get(name, (0, seen.line))[0]
                 self.layers[name] = (before + seen.work, seen.line)
             elif seen.work and not node.meta.get("constant"):
-                reason = products.get(node, "a product of two activations computes in float")
+                reason = products.get(node, _why_float(node))
                 self.others.append(ProductPlan(planner.label(node), seen.operation, seen.work, seen.line, reason))
 
     def filled(self, row: LayerPlan) -> LayerPlan:
@@ -145,13 +147,19 @@ class _Work:
         return tuple(self.others)
 
 
+def _why_float(node: fx.Node) -> str:
+    if any(n.meta.get("constant") for n in node.all_input_nodes):
+        return f"{ops.recorded(node)}() with a weight is no layer with an int8 kernel"
+    return "a product of two activations computes in float"
+
+
 def _notes(unknown: Sequence[str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     lines = ", ".join(dict.fromkeys(unknown))
     what = "a tensor comes" if len(unknown) == 1 else f"{len(unknown)} tensors come"
     return (
-        f"{what} from code that PyTorch does not show (numpy, TorchScript, a constant): {lines}; "
+        f"{what} from code that PyTorch does not show (numpy, TorchScript, torch.func, a constant): {lines}; "
         "what is computed there stays as it is",
     )
 

@@ -52,6 +52,31 @@ def is_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is running, such as ``vmap``, whose tensors are no ordinary ones.
+
+    Example:
+        >>> is_transformed()
+        False
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def times_computed(tensor: Tensor) -> int:
+    """How many examples a tensor inside of ``vmap`` stands for; 1 for any other.
+
+    Example:
+        >>> found = []
+        >>> _ = torch.vmap(lambda row: found.append(times_computed(row)) or row)(torch.ones(3, 2))
+        >>> found, times_computed(torch.ones(3, 2))
+        ([3], 1)
+    """
+    inner = tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+        inner = torch._C._functorch.get_unwrapped(inner)
+    return inner.numel() // tensor.numel() if tensor.numel() else 1
+
+
 def is_traced() -> bool:
     """Whether ``torch.jit.trace`` follows what is computed, for which sizes are tensors.
 

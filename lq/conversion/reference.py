@@ -156,7 +156,8 @@ class _ReferenceLowering(Lowering):
         copied = self.copy(node, self.real)
         source = self.values.get(cast(fx.Node, node.args[0])) if node.args else None
         grid = source.grid if isinstance(source, _Value) else None
-        if grid is None or not ops.is_same_grid(node):
+        # 0 is on every grid, so that a ReLU stays on it, too.
+        if grid is None or not (ops.is_same_grid(node) or ops.relu_kind(node) == "relu"):
             return _Value(copied)
         # The pair behind it changes no value, but tells the runtime that the operation may run on integers.
         return _Value(copied, grid) if node.target in _SEVERAL_RESULTS else self._quantized(copied, grid)

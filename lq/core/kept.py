@@ -19,7 +19,8 @@ def as_it_was(root: nn.Module) -> Iterator[None]:
     """Within the block a module may run; afterwards it is as before, whatever its ``forward`` has changed.
 
     Modes, the values of buffers, attributes and what is in lists, dicts and sets among these are given back, to every
-    module within it, and so are the states of the random generators of Python and torch.
+    module within it, and so are the states of the random generators of Python and torch. What the user has compiled
+    runs as it is written, as compiled code shows nobody what it calls.
 
     Example:
         >>> class Counting(nn.Module):
@@ -39,7 +40,7 @@ def as_it_was(root: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.detach().clone()) for buffer in root.buffers() if not buffer.is_meta]
     python, devices = random.getstate(), sorted({p.device.index for p in root.parameters() if p.is_cuda})
     try:
-        with torch.random.fork_rng(devices=devices), modes_kept(root):
+        with torch.random.fork_rng(devices=devices), modes_kept(root), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         random.setstate(python)

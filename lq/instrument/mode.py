@@ -20,7 +20,7 @@ from lq.instrument.checkpointing import (
 )
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
-from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
+from lq.tracing.opened import EXPORTED, OPENABLE, OPENED, number_of_steps, step_by_step
 
 Body = Callable[..., Any]
 
@@ -57,6 +57,8 @@ class SiteMode(TorchFunctionMode):
         if opened is not None:
             with self:
                 return opened(*args, **kwargs)
+        if self.instrument.marking and func in EXPORTED:  # one call, as it was planned: nothing inside is a site
+            return EXPORTED[func](*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             args = tuple(self._inside(arg) for arg in args)
         return func(*args, **kwargs)

@@ -148,6 +148,7 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
     "arange.start": calls.created(torch.arange, "start", "end"),
     "arange.start_step": calls.created(torch.arange, "start", "end", "step"),
     "sym_size.int": calls.same("size", "self", "dim"),
+    "sym_numel.default": calls.same("numel", "self"),
 }
 
 # Operations that return indices too, of which the first result alone has a name of its own.

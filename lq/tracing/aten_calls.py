@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 Named = dict[str, Any]
@@ -149,4 +151,35 @@ def batch_norm(a: Named) -> Call | None:
 
 def convolution(function: Any) -> Callable[[Named], Call]:
     """A convolution."""
-    return lambda a: Call(function, tuple(a.values()))  # the same arguments in the same order
+
+    def call(a: Named) -> Call:
+        by_sample = function is F.conv2d and isinstance(a["groups"], fx.Node) and not isinstance(a["padding"], str)
+        # The same arguments in the same order.
+        return Call(convolve_by_sample if by_sample else function, tuple(a.values()))
+
+    return call
+
+
+def convolve_by_sample(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Tensor:
+    """``F.conv2d`` with a group for each sample, as dynamic filters want it: files hold a number of groups only.
+
+    Example:
+        >>> x, weight = torch.rand(1, 6, 5, 5), torch.rand(4, 3, 3, 3)
+        >>> found = convolve_by_sample(x, weight, None, [2, 2], [1, 1], [1, 1], 2)
+        >>> torch.allclose(found, F.conv2d(x, weight, None, 2, 1, 1, 2), atol=1e-6)
+        True
+    """
+    channels, kernel = weight.shape[1], weight.shape[2:]
+    stride, padding, dilation = ([*value] * (2 // len(value)) for value in (stride, padding, dilation))
+    patches = F.unfold(x.reshape(-1, channels, *x.shape[2:]), kernel, dilation, padding, stride)
+    length = channels * math.prod(kernel)
+    filters = weight.reshape(groups, -1, length)
+    out = filters @ patches.reshape(x.shape[0], groups, length, patches.shape[-1])
+    height, width = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+    )
+    out = out.reshape(x.shape[0], -1, height, width)
+    return out if bias is None else out + bias[:, None, None]

@@ -68,8 +68,7 @@ def fixed_batch(graph: nn.Module) -> FixedBatch | None:
     Example:
         >>> fixed_batch(nn.Linear(4, 2))
     """
-    found: FixedBatch | None = getattr(graph, "meta", {}).get(_KEY)
-    return found
+    return graph.meta.get(_KEY) if isinstance(graph, fx.GraphModule) else None
 
 
 def images_at_once(graph: nn.Module) -> int | None:

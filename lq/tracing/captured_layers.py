@@ -71,6 +71,8 @@ def layer_call(node: fx.Node) -> LayerCall | None:
     a = arguments(node.target, node.args, node.kwargs)
     if name == "addmm" and a["beta"] == 1 and a["alpha"] == 1:
         return LayerCall(nn.Linear, a["mat1"], a["mat2"], a["self"], {}, transposed=True)
+    if name in ("matmul", "mm"):
+        return LayerCall(nn.Linear, a["self"], a["other" if name == "matmul" else "mat2"], None, {}, transposed=True)
     if name not in _KINDS:
         return None
     rest = {k: v for k, v in a.items() if k not in ("input", "weight", "bias")}

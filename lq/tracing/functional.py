@@ -25,7 +25,7 @@ _FRESH = frozenset(
 
 
 def functional(program: ExportedProgram) -> tuple[ExportedProgram, fx.Graph]:
-    """A program and its graph without operations that overwrite their inputs, and without nested graphs.
+    """A program and its graph without operations that overwrite their inputs, nested graphs, and steps of ``vmap``.
 
     Where nobody else reads the overwritten tensor, which is the rule (``relu_`` behind a convolution), that takes a
     renaming; torch's own functionalization, which is always right, takes several times as long as the export.
@@ -43,7 +43,8 @@ def functional(program: ExportedProgram) -> tuple[ExportedProgram, fx.Graph]:
     """
     graph = copy.deepcopy(program.graph)
     nested = any(node.op == "get_attr" for node in graph.nodes)
-    if nested or not _rename(graph):
+    transformed = any(getattr(node.target, "__module__", "").startswith("torch._functorch") for node in graph.nodes)
+    if nested or transformed or not _rename(graph):
         program = program.run_decompositions({})
         graph = copy.deepcopy(program.graph)
     return program, graph

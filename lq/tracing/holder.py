@@ -6,10 +6,13 @@ from collections.abc import Callable
 from itertools import chain, count
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import BatchNorm
 from lq.core.layer import QATLayer
+
+# Names that a model may use, but that mean something else to its graph: "code", "graph", "meta".
+_OF_A_GRAPH = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
 
 class Holder:
@@ -68,7 +71,8 @@ class Holder:
 
     def _place(self, name: str, is_it: Callable[[object], bool], put: Callable[[nn.Module, str], None]) -> str:
         """The name under which something is, or is put now: ``name``, or one like it if another thing has that."""
-        *holders, wanted = name.split(".")
+        first, *others = name.split(".")
+        *holders, wanted = [f"{first}_" if first in _OF_A_GRAPH else first, *others]
         owner = self.root
         path: list[str] = []
         for part in holders:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
+
+from lq.tracing.ops import recorded
 
 Argument = tuple[int, str]  # its position, and its name as a keyword
 
@@ -30,7 +32,14 @@ class LayerCall:
     bias: Argument = (2, "bias")
 
 
+PARAMETER = "parameter"  # of what is computed of parameters alone, one at least
+# Products of matrices; layers if the second one is made of a parameter.
+WEIGHTED_PRODUCTS: Mapping[str, LayerCall] = {
+    "matmul": LayerCall(nn.Linear, 1, weight=(1, "other")),
+    "mm": LayerCall(nn.Linear, 1, weight=(1, "mat2")),
+}
 LAYERS: Mapping[str, LayerCall] = {
+    **WEIGHTED_PRODUCTS,
     "linear": LayerCall(nn.Linear),
     "addmm": LayerCall(nn.Linear, 1, (1, "mat1"), (2, "mat2"), (0, "input")),
     "conv1d": LayerCall(nn.Conv1d),
@@ -40,6 +49,20 @@ LAYERS: Mapping[str, LayerCall] = {
     "conv_transpose2d": LayerCall(nn.ConvTranspose2d, 1),
     "conv_transpose3d": LayerCall(nn.ConvTranspose3d, 1),
 }
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether a recorded call is one of a layer: ``x @ weight`` is, a product of two activations is none.
+
+    A buffer is no weight here: what is multiplied by it, such as the angles of position codes, may need more bits.
+    """
+    if recorded(node) not in WEIGHTED_PRODUCTS:
+        return recorded(node) in LAYERS
+    call = LAYERS[recorded(node)]
+    x, weight = (argument(at, node.args, node.kwargs) for at in (call.input, call.weight))
+    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or x.meta.get("constant"):
+        return False
+    return bool(weight.meta.get(PARAMETER)) and len(weight.meta.get("shape") or ()) == 2
 
 
 def argument(at: Argument, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

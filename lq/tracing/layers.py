@@ -16,7 +16,7 @@ from lq.config.specs import WeightSpec
 from lq.core.modules import QAT_LAYERS
 from lq.core.own_class import own_class
 from lq.tracing.functions import is_frozen_batch_norm
-from lq.tracing.layer_calls import LAYERS, argument
+from lq.tracing.layer_calls import LAYERS, argument, is_layer
 from lq.tracing.ops import SEEN, reads_no_values, recorded
 from lq.tracing.plan import LayerPlan
 from lq.tracing.recording import Seen
@@ -76,7 +76,7 @@ class LayerFinder:
     def __init__(self, graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> None:
         self.graph, self.qconfig = graph, qconfig
         self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
-        self.nodes = [node for node in graph.nodes if recorded(node) in LAYERS]
+        self.nodes = [node for node in graph.nodes if is_layer(node)]
         self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
         self.names: dict[fx.Node, str] = {}
         self._named: Counter[str] = Counter()
@@ -151,7 +151,7 @@ class LayerFinder:
     def _why_float(self, node: fx.Node) -> str | None:
         seen, weight = seen_of(node), weight_of(node)
         if seen.opaque:
-            return "it runs inside of an autograd function, whose backward pass is not ours"
+            return f"it runs inside of {seen.opaque}"
         if not isinstance(weight, fx.Node) or not weight.meta.get("constant"):
             return "its weight depends on the input"
         if not weight.meta.get("dtype", torch.float32).is_floating_point:
@@ -178,7 +178,7 @@ class LayerFinder:
             return None  # its weight has no axis of all output channels
         shape, weight = (n.meta.get("shape") for n in (node, weight_of(node)))
         dims = _NORM_DIMS.get(own_class(norm), 0) if shape is None else len(shape)
-        if recorded(node) == "addmm" or (dims and weight is not None and dims != len(weight)):
+        if recorded(node) in ("addmm", "matmul", "mm") or (dims and weight is not None and dims != len(weight)):
             return None
         return user
 

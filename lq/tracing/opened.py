@@ -109,6 +109,25 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     return product if order == sorted(order) else product.permute(order)
 
 
+def distances(
+    x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
+) -> Tensor:
+    """``torch.cdist``, which makes a constant of the batch size, of operations that do not.
+
+    Example:
+        >>> x, few, many = torch.rand(2, 3, 4), torch.rand(5, 4), torch.rand(50, 4)
+        >>> [torch.allclose(distances(x, codes), torch.cdist(x, codes), atol=1e-6) for codes in (few, many)]
+        [True, True]
+    """
+    if p != 2:
+        with without_torch_functions():
+            return torch.cdist(x1, x2, p, compute_mode)
+    if isinstance(x2.shape[-2], int) and x2.shape[-2] <= 25:  # torch computes products of matrices above
+        return (x1.unsqueeze(-2) - x2.unsqueeze(-3)).square().sum(-1).sqrt()
+    squares = x1.square().sum(-1, keepdim=True) + x2.square().sum(-1).unsqueeze(-2)
+    return (squares - 2 * (x1 @ x2.transpose(-2, -1))).clamp(min=0).sqrt()
+
+
 def is_product(equation: Any, *operands: Any) -> bool:
     """Whether an einsum is one product of two tensors, without diagonals, sums over one of them, or an ellipsis.
 
@@ -150,6 +169,8 @@ def _positions(groups: tuple[list[str], ...]) -> list[range]:
 OPENED: Mapping[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _without_handover(F.multi_head_attention_forward),
 }
+# Only while a graph is made.
+EXPORTED: Mapping[Any, Callable[..., Any]] = {torch.cdist: distances}
 # Only where attention, or recurrence, is quantized.
 _ATTENTION: Mapping[Any, Callable[..., Any]] = {F.scaled_dot_product_attention: attention, torch.einsum: einsum}
 _STEPS: Mapping[Any, Callable[..., Any]] = {**_ATTENTION, **RECURRENT}

@@ -15,11 +15,18 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lq.compat.torch_private import tree_leaves, without_torch_functions
+from lq.compat.torch_private import (
+    HigherOrderOperator,
+    is_transformed,
+    times_computed,
+    tree_leaves,
+    without_torch_functions,
+)
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
+from lq.tracing.layer_calls import PARAMETER
 from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
@@ -44,7 +51,7 @@ class Seen:
         stack: dotted names of the modules whose ``forward`` was running, outermost first; "" is the root.
         line: of the user's code, "file:line, in function".
         work: multiply-accumulates.
-        opaque: whether it runs inside of an autograd function, whose backward is the user's own.
+        opaque: where it runs, if that is a place where nothing can be quantized; else "".
         whole: whether it stands for all that its module does.
     """
 
@@ -52,7 +59,7 @@ class Seen:
     stack: tuple[str, ...]
     line: str = ""
     work: int = 0
-    opaque: bool = False
+    opaque: str = ""
     whole: bool = False
 
 
@@ -194,7 +201,7 @@ class Recorder(TorchFunctionMode):
         name = self._constants.get(id(tensor))
         if name is not None:
             node = self.graph.create_node("get_attr", name, name=self._label(name))
-            node.meta["constant"] = True
+            node.meta["constant"], node.meta[PARAMETER] = True, isinstance(tensor, nn.Parameter)
         else:
             node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
             node.meta["unknown"], node.meta[TENSOR] = _line()[0], tensor
@@ -212,6 +219,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        _refuse_control_flow(func)
         opened = self._opened(func, args)
         if opened is not None:
             with self:
@@ -235,7 +243,8 @@ class Recorder(TorchFunctionMode):
         if not results or not self.stack:
             return
         line, opaque = _line()
-        seen = Seen(name, tuple(self.stack), line, multiply_accumulates(name, args, kwargs, results[0]), opaque, whole)
+        work = multiply_accumulates(name, args, kwargs, results[0])
+        seen = Seen(name, tuple(self.stack), line, work and work * times_computed(results[0]), opaque, whole)
         same = bool(args) and out is args[0]
         if same and may_give_its_input(name, args, kwargs):
             self.calls.append((seen, None))
@@ -245,6 +254,7 @@ class Recorder(TorchFunctionMode):
         self.calls.append((seen, node))
         sources = node.all_input_nodes
         node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
+        node.meta[PARAMETER] = node.meta["constant"] and any(n.meta.get(PARAMETER) for n in sources)
         written = args[0] if same or (args and writes(func)) else kwargs.get("out")
         if isinstance(written, Tensor):
             self._mark_overwritten(written, node)
@@ -252,7 +262,7 @@ class Recorder(TorchFunctionMode):
             result = node
             if isinstance(out, (tuple, list)):
                 result = self.graph.call_function(operator.getitem, (node, index))
-                result.meta["constant"] = node.meta["constant"]
+                result.meta |= {key: node.meta[key] for key in ("constant", PARAMETER)}
             self._remember(tensor, result)
 
     def _create(self, func: Any, name: str, args: Any, kwargs: Any) -> fx.Node:
@@ -296,18 +306,31 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else str(type(value))
 
 
+_CONTROL_FLOW = frozenset({"cond", "while_loop", "map_impl", "scan", "associative_scan"})
+
+
+def _refuse_control_flow(func: Any) -> None:
+    if isinstance(func, HigherOrderOperator) and operation(func) in _CONTROL_FLOW:
+        raise ValueError(
+            f"{_line()[0]} calls torch.{operation(func)}, which compiles its branches for itself: what they call can "
+            "be neither seen nor quantized. Write it in Python or with torch.where, or name an inner module without "
+            "it, QATCallback(target=...)."
+        )
+
+
 _OURS = ("lq.", "torch.")
 
 
-def _line() -> tuple[str, bool]:
-    """The innermost line outside of torch and lq, and whether an autograd function runs inside of the module."""
+def _line() -> tuple[str, str]:
+    """The innermost line outside of torch and lq, and what runs there, inside of the module, that nobody may change."""
     frame: FrameType | None = sys._getframe(2)
-    opaque = outside = False
+    opaque, outside = "a transform of torch.func" if is_transformed() else "", False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         outside = outside or (frame.f_code.co_name == "run" and module == __name__)
-        if not outside and "ctx" in frame.f_code.co_varnames:
-            opaque = opaque or isinstance(frame.f_locals.get("ctx"), torch.autograd.function.FunctionCtx)
+        held = frame.f_locals.get("ctx") if not outside and "ctx" in frame.f_code.co_varnames else None
+        if isinstance(held, torch.autograd.function.FunctionCtx):
+            opaque = "an autograd function, whose backward pass is not ours"
         if not (module.startswith(_OURS) or module == "torch"):
             return _place_in_code(frame), opaque
         frame = frame.f_back

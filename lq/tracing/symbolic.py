@@ -105,11 +105,15 @@ class _Reader(fx.Tracer):
         return node
 
     def _note(self, node: fx.Node) -> None:
+        if node.target is getattr and node.args[1] in ("T", "mT"):
+            node.meta["constant"] = all(n.meta.get("constant") for n in node.all_input_nodes)
         if node.target in (operator.getitem, getattr) or getattr(node.target, "__module__", "") == "builtins":
             return
         name = operation(_Method(node.target)) if isinstance(node.target, str) else operation(node.target)
         sources = node.all_input_nodes
         node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
+        if name in ("matmul", "mm") and any(n.meta.get("constant") for n in sources):
+            raise NotPlainError(f"whether {node.name} is a layer depends on the shape of its weight")
         node.meta[SEEN], node.meta[CALLED] = Seen(name, self._stack()), (node.args, node.kwargs)
         if name not in _SEVERAL:
             node.meta.setdefault("shape", None)

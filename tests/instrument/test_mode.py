@@ -206,3 +206,40 @@ def test_children_that_are_compiled_alone_are_quantized() -> None:
     for block in net.blocks:
         block.compile(backend="eager")
     assert_same(expected, step(net, images(1)))
+
+
+class CompiledInside(nn.Module):
+    """The user has compiled a part, in one of the ways there are."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.part: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.last, self.way = nn.Linear(4, 2), way
+        if way == "in place":
+            self.part.compile(backend="aot_eager")
+        elif way == "wrapped":
+            self.part = torch.compile(self.part, backend="aot_eager")
+
+    @torch.compile(backend="aot_eager")
+    def compiled(self, x: Tensor) -> Tensor:
+        return self.part(x) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.compiled(x) if self.way == "method" else self.part(x))
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("way", ["in place", "wrapped", "method"])
+def test_what_was_compiled_before_is_quantized(way: str, called: bool) -> None:
+    torch._dynamo.reset()
+    net, x = CompiledInside(way), torch.randn(8, 4)
+    if called:
+        net(x)
+    prepared = prepare(net, example_args=(x,))
+    calibrate(prepared, [x])
+    assert len(plan_of(prepared).quantized) == 2
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=False)
+    fake = prepared.eval()(x)
+    torch.testing.assert_close(as_graph(prepared)(x), fake)
+    set_phase(prepared, fake_quant=False, observer=False, freeze_bn=False)
+    assert not torch.equal(prepared(x), fake)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.prepare import plan_of, prepare
+from lq.backends.prepare import plan_of, prepare, set_phase
+from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.instrument.attach import instrument_of
 from lq.instrument.classes import place_of
 from lq.instrument.record import record
+from lq.metrics import sqnr
 from lq.ptq import calibrate
 
 
@@ -140,6 +143,58 @@ def test_what_an_autograd_function_calls_is_left_to_its_own_backward_pass() -> N
     rows = {row.name: row for row in plan_of(prepare(Net(), example_args=(torch.randn(2, 4),))).layers}
     assert rows["first"].weight is not None
     assert rows["own"].reason == "it runs inside of an autograd function, whose backward pass is not ours"
+
+
+def test_branches_that_torch_compiles_are_refused_with_their_line() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cond(x.sum() > 0, self.a, self.b, (x,))
+
+    with pytest.raises(ValueError, match=r"test_record\.py:\d+, in forward calls torch\.cond, .*torch\.where"):
+        prepare(Net(), example_args=(torch.ones(2, 4),))
+
+
+class Transformed(nn.Module):
+    """Calls a layer within a transform of torch.func."""
+
+    def __init__(self, transform: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.own, self.last, self.transform = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2), transform
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.transform(lambda row: torch.tanh(self.own(row)), self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda function, x: torch.vmap(function)(x),
+        lambda function, x: torch.vmap(torch.vmap(function))(x[:, None])[:, 0],
+        lambda function, x: sum(torch.func.jvp(function, (x,), (torch.ones_like(x),))),
+    ],
+    ids=["vmap", "vmap of vmap", "jvp"],
+)
+def test_what_a_transform_of_torch_calls_is_left_in_float(transform: Any) -> None:
+    net, x = Transformed(transform), torch.randn(8, 4)
+    expected = net.eval()(x).detach()
+    with pytest.warns(UserWarning, match=r"code that PyTorch does not show \(.*torch\.func.*test_record\.py"):
+        prepared = prepare(net, example_args=(x,))
+    plan = plan_of(prepared)
+    assert [row.name for row in plan.quantized] == ["first", "last"]
+    assert plan.in_float[0].reason == "it runs inside of a transform of torch.func"
+    assert plan.in_float[0].work == 8 * 16
+    calibrate(prepared, [x])
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    prepared.train()(x).sum().backward()
+    assert all(p.grad is not None for name, p in net.named_parameters() if name.startswith(("first", "own", "last")))
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=False)
+    fake, int8 = prepared.eval()(x), convert(prepared)(x)
+    assert sqnr(expected, fake) > 20
+    assert sqnr(fake, int8) > 39
 
 
 def test_lists_of_tuples_of_tensors_are_restored() -> None:

@@ -14,7 +14,7 @@ from lq.backends.base import Recorded
 from lq.backends.pt2e.capture import STEP, capture
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.config.specs import ActivationSpec, WeightSpec
-from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layer_calls import WEIGHTED_PRODUCTS, is_layer
 from lq.tracing.layers import seen_of, weight_of
 from lq.tracing.ops import SEEN, recorded
 from lq.tracing.recording import LEAF, overwritten
@@ -112,7 +112,9 @@ class _Reader:
 def _reads_weight(user: fx.Node, node: fx.Node) -> bool:
     """Whether a node is the weight of the layer that ``user`` computes."""
     step = user.meta.get(STEP)
-    if step is None or recorded(step) not in LAYERS or user.args[1:2] != (node,):
+    if step is None or not is_layer(step) or user.args[1:2] != (node,):
+        return False
+    if recorded(step) in WEIGHTED_PRODUCTS:  # quantizers take both factors for activations
         return False
     weight = weight_of(step)
     return isinstance(weight, fx.Node) and bool(weight.meta.get("constant"))

@@ -11,7 +11,7 @@ from lq.backends.pt2e.annotate import annotate
 from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.tracing import ops
-from lq.tracing.layer_calls import LAYERS
+from lq.tracing.layer_calls import is_layer
 from lq.tracing.layers import Layer
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan
@@ -95,7 +95,7 @@ class _Sites:
 
     def _is_float(self, user: fx.Node) -> bool:
         """Whether a reader is a layer that stays float, by the user's wish."""
-        return ops.recorded(user) in LAYERS and user not in self.quantized
+        return is_layer(user) and user not in self.quantized
 
     def _is_fresh(self, node: fx.Node) -> bool:
         return node in self.outputs or ops.joined_tensors(node) is not None

@@ -47,7 +47,7 @@ def export_program(
     """
     dynamic = dynamic and fixed_batch(prepared) is None
     # Channels that lie last in memory would become operations that say so.
-    model = _in_plain_memory(reference(prepared, signed))
+    model = _returning_tensors_alone(_in_plain_memory(reference(prepared, signed)))
     args, kwargs = map_tensors(example, contiguous)
     try:
         return float_program(model, (args, kwargs), dynamic, largest_batch)
@@ -106,6 +106,14 @@ def contiguous(tensor: Tensor) -> Tensor:
 def _in_plain_memory(model: fx.GraphModule) -> fx.GraphModule:
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = contiguous(tensor.detach())
+    return model
+
+
+def _returning_tensors_alone(model: fx.GraphModule) -> fx.GraphModule:
+    """With ``None`` for the numbers and texts among its outputs, which files do not hold: the signature has them."""
+    output = model.graph.output_node()
+    output.args = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
+    model.recompile()
     return model
 
 

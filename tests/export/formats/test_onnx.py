@@ -173,6 +173,26 @@ def test_linear_layers_on_tokens_run_in_int8(tmp_path: Path) -> None:
         assert sqnr(prepared(images(9)), model(images(9))) >= 40
 
 
+class ReadTwice(nn.Module):
+    """What a ReLU reads is read beside it, as by a hook that keeps features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(torch.cat([y.mean((2, 3)), F.relu(self.second(F.relu(y))).mean((2, 3))], 1))
+
+
+def test_a_relu_of_integers_gives_integers(tmp_path: Path) -> None:
+    prepared = calibrated(ReadTwice(), EXAMPLE)
+    model, info = round_trip("onnx", prepared, EXAMPLE, tmp_path)
+    assert info["float_layers"] == []
+    with torch.no_grad():
+        assert sqnr(prepared(images(9)), model(images(9))) >= 40
+
+
 def test_two_inputs_and_a_dict(tmp_path: Path) -> None:
     example = example_of(images(4), other=images(4, seed=3))
     prepared = calibrated(TwoInputs(), example)

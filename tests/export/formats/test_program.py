@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.export.formats.program import export_program
-from tests.export.nets import TwoInputs, calibrated, example_of, images, residual
+from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -43,6 +46,29 @@ def test_channels_that_lie_last_in_memory_leave_no_trace(channels: int) -> None:
     assert "as_strided" not in str(program.run_decompositions().graph)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), prepared(x))
+
+
+class Labelled(nn.Module):
+    """Returns texts and numbers beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"task": "digits", "logits": self.layer(x), "rest": [None, 3, 0.5, True]}
+
+
+@pytest.mark.parametrize("kind", ["torch", "pt2", "onnx"])
+def test_texts_and_numbers_come_back_beside_tensors(kind: str, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    example = example_of(torch.randn(8, 4))
+    prepared = calibrated(Labelled(), example)
+    model, _ = round_trip(kind, prepared, example, tmp_path)
+    got = model(torch.randn(3, 4))
+    assert got.pop("logits").shape == (3, 3)
+    assert got == {"task": "digits", "rest": [None, 3, 0.5, True]}
 
 
 class WithOptions(nn.Module):

@@ -186,6 +186,20 @@ class Tensors:
             self._moved[value, "real"] = made
         return self._moved[value, "real"]
 
+    def cast(self, value: Value, dtype: str) -> Value:
+        """In another type; what lies on a grid is a float."""
+        if dtype == "float32" and self.of(value).dtype in ("float32", "int8"):
+            return value
+        value = self.settled(self.real(value))
+        source = self.of(value)
+        if source.dtype == dtype:
+            return value
+        if (value, dtype) not in self._moved:
+            made = self.new(f"{source.name}/cast", source.shape, dtype=dtype)
+            self.file.operator("CAST", [value.tensor], [made], "CastOptions")
+            self._moved[value, dtype] = replace(value, tensor=made)
+        return self._moved[value, dtype]
+
     def on_grid(self, value: Value, grid: Grid, name: str) -> Value:
         """On a grid, from float or from another one."""
         if self.grid(value) == grid:

@@ -143,6 +143,27 @@ class Sequence(nn.Module):
         return logits
 
 
+class Steps(nn.Module):
+    """As the blocks of a diffusion model: with the number of a step, and what it rounds towards zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.of_step, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = (x.mean((1, 2, 3)) * 99).long()
+        angles = step[:, None].float() * torch.exp(-torch.arange(4.0))
+        scale = self.of_step(torch.cat([angles.sin(), angles.cos()], 1))
+        logits: Tensor = self.out(F.relu(self.conv(x)) * scale[..., None, None]) * step[:, None, None, None]
+        return logits
+
+
+def test_types_are_changed(tmp_path: Path) -> None:
+    ran = in_litert(Steps(), images(8), tmp_path)
+    assert ran.steps(images(8)) <= 1
+
+
 def test_sequences(tmp_path: Path) -> None:
     ran = in_litert(Sequence(), images(4), tmp_path)
     assert ran.steps(images(9)) == 0

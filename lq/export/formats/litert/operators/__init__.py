@@ -118,9 +118,9 @@ OPERATORS: Mapping[str, Operator] = {
         name: _moving(shapes.identity)
         for name in (
             "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy",
-            "_to_copy", "to",
         )
     },
+    **dict.fromkeys(("_to_copy", "to"), _moving(shapes.cast)),
     "permute": _moving(shapes.permute),
     "transpose": _moving(shapes.transpose),
     "swapaxes": _moving(shapes.transpose),

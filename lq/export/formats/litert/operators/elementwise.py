@@ -24,6 +24,8 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
 
     def build(call: Call) -> Value:
         left, right = (call.taken(call[name]) for name in ("self", "other"))
+        if {call.net.of(value).dtype for value in (left, right)} > {"float32"}:  # torch makes floats of integers here
+            left, right = (call.net.cast(value, "float32") for value in (left, right))
         return joined(call, kind, left, right, options, fused)
 
     return build

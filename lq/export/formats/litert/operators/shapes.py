@@ -24,6 +24,15 @@ def identity(call: Call) -> Value:
     return found
 
 
+def cast(call: Call) -> Value:
+    """Another type, where there is one: the same for all floating types."""
+    x, dtype = call["self"], call.get("dtype")
+    assert isinstance(x, Value)
+    if dtype is None:
+        return x
+    return call.net.cast(x, "float32" if dtype.is_floating_point else str(dtype).removeprefix("torch."))
+
+
 def permute(call: Call) -> Value:
     """Dimensions in another order."""
     rank = len(call.shape)
