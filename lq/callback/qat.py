@@ -17,7 +17,7 @@ from lq.analysis.bits import AutoBits, BitChoice
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
-from lq.callback.averaging import check_averaging, share_quantization_state
+from lq.callback.averaging import check_averaging, check_finetuning, share_quantization_state
 from lq.callback.bits import BitSearch, wanted_bits
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
@@ -517,6 +517,7 @@ class QATCallback(Callback):
             rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
             return
+        check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
         self._started, self._float.results = entry.started, dict(entry.fp32)
