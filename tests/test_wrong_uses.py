@@ -56,6 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged.ckpt").write_bytes(b"12345")
     (folder / "code.yaml").write_text("{preset: !!python/name:os.system }")
     (folder / "broken.yaml").write_text("preset: [x")
+    (folder / "deep.yaml").write_text("[" * 5000)
+    (folder / "huge.yaml").write_text("calibration: " + "9" * 5000)
     (folder / "list.yaml").write_text("- portable")
     return folder
 
@@ -139,6 +141,7 @@ CASES: dict[str, tuple[Use, str]] = {
     "recurrence true": (lambda p: lq.QConfig(recurrence=True), r"Choose one of \['float', 'int8'\]"),
     "range the wrong way round": (lambda p: lq.ActivationSpec(fixed_range=(1, 0)), "must be the lower end first"),
     "range without 0": (lambda p: lq.ActivationSpec(fixed_range=(1, 2)), "must hold 0"),
+    "range without an end": (lambda p: lq.ActivationSpec(fixed_range=(0, float("inf"))), "must end somewhere"),
     "range known and learned": (
         lambda p: lq.ActivationSpec(fixed_range=(0, 1), learned_scale=True),
         "a range is known or learned",
@@ -149,6 +152,8 @@ CASES: dict[str, tuple[Use, str]] = {
         "no YAML file of plain settings",
     ),
     "qconfig of a broken file": (lambda p: lq.prepare(net(), str(p / "broken.yaml")), "no YAML file of plain settings"),
+    "qconfig of a deep file": (lambda p: lq.prepare(net(), str(p / "deep.yaml")), "no YAML file of plain settings"),
+    "qconfig of a huge number": (lambda p: lq.prepare(net(), str(p / "huge.yaml")), "no YAML file of plain settings"),
     "qconfig of a list": (lambda p: lq.prepare(net(), str(p / "list.yaml")), "must be a QConfig, or a mapping"),
     "export a number": (
         lambda p: lq.export_artifact(3, [X], p / "a"),
@@ -166,6 +171,7 @@ CASES: dict[str, tuple[Use, str]] = {
     ),
     "export as text": (lambda p: lq.export_artifact(prepared(), [X], p / "a", "onnx"), r"write \['onnx'\]"),
     "export nowhere": (lambda _: lq.export_artifact(prepared(), [X], None), "must be a path or a URL"),
+    "export to no name": (lambda _: lq.export_artifact(prepared(), [X], ""), "directory='' .* must be a path or a URL"),
     "export to a number": (lambda _: lq.export_artifact(prepared(), [X], 5), r"directory=5 \(int\) must be a path"),
     "export onto a file": (lambda p: lq.export_artifact(prepared(), [X], p / "file"), "is not a directory. Choose"),
     "export onto own files": (lambda p: lq.export_artifact(prepared(), [X], p / "mine"), "not an lq artifact. Choose"),
@@ -220,11 +226,13 @@ CASES: dict[str, tuple[Use, str]] = {
     ),
     "dynamic: no such layer": (lambda _: lq.quantize_dynamic(nn.Sequential(nn.Conv2d(1, 1, 1))), "quantize_static"),
     "dynamic: other layers": (lambda _: lq.quantize_dynamic(net(), ["Conv2d"]), "must be a list of some of"),
+    "dynamic: nothing": (lambda _: lq.quantize_dynamic(net(), []), "must be a list of some of"),
     "dynamic: text": (lambda _: lq.quantize_dynamic(net(), "Linear"), "must be a list of some of"),
     "dynamic: engine": (lambda _: lq.quantize_dynamic(net(), engine="trt"), "is not one of this build of PyTorch"),
     "dynamic: a path": (lambda _: lq.quantize_dynamic("net.pt"), "must be a torch.nn.Module, but is a str"),
     # ---- bench
     "bench: none there": (lambda p: lq.bench(p / "nothing"), "does not exist"),
+    "bench: a number": (lambda p: lq.bench(5), r"directory=5 \(int\) must be a path"),
     "bench: batch 0": (lambda p: lq.bench(p / "good", batch_sizes=(0,)), "one or more numbers from 1 up"),
     "bench: text": (lambda p: lq.bench(p / "good", batch_sizes="1"), "one or more numbers from 1 up"),
     "bench: no size": (lambda p: lq.bench(p / "good", batch_sizes=()), "one or more numbers from 1 up"),
