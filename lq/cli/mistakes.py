@@ -112,10 +112,8 @@ def _about_class(path: str, key: str, message: str) -> str:
     if not issubclass(kind, base):
         return f"--{key}: {why_not(path, base)}"
     inner = message.rpartition("Problem with given class_path")[2]
-    own = _GIVEN.search(inner)
-    inner = (
-        inner.partition("- Expected a <class 'NoneType'>")[0] if "Got value" in inner or not own else inner[: own.end()]
-    )
+    given = None if "Got value" in inner else _GIVEN.search(inner)
+    inner = inner[: given.end()] if given else inner.partition("- Expected a <class 'NoneType'>")[0]
     named = [name for name in _KEY.findall(inner) if name != key]
     return _about_value(".".join([key, *named[-1:]]), inner if named else message)
 

@@ -184,7 +184,7 @@ def first_validation_call(
         trainer.validate(twin, datamodule=datamodule, verbose=False)
     if not any(trainer.num_val_batches):
         raise ValueError(
-            "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give at least one."
+            "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
         )
     args, kwargs, _ = tap.take()
     return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), trainer.val_dataloaders
