@@ -32,6 +32,19 @@ def diverged() -> nn.Module:
     return made
 
 
+def diverged_later() -> nn.Module:
+    made = prepared()
+    nn.init.constant_(made.get_parameter("2.bias"), NAN)
+    return made
+
+
+def diverged_statistics() -> nn.Module:
+    made = lq.prepare(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), example_args=(X,))
+    lq.calibrate(made, [X], show_progress=False)
+    nn.init.constant_(made.get_buffer("1.running_var"), NAN)
+    return made
+
+
 class Branches(nn.Module):
     """Is planned at its first call."""
 
@@ -117,6 +130,15 @@ CASES: dict[str, tuple[Use, str]] = {
     "convert float": (lambda _: lq.convert(net()), "not prepared for QAT; call lq.prepare"),
     "convert nothing": (lambda _: lq.convert(None), "NoneType is not prepared for QAT"),
     "convert too early": (lambda _: lq.convert(lq.prepare(net(), example_args=(X,))), "there are no ranges"),
+    "convert a diverged model": (lambda _: lq.convert(diverged_later()), "2.bias of Sequential holds NaN or infinity"),
+    "convert diverged statistics": (
+        lambda _: lq.convert(diverged_statistics()),
+        "1.running_var of Sequential holds NaN",
+    ),
+    "export a diverged model": (
+        lambda p: lq.export_artifact(diverged_later(), [X], p / "a"),
+        "2.bias of the model holds NaN or infinity, .*before the training diverged",
+    ),
     "convert uncalled": (lambda _: lq.convert(lq.prepare(Branches())), "no ranges|has not been called"),
     "plan of float": (lambda _: lq.plan_of(net()), "not prepared for QAT"),
     "plan before the first call": (lambda _: lq.plan_of(lq.prepare(Branches())), "Call it once, or give lq.prepare"),
