@@ -32,6 +32,10 @@ def diverged() -> nn.Module:
     return made
 
 
+def prepared_only() -> nn.Module:
+    return lq.prepare(net(), example_args=(X,))
+
+
 def diverged_later() -> nn.Module:
     made = prepared()
     nn.init.constant_(made.get_parameter("2.bias"), NAN)
@@ -182,6 +186,12 @@ CASES: dict[str, tuple[Use, str]] = {
         "prepared must be a torch.nn.Module, but is an int",
     ),
     "export no batches": (lambda p: lq.export_artifact(prepared(), [], p / "a"), "batches is empty"),
+    "export with labels": (
+        lambda p: lq.export_artifact(prepared(), [(X, torch.arange(16))], p / "a"),
+        r"does not fit Sequential.forward: too many .*\[x for x, y in loader\]",
+    ),
+    "export no sample": (lambda p: lq.export_artifact(prepared(), [X[:0]], p / "a"), "a batch has no sample"),
+    "calibrate no sample": (lambda _: lq.calibrate(prepared_only(), [X[:0]]), "batches have to hold samples"),
     "export a tensor": (lambda p: lq.export_artifact(prepared(), X, p / "a"), "batches is a Tensor; give several"),
     "export too early": (
         lambda p: lq.export_artifact(lq.prepare(net(), example_args=(X,)), [X], p / "a"),
