@@ -32,6 +32,23 @@ def diverged() -> nn.Module:
     return made
 
 
+def prepared_only() -> nn.Module:
+    return lq.prepare(net(), example_args=(X,))
+
+
+def diverged_later() -> nn.Module:
+    made = prepared()
+    nn.init.constant_(made.get_parameter("2.bias"), NAN)
+    return made
+
+
+def diverged_statistics() -> nn.Module:
+    made = lq.prepare(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), example_args=(X,))
+    lq.calibrate(made, [X], show_progress=False)
+    nn.init.constant_(made.get_buffer("1.running_var"), NAN)
+    return made
+
+
 class Branches(nn.Module):
     """Is planned at its first call."""
 
@@ -56,6 +73,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged.ckpt").write_bytes(b"12345")
     (folder / "code.yaml").write_text("{preset: !!python/name:os.system }")
     (folder / "broken.yaml").write_text("preset: [x")
+    (folder / "deep.yaml").write_text("[" * 5000)
+    (folder / "huge.yaml").write_text("calibration: " + "9" * 5000)
     (folder / "list.yaml").write_text("- portable")
     return folder
 
@@ -115,6 +134,15 @@ CASES: dict[str, tuple[Use, str]] = {
     "convert float": (lambda _: lq.convert(net()), "not prepared for QAT; call lq.prepare"),
     "convert nothing": (lambda _: lq.convert(None), "NoneType is not prepared for QAT"),
     "convert too early": (lambda _: lq.convert(lq.prepare(net(), example_args=(X,))), "there are no ranges"),
+    "convert a diverged model": (lambda _: lq.convert(diverged_later()), "2.bias of Sequential holds NaN or infinity"),
+    "convert diverged statistics": (
+        lambda _: lq.convert(diverged_statistics()),
+        "1.running_var of Sequential holds NaN",
+    ),
+    "export a diverged model": (
+        lambda p: lq.export_artifact(diverged_later(), [X], p / "a"),
+        "2.bias of the model holds NaN or infinity, .*before the training diverged",
+    ),
     "convert uncalled": (lambda _: lq.convert(lq.prepare(Branches())), "no ranges|has not been called"),
     "plan of float": (lambda _: lq.plan_of(net()), "not prepared for QAT"),
     "plan before the first call": (lambda _: lq.plan_of(lq.prepare(Branches())), "Call it once, or give lq.prepare"),
@@ -139,6 +167,7 @@ CASES: dict[str, tuple[Use, str]] = {
     "recurrence true": (lambda p: lq.QConfig(recurrence=True), r"Choose one of \['float', 'int8'\]"),
     "range the wrong way round": (lambda p: lq.ActivationSpec(fixed_range=(1, 0)), "must be the lower end first"),
     "range without 0": (lambda p: lq.ActivationSpec(fixed_range=(1, 2)), "must hold 0"),
+    "range without an end": (lambda p: lq.ActivationSpec(fixed_range=(0, float("inf"))), "must end somewhere"),
     "range known and learned": (
         lambda p: lq.ActivationSpec(fixed_range=(0, 1), learned_scale=True),
         "a range is known or learned",
@@ -149,12 +178,20 @@ CASES: dict[str, tuple[Use, str]] = {
         "no YAML file of plain settings",
     ),
     "qconfig of a broken file": (lambda p: lq.prepare(net(), str(p / "broken.yaml")), "no YAML file of plain settings"),
+    "qconfig of a deep file": (lambda p: lq.prepare(net(), str(p / "deep.yaml")), "no YAML file of plain settings"),
+    "qconfig of a huge number": (lambda p: lq.prepare(net(), str(p / "huge.yaml")), "no YAML file of plain settings"),
     "qconfig of a list": (lambda p: lq.prepare(net(), str(p / "list.yaml")), "must be a QConfig, or a mapping"),
     "export a number": (
         lambda p: lq.export_artifact(3, [X], p / "a"),
         "prepared must be a torch.nn.Module, but is an int",
     ),
     "export no batches": (lambda p: lq.export_artifact(prepared(), [], p / "a"), "batches is empty"),
+    "export with labels": (
+        lambda p: lq.export_artifact(prepared(), [(X, torch.arange(16))], p / "a"),
+        r"does not fit Sequential.forward: too many .*\[x for x, y in loader\]",
+    ),
+    "export no sample": (lambda p: lq.export_artifact(prepared(), [X[:0]], p / "a"), "a batch has no sample"),
+    "calibrate no sample": (lambda _: lq.calibrate(prepared_only(), [X[:0]]), "batches have to hold samples"),
     "export a tensor": (lambda p: lq.export_artifact(prepared(), X, p / "a"), "batches is a Tensor; give several"),
     "export too early": (
         lambda p: lq.export_artifact(lq.prepare(net(), example_args=(X,)), [X], p / "a"),
@@ -166,6 +203,7 @@ CASES: dict[str, tuple[Use, str]] = {
     ),
     "export as text": (lambda p: lq.export_artifact(prepared(), [X], p / "a", "onnx"), r"write \['onnx'\]"),
     "export nowhere": (lambda _: lq.export_artifact(prepared(), [X], None), "must be a path or a URL"),
+    "export to no name": (lambda _: lq.export_artifact(prepared(), [X], ""), "directory='' .* must be a path or a URL"),
     "export to a number": (lambda _: lq.export_artifact(prepared(), [X], 5), r"directory=5 \(int\) must be a path"),
     "export onto a file": (lambda p: lq.export_artifact(prepared(), [X], p / "file"), "is not a directory. Choose"),
     "export onto own files": (lambda p: lq.export_artifact(prepared(), [X], p / "mine"), "not an lq artifact. Choose"),
@@ -220,11 +258,13 @@ CASES: dict[str, tuple[Use, str]] = {
     ),
     "dynamic: no such layer": (lambda _: lq.quantize_dynamic(nn.Sequential(nn.Conv2d(1, 1, 1))), "quantize_static"),
     "dynamic: other layers": (lambda _: lq.quantize_dynamic(net(), ["Conv2d"]), "must be a list of some of"),
+    "dynamic: nothing": (lambda _: lq.quantize_dynamic(net(), []), "must be a list of some of"),
     "dynamic: text": (lambda _: lq.quantize_dynamic(net(), "Linear"), "must be a list of some of"),
     "dynamic: engine": (lambda _: lq.quantize_dynamic(net(), engine="trt"), "is not one of this build of PyTorch"),
     "dynamic: a path": (lambda _: lq.quantize_dynamic("net.pt"), "must be a torch.nn.Module, but is a str"),
     # ---- bench
     "bench: none there": (lambda p: lq.bench(p / "nothing"), "does not exist"),
+    "bench: a number": (lambda p: lq.bench(5), r"directory=5 \(int\) must be a path"),
     "bench: batch 0": (lambda p: lq.bench(p / "good", batch_sizes=(0,)), "one or more numbers from 1 up"),
     "bench: text": (lambda p: lq.bench(p / "good", batch_sizes="1"), "one or more numbers from 1 up"),
     "bench: no size": (lambda p: lq.bench(p / "good", batch_sizes=()), "one or more numbers from 1 up"),

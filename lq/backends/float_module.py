@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from lq.checks import check_module
 from lq.core.own_class import Converted
@@ -69,18 +69,20 @@ def _users_line() -> str:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights, and statistics of BatchNorm, that are no numbers.
 
     Raises:
-        ValueError: naming the first parameter with NaN or infinity.
+        ValueError: naming the first of them with NaN or infinity.
 
     Example:
         >>> check_weights(nn.Linear(2, 2))
     """
-    for name, parameter in module.named_parameters():
-        if not nn.parameter.is_lazy(parameter) and parameter.is_floating_point() and not _is_finite(parameter):
+    statistics = [named for named in module.named_buffers() if named[0].endswith(("running_mean", "running_var"))]
+    for name, held in [*module.named_parameters(), *statistics]:
+        if not nn.parameter.is_lazy(held) and held.is_floating_point() and not _is_finite(held):
+            owner = "the model" if isinstance(module, fx.GraphModule) else type(module).__name__
             raise ValueError(
-                f"{name} of {type(module).__name__} holds NaN or infinity, so there is nothing to quantize. Load a "
+                f"{name} of {owner} holds NaN or infinity, so there is nothing to quantize. Load a "
                 "checkpoint from before the training diverged."
             )
 

@@ -1,4 +1,4 @@
-"""Weight averaging and pruning beside QAT: what of it is refused, and what must not be averaged."""
+"""Averaging, pruning and finetuning beside QAT: what of it is refused, and what must not be averaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -89,6 +89,22 @@ def _check_integers(callback: Any) -> None:
             f"the multi_avg_fn of {name} cannot average integers, which the buffers of a prepared model hold: {error} "
             f"Write {name}(use_buffers=False, ...), or give avg_fn in its place."
         ) from error
+
+
+def check_finetuning(own: Callback, trainer: Trainer) -> None:
+    """Refuse to resume a run behind a callback that restores parameter groups, as if their rates were initial ones.
+
+    Raises:
+        ValueError: if one comes before QATCallback.
+    """
+    callbacks = _callbacks(trainer)
+    before = callbacks[: callbacks.index(own)]
+    name = next((type(c).__name__ for c in before if is_a(c, BaseFinetuning)), None)
+    if name is not None and trainer.state.fn == "fit":
+        raise ValueError(
+            f"{name} restores the learning rates of this checkpoint before QATCallback has noted the initial ones. "
+            f"Put QATCallback first, which the checkpoint does not mind: callbacks=[QATCallback(...), {name}(...)]."
+        )
 
 
 def share_quantization_state(trainer: Trainer, module: LightningModule, name: str) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
 
 from lq.callback.processes import splits_weights
 from lq.checkpoints.sharded import read_meta
 from lq.compat.lightning_private import settings_of_run
+from lq.core.state import STATE
 
 Known = Callable[[], Mapping[str, Any]]
 
@@ -53,3 +55,22 @@ def names_files_of_others(trainer: Trainer) -> bool:
     """
     settings = settings_of_run(trainer) or {}
     return "weights_only" in settings and bool(settings["ckpt_path"]) and settings["weights_only"] is not False
+
+
+def check_state(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
+    """Refuse a checkpoint without the ranges of QAT, which a module with ``strict_loading = False`` would not miss.
+
+    Args:
+        checkpoint: of a QAT run.
+        module: the LightningModule, whose target is prepared.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    wanted = [name for name in module.state_dict() if f".{STATE}." in f".{name}"]
+    missing = [name for name in wanted if name not in checkpoint["state_dict"]]
+    if missing:
+        raise ValueError(
+            f"The checkpoint lacks {', '.join(missing[:3])}: the ranges of QAT, without which nothing can be exported. "
+            "Take one that holds all that was trained, or start from the float checkpoint."
+        )

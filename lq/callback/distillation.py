@@ -7,6 +7,7 @@ of the target adds the gradient of the distillation loss. Whatever scales the us
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,8 @@ class Distillation:
         for name in ("temperature", "weight"):
             value = getattr(self, name)
             check_number(f"distill: {name}", value, 1.0)
-            if not value > 0:
-                raise ValueError(f"distill: {name}={value!r} must be above 0, e.g. {name}=1.0.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"distill: {name}={value!r} must be above 0 and finite, e.g. {name}=1.0.")
         if self.loss not in (None, "kl", "mse"):
             raise ValueError(f"distill: loss={self.loss!r} must be 'kl' for class scores, 'mse', or None to find out.")
 

@@ -39,12 +39,14 @@ class InitialLearningRates:
         return next((group for groups in self._initial for group in groups), None)
 
     def apply(self, optimizers: Sequence[Optimizer], scale: float | None) -> None:
-        """Set every learning rate to ``scale`` times its initial one; None leaves them alone."""
+        """Set every learning rate to ``scale`` times its initial one; None leaves them alone.
+
+        A group that came on the way, of a finetuning callback, has the rate of now, and falls with the others.
+        """
         if scale is None:
             return
         for optimizer, known in zip(optimizers, self._initial, strict=True):
-            # Finetuning callbacks add groups on the way.
-            known += [_initial(group) for group in optimizer.param_groups[len(known) :]]
+            known += [float(group["lr"]) / (scale or 1) for group in optimizer.param_groups[len(known) :]]
             for group, initial in zip(optimizer.param_groups, known, strict=True):
                 group["lr"] = initial * scale
 

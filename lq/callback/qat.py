@@ -17,11 +17,11 @@ from lq.analysis.bits import AutoBits, BitChoice
 from lq.analysis.exclusions import Exclusions
 from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
-from lq.callback.averaging import check_averaging, share_quantization_state
+from lq.callback.averaging import check_averaging, check_finetuning, share_quantization_state
 from lq.callback.bits import BitSearch, wanted_bits
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
-from lq.callback.checkpoint_to_load import checkpoint_to_load
+from lq.callback.checkpoint_to_load import check_state, checkpoint_to_load
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
@@ -517,11 +517,14 @@ class QATCallback(Callback):
             rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
             return
+        check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
         self._started, self._float.results = entry.started, dict(entry.fp32)
+        if not splits_weights(trainer):
+            check_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.
-        if entry.started and splits_weights(trainer):
+        elif entry.started:
             set_phase(self._target(pl_module), fake_quant=True, observer=False, freeze_bn=True)
         self._history = [dict(row) for row in entry.history]
         self._ranges.resume(self._history)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
-from lq.checks import as_dataclass, check_integer
+from lq.checks import as_dataclass, check_integer, check_path
 from lq.deployment.settings import ExportSettings
 from lq.export.parity.gate import Gate
 
@@ -55,8 +54,8 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
         check_integer("int8_every_n_epochs", int8_every_n_epochs, 5)
         if int8_every_n_epochs < 1:
             raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
-    if export_dir is not None and not isinstance(export_dir, (str, os.PathLike)):
-        raise TypeError(f"export_dir={_shown(export_dir)} must be a path or a URL, e.g. 'runs/int8'.")
+    if export_dir is not None:
+        check_path("export_dir", export_dir, "runs/int8")
 
 
 def check_searches(auto_exclude: object, auto_bits: object) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
+from lq.backends.float_module import check_weights
 from lq.callback.float_reference import FloatReference
 from lq.callback.processes import on_first_process
 from lq.conversion.convert import convert
@@ -50,7 +52,13 @@ class ValidationRound:
         with torch.inference_mode(False), torch.no_grad():
             is_split = is_sharded(module)  # then all processes have to give their parts
             if "int8" in versions:
-                self.versions["int8"] = convert(prepared_graph(detached_copy(module) if is_split else module, name))
+                prepared = prepared_graph(detached_copy(module) if is_split else module, name)
+                try:
+                    check_weights(prepared)
+                except ValueError as error:  # the best checkpoint, from before, can still be delivered
+                    rank_zero_warn(f"lq: no figures of int8: {error}")
+                else:
+                    self.versions["int8"] = convert(prepared)
             if self.versions and (trainer.is_global_zero or is_split):
                 self._twin = detached_copy(module).float()
         self._comparison = ValidationComparison(

@@ -56,6 +56,8 @@ def analyze_layers_of(
         ValueError: if the checkpoint does not fit, the data have no batch or do not fit the metric, or nobody says
             which figure counts.
     """
+    if batches < 1:
+        raise ValueError(f"--batches {batches} must be at least 1.")
     callback, judged = qat_callback(trainer), by == "metric"
     name = prepared_target(model, datamodule, callback, ckpt_path, weights_only, calibration)
     labels = targets_of if callback.metric is not None else plain_targets_of

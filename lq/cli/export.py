@@ -49,7 +49,8 @@ def export_checkpoint(
         raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")
     callback = qat_callback(trainer)
     manifest: dict[str, Any] = {"weights": str(ckpt_path)}
-    settings = export_settings_of(callback, exporters, export_dir or beside(ckpt_path), manifest)
+    directory = beside(ckpt_path) if export_dir is None else export_dir
+    settings = export_settings_of(callback, exporters, directory, manifest)
     checkpoint = read_qat(ckpt_path, weights_only, model)
     if not checkpoint.is_qat:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from argparse import Namespace
 from collections.abc import Mapping
@@ -47,11 +48,18 @@ def hyperparameters_of(path: str | Path, weights_only: bool = True, key: str = "
     found = vars(found) if isinstance(found, Namespace) else found
     if not isinstance(found, Mapping):
         return {}
-    plain = {str(n): vars(v) if isinstance(v, Namespace) else v for n, v in found.items() if n != _INSTANTIATOR}
+    plain = {str(name): _as_mapping(value) for name, value in found.items() if name != _INSTANTIATOR}
     whole = checkpoint.get("hparams_name" if key == "model" else "datamodule_hparams_name")
     if isinstance(whole, str) and whole != "kwargs":  # save_hyperparameters(config): one argument that holds them all
         return {whole: plain}
     return plain
+
+
+def _as_mapping(value: Any) -> Any:
+    """As a configuration would have it, from which the parser makes the object again that the class asks for."""
+    if isinstance(value, Namespace):
+        return vars(value)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def model_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,6 +23,14 @@ from lq.cli.subcommands import OWN_SUBCOMMANDS
 from lq.cli.trainer import QATTrainer
 from lq.compat.parsers import Instantiator, move_last_group_first, options_of_subcommand
 from lq.console import LineProgress, is_terminal
+
+# What a class may ask for, and a file holds as a mapping.
+register_type(
+    argparse.Namespace,
+    serializer=vars,
+    deserializer=lambda given: argparse.Namespace(**given),
+    fail_already_registered=False,
+)
 
 
 class LQCLI(LightningCLI):

@@ -31,6 +31,9 @@ _UNKNOWN_KEY = re.compile(r"""Key "([^"]+)" is not expected|does not accept opti
 _LACKING = re.compile(r"the following arguments are required: (.+)")
 _EXPECTED = re.compile(r"Expected an? (?:<class ')?(\w[\w.\[\], ]*)")
 _GIVEN = re.compile(r"^ *Given value: (.+)$", re.MULTILINE)
+_SETTINGS = re.compile(r"Subtypes: \[<class 'lq\.[\w.]*\.(\w+)'>")
+_LIST = "collections.abc.Sequence"
+_WORDS = {_LIST: "a list"}
 _ENOUGH = 300  # characters of a message that nothing better is known of
 
 
@@ -67,6 +70,8 @@ def in_one_line(message: str, command: str, options: Iterable[str]) -> str:
     given = _GIVEN.search(message)
     if given and _base_of(key) is not object and re.fullmatch(r"[A-Za-z_][\w.]*", given[1]):
         return f"--{key}: {why_not(given[1], _base_of(key))}"
+    if given and _base_of(key) is not object and "(" not in given[1]:
+        return f"--{key}: {given[1]!r} is no import path of a class, such as my_module.Name"
     if "Unexpected config" in message or "Unable to load config" in message:
         return "--config is no YAML file of settings, such as those that a fit leaves in its log_dir as config.yaml"
     absent = re.search(r"File does not exist: '?([^']+)'?", message)
@@ -106,7 +111,9 @@ def _about_class(path: str, key: str, message: str) -> str:
         return f"{path} needs {lacking[1]}: --{key}.{first} VALUE, or a --ckpt_path whose hyperparameters hold it"
     if not issubclass(kind, base):
         return f"--{key}: {why_not(path, base)}"
-    inner = message.rpartition("Problem with given class_path")[2].partition("- Expected a <class 'NoneType'>")[0]
+    inner = message.rpartition("Problem with given class_path")[2]
+    given = None if "Got value" in inner else _GIVEN.search(inner)
+    inner = inner[: given.end()] if given else inner.partition("- Expected a <class 'NoneType'>")[0]
     named = [name for name in _KEY.findall(inner) if name != key]
     return _about_value(".".join([key, *named[-1:]]), inner if named else message)
 
@@ -122,9 +129,13 @@ def _about_value(key: str, message: str) -> str:
     kinds = [kind.strip().replace("NoneType", "null") for kind in _EXPECTED.findall(message)]
     kinds = [kind for kind in dict.fromkeys(kinds) if not kind.startswith(("path", "dot"))]
     given = re.search(r"Got value: (.+)|val='([^']*)'", message) or _GIVEN.search(message)
-    if key and kinds and given:
+    if key and kinds and given and kinds != ["null"]:
         value = next(filter(None, given.groups()))
-        return f"--{key} {value!r} must be {' or '.join(kinds)}"
+        said = f"--{key} {value!r} must be {' or '.join(_WORDS.get(kind, kind) for kind in kinds)}"
+        return f"{said}: --{key} '[{value}]'" if _LIST in kinds and not value.startswith("{") else said
+    settings = _SETTINGS.search(message)
+    if key and settings and given:
+        return f"--{key} {next(filter(None, given.groups()))!r} must be a mapping of the settings of {settings[1]}"
     text = " ".join(message.split())
     return text if len(text) <= _ENOUGH else f"{text[:_ENOUGH]} ... (--debug shows all of it)"
 

@@ -58,7 +58,7 @@ def quantize_after_training(
     checkpoint = read_checkpoint(ckpt_path, weights_only)
     if checkpoint is not None:
         checkpoint.load_float(model)
-    directory = export_dir or f"{trainer.default_root_dir.rstrip('/')}/ptq-int8"
+    directory = f"{trainer.default_root_dir.rstrip('/')}/ptq-int8" if export_dir is None else export_dir
     settings = export_settings_of(
         callback, exporters, directory, {"weights": "post-training quantization", "target": name}
     )

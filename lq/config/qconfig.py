@@ -437,7 +437,7 @@ def _read(file: str) -> Any:
         )
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of text, numbers and nesting without end
         raise ValueError(f"{file} is no YAML file of plain settings: {' '.join(str(error).split())}") from error
 
 

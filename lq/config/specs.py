@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -202,6 +203,8 @@ class ActivationSpec(Grid):
             raise ValueError(f"activation: fixed_range={ends!r} must be two numbers, e.g. [0.0, 1.0].")
         for end in ends:
             check_number("activation: fixed_range", end, 1.0)
+            if math.isinf(end):
+                raise ValueError(f"activation: fixed_range={list(ends)} must end somewhere, e.g. [0.0, 1.0].")
         if not ends[0] < ends[1]:
             raise ValueError(f"activation: fixed_range={list(ends)} must be the lower end first, e.g. [0.0, 1.0].")
         if not ends[0] <= 0 <= ends[1]:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from lq.backends.float_module import check_weights
 from lq.backends.prepare import plan_of, state_of
 from lq.compat.torch_private import BatchNorm
 from lq.conversion.graph import as_graph
@@ -245,9 +246,10 @@ def graph_with_ranges(prepared: nn.Module) -> fx.GraphModule:
     """The graph of a prepared module.
 
     Raises:
-        ValueError: if it is not prepared, has no ranges, or has no graph.
+        ValueError: if it is not prepared, has no ranges, no graph, or weights that are no numbers.
     """
     without_range(prepared)
+    check_weights(prepared)
     return as_graph(prepared)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from lq.tracing.batch import images_at_once
 from lq.tracing.exported_call import call_to_export, without_unread
 from lq.tracing.images import each_image
 from lq.tracing.inputs import inputs_of
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, tensors_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def export_artifact(
         the loaded models, the rows of the table, and what the gate measured.
 
     Raises:
-        ValueError: if ``prepared`` has no ranges, ``batches`` is empty, or an exporter or option does not exist.
+        ValueError: if ``prepared`` has no ranges, ``batches`` is empty or does not fit, or an exporter or option does
+            not exist.
         ImportError: if an exporter needs a package that is not installed.
         RuntimeError: if a file does not pass the gate or cannot be made; the others are written.
 
@@ -136,6 +138,7 @@ def export_artifact(
     kept: list[Inputs] = []
     for given in batches:
         kept.append(inputs_of(prepared, in_float32(prepared, given)))
+        _check_call(prepared, kept[-1])
         if len(kept) == settings.gate.batches:
             break
     if not kept:
@@ -153,6 +156,18 @@ def export_artifact(
     deployment = gated_export(twin, example, compare, settings, float_model)
     deployment.raise_failures()
     return deployment
+
+
+def _check_call(prepared: nn.Module, call: Inputs) -> None:
+    try:
+        inspect.signature(prepared.forward).bind(*call[0], **call[1])
+    except TypeError as error:
+        raise ValueError(
+            f"a batch does not fit {type(prepared).__name__}.forward: {error}. A tuple holds its positional arguments; "
+            "where a loader gives labels too, give the inputs alone: [x for x, y in loader]."
+        ) from None
+    if not any(x.numel() for x in tensors_of(call)):
+        raise ValueError("a batch has no sample; give batches of at least one.")
 
 
 def _on_validation_data(

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.backends.float_module import check_weights
 from lq.backends.prepare import plan_of, set_phase
 from lq.conversion.bias import round_biases
 from lq.deployment.destination import Destination
@@ -59,9 +60,10 @@ def gated_export(
         the deployment; see :meth:`Deployment.raise_failures`.
 
     Raises:
-        ValueError: if ``prepared`` has no ranges.
+        ValueError: if ``prepared`` has no ranges, or weights that are no numbers.
         OSError: if the artifact cannot be written.
     """
+    check_weights(prepared)
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     trained = copy.deepcopy(prepared.eval().state_dict())
     output, rounding = _output_with_rounded_biases(prepared, example, settings)

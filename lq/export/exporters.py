@@ -297,7 +297,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
 def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
     if isinstance(choice, str):
         return [(choice, {})]
-    if isinstance(choice, Mapping):
+    if isinstance(choice, Mapping) and choice:
         for name, options in choice.items():
             if options is not None and not isinstance(options, Mapping):
                 raise TypeError(

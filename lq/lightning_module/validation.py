@@ -175,13 +175,17 @@ def first_validation_call(
         inputs of the call, on the CPU, and the validation loaders.
 
     Raises:
-        ValueError: if the validation step does not call the target.
+        ValueError: if there is no batch, or the validation step does not call the target.
     """
     twin = detached_copy(module)
     tap = LastCall(target_of(twin, name))
     with quiet_lightning():
         trainer = _quiet_trainer(twin, limit_val_batches=1)
         trainer.validate(twin, datamodule=datamodule, verbose=False)
+    if not any(trainer.num_val_batches):
+        raise ValueError(
+            "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
+        )
     args, kwargs, _ = tap.take()
     return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), trainer.val_dataloaders
 

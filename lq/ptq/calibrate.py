@@ -92,7 +92,7 @@ def _check_seen(state: QATState) -> None:
     if state.names and len(unseen) == len(state.names):
         raise ValueError(
             "calibrate() ran its batches, but no observer saw a tensor: call= has to call the prepared module itself, "
-            "e.g. call=lambda prepared, batch: prepared(batch['image'])."
+            "e.g. call=lambda prepared, batch: prepared(batch['image']), and the batches have to hold samples."
         )
     if unseen:
         warnings.warn(

@@ -51,7 +51,7 @@ def quantize_dynamic(
     if engine is not None and engine not in engines:
         raise ValueError(f"engine={engine!r} is not one of this build of PyTorch: {', '.join(engines)}.")
     unknown = [kind for kind in layers if kind not in DYNAMIC_LAYERS]
-    if unknown or isinstance(layers, str):
+    if unknown or not layers or isinstance(layers, str):
         raise ValueError(f"layers={layers!r} must be a list of some of {list(DYNAMIC_LAYERS)}.")
     if is_prepared(model):
         raise ValueError("The model is prepared for QAT: convert it with lq.convert, or give the float model.")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lq.checks import check_module
+from lq.checks import check_module, check_path
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import Int8Model, at_hand, load
 from lq.export.artifact.manifest import read_manifest
@@ -95,6 +95,7 @@ def bench(
         >>> [row["model"] for row in bench(done.directory, batch_sizes=(1,), min_time=0.01, compile=False).rows]
         ['int8 torch']
     """
+    check_path("directory", directory, "runs/int8")
     sizes_fit = all(isinstance(size, int) and size > 0 for size in batch_sizes)
     if not batch_sizes or not sizes_fit:
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be one or more numbers from 1 up, e.g. [1, 16].")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, ModelPruning
+from torch import nn
 from torch.optim.swa_utils import (
     AveragedModel,
     get_ema_avg_fn,
@@ -107,6 +108,47 @@ def test_pruning_of_the_other_package_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"^ModelPruning cannot be used with QATCallback.*make_pruning_permanent"):
         trainer.fit(Lit(), train_loader())
+
+
+class Backbone(Tiny):
+    """As BackboneFinetuning wants it: frozen first, then in a parameter group of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()), nn.Linear(64, 3)
+        del self.model
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.backbone(x))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+def test_the_rate_of_a_backbone_is_its_share_of_that_of_the_head_and_a_resumed_run_knows_it(
+    fit: Fit, tmp_path: Path
+) -> None:
+    def run(*order: Any, **kwargs: Any) -> list[float]:
+        trainer = fit(Backbone(), *order, max_epochs=3, **kwargs)
+        return [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    def finetuning() -> BackboneFinetuning:
+        return BackboneFinetuning(
+            unfreeze_backbone_at_epoch=1, backbone_initial_ratio_lr=0.1, lambda_func=lambda epoch: 1.0
+        )
+
+    class Save(callbacks.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    head, backbone = run(qat(), finetuning(), Save())
+    assert backbone == pytest.approx(0.1 * head)
+    saved = tmp_path / "1.ckpt"
+    assert run(qat(), finetuning(), ckpt_path=saved) == pytest.approx([head, backbone])
+    with pytest.raises(
+        ValueError, match=r"^BackboneFinetuning restores the learning rates.*\[QATCallback\(\.\.\.\), B"
+    ):
+        run(finetuning(), qat(), ckpt_path=saved)
 
 
 class HandMade(Tiny):

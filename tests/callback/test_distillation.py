@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,11 @@ def test_what_is_no_class_score_is_compared_by_its_squared_error() -> None:
     assert float(distillation_loss(one, other, None)) == 2.5
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"weight": -1.0}, {"loss": "l1"}, {"weight": "much"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": 0}, {"temperature": math.inf}, {"weight": -1.0}, {"loss": "l1"}, {"weight": "much"}],
+    ids=str,
+)
 def test_settings_out_of_range_are_refused(wrong: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="distill: "):
         QATCallback(distill=wrong)

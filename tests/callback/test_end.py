@@ -322,6 +322,32 @@ def test_failing_conversion_keeps_what_was_trained(fit: Fit, tmp_path: Path) -> 
         load(directory)
 
 
+def test_a_training_that_diverged_is_told_as_that_and_the_older_artifact_stays(fit: Fit, tmp_path: Path) -> None:
+    class Diverge(L.Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+            torch.nn.init.constant_(pl_module.model.get_parameter("5.bias"), torch.nan)
+
+    place = str(tmp_path / "int8")
+    fit(Tiny(), QATCallback(export_dir=place), max_epochs=1)
+    before = (tmp_path / "int8" / "lq.json").read_bytes()
+    with pytest.raises(ValueError, match=r"5\.bias of .* holds NaN or infinity.*before the training diverged"):
+        fit(Tiny(), QATCallback(export_dir=place), Diverge(), max_epochs=1)
+    assert (tmp_path / "int8" / "lq.json").read_bytes() == before
+
+
+def test_what_was_best_before_the_training_diverged_is_delivered(fit: Fit, tmp_path: Path) -> None:
+    class Diverge(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                torch.nn.init.constant_(pl_module.model.get_parameter("5.bias"), torch.nan)
+
+    callback = QATCallback(export_dir=str(tmp_path / "int8"), int8_every_n_epochs=1)
+    best = ModelCheckpoint(tmp_path / "kept", monitor="val_loss")
+    with pytest.warns(UserWarning, match=r"lq: no figures of int8: .* of the model holds NaN"):
+        fit(Tiny(), callback, best, Diverge(), max_epochs=2)
+    assert load(tmp_path / "int8")(make_data()[:4][0]).isfinite().all()
+
+
 # ---- a model that really trained ----------------------------------------------------------------------------------
 
 

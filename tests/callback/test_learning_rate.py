@@ -29,3 +29,13 @@ def test_a_share_of_the_peak_of_cycles() -> None:
 def test_a_warm_up_ends_at_the_rate_that_was_given() -> None:
     made = optimizer()
     assert rates(made, LinearLR(made, start_factor=0.1)) == pytest.approx([0.001, 0.002])
+
+
+def test_a_group_that_comes_on_the_way_has_the_rate_of_now_and_falls_with_the_others() -> None:
+    made = optimizer()
+    known = InitialLearningRates([made])
+    known.apply([made], 0.01)
+    made.add_param_group({"params": [torch.zeros(1)], "lr": made.param_groups[0]["lr"] / 10})
+    for scale, wanted in ((0.01, 1e-4), (0.005, 5e-5)):
+        known.apply([made], scale)
+        assert [group["lr"] for group in made.param_groups] == pytest.approx([10 * wanted, 20 * wanted, wanted])

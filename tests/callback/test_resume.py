@@ -223,3 +223,14 @@ def test_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, other, keeper(tmp_path / "unused")).fit(
             Tiny(), train_loader(), val_loader(), ckpt_path=tmp_path / "kept" / "last.ckpt"
         )
+
+
+def test_a_checkpoint_without_ranges_is_refused_however_loosely_it_is_loaded(fit: Fit, tmp_path: Path) -> None:
+    fit(Tiny(), qat(), keeper(tmp_path / "kept"), max_epochs=1)
+    content = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
+    del content["state_dict"]["model.qat_state.max_val"]
+    torch.save(content, tmp_path / "less.ckpt")
+    module = Tiny()
+    module.strict_loading = False
+    with pytest.raises(ValueError, match=r"lacks model\.qat_state\.max_val: the ranges of QAT"):
+        fit(module, qat(), keeper(tmp_path / "unused"), ckpt_path=tmp_path / "less.ckpt")

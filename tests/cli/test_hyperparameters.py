@@ -41,6 +41,8 @@ class Data(L.LightningDataModule):
 """
 
 OTHERS = """
+from argparse import Namespace
+from dataclasses import dataclass
 from script_of_mine import Net as Plain
 
 class Demanding(Plain):
@@ -52,6 +54,27 @@ class OneConfig(Plain):
     def __init__(self, config):
         super().__init__(config["lr"], config.width if hasattr(config, "width") else config["width"])
         self.save_hyperparameters(config)
+
+@dataclass
+class Options:
+    lr: float = 0.1
+    width: int = 8
+
+class OneDataclass(Plain):
+    def __init__(self, options: Options):
+        super().__init__(options.lr, options.width)
+        self.save_hyperparameters()
+
+class MaybeNamespace(Plain):
+    def __init__(self, args: Namespace = None, **given):
+        args = args or Namespace(**given)
+        super().__init__(args.lr, args.width)
+        self.save_hyperparameters(args)
+
+class DemandedNamespace(Plain):
+    def __init__(self, args: Namespace):
+        super().__init__(args.lr, args.width)
+        self.save_hyperparameters(args)
 
 class OneNamespace(Plain):
     def __init__(self, args):
@@ -139,6 +162,8 @@ def test_what_is_typed_comes_first(run_lq: Any, trained: Make, capsys: Any) -> N
         ("Demanding", {"width": 6}),
         ("OneConfig", {"config": {"lr": 0.1, "width": 6}}),
         ("OneNamespace", {"args": Namespace(lr=0.1, width=6)}),
+        ("MaybeNamespace", {"args": Namespace(lr=0.1, width=6)}),
+        ("DemandedNamespace", {"args": Namespace(lr=0.1, width=6)}),
     ],
 )
 def test_the_ways_to_save_them(run_lq: Any, trained: Make, capsys: Any, name: str, given: dict[str, Any]) -> None:
@@ -147,6 +172,18 @@ def test_the_ways_to_save_them(run_lq: Any, trained: Make, capsys: Any, name: st
     run_lq(
         "test", "--model", f"others_of_mine.{name}", "--data", "script_of_mine.Data", "--ckpt_path", checkpoint,
         "--trainer.logger", "false", "--trainer.accelerator", "cpu",
+    )  # fmt: skip
+    assert "val_loss" in capsys.readouterr().out
+
+
+def test_a_dataclass_is_made_again(run_lq: Any, trained: Make, capsys: Any) -> None:
+    trained()
+    from others_of_mine import Options
+
+    checkpoint = trained(of="OneDataclass", options=Options(width=6))
+    run_lq(
+        "test", "--model", "others_of_mine.OneDataclass", "--data", "script_of_mine.Data", "--ckpt_path", checkpoint,
+        "--trainer.logger", "false", "--trainer.accelerator", "cpu", "--weights_only", "false",
     )  # fmt: skip
     assert "val_loss" in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 NET = ["--model", "to_err.Net"]
+QAT = ["fit", *NET, "--model.width", "3", "--trainer.callbacks", "lq.QATCallback"]
 SOURCE = """
 import lightning as L
 
@@ -67,6 +68,16 @@ def told(run_lq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
          "--trainer.callbacks: module lq has no 'QATCalback'; did you mean 'lq.QATCallback'?"),
         (["fit", "--optimizer", "Adm"],
          "--optimizer: 'Adm' is no import path of a class, such as my_module.Net; did you mean 'Adam'?"),
+        (["fit", "--model", "to_err:Net"],
+         "--model: 'to_err:Net' is no import path of a class, such as my_module.Name"),
+        (["ptq", *NET, "--model.width", "3", "--exporters", "onnx,torch"],
+         "--exporters 'onnx,torch' must be a list or null: --exporters '[onnx,torch]'"),
+        ([*QAT, "--trainer.callbacks.exporters", "onnx"],
+         "--trainer.callbacks.exporters 'onnx' must be a list: --trainer.callbacks.exporters '[onnx]'"),
+        ([*QAT, "--trainer.callbacks.gate", "0.9"],
+         "--trainer.callbacks.gate '0.9' must be a mapping of the settings of Gate"),
+        ([*QAT, "--trainer.callbacks.int8_every_n_epochs", "x"],
+         "--trainer.callbacks.int8_every_n_epochs 'x' must be int or null"),
         (["fit", "--trainer.max_epochs", "x"], "--trainer.max_epochs 'x' must be int or null"),
     ],
 )  # fmt: skip

@@ -10,7 +10,14 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lq.deployment.evaluation import ValidationData, compare_on_validation_data
-from lq.lightning_module.validation import call_sample, labels_of, quiet_lightning, samples_of, validation_samples
+from lq.lightning_module.validation import (
+    call_sample,
+    first_validation_call,
+    labels_of,
+    quiet_lightning,
+    samples_of,
+    validation_samples,
+)
 from lq.metrics import targets_of
 from tests.tiny import Tiny, make_data, val_loader
 
@@ -74,6 +81,15 @@ def test_samples_are_what_reached_the_target_and_can_be_trained_with() -> None:
     call_sample(module.model, samples[0]).sum().backward()
     assert module.model[0].weight.grad is not None
     assert not module.model._forward_hooks
+
+
+def test_validation_data_without_a_batch_are_told_as_that() -> None:
+    class Empty(Tiny):
+        def val_dataloader(self) -> Any:
+            return DataLoader([])  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="the validation data have no batch"):
+        first_validation_call(Empty(), "model")
 
 
 def test_a_module_without_validation_data_gives_no_samples() -> None:

@@ -27,6 +27,7 @@ def check_creatable(directory: AnyPath) -> None:
 
     Raises:
         NotADirectoryError: if the path, or a part of it, is a file.
+        PermissionError: if the working directory is that directory, or lies in it.
         OSError: if the disk refuses to hold a new directory of this name there, or a file in it, or to replace a mount
             point; a PermissionError where that is the reason.
     """
@@ -37,6 +38,11 @@ def check_creatable(directory: AnyPath) -> None:
         raise _refused(target, target.parent, error) from error
     if not existing.is_dir():
         raise NotADirectoryError(f"cannot write {target}: {existing} is not a directory. Choose another path.")
+    if target in (here := _working_directory(), *here.parents):
+        raise PermissionError(
+            f"cannot replace {target}, which the working directory is or lies in: whatever is started there would end "
+            "up in a deleted one. Choose a directory below it, e.g. int8."
+        )
     if target.is_mount():
         raise PermissionError(f"cannot replace {target}, a mount point. Choose a directory below it, e.g. int8.")
     # The exchange renames in the parent of the target.
@@ -45,6 +51,13 @@ def check_creatable(directory: AnyPath) -> None:
         _try(target)
     except OSError as error:
         raise _refused(target, holder, error) from error
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # it was deleted
+        return Path("/")
 
 
 def _try(target: Path) -> None:

@@ -8,6 +8,7 @@ backup name, where :func:`complete_directory` finds it and the next write restor
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import uuid
@@ -114,7 +115,7 @@ def complete_directory(directory: AnyPath) -> Path:
     path = Path(directory)
     if path.exists():
         return path
-    backup = _backup(absolute(directory))
+    backup = backup_of(absolute(directory))
     return backup if backup.exists() else path
 
 
@@ -157,7 +158,13 @@ def _scratch_prefix(target: Path) -> str:
     return f".{beside(target, '.tmp-' + room * '-').name[:-room]}"
 
 
-def _backup(target: Path) -> Path:
+def backup_of(target: Path) -> Path:
+    """Where what stood at ``target`` is for the moment of the exchange.
+
+    Example:
+        >>> backup_of(Path("/runs/int8"))
+        PosixPath('/runs/.int8.old')
+    """
     return target.with_name(f".{beside(target, '.old-').name[:-1]}")
 
 
@@ -193,8 +200,8 @@ def _lock(directory: Path, wait: bool) -> int | None:
 
 
 def _sweep(target: Path) -> None:
-    prefix = _scratch_prefix(target)
-    for path in [path for path in target.parent.iterdir() if path.name.startswith(prefix) and path.is_dir()]:
+    ours = re.compile(re.escape(_scratch_prefix(target)) + "[0-9a-f]{32}")
+    for path in [path for path in target.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir()]:
         try:
             lock = _lock(path, wait=False)
         except OSError:  # its process lives, or it is somebody else's
@@ -206,7 +213,7 @@ def _sweep(target: Path) -> None:
 
 
 def _recover(target: Path, own: Own | None) -> None:
-    backup = _backup(target)
+    backup = backup_of(target)
     if backup.exists() and target.exists():
         _remove(backup, target, own)
     elif backup.exists():
@@ -214,7 +221,7 @@ def _recover(target: Path, own: Own | None) -> None:
 
 
 def _exchange(place: Path, target: Path, own: Own | None) -> None:
-    backup = _backup(target)
+    backup = backup_of(target)
     replaces = target.exists()
     if replaces:
         target.rename(backup)

@@ -11,7 +11,7 @@ import torch
 
 from lq.checks import check_integer, check_path, shown
 from lq.export.artifact.creatable import check_creatable
-from lq.export.artifact.directory import AnyPath, complete_directory
+from lq.export.artifact.directory import AnyPath, absolute, backup_of, complete_directory
 from lq.export.artifact.manifest import MANIFEST_NAME, checked_file, is_artifact, read_manifest
 from lq.export.artifact.program_check import only_plain_pickles
 from lq.export.artifact.remote import download, is_remote, local_path
@@ -34,7 +34,8 @@ def check_writable(directory: AnyPath) -> None:
     Raises:
         NotADirectoryError: if the path, or a part of it, is a file.
         PermissionError: if the directory cannot be created or replaced.
-        FileExistsError: if it holds files that are not an lq artifact.
+        FileExistsError: if it, or the place where it lies while it is replaced, holds files that are not an lq
+            artifact.
 
     Example:
         >>> import tempfile
@@ -46,6 +47,12 @@ def check_writable(directory: AnyPath) -> None:
         raise FileExistsError(
             f"{path} holds files that are not an lq artifact. "
             f"Choose a new path, e.g. {path / 'int8'}, or empty this one."
+        )
+    backup = backup_of(absolute(directory))
+    if backup.exists() and not is_artifact(backup):
+        raise FileExistsError(
+            f"cannot write {path}: {backup}, the name of what it replaces for a moment, is taken by something that is "
+            "not an lq artifact. Rename that, or choose another path."
         )
 
 

@@ -90,7 +90,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} does not exist. Give the directory that a training exported, e.g. lightning_logs/version_0/int8."
         )
     if not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; give the artifact's directory, e.g. {path.parent}.")
+        raise NotADirectoryError(f"{path} is a file; give the artifact's directory, e.g. {path.absolute().parent}.")
     content = _read(path)
     check_manifest(content, path)
     return content

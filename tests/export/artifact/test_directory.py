@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -230,13 +231,28 @@ def test_dying_between_the_renames_loses_nothing_of_the_users(tmp_path):
 
 def test_scratch_of_the_living_stays_and_that_of_the_dead_goes(tmp_path):
     target = tmp_path / "result"
-    (tmp_path / ".result.tmp-dead").mkdir()
+    (tmp_path / f".result.tmp-{uuid.uuid4().hex}").mkdir()
     with scratch_directory(target) as first:
         with scratch_directory(target) as second:
             assert first.is_dir()
             assert second.is_dir()
         assert sorted(tmp_path.iterdir()) == [first]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_another_name_is_no_scratch(tmp_path):
+    (tmp_path / ".result.tmp-mine").mkdir()
+    write(tmp_path / "result", "x")
+    assert (tmp_path / ".result.tmp-mine").is_dir()
+
+
+@pytest.mark.parametrize("below", ["", "deep"])
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch, below):
+    write(tmp_path / "result", "x")
+    monkeypatch.chdir(tmp_path / "result" / below)
+    with pytest.raises(PermissionError, match=r"which the working directory is or lies in.*below it, e.g. int8"):
+        check_creatable(tmp_path / "result")
+    check_creatable("int8")
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "n" * 225, "ö" * 127, "a b.c"])

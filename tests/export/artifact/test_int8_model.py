@@ -249,6 +249,13 @@ def test_a_directory_with_other_files_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_check_writable_names_what_is_in_the_way_of_the_exchange(tmp_path):
+    (tmp_path / ".int8.old").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"\.int8\.old, the name of what it replaces for a moment, is taken"):
+        check_writable(tmp_path / "int8")
+    assert (tmp_path / ".int8.old").read_text() == "mine"
+
+
 def test_check_writable_names_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError, match=r"file is not a directory\. Choose another path"):
