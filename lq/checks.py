@@ -157,15 +157,9 @@ def check_path(name: str, value: Any, example: str) -> None:
         ...
         TypeError: directory=None (NoneType) must be a path or a URL, e.g. 'runs/int8'.
     """
-<<<<<<< HEAD
-    if not isinstance(value, (str, os.PathLike)):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         given = "" if isinstance(value, nn.Module) else f"={shown(value)}"
         raise TypeError(f"{name}{given} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
-=======
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        shown = "" if isinstance(value, nn.Module) else f"={value!r}"
-        raise TypeError(f"{name}{shown} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
->>>>>>> trust
 
 
 def _article(value: Any) -> str:
