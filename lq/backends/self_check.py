@@ -47,9 +47,11 @@ def _becomes_dict(output: Any) -> bool:
 
 
 def _tensors(output: Any, path: str = "") -> dict[str, Any]:
-    """All tensors of an output, by the keys and indices that lead to them."""
+    """All tensors and numbers of an output, by the keys and indices that lead to them."""
     if isinstance(output, Tensor):
         return {path: output}
+    if isinstance(output, (int, float)):  # one that depends on the batch size is a tensor in a graph
+        return {path: torch.as_tensor(output)}
     items: Iterable[tuple[Any, Any]] = ()
     if is_record(output):
         items = [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]

@@ -143,6 +143,7 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
     "empty.memory_format": calls.created(torch.empty, "size"),
     "zeros.default": calls.created(torch.zeros, "size"),
     "ones.default": calls.created(torch.ones, "size"),
+    "scalar_tensor.default": calls.number,
     "full.default": calls.created(torch.full, "size", "fill_value"),
     "arange.default": calls.created(torch.arange, "end"),
     "arange.start": calls.created(torch.arange, "start", "end"),

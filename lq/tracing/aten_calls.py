@@ -183,3 +183,18 @@ def convolve_by_sample(
     )
     out = out.reshape(x.shape[0], -1, height, width)
     return out if bias is None else out + bias[:, None, None]
+
+
+def number(a: Named) -> Call:
+    """A tensor of a number."""
+    return Call(as_number, (a["s"],), {"dtype": a["dtype"]})
+
+
+def as_number(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """``torch.scalar_tensor`` of a number, which under ``torch.jit.trace`` is a tensor already if it is a size.
+
+    Example:
+        >>> as_number(3, torch.int64), as_number(torch.tensor(3), torch.int64)
+        (tensor(3), tensor(3))
+    """
+    return value.to(dtype) if isinstance(value, Tensor) else torch.scalar_tensor(value, dtype=dtype)

@@ -82,7 +82,12 @@ class _Flat(nn.Module):
         args, kwargs = restore(self.arguments, tensors)
         flattener = Flattener()
         self.returned.structure = flattener.take(self.target(*args, **kwargs))
-        return tuple(flattener.tensors)
+        return tuple(_as_tensor(value) for value in flattener.tensors)
+
+
+def _as_tensor(value: Tensor | torch.SymInt) -> Tensor:
+    """A number that depends on the batch size as a tensor: others are constants of a file."""
+    return value if isinstance(value, Tensor) else torch.scalar_tensor(value, dtype=torch.int64)
 
 
 def export(
