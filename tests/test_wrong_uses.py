@@ -190,6 +190,10 @@ CASES: dict[str, tuple[Use, str]] = {
         lambda p: lq.export_artifact(prepared(), [(X, torch.arange(16))], p / "a"),
         r"does not fit Sequential.forward: too many .*\[x for x, y in loader\]",
     ),
+    "export another width": (
+        lambda p: lq.export_artifact(prepared(), [torch.rand(16, 7)], p / "a"),
+        r"cannot be called with inputs of the shapes \(16, 7\): RuntimeError: .* Give such as it was prepared",
+    ),
     "export no sample": (lambda p: lq.export_artifact(prepared(), [X[:0]], p / "a"), "a batch has no sample"),
     "calibrate no sample": (lambda _: lq.calibrate(prepared_only(), [X[:0]]), "batches have to hold samples"),
     "export a tensor": (lambda p: lq.export_artifact(prepared(), X, p / "a"), "batches is a Tensor; give several"),

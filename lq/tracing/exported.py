@@ -175,7 +175,20 @@ def _program(flat: _Flat, tensors: list[Tensor], inner: str) -> ExportedProgram:
         except Exception as error:
             logging.getLogger(__name__).debug("torch.export failed", exc_info=True)
             failure = error
+    _check_call(flat, tensors)
     raise ValueError(_reason(flat.target, failure, inner)) from failure
+
+
+def _check_call(flat: _Flat, tensors: list[Tensor]) -> None:
+    """Refuse inputs that the module itself cannot take."""
+    try:
+        flat([t.clone() for t in tensors])
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise ValueError(
+            f"{type(flat.target).__name__} cannot be called with inputs of the shapes {shapes}: {_said(error)}. Give "
+            "such as it was prepared or trained with."
+        ) from error
 
 
 def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, arguments: Any, output: Any) -> Exported:
@@ -214,8 +227,6 @@ _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDep
 
 
 def _reason(target: nn.Module, error: Exception, inner: str) -> str:
-    text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
-    said = f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
     remedy = f"Train and export the inner module that does most of the work: QATCallback(target={inner!r})."
     if _VALUES.search(f"{type(error).__name__} {error}"):
         name = f"target={inner!r}" if inner else "target=..."
@@ -225,7 +236,13 @@ def _reason(target: nn.Module, error: Exception, inner: str) -> str:
         )
     elif not inner:
         remedy = ""
-    return f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({said}). {remedy}".rstrip()
+    problem = f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({_said(error)})"
+    return f"{problem}. {remedy}".rstrip()
+
+
+def _said(error: Exception) -> str:
+    text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
+    return f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
 
 
 def _where(error: BaseException) -> str:
