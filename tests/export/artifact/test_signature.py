@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lq.export.artifact.signature import FlatModel, Signature, TensorSpec
-from lq.tracing.samples import batch_size, one_sample
 
 
 class Net(nn.Module):
@@ -139,14 +138,3 @@ def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
     model = FlatModel(run, signature(X, mask=X), at_once=3)
     assert torch.equal(model(X, mask=X + 1), 2 * X + 1)
     assert sizes == [3, 1]
-
-
-def test_batch_size_and_one_sample() -> None:
-    nested = ((X,), {"pair": [X + 1, 3]})
-    assert batch_size(nested) == 4
-    args, kwargs = one_sample(nested)
-    assert args[0].shape == kwargs["pair"][0].shape == (1, 2)
-    assert kwargs["pair"][1] == 3
-    different = ((X, X[:2]), {})
-    assert batch_size(different) is None
-    assert one_sample(different) is different
