@@ -26,7 +26,7 @@ def vision_transformer() -> nn.Module:
 
 
 def shuffle_net() -> nn.Module:
-    net: nn.Module = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
+    net: nn.Module = torchvision.models.ShuffleNetV2([2, 2, 2], [16, 24, 32, 48, 64], num_classes=10)
     return net
 
 
