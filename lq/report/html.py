@@ -70,7 +70,7 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     names = [f"s{index}" for index in range(len(sections))]
     links = " ".join(f'<a href="#{n}">{_text(s.title)}</a>' for n, s in zip(names, sections, strict=True))
     body = "\n".join(_section(name, section) for name, section in zip(names, sections, strict=True))
-    page = _PAGE.format(title=_text(title), style=_STYLE, links=links, body=body)
+    page = _PAGE.format(title=_text(title), style=_STYLE, links=links, body=body, script=_SCRIPT)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
@@ -79,7 +79,8 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
 
 def _section(name: str, section: Section) -> str:
     parts = [f"<p>{_text(part)}</p>" for part in section.text.split("\n\n") if part.strip()]
-    parts += [_picture(picture, words) for picture, words in section.figures]
+    pictures = [_picture(picture, words) for picture, words in section.figures]
+    parts += ['<div class="figures">', *pictures, "</div>"] if len(pictures) > 1 else pictures
     details = []
     if section.rows:
         details.append(_table(section.rows))
@@ -156,8 +157,14 @@ a { color: #005a8e; }
 p { max-width: 46rem; margin: 0.6rem 0; }
 figure { margin: 1rem 0; break-inside: avoid; }
 img { width: 100%; max-width: 40rem; height: auto; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 1.5rem; }
 figcaption { font-size: 0.88rem; color: #4a4a4a; max-width: 46rem; }
 .wide { overflow-x: auto; }
+.sorts { cursor: pointer; }
+.sorts::after { content: " \\2195"; color: #767676; }
+[aria-sort=ascending]::after { content: " \\2191"; color: #1b1b1b; }
+[aria-sort=descending]::after { content: " \\2193"; color: #1b1b1b; }
+.search { font: inherit; font-size: 0.9rem; padding: 0.25rem 0.5rem; width: min(100%, 20rem); }
 table { border-collapse: collapse; font-size: 0.9rem; margin: 0.6rem 0; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #dcdcdc; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #767676; vertical-align: bottom; }
@@ -168,10 +175,42 @@ summary { cursor: pointer; color: #005a8e; }
 @media (max-width: 30rem) { body { padding: 0.7rem; } table { font-size: 0.8rem; }
   th, td { padding: 0.25rem 0.4rem; } tbody th { white-space: normal; } }
 @media print { body { max-width: none; font-size: 10.5pt; padding: 0; }
-  img { width: auto; max-height: 22cm; } nav, summary { display: none; }
+  img { width: auto; max-height: 22cm; } nav, summary, .search { display: none; } .sorts::after { content: ""; }
   details::details-content { content-visibility: visible; display: block; }
   pre { white-space: pre-wrap; font-size: 7.5pt; } .wide { overflow: visible; } h2 { break-after: avoid; }
   tr { break-inside: avoid; } table { font-size: 8pt; } th, td { padding: 0.1rem 0.5rem; } }
+"""
+
+# Long tables can be searched, and sorted by a click on a heading; without scripts they are plain tables.
+_SCRIPT = """
+const figure = cell => { const n = parseFloat(cell.textContent); return isNaN(n) ? -Infinity : n; };
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], rows = [...body.rows], headings = [...table.tHead.rows[0].cells];
+  if (rows.length < 12) continue;
+  const search = document.createElement("input");
+  Object.assign(search, { type: "search", className: "search", placeholder: "search " + rows.length + " rows" });
+  search.setAttribute("aria-label", search.placeholder);
+  search.oninput = () => {
+    const wanted = search.value.toLowerCase();
+    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+  };
+  table.parentElement.before(search);
+  headings.forEach((heading, column) => {
+    heading.classList.add("sorts");
+    heading.tabIndex = 0;
+    const sort = () => {
+      const number = heading.classList.contains("n"), before = heading.getAttribute("aria-sort");
+      const up = before ? before === "descending" : !number;  // the largest numbers first
+      headings.forEach(other => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const order = (a, b) => number ? figure(a.cells[column]) - figure(b.cells[column])
+        : a.cells[column].textContent.localeCompare(b.cells[column].textContent, undefined, { numeric: true });
+      body.append(...[...rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+    };
+    heading.onclick = sort;
+    heading.onkeydown = event => { if (event.key === "Enter") sort(); };
+  });
+}
 """
 
 _PAGE = """<!DOCTYPE html>
@@ -186,6 +225,7 @@ _PAGE = """<!DOCTYPE html>
 <h1>{title}</h1>
 <nav>{links}</nav>
 {body}
+<script>{script}</script>
 </body>
 </html>
 """

@@ -1,4 +1,6 @@
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -45,7 +47,7 @@ def test_it_is_well_formed_and_all_text_is_text(page):
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
-    assert not [tag for tag, _ in checker.seen if tag in ("script", "link", "b", "i")]
+    assert [tag for tag, _ in checker.seen if tag in ("script", "link", "b", "i")] == ["script"]  # the page's own
     for text in ("<title>A &lt;title&gt;</title>", "Second &lt;i&gt;.", "FP32 &lt;b&gt;", "<pre>a &lt; b</pre>"):
         assert text in page
 
@@ -100,3 +102,35 @@ def test_it_is_made_for_phones_and_paper(page):
 def test_an_empty_page_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no sections"):
         write_report(tmp_path / "report.html", "x", [])
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+ACT = """<script>
+const heading = n => document.querySelectorAll("thead th")[n];
+const shown = () => [...document.querySelectorAll("tbody tr")].filter(row => !row.hidden);
+const column = () => shown().map(row => row.cells[1].textContent);
+const said = [column()];
+heading(1).click(); said.push(column());
+heading(1).click(); said.push(column());
+const search = document.querySelector("input");
+search.value = "LAYER 1"; search.oninput(); said.push(column());
+document.body.innerHTML = "<pre>" + said.map(part => part.join(" ")).join("|") + "</pre>";
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_long_tables_are_sorted_and_searched(tmp_path):
+    values = [5, 30, 4, 2.5, 11, 0, 1, 9, 8, 7, 6, 3]
+    rows = [{"layer": f"layer {index}", "share": value} for index, value in enumerate(values)]
+    path = write_report(tmp_path / "report.html", "Title", [Section("Layers", rows=rows)])
+    path.write_text(path.read_text().replace("</body>", f"{ACT}</body>"))
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1]
+    before, down, up, searched = (list(map(float, part.split())) for part in found.split("|"))
+    assert before == values
+    assert down == sorted(values, reverse=True)
+    assert up == sorted(values)
+    assert sorted(searched) == sorted([values[1], values[10], values[11]])

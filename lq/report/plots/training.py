@@ -33,7 +33,7 @@ def plot_metric(history: Sequence[Row], metric: str = "accuracy", spans: Sequenc
     Args:
         history: rows of a training's log with "epoch" and any of ``qat/<version>/<metric>`` and "qat/phase", as
             :func:`lq.report.history.read_history` gives them.
-        metric: name of the metric.
+        metric: name of the metric. One that the module itself logs is that of the fake-quantized model.
         spans: ``(epoch, phase)``, where each phase begins; by default at the first epoch logged with it.
 
     Returns:
@@ -51,6 +51,8 @@ def plot_metric(history: Sequence[Row], metric: str = "accuracy", spans: Sequenc
     drawn = False
     for version, label, colour, marker, line in _VERSIONS:
         points = _points(history, f"qat/{version}/{metric}")
+        if version == "fake" and not points:
+            points = _own_points(history, metric)
         if version == "fp32" and points:  # measured once, before QAT
             value = points[0][1]
             axis.axhline(value, color=colour, linestyle=line, linewidth=1.4, label=f"{label}, {value:.4f}")
@@ -144,6 +146,12 @@ def _points(history: Sequence[Row], column: str, x: str = "epoch") -> list[tuple
         for row in history
         if row.get(x) is not None and row.get(column) is not None
     ]
+
+
+def _own_points(history: Sequence[Row], metric: str) -> list[tuple[float, float]]:
+    """What the module itself logs: since QAT has started, that is of the fake-quantized model."""
+    started = [float(row["epoch"]) for row in history if row.get("epoch") is not None and row.get("qat/phase")]
+    return [(x, y) for x, y in _points(history, metric) if started and x > min(started)]
 
 
 def _relative(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
