@@ -16,7 +16,7 @@ from lq.conversion.bias import round_biases
 from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import as_destination, hand_over, workplace
-from lq.deployment.in_float import float_notes, unused_notes
+from lq.deployment.in_float import batch_notes, float_notes, unused_notes
 from lq.deployment.outputs import one_line, output_of
 from lq.deployment.provenance import provenance
 from lq.deployment.results import Calls, Compare, Compared, Deployment
@@ -33,6 +33,7 @@ from lq.timing.rows import FAKE, comparison_rows
 from lq.timing.stopwatch import fresh_latencies
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import each_image
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 BIAS_ROUNDING = "bias_rounding"  # in lq.json: what rounding the biases has changed, or null
@@ -79,7 +80,7 @@ def gated_export(
         infos = _export(deployment, prepared, settings.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
         batch = fixed_batch(prepared)
-        deployment.notes += [] if batch is None else [batch.note]
+        deployment.notes += batch_notes(batch_size(example), infos) if batch is None else [batch.note]
         deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
         deployment.models = {kind: load(place, kind) for kind in infos}
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.

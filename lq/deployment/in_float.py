@@ -1,4 +1,4 @@
-"""What to say beside the table of what an artifact holds: layers in float against the plan, weights left out."""
+"""What to say beside the table of what an artifact holds: layers in float, weights left out, fixed batches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ from lq.tracing.plan import Plan
 
 _SHOWN = 5
 _WORTH_TELLING = 0.05  # of all weights
+
+
+def batch_notes(size: int | None, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which files take batches of one size alone, although the model takes any.
+
+    Args:
+        size: of the batch that they were exported with; ``None`` if its tensors have no batch in common.
+        infos: exporter -> what it has returned. Of one with a ``largest_batch``, larger batches are run in parts.
+
+    Returns:
+        a line for each of them.
+
+    Example:
+        >>> batch_notes(8, {"onnx": {"dynamic_batch": False}, "pt2": {"dynamic_batch": True}})
+        ['onnx: the file takes batches of exactly 8, as torch.export could not leave the size of the batch open']
+    """
+    fixed = [kind for kind, info in infos.items() if info.get("dynamic_batch") is False and "largest_batch" not in info]
+    reason = "as torch.export could not leave the size of the batch open"
+    return [f"{kind}: the file takes batches of exactly {size}, {reason}" for kind in fixed if size is not None]
 
 
 def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -8,12 +8,14 @@ import torch
 from torch import fx
 
 from lq.backends.prepare import plan_of, state_of
-from lq.deployment.in_float import float_notes
+from lq.deployment.in_float import batch_notes, float_notes
 from lq.deployment.outputs import one_line, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
 from lq.export.exporters import EXPORTERS, Choice, chosen
+from lq.tracing.batch import fixed_batch
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 
@@ -26,7 +28,7 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
         exporters: as for :class:`ExportSettings`.
 
     Returns:
-        what the files will hold in float although it is planned in int8, a line for each exporter.
+        what the files will hold in float although it is planned in int8, and which take one batch size alone.
 
     Raises:
         ValueError: if an exporter cannot export the model.
@@ -51,7 +53,8 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
                 f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
                 f"show at the end of the training: {one_line(error)}.{_remedy(choice.name, error)}"
             ) from error
-    return float_notes(plan_of(prepared), infos)
+    notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
+    return [*notes, *float_notes(plan_of(prepared), infos)]
 
 
 def _remedy(name: str, error: Exception) -> str:

@@ -10,6 +10,7 @@ whose bias is added in float, and most of a ``tensorrt`` file in float, as its R
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,9 +127,21 @@ def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> N
 
 def _model_of(program: ExportedProgram, opset: int) -> Any:
     with quiet_export(), any_number_of_results():
-        made = torch.onnx.export(rewrite(program), dynamo=True, opset_version=opset, external_data=False, verbose=False)
+        program = rewrite(program)
+        try:
+            made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
+        except torch.onnx.OnnxExporterError as error:
+            raise ValueError(f"torch.onnx {_innermost(error)}") from error
     assert made is not None
     return made.model_proto
+
+
+def _innermost(error: BaseException) -> str:
+    """What an error of torch.onnx comes down to: the outer ones say how to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    operation = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+    return f"has no translation of {operation[1]}" if operation else f"failed: {str(error).partition(chr(10))[0]}"
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import lq
 from lq.core.layer import QATLayer
 from lq.export.exporters import chosen
 from lq.export.formats.onnx import FILE, TENSORRT_FILE, check_symmetric
@@ -230,3 +231,20 @@ def test_a_layer_that_is_called_twice_gives_two_nodes_two_names(tmp_path: Path) 
     with torch.no_grad():
         for got, expected in zip(model(images(2)), prepared(images(2)), strict=True):
             assert sqnr(expected, got) > 40
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.codes = nn.Linear(4, 4), nn.Parameter(torch.randn(30, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(self.inner(x), self.codes, p=1.0)
+
+
+def test_what_onnx_lacks_is_told_in_a_line(tmp_path: Path) -> None:
+    x = torch.randn(8, 4)
+    prepared = lq.prepare(Distances(), example_args=(x,))
+    lq.calibrate(prepared, [x])
+    with pytest.raises(RuntimeError, match=r"'onnx' \(torch\.onnx has no translation of aten\._cdist_forward\)\."):
+        lq.export_artifact(prepared, [x], tmp_path / "int8", ["onnx"])
