@@ -14,7 +14,9 @@ from lq.config.presets import PRESETS
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.conversion.convert import convert
-from lq.conversion.int8 import Int8Layer, quantized_engine
+from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine
+from lq.core.modules import QAT_LAYERS
+from lq.core.state import QATState
 from lq.ptq import calibrate
 
 SUPPORTED = [p for p in PRESETS if PRESETS[p].engine in torch.backends.quantized.supported_engines]
@@ -147,3 +149,25 @@ def test_it_says_what_it_is():
     net, x = LAYERS["linear"]()[0], torch.randn(64, 256)
     int8 = convert(calibrated(net, x, "portable"))
     assert "Linear, scale=" in repr(int8)
+
+
+@pytest.mark.parametrize(
+    ("engine", "without"),
+    [
+        ("qnnpack", {nn.Conv3d, nn.ConvTranspose3d}),
+        ("fbgemm", set()),
+        ("x86", {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}),
+        ("onednn", {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}),
+    ],
+)
+def test_which_layers_have_a_kernel(engine: str, without: set[type[nn.Module]]) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"this build of PyTorch has no {engine}")
+    layers: list[nn.Module] = [nn.Linear(4, 4)]
+    layers += [getattr(nn, f"Conv{kind}{n}d")(4, 4, 1) for kind in ("", "Transpose") for n in (1, 2, 3)]
+    state = QATState([], [], [])
+    with quantized_engine(engine):
+        lacking = {
+            type(x) for x in layers if not has_kernel(QAT_LAYERS[type(x)].from_float(x, WeightSpec(-127, 127), state))
+        }
+    assert lacking == without
