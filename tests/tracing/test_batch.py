@@ -70,3 +70,21 @@ def test_a_size_that_stays_open_or_changes_nothing_is_none(body: Body, size: int
     graph = captured(body, size)
     assert fixed_batch(graph) is None
     assert len(graph(torch.randn(size + 2, 3))) == size + 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "independent"),
+    [
+        (lambda y: y * torch.ones(len(y), 1), True),
+        (lambda y: y / len(y), False),
+        (lambda y: {"y": y * torch.ones(len(y), 1), "count": len(y)}, False),
+        (lambda y: {"y": y * torch.ones(len(y), 1), "count": y.shape[0]}, False),
+        (lambda y: {"y": y * torch.ones(len(y), 1), "classes": 3}, True),
+    ],
+)
+def test_samples_are_independent_if_nothing_that_is_returned_depends_on_how_many(
+    returned: Body, independent: bool
+) -> None:
+    batch = fixed_batch(captured(returned, 4))
+    assert batch is not None
+    assert batch.independent == independent
