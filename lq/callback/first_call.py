@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from lq.backends.in_place import plan_at_once
 from lq.backends.self_check import self_check
 from lq.compat.torch_private import without_dispatch_modes
+from lq.conversion.on_cpu import on_cpu_in_float32
 from lq.core.sharding import is_sharded
 from lq.deployment.rehearsal import rehearse
 from lq.deployment.settings import ExportSettings
@@ -57,11 +57,31 @@ def check_first_call(
     plan_at_once(target_of(module, name), example)
     if is_sharded(module):
         module = detached_copy(module)
-    prepared = copy.deepcopy(prepared_graph(module, name, example)).cpu().float()
-    float_model.load_state_dict(float_state(target_of(module, name)))
-    self_check(float_model, prepared, *example)
+    prepared = on_cpu_in_float32(prepared_graph(module, name, example))
+    weights = float_state(target_of(module, name))
+    float_model.load_state_dict(weights)
+    try:
+        self_check(float_model, prepared, *example)
+    except (RuntimeError, ValueError) as error:
+        reason = _about_types(weights)
+        if reason is None:
+            raise
+        raise ValueError(f"{type(float_model).__name__} {reason}") from error
     batch = fixed_batch(prepared)
     if batch is not None:
         (rank_zero_info if batch.images else rank_zero_warn)(f"lq: {batch.note}.")
     for note in rehearse(prepared, example, settings.exporters):
         rank_zero_info(f"lq: int8 model {note}")
+
+
+def _about_types(weights: Mapping[str, Any]) -> str | None:
+    """Why a model of several float types may fail, or compute something else, in float32."""
+    types = {value.dtype: key for key, value in weights.items() if value.is_floating_point()}
+    if len(types) < 2:
+        return None
+    found = ", ".join(f"{str(dtype).removeprefix('torch.')} ({key})" for dtype, key in types.items())
+    return (
+        f"has parameters of several types: {found}. lq evaluates and exports it in float32, and forward does not take "
+        "that. Convert to the type of the layer that follows, as in x.to(self.head.weight.dtype), in the place of a "
+        "fixed one, as in x.double()."
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import nn
 
 from lq.checks import as_dataclass, check_module, check_path
 from lq.conversion.graph import as_graph
+from lq.conversion.on_cpu import on_cpu_in_float32
 from lq.deployment.evaluation import ValidationData, compare_on_validation_data
 from lq.deployment.gated_export import gated_export
 from lq.deployment.results import Compared, Deployment
@@ -145,7 +145,7 @@ def export_artifact(
         raise ValueError("batches is empty; give at least one, such as [next(iter(loader))[0]].")
 
     example = call_to_export(prepared, kept[0])
-    twin = copy.deepcopy(as_graph(prepared, example)).cpu().float()
+    twin = on_cpu_in_float32(as_graph(prepared, example))
     if images_at_once(twin) is not None:
         kept = [call for inputs in kept for call in each_image(without_unread(prepared, inputs))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lq.checks import shown
 from lq.core.kept import as_it_was
 from lq.core.modes import modes_kept
 from lq.instrument.classes import is_instrumented, swap, unswap
@@ -54,6 +55,7 @@ def record(
         both recordings.
 
     Raises:
+        ValueError: if the module makes layers in this call.
         Exception: what the module raises in evaluation.
 
     Example:
@@ -62,8 +64,10 @@ def record(
         ['linear', 'relu']
     """
     initialize_lazy(root, args, kwargs)
+    known = dict(root.named_parameters()).keys()
     with as_it_was(root):
         evaluation, output = _record(root.eval(), args, kwargs, Recorder(root, stubs, opens))
+        _check_made_nothing(root, known)
     training: Recorder | None = None
     with as_it_was(root):
         try:
@@ -71,6 +75,24 @@ def record(
         except Exception:  # detectors want targets, BatchNorm more than one sample: what is not seen is counted later
             training = None
     return Recording(evaluation, training, output)
+
+
+def _check_made_nothing(module: nn.Module, known: Collection[str]) -> None:
+    """Refuse a module that has more parameters after a call than before.
+
+    Args:
+        module: has been called.
+        known: names of its parameters before that.
+
+    Raises:
+        ValueError: naming what is new.
+    """
+    made = sorted(dict(module.named_parameters()).keys() - known)
+    if made:
+        raise ValueError(
+            f"{type(module).__name__} makes {shown(made)} in its first forward; that is later than the optimizers and "
+            "the plan are made. Make all layers in __init__ or configure_model, or call the module once there."
+        )
 
 
 def initialize_lazy(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -68,3 +68,58 @@ def test_what_files_hold_in_float_is_said_before_and_behind(fit: Fit, caplog: py
     early = next(i for i, line in enumerate(said) if "int8 model torch: 2 runs in float" in line)
     late = next(i for i, line in enumerate(said) if line.startswith("lq: torch: 2 runs in float"))
     assert early < next(i for i, line in enumerate(said) if "from the start" in line) < late
+
+
+class Mixed(nn.Module):
+    """Its head has a float type of its own; it converts to a fixed type, or to that of its weight."""
+
+    def __init__(self, dtype: torch.dtype, fixed: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3).to(dtype)
+        self.dtype, self.fixed = dtype, fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x)).mean((2, 3))
+        return self.head(x.to(self.dtype if self.fixed else self.head.weight.dtype))
+
+
+class MixedModule(Tiny):
+    def __init__(self, dtype: torch.dtype, fixed: bool) -> None:
+        super().__init__()
+        self.model = Mixed(dtype, fixed)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.model(batch[0]).float(), batch[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_layers_of_several_float_types(fit: Fit, dtype: torch.dtype) -> None:
+    module, callback = MixedModule(dtype, fixed=False), QATCallback(exporters=["torch", "onnx"])
+    fit(module, callback, max_epochs=3)
+    assert module.model.head.weight.dtype == dtype
+    assert callback.deployment is not None
+    assert set(callback.deployment.parity) == {"torch", "onnx"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_fixed_float_type_among_several_is_refused(fit: Fit, dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"Mixed has .* float32 \(stem.bias\), {name} \(head.bias\).*weight.dtype"):
+        fit(MixedModule(dtype, fixed=True), QATCallback(), max_epochs=3)
+
+
+def test_layers_that_the_first_forward_makes_are_named(fit: Fit) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 4, 3), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x)).flatten(1)
+            self.head = self.head or nn.Linear(x.shape[1], 3)
+            return self.head(x)
+
+    module = Tiny()
+    module.model = Late()
+    with pytest.raises(ValueError, match=r"Late makes \['head.bias', 'head.weight'\] in its first forward.*__init__"):
+        fit(module, QATCallback(), max_epochs=1)
