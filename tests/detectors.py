@@ -72,11 +72,16 @@ def batches(count: int, size: int, seed: int = 0) -> DataLoader[Any]:
 
 
 class LitDetector(L.LightningModule):
-    """Losses in training, the overlap with the objects in validation."""
+    """Losses in training, the overlap with the objects in validation.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the detector.
+        gives_targets: whether validation gives it targets, too, which it does not read there.
+    """
+
+    def __init__(self, model: nn.Module, gives_targets: bool = False) -> None:
         super().__init__()
-        self.model, self.overlap = model, IntersectionOverUnion()
+        self.model, self.overlap, self.gives_targets = model, IntersectionOverUnion(), gives_targets
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -85,7 +90,7 @@ class LitDetector(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, targets = batch
-        found = self.model(images)
+        found = self.model(images, targets) if self.gives_targets else self.model(images)
         best = [{key: value[:1] for key, value in image.items()} for image in found]
         self.overlap.update(best, targets)
 

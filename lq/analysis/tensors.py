@@ -138,7 +138,10 @@ class _Joined(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.cat(run_in_parts(self._joined, (args, kwargs), images_at_once(self.model)))
+        count = images_at_once(self.model)
+        if count is None:
+            return torch.cat(self._joined(*args, **kwargs))
+        return torch.cat(run_in_parts(self._joined, (args, kwargs), count))
 
     def _joined(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         return [torch.cat([tensor.flatten() for tensor in all_tensors(self.model(*args, **kwargs))])]

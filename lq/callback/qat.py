@@ -389,7 +389,7 @@ class QATCallback(Callback):
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
         validation, versions = self._validation_data(trainer, self._loaders), self._versions_due(trainer)
-        self._round = ValidationRound(trainer, pl_module, self._name, self._float, validation, versions)
+        self._round = ValidationRound(trainer, pl_module, self._name, self._float, validation, versions, self._example)
 
     def _versions_due(self, trainer: Trainer) -> list[str]:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._started:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
 
 from lq.backends.float_module import check_weights
 from lq.callback.float_reference import FloatReference
@@ -19,6 +18,8 @@ from lq.core.sharding import is_sharded
 from lq.deployment.evaluation import Results, ValidationComparison, ValidationData, own_figures
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph, target_of
+from lq.tracing.any_batch import of_any_batch
+from lq.tracing.structure import Inputs
 
 
 class ValidationRound:
@@ -33,6 +34,7 @@ class ValidationRound:
         reference: the float model; it is judged once, and gets its figures.
         validation: metric and labels.
         versions: "fp32" and "int8", each where it is due.
+        example: inputs of the call that is exported; ``None`` takes those of the target's first call.
     """
 
     def __init__(
@@ -43,22 +45,23 @@ class ValidationRound:
         reference: FloatReference,
         validation: ValidationData,
         versions: Collection[str] = (),
+        example: Inputs | None = None,
     ) -> None:
         self.trainer, self.name, self.reference = trainer, name, reference
-        self.versions: dict[str, nn.Module] = {}
+        self.versions: dict[str, Callable[..., Any]] = {}
         if "fp32" in versions and reference.model is not None and reference.is_due:
             self.versions["fp32"] = reference.model.to(module.device).eval()
         self._twin: LightningModule | None = None
         with torch.inference_mode(False), torch.no_grad():
             is_split = is_sharded(module)  # then all processes have to give their parts
             if "int8" in versions:
-                prepared = prepared_graph(detached_copy(module) if is_split else module, name)
+                prepared = prepared_graph(detached_copy(module) if is_split else module, name, example)
                 try:
                     check_weights(prepared)
                 except ValueError as error:  # the best checkpoint, from before, can still be delivered
                     rank_zero_warn(f"lq: no figures of int8: {error}")
                 else:
-                    self.versions["int8"] = convert(prepared)
+                    self.versions["int8"] = of_any_batch(convert(prepared))
             if self.versions and (trainer.is_global_zero or is_split):
                 self._twin = detached_copy(module).float()
         self._comparison = ValidationComparison(
@@ -107,7 +110,9 @@ class ValidationRound:
         with torch.inference_mode(False):
             for version, model in self.versions.items():
                 try:
-                    found[version] = own_figures(self._twin, self.name, validation, version, model, weights)
+                    found[version] = own_figures(
+                        self._twin, self.name, validation, version, self._comparison.read.of(model), weights
+                    )
                 except Exception as error:  # whatever the user's validation cannot do outside of its own run
                     reason = f"{version} could not be evaluated on the validation data: {type(error).__name__}: {error}"
                     warnings.warn(f"lq: {reason}", stacklevel=2)

@@ -19,6 +19,7 @@ from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
 from lq.tracing.capture import LayerSite, capture
+from lq.tracing.exported_call import ReadArguments
 from lq.tracing.inputs import made_inputs
 from lq.tracing.plan import Plan
 from lq.tracing.sites import LayerAt
@@ -58,7 +59,10 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "")
     plan = plan_of(prepared)
     sites = plan.sites
     assert sites is not None
-    example = example or instrument.example or (None if plan.inputs is None else made_inputs(plan.inputs))
+    if example is None and instrument.example is not None:
+        example = ReadArguments(prepared)(*instrument.example)
+    elif example is None and plan.inputs is not None:
+        example = made_inputs(plan.inputs)
     if example is None:
         raise ValueError(
             f"{type(prepared).__name__} has not been called since it was prepared, and without inputs it cannot be "

@@ -29,6 +29,7 @@ from lq.metrics.comparison import AnyMetric
 from lq.metrics.detections import Comparable, comparable
 from lq.metrics.outputs import plain_targets_of
 from lq.timing.rows import FP32
+from lq.tracing.exported_call import ReadArguments
 from lq.tracing.structure import Inputs
 
 Results = dict[str, dict[str, float]]
@@ -93,18 +94,21 @@ class ValidationComparison:
         )
         # A metric that was asked for is given the labels as always; nothing is judged on a guess otherwise.
         self.target_fn = target_fn or (plain_targets_of if metric is None else targets_of)
+        self.read = ReadArguments(target)
         self.tap = LastCall(target)
 
     def update(self, batch: Any) -> None:
         """Take the call that ``validation_step`` made for this batch."""
         args, kwargs, output = self.tap.take()
+        call = self.read(args, kwargs)
+        self.tap.forget()  # calls that found out what is read
         outputs = {"fake": output}
         if len(self.calls) < self.keep:
-            self.calls.append((on_cpu((args, kwargs)), on_cpu(comparable(output))))
+            self.calls.append((on_cpu(call), on_cpu(comparable(output))))
         with torch.no_grad(), int8_kernels():
             for name, model in list(self.others.items()):
                 try:
-                    outputs[name] = _answer(model, (args, kwargs))
+                    outputs[name] = _answer(model, call)
                 except Exception as error:  # the others are compared all the same
                     self._leave_out(name, str(error))
         self.comparison.update(outputs, self.target_fn(batch))
@@ -238,7 +242,7 @@ def compare_on_validation_data(
         results["fake"] = own | results["fake"]
         for version, model in comparison.others.items():
             try:
-                figures = own_figures(module, name, validation, version, model, float_weights)
+                figures = own_figures(module, name, validation, version, comparison.read.of(model), float_weights)
                 results[version] = figures | results[version]
             except Exception as error:  # what validation_step does with an output may suit the target's alone
                 notes.append(f"{version} could not be evaluated by {type(module).__name__}.validation_step: {error}")

@@ -35,6 +35,10 @@ class LastCall:
         call, self._call = self._call, None
         return call
 
+    def forget(self) -> None:
+        """Take no notice of the calls so far."""
+        self._call = None
+
     def remove(self) -> None:
         """Stop listening."""
         self._listener.remove()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lq.checks import check_integer
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
-from lq.tracing.batch import images_at_once
-from lq.tracing.images import run_in_parts
+from lq.tracing.any_batch import run_any_batch
+from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs, map_tensors, tensors_of
 
 Call = Callable[[Any, Any], Any]
@@ -52,7 +52,7 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
     device = next((parameter.device for parameter in parameters), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
     given: Inputs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
-    return run_in_parts(model, given, images_at_once(model) if isinstance(model, nn.Module) else None)
+    return run_any_batch(model, given, fixed_batch(model) if isinstance(model, nn.Module) else None)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,14 +37,65 @@ def call_to_export(module: nn.Module, inputs: Inputs) -> Inputs:
         >>> len(given)
         1
     """
-    if not _may_be_of_images(module, inputs):
+    names = _unread_by_detector(module, inputs)
+    if names is None:
         return inputs
-    fewer = without_unread(module, inputs)
+    fewer = _without(_parameters(module), inputs, names)
     images = images_of(fewer)
-    if images is None or not is_of_each_image(_output(module, with_images(fewer, images[:2])), images[:2]):
-        return inputs
+    assert images is not None
     check_one_size(images, type(module).__name__)
     return with_images(fewer, images[:1])
+
+
+class ReadArguments:
+    """Calls of a detector without what it does not read in evaluation, such as targets; the first call decides.
+
+    An exported model takes them so: see :func:`call_to_export`. Calls of other modules stay as they are.
+
+    Args:
+        module: what is called.
+
+    Example:
+        >>> class Finds(nn.Module):
+        ...     def forward(self, images, targets=None):
+        ...         return [{"boxes": image.mean().expand(1, 4)} for image in images]
+        >>> of_call = ReadArguments(Finds())
+        >>> args, kwargs = of_call(([torch.zeros(3, 8, 8)], [torch.zeros(2, 4)]), {})
+        >>> len(args)
+        1
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._order = _parameters(module)  # of now: while another version answers, forward is that one's
+        self._unread: list[str] | None = None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """The same call, without these."""
+        if self._unread is None:
+            self._unread = _unread_by_detector(self.module, (args, kwargs)) or []
+        return _without(self._order, (args, kwargs), self._unread)
+
+    def of(self, version: Callable[..., Any]) -> Callable[..., Any]:
+        """A version of the module that can be called as the module is."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given, keywords = self(args, kwargs)
+            return version(*given, **keywords)
+
+        return call
+
+
+def _unread_by_detector(module: nn.Module, inputs: Inputs) -> list[str] | None:
+    """Names of the arguments that change nothing; ``None`` if this is no call of a detector."""
+    if not _may_be_of_images(module, inputs):
+        return None
+    names = _unread(module, inputs)
+    fewer = _without(_parameters(module), inputs, names)
+    images = images_of(fewer)
+    if images is None or not is_of_each_image(_output(module, with_images(fewer, images[:2])), images[:2]):
+        return None
+    return names
 
 
 def _may_be_of_images(module: nn.Module, inputs: Inputs) -> bool:
@@ -69,28 +121,39 @@ def without_unread(module: nn.Module, inputs: Inputs) -> Inputs:
         >>> without_unread(Net(), ((torch.ones(1), torch.zeros(1)), {}))
         ((tensor([1.]),), {})
     """
+    return _without(_parameters(module), inputs, _unread(module, inputs))
+
+
+def _unread(module: nn.Module, inputs: Inputs) -> list[str]:
     args, kwargs = inputs
     parameters = inspect.signature(module.forward).parameters
     optional = [name for name, parameter in parameters.items() if parameter.default is None]
     named = dict(zip(parameters, args, strict=False)) | kwargs
     given = [name for name in optional if name in named and tensors_of(named[name])]
     if not given or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        return inputs
-    expected = _output(module, inputs)
+        return []
+    expected, found = _output(module, inputs), list[str]()
     for name in reversed(given):
-        fewer = _without(list(parameters), (args, kwargs), name)
-        if _same(expected, _output(module, fewer)):
-            args, kwargs = fewer
-    return args, kwargs
+        if _same(expected, _output(module, _without(_parameters(module), inputs, [*found, name]))):
+            found.append(name)
+    return found
 
 
-def _without(order: list[str], inputs: Inputs, name: str) -> Inputs:
+def _parameters(module: nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _without(order: Sequence[str], inputs: Inputs, names: Sequence[str]) -> Inputs:
     args, kwargs = inputs
-    if name in kwargs:
-        return args, {key: value for key, value in kwargs.items() if key != name}
-    position = order.index(name)
-    last = position == len(args) - 1
-    return (args[:position] if last else (*args[:position], None, *args[position + 1 :])), kwargs
+    for name in names:
+        position = order.index(name)
+        if name in kwargs:
+            kwargs = {key: value for key, value in kwargs.items() if key != name}
+        elif position == len(args) - 1:
+            args = args[:position]
+        elif position < len(args):
+            args = (*args[:position], None, *args[position + 1 :])
+    return args, kwargs
 
 
 def _output(module: nn.Module, inputs: Inputs) -> Any:

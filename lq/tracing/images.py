@@ -90,13 +90,13 @@ def each_image(inputs: Inputs) -> list[Inputs]:
     return [inputs] if images is None else [with_images(inputs, [image]) for image in images]
 
 
-def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int | None) -> Any:
+def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int) -> Any:
     """Call what takes lists of ``count`` images with a list of any length, or a tensor of any batch size.
 
     Args:
         run: returns a list with an answer for each image.
         inputs: of one call.
-        count: how many images ``run`` takes; ``None`` if that is no matter.
+        count: how many images ``run`` takes.
 
     Returns:
         the answers for all images. A part that has too few is filled up with its last one.
@@ -106,8 +106,8 @@ def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int | None) -> 
         >>> run_in_parts(lambda images: [len(images)] * 2, (([torch.zeros(3, 8, 8)] * 3,), {}), 2)
         [2, 2, 2]
     """
-    images = None if count is None else images_of(inputs)
-    if images is None or count is None:
+    images = images_of(inputs)
+    if images is None:
         return run(*inputs[0], **inputs[1])
     if len(images) == count:
         args, kwargs = with_images(inputs, images)

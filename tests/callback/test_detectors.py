@@ -79,8 +79,8 @@ def test_a_detector_may_get_its_images_in_one_tensor(
 ) -> None:
     quicken_deployment(monkeypatch)
     L.seed_everything(0)
-    module = LitDetector(DETECTORS["FCOS"]())
-    callback = QATCallback(schedule=SCHEDULE, export_dir=tmp_path / "int8")
+    module = LitDetector(DETECTORS["FCOS"](), gives_targets=True)
+    callback = QATCallback(schedule=SCHEDULE, export_dir=tmp_path / "int8", int8_every_n_epochs=1)
 
     def stacked(samples: Any) -> Any:
         return torch.stack([image for image, _ in samples]), [target for _, target in samples]
@@ -89,7 +89,9 @@ def test_a_detector_may_get_its_images_in_one_tensor(
         torch.utils.data.DataLoader(photographs(count, seed), batch_size=2, collate_fn=stacked)  # type: ignore[arg-type]
         for count, seed in ((8, 0), (5, 1))
     ]
-    trainer_of(callback, tmp_path).fit(module, *loaders)
+    trainer = trainer_of(callback, tmp_path)
+    trainer.fit(module, *loaders)
+    assert {"qat/fp32/val_iou", "qat/int8/val_iou"} < trainer.callback_metrics.keys()
     assert callback.deployment is not None
     assert "val_iou" in callback.deployment.results["torch"], "of five images, the last alone in its batch"
     int8 = lq.load(tmp_path / "int8")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.tracing.exported_call import call_to_export, without_unread
+from lq.tracing.exported_call import ReadArguments, call_to_export, without_unread
 
 X, T = torch.ones(2), torch.zeros(2)
 
@@ -109,3 +109,25 @@ def test_one_image_is_exported_where_each_has_an_answer(
     assert type(given) is type(args[0])
     assert len(others) == (count > 1) * (len(args) - 1)
     assert named == kwargs
+
+
+def test_later_calls_are_read_as_the_first_one_was() -> None:
+    read = ReadArguments(Finds())
+    assert read((IMAGES, [X, T]), {}) == ((IMAGES,), {})
+    assert read((IMAGES,), {}) == ((IMAGES,), {})
+    assert read((IMAGES,), {"targets": [X]}) == ((IMAGES,), {})
+    args, kwargs = read((IMAGES, [X], True), {})
+    assert (args[1:], kwargs) == ((None, True), {})
+
+
+def test_a_version_is_called_as_the_module_while_it_stands_in() -> None:
+    module = Finds()
+    read = ReadArguments(module)
+    read((IMAGES, [X]), {})
+    module.__dict__["forward"] = read.of(lambda images: len(images))
+    assert module(IMAGES, [X]) == 2
+
+
+def test_all_is_read_of_other_modules() -> None:
+    given = (IMAGES, torch.ones(2)), {}
+    assert ReadArguments(Masked())(*given) == given

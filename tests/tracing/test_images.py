@@ -73,8 +73,6 @@ def test_lists_of_any_length_are_run_in_parts(count: int, given: int) -> None:
 
 def test_what_holds_no_images_is_run_as_it_is() -> None:
     assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8),), {}), 1).shape == (4, 3, 8)
-    assert run_in_parts(lambda x: x, ((torch.zeros(4, 3, 8, 8),), {}), None).shape == (4, 3, 8, 8)
-    assert len(run_in_parts(lambda images: images, ((IMAGES,), {}), None)) == 2
 
 
 class OfFeatures(nn.Module):

@@ -19,8 +19,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
 from lq.fields import Field
-from lq.tracing.images import run_in_parts
-from lq.tracing.samples import run_filled_up
+from lq.tracing.any_batch import run_any_batch
 
 PREPARED_NAME = "prepared.pt"
 
@@ -134,10 +133,7 @@ class Int8Model:
         self.signature.check_batch(args, kwargs)
         self.signature.check_images(args, kwargs)
         try:
-            size = self.signature.fixed_batch
-            if size is not None and self.signature.independent:
-                return run_filled_up(self.call, (args, kwargs), size)
-            return run_in_parts(self.call, (args, kwargs), size if self.signature.images else None)
+            return run_any_batch(self.call, (args, kwargs), self.signature.batch)
         except Exception as error:
             misfit = self.signature.misfit(args, kwargs)
             if misfit is None:

@@ -162,14 +162,22 @@ class Signature:
         """Number of output tensors."""
         return self.leaves.count(_TENSOR)
 
+    @property
+    def batch(self) -> FixedBatch | None:
+        """The only batch that it is right for."""
+        if self.fixed_batch is None:
+            return None
+        return FixedBatch(self.fixed_batch, images=self.images, independent=self.independent)
+
     def check_batch(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Refuse a batch that the model would compute wrong numbers for, and no error.
 
         Raises:
             ValueError: if the batch size is fixed and that of the call is another one.
         """
-        if self.fixed_batch is not None and not (self.images or self.independent):
-            FixedBatch(self.fixed_batch).check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
+        batch = self.batch
+        if batch is not None and not (batch.images or batch.independent):
+            batch.check(t.shape[0] for t in self.tensors(args, kwargs) if t.dim())
 
     def check_images(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Refuse images of another size, for which a graph would compute something else.
