@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
 
 from lq.backends.float_module import check_weights
 from lq.callback.float_reference import FloatReference
@@ -18,7 +19,6 @@ from lq.core.sharding import is_sharded
 from lq.deployment.evaluation import Results, ValidationComparison, ValidationData, own_figures
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph, target_of
-from lq.tracing.any_batch import of_any_batch
 from lq.tracing.structure import Inputs
 
 
@@ -48,7 +48,7 @@ class ValidationRound:
         example: Inputs | None = None,
     ) -> None:
         self.trainer, self.name, self.reference = trainer, name, reference
-        self.versions: dict[str, Callable[..., Any]] = {}
+        self.versions: dict[str, nn.Module] = {}
         if "fp32" in versions and reference.model is not None and reference.is_due:
             self.versions["fp32"] = reference.model.to(module.device).eval()
         self._twin: LightningModule | None = None
@@ -61,7 +61,7 @@ class ValidationRound:
                 except ValueError as error:  # the best checkpoint, from before, can still be delivered
                     rank_zero_warn(f"lq: no figures of int8: {error}")
                 else:
-                    self.versions["int8"] = of_any_batch(convert(prepared))
+                    self.versions["int8"] = convert(prepared)
             if self.versions and (trainer.is_global_zero or is_split):
                 self._twin = detached_copy(module).float()
         self._comparison = ValidationComparison(
@@ -110,9 +110,7 @@ class ValidationRound:
         with torch.inference_mode(False):
             for version, model in self.versions.items():
                 try:
-                    found[version] = own_figures(
-                        self._twin, self.name, validation, version, self._comparison.read.of(model), weights
-                    )
+                    found[version] = own_figures(self._twin, self.name, validation, version, model, weights)
                 except Exception as error:  # whatever the user's validation cannot do outside of its own run
                     reason = f"{version} could not be evaluated on the validation data: {type(error).__name__}: {error}"
                     warnings.warn(f"lq: {reason}", stacklevel=2)

@@ -29,6 +29,7 @@ from lq.metrics.comparison import AnyMetric
 from lq.metrics.detections import Comparable, comparable
 from lq.metrics.outputs import plain_targets_of
 from lq.timing.rows import FP32
+from lq.tracing.any_batch import of_any_batch
 from lq.tracing.exported_call import ReadArguments
 from lq.tracing.structure import Inputs
 
@@ -130,7 +131,7 @@ class ValidationComparison:
 
 def _answer(model: Callable[..., Any], call: Inputs) -> Any:
     args, kwargs = move_data_to_device(as_float32(call), _device_of(model))
-    return model(*args, **kwargs)
+    return of_any_batch(model)(*args, **kwargs)
 
 
 def _device_of(model: Callable[..., Any]) -> torch.device:
@@ -242,7 +243,7 @@ def compare_on_validation_data(
         results["fake"] = own | results["fake"]
         for version, model in comparison.others.items():
             try:
-                figures = own_figures(module, name, validation, version, comparison.read.of(model), float_weights)
+                figures = own_figures(module, name, validation, version, model, float_weights)
                 results[version] = figures | results[version]
             except Exception as error:  # what validation_step does with an output may suit the target's alone
                 notes.append(f"{version} could not be evaluated by {type(module).__name__}.validation_step: {error}")

@@ -15,6 +15,8 @@ from lq.conversion.on_cpu import as_float32
 from lq.core.sharding import whole
 from lq.export.formats.torchscript import int8_kernels
 from lq.lightning_module.target import float_state, target_of
+from lq.tracing.any_batch import of_any_batch
+from lq.tracing.exported_call import ReadArguments
 from lq.tracing.structure import Flattener, restore
 
 
@@ -22,7 +24,8 @@ class StandIn:
     """Lets a version of a module, such as an int8 model on the CPU, answer the calls of it.
 
     ``module(x)`` and ``module.forward(x)`` reach the version, whose tensors come back in the structure that the module
-    itself returns them in. What calls parts of the module does not reach it.
+    itself returns them in. What calls parts of the module does not reach it. It gets no arguments that a detector does
+    not read, and batches of its own size.
 
     Args:
         module: stays in its place, with all its attributes.
@@ -38,8 +41,9 @@ class StandIn:
     """
 
     def __init__(self, module: nn.Module, version: Callable[..., Any]) -> None:
-        self.module, self.version, self.calls = module, version, 0
-        self._structure: Any = None
+        self.module, self.version, self.calls = module, of_any_batch(version), 0
+        self._read = ReadArguments(module)
+        self._structure: tuple[Any, int] | None = None
 
     def __enter__(self) -> StandIn:
         attributes = self.module.__dict__
@@ -58,14 +62,24 @@ class StandIn:
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
         if self._structure is None:
-            self._structure = _structure(self._forward(*args, **kwargs))
-        given, keywords = as_float32((args, kwargs))
+            self._ask_module(args, kwargs)
+        given, keywords = as_float32(self._read(args, kwargs))
         with torch.no_grad(), int8_kernels():
             output = self.version(*given, **keywords)
         flattener = Flattener()
         flattener.take(output)
+        assert self._structure is not None
         structure, count = self._structure
         return restore(structure, flattener.tensors) if len(flattener.tensors) == count else output
+
+    def _ask_module(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find out what the module itself reads and returns."""
+        self.__exit__()
+        try:
+            self._structure = _structure(self._forward(*args, **kwargs))
+            self._read(args, kwargs)
+        finally:
+            self.__enter__()
 
 
 def _structure(output: Any) -> tuple[Any, int]:

@@ -37,12 +37,13 @@ def run_any_batch(run: Callable[..., Any], inputs: Inputs, batch: FixedBatch | N
     return run(*inputs[0], **inputs[1])
 
 
-def of_any_batch(model: nn.Module) -> Callable[..., Any]:
-    """A captured graph, or what was made of it, as a function that takes batches of any size.
+def of_any_batch(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A captured graph, or what was made of it, as a function that takes batches of any size; others as they are.
 
     Example:
         >>> import torch
         >>> of_any_batch(nn.Flatten())(torch.zeros(2, 3, 3)).shape
         torch.Size([2, 9])
     """
-    return lambda *args, **kwargs: run_any_batch(model, (args, kwargs), fixed_batch(model))
+    batch = fixed_batch(model) if isinstance(model, nn.Module) else None
+    return model if batch is None else lambda *args, **kwargs: run_any_batch(model, (args, kwargs), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,15 +75,6 @@ class ReadArguments:
         if self._unread is None:
             self._unread = _unread_by_detector(self.module, (args, kwargs)) or []
         return _without(self._order, (args, kwargs), self._unread)
-
-    def of(self, version: Callable[..., Any]) -> Callable[..., Any]:
-        """A version of the module that can be called as the module is."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            given, keywords = self(args, kwargs)
-            return version(*given, **keywords)
-
-        return call
 
 
 def _unread_by_detector(module: nn.Module, inputs: Inputs) -> list[str] | None:

@@ -120,14 +120,6 @@ def test_later_calls_are_read_as_the_first_one_was() -> None:
     assert (args[1:], kwargs) == ((None, True), {})
 
 
-def test_a_version_is_called_as_the_module_while_it_stands_in() -> None:
-    module = Finds()
-    read = ReadArguments(module)
-    read((IMAGES, [X]), {})
-    module.__dict__["forward"] = read.of(lambda images: len(images))
-    assert module(IMAGES, [X]) == 2
-
-
 def test_all_is_read_of_other_modules() -> None:
     given = (IMAGES, torch.ones(2)), {}
     assert ReadArguments(Masked())(*given) == given
