@@ -41,8 +41,10 @@ def as_dataclass(kind: type[T], value: Any, name: str) -> T:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise TypeError(
-            f"{name}={shown(value)} ({type(value).__name__}) must be a {kind.__name__}, or a mapping of its settings."
+            f"{name}={shown(value)} ({type(value).__name__}) must be "
+            f"{article} {kind.__name__}, or a mapping of its settings."
         )
     fields: Any = kind
     known = [field.name for field in dataclasses.fields(fields)]

@@ -99,7 +99,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"qconfig": {"backend": "torch"}}, "Unknown backend 'torch'"),
     ({"qconfig": {"backend": "pt2e"}}, "needs a quantizer"),
     ({"qconfig": {"engine": "abacus"}}, "is not supported by this CPU"),
-    ({"auto_exclude": "yes"}, "must be a AutoExclude|auto_exclude='yes'"),
+    ({"auto_exclude": "yes"}, "must be an AutoExclude|auto_exclude='yes'"),
     ({"auto_exclude": {"layers": 1}}, "auto_exclude has no setting 'layers'"),
     ({"auto_exclude": {"max_layers": True}}, "whole number"),
     ({"auto_exclude": {"max_drop": "0.1"}}, "is not a number"),

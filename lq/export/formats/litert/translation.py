@@ -12,14 +12,14 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.export.formats.litert import nodes
-from lq.export.formats.litert.call import Call, UnsupportedError, Weight
+from lq.export.formats.litert.call import Call, UnsupportedError, Weight, array
 from lq.export.formats.litert.ends import Ends
 from lq.export.formats.litert.file import Grid
 from lq.export.formats.litert.operators import BATCH_NORMS, OPERATORS
 from lq.export.formats.litert.operators.normalization import affine, folded
 from lq.export.formats.litert.packing import packed
 from lq.export.formats.litert.pending import Pending, has_integers, write_in_float, write_on_integers
-from lq.export.formats.litert.tensors import Tensors, Value
+from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
 
 _FLOAT_ENDS = Ends()
 _CONVOLUTIONS = ("conv1d", "conv2d")
@@ -115,6 +115,8 @@ class _Translator:
             return self._dequantized(node)
         if all(isinstance(self.values[source], (Tensor, Weight)) for source in node.all_input_nodes):
             return self._computed(node)
+        if name not in OPERATORS and all(self.values[source] is None for source in node.all_input_nodes):
+            raise FixedBatchError(f"{node.name} makes a tensor of the batch's size")
         if name not in OPERATORS:
             raise UnsupportedError(f"LiteRT has no operator for {name} ({node.name})")
         return self._activation(node) or self._batch_norm(node) or self._operation(node)
@@ -173,8 +175,10 @@ class _Translator:
         source, grid = self.values[node.args[0]], nodes.grid_of(node)
         if isinstance(source, Pending):
             return self._written(source, grid)
-        if not isinstance(source, Value):
-            raise UnsupportedError(f"{node.name} rounds a constant")
+        if isinstance(source, Tensor):  # as the state that a recurrence starts from
+            assert callable(node.target)
+            integers = node.target(source, *node.args[1:])
+            return Value(self.net.constant(array(integers), node.name, grid), tuple(range(integers.dim())))
         return self.net.on_grid(source, grid, node.name)
 
     def _dequantized(self, node: fx.Node) -> Any:

@@ -48,6 +48,7 @@ EXACT: dict[str, Function] = {
     "shuffle": lambda x, y: y.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8),
     "roll": lambda x, y: y.roll((1, -2), (2, 3)),
     "gelu": lambda x, y: F.gelu(y),
+    "places": lambda x, y: y[:, [5, -1, 0, 2, 2, 1, 4, 3]],
 }
 
 # LiteRT computes these in fixed point, or rounds on a grid of its own in between.
@@ -78,6 +79,8 @@ FLOATING: dict[str, Function | nn.Module] = {
     "normalize": lambda x, y: F.normalize(y, dim=1),
     "group norm": nn.GroupNorm(2, 8),
     "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "comparisons": lambda x, y: torch.where((y > 0.1) & ~(x >= 0.2) | (x < -0.3), y, x),
+    "equal": lambda x, y: torch.where((y != x).logical_and(y <= 0.3), y, 2 * x),
     "instance norm, trained": nn.InstanceNorm2d(8, track_running_stats=True),
 }
 

@@ -70,9 +70,20 @@ OPERATORS: Mapping[str, Operator] = {
         name: Operator(elementwise.unary(kind))
         for name, kind in (
             ("exp", "EXP"), ("log", "LOG"), ("sqrt", "SQRT"), ("rsqrt", "RSQRT"), ("neg", "NEG"), ("abs", "ABS"),
-            ("floor", "FLOOR"), ("ceil", "CEIL"), ("cos", "COS"), ("sin", "SIN"), ("logical_not", "LOGICAL_NOT"),
+            ("floor", "FLOOR"), ("ceil", "CEIL"), ("cos", "COS"), ("sin", "SIN"),
         )
     },
+    # Comparisons.
+    **{
+        name: Operator(elementwise.comparison(kind))
+        for name, kind in (
+            ("eq", "EQUAL"), ("ne", "NOT_EQUAL"), ("lt", "LESS"), ("le", "LESS_EQUAL"), ("gt", "GREATER"),
+            ("ge", "GREATER_EQUAL"),
+        )
+    },
+    **dict.fromkeys(("logical_and", "bitwise_and"), Operator(elementwise.logical("LOGICAL_AND"))),
+    **dict.fromkeys(("logical_or", "bitwise_or"), Operator(elementwise.logical("LOGICAL_OR"))),
+    **dict.fromkeys(("logical_not", "bitwise_not"), Operator(elementwise.logical("LOGICAL_NOT", ("self",)))),
     "where": Operator(elementwise.select),
     "masked_fill": Operator(elementwise.masked_fill),
     # Activations.
@@ -129,6 +140,7 @@ OPERATORS: Mapping[str, Operator] = {
     "movedim": _moving(shapes.movedim),
     "slice": _moving(shapes.slice_of),
     "select": _moving(shapes.select),
+    "index": _moving(shapes.index),
     "narrow": _moving(shapes.narrow),
     "chunk": _moving(shapes.split),
     "split": _moving(shapes.split),

@@ -14,7 +14,8 @@ from lq.export.formats.litert.operators.elementwise import binary, softmax
 from lq.export.formats.litert.operators.layers import matmul
 from lq.export.formats.litert.tensors import Value
 
-_ADD, _MUL = binary("ADD", "AddOptions"), binary("MUL", "MulOptions")
+_ADD, _SUB, _MUL = (binary(kind.upper(), f"{kind}Options") for kind in ("Add", "Sub", "Mul"))
+_UNREAD = torch.finfo(torch.float32).min / 2  # added to the score of what a mask leaves out
 
 
 def attention(call: Call) -> Value:
@@ -45,8 +46,12 @@ def _mask(call: Call, rows: Size, columns: Size) -> Tensor | Value | None:
     if call.get("is_causal"):
         given = torch.ones(rows.length, columns.length, dtype=torch.bool).tril()
     if isinstance(given, Value) and call.net.of(given).dtype == "bool":
-        raise UnsupportedError(f"{call.name} has a mask of true and false that is computed from its inputs")
+        read = replace(call, grid=None, shape=call.net.shape(given))
+        truth = {"self": call.net.cast(given, "float32"), "other": 1.0}
+        below = _SUB(replace(read, name=f"{call.name}/unread", arguments=truth))  # 0 where it is read, -1 elsewhere
+        added: Value = _MUL(replace(read, name=f"{call.name}/added", arguments={"self": below, "other": -_UNREAD}))
+        return added
     if isinstance(given, Tensor) and given.dtype == torch.bool:
-        return torch.zeros(given.shape).masked_fill(~given, torch.finfo(torch.float32).min / 2)
+        return torch.zeros(given.shape).masked_fill(~given, _UNREAD)
     assert given is None or isinstance(given, (Tensor, Value))
     return given

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lq.export.formats.litert.call import Bounds, Builder, Call, array
+from lq.export.formats.litert.call import Bounds, Builder, Call, UnsupportedError, array
 from lq.export.formats.litert.file import Grid, Shape, Size
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import Value
@@ -65,6 +65,37 @@ def unary(kind: str, options: str = "", **settings: Any) -> Builder:
         return call.write(kind, [x.tensor], x, options, **settings)
 
     return build
+
+
+def logical(kind: str, names: Sequence[str] = ("self", "other")) -> Builder:
+    """An operator of truth values."""
+
+    def build(call: Call) -> Value:
+        values = [call.taken(call[name]) for name in names]
+        if any(call.net.of(value).dtype != "bool" for value in values):
+            raise UnsupportedError(f"LiteRT has no operator for {call.name}, which is one of integers")
+        return _truth(call, kind, values)
+
+    return build
+
+
+def comparison(kind: str) -> Builder:
+    """An operator that compares two tensors, or a tensor and a number, as floats if they are of two types."""
+
+    def build(call: Call) -> Value:
+        values = [call.taken(call[name]) for name in ("self", "other")]
+        if len({call.net.of(value).dtype for value in values}) > 1:
+            values = [call.net.cast(value, "float32") for value in values]
+        return _truth(call, kind, values)
+
+    return build
+
+
+def _truth(call: Call, kind: str, values: Sequence[Value]) -> Value:
+    order = _common_order(call, values)
+    target = call.net.new(call.name, [call.shape[dimension] for dimension in order], dtype="bool")
+    call.net.file.operator(kind, [_broadcast(call, value, order) for value in values], [target])
+    return Value(target, order)
 
 
 def bounded(kind: str, grid: Grid) -> Builder:

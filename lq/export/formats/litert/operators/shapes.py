@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lq.export.formats.litert.call import Call, UnsupportedError
+from lq.export.formats.litert.call import Call, UnsupportedError, array
 from lq.export.formats.litert.file import Shape, Size
 from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
 
@@ -217,3 +218,38 @@ def embedding(call: Call) -> Value:
     indices = call.net.plain(call["indices"])
     table = call.taken(call["weight"])
     return call.write_in("GATHER", [table.tensor, indices.tensor], tuple(range(len(call.shape))), "GatherOptions")
+
+
+def index(call: Call) -> Value:
+    """Elements at constant places: of one dimension, or of the first ones together."""
+    known = {dimension: given for dimension, given in enumerate(call["indices"]) if given is not None}
+    if not all(isinstance(given, Tensor) and given.dtype != torch.bool for given in known.values()):
+        raise UnsupportedError(f"LiteRT has no operator for {call.name}, whose places are computed")
+    if len(known) > 1 and list(known) != list(range(len(known))):
+        raise UnsupportedError(f"LiteRT has no operator for {call.name}, whose places are not in the first dimensions")
+    shape = call.net.shape(call["self"])
+    if any(shape[dimension].changes for dimension in known):
+        raise FixedBatchError(f"{call.name} takes a part of the batch")
+    places = {dimension: given % shape[dimension].length for dimension, given in known.items()}
+    return _along(call, *next(iter(places.items()))) if len(places) == 1 else _together(call, list(places.values()))
+
+
+def _along(call: Call, dimension: int, places: Tensor) -> Value:
+    x = call.net.settled(call["self"]) if places.dim() == 1 else call.net.plain(call["self"])
+    order = x.order if places.dim() == 1 else tuple(range(len(call.shape)))
+    return _gathered(call, "GATHER", x, places, order, axis=x.order.index(dimension))
+
+
+def _together(call: Call, places: Sequence[Tensor]) -> Value:
+    common = torch.broadcast_shapes(*(place.shape for place in places))  # type: ignore[no-untyped-call]
+    joined = torch.stack([place.expand(common) for place in places], -1)
+    return _gathered(call, "GATHER_ND", call.net.plain(call["self"]), joined, tuple(range(len(call.shape))))
+
+
+def _gathered(call: Call, kind: str, x: Value, places: Tensor, order: tuple[int, ...], **settings: int) -> Value:
+    source = call.net.of(x)
+    target = call.net.new(call.name, [call.shape[dimension] for dimension in order], source.grid, source.dtype)
+    inputs = [x.tensor, call.net.constant(array(places.int()), f"{call.name}/places")]
+    options = {"GATHER": "GatherOptions", "GATHER_ND": "GatherNdOptions"}[kind]
+    call.net.file.operator(kind, inputs, [target], options, **settings)
+    return Value(target, order)
