@@ -60,7 +60,10 @@ class Costs:
         least, most = sum(map(min, every)), sum(map(max, every))
         possible = f"it can be from {self._at_least(least)} to {self._at_least(most)}"
         if self.capacity < least:
-            raise ValueError(f"budget {self.budget} is less than the widths allow: {possible}. Or allow fewer bits.")
+            raise ValueError(
+                f"budget {self.budget} is less than the widths allow: {possible}. Or allow fewer bits, and exporters "
+                "whose files store them."
+            )
         whole = FLOAT if self.budget.kind == EFFECTIVE_BITS else self.in_float
         if self.budget.amount >= whole:
             raise ValueError(

@@ -69,6 +69,16 @@ def check_options(opset: int | None = None) -> None:
         )
 
 
+def packs(opset: int | None = None) -> bool:
+    """Whether weights of four bits and fewer are stored in four with these options.
+
+    Example:
+        >>> packs(), packs(opset=20)
+        (True, False)
+    """
+    return opset is None or opset >= OPSET_OF_INT4
+
+
 def check_symmetric(prepared: fx.GraphModule) -> None:
     """Check that a model fits TensorRT.
 
@@ -116,7 +126,7 @@ def write(
     if for_onnxruntime:
         clip_integers(model)
         align_channels(model)
-    if for_onnxruntime and opset >= OPSET_OF_INT4:
+    if for_onnxruntime and packs(opset):
         pack_weights(model)
     write_model(model, path)
     return Written(path, any_batch)

@@ -119,6 +119,12 @@ def wide(bits: int) -> Any:
     return as_graph(net)
 
 
+def test_options_that_store_bytes_are_counted() -> None:
+    assert stored_bits(4, ["torch", {"onnx": {"opset": 21}}]) == stored_bits(4, [{"onnx": {}}]) == 4
+    assert stored_bits(4, ["torch", {"onnx": {"opset": 20}}]) == 8
+    assert stored_bits(3, [{"litert": {"full_int8": True}, "torch": {}}]) == 8
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("torch", 2), ("torch", 4), ("pt2", 3), ("onnx", 2), ("openvino", 4)])
 def test_files_are_as_small_as_the_stored_bits_say(kind: str, bits: int, tmp_path: Path) -> None:
     pytest.importorskip(NEEDS[kind])
