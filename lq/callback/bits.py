@@ -14,6 +14,7 @@ from lq.callback.search import require_early_start
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.schedule import QATSchedule
 from lq.deployment.evaluation import ValidationData
+from lq.export.exporters import Choice
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import call_sample, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
@@ -49,7 +50,7 @@ class BitSearch:
     """
 
     wanted: AutoBits
-    exporters: Sequence[str] = ()
+    exporters: Sequence[Choice] = ()
     setting: str = _WHO
     without_data: str = "name the bits: QConfig(overrides={...})"
 

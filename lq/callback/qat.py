@@ -232,7 +232,7 @@ class QATCallback(Callback):
 
     def _search(self) -> Search[Exclusions | BitChoice] | None:
         if self.auto_bits is not None:
-            return BitSearch(self.auto_bits, [choice.name for choice in self.export_settings.choices])
+            return BitSearch(self.auto_bits, [chosen.choice for chosen in self.export_settings.choices])
         return None if self.auto_exclude is None else ExclusionSearch(self.auto_exclude)
 
     def _check_callbacks(self, trainer: Trainer) -> None:

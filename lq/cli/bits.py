@@ -13,6 +13,7 @@ from lq.analysis.bits import AutoBits, choose_bits
 from lq.callback.preparation import choose_target
 from lq.cli.common import float_copy, qat_callback
 from lq.cli.weights import read_checkpoint
+from lq.export.exporters import Choice
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
 from lq.report.bits import print_bits, write_bits
@@ -61,8 +62,9 @@ def choose_bits_of(
     target_fn = callback.target_fn or plain_targets_of
     samples = validation_samples(model, name, loaders, datamodule, target_fn, options.batches)
     options = replace(options, batches=len(samples) or options.batches)  # of every loader
-    stored = [choice.name for choice in callback.export_settings.choices] if exporters is None else list(exporters)
+    own: list[Choice] = [chosen.choice for chosen in callback.export_settings.choices]
     target = float_copy(model, name)
+    stored = own if exporters is None else exporters
     found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)
     print_bits(found.rows, found.loss, str(found))
     about = f"lq bits --budget {found.budget}: {type(target).__name__}, {found.chosen['size_mb']:.4g} MB"

@@ -121,8 +121,8 @@ class _ReferenceLowering(Lowering):
             x = self.graph.call_function(torch.nn.functional.relu, (x,))
         return self._quantized(x, grid)
 
-    def _quantized(self, x: fx.Node, grid: Grid) -> _Value:
-        """Behind a quantize-dequantize pair.
+    def _quantized(self, x: fx.Node, grid: Grid, is_inside: bool = False) -> _Value:
+        """Behind a quantize-dequantize pair; ``is_inside``: no value is beyond the ends of the grid.
 
         Runtimes saturate at the ends of the integer type. A grid that lacks only its lowest integer, as the symmetric
         [-127, 127], is left to that; a narrower one needs a clamp of its own.
@@ -132,7 +132,7 @@ class _ReferenceLowering(Lowering):
             dtype = torch.uint16
         ints = grid.shifted_into(dtype)
         info = torch.iinfo(dtype)
-        if ints.quant_max < info.max or ints.quant_min > info.min + 1:
+        if not is_inside and (ints.quant_max < info.max or ints.quant_min > info.min + 1):
             x = self.graph.call_function(torch.clamp, (x, *ints.ends))
         decomposed = torch.ops.quantized_decomposed
         arguments = (ints.scale, ints.zero_point, info.min, info.max, dtype)
@@ -160,7 +160,9 @@ class _ReferenceLowering(Lowering):
         if grid is None or not (ops.is_same_grid(node) or ops.relu_kind(node) == "relu"):
             return _Value(copied)
         # The pair behind it changes no value, but tells the runtime that the operation may run on integers.
-        return _Value(copied, grid) if node.target in _SEVERAL_RESULTS else self._quantized(copied, grid)
+        return (
+            _Value(copied, grid) if node.target in _SEVERAL_RESULTS else self._quantized(copied, grid, is_inside=True)
+        )
 
     def wrap(self, node: fx.Node) -> _Value:
         return _Value(node)

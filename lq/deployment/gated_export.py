@@ -26,7 +26,7 @@ from lq.export.artifact.int8_model import PREPARED_NAME, load
 from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.signature import Signature, fits_batch, smallest_call
 from lq.export.exporters import EXPORTERS, Chosen
-from lq.export.parity.gate import measure, metric_complaint
+from lq.export.parity.gate import Parity, measure, metric_complaint
 from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
 from lq.timing.rows import FAKE, comparison_rows
@@ -69,7 +69,7 @@ def gated_export(
     trained = copy.deepcopy(prepared.eval().state_dict())
     output, rounding = _output_with_rounded_biases(prepared, example, settings)
     entries = {
-        BIAS_ROUNDING: rounding,
+        BIAS_ROUNDING: rounding and rounding.fidelity,
         **provenance(prepared, float_model),
         "signature": Signature.of(prepared, example, output).to_dict(),
         **settings.manifest,
@@ -81,6 +81,7 @@ def gated_export(
         write_manifest(place, {**entries, "artifacts": infos})
         batch = fixed_batch(prepared)
         deployment.notes += batch_notes(batch_size(example), infos) if batch is None else [batch.note]
+        deployment.notes += _rounding_notes(rounding, settings.choices)
         deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
         deployment.models = {kind: load(place, kind) for kind in infos}
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.
@@ -133,14 +134,25 @@ def _settle(
 
 def _output_with_rounded_biases(
     prepared: fx.GraphModule, example: Inputs, settings: ExportSettings
-) -> tuple[Any, dict[str, float] | None]:
+) -> tuple[Any, Parity | None]:
     """What the model returns, its biases rounded if a runtime does so, and how far that moves it."""
     before = output_of(prepared, example)
     if not any(choice.exporter.rounds_bias for choice in settings.choices):
         return before, None
     round_biases(prepared)
     after = output_of(prepared, example)
-    return after, measure([comparable(before)], [comparable(after)], settings.gate).fidelity
+    return after, measure([comparable(before)], [comparable(after)], settings.gate)
+
+
+def _rounding_notes(rounding: Parity | None, choices: Sequence[Chosen]) -> list[str]:
+    """That rounded biases change what was trained by more than the gate lets pass, if they do."""
+    if rounding is None or rounding.passed:
+        return []
+    kinds = " and ".join(choice.name for choice in choices if choice.exporter.rounds_bias)
+    return [
+        f"biases: {kinds} adds them in units of input scale times weight scale, which few bits make large. Rounded to "
+        f"these, they change what the trained model computes: {rounding.complaint}"
+    ]
 
 
 def _export(

@@ -115,6 +115,11 @@ class Exporter:
             check(directory)
         return check is not None
 
+    def widths_with(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Bits that a stored weight can take in files that are written with these options."""
+        packs = getattr(self.functions, f"packs{self.suffix}", None) if options else None
+        return self.widths if packs is None or packs(**options) else (8,)
+
     def options(self) -> tuple[str, ...]:
         """Names of the options of ``export``."""
         return tuple(inspect.signature(self._function("export")).parameters)[3:]
@@ -226,12 +231,12 @@ def check_no_boxes(prepared: fx.GraphModule, name: str) -> None:
         )
 
 
-def stored_bits(bits: int, exporters: Sequence[str]) -> int:
+def stored_bits(bits: int, exporters: Sequence[Choice]) -> int:
     """Bits that a weight takes in the files of exporters, where it takes the most.
 
     Args:
         bits: of its grid.
-        exporters: names; none is a file that stores any number of bits.
+        exporters: names, or ``{name: options}``; none is a file that stores any number of bits.
 
     Raises:
         ValueError: for unknown names.
@@ -239,8 +244,13 @@ def stored_bits(bits: int, exporters: Sequence[str]) -> int:
     Example:
         >>> stored_bits(3, ["torch"]), stored_bits(3, ["torch", "onnx"]), stored_bits(3, ["litert"])
         (3, 4, 8)
+        >>> stored_bits(3, [{"onnx": {"opset": 20}}])
+        8
     """
-    return max((min(w for w in _known(name).widths if w >= bits) for name in exporters), default=bits)
+    pairs = [pair for choice in exporters for pair in _pairs(choice)]
+    return max(
+        (min(w for w in _known(name).widths_with(options) if w >= bits) for name, options in pairs), default=bits
+    )
 
 
 @dataclass(frozen=True)
@@ -254,6 +264,11 @@ class Chosen:
     def name(self) -> str:
         """The exporter's name."""
         return self.exporter.name
+
+    @property
+    def choice(self) -> dict[str, Mapping[str, Any]]:
+        """As a configuration names them."""
+        return {self.name: self.options}
 
     def export(self, prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[str, Any]:
         """Write the files; returns what ``lq.json`` shall say of them."""

@@ -129,6 +129,8 @@ def test_the_files_of_the_exporters_count(fit: Fit) -> None:
     pytest.importorskip("ai_edge_litert")
     with pytest.raises(ValueError, match="it can be from effective_bits=8 to effective_bits=8"):
         fit(Tiny(), callback("effective_bits=6", exporters=["torch", "litert"]), max_epochs=1)
+    with pytest.raises(ValueError, match=r"it can be from effective_bits=8 to effective_bits=8"):
+        fit(Tiny(), callback("effective_bits=6", exporters=[{"onnx": {"opset": 20}}]), max_epochs=1)
 
 
 def test_one_line_of_yaml_on_digits(run_lq: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -207,3 +207,16 @@ def test_sixteen_bits_are_uint16_and_a_finer_grid() -> None:
     assert {node.args[-1] for node in quantized} == {torch.uint16}
     with torch.no_grad():
         assert (qdq(x) - prepared(x)).abs().max() < 4 / 65535  # some steps
+
+
+def test_what_keeps_its_values_is_clamped_once() -> None:
+    few = QConfig(activation=ActivationSpec(0, 15), keep="nothing")
+    prepared = prepare(nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (2, 4)), nn.Flatten()), few)
+    x = torch.randn(64, 4)
+    calibrate(prepared, [x])
+    qdq = reference(prepared)
+    targets = [node.target for node in qdq.graph.nodes]
+    assert targets.count(torch.clamp) == 2, "of the input and of the layer"
+    assert targets.count(torch.ops.quantized_decomposed.quantize_per_tensor.default) > 2
+    with torch.no_grad():
+        torch.testing.assert_close(qdq(2 * x), prepared.eval()(2 * x))

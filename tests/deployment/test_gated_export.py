@@ -13,6 +13,8 @@ import torch
 from torch import fx
 
 from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.deployment.destination import Destination
 from lq.deployment.gated_export import gated_export
 from lq.deployment.rehearsal import rehearse
@@ -99,6 +101,23 @@ def test_the_state_is_that_before_biases_were_rounded(tmp_path: Path) -> None:
     assert torch.equal(load_prepared_state(tmp_path / "onnx")["head.bias"], before)
     assert not torch.equal(prepared.get_submodule("head").bias, before)
     assert float(manifest(tmp_path / "onnx")["bias_rounding"]["sqnr_db"]) > 20
+
+
+def test_biases_that_few_bits_round_far_are_told(tmp_path: Path) -> None:
+    def noted(kinds: list[str], least: float) -> list[str]:
+        two = residual(QConfig(weight=WeightSpec(-1, 1), activation=ActivationSpec(0, 3)))
+        with torch.no_grad():
+            two.get_submodule("hidden").bias.add_(0.3)
+        gate = Gate(min_sqnr_db=least, on_failure="warn")
+        notes = delivered(ExportSettings(kinds, gate, directory=tmp_path / "int8"), two).notes
+        return [note for note in notes if note.startswith("biases: onnx adds them in units of input scale")]
+
+    assert noted(["torch", "onnx"], 0) == []
+    moved = float(manifest(tmp_path / "int8")["bias_rounding"]["sqnr_db"])
+    assert moved < 60, "at 8 bits it is more"
+    (note,) = noted(["torch", "onnx"], moved + 1)
+    assert f"SQNR {moved:.1f} dB is below {moved + 1:.1f} dB" in note
+    assert noted(["torch"], moved + 1) == []
 
 
 def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> None:

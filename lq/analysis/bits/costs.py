@@ -12,6 +12,8 @@ from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget, written
 from lq.analysis.bits.layers import FLOAT, LayerChoices, LayerOption
 from lq.conversion.reference import ReferenceLayer, reference
 
+_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -60,12 +62,22 @@ class Costs:
         least, most = sum(map(min, every)), sum(map(max, every))
         possible = f"it can be from {self._at_least(least)} to {self._at_least(most)}"
         if self.capacity < least:
-            raise ValueError(f"budget {self.budget} is less than the widths allow: {possible}. Or allow fewer bits.")
+            raise ValueError(f"budget {self.budget} is less than the widths allow: {possible}. {self._remedy()}")
         whole = FLOAT if self.budget.kind == EFFECTIVE_BITS else self.in_float
         if self.budget.amount >= whole:
             raise ValueError(
                 f"budget {self.budget} is no limit: the float model has {written(self.budget.kind, whole)}; {possible}."
             )
+
+    def _remedy(self) -> str:
+        fixed = [layer.name for layer in self.layers if len(layer.options) == 1]
+        if not fixed:
+            return "Or allow fewer bits."
+        names = ", ".join(fixed[:_SHOWN]) + (f" and {len(fixed) - _SHOWN} more" if len(fixed) > _SHOWN else "")
+        return (
+            f"There is one choice for {names}: first and last layers keep the bits of the preset, unless qconfig has "
+            "keep: nothing; layers with an override keep those; and files store the bits that their format has."
+        )
 
     def _at_least(self, cost: int) -> str:
         """A budget with few digits that allows this."""

@@ -12,7 +12,7 @@ from lq.backends.prepare import plan_of, prepare
 from lq.config.presets import PRESETS
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import WeightSpec
-from lq.export.exporters import stored_bits
+from lq.export.exporters import Choice, stored_bits
 from lq.ptq.layers import layers_of
 from lq.tracing.structure import Inputs
 
@@ -114,7 +114,7 @@ def layer_choices(
     graph: fx.GraphModule,
     grids: Mapping[int, Mapping[str, WeightSpec]],
     widths: Sequence[int],
-    exporters: Sequence[str],
+    exporters: Sequence[Choice],
 ) -> list[LayerChoices]:
     """The options of every layer of a prepared graph.
 

@@ -31,6 +31,7 @@ from lq.compat.float64 import as_float64
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
+from lq.export.exporters import Choice
 from lq.metrics.outputs import plain_targets_of
 from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
@@ -108,7 +109,7 @@ def choose_bits(
     options: AutoBits | str | None = None,
     call: Call | None = None,
     target_fn: Callable[[Any], Any] | None = None,
-    exporters: Sequence[str] = ("torch",),
+    exporters: Sequence[Choice] = ("torch",),
     show_progress: bool = True,
 ) -> BitChoice:
     r"""Choose the bits of each weight such that a budget is kept and the loss is least.

@@ -29,7 +29,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
-from lq.export.formats.onnx_graph import align_channels, pack_weights, tidy
+from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_weights, tidy
 from lq.export.formats.onnx_program import rewrite
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program
@@ -69,6 +69,16 @@ def check_options(opset: int | None = None) -> None:
         )
 
 
+def packs(opset: int | None = None) -> bool:
+    """Whether weights of four bits and fewer are stored in four with these options.
+
+    Example:
+        >>> packs(), packs(opset=20)
+        (True, False)
+    """
+    return opset is None or opset >= OPSET_OF_INT4
+
+
 def check_symmetric(prepared: fx.GraphModule) -> None:
     """Check that a model fits TensorRT.
 
@@ -99,7 +109,8 @@ def write(
         example: inputs of one call, on the CPU.
         path: where to.
         opset: version of the ONNX operators.
-        for_onnxruntime: whether a first layer gets channels in fours, and weights of four bits are stored as such.
+        for_onnxruntime: whether a first layer gets channels in fours, activations of few bits are clipped as integers,
+            and weights of four bits are stored as such.
         dynamic: let the batch be any, where the model does.
 
     Returns:
@@ -113,8 +124,9 @@ def write(
     model = _model_of(program, opset)
     tidy(model, any_batch, output_names(prepared, example))
     if for_onnxruntime:
+        clip_integers(model)
         align_channels(model)
-    if for_onnxruntime and opset >= OPSET_OF_INT4:
+    if for_onnxruntime and packs(opset):
         pack_weights(model)
     write_model(model, path)
     return Written(path, any_batch)

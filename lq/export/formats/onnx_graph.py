@@ -189,6 +189,44 @@ def _add_channels(graph: Any, conv: Any, activation: Any, weight: Any) -> None:
         graph.node.remove(activation)
 
 
+def clip_integers(model: Any) -> None:
+    """Move a Clip in front of a QuantizeLinear behind it, onto the integers, in place.
+
+    Activations of few bits are clipped to less than their integer type holds. ONNX Runtime 1.32 merges a Clip of floats
+    into the layer before it, which then runs in float; with the integers clipped it finds its int8 kernels. Rounding
+    keeps the order of numbers, so the integers are the same.
+
+    Args:
+        model: an ``onnx.ModelProto``: a QDQ graph as :func:`tidy` leaves it.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        clip = makers.get(quantize.input[0])
+        if clip is None or clip.op_type != "Clip" or not {*clip.input[1:], *quantize.input[1:]} <= constants.keys():
+            continue
+        low, high, scale, zero = (
+            numpy_helper.to_array(constants[name]) for name in (*clip.input[1:], *quantize.input[1:])
+        )
+        ends = np.rint(np.stack((low, high)) / scale) + zero
+        info = np.iinfo(zero.dtype)
+        if ends[0] <= info.min and ends[1] >= info.max:
+            continue  # the type itself saturates there
+        integers, name = quantize.output[0], f"{quantize.output[0]}_clip"
+        for end, value in zip(("min", "max"), ends.clip(info.min, info.max).astype(zero.dtype), strict=True):
+            graph.initializer.append(numpy_helper.from_array(value, f"{name}_{end}"))
+        quantize.input[0], quantize.output[0] = clip.input[0], f"{name}_input"
+        clipped = helper.make_node("Clip", [f"{name}_input", f"{name}_min", f"{name}_max"], [integers], name)
+        graph.node.insert(list(graph.node).index(quantize) + 1, clipped)
+        if clip.output[0] not in {*chain.from_iterable(n.input for n in graph.node), *(v.name for v in graph.output)}:
+            graph.node.remove(clip)
+            _drop_unused(graph, set(clip.input[1:]))
+
+
 def pack_weights(model: Any) -> None:
     """Store weights whose integers fit in four bits as INT4, in place.
 

@@ -179,6 +179,13 @@ def test_impossible_budgets_say_which_are_possible(
         choose_bits(net, batches, WIDE, AutoBits(budget), show_progress=False)
 
 
+def test_layers_without_a_choice_are_named(net: nn.Module, batches: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"There is one choice for stem, head: first and last layers keep the bits"):
+        choose_bits(net, batches, QConfig("x86_vnni"), AutoBits("effective_bits=2"), show_progress=False)
+    with pytest.raises(ValueError, match=r"There is one choice for .*and files store the bits that their format has"):
+        choose_bits(net, batches, WIDE, AutoBits("effective_bits=6"), exporters=["litert"], show_progress=False)
+
+
 def test_the_possible_range_is_possible(net: nn.Module, batches: list[Any]) -> None:
     with pytest.raises(ValueError, match="less than the widths allow") as error:
         choose_bits(net, batches, WIDE, AutoBits("size=1B", (2, 8)), show_progress=False)

@@ -13,7 +13,7 @@ from torch import nn
 
 from lq.backends.prepare import prepare
 from lq.config.qconfig import LayerQConfig, QConfig
-from lq.config.specs import WeightSpec
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.conversion.graph import as_graph
 from lq.export.exporters import EXPORTERS, chosen, stored_bits
 from lq.export.formats.low_bits import two_in_a_byte
@@ -51,6 +51,17 @@ def test_every_format_computes_what_was_trained_on_int8_kernels(kind: str, qconf
     assert not info.get("float_layers")
     layers = {name: count for name, count in info.get("int8_layers", {}).items() if "Add" not in name}
     assert kind == "pt2" or sum(layers.values()) == 7
+
+
+@pytest.mark.parametrize(("keep", "largest"), [("ends", 15), ("nothing", 15), ("nothing", 3)])
+def test_onnx_runtime_computes_activations_of_few_bits_on_int8_kernels(keep: str, largest: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    prepared = residual(QConfig("x86_vnni", activation=ActivationSpec(0, largest), keep=keep))
+    model, info = round_trip("onnx", prepared, EXAMPLE, tmp_path)
+    with torch.no_grad():
+        assert sqnr(prepared(images(50)), model(images(50))) >= 60
+    assert info["float_layers"] == []
+    assert sum(count for name, count in info["int8_layers"].items() if "Add" not in name) == 7
 
 
 def test_onnx_holds_two_weights_in_a_byte(tmp_path: Path) -> None:
@@ -106,6 +117,12 @@ def wide(bits: int) -> Any:
     net = prepare(nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 4)), qconfig, (torch.randn(2, 256),))
     calibrate(net, [torch.randn(32, 256)], show_progress=False)
     return as_graph(net)
+
+
+def test_options_that_store_bytes_are_counted() -> None:
+    assert stored_bits(4, ["torch", {"onnx": {"opset": 21}}]) == stored_bits(4, [{"onnx": {}}]) == 4
+    assert stored_bits(4, ["torch", {"onnx": {"opset": 20}}]) == 8
+    assert stored_bits(3, [{"litert": {"full_int8": True}, "torch": {}}]) == 8
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("torch", 2), ("torch", 4), ("pt2", 3), ("onnx", 2), ("openvino", 4)])

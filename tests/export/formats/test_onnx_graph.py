@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lq.export.formats.onnx_graph import align_channels, tidy
+from lq.export.formats.onnx_graph import align_channels, clip_integers, tidy
 
 onnx = pytest.importorskip("onnx")
 
@@ -194,3 +194,51 @@ def test_outputs_get_their_names_unless_these_are_taken() -> None:
     unchanged = two_layers()
     tidy(unchanged, False, ["one", "too many"])
     assert unchanged.graph.output[0].name == "out"
+
+
+def clipped(low: float, high: float) -> Any:
+    """A convolution whose output is clipped to [low, high] and quantized with a scale of 0.1 and the zero point 3."""
+    model = first_layers()
+    helper, arrays = onnx.helper, onnx.numpy_helper
+    numbers = {"low": low, "high": high, "step": 0.1}
+    for name, value in numbers.items():
+        model.graph.initializer.append(arrays.from_array(np.array(value, np.float32), name))
+    model.graph.initializer.append(arrays.from_array(np.array(3, np.uint8), "three"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Clip", ["stem_out", "low", "high"], ["inside"]),
+            helper.make_node("QuantizeLinear", ["inside", "step", "three"], ["small"]),
+            helper.make_node("DequantizeLinear", ["small", "step", "three"], ["y"]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 16, 9, 9]))
+    return model
+
+
+@pytest.mark.parametrize("ends", [(-0.3, 1.2), (-0.32, 1.17), (-0.2, 30.0), (-5.0, 0.25)], ids=str)
+def test_what_is_clipped_before_it_is_quantized_is_clipped_as_integers(ends: tuple[float, float]) -> None:
+    model = clipped(*ends)
+    expected = outputs_of(model)
+    assert len(np.unique(expected[-1])) > 3
+    clip_integers(model)
+    onnx.checker.check_model(model, full_check=True)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds[-3:] == ["QuantizeLinear", "Clip", "DequantizeLinear"]
+    assert kinds.count("Clip") == 1
+    assert "low" not in {tensor.name for tensor in model.graph.initializer}
+    assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))
+
+
+def test_a_clip_that_the_integer_type_makes_useless_stays() -> None:
+    model = clipped(-0.3, 30.0)
+    clip_integers(model)
+    assert [node.op_type for node in model.graph.node][-3:] == ["Clip", "QuantizeLinear", "DequantizeLinear"]
+
+
+def test_a_clip_that_something_else_reads_stays_for_that() -> None:
+    model = clipped(-0.3, 1.2)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("inside", onnx.TensorProto.FLOAT, [2, 16, 9, 9]))
+    expected = outputs_of(model)
+    clip_integers(model)
+    assert [node.op_type for node in model.graph.node].count("Clip") == 2
+    assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))

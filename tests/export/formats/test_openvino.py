@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
 from lq.export.formats.openvino import FILE, WEIGHTS
 from lq.metrics import sqnr
 from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
@@ -77,6 +79,20 @@ def test_layers_of_equal_width_stay_on_integers(tmp_path: Path) -> None:
     assert info["int8_layers"] == {"Convolution": 1, "FullyConnected": 1}
     with torch.no_grad():
         assert sqnr(prepared(images(9)), model(images(9))) >= 30
+
+
+@pytest.mark.parametrize("largest", [15, 63, 127])
+def test_the_lowest_value_of_few_bits_stays_where_it_is_only_moved(largest: int, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 1), nn.Flatten(0))
+    x = torch.randn(300, 6)
+    few = QConfig("openvino", activation=ActivationSpec(0, largest), keep="nothing")
+    prepared = calibrated(net, example_of(x[:8]), few)
+    model, _ = round_trip("openvino", prepared, example_of(x[:8]), tmp_path)
+    with torch.no_grad():
+        expected, got = prepared(x), model(x)
+    assert (expected == expected.min()).sum() > 3, "values below the range"
+    torch.testing.assert_close(got, expected)
 
 
 def test_two_inputs_and_a_dict(tmp_path: Path) -> None:

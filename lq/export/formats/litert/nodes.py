@@ -92,7 +92,7 @@ def grid_of_input(node: fx.Node) -> Grid:
     Raises:
         ValueError: if it is read in float too, or on several grids.
     """
-    grids = {grid_of(user) if operation(user) == QUANTIZE else None for user in node.users}
+    grids = {grid_of(reader) if operation(reader) == QUANTIZE else None for reader in _readers(node)}
     grid = grids.pop() if len(grids) == 1 else None
     if grid is None:
         raise ValueError(
@@ -100,6 +100,11 @@ def grid_of_input(node: fx.Node) -> Grid:
             "out, or let quantized layers alone read it."
         )
     return grid
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads it; of a clamp, which a grid of few bits has before it, those who read that: it can clamp integers."""
+    return [reader for user in node.users for reader in (user.users if bounds_of(user) else [user])]
 
 
 def bounds_of(node: fx.Node) -> Bounds | None:

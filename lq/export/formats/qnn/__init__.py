@@ -21,6 +21,7 @@ from lq.export.artifact.signature import FlatModel, Signature, smallest_call
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.onnx import OPSET
 from lq.export.formats.onnx_file import write_model
+from lq.export.formats.qnn.clips import quantize_before_clips
 from lq.export.formats.qnn.encodings import write_encodings
 from lq.export.formats.qnn.mixed import widen_mixed
 from lq.export.formats.qnn.report import describe
@@ -83,8 +84,7 @@ def export(
     made = onnx_export.write(prepared, sample, directory / FILE, opset, dynamic=False)
     if encodings:
         write_encodings(made.path)
-    if wide_activations(prepared):
-        _compute_in_one_width(made.path)
+    _fit_to_the_npu(made.path, bool(wide_activations(prepared)))
     return {
         "opset": opset,
         "dynamic_batch": False,
@@ -96,11 +96,12 @@ def export(
     }
 
 
-def _compute_in_one_width(path: Path) -> None:
+def _fit_to_the_npu(path: Path, wide: bool) -> None:
     import onnx
 
     model = onnx.load(path)
-    if widen_mixed(model):
+    changes = [quantize_before_clips(model), wide and widen_mixed(model)]
+    if any(changes):
         write_model(model, path)
 
 

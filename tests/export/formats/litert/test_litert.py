@@ -215,6 +215,15 @@ def test_ends_in_float_cannot_be_integers(option: str, message: str, tmp_path: P
         in_litert(Ends(), images(4), tmp_path, **{option: "int8"})
 
 
+@pytest.mark.parametrize("lowest", [-8, -128])
+def test_an_input_of_few_bits_may_come_as_integers(lowest: int, tmp_path: Path) -> None:
+    few = QConfig("litert", activation=ActivationSpec(lowest, -lowest - 1), keep="nothing")
+    ran = in_litert(net(), IMAGES, tmp_path, few, inputs="int8", outputs="int8", full_int8=True)
+    expected, got = ran.outputs(images(4))
+    assert steps_apart(expected, got) <= 1
+    assert (expected != got).float().mean() <= 0.1
+
+
 def test_an_operation_without_operator_is_named(tmp_path: Path) -> None:
     class Strange(Ends):
         def forward(self, x: Tensor) -> Tensor:

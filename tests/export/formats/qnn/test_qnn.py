@@ -144,6 +144,17 @@ def test_one_activation_of_sixteen_bits_among_those_of_eight(name: str, tmp_path
     assert sorted(entry["bw"] for entry in entries) == [*[8] * (len(entries) - 1), 16]
 
 
+@pytest.mark.parametrize("keep", ["ends", "nothing"])
+def test_activations_of_four_bits(keep: str, tmp_path: Path) -> None:
+    prepared = residual(QConfig("qnn", activation=ActivationSpec(0, 15), keep=keep))
+    model, info = round_trip("qnn", prepared, EXAMPLE, tmp_path)
+    assert info["float_layers"] == info["float_operators"] == info["cpu_operators"] == []
+    with torch.no_grad():
+        expected, got = prepared(images(4)), model(images(4))
+    assert sqnr(expected, got) >= 15  # a step of four bits is a fifteenth of the range
+    assert info["int8_layers"] == {"Conv2d": 4, "DepthWiseConv2d": 1, "FullyConnected": 2}
+
+
 def test_an_opset_without_sixteen_bits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"opset=20 has no activations of 16 bits; leave it out for 21\."):
         round_trip("qnn", residual(QConfig("qnn", activation=WIDE)), EXAMPLE, tmp_path, opset=20)
