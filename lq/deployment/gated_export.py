@@ -26,6 +26,7 @@ from lq.export.artifact.int8_model import PREPARED_NAME, load
 from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.signature import Signature, fits_batch, smallest_call
 from lq.export.exporters import EXPORTERS, Chosen
+from lq.export.formats.shared import sharing
 from lq.export.parity.gate import Parity, measure, metric_complaint
 from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
@@ -160,14 +161,16 @@ def _export(
 ) -> dict[str, dict[str, Any]]:
     """Write the files of every exporter that can; returns what they say of them."""
     infos = {}
-    for choice in choices:
-        try:
-            infos[choice.name] = choice.export(prepared, example, place)
-        except OSError:
-            raise  # a full disk is no fault of one exporter
-        except Exception as error:
-            _remove(choice.name, place)
-            deployment.failures.append(f"The int8 model could not be exported as {choice.name!r} ({one_line(error)})")
+    with sharing(len(choices) > 1):
+        for choice in choices:
+            try:
+                infos[choice.name] = choice.export(prepared, example, place)
+            except OSError:
+                raise  # a full disk is no fault of one exporter
+            except Exception as error:
+                _remove(choice.name, place)
+                reason = one_line(error)
+                deployment.failures.append(f"The int8 model could not be exported as {choice.name!r} ({reason})")
     return infos
 
 

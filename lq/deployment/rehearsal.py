@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -13,7 +14,8 @@ from lq.deployment.outputs import one_line, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
-from lq.export.exporters import EXPORTERS, Choice, chosen
+from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.formats.shared import sharing
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
@@ -39,22 +41,30 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     state.fix_ranges()
     prepared.eval()
     signature = Signature.of(prepared, example, output_of(prepared, example))
-    args, kwargs = smallest_call(prepared, example)
-    infos = {}
-    for choice in chosen(exporters):
-        try:
-            with scratch() as place, torch.no_grad():
-                info = infos[choice.name] = choice.export(prepared, example, place)
-                choice.exporter.load(place, signature, info)(*args, **kwargs)
-        except OSError:
-            raise  # a full disk is no fault of the model
-        except Exception as error:
-            raise ValueError(
-                f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
-                f"show at the end of the training: {one_line(error)}.{_remedy(choice.name, error)}"
-            ) from error
+    call = smallest_call(prepared, example)
+    selected = chosen(exporters)
+    with sharing(len(selected) > 1):
+        infos = {choice.name: _tried(prepared, example, choice, signature, call) for choice in selected}
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
     return [*notes, *float_notes(plan_of(prepared), infos)]
+
+
+def _tried(
+    prepared: fx.GraphModule, example: Inputs, choice: Chosen, signature: Signature, call: Inputs
+) -> dict[str, Any]:
+    """What an exporter says of its files, which have been run."""
+    try:
+        with scratch() as place, torch.no_grad():
+            info = choice.export(prepared, example, place)
+            choice.exporter.load(place, signature, info)(*call[0], **call[1])
+            return info
+    except OSError:
+        raise  # a full disk is no fault of the model
+    except Exception as error:
+        raise ValueError(
+            f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
+            f"show at the end of the training: {one_line(error)}.{_remedy(choice.name, error)}"
+        ) from error
 
 
 def _remedy(name: str, error: Exception) -> str:

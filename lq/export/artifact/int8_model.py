@@ -167,7 +167,8 @@ def load(
             class that this process does not know.
 
     Returns:
-        A callable that takes and returns CPU tensors as the float model did.
+        A callable that takes and returns CPU tensors as the float model did; what that returned in a named tuple or in
+        a class of its own comes in a plain tuple or dict.
 
     Raises:
         FileNotFoundError: if the directory or its int8 model is missing.

@@ -10,6 +10,7 @@ whose bias is added in float, and most of a ``tensorrt`` file in float, as its R
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -33,7 +34,8 @@ from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_wei
 from lq.export.formats.onnx_program import rewrite
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program
-from lq.tracing.structure import Inputs
+from lq.export.formats.shared import is_shared, made_once
+from lq.tracing.structure import Inputs, tensors_of
 
 FILE = "int8.onnx"
 TENSORRT_FILE = "int8.tensorrt.onnx"
@@ -120,8 +122,10 @@ def write(
         ValueError: if the model cannot be exported, or ONNX's checker or shape inference finds fault with the file.
     """
     check_options(opset)
-    program, any_batch = export_program(prepared, example, dynamic=dynamic)
-    model = _model_of(program, opset)
+    sizes = tuple(tuple(tensor.shape) for tensor in tensors_of(example))
+    key = ("onnx", id(prepared), sizes, opset, dynamic)
+    made, any_batch = made_once(key, lambda: _exported(prepared, example, opset, dynamic))
+    model = copy.deepcopy(made) if is_shared() else made
     tidy(model, any_batch, output_names(prepared, example))
     if for_onnxruntime:
         clip_integers(model)
@@ -130,6 +134,11 @@ def write(
         pack_weights(model)
     write_model(model, path)
     return Written(path, any_batch)
+
+
+def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bool) -> tuple[Any, bool]:
+    program, any_batch = export_program(prepared, example, dynamic=dynamic)
+    return _model_of(program, opset), any_batch
 
 
 def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
