@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lq.backends.prepare import plan_of
 from lq.export.artifact.files import write_file
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
@@ -49,7 +50,8 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         _check_whole(place)
         for name in (FILE, WEIGHTS):
             write_file(directory / name, (place / name).read_bytes())
-    precisions = _precisions(_compile(directory / FILE, None))
+    planned = {row.name for row in plan_of(prepared).layers}
+    precisions = _precisions(_compile(directory / FILE, None), planned)
     return {"dynamic_batch": made.dynamic, **precisions}
 
 
@@ -136,8 +138,8 @@ def _kind(info: Any) -> str:
     return "Attention" if "softmax" in holds and ("matmul" in holds or "bmm" in holds) else kind
 
 
-def _precisions(compiled: Any) -> dict[str, Any]:
-    """How many layers run on integers, and which in float."""
+def _precisions(compiled: Any, planned: Collection[str]) -> dict[str, Any]:
+    """How many layers run on integers, and which in float, by their names in the plan where they have one there."""
     int8: Counter[str] = Counter()
     floating = []
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -147,5 +149,7 @@ def _precisions(compiled: Any) -> dict[str, Any]:
             if precision in _INTEGERS:
                 int8[kind] += 1
             else:
-                floating.append(f"{node.get_friendly_name()} ({kind}, {precision})")
+                made_of = info["originalLayersNames"].value.split(",")
+                name = next((name for name in made_of if name in planned), node.get_friendly_name())
+                floating.append(f"{name} ({kind}, {precision})")
     return {"int8_layers": dict(int8), "float_layers": floating}

@@ -46,6 +46,23 @@ def test_every_layer_runs_on_integers(exported: Exported) -> None:
     assert sorted(file.name for file in directory.iterdir()) == sorted([FILE, WEIGHTS])
 
 
+def test_what_runs_in_float_has_its_name_in_the_plan(tmp_path: Path) -> None:
+    """OpenVINO has no int8 kernel for a grouped transposed convolution, and makes several nodes of it."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+            self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.up(F.relu(self.first(x)))))
+
+    x = images(4)
+    _, info = round_trip("openvino", calibrated(Decoder(), example_of(x)), example_of(x), tmp_path)
+    assert [name.partition(" ")[0] for name in info["float_layers"]] == ["up"]
+
+
 def test_weights_take_a_byte_each(exported: Exported) -> None:
     prepared, _, _, directory = exported
     layers = [p.numel() for p in prepared.parameters() if p.dim() > 1]
