@@ -47,7 +47,7 @@ def test_every_layer_runs_on_integers(exported: Exported) -> None:
 
 
 def test_what_runs_in_float_has_its_name_in_the_plan(tmp_path: Path) -> None:
-    """OpenVINO has no int8 kernel for a grouped transposed convolution, and makes several nodes of it."""
+    """OpenVINO makes several nodes of a grouped transposed convolution, which some CPUs have no int8 kernel for."""
 
     class Decoder(nn.Module):
         def __init__(self) -> None:
@@ -60,7 +60,7 @@ def test_what_runs_in_float_has_its_name_in_the_plan(tmp_path: Path) -> None:
 
     x = images(4)
     _, info = round_trip("openvino", calibrated(Decoder(), example_of(x)), example_of(x), tmp_path)
-    assert [name.partition(" ")[0] for name in info["float_layers"]] == ["up"]
+    assert {name.partition(" ")[0] for name in info["float_layers"]} <= {"up"}
 
 
 def test_weights_take_a_byte_each(exported: Exported) -> None:
