@@ -29,7 +29,7 @@ from benchmarks._common import Column, Row, label, number, parse, parser, report
 from lq.data import FashionMNISTDataModule
 from lq.timing.bench import bench
 
-RUNTIMES = ("torch", "onnx", "openvino")
+RUNTIMES = ("torch", "onnx", "openvino", "litert")
 
 
 class Attention(nn.Module):
