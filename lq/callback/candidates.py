@@ -43,7 +43,7 @@ class StartingPoint:
 
 
 def judge_start(trainer: Trainer, module: LightningModule, name: str, validation: ValidationData) -> StartingPoint:
-    """ValidationData the calibrated target before the first step of QAT: one pass over the validation data.
+    """Validate the calibrated target before the first step of QAT: one pass over the validation data.
 
     Args:
         trainer: of the fit; all processes have to call this.

@@ -78,15 +78,7 @@ def record(
 
 
 def _check_made_nothing(module: nn.Module, known: Collection[str]) -> None:
-    """Refuse a module that has more parameters after a call than before.
-
-    Args:
-        module: has been called.
-        known: names of its parameters before that.
-
-    Raises:
-        ValueError: naming what is new.
-    """
+    """Refuse a module that has more parameters after a call than before it, which are ``known`` by name."""
     made = sorted(dict(module.named_parameters()).keys() - known)
     if made:
         raise ValueError(

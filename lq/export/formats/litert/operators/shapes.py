@@ -237,19 +237,21 @@ def index(call: Call) -> Value:
 def _along(call: Call, dimension: int, places: Tensor) -> Value:
     x = call.net.settled(call["self"]) if places.dim() == 1 else call.net.plain(call["self"])
     order = x.order if places.dim() == 1 else tuple(range(len(call.shape)))
-    return _gathered(call, "GATHER", x, places, order, axis=x.order.index(dimension))
+    return _gathered(call, "GATHER", x, places, order, "GatherOptions", axis=x.order.index(dimension))
 
 
 def _together(call: Call, places: Sequence[Tensor]) -> Value:
     common = torch.broadcast_shapes(*(place.shape for place in places))  # type: ignore[no-untyped-call]
     joined = torch.stack([place.expand(common) for place in places], -1)
-    return _gathered(call, "GATHER_ND", call.net.plain(call["self"]), joined, tuple(range(len(call.shape))))
+    x, order = call.net.plain(call["self"]), tuple(range(len(call.shape)))
+    return _gathered(call, "GATHER_ND", x, joined, order, "GatherNdOptions")
 
 
-def _gathered(call: Call, kind: str, x: Value, places: Tensor, order: tuple[int, ...], **settings: int) -> Value:
+def _gathered(
+    call: Call, kind: str, x: Value, places: Tensor, order: tuple[int, ...], options: str, **settings: int
+) -> Value:
     source = call.net.of(x)
     target = call.net.new(call.name, [call.shape[dimension] for dimension in order], source.grid, source.dtype)
     inputs = [x.tensor, call.net.constant(array(places.int()), f"{call.name}/places")]
-    options = {"GATHER": "GatherOptions", "GATHER_ND": "GatherNdOptions"}[kind]
     call.net.file.operator(kind, inputs, [target], options, **settings)
     return Value(target, order)
