@@ -13,6 +13,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 NAME = "lightning-qat"
@@ -80,6 +81,27 @@ def test_the_metadata_that_is_shown(metadata: Message) -> None:
     } == extras
     for requirement in metadata.get_all("Requires-Dist") or []:
         assert not re.match(r"lq\b", requirement), requirement
+
+
+@pytest.mark.parametrize(
+    ("python", "system", "machine", "missing"),
+    [
+        ("3.11", "linux", "x86_64", set()),
+        ("3.14", "linux", "x86_64", {"ethos-u-vela"}),
+        ("3.10", "linux", "x86_64", {"onnxruntime-qnn"}),
+        ("3.12", "darwin", "arm64", {"ethos-u-vela", "onnxruntime-qnn", "tflite-micro"}),
+    ],
+)
+def test_the_tests_ask_for_wheels_that_exist(
+    metadata: Message, python: str, system: str, machine: str, missing: set[str]
+) -> None:
+    place = {"python_version": python, "sys_platform": system, "platform_machine": machine, "extra": "dev"}
+    wanted = set()
+    for requirement in map(Requirement, metadata.get_all("Requires-Dist") or []):
+        if requirement.marker is None or requirement.marker.evaluate(place):
+            wanted.add(requirement.name)
+            assert requirement.name != "onnxruntime" or python != "3.10" or not requirement.specifier
+    assert {"ethos-u-vela", "onnxruntime-qnn", "tflite-micro"} - wanted == missing
 
 
 def test_what_is_inside(built: dict[str, Path]) -> None:

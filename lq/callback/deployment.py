@@ -9,7 +9,6 @@ from dataclasses import replace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import fx
 
 from lq.analysis.sqnr import sqnr_per_layer
 from lq.callback.best import load_best
@@ -71,7 +70,7 @@ def deploy_best(
         rank_zero_info(f"lq: {note}")
     if deployment.directory is not None:
         rank_zero_info(f"lq: artifact in {deployment.directory}")
-    _log_pictures(trainer, prepared_graph(twin, name, example), example, history)
+    _log_pictures(trainer, twin, name, example, history)
     return deployment
 
 
@@ -97,11 +96,12 @@ def _choose(
 
 
 def _log_pictures(
-    trainer: Trainer, prepared: fx.GraphModule, example: Inputs, history: Sequence[Mapping[str, float]]
+    trainer: Trainer, twin: LightningModule, name: str, example: Inputs, history: Sequence[Mapping[str, float]]
 ) -> None:
     if not can_draw(trainer.loggers):
         return
     try:
+        prepared = prepared_graph(twin, name, example)
         sqnr = sqnr_per_layer(prepared, [example], lambda model, inputs: model(*inputs[0], **inputs[1]), limit=1)
         log_pictures(trainer.loggers, history, sqnr, trainer.global_step)
     except Exception as error:  # loggers reach out to servers; the artifact is safe
