@@ -40,7 +40,7 @@ def test_import_is_light():
 
 def test_processes_that_run_an_artifact_import_what_they_need_only():
     modules = "lq.export.parity.worker, lq.timing.stopwatch"
-    code = f"import sys, {modules}; print({{'torchmetrics', 'lightning'}} & {{*sys.modules}})"
+    code = f"import sys, {modules}; print({{'torchmetrics', 'lightning', 'sympy'}} & {{*sys.modules}})"
     assert run(code) == "set()"
 
 

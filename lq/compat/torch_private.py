@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.jit._trace import TracerWarning as TracerWarning
 from torch.utils._pytree import SERIALIZED_TYPE_TO_PYTHON_TYPE as SERIALIZED_TYPE_TO_PYTHON_TYPE
 from torch.utils._pytree import TreeSpec as TreeSpec
@@ -185,6 +184,8 @@ def inductor_settings() -> Any:
 @contextmanager
 def noting_constant_sizes(note: Callable[[], None]) -> Iterator[None]:
     """Call ``note`` whenever an export turns a dynamic size into a number."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
+
     original = ShapeEnv._set_replacement
 
     def noting(self: ShapeEnv, symbol: Any, value: Any, *args: Any, **kwargs: Any) -> None:

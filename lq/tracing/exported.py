@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
 from lq.compat.torch_private import quiet_export
@@ -123,6 +122,8 @@ def _fixed_batch(
     if images is not None and is_of_each_image(exported.output, images):
         check_one_size(images, type(flat.target).__name__)
         return FixedBatch(len(images), images=True)
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
+
     sizes = {t.shape[0] for t in tensors if t.dim()}
     shapes = [node.meta["val"].shape for node in exported.inputs]
     if len(sizes) != 1 or not all(is_concrete_int(shape[0]) for shape in shapes if shape):
