@@ -14,7 +14,7 @@ from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
 from lq.export.artifact.remote import upload
 from tests.analysis.planted import make_batches, make_planted
-from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Tiny, make_trainer, qat, quicken_deployment, train_loader, val_loader
 
 QUICK = CompareOptions(seconds=0.02)
 
@@ -56,7 +56,8 @@ def test_the_models_are_left_as_they_were():
 
 
 @pytest.mark.parametrize("is_local", [True, False])
-def test_an_artifact_is_judged_in_its_own_runtime(tmp_path, is_local):
+def test_an_artifact_is_judged_in_its_own_runtime(tmp_path, is_local, monkeypatch):
+    quicken_deployment(monkeypatch)
     module = Tiny()
     trainer = make_trainer(tmp_path, callback := qat(), max_epochs=2)
     float_model = copy.deepcopy(module.model)
