@@ -57,8 +57,8 @@ NOT_RUN = """
 `ddp_spawn` and `ddp_notebook` train in new processes, not in the one that calls `fit`. The artifact is in `export_dir`,
 and the trained weights are returned, but `callback.deployment` stays `None`. `tests/callback/test_sharded.py` tests
 `ModelParallelStrategy` with `fully_shard`. These raise an error: `FSDPStrategy`, tensor parallelism, DeepSpeed,
-`StochasticWeightAveraging`, and averaging callbacks listed before `QATCallback`. `EMAWeightAveraging` of Lightning 2.6.6
-cannot be pickled, so it does not work with `ddp_spawn`.
+`StochasticWeightAveraging`, and averaging callbacks listed before `QATCallback`. `EMAWeightAveraging` of Lightning
+2.6.6 cannot be pickled, so it does not work with `ddp_spawn`.
 
 **Not run**, because it needs GPUs: NCCL, `sync_batchnorm=True` (PyTorch has it on GPUs only), `16-mixed` with its
 GradScaler, several machines.

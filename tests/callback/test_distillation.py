@@ -145,7 +145,7 @@ def test_an_output_of_another_shape_in_training_is_refused(fit: Fit) -> None:
 def test_compiled_code_is_refused(fit: Fit) -> None:
     module = Plain()
     module.compile(backend="eager")
-    with pytest.raises(ValueError, match=r"distill listens to .*torch.compile"):
+    with pytest.raises(ValueError, match=r"distill needs a hook on .*torch.compile"):
         trained(fit, module, SETTINGS)
 
 

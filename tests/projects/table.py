@@ -25,12 +25,12 @@ Generated from its test runs by
 Do not edit. torch {torch}, Lightning {lightning}, Python {python}, {machine}, CPU only.
 
 Each row is a `LightningModule` from the project or its documentation, with random weights and small synthetic data. It
-is trained for a few epochs in float, and then for a few more with `QATCallback` in the Trainer. Nothing else is changed;
-the row names arguments of the callback if its defaults were not enough. The metric is the one that the module logs in
-its own `validation_step`. After a few dozen samples it does not say how good such a network can get. It only shows
-whether the int8 file gives the same results as the trained model: compare "int8" with "fake", the trained model with
-fake quantization. "FP32" is the module before QAT trained it further. "Share" is the share of the multiply-accumulates
-that runs in int8.
+is trained for a few epochs in float, and then for a few more with `QATCallback` in the Trainer. Nothing else is
+changed; the row names arguments of the callback if its defaults were not enough. The metric is the one that the module
+logs in its own `validation_step`. After a few dozen samples it does not say how good such a network can get. It only
+shows whether the int8 file gives the same results as the trained model: compare "int8" with "fake", the trained model
+with fake quantization. "FP32" is the module before QAT trained it further. "Share" is the share of the
+multiply-accumulates that runs in int8.
 
 The command creates an environment for each project, installs what its file in `tests/projects` requires, and runs it
 there. Without `--reuse-torch`, it installs torch in each of them. `--list` names the projects.
