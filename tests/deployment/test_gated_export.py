@@ -294,7 +294,7 @@ def test_of_two_runs_neither_loses_its_model(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "int8")(images(3)), before)
     assert done.directory == tmp_path / "int8-2"
     assert done.models["torch"].path == tmp_path / "int8-2"
-    assert any("another run has written" in note for note in done.notes)
+    assert any("another run wrote to" in note for note in done.notes)
     again = delivered(ExportSettings(directory=Destination.at(tmp_path / "int8")), residual("tensorrt"))
     assert again.directory == tmp_path / "int8", "a later run replaces it"
 
