@@ -137,12 +137,12 @@ def check_module(name: str, value: Any) -> None:
         >>> check_module("model", nn.Linear)
         Traceback (most recent call last):
         ...
-        TypeError: model=<class 'torch.nn.modules.linear.Linear'> is a class; give an object of it, model=Linear(...).
+        TypeError: model=<class 'torch.nn.modules.linear.Linear'> is a class; give an instance, model=Linear(...).
     """
     if isinstance(value, nn.Module):
         return
     if isinstance(value, type):
-        raise TypeError(f"{name}={value!r} is a class; give an object of it, {name}={value.__name__}(...).")
+        raise TypeError(f"{name}={value!r} is a class; give an instance, {name}={value.__name__}(...).")
     hint = " Load it into a module: module.load_state_dict(...)." if isinstance(value, Mapping) else ""
     raise TypeError(f"{name} must be a torch.nn.Module, but is {_article(value)}.{hint}")
 

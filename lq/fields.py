@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_REMEDY = "The file was changed or damaged; take it again from where it was made."
+_REMEDY = "The file was changed or damaged; get a new copy of it."
 _LARGEST = 2**63 - 1
 _DEEPEST = 100
 

@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Use = Callable[[Path], Any]
 CASES: dict[str, tuple[Use, str]] = {
     # ---- prepare
-    "prepare a class": (lambda _: lq.prepare(nn.Linear), r"is a class; give an object of it, module=Linear\(\.\.\.\)"),
+    "prepare a class": (lambda _: lq.prepare(nn.Linear), r"is a class; give an instance, module=Linear\(\.\.\.\)"),
     "prepare a function": (lambda _: lq.prepare(torch.relu), "must be a torch.nn.Module, but is a builtin_function"),
     "prepare a tensor": (lambda _: lq.prepare(X), "must be a torch.nn.Module, but is a Tensor"),
     "prepare nothing": (lambda _: lq.prepare(None), "must be a torch.nn.Module, but is a NoneType"),

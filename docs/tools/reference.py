@@ -16,7 +16,7 @@ GROUPS = {
     "training": (
         "The callback",
         "What a Trainer is given, and its settings. Each setting can be written in Python or in YAML.",
-        ["QATCallback", "QATSchedule", "Gate", "AutoExclude", "AutoBits"],
+        ["QATCallback", "QATSchedule", "Gate", "AutoExclude", "AutoBits", "Distillation"],
     ),
     "configuration": (
         "Quantization settings",

@@ -116,7 +116,9 @@ def find_exclusions(
         found, left = _exclude(ranked, limits, trials, drop)
     chosen = [candidate for candidate in found if candidate.excluded]
     if not chosen:
-        return Exclusions(tuple(found), f"nothing worth excluding: {loss}, and single layers in float do not mend that")
+        return Exclusions(
+            tuple(found), f"nothing worth excluding: {loss}, and leaving single layers in float does not help"
+        )
     time = sum(candidate.slowdown for candidate in chosen)
     count = f"{len(chosen)} layer{'' if len(chosen) == 1 else 's'}"
     with_float = f"with {count} in float it is {exact - score.sign * left:.4g}"

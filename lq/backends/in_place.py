@@ -80,9 +80,9 @@ def _rehearsed(module: nn.Module, recording: Recording, example: Inputs, sites: 
         if rehearse_sites(module, recording, example):
             return sites
     raise ValueError(
-        f"{type(module).__name__} computes something else when its tensors are copied: code in it writes into a tensor "
-        "that it reads elsewhere under another name, or it is random in evaluation. Exclude the part at fault, "
-        "QConfig(exclude=[...]), or write x = x + y in the place of x += y there."
+        f"{type(module).__name__} gives other outputs when its tensors are copied. Either its code modifies a tensor "
+        "in place and reads it elsewhere through a view, or it is random in evaluation mode. Exclude that part, "
+        "QConfig(exclude=[...]), or write x = x + y instead of x += y there."
     )
 
 
@@ -126,8 +126,8 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
             return state
     if qconfig.learns_scales:
         raise ValueError(
-            f"What {type(module).__name__} computes cannot be read from its code, so it is planned at its first call, "
-            "but an optimizer has to know learned scales before. Give lq.prepare(..., example_args=(x,))."
+            f"The code of {type(module).__name__} cannot be traced, so it is planned at its first call. But the "
+            "learned scales have to exist before the optimizer is created. Write lq.prepare(..., example_args=(x,))."
         )
     state = defer(module, partial(_plan_at_first_call, qconfig))
     state.qconfig = qconfig

@@ -103,7 +103,7 @@ def check_finetuning(own: Callback, trainer: Trainer) -> None:
     if name is not None and trainer.state.fn == "fit":
         raise ValueError(
             f"{name} restores the learning rates of this checkpoint before QATCallback has noted the initial ones. "
-            f"Put QATCallback first, which the checkpoint does not mind: callbacks=[QATCallback(...), {name}(...)]."
+            f"List QATCallback first, callbacks=[QATCallback(...), {name}(...)]; the checkpoint still fits."
         )
 
 

@@ -44,11 +44,11 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
                 return path
             early.append(path)
         except ValueError as error:
-            rank_zero_warn(f"lq: {error} The next best weights are taken, or else the last.")
+            rank_zero_warn(f"lq: {error} lq takes the next best weights, or the last ones if there are no others.")
     if early:
         rank_zero_info(
-            f"lq: the best checkpoint, {early[0]}, is from before QAT started; converting the last weights. "
-            "To have the best of the QAT epochs, keep more checkpoints: ModelCheckpoint(save_top_k=-1, ...)."
+            f"lq: the best checkpoint, {early[0]}, is from before QAT started, so the last weights are converted. "
+            "To get the best of the QAT epochs, keep more checkpoints: ModelCheckpoint(save_top_k=-1, ...)."
         )
     return LAST
 

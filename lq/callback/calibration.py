@@ -89,8 +89,8 @@ def calibrate_at_start(trainer: Trainer, module: LightningModule, name: str, sch
     except Exception as error:  # whatever the user's code raises where it was not written for
         reason = " ".join(str(error).split())[:300]
         rank_zero_warn(
-            f"lq: ranges could not be calibrated before QAT ({type(error).__name__}: {reason}); observers follow them "
-            "in training instead. QATSchedule(calibration=0) does so without trying."
+            f"lq: ranges could not be calibrated before QAT ({type(error).__name__}: {reason}); observers find them "
+            "in training instead. QATSchedule(calibration=0) avoids the attempt."
         )
         return schedule.without_calibration()
     with torch.no_grad():

@@ -64,7 +64,7 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, validation
         return StartingPoint(results, ranges)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
         reason = " ".join(str(error).split())[:300]
-        rank_zero_warn(f"lq: what QAT starts from could not be judged ({type(error).__name__}: {reason}).")
+        rank_zero_warn(f"lq: the model before QAT could not be evaluated ({type(error).__name__}: {reason}).")
         return StartingPoint(ranges=ranges)
 
 
@@ -97,25 +97,27 @@ def choose_weights(
     results = _results(twin, name, validation)
     counts = _counting(results, validation)
     if counts is None:
-        rank_zero_info("lq: no figure says whether training has paid; QATCallback(monitor=..., mode=...) names one")
+        rank_zero_info(
+            "lq: no metric to compare the models before and after QAT; name one: QATCallback(monitor=..., mode=...)"
+        )
         return trained
     figure, sign = counts
     best, before_norms = results[figure], copy.deepcopy(twin.state_dict())
     if reestimate_batch_norm(target_of(twin, name), samples, call_sample):
         again = _results(twin, name, validation)[figure]
-        rank_zero_info(f"lq: {figure} {best:.4f}, with BatchNorm statistics measured anew {again:.4f}")
+        rank_zero_info(f"lq: {figure} {best:.4f}; with BatchNorm statistics measured again: {again:.4f}")
         if sign * again > sign * best:
-            best, trained = again, f"{trained}, with BatchNorm statistics measured anew"
+            best, trained = again, f"{trained}, with BatchNorm statistics measured again"
         else:
             twin.load_state_dict(before_norms)
     before = start.results.get(figure, best)
     if sign * before <= sign * best:
         return trained
-    worse = f"lq: QAT ended with {figure} {best:.4f}, and quantization without training had {before:.4f}"
+    worse = f"lq: QAT ended with {figure} {best:.4f}, but quantization without training had {before:.4f}"
     if not float_weights or start.ranges is None:
         rank_zero_warn(f"{worse}. {ADVICE}, or quantize the float model: lq.quantize_static.")
         return trained
-    rank_zero_warn(f"{worse}, which is delivered. {ADVICE}.")
+    rank_zero_warn(f"{worse}, so the untrained model is exported. {ADVICE}.")
     _restore(twin, name, start.ranges, float_weights)
     return UNTRAINED
 

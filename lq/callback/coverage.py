@@ -27,9 +27,9 @@ def take_in_exchanged(target: nn.Module) -> str | None:
         return None
     names = ", ".join(f"{path} ({kind})" for path, kind in list(others.items())[:_SHOWN])
     return (
-        f"lq: {len(others)} modules were exchanged after QAT had prepared them, e.g. {names}; the calls that the new "
-        "ones make in the same place are quantized. Put QATCallback behind the callback that exchanges them, so that "
-        "they are planned."
+        f"lq: {len(others)} modules were replaced after QAT had prepared them, e.g. {names}. Calls that the new "
+        "modules make in the same place are quantized. List QATCallback after the callback that replaces them, so that "
+        "all of their calls are planned."
     )
 
 
@@ -52,8 +52,8 @@ def check_reached(target: nn.Module, name: str) -> str | None:
     planned = instrument.planned
     if not planned.keys() & instrument.ran:
         raise ValueError(
-            f"The first training step did not call {name or 'the module itself'}, which is to be quantized. Name the "
-            "part that training_step calls: QATCallback(target=...)."
+            f"The first training step did not call the target, {name or 'the module itself'}, so nothing would be "
+            "trained for int8. Name the part that training_step calls: QATCallback(target=...)."
         )
     missing = [call for i, call in planned.items() if i not in instrument.ran]
     if not missing:
@@ -62,7 +62,7 @@ def check_reached(target: nn.Module, name: str) -> str | None:
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     return (
         f"lq: {len(missing)} of {len(planned)} planned calls did not run in the first training step: {shown}{more}. "
-        "Their ranges come from later steps that make them, or they stay float."
+        "They get ranges if a later step runs them; otherwise they stay in float."
     )
 
 
@@ -83,6 +83,6 @@ def take_unplanned(target: nn.Module) -> str | None:
     instrument.unplanned.clear()
     shown = ", ".join(f"{name} ({count} times)" for name, count in counts)
     return (
-        f"lq: {total} calls in this epoch were not there when the target was planned, and ran in float: {shown}. Give "
-        "an example that takes that way: LightningModule.example_input_array."
+        f"lq: {total} calls in this epoch are not in the plan and ran in float: {shown}. Set example_input_array of "
+        "the LightningModule to inputs for which forward makes these calls."
     )

@@ -70,8 +70,8 @@ def check_teaching(module: LightningModule, model: nn.Module) -> None:
     """
     if is_compiled(module):
         raise ValueError(
-            f"distill listens to {type(model).__name__}, which compiled code runs without anybody hearing it. Train "
-            "without torch.compile, or leave distill out."
+            f"distill needs a hook on {type(model).__name__}, but compiled code does not run hooks. Train without "
+            "torch.compile, or leave distill out."
         )
 
 
@@ -139,9 +139,9 @@ class Teacher:
             return
         if student.shape != teacher.shape:
             raise ValueError(
-                f"distill compares the output of the target with that of its float version in evaluation, but in "
-                f"training it returns {describe(output)} and there {describe(teacher)}. Name an inner module that "
-                "returns the same in both, QATCallback(target=...), or leave distill out."
+                f"distill compares the output of the target in training with that of its float version in evaluation, "
+                f"but these differ: {describe(output)} and {describe(teacher)}. Name an inner module whose output has "
+                "the same shape in both modes, QATCallback(target=...), or leave distill out."
             )
         with torch.enable_grad():
             leaf = student.detach().float().requires_grad_()

@@ -58,7 +58,7 @@ class ForwardCheck:
         if any(parts):
             self.tell(
                 f"lq: {self.kind}.forward does more than call {self.name} ({', '.join(filter(None, parts))}), but the "
-                f"artifact holds {self.name} alone: it takes and returns what {self.name} does. For all of forward: "
+                f"artifact contains only {self.name}, with its inputs and outputs. To export all of forward, write "
                 "QATCallback(target='')."
             )
 

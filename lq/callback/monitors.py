@@ -84,9 +84,9 @@ def check_early_stopping(trainer: Trainer) -> None:
     for callback in _callbacks(trainer, EarlyStopping):
         if callback.monitor.startswith(_PREFIX) and (callback.strict or callback.monitor in _monitored(trainer)):
             raise ValueError(
-                f"EarlyStopping(monitor={callback.monitor!r}) has nothing to look at before QAT starts. Monitor what "
-                "your validation_step logs, which is the figure of the fake-quantized model once QAT has started; or "
-                "let it wait, EarlyStopping(..., strict=False), with no ModelCheckpoint on the same figure."
+                f"EarlyStopping(monitor={callback.monitor!r}): this metric is not logged before QAT starts. Monitor a "
+                "metric that your validation_step logs; once QAT has started, it is that of the fake-quantized model. "
+                "Or write EarlyStopping(..., strict=False), with no ModelCheckpoint on the same metric."
             )
 
 

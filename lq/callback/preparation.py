@@ -21,8 +21,8 @@ from lq.lightning_module.copies import deep_copy, detached_copy
 from lq.lightning_module.target import build_layers, find_target, is_target_prepared, target_of
 
 _IN_INIT = (
-    "Under ModelParallelStrategy build the layers in __init__, with their weights, and leave to configure_model only "
-    "what splits them, fully_shard."
+    "With ModelParallelStrategy, build the layers with their weights in __init__, and call only fully_shard in "
+    "configure_model."
 )
 
 
@@ -99,7 +99,7 @@ def check_still_prepared(module: LightningModule, name: str) -> None:
     """
     if not is_target_prepared(module, name):
         raise ValueError(
-            f"{type(module).__name__}.configure_model() has built {name or 'the layers'} anew, which undoes the "
+            f"{type(module).__name__}.configure_model() built {name or 'the layers'} again, which undoes the "
             f"preparation for QAT. {_IN_INIT}"
         )
 
@@ -146,7 +146,7 @@ def _check_configure_model(module: LightningModule, name: str) -> None:
     module.configure_model()  # as Lightning is going to
     if not is_target_prepared(module, name):
         raise ValueError(
-            f"{type(module).__name__}.configure_model() builds the layers anew each time it is called, which "
-            "undoes the preparation for QAT. Lightning wants it to build them once: begin with "
-            "`if self.model is not None: return`, with self.model = None in __init__."
+            f"{type(module).__name__}.configure_model() builds the layers again at each call, which undoes the "
+            "preparation for QAT. It should build them only once, as Lightning recommends: set self.model = None in "
+            "__init__, and begin configure_model with `if self.model is not None: return`."
         )

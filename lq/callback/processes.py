@@ -32,10 +32,10 @@ def check_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
     if is_a(strategy, *_SPLITTING):
         raise ValueError(
-            f"{type(strategy).__name__} hides the weights of the layers, but QAT needs them for their scales and for "
-            "the int8 model. Use ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) with fully_shard "
-            "in configure_model, 'ddp', or a single device; where memory is short, QATCallback(save='bytes'), "
-            "precision='bf16-mixed' or a smaller batch."
+            f"{type(strategy).__name__} cannot be used with QATCallback: a layer does not see its whole weight, which "
+            "scales and the int8 model need. Use ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) "
+            "with fully_shard in configure_model, 'ddp', or a single device. To save memory, use "
+            "QATCallback(save='bytes'), precision='bf16-mixed' or a smaller batch."
         )
     if splits_weights(trainer):
         size = strategy.device_mesh["tensor_parallel"].size()  # type: ignore[attr-defined]

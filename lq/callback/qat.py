@@ -239,8 +239,8 @@ class QATCallback(Callback):
         count = sum(isinstance(c, QATCallback) for c in trainer.callbacks)  # type: ignore[attr-defined]
         if count > 1:
             raise ValueError(
-                f"The Trainer has {count} QATCallbacks; one model is quantized once. Keep one of them "
-                "(its qconfig.overrides can treat layers differently)."
+                f"The Trainer has {count} QATCallbacks, but a model can be quantized only once. Keep one of them; its "
+                "qconfig.overrides can give layers different settings."
             )
         check_averaging(self, trainer)
         check_strategy(trainer)

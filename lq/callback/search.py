@@ -82,9 +82,9 @@ def require_early_start(setting: str, schedule: QATSchedule, otherwise: str) -> 
     """
     if Point.parse("start", schedule.start).value > 0:
         raise ValueError(
-            f"{setting} looks at the weights that QAT starts from, before the first step, but with "
-            f"schedule.start={schedule.start!r} they are trained in the same fit. Train in float first and start QAT "
-            f"from that checkpoint; or {otherwise}."
+            f"{setting} needs the trained float weights before the first step, but with schedule.start="
+            f"{schedule.start!r} they are trained in the same fit. Train in float first and start QAT from that "
+            f"checkpoint; or {otherwise}."
         )
 
 
@@ -148,8 +148,8 @@ def _was_fitted(module: LightningModule, name: str, qconfig: QConfig) -> bool:
 def _require_float(module: LightningModule, name: str, setting: str) -> None:
     if is_target_prepared(module, name):
         raise ValueError(
-            f"{setting} looks at the layers of a float module, but this {type(module).__name__} was prepared for QAT "
-            "before and never trained since. Fit a new module, or leave the preparation to this QATCallback."
+            f"{setting} needs a float module, but this {type(module).__name__} was already prepared for QAT and not "
+            "trained since. Fit a new module, or let this QATCallback prepare it."
         )
 
 

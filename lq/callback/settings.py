@@ -66,8 +66,8 @@ def check_searches(auto_exclude: object, auto_bits: object) -> None:
     """
     if auto_exclude is not None and auto_bits is not None:
         raise ValueError(
-            "auto_exclude and auto_bits are two searches, and a run has one. auto_bits also leaves layers in float if "
-            "32 is among its widths: auto_bits={'budget': ..., 'widths': [2, 4, 8, 32]}."
+            "auto_exclude and auto_bits cannot be used in the same run. auto_bits also leaves layers in float if 32 is "
+            "among its widths: auto_bits={'budget': ..., 'widths': [2, 4, 8, 32]}."
         )
 
 

@@ -130,8 +130,8 @@ def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
     if off:
         here = ", ".join(f"{name} {found[name]:.4g} (then {known[name]:.4g})" for name in off)
         rank_zero_warn(
-            "lq: these are not the float weights that QAT started from, so the rows of FP32 and PTQ mean nothing: "
-            f"{here}. Give the checkpoint that it started from as --float_ckpt_path."
+            "lq: QAT did not start from these float weights, so the rows FP32 and PTQ are meaningless: "
+            f"{here}. Give the float checkpoint that it started from: --float_ckpt_path."
         )
 
 

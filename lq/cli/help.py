@@ -27,12 +27,12 @@ _TRAINER = {"fit": _OF_A_RUN, **dict.fromkeys(("validate", "test", "predict"), _
 _MODEL_AND_DATA = (
     ("-c, --config FILE", "YAML with the settings of model, data and trainer"),
     ("--model CLASS", "import path of the LightningModule, such as my_module.Net; its arguments: --model.width 8"),
-    ("--data CLASS", "import path of the LightningDataModule, if the module does not bring its own data"),
+    ("--data CLASS", "import path of the LightningDataModule, if the module does not have its own data loaders"),
 )
 _MORE = (
-    ("--help-all", "every option, with those of the Trainer, optimizer and lr_scheduler"),
-    ("--model.help CLASS", "the arguments of a class; --data.help, --trainer.callbacks.help and so on likewise"),
-    ("--print_config", "the whole configuration as YAML, and no run"),
+    ("--help-all", "every option, including those of the Trainer, optimizer and lr_scheduler"),
+    ("--model.help CLASS", "the arguments of a class; also --data.help, --trainer.callbacks.help and so on"),
+    ("--print_config", "print the whole configuration as YAML and exit"),
     ("--debug", "the traceback of an error (or LQ_DEBUG=1)"),
 )
 _EXAMPLES = {

@@ -102,7 +102,7 @@ class LQCLI(LightningCLI):
             self.config = self.parser.parse_object({self.config.subcommand: {"model": new}}, self.config)
         except argparse.ArgumentError as error:
             reason = " ".join(str(error).split())[:300]
-            kept = "those of the configuration count"
+            kept = "those of the configuration are used"
             _say(f"{path}: its hyperparameters do not fit {new['class_path']}; {kept}: {reason}")
         else:
             _say_changes(path, base, new)
@@ -152,7 +152,7 @@ def _say_changes(path: str, base: dict[str, Any], new: dict[str, Any]) -> None:
     own, given = base.get("init_args") or {}, new.get("init_args", {})  # none if LightningCLI has saved them
     changes = [f"{name}={given[name]!r} (not {own[name]!r})" for name in given if not same(own[name], given[name])]
     if changes:
-        _say(f"{path}: its hyperparameters count: {', '.join(changes)}")
+        _say(f"{path}: its hyperparameters replace those of the configuration: {', '.join(changes)}")
 
 
 def _has(callbacks: object, kind: type) -> bool:

@@ -80,7 +80,7 @@ def in_one_line(message: str, command: str, options: Iterable[str]) -> str:
 
 def _unknown_option(option: str, command: str, options: Iterable[str]) -> str:
     if not option.startswith("-"):
-        return f"{command} takes options only, but {option!r} came; {command} --help lists them"
+        return f"{command} takes only options, but got {option!r}; {command} --help lists them"
     near = suggestion(option, options)
     return f"{command} has no option {option}{near or f'; {command} --help lists them'}"
 

@@ -134,7 +134,7 @@ def _own_figures(
         try:
             return logged_by(twin, name, validation, "a model", version)
         except Exception as error:  # what validation_step does with an output may suit the target's alone
-            rank_zero_warn(f"lq: a model could not be judged by validation_step: {error}")
+            rank_zero_warn(f"lq: validation_step could not evaluate a model: {error}")
             return {}
 
     return own

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 
 OF_LIGHTNING = {
-    "fit": "train; with lq.QATCallback among the callbacks: for int8",
+    "fit": "train; add lq.QATCallback to the callbacks to train for int8",
     "validate": "run the validation once",
     "test": "run the test once",
     "predict": "run the prediction once",
 }
 OWN_SUBCOMMANDS = {
-    "export": "write a trained checkpoint for one or more runtimes, without training again",
-    "ptq": "quantize without training: the baseline that QAT has to beat",
-    "analyze": "what quantization does to every layer, and which ones to leave in float",
-    "bits": "how many bits each layer gets under a budget of size",
-    "report": "float, PTQ and QAT compared, on one HTML page",
-    "bench": "size, latency and throughput of what was exported",
+    "export": "export a trained checkpoint to one or more runtimes, without training again",
+    "ptq": "quantize without training (the baseline for QAT)",
+    "analyze": "measure how much quantization hurts each layer, and suggest layers to leave in float",
+    "bits": "choose the number of bits of each layer for a size budget",
+    "report": "compare float, PTQ and QAT on one HTML page",
+    "bench": "measure size, latency and throughput of the exported files",
 }
-DOCTOR = {"doctor": "what works on this machine, and what to install for the rest"}
+DOCTOR = {"doctor": "show what works on this machine, and what to install for the rest"}
 SUBCOMMANDS = {**OF_LIGHTNING, **OWN_SUBCOMMANDS, **DOCTOR}
 
 OVERVIEW = """usage: lq COMMAND [options]
@@ -27,7 +27,7 @@ Quantization-aware training for PyTorch Lightning.
 
 {subcommands}
 
-Modules and data are named by import path; those of the working directory are found:
+Name modules and data by import path; the working directory is searched, too:
 
   lq fit --model my_module.Net --data my_module.Data --trainer.max_epochs 3
   lq fit --config recipes/digits/qat.yaml

@@ -39,7 +39,7 @@ def check_eight_bits(prepared: nn.Module, runtime: str) -> None:
         >>> check_eight_bits(prepared, "PyTorch")
         Traceback (most recent call last):
         ...
-        ValueError: PyTorch has no activations of 16 bits, which fq_input_1 and fq_0 have. Give them 8, or export ...
+        ValueError: PyTorch does not support 16-bit activations, but fq_input_1 and fq_0 have 16 bits. Use 8 bits, ...
     """
     wide = wide_activations(prepared)
     if wide:
@@ -47,5 +47,5 @@ def check_eight_bits(prepared: nn.Module, runtime: str) -> None:
         *first, last = shown
         names = f"{', '.join(first)} and {last} have" if first else f"{last} has"
         raise ValueError(
-            f"{runtime} has no activations of 16 bits, which {names}. Give them 8, or export as 'qnn' only."
+            f"{runtime} does not support 16-bit activations, but {names} 16 bits. Use 8 bits, or export only 'qnn'."
         )

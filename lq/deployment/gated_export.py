@@ -151,8 +151,8 @@ def _rounding_notes(rounding: Parity | None, choices: Sequence[Chosen]) -> list[
         return []
     kinds = " and ".join(choice.name for choice in choices if choice.exporter.rounds_bias)
     return [
-        f"biases: {kinds} adds them in units of input scale times weight scale, which few bits make large. Rounded to "
-        f"these, they change what the trained model computes: {rounding.complaint}"
+        f"biases: {kinds} rounds them to multiples of input scale times weight scale, which are large with few bits. "
+        f"This changes the outputs of the trained model: {rounding.complaint}"
     ]
 
 

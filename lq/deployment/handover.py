@@ -83,7 +83,7 @@ def hand_over(
             describe(place, [*passed, *failed])
             if destination.holds_models():
                 kept = destination.failed().take(place)
-                return Handed(rejected=kept, notes=(f"{destination.name} stays the artifact of an earlier run",))
+                return Handed(rejected=kept, notes=(f"{destination.name} still holds the artifact of an earlier run",))
     with _apart(place, destination, failed, describe) as (aside, notes):
         try:
             with _kept(place, destination):
@@ -93,11 +93,13 @@ def hand_over(
             rejected, _ = _take_rejected(aside, destination)
             if rejected is None:
                 raise
-            raise OSError(f"{str(error).rstrip('.')}. What did not pass is in {rejected}.") from error
+            raise OSError(
+                f"{str(error).rstrip('.')}. The files that did not pass the gate are in {rejected}."
+            ) from error
         rejected, more = _take_rejected(aside, destination)
     notes += more
     if where != destination.final:
-        notes += (f"another run has written {destination.name} since this one began; this artifact is in {where}",)
+        notes += (f"another run wrote to {destination.name} in the meantime, so this artifact is in {where}",)
     return Handed(where, rejected, notes)
 
 
@@ -120,7 +122,7 @@ def _apart(
         except OSError as error:
             for file in files:
                 (place / file).unlink(missing_ok=True)
-            aside, notes = None, (f"what did not pass could not be kept: {error}",)
+            aside, notes = None, (f"the files that did not pass the gate could not be kept: {error}",)
         yield aside, notes
 
 
@@ -130,7 +132,9 @@ def _take_rejected(aside: Path | None, destination: Destination) -> tuple[Path |
     try:
         return destination.failed().take(aside), ()
     except OSError as error:
-        return _refuge(aside, destination), (f"what did not pass is not beside {destination.name}: {error}",)
+        return _refuge(aside, destination), (
+            f"the files that did not pass the gate could not be written next to {destination.name}: {error}",
+        )
 
 
 @contextmanager

@@ -62,8 +62,8 @@ def _tried(
         raise  # a full disk is no fault of the model
     except Exception as error:
         raise ValueError(
-            f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, which would only "
-            f"show at the end of the training: {one_line(error)}.{_remedy(choice.name, error)}"
+            f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, so the run stops "
+            f"before the training: {one_line(error)}.{_remedy(choice.name, error)}"
         ) from error
 
 

@@ -60,10 +60,9 @@ def refuse_reentrant(place: Place, what: str) -> None:
     while frame is not None:
         if frame.f_code is CheckpointFunction.forward.__code__:
             raise ValueError(
-                f"torch.utils.checkpoint(..., use_reentrant=True) in {place.path or 'the target'}: the function that "
-                f"is checkpointed calls {what}, and when that is computed again in the backward pass nobody can tell "
-                "which of all such calls it is. Give use_reentrant=False, or checkpoint a module: "
-                "checkpoint(self.block, x, ...)."
+                f"torch.utils.checkpoint(..., use_reentrant=True) in {place.path or 'the target'}: the "
+                f"checkpointed function itself calls {what}. When it runs again in the backward pass, lq cannot tell "
+                "which call that is. Write use_reentrant=False, or checkpoint a module: checkpoint(self.block, x, ...)."
             )
         frame = frame.f_back
 

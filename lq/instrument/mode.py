@@ -226,7 +226,7 @@ def _check_all_norms_ran(instrument: Instrument, call: Call) -> None:
     if call.folded and not torch.compiler.is_compiling():
         at = instrument.planned[next(iter(call.folded))]
         raise RuntimeError(
-            f"The BatchNorm behind {at.place or at.operation} was folded into its weight, and then it did not run. If "
-            "it was exchanged after lq.prepare, as by SyncBatchNorm.convert_sync_batchnorm, exchange it before; if the "
-            "module skips it now and then, exclude the layer: QConfig(exclude=[...])."
+            f"The BatchNorm after {at.place or at.operation} was folded into the layer's weight, but then it did not "
+            "run. If it was replaced after lq.prepare, e.g. by SyncBatchNorm.convert_sync_batchnorm, replace it before "
+            "lq.prepare. If forward sometimes skips it, exclude the layer: QConfig(exclude=[...])."
         )

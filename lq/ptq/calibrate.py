@@ -97,6 +97,6 @@ def _check_seen(state: QATState) -> None:
     if unseen:
         warnings.warn(
             f"lq: {len(unseen)} of {len(state.names)} observers saw no tensor in calibration, e.g. {unseen[0]}; "
-            "what they stand for stays float. Are these parts used in evaluation?",
+            "these tensors stay in float. Does forward use these parts in evaluation mode?",
             stacklevel=3,
         )

@@ -103,7 +103,9 @@ def _comparison(findings: Findings) -> Section | None:
         table.append(line)
     figures = []
     if names and len(rows) > 1:
-        figures.append((plot_models(rows), "The dashed line is FP32; what lies far from it is an arrow at the edge."))
+        figures.append(
+            (plot_models(rows), "The dashed line is FP32; an arrow at the edge marks a model that is far from it.")
+        )
     if names and any(row.get(key) is not None for row in rows for key in ("latency_ms", "size_mb")):
         words = "Up and to the left is better. Models without a measured cost are not shown."
         figures.append((plot_tradeoff(rows), words))
@@ -133,7 +135,7 @@ def _sqnr(findings: Findings) -> Section | None:
     if not findings.sqnr:
         return None
     text = (
-        "A low value means that rounding this tensor to its grid loses much of it. Where the line of accumulated "
+        "A low value means that rounding this tensor to its grid causes a large error. Where the line of accumulated "
         "values drops, that layer adds noise."
     )
     rows = [
@@ -159,9 +161,7 @@ def _sensitivity(findings: Findings) -> Section | None:
     words = "What quantizing each layer costs, the most sensitive first."
     text = ""
     if findings.sensitivity[0]["metric"] == "sqnr_db":
-        text = (
-            "Judged by the noise at the output: where the metric has lost nothing, nothing needs to be left in float."
-        )
+        text = "Measured by the noise at the output. If the metric has lost nothing, no layer needs to stay in float."
     return Section("Sensitive layers", text, figures=[(picture, words)], code=findings.exclusions)
 
 
@@ -180,8 +180,8 @@ def _ranges(findings: Findings) -> Section | None:
         for row in findings.ranges
     ]
     text = (
-        "Levels that never occur are bits that are paid for and not used; saturated values lie beyond the grid. Dead "
-        "are channels of a weight whose integers are all 0, and activations with a single value."
+        "Levels that never occur are wasted bits; saturated values lie outside the grid. Dead are channels of a weight "
+        "whose integers are all 0, and activations with a single value."
     )
     return Section("Ranges", text, rows, folded=True)
 

@@ -62,7 +62,7 @@ def training_pictures(history: Sequence[Row]) -> Iterator[tuple[str, Figure, str
     if "qat/lr_scale" in keys:
         yield "learning_rate", plot_learning_rate(history), "Learning rate, as a share of the optimizer's initial one."
     if any(key.startswith("qat/scale/") for key in keys):
-        words = "A scale that keeps drifting wants its observer to stay on longer."
+        words = "If a scale keeps drifting, let its observer run longer (observer_off)."
         yield "scale_drift", plot_scale_drift(history), words
 
 

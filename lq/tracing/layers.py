@@ -111,7 +111,7 @@ class LayerFinder:
                 if not any(own.startswith(f"{name}.weight_") for own in known):
                     rows.append(LayerPlan(name, own_class(module).__name__, reason=self._why_not_recurrent(name)))
             elif isinstance(module, _LAYER_MODULES) and not any(own in known for own in (f"{name}.weight", name)):
-                reason = "it is not called; whatever reads its weight computes in float"
+                reason = "it is not called; operations that read its weight run in float"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
         return rows
 

@@ -149,12 +149,12 @@ class Plan:
 
         Example:
             >>> Plan("Net", "portable", (), (), kept=("conv1", "fc")).about_ends
-            "the ends of the network keep the preset's bits: conv1, fc; QConfig(keep='nothing') gives them fewer, too"
+            "first and last layers keep the preset's bits: conv1, fc; QConfig(keep='nothing') gives them fewer, too"
         """
         if not self.kept:
             return None
         shown = ", ".join(self.kept[:6]) + (", ..." if len(self.kept) > 6 else "")
-        return f"the ends of the network keep the preset's bits: {shown}; QConfig(keep='nothing') gives them fewer, too"
+        return f"first and last layers keep the preset's bits: {shown}; QConfig(keep='nothing') gives them fewer, too"
 
     def summary(self) -> str:
         """One line."""

@@ -312,9 +312,9 @@ _CONTROL_FLOW = frozenset({"cond", "while_loop", "map_impl", "scan", "associativ
 def _refuse_control_flow(func: Any) -> None:
     if isinstance(func, HigherOrderOperator) and operation(func) in _CONTROL_FLOW:
         raise ValueError(
-            f"{_line()[0]} calls torch.{operation(func)}, which compiles its branches for itself: what they call can "
-            "be neither seen nor quantized. Write it in Python or with torch.where, or name an inner module without "
-            "it, QATCallback(target=...)."
+            f"{_line()[0]} calls torch.{operation(func)}, which traces its branches itself, so lq can neither see nor "
+            "quantize the calls in them. Write it in Python or with torch.where, or name an inner module without it, "
+            "QATCallback(target=...)."
         )
 
 

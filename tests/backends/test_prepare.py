@@ -150,7 +150,7 @@ def test_a_branch_that_depends_on_values_is_quantized_where_the_example_went():
     plan = plan_of(prepare(net, example_args=(x,)))
     assert [(row.name, row.weight is not None, row.reason) for row in plan.layers] == [
         ("positive", True, ""),
-        ("negative", False, "it is not called; whatever reads its weight computes in float"),
+        ("negative", False, "it is not called; operations that read its weight run in float"),
     ]
     json.dumps(plan.to_dict())
     calibrate(net, [x])
@@ -295,7 +295,7 @@ def test_sync_batch_norm_takes_the_place_of_batch_norm():
     expected = prepared(x)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(prepared)).eval()
     assert isinstance(synced.get_submodule("1"), nn.SyncBatchNorm)
-    with pytest.raises(RuntimeError, match=r"The BatchNorm behind 0 was folded .*convert_sync_batchnorm"):
+    with pytest.raises(RuntimeError, match=r"The BatchNorm after 0 was folded .*convert_sync_batchnorm"):
         synced(x)
     assert attach_again(synced) == {"1": "SyncBatchNorm", "4": "SyncBatchNorm"}
     assert torch.equal(synced(x), expected)

@@ -76,7 +76,7 @@ def test_a_target_that_no_step_calls_is_refused_after_the_first_batch(fit: Fit) 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.teacher(batch[0])
 
-    with pytest.raises(ValueError, match=r"first training step did not call teacher.*QATCallback\(target="):
+    with pytest.raises(ValueError, match=r"first training step did not call the target, teacher.*QATCallback\(target="):
         fit(Unused(), QATCallback(target="teacher"), max_epochs=1)
 
 
@@ -199,7 +199,7 @@ def test_calls_that_nobody_planned_are_counted_and_said() -> None:
     prepared(x)
     said = take_unplanned(prepared)
     assert said is not None
-    assert "2 calls in this epoch were not there" in said
+    assert "2 calls in this epoch are not in the plan" in said
     assert "layer.linear (2 times)" in said
     assert take_unplanned(prepared) is None
 

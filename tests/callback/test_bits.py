@@ -114,7 +114,7 @@ def test_an_impossible_budget_ends_the_run_before_the_first_step(fit: Fit) -> No
 
 
 def test_what_cannot_be_meant_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="auto_exclude and auto_bits are two searches"):
+    with pytest.raises(ValueError, match="auto_exclude and auto_bits cannot be used in the same run"):
         callback(auto_exclude=True)
     with pytest.raises(ValueError, match=r"schedule\.start=2 they are trained in the same fit.*`lq bits`"):
         QATCallback(auto_bits="effective_bits=4", schedule=QATSchedule(start=2))

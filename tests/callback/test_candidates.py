@@ -40,7 +40,7 @@ def test_a_training_that_spoils_the_model_delivers_what_it_started_from(fit: Fit
     module.lr = 50.0
     weights = module.model[0].weight.detach().clone()
     spoilt = callback(1.0, tmp_path / "int8")
-    with pytest.warns(UserWarning, match=r"QAT ended with val_loss .* had .*, which is delivered"):
+    with pytest.warns(UserWarning, match=r"QAT ended with val_loss .* had .*, so the untrained model is exported"):
         fit(module, spoilt, max_epochs=2)
     assert spoilt.deployment is not None
     results = spoilt.deployment.results
@@ -80,7 +80,7 @@ def test_weights_of_few_bits_alone_are_enough_to_evaluate_what_training_starts_f
     few = QConfig(weight=WeightSpec(-3, 3), keep="nothing")
     schedule = QATSchedule(lr=1.0)
     spoilt = QATCallback(qconfig=few, schedule=schedule, export_dir=str(tmp_path / "a"), monitor="val_loss", mode="min")
-    with pytest.warns(UserWarning, match=r"QAT ended with val_loss .* had .*, which is delivered"):
+    with pytest.warns(UserWarning, match=r"QAT ended with val_loss .* had .*, so the untrained model is exported"):
         fit(module, spoilt, max_epochs=2)
     assert spoilt.deployment is not None
     assert "ptq" in spoilt.deployment.results

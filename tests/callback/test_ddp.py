@@ -79,6 +79,8 @@ def test_ranges_are_those_of_one_process_on_the_joined_batch(tmp_path: Path, pro
 def test_strategies_that_hide_the_weights_are_refused(strategy: Any) -> None:
     # Their Trainers want a GPU; what is asked here is the class alone.
     split: Any = SimpleNamespace(strategy=strategy.__new__(strategy))
-    with pytest.raises(ValueError, match=rf"{strategy.__name__} hides the weights.*ModelParallelStrategy\(.*'ddp'"):
+    with pytest.raises(
+        ValueError, match=rf"{strategy.__name__} cannot be used with QATCallback.*ModelParallelStrategy\(.*'ddp'"
+    ):
         check_strategy(split)
     check_strategy(SimpleNamespace(strategy=DDPStrategy()))  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_best_from_before_the_start_gives_the_last_weights(
     with caplog.at_level("INFO"):
         fit(module, callback, keeper(tmp_path / "kept", monitor="score", mode="max"))
     assert torch.equal(_prepared(callback)["5.weight"], module.model.get_submodule("5").weight)
-    assert "is from before QAT started; converting the last weights" in caplog.text
+    assert "is from before QAT started, so the last weights are converted" in caplog.text
     assert _manifest(callback)["weights"] == "the last step"
 
 
@@ -122,7 +122,7 @@ def test_best_checkpoint_that_does_not_fit_leaves_the_last_weights(
             torch.save(content, checkpoint.best_model_path)
 
     said = (
-        r"lq: \S+kept\S+\.ckpt does not fit this model: .* size mismatch for model\.5.*weights are taken, or else the"
+        r"lq: \S+kept\S+\.ckpt does not fit this model: .* size mismatch for model\.5.*lq takes the next best weights"
     )
     with caplog.at_level("INFO"), pytest.warns(UserWarning, match=said):
         fit(module, callback, checkpoint, Spoil(), max_epochs=1)

@@ -100,7 +100,11 @@ CASES: dict[str, tuple[Any, Any, str]] = {
         lambda: QATCallback(target="teacher"),
         r"did not call the quantized target.*QATCallback\(target=\.\.\.\)",
     ),
-    "two callbacks": (Tiny, lambda: (qat(), qat()), r"2 QATCallbacks; one model is quantized once\. Keep one"),
+    "two callbacks": (
+        Tiny,
+        lambda: (qat(), qat()),
+        r"2 QATCallbacks, but a model can be quantized only once\. Keep one",
+    ),
     "points in steps before a start in epochs": (
         Tiny,
         lambda: qat(start=2, observer_off="3 steps"),
@@ -200,10 +204,10 @@ def test_int8_model_that_cannot_be_exported_is_found_at_the_first_batch(fit: Fit
 
 def test_sixteen_bits_in_a_file_without_them_are_found_at_the_first_batch(fit: Fit) -> None:
     wide = QConfig("qnn", activation=ActivationSpec(0, 65535))
-    with pytest.raises(ValueError, match=r"exporter 'torch' has no activations of 16 bits, which .* as 'qnn' only"):
+    with pytest.raises(ValueError, match=r"exporter 'torch' does not support 16-bit activations, .* export only 'qnn'"):
         fit(Tiny(), QATCallback(qconfig=wide, exporters=["torch"]), NoStepMayRun())
     pytest.importorskip("onnxruntime_qnn")
-    with pytest.raises(ValueError, match=r"^int8_every_n_epochs=2: PyTorch has no activations of 16 bits"):
+    with pytest.raises(ValueError, match=r"^int8_every_n_epochs=2: PyTorch does not support 16-bit activations"):
         fit(Tiny(), QATCallback(qconfig=wide, exporters=["qnn"], int8_every_n_epochs=2), NoStepMayRun())
 
 

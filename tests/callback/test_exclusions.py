@@ -299,7 +299,7 @@ def test_a_module_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> 
     module = Planted()
     make_trainer(tmp_path, callback(False)).validate(module, loader(), verbose=False)
     make_trainer(tmp_path, callback()).validate(module, loader(), verbose=False)
-    with pytest.raises(ValueError, match=r"this Planted was prepared for QAT before and never trained.*Fit a new"):
+    with pytest.raises(ValueError, match=r"this Planted was already prepared for QAT and not trained.*Fit a new"):
         make_trainer(tmp_path, callback()).fit(module, loader(), loader())
 
 

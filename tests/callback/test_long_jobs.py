@@ -301,7 +301,7 @@ def test_checkpoint_by_a_figure_of_qat(fit: Fit, tmp_path: Any, schedule: dict[s
 
 def test_early_stopping_by_a_figure_of_qat_before_it_starts_is_refused(fit: Fit) -> None:
     stopping = EarlyStopping("qat/fake/accuracy", mode="max")
-    with pytest.raises(ValueError, match=r"monitor='qat/fake/accuracy'\) has nothing to look at before QAT starts"):
+    with pytest.raises(ValueError, match=r"monitor='qat/fake/accuracy'\): this metric is not logged before QAT starts"):
         fit(Tiny(), qat(start=1), stopping)
     callback = qat(start=1)
     fit(Tiny(), callback, EarlyStopping("qat/fake/accuracy", mode="max", strict=False, patience=9))

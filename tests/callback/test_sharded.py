@@ -172,7 +172,7 @@ def test_a_configure_model_that_builds_anew_is_noticed() -> None:
     _prepare(module)
     check_still_prepared(module, "model")
     module.model = Module().model
-    with pytest.raises(ValueError, match=r"Module.configure_model\(\) has built model anew"):
+    with pytest.raises(ValueError, match=r"Module.configure_model\(\) built model again"):
         check_still_prepared(module, "model")
     assert isinstance(module.model, nn.Sequential)
     assert QATCallback(qconfig=LEARNED).qconfig == LEARNED

@@ -34,7 +34,7 @@ def shape(text: str) -> str:
 
 
 # Lightning says so whenever a checkpoint is loaded into a new version directory.
-@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:lq. these are not the float weights")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:lq. QAT did not start from these float weights")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_the_commands_of_the_page(
     run_lq: Any,

@@ -132,7 +132,7 @@ def test_its_hyperparameters_count_and_are_said(run_lq: Any, trained: Make, caps
     checkpoint = trained({"width": 5, "lr": 0.3}, width=16)
     run_lq("ptq", "--config", "my.yaml", "--ckpt_path", checkpoint)
     said = capsys.readouterr().err
-    assert "float.ckpt: its hyperparameters count: " in said
+    assert "float.ckpt: its hyperparameters replace those of the configuration: " in said
     assert "width=16 (not 5)" in said
     assert "lr=0.1 (not 0.3)" in said
 

@@ -55,7 +55,7 @@ def told(run_lq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         (["ptq", "--ckpt_pth", "x.ckpt"], "lq ptq has no option --ckpt_pth; did you mean '--ckpt_path'?"),
         (["fit", "--trainer.max_epoch=3"],
          "lq fit has no option --trainer.max_epoch; did you mean '--trainer.max_epochs'?"),
-        (["fit", "to_err.Net"], "lq fit takes options only, but 'to_err.Net' came; lq fit --help lists them"),
+        (["fit", "to_err.Net"], "lq fit takes only options, but got 'to_err.Net'; lq fit --help lists them"),
         (["export"], "lq export needs a model: --config runs/.../config.yaml, or --model my_module.Net"),
         (["fit", *NET], "to_err.Net needs width: --model.width VALUE, or a --ckpt_path whose hyperparameters hold it"),
         (["fit", *NET, "--model.widht", "3"], "to_err.Net has no argument 'widht'; did you mean 'width'?"),

@@ -54,7 +54,7 @@ def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, q
     assert "Judged on 2 batches" in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:lq. these are not the float weights")  # with weights of its own
+@pytest.mark.filterwarnings("ignore:lq. QAT did not start from these float weights")  # with weights of its own
 def test_a_checkpoint_is_read_once(
     tmp_path: Path, trained: tuple[Path, QATCallback], quick_measure: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,12 +38,12 @@ def test_nothing_is_said_of_eight_bits() -> None:
 )
 def test_those_of_sixteen_are_named(layers: int, names: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"^Here has no activations of 16 bits, which {names}\. Give them 8, or export"
+        ValueError, match=rf"^Here does not support 16-bit activations, but {names} 16 bits\. Use 8 bits, or export"
     ):
         check_eight_bits(prepared(QConfig("qnn", activation=WIDE), layers), "Here")
 
 
 def test_a_single_one_is_named_and_not_converted() -> None:
     net = prepared(QConfig("qnn", overrides={"0": lq.LayerQConfig(activation=WIDE)}))
-    with pytest.raises(ValueError, match=r"PyTorch has no activations of 16 bits, which fq_0 has\."):
+    with pytest.raises(ValueError, match=r"PyTorch does not support 16-bit activations, but fq_0 has 16 bits\."):
         convert(net)

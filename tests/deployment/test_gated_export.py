@@ -110,7 +110,7 @@ def test_biases_that_few_bits_round_far_are_told(tmp_path: Path) -> None:
             two.get_submodule("hidden").bias.add_(0.3)
         gate = Gate(min_sqnr_db=least, on_failure="warn")
         notes = delivered(ExportSettings(kinds, gate, directory=tmp_path / "int8"), two).notes
-        return [note for note in notes if note.startswith("biases: onnx adds them in units of input scale")]
+        return [note for note in notes if note.startswith("biases: onnx rounds them to multiples of input scale")]
 
     assert noted(["torch", "onnx"], 0) == []
     moved = float(manifest(tmp_path / "int8")["bias_rounding"]["sqnr_db"])
@@ -245,7 +245,9 @@ def test_a_rehearsal_fails_before_the_training_does() -> None:
     rehearse(residual(), EXAMPLE, ["torch", "pt2"])
     with pytest.raises(ValueError, match=r"cannot be exported as 'tensorrt', .*symmetric int8.*QATCallback"):
         rehearse(residual(), EXAMPLE, ["tensorrt"])
-    with pytest.raises(ValueError, match=r"exported as 'faulty', which would only show at the end .* this cannot be e"):
+    with pytest.raises(
+        ValueError, match=r"exported as 'faulty', so the run stops before the training: .*this cannot be e"
+    ):
         rehearse(residual(), EXAMPLE, [{"faulty": {"fails": "export"}}])
 
 
@@ -258,7 +260,7 @@ def test_an_older_artifact_stays_if_the_new_one_fails(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "int8")(images(3)), before)
     assert (done.directory, done.rejected) == (None, tmp_path / "int8.failed")
     assert list(manifest(tmp_path / "int8.failed")["artifacts"]) == ["torch", "faulty"]
-    assert f"{tmp_path / 'int8'} stays the artifact of an earlier run" in done.notes
+    assert f"{tmp_path / 'int8'} still holds the artifact of an earlier run" in done.notes
     with pytest.raises(RuntimeError, match=r"safe; what did not pass is kept in .*int8\.failed\.$"):
         done.raise_failures()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "int8.failed"]
@@ -292,7 +294,7 @@ def test_of_two_runs_neither_loses_its_model(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "int8")(images(3)), before)
     assert done.directory == tmp_path / "int8-2"
     assert done.models["torch"].path == tmp_path / "int8-2"
-    assert any("another run has written" in note for note in done.notes)
+    assert any("another run wrote to" in note for note in done.notes)
     again = delivered(ExportSettings(directory=Destination.at(tmp_path / "int8")), residual("tensorrt"))
     assert again.directory == tmp_path / "int8", "a later run replaces it"
 

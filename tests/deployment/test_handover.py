@@ -148,7 +148,9 @@ def test_what_did_not_pass_may_get_lost_without_the_rest(tmp_path: Path) -> None
     assert kinds(done.rejected) == [FAILED]
     assert isinstance(done.rejected, Path)
     assert done.rejected.parent == tmp_path / "tmp"
-    assert done.notes[0].startswith(f"what did not pass is not beside {url}: cannot upload to {url}.failed: 403")
+    assert done.notes[0].startswith(
+        f"the files that did not pass the gate could not be written next to {url}: cannot upload to {url}.failed: 403"
+    )
 
 
 def test_if_all_is_refused_the_error_says_where_both_are(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_if_all_is_refused_the_error_says_where_both_are(tmp_path: Path) -> None
     with pytest.raises(OSError, match="403 for upload") as error:
         handed(destination, [FAILED], before=lambda: refuse("upload"))
     assert kinds(place_in(error, "The artifact is complete; it is")) == [PASSED]
-    assert kinds(place_in(error, "What did not pass is")) == [FAILED]
+    assert kinds(place_in(error, "The files that did not pass the gate are")) == [FAILED]
     assert len(left(tmp_path / "tmp")) == 2
 
 

@@ -97,7 +97,7 @@ def test_files_for_other_tools_are_not_the_model(tmp_path: Path) -> None:
 def test_an_exporter_without_sixteen_bits_says_so(kind: str, tmp_path: Path) -> None:
     prepared = residual(QConfig("qnn", activation=ActivationSpec(0, 65535)))
     with pytest.raises(
-        ValueError, match=rf"^exporter '{kind}' has no activations of 16 bits, which fq_x, .* as 'qnn' only"
+        ValueError, match=rf"^exporter '{kind}' does not support 16-bit activations, but fq_x, .* export only 'qnn'"
     ):
         EXPORTERS[kind].export(prepared, example_of(IMAGES), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,7 @@ def test_a_learned_scale_needs_a_parameter_and_an_example() -> None:
     learned = QConfig(weight=WeightSpec(learned_scale=True))
     with pytest.raises(ValueError, match=r"linear: its weight is computed in forward, and a learned scale belongs to"):
         prepare(Scripted(), learned, example_args=(torch.randn(2, 4),))
-    with pytest.raises(ValueError, match=r"an optimizer has to know learned scales before"):
+    with pytest.raises(ValueError, match=r"learned scales have to exist before the optimizer"):
         prepare(Scripted(), learned)
 
 

@@ -81,7 +81,7 @@ def test_a_reentrant_checkpoint_of_a_function_that_nobody_would_see_again_is_ref
     prepare(net, example_args=(images(),))
     set_phase(net, fake_quant=True, observer=True, freeze_bn=False)
     with pytest.raises(
-        ValueError, match=rf"use_reentrant=True\) in the target: .*calls {what}.*Give use_reentrant=False"
+        ValueError, match=rf"use_reentrant=True\) in the target: .*calls {what}.*Write use_reentrant=False"
     ):
         net(images())
     with torch.no_grad():

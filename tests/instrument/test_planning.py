@@ -87,7 +87,7 @@ def test_calls_that_only_training_makes_do_not_shift_the_others() -> None:
 def test_a_layer_of_training_only_is_a_row_with_its_reason() -> None:
     rows = {row.name: row for row in plan_of(prepare(Training(), example_args=(torch.randn(8, 4),))).layers}
     assert rows["aux"].weight is None
-    assert rows["aux"].reason == "it is not called; whatever reads its weight computes in float"
+    assert rows["aux"].reason == "it is not called; operations that read its weight run in float"
 
 
 class Alike(nn.Module):

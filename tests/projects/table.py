@@ -14,25 +14,26 @@ from .case import Outcome
 COMMAND = "python -m tests.projects all --reuse-torch --markdown docs/projects.md"
 
 INTRODUCTION = """\
-# Projects of others
+# Modules of other projects
 
-Written from what it ran by
+Generated from its test runs by
 
 ```
 {command}
 ```
 
-and not to be edited. torch {torch}, Lightning {lightning}, Python {python}, {machine}, CPU only.
+Do not edit. torch {torch}, Lightning {lightning}, Python {python}, {machine}, CPU only.
 
-Each row is a `LightningModule` as the project ships it, or as its documentation writes it, with random weights and
-small synthetic data. It is trained for a few epochs in float, and then for a few more with `QATCallback` in the Trainer
-and no other edit; arguments of the callback are named where its defaults do not do. The figure is the module's own, as
-its `validation_step` logs it. It says whether int8 computes what was trained, not how good such a network can get: it
-saw a few dozen samples. FP32 is the module before QAT trained it further, so compare int8 with "fake", the trained
-model with fake quantization. "Share" is that of the multiply-accumulates which runs in int8.
+Each row is a `LightningModule` from the project or its documentation, with random weights and small synthetic data. It
+is trained for a few epochs in float, and then for a few more with `QATCallback` in the Trainer. Nothing else is
+changed; the row names arguments of the callback if its defaults were not enough. The metric is the one that the module
+logs in its own `validation_step`. After a few dozen samples it does not say how good such a network can get. It only
+shows whether the int8 file gives the same results as the trained model: compare "int8" with "fake", the trained model
+with fake quantization. "FP32" is the module before QAT trained it further. "Share" is the share of the
+multiply-accumulates that runs in int8.
 
-The command makes an environment for each project, installs what its file in `tests/projects` requires, and runs it
-there; without `--reuse-torch` torch is installed anew in each. `--list` names the projects.
+The command creates an environment for each project, installs what its file in `tests/projects` requires, and runs it
+there. Without `--reuse-torch`, it installs torch in each of them. `--list` names the projects.
 """
 
 TITLES = ("project", "module", "target", "share", "own figure", "FP32", "fake", "int8", "SQNR", "gate")

@@ -103,7 +103,7 @@ def test_the_plan_says_so_and_a_checkpoint_knows_it() -> None:
     qconfig = QConfig(weight=W)
     plan = lq.plan_of(lq.prepare(Net(), qconfig, example_args=INPUTS))
     assert plan.kept[:3] == ("left", "right", "skip")
-    assert "the ends of the network keep the preset's bits: left, right, skip" in str(plan)
+    assert "first and last layers keep the preset's bits: left, right, skip" in str(plan)
     assert Plan.from_dict(plan.to_dict()) == plan
     entry = CheckpointEntry("model", qconfig, started=True)
     again = CheckpointEntry.from_dict(entry.to_dict())

@@ -29,7 +29,7 @@ class Budget:
         >>> Budget.parse("latency=2ms")
         Traceback (most recent call last):
         ...
-        ValueError: budget='latency=2ms' limits nothing that is known; write size=2.5MB ... or effective_bits=5.
+        ValueError: budget='latency=2ms' is neither a size nor effective_bits; write size=2.5MB ... or effective_bits=5.
     """
 
     kind: Literal["size", "effective_bits"]
@@ -58,11 +58,11 @@ class Budget:
         if kind == EFFECTIVE_BITS and unit not in ("", "bits"):
             raise ValueError(f"budget={text!r} has the unknown unit {unit!r}; write {_EXAMPLES}.")
         if kind not in (SIZE, EFFECTIVE_BITS):
-            raise ValueError(f"budget={text!r} limits nothing that is known; write {_EXAMPLES}.")
+            raise ValueError(f"budget={text!r} is neither a size nor effective_bits; write {_EXAMPLES}.")
         try:
             amount = float(number) * (_BYTES[unit] if kind == SIZE else 1)
         except ValueError:
-            raise ValueError(f"budget={text!r} holds no number; write {_EXAMPLES}.") from None
+            raise ValueError(f"budget={text!r} contains no number; write {_EXAMPLES}.") from None
         if not 0 < amount < math.inf:
             raise ValueError(f"budget={text!r} must be above 0; write {_EXAMPLES}.")
         return cls("size" if kind == SIZE else "effective_bits", amount)

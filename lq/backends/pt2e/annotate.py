@@ -106,7 +106,7 @@ class _Reader:
         return node.op == "call_module"
 
     def _note(self, note: str) -> None:
-        self.notes[f"the quantizer's wishes are not all fulfilled: {note}"] = None
+        self.notes[f"lq deviates from the quantizer: {note}"] = None
 
 
 def _reads_weight(user: fx.Node, node: fx.Node) -> bool:

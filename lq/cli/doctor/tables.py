@@ -79,7 +79,7 @@ def _presets(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _saturates(about: str) -> str:
-    return f"its kernels do not compute on this CPU what is trained, as without VNNI; {about}"
+    return f"gives wrong results on this CPU, as its kernels saturate without VNNI; {about}"
 
 
 def _exporters(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -50,8 +50,8 @@ def check_writable(directory: AnyPath) -> None:
     backup = backup_of(absolute(directory))
     if backup.exists() and not is_artifact(backup):
         raise FileExistsError(
-            f"cannot write {path}: {backup}, the name of what it replaces for a moment, is taken by something that is "
-            "not an lq artifact. Rename that, or choose another path."
+            f"cannot write {path}: lq moves the older artifact to {backup} for a moment, but that path exists and is "
+            "not an lq artifact. Rename it, or choose another path."
         )
 
 

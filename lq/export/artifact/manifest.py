@@ -114,7 +114,7 @@ def parse_manifest(content: bytes, place: Path | str) -> dict[str, Any]:
     """
     file = f"{place}/{MANIFEST_NAME}"
     if len(content) > LARGEST_MANIFEST:
-        raise ValueError(f"{file} has more than {LARGEST_MANIFEST} bytes, as none that lq writes. {_REMEDY}")
+        raise ValueError(f"{file} has more than {LARGEST_MANIFEST} bytes, so lq did not write it. {_REMEDY}")
     try:
         found = parse_json(content, file)
     except UnicodeDecodeError as error:

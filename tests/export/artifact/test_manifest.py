@@ -106,7 +106,7 @@ def test_read_refuses_one_without_end(artifact, monkeypatch):
     monkeypatch.setattr("lq.export.artifact.manifest.LARGEST_MANIFEST", 1000)
     with (artifact / "lq.json").open("ab") as file:
         file.write(b" " * 5000)
-    with pytest.raises(ValueError, match=r"lq.json has more than 1000 bytes, as none that lq writes"):
+    with pytest.raises(ValueError, match=r"lq.json has more than 1000 bytes, so lq did not write it"):
         read_manifest(artifact)
 
 
