@@ -55,6 +55,7 @@ from lq.callback.progress import (
     start_here,
 )
 from lq.callback.ranges import RangeMonitor, check_detail
+from lq.callback.scales import step_scales
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
@@ -332,9 +333,10 @@ class QATCallback(Callback):
                 say(trainer, describe_phase(trainer, self._course, phase, normalized))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Set the learning rate again: a scheduler of the module may have moved it since the batch started."""
+        """Set the learning rate again, which a scheduler may have moved since the batch started; train the scales."""
         if self._phase is not None:
             self._rates.apply(trainer.optimizers, self._phase.lr_scale)
+            step_scales(self._target(pl_module), optimizer, self._phase.scale_lr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

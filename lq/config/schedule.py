@@ -27,6 +27,7 @@ class Phase:
         observer: observers follow the ranges of the activations.
         freeze_bn: BatchNorm uses its running statistics and no longer updates them.
         lr_scale: factor on every initial learning rate of the optimizers, None to leave them alone.
+        scale_lr: relative change of every learned scale in this step, None to leave them to the optimizers.
 
     Example:
         >>> Phase(fake_quant=True, observer=True, freeze_bn=False).name
@@ -37,6 +38,7 @@ class Phase:
     observer: bool
     freeze_bn: bool
     lr_scale: float | None = None
+    scale_lr: float | None = None
 
     @property
     def index(self) -> int:
@@ -67,6 +69,8 @@ class QATSchedule:
         lr: learning rate at ``start`` as a share of the optimizer's initial one, in (0, 1]; None leaves it to the
             schedulers of the module.
         lr_final: learning rate at the end of training as a share of the one at ``start``, in [0, 1].
+        scale_lr: relative change of every learned scale in a step at ``start``, in [0, 1]; it falls as the learning rate
+            does, or stays with ``lr=None``. None leaves the scales to the optimizers, at the rate of the weights.
         calibration: number of training batches from whose histograms the ranges of the activations are found at
             ``start``; 0 for none, None for 32 if an activation has fewer than 8 bits or a weight fewer than the preset.
 
@@ -90,6 +94,7 @@ class QATSchedule:
     observer_off: int | float | str | None = None
     lr: float | None = 0.01
     lr_final: float = 0.01
+    scale_lr: float | None = 0.001
     calibration: int | None = None
 
     def __post_init__(self) -> None:
@@ -108,6 +113,8 @@ class QATSchedule:
             if self.lr == 0:
                 raise ValueError("lr=0 trains nothing; write a share in (0, 1] such as 0.01, or None.")
         _check_share("lr_final", self.lr_final, "the learning rate at start")
+        if self.scale_lr is not None:
+            _check_share("scale_lr", self.scale_lr, "every learned scale, by which a step changes it", 0.001)
 
     def check(
         self,
@@ -182,14 +189,18 @@ class QATSchedule:
             fake_quant=True,
             observer=not self._resolve("observer_off", _OBSERVER_OFF_SHARE, position).reached(position),
             freeze_bn=self._resolve("freeze_bn", _FREEZE_BN_SHARE, position).reached(position),
-            lr_scale=None if self.lr is None else self._lr_scale(self.lr, position),
+            lr_scale=None if self.lr is None else self.lr * self._annealing(position),
+            scale_lr=None if self.scale_lr is None else self.scale_lr * self._annealing(position),
         )
 
-    def _lr_scale(self, lr: float, position: Position) -> float:
+    def _annealing(self, position: Position) -> float:
+        """Factor on the learning rates at ``start``."""
+        if self.lr is None:
+            return 1.0
         start = self._start_share(position)
         done = position.fraction or 0.0
         part = max(done - start, 0.0) / (1 - start) if start < 1 else 1.0
-        return lr * (self.lr_final + (1 - self.lr_final) * (1 + math.cos(math.pi * part)) / 2)
+        return self.lr_final + (1 - self.lr_final) * (1 + math.cos(math.pi * part)) / 2
 
     def _resolve(self, name: str, default_share: float, position: Position) -> Point:
         raw: int | float | str | None = getattr(self, name)
@@ -243,11 +254,11 @@ class QATSchedule:
             )
 
 
-def _check_share(name: str, value: object, of: str) -> None:
+def _check_share(name: str, value: object, of: str, usual: float = 0.01) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={shown(value)} ({type(value).__name__}) is not a number; write e.g. {name}=0.01.")
+        raise TypeError(f"{name}={shown(value)} ({type(value).__name__}) is not a number; write e.g. {name}={usual}.")
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r} is outside [0, 1]; it is a share of {of}, e.g. {name}=0.01.")
+        raise ValueError(f"{name}={value!r} is outside [0, 1]; it is a share of {of}, e.g. {name}={usual}.")
 
 
 def _describe_end(length: Position) -> str:

@@ -183,6 +183,29 @@ class LearnedScale(Float32Buffers):
             self.start.copy_(torch.where(self.start == 0, observed / reference, self.start))
 
     @torch.no_grad()
+    def step(self, change: float) -> None:
+        r"""Move the scale against the sign of its gradient, and set that to 0, so that an optimizer does not move it, too.
+
+        .. math:: p \leftarrow p - c \cdot \text{sign}(\partial L / \partial p)
+
+        Every step changes a scale by the same share, whatever the size of its gradient: that of a tensor's scale is
+        a thousand times that of a channel's, and outliers of the first steps are a hundred times the rest. Nothing has
+        to be kept from step to step, and what multiplies the loss changes nothing. A gradient that is 0 or no number
+        moves nothing.
+
+        Args:
+            change: :math:`c`, the change of :math:`p`; for small ones this is the relative change of the scale.
+
+        Source:
+            Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems",
+            https://arxiv.org/abs/1802.04434; that scales need gradients of one size: Jain et al., section B.2.
+        """
+        grad = self.log_factor.grad
+        if grad is not None:
+            self.log_factor.sub_(grad.sign().nan_to_num_(nan=0.0), alpha=change)
+            grad.zero_()
+
+    @torch.no_grad()
     def reset(self) -> None:
         """Be the observer's scale again."""
         for tensor in (self.log_factor, self.start):

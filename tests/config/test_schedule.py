@@ -75,6 +75,19 @@ def test_lr_is_a_cosine_from_start_to_end():
     assert at(10) == at(11) == pytest.approx(0.05)
 
 
+def test_learned_scales_follow_the_learning_rate():
+    schedule = QATSchedule(start=2, lr=0.1, lr_final=0.5, scale_lr=0.01)
+
+    def at(schedule, epoch):
+        return schedule.phase(Position(epoch, 0, total_epochs=10)).scale_lr
+
+    assert at(schedule, 1.99) is None
+    assert [at(schedule, epoch) for epoch in (2, 6, 10)] == pytest.approx([0.01, 0.0075, 0.005])
+    assert at(dataclasses.replace(schedule, scale_lr=None), 6) is None
+    assert at(dataclasses.replace(schedule, lr=None), 6) == 0.01
+    assert QATSchedule(start=2, observer_off="3 epochs", freeze_bn=4, lr=None).phase(Position(2, 0)).scale_lr == 0.001
+
+
 def test_default_lr_falls_from_one_percent_to_one_percent_of_that():
     schedule = QATSchedule()
     first, last = (schedule.phase(Position(0, s, total_steps=100)).lr_scale for s in (0, 100))
@@ -151,6 +164,8 @@ def test_resuming_needs_only_the_counters(schedule, step):
         ({"lr": True}, TypeError, "lr=True"),
         ({"lr_final": -0.1}, ValueError, "lr_final=-0.1"),
         ({"lr_final": None}, TypeError, "lr_final=None"),
+        ({"scale_lr": 3}, ValueError, r"scale_lr=3 is outside \[0, 1\].*e.g. scale_lr=0.001"),
+        ({"scale_lr": "fast"}, TypeError, r"scale_lr='fast' \(str\) is not a number; write e.g. scale_lr=0.001"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(kwargs, error, text):

@@ -1,0 +1,39 @@
+"""Learned scales have a learning rate of their own, whatever optimizer the module has."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lq.core.lsq import LearnedScale
+
+
+def step_scales(target: nn.Module, optimizer: Optimizer, change: float | None) -> None:
+    """Train those learned scales of a target that an optimizer is about to train, in its place.
+
+    An optimizer has one learning rate for weights and scales: with Adam, that of weights hardly moves a scale; with SGD,
+    a single gradient may move it by half. It finds gradients of 0 here, and so has state of its own for each scale, as
+    sharded checkpoints want it.
+
+    Args:
+        target: prepared, behind a backward pass.
+        optimizer: whose step comes next; a module may have several.
+        change: relative change of every scale; ``None`` leaves them to the optimizer.
+
+    Example:
+        >>> import torch
+        >>> learned = LearnedScale(torch.ones(()))
+        >>> learned(1.0).backward()
+        >>> step_scales(learned, torch.optim.SGD(learned.parameters(), lr=1.0), 0.001)
+        >>> learned.log_factor.detach(), learned.log_factor.grad
+        (tensor([-0.0010]), tensor([0.]))
+    """
+    if change is None:
+        return
+    scales = [part for part in target.modules() if isinstance(part, LearnedScale)]
+    if not scales:
+        return
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for scale in scales:
+        if id(scale.log_factor) in trained:
+            scale.step(change)
