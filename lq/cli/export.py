@@ -59,7 +59,7 @@ def export_checkpoint(
         )
     entry = checkpoint.entry
     manifest["target"] = entry.target
-    float_model = float_copy(model, choose_target(model, entry.target or None))
+    float_model = float_copy(model, choose_target(model, entry.target))
     checkpoint.load_qat(model)
     baseline = Baseline(float_model, entry.fp32, has_weights=False)
     if not has_validation_data(model, datamodule):

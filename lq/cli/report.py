@@ -91,7 +91,7 @@ def _load(
     before = read_checkpoint(float_ckpt_path, weights_only)
     checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
     entry = None if checkpoint is None else checkpoint.entry
-    name = choose_target(model, callback.target if entry is None else entry.target or None)
+    name = choose_target(model, callback.target if entry is None else entry.target)
     if before is not None:
         before.load_float(model)
     float_model = float_copy(model, name)
