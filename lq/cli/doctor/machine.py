@@ -7,11 +7,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lq.export.artifact.manifest import installed_version
 
 _PACKAGES = (
     "lightning", "pytorch-lightning", "torchmetrics", "jsonargparse", "torchvision", "torchao",
@@ -63,20 +64,7 @@ def versions() -> dict[str, str | None]:
     """
     known = {"lq": sys.modules["lq"].__version__, "torch": str(torch.__version__)}
     found = {**known, "python": platform.python_version(), "system": platform.platform()}
-    return {**found, **{name: version_of(name) for name in _PACKAGES}}
-
-
-def version_of(package: str) -> str | None:
-    """The version of an installed package.
-
-    Example:
-        >>> version_of("no-such-package") is None
-        True
-    """
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return {**found, **{name: installed_version(name) for name in _PACKAGES}}
 
 
 def cpu_name() -> str:
