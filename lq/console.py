@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
 from rich.progress import Progress
 
 FOR_LOGGERS = "qat/ranges/"  # what figures begin with that are looked up when something is wrong, and not shown
@@ -132,6 +133,17 @@ class BatchCounter:
         elif self._shown and time.monotonic() - self._printed >= self._every:
             self._printed = time.monotonic()
             print(f"{self._what}, batch {self._done}/{'?' if self._total is None else self._total}", flush=True)
+
+
+def wide_enough(console: Console | None, width: int = 160) -> Console:
+    """Where to print tables: in a log file, which has no right edge, no line of them is broken.
+
+    Args:
+        console: where to; None means standard output.
+        width: at least this many columns, where it is no terminal.
+    """
+    console = console or Console()
+    return console if console.is_terminal else Console(file=console.file, width=max(console.width, width))
 
 
 def is_terminal() -> bool:

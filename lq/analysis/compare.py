@@ -18,6 +18,7 @@ from lq.deployment.gated_export import BIAS_ROUNDING
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import at_hand
 from lq.export.artifact.manifest import read_manifest
+from lq.lightning_module.copies import deep_copy
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
@@ -73,7 +74,7 @@ def compare(
     options = options or CompareOptions()
     call = options.call or run_batch
     calibration, test = reusable(calibration, options.calibration), reusable(test, options.limit)
-    model = copy.deepcopy(model).cpu().eval()
+    model = deep_copy(model).cpu().eval()
     example = next(first_batches(test, 1, "compare()"))
     inputs = call_to_export(model, first_inputs(model, model, example, call))
     table = ModelTable(one_sample(inputs) if image_list(inputs) is None else inputs, options)

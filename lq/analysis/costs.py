@@ -99,9 +99,11 @@ def _macs(prepared: fx.GraphModule, batch: Any, call: Call) -> dict[str, int]:
         return hook
 
     hooks = [layer.module.register_forward_hook(count(layer)) for layer in layers_of(prepared)]
-    call(prepared, batch)
-    for hook in hooks:
-        hook.remove()
+    try:
+        call(prepared, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return macs
 
 

@@ -154,7 +154,7 @@ def rank_layers(
 
 
 def _additive_losses(rows: Sequence[SensitivityRow], whole: float) -> dict[str, float]:
-    """Harms that do not add up to more than that of the whole model; alone ("one"), neither to less."""
+    """Losses that do not add up to more than that of the whole model; alone ("one"), neither to less."""
     total = sum(max(row["loss"], 0.0) for row in rows)
     factor = whole / total if total > whole or (rows[0]["direction"] == "one" and total > 0) else 1.0
     return {row["layer"]: row["loss"] * factor for row in rows}

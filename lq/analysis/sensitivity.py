@@ -33,7 +33,7 @@ class SensitivityRow(TypedDict):
         float_value: of the float model; None for SQNR, where it is infinite.
         quantized_value: of the model with all layers quantized.
         loss: what quantizing this layer costs: of a metric, the loss that it causes ("one") or the gain that leaving
-            it out brings; of SQNR the same in noise power over signal power. Harms of several layers add up, roughly.
+            it out brings; of SQNR the same in noise power over signal power. Losses of several layers add up, roughly.
         share: ``loss`` as a share of that of the whole model; None if that is not positive.
     """
 

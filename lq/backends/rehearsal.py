@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lq.core.kept import as_it_was
 from lq.instrument.attach import instrument_of
 from lq.instrument.record import Recording
-from lq.tracing.closeness import difference
-from lq.tracing.structure import Flattener, Inputs
+from lq.tracing.closeness import are_close
+from lq.tracing.structure import Inputs
 
 
 def rehearse_sites(module: nn.Module, recording: Recording, example: Inputs) -> bool:
@@ -45,15 +44,4 @@ def rehearse_sites(module: nn.Module, recording: Recording, example: Inputs) -> 
         )
     instrument.ran.clear()
     instrument.unplanned.clear()
-    return _same(recording.output, output)
-
-
-def _same(expected: Any, got: Any) -> bool:
-    before, after = (_tensors(output) for output in (expected, got))
-    return len(before) == len(after) and all(difference(a, b) is None for a, b in zip(before, after, strict=True))
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    flattener = Flattener()
-    flattener.take(output)
-    return [tensor for tensor in flattener.tensors if isinstance(tensor, Tensor)]
+    return are_close(recording.output, output)

@@ -18,7 +18,7 @@ from lq.callback.processes import copy_on_first_process
 from lq.callback.progress import has_room_for_bar, is_dev_run, say
 from lq.config.presets import PRESETS
 from lq.config.schedule import QATSchedule
-from lq.lightning_module.loaders import spread, training_loaders
+from lq.lightning_module.loaders import loader_beside, spread, training_loaders
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample, samples_of
 from lq.ptq.calibrate import calibrate
@@ -146,6 +146,4 @@ def _beside(loader: Any) -> Any:
         raise ValueError(f"the training data, a {type(data).__name__}, can be gone through only once")
     if not isinstance(loader, DataLoader):
         return loader
-    twin = object.__new__(type(loader))
-    twin.__dict__.update({**loader.__dict__, "persistent_workers": False, "pin_memory": False, "_iterator": None})
-    return twin
+    return loader_beside(loader)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from lq.instrument.listen import Listener
 from lq.lightning_module.target import target_of
-from lq.tracing.structure import Flattener
+from lq.tracing.structure import tensors_of
 
 
 class ForwardCheck:
@@ -37,11 +37,11 @@ class ForwardCheck:
             listener.remove()
 
     def _begin(self, args: Any, kwargs: Any, _: Any) -> None:
-        self._given, self._calls = _tensors((args, kwargs)), []
+        self._given, self._calls = tensors_of((args, kwargs)), []
 
     def _note(self, args: Any, kwargs: Any, output: Any) -> None:
         if self._given is not None:
-            self._calls.append((_tensors((args, kwargs)), _tensors(output)))
+            self._calls.append((tensors_of((args, kwargs)), tensors_of(output)))
 
     def _end(self, args: Any, kwargs: Any, output: Any) -> None:
         given, calls = self._given, self._calls
@@ -52,7 +52,7 @@ class ForwardCheck:
         (taken, returned), *others = calls
         parts = [
             "before it" if not _all_among(taken, given) else "",
-            "after it" if not _all_among(_tensors(output), returned) else "",
+            "after it" if not _all_among(tensors_of(output), returned) else "",
             "more than once" if others else "",
         ]
         if any(parts):
@@ -61,12 +61,6 @@ class ForwardCheck:
                 f"artifact contains only {self.name}, with its inputs and outputs. To export all of forward, write "
                 "QATCallback(target='')."
             )
-
-
-def _tensors(value: Any) -> list[Any]:
-    flattener = Flattener()
-    flattener.take(value)
-    return flattener.tensors
 
 
 def _all_among(tensors: list[Any], known: list[Any]) -> bool:

@@ -17,7 +17,7 @@ from lq.compat.packages import overrides
 from lq.config.qconfig import QConfig
 from lq.deployment.evaluation import ValidationData
 from lq.instrument.record import initialize_lazy
-from lq.lightning_module.copies import deep_copy, detached_copy
+from lq.lightning_module.copies import float_copy
 from lq.lightning_module.target import build_layers, find_target, is_target_prepared, target_of
 
 _IN_INIT = (
@@ -79,7 +79,7 @@ def prepare_target(
         prepare_it = _preparation(trainer, module, name, qconfig, validation, checkpoint_of_run)
         if splits_weights(trainer):
             _check_has_weights(part, name)
-        float_model = (deep_copy(part).cpu() if name else detached_copy(module)).float()
+        float_model = float_copy(part)
         prepare_it(part)
         if splits_weights(trainer) and not is_planned(part):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -110,14 +111,24 @@ def on_first_process(trainer: Trainer, work: Callable[[], Result]) -> Result:
         Exception: whatever the work has raised, in all processes.
     """
     outcome: Any = None
+    failure: Exception | None = None
     with others_wait(), isolate_rng(), alone():
         if trainer.is_global_zero:
             try:
                 outcome = work()
             except Exception as error:
-                outcome = error
+                failure, outcome = error, _sendable(error)
     outcome = trainer.strategy.broadcast(outcome)
     if isinstance(outcome, Exception):
-        raise outcome
+        raise failure or outcome
     result: Result = outcome
     return result
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where the other processes could not read it: they would wait for it in vain."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__} in the first process: {error}")
+    return error

@@ -373,7 +373,7 @@ class QATCallback(Callback):
             figures["qat/lr_scale"] = self._phase.lr_scale
         # The same in all processes; reducing them says so to Lightning.
         pl_module.log_dict(figures, sync_dist=True)
-        scales = self._ranges.log_epoch(trainer, pl_module, self._name) if self._started else {}
+        scales = self._ranges.log_epoch(pl_module, self._name) if self._started else {}
         self._note(trainer, {**figures, **scales})
         self._warn(take_nonfinite(self._target(pl_module)))
         self._warn(take_unplanned(self._target(pl_module)))

@@ -78,14 +78,14 @@ class RangeMonitor:
         if self.detail == "tensors":
             _log_tensors(trainer, rows)
 
-    def log_epoch(self, trainer: Trainer, module: LightningModule, name: str) -> dict[str, float]:
+    def log_epoch(self, module: LightningModule, name: str) -> dict[str, float]:
         """Log how far the scales have moved since the last epoch, and return them."""
         if self.detail is None:
             return {}
         before, self.scales = self.scales, activation_scales(target_of(module, name))
         if before:
             _log(module, {"scale_drift_max": scale_drift(before, self.scales)})
-        return {f"{SCALE}{name}": scale for name, scale in self.scales.items()}
+        return {f"{SCALE}{tensor}": scale for tensor, scale in self.scales.items()}
 
 
 def _log(module: LightningModule, figures: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
-from lq.checks import as_dataclass, check_integer, check_path
+from lq.checks import as_dataclass, check_integer, check_path, shown
 from lq.deployment.settings import ExportSettings
 from lq.export.parity.gate import Gate
 
@@ -39,16 +39,16 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
     """
     if target is not None and not isinstance(target, str):
         raise TypeError(
-            f"target={_shown(target)} must be the dotted name of a submodule, e.g. 'model', not the module itself."
+            f"target={shown(target)} must be the dotted name of a submodule, e.g. 'model', not the module itself."
         )
     if metric is not None and not isinstance(metric, (Metric, MetricCollection)):
         raise TypeError(
-            f"metric={_shown(metric)} is not a torchmetrics metric; "
+            f"metric={shown(metric)} is not a torchmetrics metric; "
             "write e.g. metric=torchmetrics.classification.BinaryF1Score()."
         )
     if target_fn is not None and not callable(target_fn):
         raise TypeError(
-            f"target_fn={_shown(target_fn)} is not a function of a batch; write e.g. lambda batch: batch['y']."
+            f"target_fn={shown(target_fn)} is not a function of a batch; write e.g. lambda batch: batch['y']."
         )
     if int8_every_n_epochs is not None:
         check_integer("int8_every_n_epochs", int8_every_n_epochs, 5)
@@ -69,8 +69,3 @@ def check_searches(auto_exclude: object, auto_bits: object) -> None:
             "auto_exclude and auto_bits cannot be used in the same run. auto_bits also leaves layers in float if 32 is "
             "among its widths: auto_bits={'budget': ..., 'widths': [2, 4, 8, 32]}."
         )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lq.backends.prepare import is_prepared, qconfig_of
-from lq.checkpoints.entry import KEY, CheckpointEntry, quoted
+from lq.checkpoints.entry import KEY, CheckpointEntry
 from lq.checkpoints.sharded import is_sharded_checkpoint, read_whole
 from lq.checks import check_path
 from lq.compat.packages import is_lightning_module
@@ -238,13 +238,7 @@ def _check_ranges(low: Field, high: Field) -> None:
 
 def _prepare_lightning_module(module: LightningModule, entry: CheckpointEntry) -> None:
     build_layers(module)
-    name = find_target(module, entry.target or None)
-    if name != entry.target:
-        raise ValueError(
-            f"In the checkpoint {quoted(entry.target)} is quantized, but of this {type(module).__name__} "
-            f"{quoted(name)} would be. Build the module as it was trained."
-        )
-    _prepare(target_of(module, name), entry)
+    _prepare(target_of(module, find_target(module, entry.target)), entry)
 
 
 def _prepare(module: nn.Module, entry: CheckpointEntry) -> None:

@@ -90,7 +90,7 @@ class CheckpointEntry:
         if self.target != target:
             raise ValueError(
                 f"The checkpoint quantizes {quoted(self.target)}, but this run {quoted(target)}. "
-                f"Use the target of that run: QATCallback(target={self.target or None!r})."
+                f"Use the target of that run: QATCallback(target={self.target!r})."
             )
         differing = self.qconfig.differences(qconfig)
         if differing:

@@ -11,9 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.analysis.bits import AutoBits, choose_bits
 from lq.callback.preparation import choose_target
-from lq.cli.common import float_copy, qat_callback
+from lq.cli.common import qat_callback
 from lq.cli.weights import read_checkpoint
 from lq.export.exporters import Choice
+from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
 from lq.report.bits import print_bits, write_bits
@@ -63,7 +64,7 @@ def choose_bits_of(
     samples = validation_samples(model, name, loaders, datamodule, target_fn, options.batches)
     options = replace(options, batches=len(samples) or options.batches)  # of every loader
     own: list[Choice] = [chosen.choice for chosen in callback.export_settings.choices]
-    target = float_copy(model, name)
+    target = target_of(model, name)
     stored = own if exporters is None else exporters
     found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)
     print_bits(found.rows, found.loss, str(found))

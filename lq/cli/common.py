@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,6 @@ from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.remote import local_path
-from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.loaders import training_batches
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample, samples_of
@@ -158,12 +156,6 @@ def beside(ckpt_path: str) -> AnyPath:
     """
     path = local_path(ckpt_path)
     return f"{os.path.splitext(ckpt_path)[0]}-int8" if path is None else path.with_name(f"{path.stem}-int8")
-
-
-def float_copy(model: LightningModule, name: str) -> nn.Module:
-    """The float target on the CPU, to compare with."""
-    target = copy.deepcopy(target_of(model, name)) if name else detached_copy(model)
-    return target.cpu().float().eval()
 
 
 def history_of(directory: Path | None, entry: CheckpointEntry | None = None) -> list[dict[str, float]]:

@@ -8,11 +8,13 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lq.callback.preparation import choose_target
-from lq.cli.common import beside, export_settings_of, float_copy, qat_callback
+from lq.cli.common import beside, export_settings_of, qat_callback
 from lq.cli.deployment import deploy_with_validation, deploy_without_data, has_validation_data
 from lq.cli.weights import read_qat
 from lq.deployment.deploy import Baseline
 from lq.deployment.results import Deployment
+from lq.lightning_module.copies import float_copy
+from lq.lightning_module.target import target_of
 
 
 def export_checkpoint(
@@ -59,7 +61,7 @@ def export_checkpoint(
         )
     entry = checkpoint.entry
     manifest["target"] = entry.target
-    float_model = float_copy(model, choose_target(model, entry.target or None))
+    float_model = float_copy(target_of(model, choose_target(model, entry.target))).eval()
     checkpoint.load_qat(model)
     baseline = Baseline(float_model, entry.fp32, has_weights=False)
     if not has_validation_data(model, datamodule):

@@ -8,11 +8,13 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lq.callback.preparation import choose_target
-from lq.cli.common import calibrate_target, export_settings_of, float_copy, qat_callback
+from lq.cli.common import calibrate_target, export_settings_of, qat_callback
 from lq.cli.deployment import deploy_with_validation
 from lq.cli.weights import read_checkpoint
 from lq.deployment.deploy import Baseline
 from lq.deployment.results import Deployment
+from lq.lightning_module.copies import float_copy
+from lq.lightning_module.target import target_of
 from lq.ptq.static import StaticOptions
 
 
@@ -62,6 +64,6 @@ def quantize_after_training(
     settings = export_settings_of(
         callback, exporters, directory, {"weights": "post-training quantization", "target": name}
     )
-    float_model = float_copy(model, name)
+    float_model = float_copy(target_of(model, name)).eval()
     calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(batch_norm, bias, batches))
     return deploy_with_validation(trainer, model, name, datamodule, settings, Baseline(float_model))

@@ -15,12 +15,12 @@ from lq.backends.prepare import qconfig_of
 from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.common import check_float, float_copy, history_of, qat_callback, run_of
+from lq.cli.common import check_float, history_of, qat_callback, run_of
 from lq.cli.weights import read_checkpoint, read_qat
 from lq.deployment.evaluation import ValidationData, logged_by
-from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.copies import detached_copy, float_copy
 from lq.lightning_module.loaders import spread, training_batches
-from lq.lightning_module.target import prepared_graph
+from lq.lightning_module.target import prepared_graph, target_of
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
 from lq.metrics import targets_of
 from lq.metrics.outputs import plain_targets_of
@@ -91,10 +91,10 @@ def _load(
     before = read_checkpoint(float_ckpt_path, weights_only)
     checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
     entry = None if checkpoint is None else checkpoint.entry
-    name = choose_target(model, callback.target if entry is None else entry.target or None)
+    name = choose_target(model, callback.target if entry is None else entry.target)
     if before is not None:
         before.load_float(model)
-    float_model = float_copy(model, name)
+    float_model = float_copy(target_of(model, name)).eval()
     if checkpoint is not None:
         checkpoint.load_qat(model)
     return _Subject(name, float_model, entry)

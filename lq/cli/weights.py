@@ -41,7 +41,8 @@ def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Ch
     if place is None or not place.is_dir() or is_sharded_checkpoint(place):
         return Checkpoint.read(path, weights_only is not False)
     manifest = Field(read_manifest(place), str(place / "lq.json"))
-    target = manifest.get("target", "").text() or choose_target(model, None)
+    given = manifest.get("target", None)  # export_artifact does not know it
+    target = choose_target(model, None if given.value is None else given.text())  # configure_model has run then
     entry = {
         "format_version": FORMAT_VERSION,
         "target": target,
@@ -55,7 +56,6 @@ def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Ch
 
 def _whole_state(place: Any, target: str, model: LightningModule) -> dict[str, Any]:
     """The state of the quantized part, and of the rest of the module as it is."""
-    choose_target(model, target or None)  # calls configure_model, which may build the layers
     prefix = f"{target}." if target else ""
     held = {prefix + key: value for key, value in load_prepared_state(place).items()}
     rest = {key: value for key, value in model.state_dict().items() if key not in held}

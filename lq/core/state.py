@@ -256,7 +256,7 @@ class QATState(Float32Buffers):
         """
         if not torch.compiler.is_compiling():
             self.before_step = None if self._known is None else self._known.qparams
-        if self.training and self.observer:
+        if self.training and self.observer and self.names:  # it has none before it is planned
             self.update()
 
     @torch.no_grad()

@@ -144,18 +144,24 @@ class _Counter(Callback):
 
     def __init__(self, label: str, shown: bool) -> None:
         self.label, self.shown = label, shown
+        self.counter: BatchCounter | None = None  # before the first batch the user's code may fail, too
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.counter = BatchCounter(self.label, sum(trainer.num_val_batches), shown=self.shown).__enter__()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        assert self.counter is not None
         self.counter.advance()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.counter.__exit__()
+        self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.counter.__exit__()
+        self._end()
+
+    def _end(self) -> None:
+        if self.counter is not None:
+            self.counter.__exit__()
 
 
 class _CompareDuringValidation(Callback):

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lq.compat.lightning_private import TRAINER, forget_metrics, without_device_mesh, without_trainer
+from lq.compat.packages import is_lightning_module
 from lq.compat.torch_private import as_before_sharding, tree_leaves
 from lq.core.sharding import is_shard, is_sharded, whole
 
@@ -33,6 +34,16 @@ def detached_copy(module: LightningModule) -> LightningModule:
     forget_metrics(twin)
     _uncompile(twin)
     return twin
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """A copy of a float model on the CPU, in float32; see :func:`detached_copy`.
+
+    Example:
+        >>> float_copy(nn.Linear(2, 2).double()).weight.dtype
+        torch.float32
+    """
+    return (detached_copy(model) if is_lightning_module(model) else deep_copy(model)).cpu().float()
 
 
 def deep_copy(module: Module) -> Module:

@@ -100,11 +100,29 @@ def _indices(sampler: Any) -> Sequence[int] | None:
 
 def _over(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
     """The loader with another sampler behind its batches; of a subclass, with all that it does to them."""
-    twin = copy.copy(loader)
-    changes: dict[str, Any] = {"sampler": sampler, "pin_memory": False, "persistent_workers": False, "_iterator": None}
+    changes: dict[str, Any] = {"sampler": sampler}
     if loader.batch_sampler is not None:
         changes["batch_sampler"] = copy.copy(loader.batch_sampler)
         changes["batch_sampler"].sampler = sampler
+    return loader_beside(loader, **changes)
+
+
+def loader_beside(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """A copy of a loader that may run while the original is under way, with workers of its own for as long as it does.
+
+    Args:
+        loader: of any subclass.
+        changes: other attributes of the copy.
+
+    Example:
+        >>> loader = DataLoader([1, 2, 3])
+        >>> running = iter(loader)
+        >>> next(running), next(iter(loader_beside(loader))), next(running)
+        (tensor([1]), tensor([1]), tensor([2]))
+    """
+    twin = object.__new__(type(loader))
     # A DataLoader refuses assignments, for the sake of an iterator that may be under way; a copy has none.
-    twin.__dict__.update(changes)
+    twin.__dict__.update(
+        {**vars(loader), "persistent_workers": False, "pin_memory": False, "_iterator": None, **changes}
+    )
     return twin

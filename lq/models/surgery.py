@@ -37,6 +37,7 @@ def adapt_input(model: nn.Module, in_channels: int) -> nn.Module:
             conv.padding,  # type: ignore[arg-type]
             conv.dilation,  # type: ignore[arg-type]
             bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
         )
         model.set_submodule(name, new)
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from torch import nn
 from lq.backends.prepare import is_prepared
 from lq.checks import check_module
 from lq.compat.deprecations import quiet_torch_ao, quiet_torchscript
-from lq.compat.packages import is_lightning_module
 from lq.config.presets import PRESETS
 from lq.conversion.int8 import quantized_engine
-from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.copies import float_copy
 
 DYNAMIC_LAYERS: dict[str, type[nn.Module]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Linear": nn.Linear}
 
@@ -61,8 +59,7 @@ def quantize_dynamic(
             f"{type(model).__name__} has no {', '.join(layers)} to quantize dynamically. Convolutions are quantized "
             "with data: lq.quantize_static(model, batches)."
         )
-    twin: Any = detached_copy(model) if is_lightning_module(model) else copy.deepcopy(model).cpu()
-    twin = twin.float().eval()
+    twin = float_copy(model).eval()
     with quantized_engine(engine or PRESETS["portable"].engine), quiet_torchscript(), quiet_torch_ao():
         quantize: Any = torch.ao.quantization.quantize_dynamic
         quantized: nn.Module = quantize(twin, kinds, dtype=torch.qint8, inplace=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from lq.compat.packages import is_lightning_module
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
-from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.copies import float_copy
 from lq.lightning_module.target import find_target, target_of
 from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reusable, run_batch
@@ -190,14 +189,13 @@ def prepare_and_calibrate(
 
 
 def _copied(model: nn.Module, target: str | None) -> tuple[nn.Module, str]:
-    if not is_lightning_module(model):
-        if target is not None:
-            raise ValueError(
-                f"target={target!r} is for LightningModules, and {type(model).__name__} is none: give the part itself, "
-                f"model.get_submodule({target!r})."
-            )
-        return copy.deepcopy(model).cpu().float().eval(), ""
-    return detached_copy(model).float().eval(), find_target(model, target)
+    if target is not None and not is_lightning_module(model):
+        raise ValueError(
+            f"target={target!r} is for LightningModules, and {type(model).__name__} is none: give the part itself, "
+            f"model.get_submodule({target!r})."
+        )
+    name = find_target(model, target) if is_lightning_module(model) else ""
+    return float_copy(model).eval(), name
 
 
 def _go_through(prepared: nn.Module, batches: Iterable[Any], call: Call, options: StaticOptions) -> None:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from lq.console import wide_enough
+
 _ABSENT = "-"
 
 
@@ -59,9 +61,7 @@ def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
 
 def print_bench(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console | None = None) -> None:
     """Print the table and what to know of it; lines in a log are never broken."""
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 160))
+    console = wide_enough(console)
     console.print(bench_table(rows))
     for note in notes:
         console.print(Text(f" {note}"))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from lq.console import wide_enough
 from lq.report.plots.bits import plot_frontier
 
 Row = Mapping[str, Any]
@@ -57,9 +58,7 @@ def print_bits(rows: Sequence[Row], loss: str, choice: str, console: Console | N
         choice: ``str`` of the choice.
         console: where to; None means standard output. The lines in a log file are never broken.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 160))
+    console = wide_enough(console)
     console.print(frontier_table(rows, loss))
     console.print(Text("\n".join(f" {line}" for line in choice.splitlines())), soft_wrap=True)
 

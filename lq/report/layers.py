@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from lq.console import wide_enough
 from lq.report.plots import plot_sensitivity, plot_sqnr
 from lq.report.plots.layers import shares_of_loss
 
@@ -76,9 +77,7 @@ def print_layers(found: Mapping[str, Any], proposal: str, console: Console | Non
         proposal: ``str`` of the exclusions.
         console: where to; None means standard output. The lines in a log file are never broken.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 160))
+    console = wide_enough(console)
     console.print(layer_table(found["sqnr"], found["sensitivity"], found["costs"]))
     lines = [f" {line}" for line in proposal.splitlines()]
     if found["exclude"]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from lq.export.artifact.directory import AnyPath
 from lq.ptq.batches import reusable
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.report.page import Findings
+from lq.timing.cpu import cpu_name
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,5 @@ def machine(threads: int) -> str:
         >>> "PyTorch" in machine(1)
         True
     """
-    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        named = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = named[0] if named else processor
     plural = "" if threads == 1 else "s"
-    return f"Latency of one sample with {threads} thread{plural} on {processor}, PyTorch {torch.__version__}."
+    return f"Latency of one sample with {threads} thread{plural} on {cpu_name()}, PyTorch {torch.__version__}."

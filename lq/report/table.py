@@ -12,6 +12,8 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from lq.console import wide_enough
+
 Row = Mapping[str, Any]
 
 ROW_KEYS = ("model", "metrics", "size_mb", "latency_ms", "threads", "recovered", "agreement", "sqnr_db")
@@ -94,13 +96,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None, title: str 
     table = comparison_table(rows, title)
     if _width(table, console) > console.width:
         table = min(table, comparison_table(rows, title, transposed=True), key=lambda one: _width(one, console))
-    if console.is_terminal:
-        console.print(table)
-        return
-    before = console.width
-    console.width = max(_width(table, console), before)  # a log has no right edge
-    console.print(table)
-    console.width = before
+    wide_enough(console, _width(table, console)).print(table)
 
 
 def _distinct(rows: Sequence[Row]) -> list[str]:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from lq.tracing.structure import tensors_of
 
 Call = Callable[..., Any]
 
@@ -157,7 +159,7 @@ def compare_latency(
             raise ValueError(f"{name}={value!r} must be an int of {least} or more.")
     if not min_time > 0:
         raise ValueError(f"min_time={min_time!r} must be above 0 seconds, e.g. 1.0.")
-    tensors = list(_tensors([args, kwargs or {}]))
+    tensors = tensors_of([args, kwargs or {}])
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
     with _threads(threads), torch.no_grad():
         clocks = [partial(_timed, fn, args, kwargs or {}, devices) for fn in fns.values()]
@@ -205,11 +207,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _tensors(data: Any) -> Iterator[Tensor]:
-    if isinstance(data, Tensor):
-        yield data
-    elif isinstance(data, (Mapping, list, tuple)):
-        for item in data.values() if isinstance(data, Mapping) else data:
-            yield from _tensors(item)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lq.compat.float64 import as_float64
+from lq.tracing.structure import tensors_of
 
 TOLERANCE = 1e-5  # of the largest value
+
+
+def are_close(expected: Any, got: Any) -> bool:
+    """Whether two results hold as many tensors, and none of them differs.
+
+    Example:
+        >>> are_close({"x": torch.ones(2)}, {"x": torch.ones(2)}), are_close(torch.ones(2), ())
+        (True, False)
+    """
+    a, b = tensors_of(expected), tensors_of(got)
+    return len(a) == len(b) and all(difference(x, y) is None for x, y in zip(a, b, strict=True))
 
 
 def difference(expected: Tensor, got: Tensor) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lq.compat.torchvision_private import is_detector
 from lq.core.kept import as_it_was
-from lq.tracing.closeness import difference
+from lq.tracing.closeness import are_close
 from lq.tracing.images import check_one_size, image_list, images_of, is_of_each_image, with_images
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -125,7 +125,8 @@ def _unread(module: nn.Module, inputs: Inputs) -> list[str]:
         return []
     expected, found = _output(module, inputs), list[str]()
     for name in reversed(given):
-        if _same(expected, _output(module, _without(_parameters(module), inputs, [*found, name]))):
+        got = _output(module, _without(_parameters(module), inputs, [*found, name]))
+        if tensors_of(got) and are_close(expected, got):
             found.append(name)
     return found
 
@@ -154,8 +155,3 @@ def _output(module: nn.Module, inputs: Inputs) -> Any:
             return module.eval()(*args, **kwargs)
         except Exception:  # it needs the argument; what else is wrong shows where the whole call is made
             return None
-
-
-def _same(expected: Any, got: Any) -> bool:
-    a, b = tensors_of(expected), tensors_of(got)
-    return bool(a) and len(a) == len(b) and all(difference(x, y) is None for x, y in zip(a, b, strict=True))

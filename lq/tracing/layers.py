@@ -94,7 +94,7 @@ class LayerFinder:
             reason = self._why_float(node) or self.qconfig.excludes(name, module)
             source = argument(call.input, node.args, node.kwargs)
             if reason is None and isinstance(source, fx.Node):
-                norm = self._batch_norm_behind(node, module)
+                norm = self._batch_norm_behind(node)
                 layers.append(Layer(node, name, module, recorded(node), source, norm))
             else:
                 floats.setdefault(name, LayerPlan(name, call.kind.__name__, reason=reason or "its input is not known"))
@@ -163,7 +163,7 @@ class LayerFinder:
             return "addmm() with alpha or beta is no linear layer"
         return _padding_without_kernel(node, weight)
 
-    def _batch_norm_behind(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
+    def _batch_norm_behind(self, node: fx.Node) -> fx.Node | None:
         """The BatchNorm call that is a layer's only reader, if it can be one with it."""
         users = [user for user in node.users if not reads_no_values(user)]
         if len(users) != 1 or recorded(users[0]) != "batch_norm" or users[0].args[:1] != (node,):

@@ -80,6 +80,25 @@ def test_a_target_that_no_step_calls_is_refused_after_the_first_batch(fit: Fit) 
         fit(Unused(), QATCallback(target="teacher"), max_epochs=1)
 
 
+def test_so_is_one_that_would_be_planned_at_its_first_call(tmp_path: Path) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x) if x.mean() > 0 else self.net(-x)
+
+    class Unused(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = Branches()
+
+    trainer = make_trainer(tmp_path, QATCallback(target="teacher"), max_epochs=1, limit_val_batches=0)
+    with pytest.raises(ValueError, match=r"did not call the target, teacher.*QATCallback\(target="):
+        trainer.fit(Unused(), train_loader(), val_loader())
+
+
 def test_code_that_is_not_plain_is_planned_at_the_first_call(tmp_path: Path) -> None:
     class Checks(nn.Module):
         def __init__(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,6 +264,30 @@ def test_an_error_in_the_first_process_ends_all() -> None:
     with pytest.raises(KeyError, match="here"):
         on_first_process(trainer, fail)
     assert isinstance(sent[0], KeyError)
+
+
+class UnreadableError(Exception):
+    """As of many libraries: pickle cannot make it again from its text."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+def test_an_error_that_cannot_be_sent_is_told_to_the_other_processes() -> None:
+    sent: list[Any] = []
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True,
+        strategy=SimpleNamespace(broadcast=lambda outcome: sent.append(pickle.dumps(outcome)) or outcome),
+    )
+
+    def fail() -> Any:
+        error = UnreadableError(5, "no memory")
+        error.lock = threading.Lock()  # type: ignore[attr-defined]
+        raise error
+
+    with pytest.raises(UnreadableError, match="5: no memory"):
+        on_first_process(trainer, fail)
+    assert str(pickle.loads(sent[0])) == "UnreadableError in the first process: 5: no memory"
 
 
 @pytest.mark.parametrize("value", [True, {"max_drop": 1.0}], ids=str)

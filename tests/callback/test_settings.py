@@ -23,8 +23,8 @@ from tests.tiny import Tiny, make_data
 NAN = float("nan")
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"target": 5}, "target=5 .* must be the dotted name"),
-    ({"target": nn.Linear(2, 2)}, "target=Linear.* not the module itself"),
+    ({"target": 5}, "target=5 must be the dotted name"),
+    ({"target": nn.Linear(2, 2)}, "target=<Linear> must be .* not the module itself"),
     ({"metric": "accuracy"}, "is not a torchmetrics metric"),
     ({"metric": {"class_path": "x"}}, "is not a torchmetrics metric"),
     ({"target_fn": "module.function"}, "is not a function"),

@@ -119,6 +119,19 @@ def test_into_the_quantized_part_alone(tmp_path: Path) -> None:
         assert torch.equal(part(X, torch.full((1,), 2.0)), module.eval()(X))
 
 
+def test_a_module_that_is_the_target_itself_although_a_part_could_be(tmp_path: Path) -> None:
+    module = Tiny()
+    path = trained(tmp_path, module, QATCallback(target=""))
+    loaded = load_checkpoint(path, Tiny())
+    assert prepared_name(loaded) == ""
+    with torch.no_grad():
+        assert torch.equal(loaded(X), module.eval()(X))
+    with pytest.raises(ValueError, match=r"itself, but this run 'model'\. Use .* QATCallback\(target=''\)"):
+        make_trainer(tmp_path, QATCallback(), keeper(tmp_path / "unused"), max_epochs=2).fit(
+            Tiny(), train_loader(), val_loader(), ckpt_path=path
+        )
+
+
 def test_with_the_versions_of_its_modules(tmp_path: Path) -> None:
     module = Versioned()
     path = trained(tmp_path, module, qat())

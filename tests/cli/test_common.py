@@ -3,10 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from lq.checkpoints.checkpoint import Checkpoint
-from lq.cli.common import beside, float_copy, history_of, run_of
+from lq.cli.common import beside, history_of, run_of
 from lq.report.plots import plot_metric, plot_scale_drift
 from tests.tiny import Tiny, keeper, make_trainer, qat, train_loader, val_loader
 
@@ -33,8 +32,3 @@ def test_small_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_of("int8", "elsewhere/last.ckpt") == tmp_path
     assert run_of(None, None) is None
     assert beside("a/last.ckpt") == Path("a/last-int8")
-    module = Tiny()
-    twin = float_copy(module, "model")
-    assert not twin.training
-    assert torch.equal(next(twin.parameters()), next(module.parameters()))
-    assert next(twin.parameters()) is not next(module.parameters())

@@ -12,7 +12,7 @@ import torch
 from lq.callback import QATCallback
 from lq.export.artifact.int8_model import load
 from tests.cli.runs import WithAllData, WithData, quiet_trainer
-from tests.tiny import Tiny, make_data
+from tests.tiny import Tiny, make_data, make_trainer, train_loader, val_loader
 
 
 def test_exports_what_the_run_itself_exported(tmp_path: Path, trained: tuple[Path, QATCallback]) -> None:
@@ -88,6 +88,19 @@ def test_an_artifact_is_exported_again_without_its_checkpoint(
     )  # sums in another order
     again = quiet_trainer(tmp_path).export(WithData(), ckpt_path=str(tmp_path / "again"))
     assert again.directory == tmp_path / "again-int8"
+
+
+def test_a_module_that_is_the_target_itself(tmp_path: Path) -> None:
+    callback = QATCallback(target="", export_dir=str(tmp_path / "first"))
+    trainer = make_trainer(tmp_path, callback, max_epochs=1)
+    trainer.fit(WithData(), train_loader(), val_loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert callback.deployment is not None
+    for given in (tmp_path / "last.ckpt", tmp_path / "first"):
+        done = quiet_trainer(tmp_path).export(
+            WithData(), ckpt_path=str(given), exporters=["torch"], export_dir=str(tmp_path / "again")
+        )
+        assert done.results["fake"] == callback.deployment.results["fake"]
 
 
 class WithHead(WithData):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchmetrics
 
+from lq.backends.prepare import prepare
 from lq.deployment.evaluation import ValidationComparison, ValidationData, compare_on_validation_data
 from tests.tiny import Tiny, make_net, val_loader
 
@@ -51,6 +52,17 @@ def test_an_error_of_the_users_metric_is_not_taken_for_no_batch() -> None:
     comparison.update(batch)
     with pytest.raises(ValueError, match="too few samples of class 2"):
         comparison.finish()
+
+
+def test_what_the_users_code_raises_before_the_first_batch_is_what_is_raised() -> None:
+    class Fails(Tiny):
+        def setup(self, stage: str) -> None:
+            raise RuntimeError("the data are elsewhere")
+
+    module = Fails()
+    prepare(module.model, example_args=(torch.zeros(2, 1, 6, 6),))
+    with pytest.raises(RuntimeError, match="the data are elsewhere"):
+        compare_on_validation_data(module, "model", {}, ValidationData(val_loader()))
 
 
 @pytest.mark.parametrize("layout", ["one", "list", "dict"])

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor, nn
 
-from lq.lightning_module.copies import detached_copy
+from lq.lightning_module.copies import detached_copy, float_copy
 from tests.tiny import Tiny
 
 
@@ -91,3 +91,14 @@ def test_a_copy_has_hooks_of_its_own() -> None:
     assert (len(module.heard), len(twin.heard)) == (2, 1)
     assert not twin.heard[0].requires_grad
     assert float(twin.mean) == float(twin.heard[0].mean())
+
+
+@pytest.mark.parametrize("of_lightning", [True, False])
+def test_float_copy_takes_whatever_the_model_holds(of_lightning: bool) -> None:
+    module = Keeps().double()
+    module.model.lock = module.lock  # type: ignore[assignment]
+    model: nn.Module = module if of_lightning else module.model
+    twin = float_copy(model)
+    for own, copied in zip(model.parameters(), twin.parameters(), strict=True):
+        assert copied is not own
+        assert torch.equal(copied, own.float())

@@ -45,3 +45,8 @@ def test_models_without_the_layer_are_named():
         adapt_input(nn.Sequential(nn.ReLU()), 1)
     with pytest.raises(ValueError, match="Sequential has no Linear layer"):
         adapt_head(nn.Sequential(nn.ReLU()), 2)
+
+
+def test_the_first_convolution_keeps_how_it_pads():
+    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+    assert adapt_input(nn.Sequential(conv), in_channels=1)[0].padding_mode == "reflect"

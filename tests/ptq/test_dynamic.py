@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -63,3 +65,9 @@ def test_a_lightning_module_is_copied_without_its_trainer():
 def test_what_cannot_be_quantized_is_refused(model, layers, message):
     with pytest.raises(ValueError, match=message):
         quantize_dynamic(model, layers)
+
+
+def test_a_model_may_hold_what_cannot_be_copied():
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.lock = threading.Lock()
+    assert quantize_dynamic(model).lock is model.lock

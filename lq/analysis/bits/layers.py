@@ -13,6 +13,7 @@ from lq.config.presets import PRESETS
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import WeightSpec
 from lq.export.exporters import Choice, stored_bits
+from lq.lightning_module.copies import deep_copy
 from lq.ptq.layers import layers_of
 from lq.tracing.structure import Inputs
 
@@ -103,7 +104,7 @@ def grids_of(
     """
     found = {}
     for width in sorted({_LEAST, _MOST, *widths} - {FLOAT}):
-        prepared = prepare(copy.deepcopy(model), at_width(qconfig, width), *copy.deepcopy(example))
+        prepared = prepare(deep_copy(model), at_width(qconfig, width), *copy.deepcopy(example))
         sites = plan_of(prepared).sites
         assert sites is not None
         found[width] = {layer.name: layer.spec for layer in sites.layers}

@@ -32,6 +32,7 @@ from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
 from lq.export.exporters import Choice
+from lq.lightning_module.copies import float_copy
 from lq.metrics.outputs import plain_targets_of
 from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
@@ -155,7 +156,7 @@ def choose_bits(
             f"auto_bits: the quantizer {qconfig.quantizer!r} of backend 'pt2e' decides on the bits; use backend 'fx'."
         )
     kept = list(first_batches(batches, options.batches, "auto_bits"))
-    twin = copy.deepcopy(model).cpu().float().eval()
+    twin = float_copy(model).eval()
     example = first_inputs(twin, twin, kept[0], run)
     grids = grids_of(twin, qconfig, options.widths, example)
     weights_are = fingerprint(twin)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lq.cli.doctor.machine import version_of
 from lq.config.presets import PRESETS
+from lq.export.artifact.manifest import installed_version
 from lq.export.artifact.scratch import scratch
 from lq.export.exporters import EXPORTERS, Exporter
 from lq.export.parity.worker import WorkerError, run_module
@@ -115,7 +115,7 @@ def _engines() -> list[str]:
 
 def _exporter(exporter: Exporter, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     packages = [*exporter.needs, *([_RUNTIMES[exporter.name]] if exporter.name in _RUNTIMES else [])]
-    installed = {package: version_of(package) for package in dict.fromkeys(packages)}
+    installed = {package: installed_version(package) for package in dict.fromkeys(packages)}
     row: dict[str, Any] = {"files": list(exporter.files), "packages": installed, "works": None}
     try:
         exporter.check_installed()

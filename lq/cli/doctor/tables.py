@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH = 110  # where the output is no terminal
+from lq.console import wide_enough
 
 
 def print_findings(findings: Mapping[str, Any], console: Console | None = None) -> None:
@@ -20,9 +20,7 @@ def print_findings(findings: Mapping[str, Any], console: Console | None = None) 
         findings: plain data.
         console: where to.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, _WIDTH))
+    console = wide_enough(console, 110)
     console.print(_machine(findings))
     console.print(_packages(findings["versions"]))
     console.print(_presets(findings["presets"]))

@@ -218,8 +218,8 @@ def _check(manifest: Field) -> None:
     for _, entry in manifest.get("results", {}).items():
         for _, figure in entry.items():
             _check_figure(figure)
-    for name, ends in manifest.get("ranges", {}).items():
-        _check_range(name, ends)
+    for _, ends in manifest.get("ranges", {}).items():
+        _check_range(ends)
     for row in manifest.get("table", []).each():
         row.mapping()
 
@@ -235,7 +235,7 @@ def _check_figure(figure: Field) -> None:
         figure.number()
 
 
-def _check_range(name: str, ends: Field) -> None:
+def _check_range(ends: Field) -> None:
     values = ends.each()
     if [end.value for end in values] == ["inf", "-inf"]:
         return  # of a tensor that never was computed
@@ -265,18 +265,24 @@ def _fingerprint(path: Path) -> dict[str, str | int]:
 
 def _versions() -> dict[str, str]:
     """Of lq, and of whatever has a part in an artifact and is installed."""
-    found = {name: version for name in _PACKAGES if (version := _installed(name)) is not None}
+    found = {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}
     own = {
-        "lq": _installed(DISTRIBUTION) or "unknown",
+        "lq": installed_version(DISTRIBUTION) or "unknown",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
     return {**own, **found}
 
 
-def _installed(name: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package.
+
+    Example:
+        >>> installed_version("no-such-package") is None
+        True
+    """
     try:
-        return metadata.version(name)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 

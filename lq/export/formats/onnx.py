@@ -141,9 +141,9 @@ def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bo
     return _model_of(program, opset), any_batch
 
 
-def write_program(program: ExportedProgram, path: Path, opset: int = OPSET) -> None:
+def write_program(program: ExportedProgram, path: Path) -> None:
     """Write a ``torch.export`` program as it is, quantized or float."""
-    write_model(_model_of(program, opset), path)
+    write_model(_model_of(program, OPSET), path)
 
 
 def _model_of(program: ExportedProgram, opset: int) -> Any:

@@ -207,10 +207,15 @@ def clip_integers(model: Any) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
         clip = makers.get(quantize.input[0])
-        if clip is None or clip.op_type != "Clip" or not {*clip.input[1:], *quantize.input[1:]} <= constants.keys():
+        if clip is None or clip.op_type != "Clip":
             continue
-        low, high, scale, zero = (
-            numpy_helper.to_array(constants[name]) for name in (*clip.input[1:], *quantize.input[1:])
+        bounds = [*clip.input[1:], "", ""][:2]  # either may be left out
+        if not {*filter(None, bounds), *quantize.input[1:]} <= constants.keys():
+            continue
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in quantize.input[1:])
+        low, high = (
+            numpy_helper.to_array(constants[name]) if name else open_end
+            for name, open_end in zip(bounds, (-np.inf, np.inf), strict=True)
         )
         ends = np.rint(np.stack((low, high)) / scale) + zero
         info = np.iinfo(zero.dtype)

@@ -28,7 +28,6 @@ def export_program(
     *,
     signed: bool = False,
     dynamic: bool = True,
-    largest_batch: int | None = None,
 ) -> tuple[ExportedProgram, bool]:
     """Export the QDQ graph of a prepared module.
 
@@ -37,7 +36,6 @@ def export_program(
         example: inputs of one call, on the CPU.
         signed: as in :func:`lq.conversion.reference.reference`.
         dynamic: let the first dimension of the inputs be any, if they share it.
-        largest_batch: what that dimension may be at most; ``None`` sets no limit.
 
     Returns:
         the program, and whether its batch is dynamic: a model whose code fixes the size stays fixed to the example's.
@@ -50,21 +48,18 @@ def export_program(
     model = _returning_tensors_alone(_in_plain_memory(reference(prepared, signed)))
     args, kwargs = map_tensors(example, contiguous)
     try:
-        return float_program(model, (args, kwargs), dynamic, largest_batch)
+        return float_program(model, (args, kwargs), dynamic)
     except RuntimeError as error:
         raise ValueError(f"torch.export cannot export {plan_of(prepared).model}: {error}") from error
 
 
-def float_program(
-    model: nn.Module, example: Inputs, dynamic: bool = True, largest_batch: int | None = None
-) -> tuple[ExportedProgram, bool]:
+def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tuple[ExportedProgram, bool]:
     """Export any module as it is.
 
     Args:
         model: in evaluation mode, on the CPU.
         example: inputs of one call.
         dynamic: let the first dimension of the inputs be any, if they share it.
-        largest_batch: what that dimension may be at most; ``None`` sets no limit.
 
     Returns:
         the program, and whether its batch is dynamic.
@@ -78,7 +73,7 @@ def float_program(
         if dynamic and size is not None:
             # torch.export takes a size of 0 or 1 for a constant.
             args, kwargs = tree_map(_doubled, example) if size == 1 else example
-            batch = Dim(BATCH, max=largest_batch)
+            batch = Dim(BATCH)
             dims = tree_map(
                 lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, (args, kwargs)
             )

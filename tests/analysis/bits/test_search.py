@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,9 @@ def test_vendors_quantizers_decide_themselves(net: nn.Module, batches: list[Any]
     vendor = QConfig(backend="pt2e", quantizer="x86_inductor")
     with pytest.raises(ValueError, match="backend 'pt2e' decides on the bits"):
         choose_bits(net, batches, vendor, AutoBits("effective_bits=4"))
+
+
+def test_a_model_may_hold_what_cannot_be_copied() -> None:
+    model: Any = Net()
+    model.lock = threading.Lock()
+    assert choose_bits(model, [torch.randn(4, 1, 6, 6)], WIDE, "effective_bits=5").chosen["effective_bits"] <= 5

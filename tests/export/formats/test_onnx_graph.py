@@ -242,3 +242,17 @@ def test_a_clip_that_something_else_reads_stays_for_that() -> None:
     clip_integers(model)
     assert [node.op_type for node in model.graph.node].count("Clip") == 2
     assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))
+
+
+@pytest.mark.parametrize("kept", ["low", "high"])
+def test_a_clip_of_one_end_is_clipped_as_integers_too(kept: str) -> None:
+    model = clipped(-0.2, 1.2)
+    (clip,) = (node for node in model.graph.node if node.op_type == "Clip")
+    clip.input[1:] = [kept] if kept == "low" else ["", kept]
+    (unused,) = (tensor for tensor in model.graph.initializer if tensor.name in {"low", "high"} - {kept})
+    model.graph.initializer.remove(unused)
+    expected = outputs_of(model)
+    clip_integers(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node][-3:] == ["QuantizeLinear", "Clip", "DequantizeLinear"]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, outputs_of(model), strict=True))

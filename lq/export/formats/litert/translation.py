@@ -207,7 +207,7 @@ class _Translator:
         known, call = OPERATORS[name], self._described(pending.node)
         if pending.affine is not None:
             call = folded(call, *pending.affine)
-        if grid is not None and known.int8 and (known.clamps or has_integers(call)):
+        if grid is not None and known.int8 and not known.only_float(call) and (known.clamps or has_integers(call)):
             return write_on_integers(known, call, pending.bounds, grid)
         self.done.floating[call.name] = name
         made = write_in_float(known, call, pending.bounds)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.export.artifact.signature import Signature
+from lq.export.formats.litert import write_float
+from lq.export.formats.litert.call import UnsupportedError
+from lq.export.formats.litert.runtime import interpreted
 from tests.export.formats.litert.ran import Branches, Function, Ran, in_litert, steps_apart
 from tests.export.nets import images
 
@@ -81,6 +86,13 @@ FLOATING: dict[str, Function | nn.Module] = {
     "instance norm": nn.InstanceNorm2d(8, affine=True),
     "comparisons": lambda x, y: torch.where((y > 0.1) & ~(x >= 0.2) | (x < -0.3), y, x),
     "equal": lambda x, y: torch.where((y != x).logical_and(y <= 0.3), y, 2 * x),
+    "sum of multiples": lambda x, y: torch.add(x, y, alpha=0.5),
+    "difference of multiples": lambda x, y: torch.sub(x, y, alpha=3),
+    "whole quotients": lambda x, y: torch.div(y, 0.3, rounding_mode="floor"),
+    "log softmax": lambda x, y: F.log_softmax(y, 1),
+    "count": lambda x, y: y * (y > 0).sum(1, keepdim=True),
+    "elu, flat": lambda x, y: F.elu(y, 0.0),
+    "average pool, rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, ceil_mode=True),
     "instance norm, trained": nn.InstanceNorm2d(8, track_running_stats=True),
 }
 
@@ -153,3 +165,40 @@ def test_only_the_ends_and_a_shuffle_are_transposed(layers: Ran, exact: Ran, nea
     assert layers.info["transposes"] == 1 + len(LAYERS)
     assert exact.info["transposes"] == 1 + len(EXACT) + 1 - 2, "two outputs have one pixel, which is no transpose"
     assert near.info["transposes"] == 1 + len(NEAR)
+
+
+class Calls(nn.Module):
+    """One function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "truncated": (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), "rounding_mode='trunc'"),
+    "bounds": (lambda x: torch.clamp(x, x.abs() * 0.1, torch.tensor(1.0)), "clamps by a tensor"),
+    "average": (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), "ceil_mode=True whose last windows are cut off"),
+    "nearest": (lambda x: F.interpolate(x, scale_factor=1.3), r"8 pixels by 1.3 to 10.*recompute_scale_factor=True"),
+    "bilinear": (lambda x: F.interpolate(x, scale_factor=0.4, mode="bilinear"), "8 pixels by 0.4 to 3"),
+}
+
+
+@pytest.mark.parametrize(("function", "complaint"), REFUSED.values(), ids=REFUSED)
+def test_what_litert_computes_otherwise_is_refused(
+    tmp_path: Path, function: Callable[[Tensor], Tensor], complaint: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=complaint):
+        write_float(Calls(function), ((images(2),), {}), tmp_path / "float.tflite")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_counts_in_averages_in_float(tmp_path: Path, stride: int) -> None:
+    model, x = nn.AvgPool2d(3, stride, 1), images(2)
+    largest = write_float(model, ((x,), {}), tmp_path / "float.tflite")
+    signature = Signature.of(model, ((x,), {}), model(x))
+    got = interpreted(tmp_path / "float.tflite", signature, 1, largest_batch=largest)(x)
+    torch.testing.assert_close(got, model(x))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lq.export.formats.litert.call import Builder
+from lq.export.formats.litert.call import Builder, Call
 from lq.export.formats.litert.operators import attention, composed, elementwise, layers, normalization, pooling, shapes
 
 
@@ -19,6 +19,7 @@ class Operator:
         fuses: whether it computes a ReLU or ReLU6 behind it by itself.
         moves: whether it only moves elements, so that the result lies on the grid of its input.
         clamps: whether it is the same before a rounding and behind it, whatever it reads.
+        only_float: whether a call of it cannot be computed on integers.
     """
 
     build: Builder
@@ -26,6 +27,7 @@ class Operator:
     fuses: bool = False
     moves: bool = False
     clamps: bool = False
+    only_float: Callable[[Call], bool] = lambda _: False
 
 
 def _moving(build: Builder) -> Operator:
@@ -34,6 +36,10 @@ def _moving(build: Builder) -> Operator:
 
 def _layer(build: Builder) -> Operator:
     return Operator(build, int8=True, fuses=True)
+
+
+def _sum(kind: str, options: str) -> Operator:
+    return Operator(elementwise.binary(kind, options), int8=True, fuses=True, only_float=elementwise.has_factor)
 
 
 def _int8(build: Builder) -> Operator:
@@ -59,10 +65,10 @@ OPERATORS: Mapping[str, Operator] = {
     "group_norm": Operator(composed.group_norm),
     "instance_norm": Operator(composed.instance_norm),
     # Arithmetic.
-    "add": _layer(elementwise.binary("ADD", "AddOptions")),
-    "sub": _layer(elementwise.binary("SUB", "SubOptions")),
+    "add": _sum("ADD", "AddOptions"),
+    "sub": _sum("SUB", "SubOptions"),
     "mul": _layer(elementwise.binary("MUL", "MulOptions")),
-    "div": Operator(elementwise.binary("DIV", "DivOptions"), fuses=True),
+    "div": Operator(elementwise.divide, fuses=True),
     "maximum": Operator(elementwise.binary("MAXIMUM", "MaximumMinimumOptions", fused=False)),
     "minimum": Operator(elementwise.binary("MINIMUM", "MaximumMinimumOptions", fused=False)),
     "pow": Operator(elementwise.power),
@@ -107,10 +113,10 @@ OPERATORS: Mapping[str, Operator] = {
     "prelu": Operator(elementwise.prelu),
     "softmax": _int8(elementwise.softmax),
     "_softmax": _int8(elementwise.softmax),
-    "log_softmax": Operator(elementwise.unary("LOG_SOFTMAX", "LogSoftmaxOptions")),
+    "log_softmax": Operator(elementwise.log_softmax),
     # Pooling and resizing.
     "max_pool2d": _moving(pooling.max_pool),
-    "avg_pool2d": _int8(pooling.avg_pool),
+    "avg_pool2d": Operator(pooling.avg_pool, int8=True, only_float=pooling.cuts_windows),
     "adaptive_avg_pool2d": _int8(pooling.adaptive_avg_pool),
     "mean": _int8(pooling.reduction("MEAN")),
     "sum": Operator(pooling.reduction("SUM")),

@@ -15,7 +15,7 @@ from lq.export.formats.litert.tensors import Value
 def elu(call: Call) -> Value:
     """``scale * (x if x > 0 else alpha * (exp(input_scale * x) - 1))``; LiteRT has it with ones alone."""
     x = call.value("self")
-    alpha, scale, steepness = (float(call.get(name) or 1) for name in ("alpha", "scale", "input_scale"))
+    alpha, scale, steepness = (float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale"))
     if alpha == scale == steepness == 1:
         return call.write("ELU", [x.tensor], x)
     above = _function(call, "RELU", x)

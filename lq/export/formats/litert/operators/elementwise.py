@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lq.export.formats.litert.call import Bounds, Builder, Call, UnsupportedError, array
 from lq.export.formats.litert.file import Grid, Shape, Size
@@ -24,11 +25,32 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
 
     def build(call: Call) -> Value:
         left, right = (call.taken(call[name]) for name in ("self", "other"))
+        if has_factor(call):
+            scaled = replace(call, name=f"{call.name}/scaled", shape=call.net.shape(right), bounds=Bounds())
+            right = joined(scaled, "MUL", right, scaled.taken(float(call["alpha"])), "MulOptions")
         if {call.net.of(value).dtype for value in (left, right)} > {"float32"}:  # torch makes floats of integers here
             left, right = (call.net.cast(value, "float32") for value in (left, right))
         return joined(call, kind, left, right, options, fused)
 
     return build
+
+
+def has_factor(call: Call) -> bool:
+    """Whether the second one of two tensors is multiplied by a number first."""
+    return bool(call.get("alpha", 1) != 1)
+
+
+def divide(call: Call) -> Value:
+    """A quotient, or the whole number below it."""
+    rounding = call.get("rounding_mode")
+    if rounding not in (None, "floor"):
+        raise UnsupportedError(f"LiteRT has no operator for {call.name}, a division with rounding_mode={rounding!r}")
+    build = binary("DIV", "DivOptions")
+    if rounding is None:
+        made: Value = build(call)
+        return made
+    quotient = build(call.on(None, "quotient"))
+    return call.write("FLOOR", [quotient.tensor], quotient)
 
 
 def joined(call: Call, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
@@ -152,6 +174,8 @@ def hardtanh(call: Call) -> Value:
 def clamp(call: Call) -> Value:
     """A clamp, as the ReLU that it may be; integers are clamped behind their rounding."""
     low, high = call.get("min"), call.get("max")
+    if any(isinstance(limit, Value) or (isinstance(limit, Tensor) and limit.numel() > 1) for limit in (low, high)):
+        raise UnsupportedError(f"{call.name} clamps by a tensor; write torch.maximum and torch.minimum")
     bounds = Bounds(-math.inf if low is None else float(low), math.inf if high is None else float(high))
     if call.grid is not None:
         return clamped(call, call.net.on_grid(call["self"], call.grid, call.name), bounds, call.grid)
@@ -179,17 +203,28 @@ def clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
 
 def softmax(call: Call) -> Value:
     """A softmax over one dimension, which has to lie last."""
-    x = call.value("self")
-    rank = len(call.net.shape(x))
-    dimension = call["dim"] % rank
-    if x.shape is not None or x.order[-1] != dimension:
-        last = CHANNELS_LAST.get(rank, ())
-        order = tuple(d for d in range(rank) if d != dimension)
-        x = call.net.ordered(x, last if last and last[-1] == dimension else (*order, dimension))
+    x = _with_last(call, call.value("self"), call["dim"])
     if call.grid is None:
         return call.write("SOFTMAX", [x.tensor], x, "SoftmaxOptions", beta=1.0)
     made = call.on(_UNIT, "softmax").write("SOFTMAX", [x.tensor], x, "SoftmaxOptions", beta=1.0)
     return call.net.on_grid(made, call.grid, call.name)
+
+
+def log_softmax(call: Call) -> Value:
+    """Its logarithm, likewise."""
+    x = _with_last(call, call.value("self"), call["dim"])
+    return call.write("LOG_SOFTMAX", [x.tensor], x, "LogSoftmaxOptions")
+
+
+def _with_last(call: Call, x: Value, dimension: int) -> Value:
+    """A tensor with a dimension last, as near to how it lies as can be."""
+    rank = len(call.net.shape(x))
+    dimension %= rank
+    if x.shape is not None or x.order[-1] != dimension:
+        last = CHANNELS_LAST.get(rank, ())
+        order = tuple(d for d in range(rank) if d != dimension)
+        x = call.net.ordered(x, last if last and last[-1] == dimension else (*order, dimension))
+    return x
 
 
 def prelu(call: Call) -> Value:

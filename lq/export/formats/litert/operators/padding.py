@@ -46,7 +46,14 @@ class Window:
 
 
 def padded(
-    call: Call, tensor: int, window: Window, sizes: Pair, out: Pair, before: Pair, fill: int | float | None = None
+    call: Call,
+    tensor: int,
+    window: Window,
+    sizes: Pair,
+    out: Pair,
+    before: Pair,
+    fill: int | float | None = None,
+    same: bool = True,
 ) -> tuple[int, int]:
     """A tensor ready for a window, and the code of LiteRT's scheme: SAME where that adds the same pixels.
 
@@ -58,6 +65,7 @@ def padded(
         out: those of the result.
         before: pixels to be added above and to the left; those behind follow from ``out``.
         fill: their value; ``None`` is zero.
+        same: whether the scheme SAME may stand for them.
     """
     from ai_edge_litert.schema_py_generated import Padding
 
@@ -65,10 +73,10 @@ def padded(
     after = [max(0, n - size - b) for n, size, b in zip(needed, sizes, before, strict=True)]
     if not any((*before, *after)):
         return tensor, int(Padding.VALID)
-    same = [max(0, n - size) for n, size in zip(needed, sizes, strict=True)]
-    as_same = [(total // 2, total - total // 2) for total in same]
+    lacking = [max(0, n - size) for n, size in zip(needed, sizes, strict=True)]
+    as_same = [(total // 2, total - total // 2) for total in lacking]
     rounded_up = [-(-size // s) for size, s in zip(sizes, window.stride, strict=True)]
-    if as_same == list(zip(before, after, strict=True)) and rounded_up == list(out):
+    if same and as_same == list(zip(before, after, strict=True)) and rounded_up == list(out):
         return tensor, int(Padding.SAME)
     pads = [(0, 0), *zip(before, after, strict=True), (0, 0)]
     return pad_axes(call, tensor, pads, fill), int(Padding.VALID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,13 @@ def avg_pool(call: Call) -> Value:
     return _average(call, x, window, before)
 
 
+def cuts_windows(call: Call) -> bool:
+    """Whether windows end behind the padding, as with ``ceil_mode``: what is beyond does not count in an average."""
+    window, before = _window(call)
+    needed = ((o - 1) * s + k for o, s, k in zip(_out(call), window.stride, window.kernel, strict=True))
+    return any(n > size + 2 * b for n, size, b in zip(needed, _sizes(call, call["self"]), before, strict=True))
+
+
 def _average(call: Call, x: Value, window: Window, before: Pair) -> Value:
     channels = call.shape[1].length
     given = call.net.grid(x)
@@ -58,7 +66,12 @@ def _average(call: Call, x: Value, window: Window, before: Pair) -> Value:
 
 def _pool(call: Call, x: Value, kind: str, fill: int | float) -> Value:
     window, before = _window(call)
-    tensor, scheme = padded(call, x.tensor, window, _sizes(call, x), _out(call), before, fill)
+    # What the scheme SAME adds does not count in LiteRT's averages; what torch pads does.
+    cut = kind == "AVERAGE_POOL_2D" and cuts_windows(call)
+    same = kind != "AVERAGE_POOL_2D" or cut
+    tensor, scheme = padded(call, x.tensor, window, _sizes(call, x), _out(call), before, fill, same)
+    if cut and (any(before) or tensor != x.tensor):
+        raise UnsupportedError(f"{call.name} is an average pooling with ceil_mode=True whose last windows are cut off")
     settings = {
         "padding": scheme,
         "strideH": window.stride[0],
@@ -95,6 +108,8 @@ def reduction(kind: str) -> Builder:
 
     def build(call: Call) -> Value:
         x = call.value("self")
+        if call.net.of(x).dtype == "bool":  # as a sum counts them
+            x = call.net.cast(x, "float32")
         rank = len(call.net.shape(x))
         dims = call.get("dim")
         dimensions = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
@@ -133,8 +148,21 @@ def _resize(call: Call, kind: str, options: str, **settings: bool) -> Value:
     x = call.net.channels_last(call.value("input"))
     if len(call.shape) != 4:
         raise UnsupportedError(f"{call.name} resizes {len(call.shape) - 2} dimensions, not two")
+    if not settings.get("alignCorners"):
+        _check_factors(call, x)
     out = call.net.integers([size.length for size in call.shape[2:]])
     return call.write_in(kind, [x.tensor, out], _LAST, options, **settings)
+
+
+def _check_factors(call: Call, x: Value) -> None:
+    """Torch goes by the factors that it is given, LiteRT by the sizes that result."""
+    factors = call.get("scale_factors") or [call.get("scales_h"), call.get("scales_w")]
+    for factor, size, out in zip(factors, _sizes(call, x), _out(call), strict=True):
+        if factor is not None and not math.isclose(size * factor, out):
+            raise UnsupportedError(
+                f"{call.name} resizes {size} pixels by {factor:g} to {out}, and LiteRT by {out}/{size}; pass size=, or "
+                "recompute_scale_factor=True"
+            )
 
 
 def pad(call: Call) -> Value:
