@@ -11,9 +11,9 @@ from lq.core.lsq import LearnedScale
 def step_scales(target: nn.Module, optimizer: Optimizer, change: float | None) -> None:
     """Train those learned scales of a target that an optimizer is about to train, in its place.
 
-    An optimizer has one learning rate for weights and scales: with Adam, that of weights hardly moves a scale; with SGD,
-    a single gradient may move it by half. It finds gradients of 0 here, and so has state of its own for each scale, as
-    sharded checkpoints want it.
+    An optimizer has one learning rate for weights and scales: with Adam, that of weights hardly moves a scale; with
+    SGD, a single gradient may move it by half. The optimizer finds gradients of 0 here, so it has state for each scale,
+    which sharded checkpoints need.
 
     Args:
         target: prepared, behind a backward pass.

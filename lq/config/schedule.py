@@ -69,8 +69,8 @@ class QATSchedule:
         lr: learning rate at ``start`` as a share of the optimizer's initial one, in (0, 1]; None leaves it to the
             schedulers of the module.
         lr_final: learning rate at the end of training as a share of the one at ``start``, in [0, 1].
-        scale_lr: relative change of every learned scale in a step at ``start``, in [0, 1]; it falls as the learning rate
-            does, or stays with ``lr=None``. None leaves the scales to the optimizers, at the rate of the weights.
+        scale_lr: relative change of every learned scale in a step at ``start``, in [0, 1]; it falls as the learning
+            rate does, or stays with ``lr=None``. None leaves the scales to the optimizers, at the rate of the weights.
         calibration: number of training batches from whose histograms the ranges of the activations are found at
             ``start``; 0 for none, None for 32 if an activation has fewer than 8 bits or a weight fewer than the preset.
 

@@ -184,7 +184,7 @@ class LearnedScale(Float32Buffers):
 
     @torch.no_grad()
     def step(self, change: float) -> None:
-        r"""Move the scale against the sign of its gradient, and set that to 0, so that an optimizer does not move it, too.
+        r"""Move the scale against the sign of its gradient, and set that to 0, so that no optimizer moves it as well.
 
         .. math:: p \leftarrow p - c \cdot \text{sign}(\partial L / \partial p)
 

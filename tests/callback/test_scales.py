@@ -95,4 +95,4 @@ def test_each_optimizer_has_its_own(fit: Fit) -> None:
     fit(module, learning(scale_lr=0.01, lr=None), max_epochs=1)
     first, *others = (p for name, p in module.named_parameters() if name.endswith("log_factor"))
     assert float(first.detach().abs().max()) == pytest.approx(0.01)
-    assert max(float(p.detach().abs().max()) for p in others) == pytest.approx(0.03)  # of a weight, which has one at once
+    assert max(float(p.detach().abs().max()) for p in others) == pytest.approx(0.03)
