@@ -94,7 +94,7 @@ class QATSchedule:
     observer_off: int | float | str | None = None
     lr: float | None = 0.01
     lr_final: float = 0.01
-    scale_lr: float | None = 0.001
+    scale_lr: float | None = 0.003
     calibration: int | None = None
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class QATSchedule:
                 raise ValueError("lr=0 trains nothing; write a share in (0, 1] such as 0.01, or None.")
         _check_share("lr_final", self.lr_final, "the learning rate at start")
         if self.scale_lr is not None:
-            _check_share("scale_lr", self.scale_lr, "every learned scale, by which a step changes it", 0.001)
+            _check_share("scale_lr", self.scale_lr, "every learned scale, by which a step changes it", 0.003)
 
     def check(
         self,

@@ -212,7 +212,7 @@ def test_logged_names_table_and_manifest(fit: Fit, tmp_path: Path, capsys: pytes
             assert f"{row['latency_ms']:.2f}" in line
     assert "Validation" not in printed, "no progress bar in a log"
     points = {"start": 1, "freeze_bn": 2, "observer_off": 3}
-    assert manifest["schedule"] == {**points, "lr": 0.01, "lr_final": 0.01, "scale_lr": 0.001, "calibration": None}
+    assert manifest["schedule"] == {**points, "lr": 0.01, "lr_final": 0.01, "scale_lr": 0.003, "calibration": None}
     assert manifest["plan"]["layers"][0]["name"] == "0"
 
 

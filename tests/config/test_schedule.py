@@ -85,7 +85,7 @@ def test_learned_scales_follow_the_learning_rate():
     assert [at(schedule, epoch) for epoch in (2, 6, 10)] == pytest.approx([0.01, 0.0075, 0.005])
     assert at(dataclasses.replace(schedule, scale_lr=None), 6) is None
     assert at(dataclasses.replace(schedule, lr=None), 6) == 0.01
-    assert QATSchedule(start=2, observer_off="3 epochs", freeze_bn=4, lr=None).phase(Position(2, 0)).scale_lr == 0.001
+    assert QATSchedule(start=2, observer_off="3 epochs", freeze_bn=4, lr=None).phase(Position(2, 0)).scale_lr == 0.003
 
 
 def test_default_lr_falls_from_one_percent_to_one_percent_of_that():
@@ -164,8 +164,8 @@ def test_resuming_needs_only_the_counters(schedule, step):
         ({"lr": True}, TypeError, "lr=True"),
         ({"lr_final": -0.1}, ValueError, "lr_final=-0.1"),
         ({"lr_final": None}, TypeError, "lr_final=None"),
-        ({"scale_lr": 3}, ValueError, r"scale_lr=3 is outside \[0, 1\].*e.g. scale_lr=0.001"),
-        ({"scale_lr": "fast"}, TypeError, r"scale_lr='fast' \(str\) is not a number; write e.g. scale_lr=0.001"),
+        ({"scale_lr": 3}, ValueError, r"scale_lr=3 is outside \[0, 1\].*e.g. scale_lr=0.003"),
+        ({"scale_lr": "fast"}, TypeError, r"scale_lr='fast' \(str\) is not a number; write e.g. scale_lr=0.003"),
     ],
 )
 def test_impossible_values_are_refused_with_the_fix(kwargs, error, text):
