@@ -227,11 +227,12 @@ def keep_contract(entry: Entry, qconfig: QConfig | str = "portable", kernels: fl
     plan = plan_of(prepared)
     explained = [row for row in plan.layers if row.weight is None]
     assert all(row.reason for row in explained)
-    assert_one_quantizer_per_tensor(as_graph(prepared))
+    graph = as_graph(prepared)  # shares parameters and ranges, and takes seconds of a large model
+    assert_one_quantizer_per_tensor(graph)
     _trains(copy.deepcopy(prepared), entry.inputs(4))
     calibrate(prepared, [entry.inputs(16) for _ in range(3)], call=lambda net, batch: net(*batch[0], **batch[1]))
     _copies_are_equal(prepared, model, entry.inputs(2))
-    noise, quantization = _int8_follows(model, prepared, entry.inputs(16), kernels)
+    noise, quantization = _int8_follows(model, prepared, graph, entry.inputs(16), kernels)
     parts = tuple(row.name for row in explained)
     return Kept(len(plan.quantized), len(plan.layers), parts, noise, quantization)
 
@@ -306,18 +307,19 @@ def _shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-def _int8_follows(model: nn.Module, prepared: nn.Module, inputs: Inputs, share: float) -> tuple[float, float]:
+def _int8_follows(
+    model: nn.Module, prepared: nn.Module, graph: fx.GraphModule, inputs: Inputs, share: float
+) -> tuple[float, float]:
     """SQNR in dB of the int8 model against the fake-quantized one, and of that against the float one."""
-    int8 = convert(prepared)
+    int8 = convert(graph)
     ran = sum(torch.isfinite(state_of(prepared).min_val).tolist())
     assert ran > len(state_of(prepared).names) * 0.9  # auxiliary heads do not run in evaluation
     kernels = sum(isinstance(m, Int8Layer) for m in int8.modules())
     assert kernels >= len(plan_of(prepared).quantized) * share
     with torch.no_grad(), quiet_torchscript():
-        outputs = [main_tensor(m.eval()(*inputs[0], **inputs[1])) for m in (int8, prepared, model)]
-        graph = main_tensor(as_graph(prepared)(*inputs[0], **inputs[1]))
-    real, fake, float_ = outputs
-    assert float(sqnr(fake, graph)) > 60, "the graph is another model"
+        outputs = [main_tensor(m.eval()(*inputs[0], **inputs[1])) for m in (int8, prepared, model, graph)]
+    real, fake, float_, of_graph = outputs
+    assert float(sqnr(fake, of_graph)) > 60, "the graph is another model"
     noise, quantization = float(sqnr(fake, real)), float(sqnr(float_, fake))
     # An untrained net amplifies every flipped tie as it does any other noise, so the yardstick is its own
     # quantization noise, of which a wrong wire adds more than all (test_int8.py tests the layers to the integer).
