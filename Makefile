@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint docs notebooks bench clean
+.PHONY: help demo test test-versions test-pythons lint docs notebooks bench clean
 
 help:
 	@echo "make demo   train, quantize and compare a small network on handwritten digits"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint   ruff, mypy, import layers"
 	@echo "make docs   build the documentation into build/site; a warning is an error"
 	@echo "make test-versions  the tests of the core and the callback with the oldest packages that lq allows"
+	@echo "make test-pythons   the same tests on other Pythons, with the newest packages: PYTHONS=\"python3.10 python3.13\""
 	@echo "make notebooks  run the notebooks and store their outputs"
 	@echo "make bench  what training costs: step time, operations and memory, against float and torch.ao"
 	@echo "make clean  remove caches, builds and runs; .venv stays"
@@ -34,13 +35,21 @@ test: $(VENV)/.installed-dev
 # What pyproject.toml allows at least, on the oldest Python: OLDEST_PYTHON=python3.10. It installs 5 GB into build/oldest.
 OLDEST_PYTHON ?= python3.10
 OLDEST := torch==2.8.0 torchvision==0.23.0 lightning==2.4.0 scikit-learn pytest pytest-xdist hypothesis onnx onnxscript onnxruntime
-OLDEST_TESTS := tests/compat tests/core tests/config tests/conversion tests/instrument tests/callback/test_life.py tests/callback/test_resume.py \
+VERSION_TESTS := tests/compat tests/core tests/config tests/conversion tests/instrument tests/callback/test_life.py tests/callback/test_resume.py \
 	tests/callback/test_ddp.py tests/callback/test_sharded.py
 
 test-versions:
 	$(OLDEST_PYTHON) -m venv build/oldest
 	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(OLDEST) -e .
-	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(OLDEST_TESTS)
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(VERSION_TESTS)
+
+# Each into an environment of its own, build/<name>, of 8 GB with all that the tests use.
+PYTHONS ?= python3.10 python3.12 python3.13
+test-pythons:
+	@for python in $(PYTHONS); do \
+		place=build/$$($$python -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$$place PYTEST_FLAGS="$(VERSION_TESTS) tests/test_packaging.py $(PYTEST_FLAGS)" || exit 1; \
+	done
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
