@@ -101,8 +101,12 @@ class Bench:
         return self.results[run.key]
 
     def module(self, model: str) -> Classifier:
-        """A network of the recipes with the weights of its float checkpoint."""
-        settings = yaml.safe_load((RECIPES / f"{model}_qat.yaml").read_text())["model"]["init_args"]
+        """A network of the recipes with the weights of its float checkpoint, and the learning rate it was trained at."""
+        trained, settings = (
+            yaml.safe_load((RECIPES / f"{model}_{kind}.yaml").read_text())["model"]["init_args"]
+            for kind in ("float", "qat")
+        )
+        settings["optimizer"]["lr"] = trained["optimizer"]["lr"]
         settings["weights"] = str(self.options.floats / f"fashion_mnist_{model}_float.ckpt")
         return Classifier(**settings | {"optimizer": OptimizerConfig(**settings["optimizer"])})
 

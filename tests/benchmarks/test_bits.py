@@ -19,7 +19,8 @@ def network(tmp_path, monkeypatch):
     state = low_bits.Classifier(**given).state_dict()
     low_bits.torch.save({"state_dict": state}, tmp_path / "fashion_mnist_mobilenet_v2_float.ckpt")
     recipe = {"model": {"init_args": {**given, "optimizer": {"lr": 0.1}}}}
-    (tmp_path / "mobilenet_v2_qat.yaml").write_text(json.dumps(recipe))
+    for kind in ("float", "qat"):
+        (tmp_path / f"mobilenet_v2_{kind}.yaml").write_text(json.dumps(recipe))
     monkeypatch.setattr(low_bits, "RECIPES", tmp_path)
     return [
         "--models",

@@ -46,7 +46,8 @@ def test_a_run_is_trained_and_judged(tmp_path, fashion_folder, monkeypatch):
     state = low_bits.Classifier(**network).state_dict()
     low_bits.torch.save({"state_dict": state}, tmp_path / "fashion_mnist_mobilenet_v2_float.ckpt")
     recipe = {"model": {"init_args": {**network, "optimizer": {"lr": 0.1}}}}
-    (tmp_path / "mobilenet_v2_qat.yaml").write_text(json.dumps(recipe))
+    for kind in ("float", "qat"):
+        (tmp_path / f"mobilenet_v2_{kind}.yaml").write_text(json.dumps(recipe))
     monkeypatch.setattr(low_bits, "RECIPES", tmp_path)
     results = tmp_path / "results.json"
     options = ["--steps", "1", "--rates", "0.01", "--seeds", "1", "--floats", str(tmp_path)]
