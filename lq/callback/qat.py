@@ -55,7 +55,7 @@ from lq.callback.progress import (
     start_here,
 )
 from lq.callback.ranges import RangeMonitor, check_detail
-from lq.callback.scales import step_scales
+from lq.callback.scales import learned_scales, step_scales
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
@@ -64,6 +64,7 @@ from lq.checks import as_dataclass
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.config.schedule import Phase, QATSchedule
 from lq.conversion.wide import check_eight_bits
+from lq.core.lsq import LearnedScale
 from lq.deployment.destination import Destination
 from lq.deployment.evaluation import Results, ValidationData
 from lq.deployment.results import Deployment
@@ -184,6 +185,7 @@ class QATCallback(Callback):
         self._ranges.reset()
         self._rates = InitialLearningRates([])
         self._switch = PhaseSwitch()
+        self._scales: list[LearnedScale] = []
         self._round: ValidationRound | None = None
         self._first_call: Listener | None = None
         self._forward: ForwardCheck | None = None
@@ -280,7 +282,7 @@ class QATCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
-        length = position_of(trainer, 0)
+        length, self._scales = position_of(trainer, 0), learned_scales(self._target(pl_module))
         if self.distill is not None:
             check_teaching(pl_module, self._float.teacher())
         if self._resumes_float and self._course.phase(length).fake_quant:
@@ -336,7 +338,7 @@ class QATCallback(Callback):
         """Set the learning rate again, which a scheduler may have moved since the batch started; train the scales."""
         if self._phase is not None:
             self._rates.apply(trainer.optimizers, self._phase.lr_scale)
-            step_scales(self._target(pl_module), optimizer, self._phase.scale_lr)
+            step_scales(self._scales, optimizer, self._phase.scale_lr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -451,6 +453,7 @@ class QATCallback(Callback):
             self._round.stop()
         self._ranges.stop()
         self._first_call = self._round = self._teacher = None
+        self._scales = []
         self._pause.end()
         self._switch.thaw()
 

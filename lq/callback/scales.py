@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torch.optim import Optimizer
 
 from lq.core.lsq import LearnedScale
 
 
-def step_scales(target: nn.Module, optimizer: Optimizer, change: float | None) -> None:
-    """Train those learned scales of a target that an optimizer is about to train, in its place.
+def learned_scales(target: nn.Module) -> list[LearnedScale]:
+    """Those of a prepared target."""
+    return [part for part in target.modules() if isinstance(part, LearnedScale)]
+
+
+def step_scales(scales: Sequence[LearnedScale], optimizer: Optimizer, change: float | None) -> None:
+    """Train those learned scales that an optimizer is about to train, in its place, behind a backward pass.
 
     An optimizer has one learning rate for weights and scales: with Adam, that of weights hardly moves a scale; with
     SGD, a single gradient may move it by half. The optimizer finds gradients of 0 here, so it has state for each scale,
     which sharded checkpoints need.
 
     Args:
-        target: prepared, behind a backward pass.
+        scales: of the target.
         optimizer: whose step comes next; a module may have several.
         change: relative change of every scale; ``None`` leaves them to the optimizer.
 
@@ -24,14 +31,11 @@ def step_scales(target: nn.Module, optimizer: Optimizer, change: float | None) -
         >>> import torch
         >>> learned = LearnedScale(torch.ones(()))
         >>> learned(1.0).backward()
-        >>> step_scales(learned, torch.optim.SGD(learned.parameters(), lr=1.0), 0.001)
+        >>> step_scales([learned], torch.optim.SGD(learned.parameters(), lr=1.0), 0.001)
         >>> learned.log_factor.detach(), learned.log_factor.grad
         (tensor([-0.0010]), tensor([0.]))
     """
-    if change is None:
-        return
-    scales = [part for part in target.modules() if isinstance(part, LearnedScale)]
-    if not scales:
+    if change is None or not scales:
         return
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for scale in scales:
