@@ -43,7 +43,7 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
         )
     if metric is not None and not isinstance(metric, (Metric, MetricCollection)):
         raise TypeError(
-            f"metric={shown(metric)} is not a torchmetrics metric; "
+            f"metric={shown(metric)} ({type(metric).__name__}) is not a torchmetrics metric; "
             "write e.g. metric=torchmetrics.classification.BinaryF1Score()."
         )
     if target_fn is not None and not callable(target_fn):
