@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import lq
 from lq.backends.self_check import self_check
 from lq.conversion.graph import as_graph
+from tests.tiny import quicken_deployment
 
 
 class Counting(nn.Module):
@@ -21,7 +23,8 @@ class Counting(nn.Module):
         return {"scores": self.net(x), "count": x.shape[0], "next": x.size(0) + 1, "classes": 3}
 
 
-def test_sizes_among_the_outputs_are_those_of_the_call(tmp_path: Path) -> None:
+def test_sizes_among_the_outputs_are_those_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
     torch.manual_seed(0)
     net, x = Counting(), torch.randn(8, 4)
     float_net = Counting()
