@@ -14,8 +14,14 @@ import lq
 from lq.conversion.convert import convert, in_float
 from lq.deployment.in_float import float_notes
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan
+from tests.tiny import quicken_deployment
 
 X = torch.rand(8, 1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_deployment(monkeypatch)
 
 
 def decoder() -> nn.Sequential:
