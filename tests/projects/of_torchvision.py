@@ -80,5 +80,5 @@ NOTE = "After so few images a detector finds little: SQNR and gate say more than
 CASES = (
     Case("SSDLite320", ssdlite, "val_map_50", note=NOTE),
     # Untrained, its scores are all alike, and the choice among a hundred boxes is one of noise.
-    Case("FasterRCNN", faster_rcnn, "val_map_50", epochs=(30, 4)),
+    Case("FasterRCNN", faster_rcnn, "val_map_50", epochs=(30, 4), note=NOTE),
 )
