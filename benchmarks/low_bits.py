@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -49,6 +49,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "QAT": {},
     "QAT distilled": {"distill": {}},
     "LSQ": {"learned": True},
+    "LSQ by the optimizer": {"learned": True, "schedule": {"scale_lr": None}},
     "LSQ distilled": {"learned": True, "distill": {}},
 }
 COLUMNS = (
@@ -101,7 +102,7 @@ class Bench:
         return self.results[run.key]
 
     def module(self, model: str) -> Classifier:
-        """A network of the recipes with the weights of its float checkpoint, and the learning rate it was trained at."""
+        """A network of the recipes with the weights and the learning rate of its float training."""
         trained, settings = (
             yaml.safe_load((RECIPES / f"{model}_{kind}.yaml").read_text())["model"]["init_args"]
             for kind in ("float", "qat")
@@ -143,13 +144,18 @@ class Bench:
         settings = dict(TRAINED[run.method])
         return self.trained(run, self._qconfig(run, settings.pop("learned", False)), **settings)
 
-    def trained(self, run: Run, qconfig: lq.QConfig, **settings: Any) -> dict[str, float]:
+    def trained(
+        self, run: Run, qconfig: lq.QConfig, schedule: Mapping[str, Any] | None = None, **settings: Any
+    ) -> dict[str, float]:
         """Train by QATCallback from the float checkpoint; accuracies of the model that was delivered."""
         L.seed_everything(run.seed, verbose=False)
         module = self.module(run.model)
         with tempfile.TemporaryDirectory() as place:
             callback = lq.QATCallback(
-                qconfig=qconfig, schedule=lq.QATSchedule(lr=run.rate), export_dir=f"{place}/int8", **settings
+                qconfig=qconfig,
+                schedule=lq.QATSchedule(lr=run.rate, **(schedule or {})),
+                export_dir=f"{place}/int8",
+                **settings,
             )
             trainer = L.Trainer(
                 accelerator=self.options.device.replace("cuda", "gpu"),
