@@ -21,8 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from lq.callback import QATCallback
 from lq.config.schedule import QATSchedule
 from lq.export.artifact.int8_model import load
+from lq.export.parity.fresh_process import FreshProcess
+from lq.export.parity.worker import Worker
 from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
+from lq.timing.stopwatch import Stopwatch
 
 # Lightning reads checkpoints as plain data on demand since 2.6.
 WEIGHTS_ONLY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
@@ -200,15 +203,16 @@ def let_forks_set_threads(strategy: str) -> None:
 def quicken_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate in this process and no stopwatch: tests/export has test_worker.py and test_stopwatch.py for those."""
 
-    def run_here(directory: Path, kind: str, calls: Sequence[Any]) -> list[Comparable]:
+    def run_here(worker: Worker, directory: Path, kind: str, calls: Sequence[Any]) -> list[Comparable]:
         model = load(directory, kind)
         return [comparable(model(*args, **kwargs)) for args, kwargs in calls]
 
-    def no_stopwatch(
-        directory: Path, kinds: Any, float_model: Any, sample: Any, threads: int = 1
+    def no_latencies(
+        stopwatch: Stopwatch, directory: Path, kinds: Any, float_model: Any, sample: Any, threads: int = 1
     ) -> dict[str, Latency]:
         names = [*kinds, *([] if float_model is None else ["fp32 frozen"])]
         return {name: Latency(1.0, 1.0, 0.0, 1, 1, 1) for name in names}
 
-    monkeypatch.setattr("lq.export.parity.gate.run_in_fresh_process", run_here)
-    monkeypatch.setattr("lq.deployment.gated_export.fresh_latencies", no_stopwatch)
+    monkeypatch.setattr(FreshProcess, "__enter__", lambda process: process)
+    monkeypatch.setattr(Worker, "run", run_here)
+    monkeypatch.setattr(Stopwatch, "latencies", no_latencies)

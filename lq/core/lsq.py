@@ -190,8 +190,8 @@ class LearnedScale(Float32Buffers):
 
         Every step changes a scale by the same share, whatever the size of its gradient: that of a tensor's scale is
         a thousand times that of a channel's, and outliers of the first steps are a hundred times the rest. Nothing has
-        to be kept from step to step, and what multiplies the loss changes nothing. A gradient that is 0 or no number
-        moves nothing.
+        to be kept from step to step, and what multiplies the loss changes nothing. A gradient that is 0, infinite
+        or no number moves nothing.
 
         Args:
             change: :math:`c`, the change of :math:`p`; for small ones this is the relative change of the scale.
@@ -202,7 +202,8 @@ class LearnedScale(Float32Buffers):
         """
         grad = self.log_factor.grad
         if grad is not None:
-            self.log_factor.sub_(grad.sign().nan_to_num_(nan=0.0), alpha=change)
+            finite = grad.sign() + 0.0 * grad  # infinity times 0 is no number; shards have no isfinite
+            self.log_factor.sub_(finite.nan_to_num_(nan=0.0), alpha=change)
             grad.zero_()
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from lq.deployment.handover import as_destination, hand_over, workplace
 from lq.deployment.in_float import batch_notes, float_notes, unused_notes
 from lq.deployment.outputs import one_line, output_of
 from lq.deployment.provenance import provenance
-from lq.deployment.results import Calls, Compare, Compared, Deployment
+from lq.deployment.results import Compare, Compared, Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.files import save
 from lq.export.artifact.int8_model import PREPARED_NAME, load
@@ -28,10 +28,11 @@ from lq.export.artifact.signature import Signature, fits_batch, smallest_call
 from lq.export.exporters import EXPORTERS, Chosen
 from lq.export.formats.shared import sharing
 from lq.export.parity.gate import Parity, measure, metric_complaint
+from lq.export.parity.worker import Worker
 from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
 from lq.timing.rows import FAKE, comparison_rows
-from lq.timing.stopwatch import fresh_latencies
+from lq.timing.stopwatch import Stopwatch
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import each_image
 from lq.tracing.samples import batch_size
@@ -76,7 +77,7 @@ def gated_export(
         **settings.manifest,
     }
     deployment, gate, destination = Deployment(), settings.gate, as_destination(settings.directory)
-    with workplace(destination) as place:
+    with workplace(destination) as place, Worker() as worker:
         save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, settings.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
@@ -93,8 +94,10 @@ def gated_export(
         calls = [pair for call, out in compared.calls for pair in _fitting(call, out, batch)]
         if not calls:
             deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
-        _pass_gate(deployment, prepared, settings, place, compared, calls or [(example, comparable(output))])
-        times = _latencies(deployment, place, float_model, smallest_call(prepared, example))
+        keeper = Gatekeeper(prepared, calls or [(example, comparable(output))], gate, worker)
+        with Stopwatch() as stopwatch:  # it starts beside the comparison
+            _pass_gate(deployment, keeper, settings, place, compared)
+            times = _latencies(deployment, stopwatch, place, float_model, smallest_call(prepared, example))
         deployment.rows = comparison_rows(infos, float_model, place, deployment.results, times)
         failed = _leave_out(deployment) if gate.on_failure == "error" else []
         entries["parity"] = {kind: parity.to_dict() for kind, parity in deployment.parity.items()}
@@ -176,11 +179,10 @@ def _export(
 
 def _pass_gate(
     deployment: Deployment,
-    prepared: fx.GraphModule,
+    keeper: Gatekeeper,
     settings: ExportSettings,
     place: Path,
     compared: Compared,
-    calls: Calls,
 ) -> None:
     """Fill ``parity``; complaints become failures or warnings, with the layer to look at."""
     gate = settings.gate
@@ -189,7 +191,6 @@ def _pass_gate(
         figures = deployment.results.get(version, {})
         return {name: value for name, value in figures.items() if name in compared.counts}
 
-    keeper = Gatekeeper(prepared, calls, gate)
     for choice in settings.choices:
         if choice.name not in deployment.models:
             continue
@@ -209,13 +210,13 @@ def _pass_gate(
 
 
 def _latencies(
-    deployment: Deployment, place: Path, float_model: nn.Module | None, sample: Inputs
+    deployment: Deployment, stopwatch: Stopwatch, place: Path, float_model: nn.Module | None, sample: Inputs
 ) -> dict[str, Latency]:
     """Of what runs in a fresh process; a failure costs the figures, not the artifact."""
     ran = [kind for kind, parity in deployment.parity.items() if parity.samples]
     kinds = [kind for kind in ran if not EXPORTERS[kind].simulator]
     try:
-        return fresh_latencies(place, kinds, float_model, sample)
+        return stopwatch.latencies(place, kinds, float_model, sample)
     except RuntimeError as error:
         deployment.notes.append(f"latencies could not be measured: {error}")
         return {}

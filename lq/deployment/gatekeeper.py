@@ -17,6 +17,7 @@ from lq.export.exporters import Chosen
 from lq.export.parity.bisection import first_difference
 from lq.export.parity.gate import ENOUGH_DB, Gate, Parity, check, samples_in
 from lq.export.parity.rounding import rounding_noise
+from lq.export.parity.worker import Worker
 from lq.metrics.detections import Comparable, comparable
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
@@ -30,10 +31,13 @@ class Gatekeeper:
         prepared: in evaluation mode, with ranges.
         calls: inputs, and the main output of ``prepared`` for each.
         gate: what every artifact has to reach.
+        worker: process that runs them.
     """
 
-    def __init__(self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Comparable]], gate: Gate) -> None:
-        self.prepared, self.gate = prepared, gate
+    def __init__(
+        self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Comparable]], gate: Gate, worker: Worker
+    ) -> None:
+        self.prepared, self.gate, self.worker = prepared, gate, worker
         self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
         self.notes: list[str] = []
         self._boxes = BoxGate(prepared, self.inputs, gate) if isinstance(self.expected[0], list) else None
@@ -60,7 +64,7 @@ class Gatekeeper:
             other_complaint: what else speaks against it, or "".
         """
         inputs, expected = self._compared(choice)
-        parity = check(place, choice.name, inputs, expected, self.gate)
+        parity = check(place, choice.name, inputs, expected, self.gate, self.worker)
         if self._boxes is not None and parity.detections:
             parity = self._boxes.measured(choice, parity)
         parity = self._excused(choice.name, parity)

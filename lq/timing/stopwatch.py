@@ -1,4 +1,4 @@
-"""Latency of exported and float models in a process of their own, which runs :func:`main`.
+"""Latency of exported and float models in a process of their own.
 
 A process that has trained or run large batches gives int8 latencies that are several times too high.
 """
@@ -23,7 +23,7 @@ from lq.export.artifact.int8_model import load
 from lq.export.artifact.scratch import scratch
 from lq.export.formats.libraries import import_libraries, libraries_of
 from lq.export.formats.torchscript import export_torchscript, tensor_inputs
-from lq.export.parity.worker import run_module
+from lq.export.parity.fresh_process import FreshProcess
 from lq.timing.latency import Latency, compare_latency, latency
 from lq.timing.rows import EAGER, FROZEN, FUSED
 from lq.tracing.structure import Inputs, in_plain_containers
@@ -32,40 +32,51 @@ SECONDS = 1.0
 _JOB, _SAMPLE, _FLOAT, _TIMES = "job.json", "sample.pt", "float.pt", "times.json"
 
 
-def fresh_latencies(
-    directory: Path, kinds: Iterable[str], float_model: nn.Module | None, sample: Inputs, threads: int = 1
-) -> dict[str, Latency]:
-    """Time the models of an artifact and the float model in turns, in a fresh process.
+class Stopwatch(FreshProcess):
+    """The process.
 
-    Args:
-        directory: the artifact.
-        kinds: which of its models.
-        float_model: on the CPU; timed as frozen and as fused TorchScript, or, where it cannot be scripted, eagerly and
-            in this process. ``None`` is left out.
-        sample: inputs of one call.
-        threads: of every runtime.
-
-    Returns:
-        latencies by exporter, and of float as "fp32 ...".
-
-    Raises:
-        RuntimeError: if the process fails.
+    Example:
+        >>> Stopwatch().module
+        'lq.timing.stopwatch'
     """
-    with scratch() as place:
-        job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
-        samples = {"int8": in_plain_containers(sample)}
-        here: dict[str, Latency] = {}
-        if float_model is not None:
-            scripted = _save_float(float_model, sample, place / _FLOAT)
-            if scripted is None:
-                here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
-            else:
-                samples["float"], job["libraries"] = scripted
-        save(samples, place / _SAMPLE)
-        write_file(place / _JOB, json.dumps(job).encode())
-        run_module("lq.timing.stopwatch", str(directory.absolute()), str(place))
-        times = json.loads((place / _TIMES).read_text())
-    return {**here, **{name: Latency(**values) for name, values in times.items()}}
+
+    def __init__(self) -> None:
+        super().__init__(__name__)
+
+    def latencies(
+        self, directory: Path, kinds: Iterable[str], float_model: nn.Module | None, sample: Inputs, threads: int = 1
+    ) -> dict[str, Latency]:
+        """Time the models of an artifact and the float model in turns.
+
+        Args:
+            directory: the artifact.
+            kinds: which of its models.
+            float_model: on the CPU; timed as frozen and as fused TorchScript, or, where it cannot be scripted, eagerly
+                and in this process. ``None`` is left out.
+            sample: inputs of one call.
+            threads: of every runtime.
+
+        Returns:
+            latencies by exporter, and of float as "fp32 ...".
+
+        Raises:
+            RuntimeError: if the process fails.
+        """
+        with scratch() as place:
+            job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
+            samples = {"int8": in_plain_containers(sample)}
+            here: dict[str, Latency] = {}
+            if float_model is not None:
+                scripted = _save_float(float_model, sample, place / _FLOAT)
+                if scripted is None:
+                    here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
+                else:
+                    samples["float"], job["libraries"] = scripted
+            save(samples, place / _SAMPLE)
+            write_file(place / _JOB, json.dumps(job).encode())
+            self.call(str(directory.absolute()), str(place))
+            times = json.loads((place / _TIMES).read_text())
+        return {**here, **{name: Latency(**values) for name, values in times.items()}}
 
 
 def main(directory: str, scratch: str) -> None:

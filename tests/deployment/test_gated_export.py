@@ -22,8 +22,9 @@ from lq.deployment.results import Compared, Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.int8_model import Int8Model, load, load_prepared_state
 from lq.export.formats.torchscript import FILE
+from lq.export.parity.fresh_process import WorkerError
 from lq.export.parity.gate import Gate
-from lq.export.parity.worker import WorkerError
+from lq.export.parity.worker import Worker
 from lq.metrics import main_tensor, sqnr
 from tests.export import faulty
 from tests.export.nets import Residual, example_of, images, residual
@@ -313,7 +314,7 @@ def test_a_process_that_cannot_be_started_is_not_the_models_fault(
     def broken(*_: object) -> None:
         raise WorkerError("a fresh process could not be started: no room for it")
 
-    monkeypatch.setattr("lq.export.parity.gate.run_in_fresh_process", broken)
+    monkeypatch.setattr(Worker, "run", broken)
     done = delivered(ExportSettings(directory=tmp_path / "int8"))
     assert done.failures == []
     assert any("torch: it was compared in the process of the training, because a fresh" in note for note in done.notes)

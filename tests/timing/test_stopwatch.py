@@ -12,7 +12,7 @@ from torch import nn
 from lq.backends.prepare import prepare
 from lq.deployment.deploy import export_artifact
 from lq.ptq import calibrate
-from lq.timing.stopwatch import fresh_latencies
+from lq.timing.stopwatch import Stopwatch
 from tests.tiny import make_net, quicken_deployment
 
 X = torch.randn(4, 1, 6, 6)
@@ -36,7 +36,8 @@ class Unscriptable(nn.Module):
 
 def test_int8_and_float_are_timed_in_turns(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lq.timing.stopwatch.SECONDS", 0.01)
-    times = fresh_latencies(artifact, ["torch", "pt2"], make_net().eval(), SAMPLE)
+    with Stopwatch() as stopwatch:
+        times = stopwatch.latencies(artifact, ["torch", "pt2"], make_net().eval(), SAMPLE)
     assert set(times) == {"torch", "pt2", "fp32 frozen", "fp32 fused"}
     assert all(t.median_ms > 0 and t.threads == 1 for t in times.values())
     assert len({t.n for t in times.values()}) == 1
@@ -44,10 +45,12 @@ def test_int8_and_float_are_timed_in_turns(artifact: Path, monkeypatch: pytest.M
 
 def test_what_cannot_be_scripted_is_timed_eagerly(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lq.timing.stopwatch.SECONDS", 0.01)
-    assert set(fresh_latencies(artifact, [], Unscriptable(), SAMPLE)) == {"fp32 eager"}
+    with Stopwatch() as stopwatch:
+        assert set(stopwatch.latencies(artifact, [], Unscriptable(), SAMPLE)) == {"fp32 eager"}
 
 
 def test_a_model_that_does_not_run_is_named(artifact: Path) -> None:
     (artifact / "int8.pt").write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"(?s)a fresh process ended with exit status 1: .*int8.*checksum"):
-        fresh_latencies(artifact, ["torch"], None, SAMPLE)
+    reason = r"(?s)a fresh process ended with exit status 1: .*int8.*checksum"
+    with Stopwatch() as stopwatch, pytest.raises(RuntimeError, match=reason):
+        stopwatch.latencies(artifact, ["torch"], None, SAMPLE)

@@ -22,15 +22,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import lq
-from lq.export.artifact.int8_model import load
 from lq.metrics import sqnr
-from lq.metrics.detections import Comparable, comparable
+from tests.tiny import quicken_deployment
 from tests.zoo.catalogue import CATALOGUE, select
 from tests.zoo.entry import Entry, Inputs, floating, quiet, seeded
 from tests.zoo.work import share_in_int8
@@ -263,21 +262,6 @@ def positional(module: nn.Module, inputs: Inputs) -> Any:
 
 
 @contextlib.contextmanager
-def in_this_process() -> Iterator[None]:
-    """Let the gate load and run artifacts here, and measure no latency: starting processes takes most of the time."""
-
-    def run(directory: Path, kind: str, calls: Sequence[Inputs]) -> list[Comparable]:
-        model = load(directory, kind)
-        return [comparable(model(*args, **kwargs)) for args, kwargs in calls]
-
-    with (
-        patch("lq.export.parity.gate.run_in_fresh_process", run),
-        patch("lq.deployment.gated_export.fresh_latencies", lambda *args, **kwargs: {}),
-    ):
-        yield
-
-
-@contextlib.contextmanager
 def _within(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TooLong(f"took more than {seconds} s")
@@ -293,7 +277,9 @@ def _within(seconds: int) -> Iterator[None]:
 
 def _try_within(entry: Entry, options: argparse.Namespace) -> Outcome:
     try:
-        with _within(options.limit), contextlib.nullcontext() if options.fresh else in_this_process():
+        with _within(options.limit), pytest.MonkeyPatch.context() as monkeypatch:
+            if not options.fresh:
+                quicken_deployment(monkeypatch)
             return try_entry(entry, options.exporters)
     except TooLong as error:
         return Outcome(entry.name, entry.package, error=str(error), step="time", seconds=options.limit)

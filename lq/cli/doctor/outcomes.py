@@ -13,7 +13,7 @@ from lq.config.presets import PRESETS
 from lq.export.artifact.manifest import installed_version
 from lq.export.artifact.scratch import scratch
 from lq.export.exporters import EXPORTERS, Exporter
-from lq.export.parity.worker import WorkerError, run_module
+from lq.export.parity.fresh_process import WorkerError, run_module
 
 Rows = list[dict[str, Any]]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lq.checks import check_flag, check_integer, check_number
 from lq.export.artifact.int8_model import load
-from lq.export.parity.worker import WorkerError, run_in_fresh_process
+from lq.export.parity.fresh_process import WorkerError
+from lq.export.parity.worker import Worker
 from lq.metrics.detections import Comparable, Detections, comparable, detection_agreement, mismatch
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.tracing.structure import Inputs
@@ -190,7 +191,9 @@ def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gat
     return replace(parity, complaint=gate.complaint(parity))
 
 
-def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Comparable], gate: Gate) -> Parity:
+def check(
+    directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequence[Comparable], gate: Gate, worker: Worker
+) -> Parity:
     """Load a model from the disk in a fresh process and compare it.
 
     Args:
@@ -199,13 +202,14 @@ def check(directory: Path, kind: str, calls: Sequence[Inputs], expected: Sequenc
         calls: inputs of the fake-quantized model.
         expected: what is compared of its outputs.
         gate: what has to be reached.
+        worker: the process.
 
     Returns:
         the comparison; a model that does not run there is a complaint.
     """
     note = ""
     try:
-        got = run_in_fresh_process(directory, kind, calls)
+        got = worker.run(directory, kind, calls)
     except WorkerError as error:
         # What is wrong with this machine is not held against the model; it is compared where it runs already.
         note = f"it was compared in the process of the training, because {error}"

@@ -9,18 +9,19 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Runs under ``python -I``. The standard library comes first, so that nothing can take its place; lq is that of the
-# parent, wherever that lies.
+# Runs under ``python -I``. What is printed goes nowhere: the standard output is where the parent waits for replies.
+# The standard library comes first, so that nothing can take its place; lq is that of the parent, wherever that lies.
 START = """
 import json, os, sys, threading, time
 job = json.loads(sys.argv[1])
+replies = os.fdopen(os.dup(1), "wb")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 def watch():
     while os.getppid() == job["parent"]:
         time.sleep(0.3)
@@ -32,23 +33,22 @@ import importlib, importlib.util
 spec = importlib.util.spec_from_file_location("lq", job["lq"], submodule_search_locations=[os.path.dirname(job["lq"])])
 sys.modules["lq"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["lq"])
-importlib.import_module(job["module"]).main(*job["arguments"])
+main = importlib.import_module(job["module"]).main
+importlib.import_module("lq.export.parity.fresh_process").serve(main, replies)
 """
 
 
-def job_of(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+def job_of(module: str) -> dict[str, Any]:
     """What the process has to know.
 
     Args:
         module: whose ``main`` it calls.
-        arguments: of that.
     """
     return {
         "parent": os.getpid(),
         "path": search_path(),
         "lq": str(Path(__file__).resolve().parents[2] / "__init__.py"),
         "module": module,
-        "arguments": list(arguments),
     }
 
 

@@ -13,7 +13,7 @@ from lq.cli.doctor import outcomes
 from lq.cli.doctor.outcomes import looked, names_of_trials, run_trials
 from lq.config.presets import PRESETS
 from lq.export.exporters import EXPORTERS
-from lq.export.parity.worker import WorkerError
+from lq.export.parity.fresh_process import WorkerError
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="VNNI is of x86")

@@ -15,7 +15,7 @@ WAITS = """
 import sys, time
 from pathlib import Path
 from lq.export.artifact.scratch import cleaned_up_on_sigterm, scratch, scratch_beside
-from lq.export.parity.worker import run_module
+from lq.export.parity.fresh_process import run_module
 with cleaned_up_on_sigterm(), scratch_beside(Path(sys.argv[1])), scratch() as place:
     (place / "batch").write_bytes(b"x" * 1000)
     if sys.argv[2] == "alone":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lq.export.parity.gate import Gate, Parity, check, measure, metric_complaint
+from lq.export.parity.worker import Worker
 from lq.tracing.structure import Inputs
 
 SCORES = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
@@ -87,11 +88,11 @@ def test_agreement_is_a_matter_of_classifiers() -> None:
 
 
 def test_a_model_that_does_not_run_is_a_complaint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(directory: Path, kind: str, calls: list[Inputs]) -> list[Tensor]:
+    def fail(worker: Worker, directory: Path, kind: str, calls: list[Inputs]) -> list[Tensor]:
         raise RuntimeError("torch: a fresh process could not run it: Killed")
 
-    monkeypatch.setattr("lq.export.parity.gate.run_in_fresh_process", fail)
-    parity = check(tmp_path, "torch", [], [], Gate())
+    monkeypatch.setattr(Worker, "run", fail)
+    parity = check(tmp_path, "torch", [], [], Gate(), Worker())
     assert parity.complaint == "torch: a fresh process could not run it: Killed"
     assert parity.samples == 0
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lq.export.parity.worker import WorkerError, run_module
+from lq.export.parity.fresh_process import WorkerError, run_module
 
 ROOT = Path(__file__).parents[3]
 
 RUNS = """
 import sys
-from lq.export.parity.worker import run_module
+from lq.export.parity.fresh_process import run_module
 run_module("tests.export.writer", sys.argv[1])
 """
 

@@ -12,7 +12,7 @@ from lq.export.artifact.int8_model import load
 from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
-from lq.export.parity.worker import run_in_fresh_process
+from lq.export.parity.worker import Worker
 from lq.tracing.structure import Inputs
 from tests.export.nets import TwoInputs, calibrated, example_of, images
 from tests.export.places import new_directory
@@ -50,12 +50,30 @@ def test_another_process_that_knows_nothing_of_this_one_computes_the_main_output
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     before = dict(os.environ)
-    outputs = run_in_fresh_process(artifact, "torch", CALLS)
+    with Worker() as worker:
+        outputs = worker.run(artifact, "torch", CALLS)
     assert dict(os.environ) == before
     for output, (args, kwargs) in zip(outputs, CALLS, strict=True):
         assert torch.equal(output, model(*args, **kwargs)["logits"])
 
 
-def test_a_model_that_fails_there_gives_its_error(artifact: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"a fresh process could not run .*: ValueError: .* was exported for"):
-        run_in_fresh_process(artifact, "torch", [((images(2)[:, :1],), {"other": images(2)})])
+def test_a_model_that_fails_there_gives_its_error_and_the_process_goes_on(artifact: Path) -> None:
+    wrong: Inputs = ((images(2)[:, :1],), {"other": images(2)})
+    with Worker() as worker:
+        # More inputs than it reads: the model fails at the first.
+        with pytest.raises(RuntimeError, match=r"a fresh process could not run .*: ValueError: .* was exported for"):
+            worker.run(artifact, "torch", [wrong, *CALLS])
+        first = worker.process
+        assert len(worker.run(artifact, "torch", CALLS)) == 2
+        assert worker.process is first
+
+
+def test_a_process_that_was_killed_is_replaced(artifact: Path) -> None:
+    with Worker() as worker:
+        worker.run(artifact, "torch", CALLS)
+        first = worker.process
+        assert first is not None
+        first.kill()
+        first.wait()
+        assert len(worker.run(artifact, "torch", CALLS)) == 2
+        assert worker.process is not first
