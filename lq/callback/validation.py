@@ -125,7 +125,8 @@ def log_at_the_end(trainer: Trainer, results: Mapping[str, Mapping[str, float]],
         results: figures by version.
         exporter: the first one.
     """
-    found = figures_of({"fp32": dict(results.get("fp32", {})), "int8": dict(results.get(exporter, {}))})
+    versions = {"fp32": "fp32", "fake": "fake", "int8": exporter}
+    found = figures_of({version: dict(results.get(source, {})) for version, source in versions.items()})
     known = trainer.callback_metrics
     figures = {name: value for name, value in found.items() if name.startswith("qat/int8") or name not in known}
     if not figures:

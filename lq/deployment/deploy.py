@@ -87,7 +87,10 @@ def deploy(
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         compared = _on_validation_data(module, name, models, baseline, validation, keep)
         known = {version: found for version, found in ((FP32, baseline.results), (PTQ, baseline.ptq)) if found}
-        return replace(compared, results={**known, **compared.results})
+        results = {**known, **compared.results}
+        if compared.accuracy is not None:
+            results = {version: compared.accuracy.added_to(figures) for version, figures in results.items()}
+        return replace(compared, results=results)
 
     prepared = prepared_graph(module, name, example)
     return gated_export(prepared, example, compare, settings or ExportSettings(), baseline.model)

@@ -26,6 +26,7 @@ from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import validate_alone
 from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
+from lq.metrics.confirmed import ConfirmedAccuracy
 from lq.metrics.detections import Comparable, comparable
 from lq.metrics.outputs import plain_targets_of
 from lq.timing.rows import FP32
@@ -95,6 +96,7 @@ class ValidationComparison:
         )
         # A metric that was asked for is given the labels as always; nothing is judged on a guess otherwise.
         self.target_fn = target_fn or (plain_targets_of if metric is None else targets_of)
+        self.confirmed = None if sync or metric or target_fn else ConfirmedAccuracy()
         self.read = ReadArguments(target)
         self.tap = LastCall(target)
 
@@ -113,6 +115,8 @@ class ValidationComparison:
                 except Exception as error:  # the others are compared all the same
                     self._leave_out(name, str(error))
         self.comparison.update(outputs, self.target_fn(batch))
+        if self.confirmed is not None:
+            self.confirmed.update(output, batch)
 
     def _leave_out(self, name: str, reason: str) -> None:
         self.failed[name] = reason
@@ -258,7 +262,8 @@ def compare_on_validation_data(
             f"{type(module).__name__}.validation_step logs nothing, so the table has no figure of what the model is "
             "for: write self.log('val_...', ...) there"
         )
-    return Compared(results, comparison.calls, counts, tuple(notes))
+    accuracy = comparison.confirmed.among(own) if comparison.confirmed is not None else None
+    return Compared(results, comparison.calls, counts, tuple(notes), accuracy)
 
 
 def own_figures(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lq.export.artifact.int8_model import Int8Model
 from lq.export.parity.gate import Parity
+from lq.metrics.confirmed import OwnAccuracy
 from lq.metrics.detections import Comparable
 from lq.tracing.structure import Inputs
 
@@ -24,12 +25,14 @@ class Compared:
         calls: inputs and main output of some calls of the fake-quantized model.
         counts: names of the figures that the gate looks at.
         notes: to be read beside the table.
+        accuracy: which of the module's own figures is its accuracy, if that is known.
     """
 
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     calls: Calls = ()
     counts: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    accuracy: OwnAccuracy | None = None
 
 
 Compare = Callable[[Mapping[str, Int8Model], int], Compared]

@@ -222,6 +222,32 @@ class Silent(Tiny):
         return (*batch, torch.arange(len(batch[1])))
 
 
+class Indexed(Silent):
+    """Logs how often the class is a part of the batch, of which the second one is the labels."""
+
+    part = 1
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_acc", (self(batch[0]).argmax(1) == batch[self.part]).float().mean())
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_longer_batches_have_an_accuracy_if_the_module_finds_the_same(fit: Fit, part: int) -> None:
+    module, callback = Indexed(), qat(lr=0.5)
+    module.part = part
+    trainer = fit(module, callback, max_epochs=1)
+    found = results(callback)
+    own = trainer.callback_metrics["val_acc"].item()
+    assert found["fake"]["val_acc"] == pytest.approx(own)
+    confirmed = {version: figures.get("accuracy") for version, figures in found.items() if version in ("fp32", "torch")}
+    if part == 1:
+        assert trainer.callback_metrics["qat/fake/accuracy"].item() == pytest.approx(own)
+        assert confirmed == {version: pytest.approx(found[version]["val_acc"]) for version in confirmed}
+    else:
+        assert "qat/fake/accuracy" not in trainer.callback_metrics
+        assert confirmed == {"fp32": None, "torch": None}
+
+
 def test_a_validation_that_logs_nothing_is_told_what_to_log(fit: Fit) -> None:
     callback = qat()
     fit(Silent(), callback, max_epochs=1)
