@@ -9,6 +9,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
+
 aten = torch.ops.aten
 Rewriting = Callable[["Rewriter", fx.Node], "fx.Node | None"]
 
@@ -122,8 +124,22 @@ def _pooled(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return write.call(aten.avg_pool3d.default, x, window, window)
 
 
+def _average(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_average_pooling(write.call, node)
+
+
+def _largest(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_max_pooling(write.call, node)
+
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
     aten.adaptive_avg_pool3d.default: _pooled,
+    aten.avg_pool1d.default: _average,
+    aten.avg_pool2d.default: _average,
+    aten.avg_pool3d.default: _average,
+    aten.max_pool1d.default: _largest,
+    aten.max_pool2d.default: _largest,
+    aten.max_pool3d.default: _largest,
 }
