@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | notebooks | bench | clean. Each creates .venv and installs what it needs.
+# make demo | test | test-all | lint | docs | notebooks | bench | clean. Each creates .venv and installs what it needs.
 # Other interpreter or package index: make test PYTHON=python3.12 PIP_FLAGS="--extra-index-url ..."
 
 PYTHON ?= python3
@@ -12,11 +12,12 @@ RUN := $(VENV)/bin/python
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-pythons lint docs notebooks bench clean
+.PHONY: help demo test test-all test-versions test-pythons lint docs notebooks bench clean
 
 help:
 	@echo "make demo   train, quantize and compare a small network on handwritten digits"
-	@echo "make test   run the tests and every example in the documentation"
+	@echo "make test   run the tests, but for those of tests/slow.txt"
+	@echo "make test-all   run all tests and every example in the documentation, as continuous integration does"
 	@echo "make lint   ruff, mypy, import layers"
 	@echo "make docs   build the documentation into build/site; a warning is an error"
 	@echo "make test-versions  the tests of the core and the callback with the oldest packages that lq allows"
@@ -29,7 +30,8 @@ help:
 demo: $(VENV)/.installed-demo
 	OMP_NUM_THREADS=1 $(RUN) -m lq fit --config recipes/digits/qat.yaml
 
-test: $(VENV)/.installed-dev
+test: PYTEST_FLAGS += -m "not slow"
+test test-all: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 # What pyproject.toml allows at least, on the oldest Python: OLDEST_PYTHON=python3.10. It installs 5 GB into build/oldest.
@@ -48,7 +50,7 @@ PYTHONS ?= python3.10 python3.12 python3.13
 test-pythons:
 	@for python in $(PYTHONS); do \
 		place=build/$$($$python -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
-		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$$place PYTEST_FLAGS="$(VERSION_TESTS) tests/test_packaging.py $(PYTEST_FLAGS)" || exit 1; \
+		$(MAKE) --no-print-directory test-all PYTHON=$$python VENV=$$place PYTEST_FLAGS="$(VERSION_TESTS) tests/test_packaging.py $(PYTEST_FLAGS)" || exit 1; \
 	done
 
 lint: $(VENV)/.installed-dev

@@ -63,6 +63,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecondChance())
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what tests/slow.txt names; a line that names nothing is an error once its file is collected as a whole."""
+    lines = (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    slow = tuple(line for line in lines if line and not line.startswith("#"))
+    for item in items:
+        if item.nodeid.startswith(slow):
+            item.add_marker("slow")
+    names = [item.nodeid for item in items]
+    whole = {item.nodeid.partition("::")[0] for item in items} if not any("::" in given for given in config.args) else set()
+    stale = [line for line in slow if line.partition("::")[0] in whole and not any(n.startswith(line) for n in names)]
+    if stale:
+        raise pytest.UsageError(f"tests/slow.txt names tests that do not exist: {', '.join(stale)}")
+
+
 def pytest_collection_finish() -> None:
     # Modules and tests stay to the end: collections of garbage need not look at them, which takes a tenth of the time.
     gc.collect()

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 
 from lq.backends.prepare import qconfig_of
 from lq.callback import exclusions
 from tests.callback.test_exclusions import Planted, callback, loader
-from tests.tiny import make_trainer
+from tests.tiny import make_trainer, quicken_deployment
 
 PROCESSES = 2
 
@@ -32,6 +33,7 @@ class Record(L.Callback):
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    quicken_deployment(pytest.MonkeyPatch())
     if os.environ.get("LOCAL_RANK", "0") != "0":
         exclusions.find_exclusions = None  # type: ignore[assignment]  # only the first process may look
     trainer = make_trainer(folder, callback(), Record(), max_epochs=1, devices=PROCESSES, strategy="ddp")

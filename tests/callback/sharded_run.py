@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -32,7 +33,7 @@ from lq import (
     unsharded,
 )
 from lq.backends.prepare import state_of
-from tests.tiny import WEIGHTS_ONLY, make_data
+from tests.tiny import WEIGHTS_ONLY, make_data, quicken_deployment
 
 LEARNED = QConfig(
     weight=WeightSpec(-63, 63, learned_scale=True), activation=ActivationSpec(learned_scale=True), keep="nothing"
@@ -140,6 +141,7 @@ def _plainly(rank: int) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Fit with both kinds of checkpoints, resume from the middle, load a checkpoint, and train without a Trainer."""
     torch.set_num_threads(1)
+    quicken_deployment(pytest.MonkeyPatch())
     found: dict[str, Any] = {}
     for kind in ("sharded", "whole"):
         run = found[kind] = _fit(folder / kind, kind == "sharded")

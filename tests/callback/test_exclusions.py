@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -32,7 +33,7 @@ from lq.config.schedule import QATSchedule
 from lq.console import BatchCounter
 from tests.analysis.planted import BAD, PER_TENSOR, make_batches, make_planted
 from tests.callback.conftest import Fit
-from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader, val_loader
+from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, quicken_deployment, train_loader, val_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
@@ -66,12 +67,22 @@ def callback(auto_exclude: Any = LIMITS, qconfig: Any = PER_TENSOR, **others: An
     return QATCallback(qconfig=qconfig, auto_exclude=auto_exclude, schedule=schedule, **others)
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> tuple[Path, QATCallback, Planted]:
-    """The checkpoint of a run that has found its layer, its callback and its module."""
-    found, kept, module = callback(), keeper(tmp_path / "kept"), Planted()
-    make_trainer(tmp_path, found, kept, max_epochs=1).fit(module, loader(), loader())
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QATCallback, Planted]:
+    folder = tmp_path_factory.mktemp("finished")
+    found, kept, module = callback(), keeper(folder / "kept"), Planted()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        quicken_deployment(monkeypatch)
+        make_trainer(folder, found, kept, max_epochs=1).fit(module, loader(), loader())
     return Path(kept.last_model_path), found, module
+
+
+@pytest.fixture
+def trained(finished: tuple[Path, QATCallback, Planted]) -> tuple[Path, QATCallback, Planted]:
+    """The checkpoint of a run that has found its layer, its callback and a copy of its module."""
+    path, found, module = finished
+    module.trainer = None  # type: ignore[assignment]  # it holds what cannot be copied
+    return path, found, copy.deepcopy(module)
 
 
 def refuse_analysis(monkeypatch: pytest.MonkeyPatch) -> None:

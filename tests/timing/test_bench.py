@@ -18,14 +18,16 @@ from lq.timing.bench import bench
 from tests.tiny import make_net, quicken_deployment
 
 
-@pytest.fixture
-def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module]:
-    quicken_deployment(monkeypatch)
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    folder = tmp_path_factory.mktemp("measured") / "int8"
     net, x = make_net().eval(), torch.randn(8, 1, 6, 6)
     prepared = prepare(copy.deepcopy(net))
     calibrate(prepared, [x])
-    export_artifact(prepared, [x], tmp_path / "int8", ["torch", "onnx", "openvino", "pt2", "litert"])
-    return tmp_path / "int8", net
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        quicken_deployment(monkeypatch)
+        export_artifact(prepared, [x], folder, ["torch", "onnx", "openvino", "pt2", "litert"])
+    return folder, net
 
 
 def test_every_model_at_every_batch_size(artifact: tuple[Path, nn.Module]) -> None:
