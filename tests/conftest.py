@@ -71,7 +71,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.nodeid.startswith(slow):
             item.add_marker("slow")
     names = [item.nodeid for item in items]
-    whole = {item.nodeid.partition("::")[0] for item in items} if not any("::" in given for given in config.args) else set()
+    whole = (
+        {item.nodeid.partition("::")[0] for item in items} if not any("::" in given for given in config.args) else set()
+    )
     stale = [line for line in slow if line.partition("::")[0] in whole and not any(n.startswith(line) for n in names)]
     if stale:
         raise pytest.UsageError(f"tests/slow.txt names tests that do not exist: {', '.join(stale)}")

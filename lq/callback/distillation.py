@@ -17,10 +17,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lq.callback.compilation import is_compiled
+from lq.callback.hints import Hints, check_layers
 from lq.checks import check_number
 from lq.compat.torch_private import tree_map_only
 from lq.conversion.on_cpu import as_float32
-from lq.core.distillation import distillation_loss, is_class_scores
+from lq.core.distillation import distillation_loss, hint_loss, is_class_scores
 from lq.instrument.listen import Listener
 from lq.metrics.outputs import describe, main_tensor, plain_targets_of
 
@@ -34,6 +35,8 @@ class Distillation:
         weight: of the distillation loss beside the user's, above 0.
         loss: "kl" for class scores in dimension 1 of the output, "mse" for anything else; ``None`` takes "kl" if the
             labels of the batch are classes.
+        layers: modules inside the target whose outputs are taught as well, by the names that ``named_modules()`` gives.
+        layer_weight: of the sum of their losses (:func:`lq.core.distillation.hint_loss`), above 0.
 
     Raises:
         TypeError: if a number is none.
@@ -47,27 +50,34 @@ class Distillation:
     temperature: float = 1.0
     weight: float = 1.0
     loss: str | None = None
+    layers: tuple[str, ...] = ()
+    layer_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "weight"):
+        for name in ("temperature", "weight", "layer_weight"):
             value = getattr(self, name)
             check_number(f"distill: {name}", value, 1.0)
             if not 0 < value < math.inf:
                 raise ValueError(f"distill: {name}={value!r} must be above 0 and finite, e.g. {name}=1.0.")
         if self.loss not in (None, "kl", "mse"):
             raise ValueError(f"distill: loss={self.loss!r} must be 'kl' for class scores, 'mse', or None to find out.")
+        if not isinstance(self.layers, (list, tuple)) or not all(isinstance(name, str) for name in self.layers):
+            raise TypeError(f"distill: layers={self.layers!r} must be names, e.g. layers=['features.18'].")
+        object.__setattr__(self, "layers", tuple(self.layers))
 
 
-def check_teaching(module: LightningModule, model: nn.Module) -> None:
+def check_teaching(settings: Distillation, module: LightningModule, model: nn.Module) -> None:
     """Refuse, before the first step, a training that hears nothing of its target.
 
     Args:
+        settings: how it teaches.
         module: the LightningModule.
         model: the float target.
 
     Raises:
-        ValueError: if compiled code runs it.
+        ValueError: if compiled code runs it, or a layer is unknown.
     """
+    check_layers(model, settings.layers)
     if is_compiled(module):
         raise ValueError(
             f"distill needs a hook on {type(model).__name__}, but compiled code does not run hooks. Train without "
@@ -99,35 +109,53 @@ class Teacher:
         self.settings, self.trainer, self.module = settings, trainer, module
         self.model, self.labels_of = model, labels_of or plain_targets_of
         self.losses: list[Tensor] = []
+        self.hint_losses: dict[str, list[Tensor]] = {}
         self._labels: Any = None
         self._teaches = False
         self._answers: list[Any] = []
+        self._hints = Hints(settings.layers, target, model, self._teach_layer)
         self._listener = Listener(target, before=self._answer, after=self._compare)
 
     def begin(self, batch: Any) -> None:
         """A training step begins."""
         self.model.to(self.module.device).eval()
         self.losses, self._answers, self._teaches = [], [], True
+        self.hint_losses, self._hints.is_on = {name: [] for name in self.settings.layers}, True
         self._labels = None if self.settings.loss is not None else self.labels_of(batch)
 
     def end(self) -> dict[str, Tensor]:
         """The training step is over.
 
         Returns:
-            what it is to be logged: the distillation loss, if the target was called.
+            what is to be logged, if the target was called: the distillation loss, and that of each layer.
+
+        Raises:
+            ValueError: if a layer was not called in the target.
         """
-        self._teaches = False
-        return {"qat/distillation": torch.stack(self.losses).mean()} if self.losses else {}
+        self._teaches = self._hints.is_on = False
+        self._hints.forget()
+        if not self.losses:
+            return {}
+        for layer, losses in self.hint_losses.items():
+            if not losses:
+                raise ValueError(
+                    f"distill: the layer {layer!r} is not called in the forward of {type(self.model).__name__}, or has "
+                    "no gradient. Name another one, or leave it out of layers."
+                )
+        found = {"": self.losses, **{f"/{layer}": losses for layer, losses in self.hint_losses.items()}}
+        return {f"qat/distillation{name}": torch.stack(losses).mean() for name, losses in found.items()}
 
     def remove(self) -> None:
         """Stop teaching."""
         self._listener.remove()
+        self._hints.remove()
 
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         if not self._teaches:
             return
         # Copies, for the target may work in place; and what it is called with may be of half precision.
         given, keywords = tree_map_only(Tensor, lambda t: t.detach().clone(), as_float32((args, kwargs)))
+        self._hints.forget()
         with torch.no_grad():
             self._answers.append(self.model(*given, **keywords))
 
@@ -143,20 +171,30 @@ class Teacher:
                 f"but these differ: {describe(output)} and {describe(teacher)}. Name an inner module whose output has "
                 "the same shape in both modes, QATCallback(target=...), or leave distill out."
             )
+        temperature = self._temperature(student)
+        loss = self._add(student, lambda ours: distillation_loss(ours, teacher, temperature), self.settings.weight)
+        self.losses.append(loss)
+
+    def _teach_layer(self, name: str, student: Tensor, teacher: Tensor) -> None:
+        if student.requires_grad:
+            loss = self._add(student, lambda ours: hint_loss(ours, teacher), self.settings.layer_weight)
+            self.hint_losses[name].append(loss)
+
+    def _add(self, student: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
+        """Add the gradient of a loss to that which comes for a tensor; returns the loss."""
         with torch.enable_grad():
             leaf = student.detach().float().requires_grad_()
-            loss = distillation_loss(leaf, teacher.detach(), self._temperature(student))
+            loss = loss_of(leaf)
             (slope,) = torch.autograd.grad(loss, leaf)
-        self.losses.append(loss.detach())
-        student.register_hook(_Once(lambda: self._scaled(slope)))  # type: ignore[no-untyped-call]
+        student.register_hook(_Once(lambda: self._scaled(slope, weight)))  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _temperature(self, student: Tensor) -> float | None:
         scores = is_class_scores(student, self._labels) if self.settings.loss is None else self.settings.loss == "kl"
         return self.settings.temperature if scores else None
 
-    def _scaled(self, slope: Tensor) -> Tensor:
+    def _scaled(self, slope: Tensor, weight: float) -> Tensor:
         """The gradient on the scale of the user's: Lightning divides losses that accumulate, AMP multiplies them."""
-        weight = self.settings.weight
         if self.module.automatic_optimization:
             weight /= self.trainer.accumulate_grad_batches
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

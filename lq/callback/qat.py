@@ -284,7 +284,7 @@ class QATCallback(Callback):
         """Check the schedule against the length of this training, which is known by now."""
         length, self._scales = position_of(trainer, 0), learned_scales(self._target(pl_module))
         if self.distill is not None:
-            check_teaching(pl_module, self._float.teacher())
+            check_teaching(self.distill, pl_module, self._float.teacher())
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
         self._course = with_calibration(self._course, self._target(pl_module))

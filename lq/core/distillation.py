@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,3 +60,28 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float | Non
     ours, theirs = ((scores / temperature).log_softmax(dim=1) for scores in (student, teacher))
     divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
     return divergence * (temperature**2 * student.shape[1] / student.numel())
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""What an inner layer of a student has to learn of its teacher's.
+
+    .. math:: \sum (s - t)^2 / \sum t^2
+
+    so that every layer counts alike, whatever the size of its values.
+
+    Args:
+        student: any shape.
+        teacher: of the same shape.
+
+    Returns:
+        a scalar in float32.
+
+    Source:
+        Romero et al., "FitNets: Hints for Thin Deep Nets", https://arxiv.org/abs/1412.6550, without the division.
+
+    Example:
+        >>> hint_loss(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
+        tensor(0.0400)
+    """
+    student, teacher = student.float(), teacher.float()
+    return (student - teacher).square().sum() / teacher.square().sum().clamp(min=torch.finfo(torch.float32).tiny)

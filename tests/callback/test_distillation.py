@@ -18,7 +18,7 @@ from lq.callback import QATCallback
 from lq.callback.distillation import Distillation
 from lq.checkpoints.entry import TEACHER
 from lq.config.schedule import QATSchedule
-from lq.core.distillation import distillation_loss
+from lq.core.distillation import distillation_loss, hint_loss
 from tests.callback.conftest import Fit
 from tests.tiny import NoNoise
 
@@ -49,6 +49,20 @@ class ByHand(Plain):
         with torch.no_grad():
             known = self.float_model[0](batch[0])
         return F.cross_entropy(scores, batch[1]) + 0.5 * distillation_loss(scores, known, 2.0)
+
+
+class HintsByHand(ByHand):
+    """The terms of an inner layer as well."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        heard: list[Tensor] = []
+        layers = [self.model.get_submodule("0"), self.float_model[0].get_submodule("0")]
+        handles = [layer.register_forward_hook(lambda *call: heard.append(call[2].clone())) for layer in layers]
+        loss = super().training_step(batch, batch_idx)
+        for handle in handles:
+            handle.remove()
+        student, teacher = heard
+        return loss + 0.3 * hint_loss(student, teacher)
 
 
 class Manual(Plain):
@@ -83,6 +97,44 @@ def test_as_if_it_stood_in_the_training_step(fit: Fit, settings: Any) -> None:
     assert_same(trained(fit, Plain(), SETTINGS, **settings), expected)
     without = trained(fit, Plain(), **settings)
     assert not torch.allclose(without[-2], expected[-2], rtol=1e-2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 3}], ids=str)
+def test_inner_layers_teach_as_if_it_stood_in_the_training_step(fit: Fit, settings: Any) -> None:
+    expected = trained(fit, HintsByHand(), **settings)
+    given = {**SETTINGS, "layers": ["0"], "layer_weight": 0.3}
+    assert_same(trained(fit, Plain(), given, **settings), expected)
+    assert not torch.allclose(trained(fit, Plain(), SETTINGS, **settings)[0], expected[0], rtol=1e-3)
+
+
+def test_every_layer_that_teaches_is_logged_and_no_hook_is_left(fit: Fit) -> None:
+    module = Plain()
+    callback = QATCallback(schedule=STEADY, distill={"layers": ["0", "4"]})
+    trainer = fit(module, callback, max_epochs=1)
+    assert {"qat/distillation", "qat/distillation/0", "qat/distillation/4"} <= trainer.callback_metrics.keys()
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+class Unused(nn.Sequential):
+    """The last one is not called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self[:-1]:
+            x = part(x)
+        return x
+
+
+def test_layers_that_cannot_teach_are_refused(fit: Fit) -> None:
+    with pytest.raises(ValueError, match=r"names '00', which is no module of Sequential; a name like '0' is"):
+        trained(fit, Plain(), {"layers": ["00"]})
+    with pytest.raises(TypeError, match=r"distill: layers='0' must be names, e\.g\. layers=\['features\.18'\]"):
+        QATCallback(distill={"layers": "0"})
+    module = Plain()
+    module.model = Unused(*module.model, nn.Linear(3, 3))
+    with pytest.raises(
+        ValueError, match=rf"the layer '{len(module.model) - 1}' is not called in the forward of Unused"
+    ):
+        trained(fit, module, {"layers": [str(len(module.model) - 1)]})
 
 
 def test_manual_optimization_and_two_losses(fit: Fit) -> None:
