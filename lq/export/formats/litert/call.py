@@ -54,6 +54,11 @@ class Bounds:
         return Bounds(min(max(self.low, other.low), other.high), max(min(self.high, other.high), other.low))
 
     @property
+    def width(self) -> float:
+        """The range of what is let pass."""
+        return self.high - self.low
+
+    @property
     def activation(self) -> str:
         """Its name in the schema's ``ActivationFunctionType``, "" if it has none."""
         return _ACTIVATIONS.get((self.low, self.high), "")

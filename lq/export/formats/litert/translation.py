@@ -207,7 +207,9 @@ class _Translator:
         known, call = OPERATORS[name], self._described(pending.node)
         if pending.affine is not None:
             call = folded(call, *pending.affine)
-        if grid is not None and known.int8 and not known.only_float(call) and (known.clamps or has_integers(call)):
+        on_integers = known.int8 and not known.only_float(call) and (known.clamps or has_integers(call))
+        is_coarse = grid is not None and known.rounds_twice and pending.bounds.width < 127 * grid.scale
+        if grid is not None and on_integers and not is_coarse:
             return write_on_integers(known, call, pending.bounds, grid)
         self.done.floating[call.name] = name
         made = write_in_float(known, call, pending.bounds)

@@ -12,6 +12,7 @@ from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec
 from lq.export.exporters import chosen
 from lq.export.formats.litert import FILE
+from lq.metrics import sqnr
 from tests.export.formats.litert.ran import Ran, in_litert, steps_apart
 from tests.export.nets import IMAGES, Residual, TwoInputs, calibrated, example_of, images, round_trip
 
@@ -178,6 +179,32 @@ def test_activations_that_saturation_does_not_do(qconfig: QConfig | str, tmp_pat
     ran = in_litert(net(), IMAGES, tmp_path, qconfig)
     assert ran.info["float_operators"] == []
     assert ran.steps(images(16)) == 0
+
+
+class Between(nn.Module):
+    """A function between two convolutions."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.first, self.function, self.last = nn.Conv2d(3, 8, 3), function, nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.sigmoid, torch.tanh, lambda x: x.softmax(1), lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")],
+    ids=["sigmoid", "tanh", "softmax", "bilinear"],
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_rounds_twice_runs_in_float_where_steps_are_large(function: Any, bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    qconfig = QConfig("litert", activation=ActivationSpec(0, 2**bits - 1), keep="nothing")
+    ran = in_litert(Between(function), IMAGES, tmp_path, qconfig)
+    assert len(ran.info["float_operators"]) == (bits == 4)
+    expected, got = ran.outputs(images(8))
+    assert sqnr(expected, got) > (100 if bits == 4 else 35)
 
 
 @pytest.mark.parametrize(("name", "options"), [("resnet18", {}), ("mobilenet_v2", {"width_mult": 0.25})])

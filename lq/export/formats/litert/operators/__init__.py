@@ -20,6 +20,8 @@ class Operator:
         moves: whether it only moves elements, so that the result lies on the grid of its input.
         clamps: whether it is the same before a rounding and behind it, whatever it reads.
         only_float: whether a call of it cannot be computed on integers.
+        rounds_twice: whether LiteRT first rounds to a grid of 8 bits, and from there to that of the result. On a grid
+            of fewer bits the second rounding may be off by a whole step, which is much.
     """
 
     build: Builder
@@ -28,6 +30,7 @@ class Operator:
     moves: bool = False
     clamps: bool = False
     only_float: Callable[[Call], bool] = lambda _: False
+    rounds_twice: bool = False
 
 
 def _moving(build: Builder) -> Operator:
@@ -42,8 +45,8 @@ def _sum(kind: str, options: str) -> Operator:
     return Operator(elementwise.binary(kind, options), int8=True, fuses=True, only_float=elementwise.has_factor)
 
 
-def _int8(build: Builder) -> Operator:
-    return Operator(build, int8=True)
+def _int8(build: Builder, rounds_twice: bool = False) -> Operator:
+    return Operator(build, int8=True, rounds_twice=rounds_twice)
 
 
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
@@ -100,8 +103,8 @@ OPERATORS: Mapping[str, Operator] = {
     "clamp_min": Operator(elementwise.clamp, int8=True, clamps=True),
     "hardswish": _int8(elementwise.unary("HARD_SWISH")),
     "hardsigmoid": _int8(elementwise.hardsigmoid),
-    "sigmoid": _int8(elementwise.sigmoid),
-    "tanh": _int8(elementwise.tanh),
+    "sigmoid": _int8(elementwise.sigmoid, rounds_twice=True),
+    "tanh": _int8(elementwise.tanh, rounds_twice=True),
     "silu": _int8(elementwise.silu),
     "gelu": _int8(elementwise.gelu),
     "elu": Operator(composed.elu),
@@ -111,8 +114,7 @@ OPERATORS: Mapping[str, Operator] = {
     "log_sigmoid": Operator(composed.log_sigmoid),
     "leaky_relu": _int8(elementwise.leaky_relu),
     "prelu": Operator(elementwise.prelu),
-    "softmax": _int8(elementwise.softmax),
-    "_softmax": _int8(elementwise.softmax),
+    **dict.fromkeys(("softmax", "_softmax"), _int8(elementwise.softmax, rounds_twice=True)),
     "log_softmax": Operator(elementwise.log_softmax),
     # Pooling and resizing.
     "max_pool2d": _moving(pooling.max_pool),
@@ -123,7 +125,7 @@ OPERATORS: Mapping[str, Operator] = {
     "amax": Operator(pooling.reduction("REDUCE_MAX")),
     "amin": Operator(pooling.reduction("REDUCE_MIN")),
     "upsample_nearest2d": _moving(pooling.resize_nearest),
-    "upsample_bilinear2d": _int8(pooling.resize_bilinear),
+    "upsample_bilinear2d": _int8(pooling.resize_bilinear, rounds_twice=True),
     "pad": _moving(pooling.pad),
     "constant_pad_nd": _moving(pooling.pad),
     # Shapes.
