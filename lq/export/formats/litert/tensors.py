@@ -79,8 +79,10 @@ class Tensors:
             self._constants[key] = self.file.constant(name, content, grid)
         return self._constants[key]
 
-    def integers(self, values: Sequence[int], name: str = "sizes") -> int:
-        """A constant of int32, as operators take shapes and axes."""
+    def integers(self, values: Sequence[int | None], name: str = "sizes") -> int:
+        """A constant of int32, as operators take shapes and axes; ``None`` is a size that is computed in each call."""
+        if None in values:
+            raise FixedBatchError(f"{name} depend on the size of the batch")
         return self.constant(np.array(values, np.int32), name)
 
     # ---- moving them --------------------------------------------------------------------------------------------

@@ -129,6 +129,31 @@ def test_attention_computes_in_float_one_sample_at_a_time(tmp_path: Path) -> Non
         again(ran, tmp_path, full_int8=True)
 
 
+class Tokens(nn.Module):
+    """Positions are counted without the padding, and the kinds of tokens are repeated for the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions, self.kinds = nn.Embedding(9, 8), nn.Embedding(9, 8), nn.Embedding(2, 8)
+        self.register_buffer("kind", torch.arange(6)[None] % 2)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = (ids != 0).int()
+        places = (words.cumsum(1) * words).long() + 1
+        count, length = ids.shape
+        kinds = self.kind.repeat(count, 1).gather(1, torch.arange(length).expand(count, -1))
+        logits: Tensor = self.head(self.words(ids) + self.positions(places) + self.kinds(kinds))
+        return logits
+
+
+def test_positions_of_tokens_are_computed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ran = in_litert(Tokens(), torch.randint(9, (4, 6)), tmp_path)
+    assert ran.steps(torch.randint(4, (7, 6))) == 0
+    assert ran.info["largest_batch"] == 1
+
+
 class Sequence(nn.Module):
     """A convolution of one dimension, its channels last, and a linear layer on each of them."""
 

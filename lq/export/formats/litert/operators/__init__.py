@@ -63,6 +63,8 @@ OPERATORS: Mapping[str, Operator] = {
     "mm": _int8(layers.matmul),
     "scaled_dot_product_attention": Operator(attention.attention),
     "embedding": Operator(shapes.embedding),
+    "gather": Operator(shapes.gather),
+    "cumsum": Operator(pooling.running_sum),
     **dict.fromkeys(BATCH_NORMS, Operator(normalization.batch_norm)),
     "layer_norm": Operator(normalization.layer_norm),
     "group_norm": Operator(composed.group_norm),

@@ -28,7 +28,7 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
         if has_factor(call):
             scaled = replace(call, name=f"{call.name}/scaled", shape=call.net.shape(right), bounds=Bounds())
             right = joined(scaled, "MUL", right, scaled.taken(float(call["alpha"])), "MulOptions")
-        if {call.net.of(value).dtype for value in (left, right)} > {"float32"}:  # torch makes floats of integers here
+        if call.grid is None:  # integers are computed as floats, which have them up to 2^24
             left, right = (call.net.cast(value, "float32") for value in (left, right))
         return joined(call, kind, left, right, options, fused)
 

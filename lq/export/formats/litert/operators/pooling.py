@@ -118,6 +118,13 @@ def reduction(kind: str) -> Builder:
     return build
 
 
+def running_sum(call: Call) -> Value:
+    """Sums of all elements up to each one of a dimension; of truth values, which it counts, and integers as floats."""
+    x = call.net.settled(call.net.cast(call.value("self"), "float32"))
+    axis = call.net.integers([x.order.index(call["dim"] % len(call.shape))], "axis")
+    return call.write("CUMSUM", [x.tensor, axis], x, "CumsumOptions")
+
+
 def reduced(call: Call, kind: str, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
     """The same over given dimensions."""
     x = call.net.settled(x)

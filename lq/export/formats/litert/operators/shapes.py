@@ -215,9 +215,28 @@ def roll(call: Call) -> Value:
 
 def embedding(call: Call) -> Value:
     """Rows of a table."""
-    indices = call.net.plain(call["indices"])
-    table = call.taken(call["weight"])
+    table, indices = call.taken(call["weight"]), _places(call, call["indices"])
     return call.write_in("GATHER", [table.tensor, indices.tensor], tuple(range(len(call.shape))), "GatherOptions")
+
+
+def gather(call: Call) -> Value:
+    """Elements of the last dimension at places that are computed, and differ from row to row."""
+    x, places = call.net.plain(call.taken(call["self"])), _places(call, call["index"])
+    shape, last = call.net.shape(x), len(call.shape) - 1
+    if call["dim"] % (last + 1) != last:
+        raise UnsupportedError(f"LiteRT has no operator for {call.name}, whose places are not in the last dimension")
+    if shape[:-1] != call.shape[:-1]:
+        raise UnsupportedError(f"LiteRT has no operator for {call.name}, which leaves rows of its input out")
+    source = call.net.of(x)
+    target = call.net.new(call.name, call.shape, source.grid, source.dtype)
+    call.net.file.operator("GATHER", [x.tensor, places.tensor], [target], "GatherOptions", axis=last, batchDims=last)
+    return Value(target, tuple(range(last + 1)))
+
+
+def _places(call: Call, given: Any) -> Value:
+    """Computed integers, which may be floats here."""
+    places = call.net.plain(call.taken(given))
+    return call.net.cast(places, "int32") if call.net.of(places).dtype == "float32" else places
 
 
 def index(call: Call) -> Value:
