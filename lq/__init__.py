@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from lq.config.specs import ActivationSpec as ActivationSpec
     from lq.config.specs import WeightSpec as WeightSpec
     from lq.conversion.convert import convert as convert
+    from lq.core.copies import unsharded as unsharded
     from lq.deployment.deploy import export_artifact as export_artifact
     from lq.export.artifact.int8_model import load as load
     from lq.export.parity.gate import Gate as Gate
-    from lq.lightning_module.copies import unsharded as unsharded
     from lq.ptq import StaticOptions as StaticOptions
     from lq.ptq import prepare_static as prepare_static
     from lq.ptq import quantize_dynamic as quantize_dynamic
@@ -65,7 +65,7 @@ _HOMES = {
     "quantize_static": "lq.ptq",
     "set_phase": "lq.backends.prepare",
     "set_saving": "lq.backends.saving",
-    "unsharded": "lq.lightning_module.copies",
+    "unsharded": "lq.core.copies",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

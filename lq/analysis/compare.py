@@ -14,11 +14,11 @@ from lq.analysis.tensors import evaluating
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.conversion.bias import round_biases
 from lq.conversion.convert import convert
+from lq.core.copies import deep_copy
 from lq.deployment.gated_export import BIAS_ROUNDING
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import at_hand
 from lq.export.artifact.manifest import read_manifest
-from lq.lightning_module.copies import deep_copy
 from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static

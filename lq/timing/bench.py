@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from lq.checks import check_module, check_path
+from lq.core.copies import deep_copy
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import Int8Model, at_hand, load
 from lq.export.artifact.manifest import read_manifest
@@ -113,7 +113,7 @@ def bench(
     models: dict[str, Callable[..., Any]] = {}
     with scratch() as place:
         if float_model is not None:
-            float_model = copy.deepcopy(float_model).eval()
+            float_model = deep_copy(float_model).eval()
             models |= _float_models(float_model, signature, int8, place, threads, compile, tell)
             sizes |= dict.fromkeys(models, size_mb(float_model))
         models |= {f"int8 {kind}": model for kind, model in int8.items()}

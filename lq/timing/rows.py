@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lq.core.copies import deep_copy
 from lq.export.exporters import EXPORTERS
 from lq.export.formats.torchscript import export_torchscript, like_original
 from lq.timing.latency import Latency, size_mb
@@ -67,7 +67,7 @@ def float_forms(model: nn.Module, sample: Inputs) -> dict[str, Callable[..., Any
     for name, optimize in ((FROZEN, False), (FUSED, True)):
         # Whatever TorchScript cannot do with the user's float model leaves the eager one.
         with suppress(Exception):
-            scripted = export_torchscript(copy.deepcopy(model), *sample, optimize=optimize)
+            scripted = export_torchscript(deep_copy(model), *sample, optimize=optimize)
             forms[name] = like_original(scripted, model, *sample)
     return forms
 

@@ -5,7 +5,6 @@ A process that has trained or run large batches gives int8 latencies that are se
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from lq.compat.deprecations import quiet_torchscript
+from lq.core.copies import deep_copy
 from lq.export.artifact.files import save, write_file
 from lq.export.artifact.int8_model import load
 from lq.export.artifact.scratch import scratch
@@ -102,7 +102,7 @@ def _save_float(model: nn.Module, sample: Inputs, path: Path) -> tuple[Inputs, l
     """Write a scripted copy; returns what that is called with and what it needs, or ``None`` if there is none."""
     # Whatever TorchScript cannot do with the user's float model leaves the eager one.
     with suppress(Exception):
-        scripted = export_torchscript(copy.deepcopy(model), *sample)
+        scripted = export_torchscript(deep_copy(model), *sample)
         content = io.BytesIO()
         with quiet_torchscript():
             torch.jit.save(scripted, content)

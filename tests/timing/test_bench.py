@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def test_every_model_at_every_batch_size(artifact: tuple[Path, nn.Module]) -> No
     assert all(row["size_mb"] > 0 for row in found.rows)
     assert any("pt2 is measured as it is" in note for note in found.notes)
     assert lines
+
+
+def test_a_model_that_holds_a_lock_is_measured_and_left_as_it_is(artifact: tuple[Path, nn.Module]) -> None:
+    net = copy.deepcopy(artifact[1]).train()
+    net.lock = threading.Lock()  # type: ignore[assignment]
+    found = bench(artifact[0], net, batch_sizes=[1], min_time=0.01, compile=False)
+    assert {"fp32 eager", "fp32 frozen", "fp32 fused"} <= {row["model"] for row in found.rows}
+    assert net.training
 
 
 def test_without_a_float_model(artifact: tuple[Path, nn.Module]) -> None:

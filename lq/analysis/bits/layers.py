@@ -12,8 +12,8 @@ from lq.backends.prepare import plan_of, prepare
 from lq.config.presets import PRESETS
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import WeightSpec
+from lq.core.copies import deep_copy
 from lq.export.exporters import Choice, stored_bits
-from lq.lightning_module.copies import deep_copy
 from lq.ptq.layers import layers_of
 from lq.tracing.structure import Inputs
 

@@ -28,11 +28,6 @@ class Grid(NamedTuple):
     symmetric: Tensor
 
 
-def minmax_range(histogram: Histogram, grid: Grid) -> Range:
-    """The whole range: nothing is clipped."""
-    return histogram.low, histogram.high
-
-
 def percentile_range(histogram: Histogram, percentile: float | Tensor = 99.99) -> Range:
     """Clip the share ``1 - percentile / 100`` of the values at each end.
 

@@ -182,10 +182,12 @@ def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gat
             return Parity(samples_in(a), -math.inf, math.inf, complaint=problem)
     samples = sum(map(samples_in, expected))
     found, images = _images(expected), _images(got)
+    tensors, others = _tensors(expected), _tensors(got)
     if found:
         parity = Parity(samples, math.inf, 0.0, detection_agreement(found, images), detections=True)
+    elif not tensors:
+        parity = Parity(samples, math.inf, 0.0)
     else:
-        tensors, others = _tensors(expected), _tensors(got)
         a, b = (torch.cat([tensor.float().flatten() for tensor in side]) for side in (tensors, others))
         parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(tensors, others))
     return replace(parity, complaint=gate.complaint(parity))
@@ -265,4 +267,5 @@ def _images(outputs: Sequence[Comparable]) -> Detections:
 
 
 def _tensors(outputs: Sequence[Comparable]) -> list[Tensor]:
-    return [output for output in outputs if isinstance(output, Tensor)]
+    """Those that have elements."""
+    return [output for output in outputs if isinstance(output, Tensor) and output.numel()]

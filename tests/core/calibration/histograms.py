@@ -7,7 +7,7 @@ import math
 import torch
 
 from lq.core.calibration.histogram import Histogram, HistogramBank
-from lq.core.calibration.ranges import Grid
+from lq.core.calibration.ranges import Grid, Range
 
 
 def histogram_of(*tensors: torch.Tensor, bins: int = 2048) -> Histogram:
@@ -21,3 +21,8 @@ def histogram_of(*tensors: torch.Tensor, bins: int = 2048) -> Histogram:
 def grid_of(*specs: tuple[int, int, bool]) -> Grid:
     quant_min, quant_max, symmetric = zip(*specs, strict=True)
     return Grid(torch.tensor(quant_min).float(), torch.tensor(quant_max).float(), torch.tensor(symmetric))
+
+
+def minmax_range(histogram: Histogram, grid: Grid) -> Range:
+    """The whole range: nothing is clipped."""
+    return histogram.low, histogram.high

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lq.core.calibration.entropy import candidate_bins, entropy_range
 from lq.core.calibration.histogram import Histogram, HistogramBank
-from lq.core.calibration.ranges import Grid, minmax_range
-from tests.core.calibration.histograms import grid_of, histogram_of
+from lq.core.calibration.ranges import Grid
+from tests.core.calibration.histograms import grid_of, histogram_of, minmax_range
 
 UINT8, INT8, UINT4 = (0, 255, False), (-128, 127, True), (0, 15, False)
 

@@ -15,7 +15,6 @@ from lq.core.calibration.histogram import Histogram, HistogramBank
 from lq.core.calibration.ranges import (
     Grid,
     histogram_range,
-    minmax_range,
     mse_range,
     percentile_range,
     quantization_error,
@@ -23,7 +22,7 @@ from lq.core.calibration.ranges import (
 )
 from lq.core.functional import affine_qparams, fake_quantize
 from lq.metrics import sqnr
-from tests.core.calibration.histograms import grid_of, histogram_of
+from tests.core.calibration.histograms import grid_of, histogram_of, minmax_range
 
 UINT8, INT8, UINT4 = (0, 255, False), (-128, 127, True), (0, 15, False)
 SEARCHES = [mse_range, histogram_range]

@@ -87,6 +87,13 @@ def test_agreement_is_a_matter_of_classifiers() -> None:
     assert "agreement" not in parity.fidelity
 
 
+def test_outputs_without_elements_are_equal_and_count_for_nothing() -> None:
+    nothing = torch.zeros(0, 5)
+    empty = measure([nothing], [nothing], Gate())
+    assert (empty.passed, empty.agreement) == (True, None)
+    assert measure([nothing, SCORES], [nothing, flipped(2)], Gate()) == measure([SCORES], [flipped(2)], Gate())
+
+
 def test_a_model_that_does_not_run_is_a_complaint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(worker: Worker, directory: Path, kind: str, calls: list[Inputs]) -> list[Tensor]:
         raise RuntimeError("torch: a fresh process could not run it: Killed")
