@@ -111,7 +111,8 @@ class Bench:
         settings["weights"] = str(self.options.floats / f"fashion_mnist_{model}_float.ckpt")
         return Classifier(**settings | {"optimizer": OptimizerConfig(**settings["optimizer"])})
 
-    def _qconfig(self, run: Run, learned: bool = False) -> lq.QConfig:
+    def qconfig(self, run: Run, learned: bool = False) -> lq.QConfig:
+        """The grid of a run."""
         grids = {kind: dict(grid) for kind, grid in GRIDS.get(run.grid, {}).items()}
         if learned:
             grids = {kind: {**grids.get(kind, {}), "learned_scale": True} for kind in ("weight", "activation")}
@@ -124,7 +125,7 @@ class Bench:
             L.seed_everything(run.seed, verbose=False)
             return self.accuracies(self.module(run.model).eval())
         observer = "minmax" if run.method == "PTQ min/max" else "histogram"
-        return self.untrained(run, self._qconfig(run), observer, run.method == "PTQ bias corrected")
+        return self.untrained(run, self.qconfig(run), observer, run.method == "PTQ bias corrected")
 
     def untrained(
         self, run: Run, qconfig: lq.QConfig, observer: str = "histogram", correct: bool = False
@@ -142,10 +143,15 @@ class Bench:
 
     def _trained(self, run: Run) -> dict[str, float]:
         settings = dict(TRAINED[run.method])
-        return self.trained(run, self._qconfig(run, settings.pop("learned", False)), **settings)
+        return self.trained(run, self.qconfig(run, settings.pop("learned", False)), **settings)
 
     def trained(
-        self, run: Run, qconfig: lq.QConfig, schedule: Mapping[str, Any] | None = None, **settings: Any
+        self,
+        run: Run,
+        qconfig: lq.QConfig,
+        schedule: Mapping[str, Any] | None = None,
+        callbacks: Sequence[L.Callback] = (),
+        **settings: Any,
     ) -> dict[str, float]:
         """Train by QATCallback from the float checkpoint; accuracies of the model that was delivered."""
         L.seed_everything(run.seed, verbose=False)
@@ -161,7 +167,7 @@ class Bench:
                 accelerator=self.options.device.replace("cuda", "gpu"),
                 devices=1,
                 max_steps=run.steps,
-                callbacks=[callback],
+                callbacks=[callback, *callbacks],
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
