@@ -22,8 +22,8 @@ from lq.deployment.results import Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.scratch import cleaned_up_on_sigterm
 from lq.lightning_module.target import prepared_graph
+from lq.report.outcome import print_deployment
 from lq.report.pictures import can_draw, log_pictures
-from lq.report.table import print_table
 from lq.tracing.structure import Inputs
 
 
@@ -65,11 +65,7 @@ def deploy_best(
     rank_zero_info(f"lq: converting the weights of {weights}, and comparing the models on the validation data")
     manifest = {"weights": weights, "schedule": vars(schedule), "target": name, "recipe": _recipe(trainer)}
     deployment = deploy(twin, name, example, validation, replace(settings, manifest=manifest), baseline)
-    print_table(deployment.rows)
-    for note in deployment.notes:
-        rank_zero_info(f"lq: {note}")
-    if deployment.directory is not None:
-        rank_zero_info(f"lq: artifact in {deployment.directory}")
+    print_deployment(deployment)
     _log_pictures(trainer, twin, name, example, history)
     return deployment
 

@@ -23,7 +23,7 @@ from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph
 from lq.lightning_module.validation import first_validation_call
 from lq.metrics.detections import comparable
-from lq.report.table import print_table
+from lq.report.outcome import print_deployment
 from lq.tracing.inputs import made_inputs
 
 _SEED = 0
@@ -113,10 +113,6 @@ def _random_like(inputs: Any, seed: int = _SEED) -> Any:
 
 
 def _told(done: Deployment) -> Deployment:
-    print_table(done.rows)
-    for note in done.notes:
-        rank_zero_info(f"lq: {note}")
-    if done.directory is not None:
-        rank_zero_info(f"lq: artifact in {done.directory}")
+    print_deployment(done)
     done.raise_failures()
     return done
