@@ -96,6 +96,9 @@ FLOATING: dict[str, Function | nn.Module] = {
     "places of each row": lambda x, y: y.gather(3, (x > 0).long() + 2),
     "elu, flat": lambda x, y: F.elu(y, 0.0),
     "average pool, rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, ceil_mode=True),
+    "average pool, padded and rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True),
+    "average pool, padding not counted": lambda x, y: F.avg_pool2d(y, 3, 1, 1, count_include_pad=False),
+    "average pool, its own divisor": lambda x, y: F.avg_pool2d(y, 2, divisor_override=3),
     "instance norm, trained": nn.InstanceNorm2d(8, track_running_stats=True),
 }
 
@@ -184,7 +187,6 @@ class Calls(nn.Module):
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "truncated": (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), "rounding_mode='trunc'"),
     "bounds": (lambda x: torch.clamp(x, x.abs() * 0.1, torch.tensor(1.0)), "clamps by a tensor"),
-    "average": (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), "ceil_mode=True whose last windows are cut off"),
     "nearest": (lambda x: F.interpolate(x, scale_factor=1.3), r"8 pixels by 1.3 to 10.*recompute_scale_factor=True"),
     "bilinear": (lambda x: F.interpolate(x, scale_factor=0.4, mode="bilinear"), "8 pixels by 0.4 to 3"),
 }

@@ -120,7 +120,7 @@ OPERATORS: Mapping[str, Operator] = {
     "log_softmax": Operator(elementwise.log_softmax),
     # Pooling and resizing.
     "max_pool2d": _moving(pooling.max_pool),
-    "avg_pool2d": Operator(pooling.avg_pool, int8=True, only_float=pooling.cuts_windows),
+    "avg_pool2d": Operator(pooling.avg_pool, int8=True, only_float=pooling.divides_unevenly),
     "adaptive_avg_pool2d": _int8(pooling.adaptive_avg_pool),
     "mean": _int8(pooling.reduction("MEAN")),
     "sum": Operator(pooling.reduction("SUM")),

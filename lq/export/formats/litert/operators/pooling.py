@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from lq.export.formats.litert.call import Builder, Call, UnsupportedError
 from lq.export.formats.litert.file import Grid
@@ -34,19 +37,31 @@ def avg_pool(call: Call) -> Value:
     grid of its input.
     """
     x = call.net.channels_last(call.value("self"))
-    if call.get("divisor_override") is not None:
-        raise UnsupportedError(f"{call.name} is an average pooling with a divisor of its own")
     window, before = _window(call)
-    if any(before) and not call.get("count_include_pad", True):
-        raise UnsupportedError(f"{call.name} is an average pooling that does not count its padding")
-    return _average(call, x, window, before)
+    if not divides_unevenly(call):
+        return _average(call, x, window, before)
+    mean = _pool(call.on(None, "mean"), x, "AVERAGE_POOL_2D", 0.0)
+    factors = _factors(call).permute(0, 2, 3, 1).contiguous().numpy()
+    inputs = [mean.tensor, call.net.constant(factors, f"{call.name}/factors")]
+    return call.write_in("MUL", inputs, _LAST, "MulOptions", fusedActivationFunction=call.activation)
 
 
-def cuts_windows(call: Call) -> bool:
-    """Whether windows end behind the padding, as with ``ceil_mode``: what is beyond does not count in an average."""
+def divides_unevenly(call: Call) -> bool:
+    """Whether a window is not divided by its size: padding does not count, it is cut off, or a divisor is given."""
+    return bool((_factors(call) != 1).any())
+
+
+def _factors(call: Call) -> Tensor:
+    """By what the mean of each whole window, zeros around the image included, is multiplied."""
     window, before = _window(call)
-    needed = ((o - 1) * s + k for o, s, k in zip(_out(call), window.stride, window.kernel, strict=True))
-    return any(n > size + 2 * b for n, size, b in zip(needed, _sizes(call, call["self"]), before, strict=True))
+    sizes, out = call.net.lengths(call["self"])[2:], _out(call)
+    needed = ((o - 1) * s + k for o, s, k in zip(out, window.stride, window.kernel, strict=True))
+    after = [max(0, n - size - b) for n, size, b in zip(needed, sizes, before, strict=True)]
+    ones = torch.ones(1, 1, *sizes)
+    whole = F.pad(ones, (before[1], after[1], before[0], after[0]))
+    settings = (call.get("ceil_mode", False), call.get("count_include_pad", True), call.get("divisor_override"))
+    right = F.avg_pool2d(ones, window.kernel, window.stride, before, *settings)
+    return right / F.avg_pool2d(whole, window.kernel, window.stride)[..., : out[0], : out[1]]
 
 
 def _average(call: Call, x: Value, window: Window, before: Pair) -> Value:
@@ -67,11 +82,8 @@ def _average(call: Call, x: Value, window: Window, before: Pair) -> Value:
 def _pool(call: Call, x: Value, kind: str, fill: int | float) -> Value:
     window, before = _window(call)
     # What the scheme SAME adds does not count in LiteRT's averages; what torch pads does.
-    cut = kind == "AVERAGE_POOL_2D" and cuts_windows(call)
-    same = kind != "AVERAGE_POOL_2D" or cut
+    same = kind != "AVERAGE_POOL_2D"
     tensor, scheme = padded(call, x.tensor, window, _sizes(call, x), _out(call), before, fill, same)
-    if cut and (any(before) or tensor != x.tensor):
-        raise UnsupportedError(f"{call.name} is an average pooling with ceil_mode=True whose last windows are cut off")
     settings = {
         "padding": scheme,
         "strideH": window.stride[0],
