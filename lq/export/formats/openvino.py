@@ -69,18 +69,14 @@ def refusal(report: str) -> str:
     r"""What OpenVINO's report on a failed conversion comes down to: most of it follows from the first failure.
 
     Example:
-        >>> report = "-- Pad-20 with a message:\\nException: Unsupported padding mode: [wrap]\\n\\nSummary:\\n"
+        >>> report = "-- Pad-20 with a message:\nException:\nUnsupported padding mode: [wrap]\n\nSummary:\n"
         >>> refusal(report + "-- Conversion is failed for: Conv-20, Pad-20").partition(";")[0]
         'OpenVINO has no conversion of Pad (Unsupported padding mode: [wrap])'
     """
     lost = "have to be known|has to be known|must be static|is_static"
     missing = re.search(r"No conversion rule found for operations: (.+)", report)
     parts = re.findall(r"-- (\w+?)(?:-\d+)? with a message:\n(.+?)(?=\n\n|\Z)", report, re.DOTALL)
-    reasons = [
-        f"{name} ({said.splitlines()[-1].rpartition('Exception: ')[2]})"
-        for name, said in parts
-        if not re.search(lost, said)
-    ]
+    reasons = [f"{name} ({said.splitlines()[-1]})" for name, said in parts if not re.search(lost, said)]
     what = re.sub(r"-\d+|util::", "", missing[1]) if missing else ", ".join(reasons) or "an operation"
     return (
         f"OpenVINO has no conversion of {what}; these are ONNX's names. Write that part of the model in other torch "
