@@ -19,7 +19,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
 
-_SEVERAL_RESULTS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
+_SEVERAL_RESULTS = {"chunk", "split", "tensor_split", "unbind"}
 
 
 def reference(prepared: nn.Module, signed: bool = False) -> fx.GraphModule:
@@ -159,10 +159,10 @@ class _ReferenceLowering(Lowering):
         # 0 is on every grid, so that a ReLU stays on it, too.
         if grid is None or not (ops.is_same_grid(node) or ops.relu_kind(node) == "relu"):
             return _Value(copied)
+        if ops.operation_of(node) in _SEVERAL_RESULTS or ops.gives_places(node):
+            return _Value(copied, grid)
         # The pair behind it changes no value, but tells the runtime that the operation may run on integers.
-        return (
-            _Value(copied, grid) if node.target in _SEVERAL_RESULTS else self._quantized(copied, grid, is_inside=True)
-        )
+        return self._quantized(copied, grid, is_inside=True)
 
     def wrap(self, node: fx.Node) -> _Value:
         return _Value(node)

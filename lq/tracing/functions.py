@@ -31,8 +31,8 @@ def operation(func: Any) -> str:
     Example:
         >>> [operation(f) for f in (torch.add, torch.Tensor.__iadd__, torch.Tensor.add_, F.relu, torch.relu_)]
         ['add', 'add', 'add', 'relu', 'relu']
-        >>> operation(torch.Tensor.T.__get__)
-        'T'
+        >>> operation(torch.Tensor.T.__get__), operation(torch.ops.aten.index.Tensor)
+        ('T', 'index')
     """
     name = _own_name(func)
     plain = name.strip("_") if name.startswith("__") else name.rstrip("_") or name
@@ -43,7 +43,7 @@ def _own_name(func: Any) -> str:
     name = str(getattr(func, "__name__", type(func).__name__))
     if name in ("__get__", "__set__"):
         return property_of(func) or name
-    return name
+    return name.partition(".")[0]  # of an OpOverload, such as "index.Tensor"
 
 
 def property_of(func: Any) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from lq.compat.torch_private import OpOverload
 from lq.tracing.functions import operation
 
 # Operations whose output holds only values of their input, so that it lies on the same grid.
@@ -22,7 +23,7 @@ SAME_GRID = frozenset(
         "adaptive_max_pool1d", "adaptive_max_pool2d", "dropout", "dropout1d", "dropout2d", "dropout3d",
         "pixel_shuffle", "pixel_unshuffle", "view", "contiguous", "expand", "repeat", "unflatten", "T", "mT", "detach",
         "getitem", "flip", "native_channel_shuffle", "tensor_split", "swapdims", "moveaxis", "view_as", "reshape_as",
-        "expand_as", "ravel", "quant_stub", "dequant_stub",
+        "expand_as", "ravel", "quant_stub", "dequant_stub", "index",
     }
 )  # fmt: skip
 _AVERAGES = frozenset(
@@ -83,10 +84,12 @@ def relu_kind(node: fx.Node) -> str | None:
 
 
 def is_same_grid(node: fx.Node) -> bool:
-    """Whether the node's output holds only values of its first input (in evaluation)."""
+    """Whether the node's output, of several the first, holds only values of its first input (in evaluation)."""
     if returns_indices(node):
         return False
     if node.target is operator.getitem and not recorded(node) and isinstance(node.args[1], int):
+        if gives_places(node.args[0]) and node.args[1] != 0:  # type: ignore[arg-type]
+            return False
         # What it selects from may be no tensor: the outputs of an LSTM, a tuple among the inputs.
         return is_same_grid(node.args[0])  # type: ignore[arg-type]
     return operation_of(node) in SAME_GRID
@@ -95,6 +98,13 @@ def is_same_grid(node: fx.Node) -> bool:
 def returns_indices(node: fx.Node) -> bool:
     """Whether the node is a maximum that also says where it was."""
     return node.kwargs.get("return_indices", False) is True or node.args[6:7] == (True,)
+
+
+def gives_places(node: fx.Node) -> bool:
+    """Whether the node, of a captured graph, is a maximum that is a pair of values and places there."""
+    name = operation_of(node)
+    is_pair = name.startswith("adaptive_max_pool") or name.endswith("_with_indices")
+    return is_pair and isinstance(node.target, OpOverload)
 
 
 def stays_in_range(node: fx.Node) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from lq.backends.prepare import prepare, state_of
 from lq.config.presets import PRESETS
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.convert import convert, in_float
 from lq.conversion.reference import ReferenceLayer, reference
 from lq.ptq import calibrate
 from tests.conversion.test_convert import BODIES, Net
@@ -30,6 +32,19 @@ def calibrated(net: nn.Module, x: Tensor, qconfig: QConfig | str = "portable") -
     prepared = prepare(net.eval(), qconfig, example_args=(x,))
     calibrate(prepared, [x])
     return prepared.eval()
+
+
+class Between(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.last = nn.Conv1d(6, 6, 1), nn.LazyLinear(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.function(self.first(x)))
+        return out
 
 
 def assert_equal(prepared: nn.Module, x: Tensor, signed: bool = False) -> fx.GraphModule:
@@ -173,6 +188,26 @@ def test_same_grid_operations_tell_the_runtime_so() -> None:
     qdq = reference(calibrated(net, x))
     pairs = [(n.args[1], n.args[2]) for n in _pairs(qdq)]
     assert pairs[1] == pairs[2] == pairs[3], "conv, pooling and flattening lie on one grid"
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        lambda x: x[:, :, torch.tensor([1, 0, -1])],
+        lambda x: F.adaptive_max_pool1d(x, 3),
+        lambda x: F.adaptive_max_pool2d(x, (2, 3)),
+        lambda x: x.mT,
+    ],
+    ids=["indices", "adaptive maximum", "adaptive maximum of an image", "mT"],
+)
+def test_what_a_captured_graph_knows_by_another_name_keeps_the_grid(keeps: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, 6)
+    prepared = calibrated(Between(keeps), x)
+    qdq, int8 = assert_equal(prepared, x), convert(prepared)
+    (last,) = [node for node in qdq.graph.nodes if node.target == "last"]
+    assert "dequantize" in str(last.args[0].target)
+    assert in_float(int8) == {}
+    torch.testing.assert_close(int8(x), prepared(x))
 
 
 def test_a_layer_without_ranges_is_left_in_float_around_its_weight() -> None:

@@ -30,6 +30,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
+from lq.export.formats.onnx_float import keep_float_layers
 from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_weights, tidy
 from lq.export.formats.onnx_program import rewrite
 from lq.export.formats.output_names import output_names
@@ -112,7 +113,7 @@ def write(
         path: where to.
         opset: version of the ONNX operators.
         for_onnxruntime: whether a first layer gets channels in fours, activations of few bits are clipped as integers,
-            and weights of four bits are stored as such.
+            layers that were left in float stay so, and weights of four bits are stored as such.
         dynamic: let the batch be any, where the model does.
 
     Returns:
@@ -130,6 +131,7 @@ def write(
     if for_onnxruntime:
         clip_integers(model)
         align_channels(model)
+        keep_float_layers(model)
     if for_onnxruntime and packs(opset):
         pack_weights(model)
     write_model(model, path)

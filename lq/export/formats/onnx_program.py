@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
+from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
+from lq.export.formats.onnx_resizing import rewrite_circular_padding, rewrite_resizing
 
 aten = torch.ops.aten
 Rewriting = Callable[["Rewriter", fx.Node], "fx.Node | None"]
+"""Returns what replaces a call, or its first result where it has several."""
 
 
 class Rewriter:
@@ -21,10 +25,11 @@ class Rewriter:
     Args:
         graph: of the program.
         node: the call to replace.
+        program: where constants go; without one there can be none.
     """
 
-    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
-        self.graph, self.node = graph, node
+    def __init__(self, graph: fx.Graph, node: fx.Node, program: ExportedProgram | None = None) -> None:
+        self.graph, self.node, self.program = graph, node, program
 
     def call(self, operation: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A call of an operation, with what exporters ask of a node."""
@@ -32,6 +37,18 @@ class Rewriter:
         with self.graph.inserting_before(self.node):
             made = self.graph.call_function(operation, args, kwargs)
         made.meta = {**self.node.meta, "val": operation(*values[0], **values[1])}
+        return made
+
+    def constant(self, value: Tensor) -> fx.Node:
+        """A tensor that the program holds."""
+        assert self.program is not None
+        name = f"lq_constant_{len(self.program.constants)}"
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            made = self.graph.placeholder(name)
+        made.meta["val"] = self.node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+        self.program.constants[name] = value
+        held = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(made.name), target=name, persistent=None)
+        self.program.graph_signature.input_specs.insert(0, held)
         return made
 
 
@@ -55,12 +72,21 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     module = program.graph_module
     for node in list(module.graph.nodes):
         rewriting = _REWRITINGS.get(node.target)
-        made = None if rewriting is None else rewriting(Rewriter(module.graph, node), node)
+        made = None if rewriting is None else rewriting(Rewriter(module.graph, node, program), node)
         if made is not None:
-            node.replace_all_uses_with(made)
-            module.graph.erase_node(node)
+            _replace(node, made)
     module.recompile()
     return program
+
+
+def _replace(node: fx.Node, made: fx.Node) -> None:
+    if isinstance(node.meta["val"], tuple):
+        for first in list(node.users):
+            first.replace_all_uses_with(made)
+            node.graph.erase_node(first)
+    else:
+        node.replace_all_uses_with(made)
+    node.graph.erase_node(node)
 
 
 def _copied(write: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -114,16 +140,6 @@ def _with_one_batch(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str,
     return write.call(aten.reshape.default, out, [-1, *inner, factors[2].meta["val"].shape[-1]])
 
 
-def _pooled(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    """Adaptive pooling over three dimensions, whose windows are all of one size where the sizes divide."""
-    x, wanted = node.args
-    given = x.meta["val"].shape[-3:]  # type: ignore[union-attr]
-    if not all(isinstance(size, int) and size % to == 0 for size, to in zip(given, wanted, strict=True)):  # type: ignore[arg-type]
-        return None
-    window = [size // to for size, to in zip(given, wanted, strict=True)]  # type: ignore[arg-type]
-    return write.call(aten.avg_pool3d.default, x, window, window)
-
-
 def _average(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewrite_average_pooling(write.call, node)
 
@@ -132,10 +148,57 @@ def _largest(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewrite_max_pooling(write.call, node)
 
 
+def _adapted(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_adaptive_pooling(write.call, node)
+
+
+def _padded(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_circular_padding(write.call, node)
+
+
+def _resized(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_resizing(write.call, write.constant, node)
+
+
+def _joined(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """``hstack``, ``vstack`` and ``dstack`` of tensors with enough dimensions; torch.onnx makes loops of them."""
+    kind, tensors = node.target._schema.name[-6:], node.args[0]  # type: ignore[union-attr]
+    rank = min(tensor.meta["val"].dim() for tensor in tensors)  # type: ignore[union-attr]
+    dim = {"hstack": 1, "vstack": 0, "dstack": 2}[kind]
+    return None if rank <= max(dim, 1) else write.call(aten.cat.default, tensors, dim)
+
+
+def _selected(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Indices along one dimension; torch.onnx moves that to the front and back, which OpenVINO mistakes for layouts."""
+    x, indices = node.args
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
+    if len(given) != 1 or given[0][1].meta["val"].dtype not in (torch.int32, torch.int64):
+        return None
+    dim, index = given[0]
+    shape = list(index.meta["val"].shape)
+    if len(shape) == 1:
+        return write.call(aten.index_select.default, x, dim, index)
+    if not shape or not all(isinstance(size, int) for size in shape):
+        return None
+    flat = write.call(aten.index_select.default, x, dim, write.call(aten.reshape.default, index, [-1]))
+    return write.call(aten.unflatten.int, flat, dim, shape)
+
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
-    aten.adaptive_avg_pool3d.default: _pooled,
+    aten.adaptive_avg_pool3d.default: _adapted,
+    aten.adaptive_max_pool1d.default: _adapted,
+    aten.adaptive_max_pool2d.default: _adapted,
+    aten.adaptive_max_pool3d.default: _adapted,
+    aten.dstack.default: _joined,
+    aten.hstack.default: _joined,
+    aten.vstack.default: _joined,
+    aten.pad.default: _padded,
+    aten.index.Tensor: _selected,
+    aten.upsample_bicubic2d.vec: _resized,
+    aten._upsample_bilinear2d_aa.vec: _resized,  # noqa: SLF001
+    aten._upsample_bicubic2d_aa.vec: _resized,  # noqa: SLF001
     aten.avg_pool1d.default: _average,
     aten.avg_pool2d.default: _average,
     aten.avg_pool3d.default: _average,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -25,6 +26,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.low_bits import fits_in_four_bits, lowest_bits, two_in_a_byte
+from lq.export.formats.openvino_graph import compare_exactly, keep_in_float
 from lq.tracing.structure import Inputs
 
 FILE, WEIGHTS = "int8.xml", "int8.bin"
@@ -37,12 +39,20 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 
     Returns:
         whether the batch is dynamic, and in which type each kind of layer runs on this machine.
+
+    Raises:
+        ValueError: if the model cannot be exported, or OpenVINO has no conversion of an operation.
     """
     import openvino
 
     with scratch() as place:
         made = onnx_export.write(prepared, example, place / "int8.onnx")
-        model = openvino.convert_model(made.path)
+        try:
+            model = openvino.convert_model(made.path)
+        except openvino.frontend.OpConversionFailure as error:
+            raise ValueError(refusal(str(error))) from error
+        keep_in_float(model)
+        compare_exactly(model)
         if lowest_bits(prepared) <= 4:
             _pack_weights(model)
         # Into scratch: its writer says nothing of a disk that is full, and the copy does.
@@ -53,6 +63,25 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     planned = {row.name for row in plan_of(prepared).layers}
     precisions = _precisions(_compile(directory / FILE, None), planned)
     return {"dynamic_batch": made.dynamic, **precisions}
+
+
+def refusal(report: str) -> str:
+    r"""What OpenVINO's report on a failed conversion comes down to: most of it follows from the first failure.
+
+    Example:
+        >>> report = "-- Pad-20 with a message:\nException:\nUnsupported padding mode: [wrap]\n\nSummary:\n"
+        >>> refusal(report + "-- Conversion is failed for: Conv-20, Pad-20").partition(";")[0]
+        'OpenVINO has no conversion of Pad (Unsupported padding mode: [wrap])'
+    """
+    lost = "have to be known|has to be known|must be static|is_static"
+    missing = re.search(r"No conversion rule found for operations: (.+)", report)
+    parts = re.findall(r"-- (\w+?)(?:-\d+)? with a message:\n(.+?)(?=\n\n|\Z)", report, re.DOTALL)
+    reasons = [f"{name} ({said.splitlines()[-1]})" for name, said in parts if not re.search(lost, said)]
+    what = re.sub(r"-\d+|util::", "", missing[1]) if missing else ", ".join(reasons) or "an operation"
+    return (
+        f"OpenVINO has no conversion of {what}; these are ONNX's names. Write that part of the model in other torch "
+        "functions, or leave 'openvino' out of the exporters"
+    )
 
 
 def _pack_weights(model: Any) -> None:

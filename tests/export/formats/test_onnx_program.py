@@ -79,3 +79,42 @@ def test_adaptive_pooling_over_three_dimensions(size: Any, tmp_path: Path) -> No
     net = nn.Sequential(nn.Conv3d(2, 3, 1), nn.AdaptiveAvgPool3d(size))
     out, expected = in_onnxruntime(net, torch.randn(2, 2, 2, 4, 8), torch.randn(3, 2, 2, 4, 8), tmp_path / "x.onnx")
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+CALLS: dict[str, Any] = {
+    "circular padding": lambda x: F.pad(x, (1, 2, 0, 3), mode="circular"),
+    "circular padding and cutting": lambda x: F.pad(x, (-1, 2, 1, -2), mode="circular"),
+    "the largest in windows of two sizes": lambda x: F.adaptive_max_pool2d(x, (5, 3)),
+    "the largest in windows of one size": lambda x: F.adaptive_max_pool2d(x, (None, 4)),
+    "the largest in a row": lambda x: F.adaptive_max_pool1d(x.flatten(2), 5),
+    "means in windows of two sizes": lambda x: F.adaptive_avg_pool3d(x[:, None], (2, 3, 5)),
+    "cubic": lambda x: F.interpolate(x, (11, 5), mode="bicubic"),
+    "cubic by factors": lambda x: F.interpolate(x, scale_factor=(0.6, 1.3), mode="bicubic"),
+    "cubic from corner to corner": lambda x: F.interpolate(x, (4, 9), mode="bicubic", align_corners=True),
+    "antialias": lambda x: F.interpolate(x, (3, 12), mode="bilinear", antialias=True),
+    "antialias by factors": lambda x: F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True),
+    "antialias, aligned": lambda x: F.interpolate(x, 3, mode="bilinear", antialias=True, align_corners=True),
+    "places": lambda x: x[:, [2, 0, -1]],
+    "rows of places": lambda x: x[..., torch.tensor([[0, -2], [3, 3]])].mean(-1),
+    "joined": lambda x: torch.hstack([x, -x]),
+    "joined in depth": lambda x: torch.dstack([x, -x]),
+}
+
+
+class Calls(nn.Module):
+    """One function."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.function(x)
+        return out
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_calls_in_other_words(what: str, tmp_path: Path) -> None:
+    given, more = torch.randn(2, 4, 7, 8), torch.randn(5, 4, 7, 8)
+    out, expected = in_onnxruntime(Calls(CALLS[what]), given, more, tmp_path / "x.onnx")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
