@@ -30,12 +30,11 @@ def check_layers(model: nn.Module, layers: Sequence[str]) -> None:
     known = [name for name, _ in model.named_modules() if name]
     for layer in layers:
         if layer not in known:
-            near = difflib.get_close_matches(layer, known, 1) or known[:1]
+            near = difflib.get_close_matches(layer, known, 3) or known[:3]
+            modules = f"has {', '.join(map(repr, near))}, as named_modules() gives them" if near else "has no modules"
             raise ValueError(
-                f"distill: layers={list(layers)} names {layer!r}, which is no module of {type(model).__name__}; "
-                f"a name like {near[0]!r} is, as model.named_modules() gives it."
-                if near
-                else f"distill: layers={list(layers)}: {type(model).__name__} has no modules inside."
+                f"distill: layers={list(layers)} names {layer!r}, which is no module of {type(model).__name__}; that "
+                f"{modules}."
             )
 
 

@@ -125,7 +125,7 @@ class Unused(nn.Sequential):
 
 
 def test_layers_that_cannot_teach_are_refused(fit: Fit) -> None:
-    with pytest.raises(ValueError, match=r"names '00', which is no module of Sequential; a name like '0' is"):
+    with pytest.raises(ValueError, match=r"names '00', which is no module of Sequential; that has '0'"):
         trained(fit, Plain(), {"layers": ["00"]})
     with pytest.raises(TypeError, match=r"distill: layers='0' must be names, e\.g\. layers=\['features\.18'\]"):
         QATCallback(distill={"layers": "0"})
