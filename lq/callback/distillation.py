@@ -50,7 +50,7 @@ class Distillation:
     temperature: float = 1.0
     weight: float = 1.0
     loss: str | None = None
-    layers: tuple[str, ...] = ()
+    layers: tuple[str | int, ...] = ()
     layer_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -61,9 +61,16 @@ class Distillation:
                 raise ValueError(f"distill: {name}={value!r} must be above 0 and finite, e.g. {name}=1.0.")
         if self.loss not in (None, "kl", "mse"):
             raise ValueError(f"distill: loss={self.loss!r} must be 'kl' for class scores, 'mse', or None to find out.")
-        if not isinstance(self.layers, (list, tuple)) or not all(isinstance(name, str) for name in self.layers):
+        names = self.layers if isinstance(self.layers, (list, tuple)) else [None]
+        if not all(isinstance(name, (str, int)) for name in names):
             raise TypeError(f"distill: layers={self.layers!r} must be names, e.g. layers=['features.18'].")
-        object.__setattr__(self, "layers", tuple(self.layers))
+        # YAML takes the names of an nn.Sequential for numbers.
+        object.__setattr__(self, "layers", tuple(map(str, names)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the layers."""
+        return tuple(map(str, self.layers))
 
 
 def check_teaching(settings: Distillation, module: LightningModule, model: nn.Module) -> None:
@@ -77,7 +84,7 @@ def check_teaching(settings: Distillation, module: LightningModule, model: nn.Mo
     Raises:
         ValueError: if compiled code runs it, or a layer is unknown.
     """
-    check_layers(model, settings.layers)
+    check_layers(model, settings.names)
     if is_compiled(module):
         raise ValueError(
             f"distill needs a hook on {type(model).__name__}, but compiled code does not run hooks. Train without "
@@ -113,14 +120,14 @@ class Teacher:
         self._labels: Any = None
         self._teaches = False
         self._answers: list[Any] = []
-        self._hints = Hints(settings.layers, target, model, self._teach_layer)
+        self._hints = Hints(settings.names, target, model, self._teach_layer)
         self._listener = Listener(target, before=self._answer, after=self._compare)
 
     def begin(self, batch: Any) -> None:
         """A training step begins."""
         self.model.to(self.module.device).eval()
         self.losses, self._answers, self._teaches = [], [], True
-        self.hint_losses, self._hints.is_on = {name: [] for name in self.settings.layers}, True
+        self.hint_losses, self._hints.is_on = {name: [] for name in self.settings.names}, True
         self._labels = None if self.settings.loss is not None else self.labels_of(batch)
 
     def end(self) -> dict[str, Tensor]:

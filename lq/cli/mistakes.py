@@ -33,7 +33,7 @@ _EXPECTED = re.compile(r"Expected an? (?:<class ')?(\w[\w.\[\], ]*)")
 _GIVEN = re.compile(r"^ *Given value: (.+)$", re.MULTILINE)
 _SETTINGS = re.compile(r"Subtypes: \[<class 'lq\.[\w.]*\.(\w+)'>")
 _LIST = "collections.abc.Sequence"
-_WORDS = {_LIST: "a list"}
+_WORDS = {_LIST: "a list", "tuple": "a list"}
 _ENOUGH = 300  # characters of a message that nothing better is known of
 
 
@@ -60,7 +60,9 @@ def in_one_line(message: str, command: str, options: Iterable[str]) -> str:
     key = (_KEY.search(message) or [""] * 2)[1]
     named = _CLASS.findall(message)
     if named:
-        return _about_class(named[-1], key, message)
+        of_settings = named if _UNKNOWN_ARGUMENT.search(message) else []
+        fitting = of_settings or [path for path in named if _is_a(path, _base_of(key))]
+        return _about_class((fitting or named)[-1], key, message)
     lacking = _LACKING.search(message)
     if lacking:
         return _about_lacking(lacking[1], command)
@@ -103,7 +105,7 @@ def _about_class(path: str, key: str, message: str) -> str:
         if kind is base and setting in _EXAMPLES:  # what the parser takes where a file names no class
             return f"{setting!r} has settings, but names no class: add --{setting} {_EXAMPLES[setting]}"
         known = argument_names(kind)
-        near = suggestion(name, known) or f"; it has {', '.join(known) or 'none'}"
+        near = suggestion(name.partition(".")[0], known) or f"; it has {', '.join(known) or 'none'}"
         return f"{path} has no argument {name!r}{near}"
     lacking = _LACKING.search(message)
     if lacking:
@@ -114,8 +116,14 @@ def _about_class(path: str, key: str, message: str) -> str:
     inner = message.rpartition("Problem with given class_path")[2]
     given = None if "Got value" in inner else _GIVEN.search(inner)
     inner = inner[: given.end()] if given else inner.partition("- Expected a <class 'NoneType'>")[0]
-    named = [name for name in _KEY.findall(inner) if name != key]
-    return _about_value(".".join([key, *named[-1:]]), inner if named else message)
+    named = [name for name in dict.fromkeys(_KEY.findall(message)) if name != key]
+    return _about_value(".".join([key, *named]), inner if named else message)
+
+
+def _is_a(path: str, base: type) -> bool:
+    """Whether a class is one of those that are wanted, and not of settings within one."""
+    kind = imported(path)
+    return isinstance(kind, type) and issubclass(kind, base)
 
 
 def _about_lacking(names: str, command: str) -> str:

@@ -99,6 +99,24 @@ def test_in_a_configuration(told: Any, config: str, message: str) -> None:
     assert message in told("fit", config=config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("distill: {layers: [0], layer_weight: much}", "--trainer.callbacks.distill.layer_weight 'much' must be float"),
+        ("distill: {layers: 0}", "--trainer.callbacks.distill.layers '0' must be a list"),
+        ("distill: {layer: [a]}", "lq.Distillation has no argument 'layer'; did you mean 'layers'?"),
+        ("gate: {batches: many}", "--trainer.callbacks.gate.batches 'many' must be int"),
+        ("qconfig: {exclude: [0]}", "--trainer.callbacks.qconfig.exclude '0' must be str"),
+        ("distil: {temperature: 2.0}", "lq.QATCallback has no argument 'distil.temperature'; did you mean 'distill'?"),
+    ],
+)  # fmt: skip
+def test_in_settings_of_the_callback(told: Any, settings: str, message: str) -> None:
+    callback = f"{{class_path: lq.QATCallback, init_args: {{{settings}}}}}"
+    model = "{class_path: to_err.Net, init_args: {width: 3}}"
+    config = f"model: {model}\ntrainer: {{callbacks: [{callback}]}}\n"
+    assert told("fit", config=config) == f"lq: error: {message}"
+
+
 def test_faults_of_a_module_are_those_that_python_finds(told: Any, tmp_path: Path) -> None:
     assert "does_not_parse cannot be imported: SyntaxError: '(' was never closed" in told(
         "fit", "--model", "does_not_parse.Net"
