@@ -22,6 +22,7 @@ from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
 from lq.export.parity.gate import Gate, Parity
 from lq.export.parity.rounding import rounding_noise
+from lq.export.parity.worker import Worker
 from lq.metrics.detections import comparable
 from lq.ptq import calibrate
 from lq.tracing.structure import Inputs
@@ -176,7 +177,7 @@ def test_noise_is_not_asked_for_where_all_agree(tmp_path: Path) -> None:
         infos = {"torch": chosen(["torch"])[0].export(deep(), CALL, place)}
         entries = {"signature": Signature.of(deep(), CALL, outputs(deep())).to_dict(), "artifacts": infos}
         write_manifest(place, entries)
-        keeper = Gatekeeper(deep(), calls, Gate())
+        keeper = Gatekeeper(deep(), calls, Gate(), Worker())
         assert keeper.judge(chosen(["torch"])[0], place).passed
     assert "noise" not in keeper.__dict__
 
@@ -194,7 +195,7 @@ def test_boxes_that_differ_are_excused_only_by_equal_scores(tied: bool) -> None:
     prepared = as_graph(model).eval()
     call: Inputs = ((shown,), {})
     with torch.no_grad():
-        keeper = Gatekeeper(prepared, [(call, comparable(prepared(shown)))], Gate())
+        keeper = Gatekeeper(prepared, [(call, comparable(prepared(shown)))], Gate(), Worker())
     complaint = Gate().complaint(Parity(2, math.inf, 0.0, 0.75, detections=True))
     for ratio in (math.inf, 140.0):
         excused = keeper._excused("onnx", Parity(2, ratio, 0.0, 0.75, complaint, detections=True))
@@ -213,7 +214,7 @@ def test_boxes_that_differ_are_excused_by_the_noise_of_the_layers_if_that_is_all
     calibrate(model, [(shown,)])
     prepared = as_graph(model).eval()
     with torch.no_grad():
-        keeper = Gatekeeper(prepared, [(((shown,), {}), comparable(prepared(shown)))], Gate())
+        keeper = Gatekeeper(prepared, [(((shown,), {}), comparable(prepared(shown)))], Gate(), Worker())
     found = Parity(2, sqnr_db, 0.1, 0.75, detections=True)
     complaint = Gate().complaint(found)
     assert keeper._excused("onnx", replace(found, complaint=complaint)).complaint == ("" if excused else complaint)
