@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lq.core.modes import modes_kept
 from lq.core.state import STATE, QATState
 from lq.metrics.detections import detection_agreement, detections_in
+from lq.tracing.chance import CHANCE, depends_on_chance
 from lq.tracing.closeness import difference
 from lq.tracing.structure import is_record
 
@@ -26,7 +27,7 @@ def self_check(
     """Compare the prepared module with the float one, in evaluation and with fake quantization off.
 
     Raises:
-        ValueError: if the outputs differ in type or by more than 1e-5 of the largest value.
+        ValueError: if the outputs differ in type or by more than 1e-5 of the largest value, or depend on chance.
     """
     state = getattr(prepared, STATE)
     assert isinstance(state, QATState)
@@ -36,9 +37,14 @@ def self_check(
         with modes_kept(module, prepared):
             expected = module.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
             got = prepared.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs or {})))
+            _compare_outputs(expected, got, type(module).__name__)
+    except ValueError as error:
+        with modes_kept(module):
+            if depends_on_chance(module.eval(), (args, dict(kwargs or {}))):
+                raise ValueError(f"{type(module).__name__}: {CHANCE}.") from error
+        raise
     finally:
         state.fake_quant, state.observer = flags
-    _compare_outputs(expected, got, type(module).__name__)
 
 
 def _becomes_dict(output: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lq.compat.lightning_private import validation_loaders_of
 from lq.compat.packages import overrides
 from lq.core.modes import modes_kept
 from lq.deployment.evaluation import ValidationData
@@ -32,7 +33,7 @@ def validation_loaders(trainer: Trainer) -> Any:
     """
     if trainer.val_dataloaders is None and trainer.enable_validation:
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    return trainer.val_dataloaders
+    return validation_loaders_of(trainer)
 
 
 def early_validation_loaders(trainer: Trainer, module: LightningModule, who: str) -> Any:

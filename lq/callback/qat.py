@@ -61,6 +61,7 @@ from lq.callback.settings import as_export_settings, check_searches, check_setti
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
 from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
+from lq.compat.lightning_private import validation_loaders_of
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.config.schedule import Phase, QATSchedule
 from lq.conversion.wide import check_eight_bits
@@ -389,7 +390,7 @@ class QATCallback(Callback):
         """Listen to the target: FP32 is judged on the first validation after the start, the rest on every one."""
         if not is_target_prepared(pl_module, self._name):
             return
-        self._loaders = trainer.val_dataloaders
+        self._loaders = validation_loaders_of(trainer)
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
         validation, versions = self._validation_data(trainer, self._loaders), self._versions_due(trainer)

@@ -99,19 +99,27 @@ class Checkpoint:
     @property
     def is_qat(self) -> bool:
         """Whether it is one of a QAT run, rather than of the float model."""
-        return KEY in self.content
+        return KEY in self.content or any(f".{STATE}." in f".{name}" for name in self.content["state_dict"])
 
     @property
     def entry(self) -> CheckpointEntry:
         """What the QAT run has written into it.
 
         Raises:
-            ValueError: if it is one of a float run, of another version of lq, or from before QAT started.
+            ValueError: if it is one of a float run, of another version of lq, or from before QAT started, or holds
+                weights alone.
         """
         if not self.is_qat:
             raise ValueError(
                 f"{self.path} is a checkpoint of a float model: QATCallback has added nothing to it. Load it into the "
                 "float module, module.load_state_dict(torch.load(path)['state_dict']), and train or calibrate that."
+            )
+        if KEY not in self.content:
+            raise ValueError(
+                f"{self.path} holds the weights of a QAT run alone, as ModelCheckpoint(save_weights_only=True) writes "
+                "them, without the settings that they belong to. Take a checkpoint that holds both, or prepare the "
+                "module as in the run, lq.prepare(module.model, qconfig, example_args=...), and load them: "
+                "module.load_state_dict(torch.load(path)['state_dict'])."
             )
         entry = CheckpointEntry.from_dict(self.content[KEY], f"{self.path}: {KEY}")
         if not entry.started:
@@ -165,8 +173,8 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
         of a LightningModule.
 
     Raises:
-        ValueError: if the file is not a QAT checkpoint, was written by a newer lq or before QAT started, or is from
-            another architecture.
+        ValueError: if the file is not a QAT checkpoint, holds weights alone, was written by a newer lq or before QAT
+            started, or is from another architecture.
 
     Example:
         >>> import tempfile

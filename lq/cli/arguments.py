@@ -12,6 +12,7 @@ import yaml
 
 from lq.cli.hyperparameters import SAVED_AS, argument_names, hyperparameters_of
 from lq.cli.import_paths import imported
+from lq.export.artifact.remote import local_path
 
 CONFIG = "config.yaml"
 
@@ -33,6 +34,7 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: if the ``config.yaml`` of the run names no class, and no ``--model`` does.
+        FileNotFoundError: if there is no such checkpoint or artifact.
 
     Example:
         >>> completed("export", ["--ckpt_path", "no.ckpt", "--model", "my_module.Net"])
@@ -40,18 +42,29 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
     """
     args = list(args)
     if subcommand != "fit" and not any(_values(args, "--config", "-c", "--model")):
-        config = config_of(next(_values(args, "--ckpt_path"), None), next(_values(args, "--artifact"), None))
-        if config is not None and "model" in _classless(config):
+        checkpoint, artifact = next(_values(args, "--ckpt_path"), None), next(_values(args, "--artifact"), None)
+        config = config_of(checkpoint, artifact)
+        if config is None:
+            _check_there(checkpoint, artifact)
+        elif "model" in _classless(config):
             if subcommand != "bench":  # which can do without
                 raise ValueError(
                     f"{config} has the arguments of a module, but not its class, as a LightningCLI of one class writes "
                     "it: add --model my_module.Net, and --data my_module.Data."
                 )
-        elif config is not None:
+        else:
             print(f"lq: settings of {config} (--config or --model takes others)", file=sys.stderr)
             args = ["--config", str(config), *args]
     args = _classes_first(args)
     return [*_required(args), *_with_class_of_help(args)]
+
+
+def _check_there(*paths: str | None) -> None:
+    """Say that a file is missing, rather than that nothing beside it says what the model is."""
+    for given in filter(None, paths):
+        path = local_path(given)
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"there is no {given}")
 
 
 def typed_arguments(args: Sequence[str], key: str = "model") -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 # Attributes of a LightningModule that belong to its run.
@@ -59,6 +60,31 @@ def users_sampler(sampler: DistributedSampler[Any]) -> Any:
     """
     shared: Any = sampler.dataset
     return shared._sampler if isinstance(sampler, DistributedSamplerWrapper) else SequentialSampler(shared)
+
+
+def validation_loaders_of(trainer: Trainer) -> Any:
+    """As ``trainer.val_dataloaders``, which forgets how they are combined: ``None`` if there are none.
+
+    Returns:
+        the loaders in their structure if they run one after another, else a new CombinedLoader of them.
+    """
+    for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
+        combined: CombinedLoader | None = loop._combined_loader
+        if combined is not None:
+            loaders = combined.iterables
+            return loaders if combined._mode == "sequential" else combined_like(combined, loaders)
+    return None
+
+
+def combined_like(loader: CombinedLoader, iterables: Any) -> CombinedLoader:
+    """Other iterables, combined as those of a loader are.
+
+    Example:
+        >>> again = combined_like(CombinedLoader({"a": [1, 2], "b": [3]}, "max_size_cycle"), {"a": [4, 5], "b": [6]})
+        >>> [batch for batch, _, _ in again]
+        [{'a': 4, 'b': 6}, {'a': 5, 'b': 6}]
+    """
+    return type(loader)(iterables, loader._mode)
 
 
 def settings_of_run(trainer: Trainer) -> Mapping[str, Any] | None:

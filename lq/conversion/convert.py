@@ -16,6 +16,7 @@ from lq.conversion.wide import check_eight_bits
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
+from lq.tracing.call_signature import refuse_other_arguments
 
 
 def convert(prepared: nn.Module) -> fx.GraphModule:
@@ -25,7 +26,8 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
         prepared: from :func:`lq.prepare`, trained or calibrated, on any device.
 
     Returns:
-        a GraphModule on the CPU, in evaluation mode, float tensors in and out, int8 kernels inside.
+        a GraphModule on the CPU, in evaluation mode, float tensors in and out, int8 kernels inside. It is called as the
+        module is; arguments that are no tensors are fixed in it, and others are refused.
 
     Raises:
         ValueError: if it is not prepared, has fake quantizers that never saw a batch, or activations of 16 bits.
@@ -44,7 +46,10 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
     graph = graph_with_ranges(prepared)
     engine = quantized_engine(qconfig_of(prepared).resolved_engine)
     with engine, quiet_torchscript(), torch.inference_mode(False), torch.no_grad():
-        return _Int8Lowering(graph).run()
+        int8 = _Int8Lowering(graph).run()
+        refuse_other_arguments(int8.graph)
+        int8.recompile()
+        return int8
 
 
 _WHY_FLOAT = "_lq_why_float"

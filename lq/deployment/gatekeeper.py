@@ -20,6 +20,7 @@ from lq.export.parity.rounding import rounding_noise
 from lq.export.parity.worker import Worker
 from lq.metrics.detections import Comparable, comparable
 from lq.tracing.batch import fixed_batch
+from lq.tracing.chance import CHANCE, depends_on_chance
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, map_tensors
 
@@ -54,6 +55,11 @@ class Gatekeeper:
         with torch.no_grad():
             own = [comparable(self.prepared(*args, **kwargs)) for args, kwargs in copy.deepcopy(self.inputs)]
         return rounding_noise(self.prepared, self.inputs, own)
+
+    @cached_property
+    def by_chance(self) -> bool:
+        """Whether the model agrees with itself no better than with a file, which rounding would seem to explain."""
+        return depends_on_chance(self.prepared, self.inputs[0])
 
     def judge(self, choice: Chosen, place: Path, other_complaint: str = "") -> Parity:
         """Compare one artifact, and find the layer to look at if there is a complaint.
@@ -99,6 +105,8 @@ class Gatekeeper:
         """Without the complaint, where rounding alone explains it."""
         if parity.passed or not parity.sqnr_db > -math.inf or not self.gate.excuse_rounding:
             return parity
+        if self.by_chance:
+            return replace(parity, complaint=f"{parity.complaint}: {CHANCE}")
         reason = ""
         if self.noise is not None and parity.is_explained_by(self.noise):
             reason = (

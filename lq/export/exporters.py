@@ -275,6 +275,10 @@ class Chosen:
         return self.exporter.export(prepared, example, directory, **self.options)
 
 
+def _as_list(choices: Any) -> str:
+    return f"[{shown(choices)}]" if choices and isinstance(choices, Mapping) else "['torch']"
+
+
 def chosen(choices: Sequence[Choice]) -> list[Chosen]:
     """The exporters of a configuration, checked.
 
@@ -300,7 +304,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
     if isinstance(choices, str):
         raise TypeError(f"exporters={choices!r} must be a list; write [{choices!r}].")
     if not isinstance(choices, Sequence):
-        raise TypeError(f"exporters={shown(choices)} must be a list of names; write ['torch'].")
+        raise TypeError(f"exporters={shown(choices)} must be a list of names; write {_as_list(choices)}.")
     pairs = [pair for choice in choices for pair in _pairs(choice)]
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})

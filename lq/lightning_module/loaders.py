@@ -18,7 +18,8 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from lq.compat.lightning_private import users_sampler
+from lq.compat.lightning_private import combined_like, users_sampler
+from lq.compat.packages import is_a
 
 
 def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
@@ -37,7 +38,7 @@ def training_loaders(loaders: Any) -> list[Any]:
         >>> training_loaders({"a": [1, 2], "b": 3})
         [1, 2, 3]
     """
-    if isinstance(loaders, CombinedLoader):
+    if is_a(loaders, CombinedLoader):
         return list(loaders.flattened)
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
@@ -48,6 +49,8 @@ def training_loaders(loaders: Any) -> list[Any]:
 
 def _each(loaders: Any, change: Callable[[DataLoader[Any]], DataLoader[Any]]) -> Any:
     """The loaders in their structure, each that is a DataLoader changed."""
+    if is_a(loaders, CombinedLoader):
+        return combined_like(loaders, _each(loaders.iterables, change))
     if isinstance(loaders, (list, tuple)):
         return [_each(loader, change) for loader in loaders]
     if isinstance(loaders, Mapping):

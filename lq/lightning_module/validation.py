@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from lq.compat.lightning_private import validation_loaders_of
 from lq.compat.packages import is_lightning_module, of_package
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.last_call import LastCall, on_cpu
@@ -187,7 +188,7 @@ def first_validation_call(
             "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
         )
     args, kwargs, _ = tap.take()
-    return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), trainer.val_dataloaders
+    return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), validation_loaders_of(trainer)
 
 
 def _quiet_trainer(module: LightningModule, **settings: Any) -> Trainer:

@@ -27,6 +27,22 @@ def field_of(record: Any, name: str) -> Any:
     return record[name] if isinstance(record, dict) else getattr(record, name)
 
 
+@fx.wrap
+def require_fixed(name: str, fixed: Any, given: Any) -> None:
+    """Refuse an argument that is not what it was in the call that a graph was captured of.
+
+    Raises:
+        ValueError: if it is another one.
+    """
+    if given is not fixed and not (isinstance(given, _PLAIN) and given == fixed):
+        value = repr(given) if isinstance(given, _PLAIN) else f"a {type(given).__name__}"
+        raise ValueError(
+            f"the model was converted with {name}={fixed!r}, which is fixed in it, but was called with {name}={value}. "
+            f"Prepare it with inputs that have that {name}."
+        )
+
+
+_FIXED = "lq_fixed"  # in the ``meta`` of a placeholder
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -60,8 +76,33 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
         nodes.append(graph.create_node("placeholder", name, args=given, name=name))
     found: dict[int, fx.Node] = {}
     for node, (_, value, _) in zip(nodes, rows, strict=True):
+        if isinstance(value, _PLAIN):
+            node.meta[_FIXED] = value
         _take_apart(graph, node, value, found)
     return [found[index] for index in range(len(found))]
+
+
+def refuse_other_arguments(graph: fx.Graph) -> None:
+    """Let a graph refuse arguments that are fixed in it, if they are given as something else.
+
+    Args:
+        graph: has the placeholders of :func:`add_placeholders`, or copies of them.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> (x,) = add_placeholders(graph, nn.Bilinear(1, 1, 1), (Leaf(0), None), {})
+        >>> _ = graph.output(x)
+        >>> refuse_other_arguments(graph)
+        >>> fx.GraphModule({}, graph)(1, 2)
+        Traceback (most recent call last):
+        ValueError: the model was converted with input2=None, which is fixed in it, but was called with input2=2. ...
+    """
+    fixed = [node for node in graph.nodes if _FIXED in node.meta]
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        for node in fixed:
+            check = graph.call_function(require_fixed, (str(node.target), node.meta[_FIXED], node))
+            check.meta["is_wrapped"] = True
 
 
 def _arguments(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -67,3 +67,23 @@ def test_the_self_check_leaves_modes_flags_statistics_and_inputs_alone(training:
     assert prepared.get_submodule("1").training is False
     assert torch.equal(x, given)
     assert not state_of(prepared).ready(0)
+
+
+class Sampling(nn.Module):
+    """A variational autoencoder that draws in evaluation, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, log_var = self.encode(x).chunk(2, 1)
+        decoded: Tensor = self.decode(mean + torch.randn_like(mean) * (0.5 * log_var).exp())
+        return decoded
+
+
+def test_outputs_that_depend_on_chance_are_told_as_that():
+    x, net = torch.randn(4, 6), Sampling().eval()
+    prepared = prepare(copy.deepcopy(net), example_args=(x,))
+    with pytest.raises(ValueError, match=r"Sampling: two calls .* random numbers.*Draw them only if self\.training"):
+        self_check(net, prepared, (x,))

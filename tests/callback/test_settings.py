@@ -39,7 +39,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"exporters": []}, "would leave no model"),
     ({"exporters": [{}]}, "exporter {} must be a name"),
     ({"exporters": None}, "must be a list of names"),
-    ({"exporters": {"onnx": {}}}, "must be a list of names"),
+    ({"exporters": {"onnx": {}}}, r"must be a list of names; write \[\{'onnx': \{\}\}\]"),
     ({"exporters": [5]}, "exporter 5 must be a name"),
     ({"exporters": ["onx"]}, "unknown exporter 'onx'"),
     ({"exporters": ["torch", "torch"]}, "more than once"),

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import torchmetrics
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -191,6 +192,20 @@ def test_several_validation_loaders(fit: Fit) -> None:
     assert {"fp32", "fake", "torch"} <= seen.keys()
     own = {"val_loss/dataloader_idx_0", "val_loss/dataloader_idx_1"}
     assert all(own <= seen[version].keys() for version in ("fp32", "fake", "torch"))
+
+
+def test_validation_loaders_that_are_combined_stay_it(fit: Fit) -> None:
+    class Pairs(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            x, y = batch["a"]
+            self.log("val_loss", F.cross_entropy(self.model(x), y), batch_size=len(x))
+
+    callback = qat()
+    pairs = CombinedLoader({"a": val_loader(), "b": val_loader(6)}, "max_size")
+    fit(Pairs(), callback, max_epochs=1, loaders=(train_loader(), pairs))
+    assert callback.deployment is not None
+    seen = callback.deployment.results
+    assert all("val_loss" in seen[version] for version in ("fp32", "fake", "torch"))
 
 
 @pytest.mark.parametrize("how", ["no loader", "no step", "limit"])

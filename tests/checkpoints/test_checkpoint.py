@@ -226,6 +226,21 @@ def test_float_checkpoint_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path, Tiny())
 
 
+def test_weights_alone_are_told_as_that_and_load_as_is_said(tmp_path: Path) -> None:
+    path = trained(tmp_path, Tiny(), qat())
+    whole = load_checkpoint(path, Tiny())
+    content = torch.load(path, weights_only=True)
+    torch.save({"state_dict": content["state_dict"]}, path)  # as ModelCheckpoint(save_weights_only=True)
+    with pytest.raises(ValueError, match=r"holds the weights of a QAT run alone, as .*save_weights_only=True"):
+        load_checkpoint(path, Tiny())
+    with pytest.raises(ValueError, match="is a checkpoint of a QAT run; give one of the float model"):
+        Checkpoint.read(path).load_float(Tiny())
+    module = Tiny().eval()
+    lq.prepare(module.model, example_args=(X,))
+    module.load_state_dict(torch.load(path)["state_dict"])
+    assert torch.equal(module(X), whole(X))
+
+
 def test_checkpoint_from_before_the_start_is_refused(tmp_path: Path) -> None:
     class Keep(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

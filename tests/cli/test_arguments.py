@@ -92,3 +92,12 @@ def test_a_run_of_a_command_line_with_one_class_wants_its_name(
     config = ["--config", str(run / "config.yaml")]
     assert completed("export", [*config, *NET])[:3] == ["--model=mine_to_complete.Net", *config]
     assert completed("export", [*config, *NET, "--data", "mine.Data"])[:2] == [f"--model={NET[1]}", "--data=mine.Data"]
+
+
+@pytest.mark.parametrize("option", ["--ckpt_path", "--artifact"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, option: str) -> None:
+    missing = str(tmp_path / "lsat.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"there is no .*lsat\.ckpt"):
+        completed("bench", [option, missing])
+    assert completed("bench", [option, missing, *NET]) == [option, missing, *NET]
+    assert completed("bench", [option, "memory://run/int8"]) == [option, "memory://run/int8"]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DistributedSampler, RandomSampler
 from torchmetrics import Accuracy
@@ -85,3 +86,17 @@ def test_a_module_holds_the_mesh_of_its_strategy() -> None:
     with private.without_device_mesh(module):
         assert module._device_mesh is None
     assert module._device_mesh is mesh
+
+
+def test_it_is_known_how_validation_loaders_are_combined(tmp_path: Path) -> None:
+    class Module(LightningModule):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    trainer = quiet_trainer(tmp_path)
+    assert private.validation_loaders_of(trainer) is None
+    trainer.validate(Module(), [[1, 2], [3]], verbose=False)
+    assert private.validation_loaders_of(trainer) == [[1, 2], [3]]
+    trainer = quiet_trainer(tmp_path)
+    trainer.validate(Module(), CombinedLoader({"a": [1, 2], "b": [3]}, "max_size"), verbose=False)
+    again = private.combined_like(private.validation_loaders_of(trainer), {"a": [4, 5], "b": [6]})
+    assert [batch for batch, _, _ in again] == [{"a": 4, "b": 6}, {"a": 5, "b": None}]

@@ -239,3 +239,25 @@ def test_calls_of_one_weight_are_one_kernel_only_if_they_are_the_same():
     int8 = convert(prepared)
     assert torch.allclose(int8(x), prepared.eval()(x), atol=0.02)  # a step of its output
     assert torch.allclose(reference(prepared)(x), prepared(x), atol=0.02)
+
+
+class Flags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, twice: bool = False, scale: float = 1.0) -> Tensor:
+        x = self.a(x) * scale if mask is None else self.a(x) * mask
+        return self.b(self.a(x) if twice else x)
+
+
+def test_arguments_that_are_fixed_in_it_are_refused_as_others():
+    x = torch.randn(6, 4)
+    prepared = prepare(Flags(), example_args=(x,))
+    calibrate(prepared, [x])
+    int8 = copy.deepcopy(convert(prepared))
+    assert torch.equal(int8(x, None, twice=False, scale=1), int8(x))
+    others: list[dict[str, Any]] = [{"mask": torch.ones(4)}, {"mask": [1]}, {"twice": True}, {"scale": 2.0}]
+    for other in others:
+        with pytest.raises(ValueError, match=rf"converted with {next(iter(other))}=.*, which is fixed in it, but was"):
+            int8(x, **other)

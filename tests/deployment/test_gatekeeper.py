@@ -129,6 +129,25 @@ def test_a_fault_is_not_excused() -> None:
     assert "they first differ at " in done.failures[0]
 
 
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y: Tensor = self.b(x + torch.randn_like(x))
+        return y
+
+
+def test_chance_is_not_taken_for_rounding() -> None:
+    prepared = prepare(Noisy(), example_args=(ROWS,))
+    calibrate(prepared, [ROWS])
+    done = delivered(as_graph(prepared).eval(), ExportSettings(["torch"]))
+    assert not done.parity["torch"].passed
+    assert "where forward draws random numbers" in done.failures[0]
+
+
 def test_a_graph_that_computes_something_else_does_not_excuse_itself() -> None:
     trained = outputs(deep())
     trained = trained + trained.std() * torch.randn_like(trained)

@@ -45,6 +45,13 @@ def test_each_structure_of_loaders_is_kept() -> None:
     assert undistributed([1, 2]) == [1, 2]
 
 
+def test_so_is_the_way_in_which_they_are_combined() -> None:
+    sampler: Any = DistributedSampler(make_data(6), num_replicas=2, rank=0)
+    share = DataLoader(make_data(6), batch_size=3, sampler=sampler)
+    whole = undistributed(CombinedLoader({"a": share, "b": [1, 2, 3]}, "max_size"))
+    assert [(batch["a"] is None, batch["b"]) for batch, _, _ in whole] == [(False, 1), (False, 2), (True, 3)]
+
+
 NUMBERS: Any = list(range(1000))
 
 

@@ -64,6 +64,7 @@ class ProgramModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors on the CPU."""
+        self.signature.tensors(args, kwargs)  # refuses those that the program would leave unread
         values = {**self.signature.constants, **self.signature.arguments(args, kwargs)}
         positional = [values[name] for name in self.signature.parameters[: self.info["positional"]]]
         output = self.module(*positional, **{name: values[name] for name in self.info["named"]})

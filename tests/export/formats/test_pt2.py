@@ -50,6 +50,11 @@ def test_keywords_in_any_order(tmp_path: Path) -> None:
             torch.testing.assert_close(got["logits"], expected)
 
 
+def test_what_the_program_would_not_read_is_refused(exported: tuple[fx.GraphModule, Any, Path]) -> None:
+    with pytest.raises(ValueError, match="but was called with 2 tensors"):
+        exported[1](images(2), images(2))
+
+
 WITHOUT_LQ = """
 import sys
 import torch
