@@ -208,6 +208,10 @@ class Tensors:
             return value
         if (value, grid) not in self._moved:
             made = self.like(value, name, grid)
-            self.file.operator("QUANTIZE", [value.tensor], [made.tensor], "QuantizeOptions")
+            if self.grid(value) is None:
+                self.file.operator("QUANTIZE", [value.tensor], [made.tensor], "QuantizeOptions")
+            else:  # XNNPACK's QUANTIZE knows the ratio of two grids to 8 bits only
+                one = self.constant(np.ones([1] * len(made.order), np.int8), "one", Grid.of(1.0, 0))
+                self.file.operator("MUL", [value.tensor, one], [made.tensor], "MulOptions")
             self._moved[value, grid] = made
         return self._moved[value, grid]

@@ -46,6 +46,8 @@ EXACT: dict[str, Function] = {
     "mean": lambda x, y: y.mean((2, 3), keepdim=True),
     "nearest": lambda x, y: F.interpolate(y, scale_factor=2),
     "nearest, to a size": lambda x, y: F.interpolate(y, size=(5, 13)),
+    "nearest, to fewer pixels": lambda x, y: F.interpolate(y, size=(3, 5)),
+    "cat": lambda x, y: torch.cat([x, y], 1),
     "pad": lambda x, y: F.pad(y, (1, 2, 0, 1)),
     "reflect": lambda x, y: F.pad(y, (1, 2, 2, 1), mode="reflect"),
     "chunk": lambda x, y: torch.cat(y.chunk(2, 1)[::-1], 1),
@@ -58,7 +60,6 @@ EXACT: dict[str, Function] = {
 
 # LiteRT computes these in fixed point, or rounds on a grid of its own in between.
 NEAR: dict[str, Function] = {
-    "cat": lambda x, y: torch.cat([x, y], 1),
     "leaky relu": lambda x, y: F.leaky_relu(y),
     "hardswish": lambda x, y: F.hardswish(y),
     "hardsigmoid": lambda x, y: F.hardsigmoid(y),
