@@ -305,6 +305,15 @@ def test_the_line_that_has_no_graph_is_named():
         captured(net, torch.ones(3, 4))
 
 
+def test_what_takes_a_tensor_out_of_the_graph_is_told():
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        return net.linear("fc", x).data * 2
+
+    net = Marked(body, fc=nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"has no graph .* write x\.detach\(\)\."):
+        captured(net, torch.ones(3, 4))
+
+
 def test_a_learned_scale_is_shared():
     scale = LearnedScale(torch.zeros(4, 1))
 

@@ -61,6 +61,9 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     Returns:
         the program.
 
+    Raises:
+        ValueError: if it has calls that torch.onnx can do nothing with.
+
     Example:
         >>> class Attends(torch.nn.Module):
         ...     def forward(self, x):
@@ -184,6 +187,33 @@ def _selected(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return write.call(aten.unflatten.int, flat, dim, shape)
 
 
+def _averaged(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Means of what is scattered to one place, which torch.onnx takes for the last of them: a sum and a count."""
+    x, dim, index, source, kind = node.args[:5]
+    if kind != "mean" or not x.meta["val"].is_floating_point():  # type: ignore[union-attr]
+        return None
+
+    def total(values: Any, scattered: Any) -> fx.Node:
+        return write.call(node.target, values, dim, index, scattered, "sum", **node.kwargs)
+
+    count = total(*(write.call(aten.ones_like.default, tensor) for tensor in (x, source)))
+    return write.call(aten.div.Tensor, total(x, source), count)
+
+
+def _refused(write: Rewriter, node: fx.Node) -> None:
+    raise ValueError(f"torch.onnx {no_translation(str(node.target).removesuffix('.default'))}")
+
+
+def no_translation(operation: str) -> str:
+    """What is said of an operation that torch.onnx cannot write, and what to do.
+
+    Example:
+        >>> no_translation("aten.cummax")[:76]
+        "has no translation of aten.cummax: write it with other operations, or export"
+    """
+    return f"has no translation of {operation}: write it with other operations, or export 'torch' or 'pt2', which take it"
+
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
@@ -191,6 +221,9 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.adaptive_max_pool1d.default: _adapted,
     aten.adaptive_max_pool2d.default: _adapted,
     aten.adaptive_max_pool3d.default: _adapted,
+    aten.as_strided_scatter.default: _refused,
+    aten.diagonal_scatter.default: _refused,
+    aten.scatter_reduce.two: _averaged,
     aten.dstack.default: _joined,
     aten.hstack.default: _joined,
     aten.vstack.default: _joined,
