@@ -77,6 +77,7 @@ FLOATING: dict[str, Function | nn.Module] = {
     "selu": lambda x, y: F.selu(y),
     "celu": lambda x, y: F.celu(y, 0.7),
     "softplus": lambda x, y: F.softplus(8 * y, beta=2),
+    "softplus, straight above": lambda x, y: F.softplus(4 * y, beta=2, threshold=1),
     "mish": lambda x, y: F.mish(y),
     "log sigmoid": lambda x, y: F.logsigmoid(y),
     "sum": lambda x, y: y.sum((1, 3), keepdim=True).expand(-1, 8, -1, 8),
