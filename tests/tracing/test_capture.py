@@ -215,6 +215,7 @@ def test_operations_in_place():
         net.count += 1
         y = net.convolve("conv", sites.round(x, "in")).relu_()
         y += 1
+        y.pow_(2)
         y[:, :4].mul_(2)
         y[:, 0] = y[:, 1]
         with torch.no_grad():

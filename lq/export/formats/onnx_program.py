@@ -211,7 +211,9 @@ def no_translation(operation: str) -> str:
         >>> no_translation("aten.cummax")[:76]
         "has no translation of aten.cummax: write it with other operations, or export"
     """
-    return f"has no translation of {operation}: write it with other operations, or export 'torch' or 'pt2', which take it"
+    return (
+        f"has no translation of {operation}: write it with other operations, or export 'torch' or 'pt2', which take it"
+    )
 
 
 _REWRITINGS: dict[Any, Rewriting] = {

@@ -246,5 +246,7 @@ def test_what_onnx_lacks_is_told_in_a_line(tmp_path: Path) -> None:
     x = torch.randn(8, 4)
     prepared = lq.prepare(Distances(), example_args=(x,))
     lq.calibrate(prepared, [x])
-    with pytest.raises(RuntimeError, match=r"'onnx' \(torch\.onnx has no translation of aten\._cdist_forward: write it.*'pt2'"):
+    with pytest.raises(
+        RuntimeError, match=r"'onnx' \(torch\.onnx has no translation of aten\._cdist_forward: write it.*'pt2'"
+    ):
         lq.export_artifact(prepared, [x], tmp_path / "int8", ["onnx"])

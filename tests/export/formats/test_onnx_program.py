@@ -99,8 +99,8 @@ CALLS: dict[str, Any] = {
     "joined": lambda x: torch.hstack([x, -x]),
     "joined in depth": lambda x: torch.dstack([x, -x]),
     "means of places": lambda x: x.flip(2).scatter_reduce(2, (3 * x).long().clamp(0, 6), x, "mean"),
-    "means of places alone": lambda x: (
-        x.flip(2).scatter_reduce(2, (3 * x).long().clamp(0, 6), x, "mean", include_self=False)
+    "means of places alone": lambda x: x.flip(2).scatter_reduce(
+        2, (3 * x).long().clamp(0, 6), x, "mean", include_self=False
     ),
 }
 
@@ -126,5 +126,5 @@ def test_calls_in_other_words(what: str, tmp_path: Path) -> None:
 
 def test_what_is_beyond_torch_onnx_is_refused(tmp_path: Path) -> None:
     net = Calls(lambda x: x.diagonal_scatter(x[:, :, 0, :7], 0, 2, 3))
-    with pytest.raises(ValueError, match="no translation of aten.diagonal_scatter: write it with other operations"):
+    with pytest.raises(ValueError, match=r"no translation of aten\.diagonal_scatter: write it with other operations"):
         in_onnxruntime(net, torch.randn(2, 4, 7, 8), torch.randn(5, 4, 7, 8), tmp_path / "x.onnx")

@@ -190,7 +190,7 @@ class Tensors:
 
     def cast(self, value: Value, dtype: str) -> Value:
         """In another type; what lies on a grid is a float."""
-        if dtype == "float32" and self.of(value).dtype in ("float32", "int8"):
+        if dtype == "float32" and (self.grid(value) is not None or self.of(value).dtype == dtype):
             return value
         value = self.settled(self.real(value))
         source = self.of(value)

@@ -97,6 +97,7 @@ FLOATING: dict[str, Function | nn.Module] = {
     "running count": lambda x, y: y * ((y > 0).int().cumsum(3) + 1) * (x > 0),
     "places of each row": lambda x, y: y.gather(3, (x > 0).long() + 2),
     "arithmetic of integers": lambda x, y: y * (8 * x).int().clamp(1, 5) - (4 * y).long() ** 2 + (2 * x).int().neg(),
+    "small integers": lambda x, y: (8 * y).to(torch.int8).float() * x,
     "elu, flat": lambda x, y: F.elu(y, 0.0),
     "average pool, rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, ceil_mode=True),
     "average pool, padded and rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True),
