@@ -200,6 +200,13 @@ def _averaged(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return write.call(aten.div.Tensor, total(x, source), count)
 
 
+def _projected(write: Rewriter, node: fx.Node) -> None:
+    """An LSTM with ``proj_size``, which torch.onnx writes as one without."""
+    hidden, cell = (state.meta["val"] for state in node.args[1])  # type: ignore[union-attr]
+    if hidden.shape[-1] != cell.shape[-1]:
+        raise ValueError(f"torch.onnx {no_translation('an LSTM with proj_size')}")
+
+
 def _refused(write: Rewriter, node: fx.Node) -> None:
     raise ValueError(f"torch.onnx {no_translation(str(node.target).removesuffix('.default'))}")
 
@@ -226,6 +233,7 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.as_strided_scatter.default: _refused,
     aten.diagonal_scatter.default: _refused,
     aten.scatter_reduce.two: _averaged,
+    aten.lstm.input: _projected,
     aten.dstack.default: _joined,
     aten.hstack.default: _joined,
     aten.vstack.default: _joined,
