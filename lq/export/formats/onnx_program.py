@@ -215,8 +215,8 @@ def no_translation(operation: str) -> str:
     """What is said of an operation that torch.onnx cannot write, and what to do.
 
     Example:
-        >>> no_translation("aten.cummax")[:76]
-        "has no translation of aten.cummax: write it with other operations, or export"
+        >>> no_translation("aten.cummax").partition(":")[0]
+        'has no translation of aten.cummax'
     """
     return (
         f"has no translation of {operation}: write it with other operations, or export 'torch' or 'pt2', which take it"
