@@ -138,7 +138,11 @@ class _Int8Lowering(Lowering):
     def operation(self, node: fx.Node) -> _Value:
         if ops.is_same_grid(node) or ops.relu_kind(node) is not None:
             return self._same_grid(node)
-        return _Value(real=_reshaping(self.copy(node, self.real)))
+        read = self._contiguous if ops.operation_of(node) in _OF_USUAL_STRIDES else self.real
+        return _Value(real=_reshaping(self.copy(node, read)))
+
+    def _contiguous(self, node: fx.Node) -> fx.Node:
+        return self.graph.call_method("contiguous", (self.real(node),))
 
     def _same_grid(self, node: fx.Node) -> _Value:
         grid = self._grid_of(node.args[0]) if node.args else None
@@ -204,6 +208,8 @@ def _reshaping(node: fx.Node) -> fx.Node:
     return node
 
 
+# What torch computes of tensors with the usual strides only, and not of the channels last that int8 convolutions write.
+_OF_USUAL_STRIDES = frozenset({"kron"})
 _ON_QUANTIZED = frozenset(
     {
         "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "max_pool2d", "contiguous",

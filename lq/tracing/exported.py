@@ -227,6 +227,8 @@ def quiet() -> Iterator[None]:
 
 _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
 
+_TAKEN_OUT = re.compile(r"fake tensor in the exported program constant's list")
+
 
 def _reason(target: nn.Module, error: Exception, inner: str) -> str:
     remedy = f"Train and export the inner module that does most of the work: QATCallback(target={inner!r})."
@@ -236,6 +238,8 @@ def _reason(target: nn.Module, error: Exception, inner: str) -> str:
             "That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
             f"tensor operations (torch.where), or name an inner module without it: QATCallback({name})."
         )
+    elif _TAKEN_OUT.search(str(error)):
+        remedy = "It takes a tensor out of the graph, as `x.data` does: write x.detach()."
     elif not inner:
         remedy = ""
     problem = f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({_said(error)})"

@@ -108,7 +108,17 @@ def _out_of_place(node: fx.Node) -> OpOverload | None:
     written = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     if target.namespace != "aten" or not name.endswith("_") or written != ["self"]:
         return None
-    twin = getattr(getattr(torch.ops.aten, name[:-1], None), target._overloadname, None)
+    twin = _twin(target, getattr(torch.ops.aten, name[:-1], None))
     types = {n.meta["val"].dtype for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)}
     # What works in place keeps the type of the first argument; the other promotes.
-    return twin if isinstance(twin, OpOverload) and len(types) == 1 and node.meta["val"].dtype in types else None
+    return twin if len(types) == 1 and node.meta["val"].dtype in types else None
+
+
+def _twin(target: Any, operation: Any) -> OpOverload | None:
+    """The overload with the same arguments, which may have another name: ``pow_.Scalar`` is ``pow.Tensor_Scalar``."""
+    if operation is None:
+        return None
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments]
+    names = sorted(operation.overloads(), key=lambda name: name != target._overloadname)
+    overloads: list[Any] = [getattr(operation, name) for name in names]
+    return next((o for o in overloads if [(a.name, str(a.type)) for a in o._schema.arguments] == wanted), None)

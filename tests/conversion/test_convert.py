@@ -47,6 +47,7 @@ BODIES: dict[str, Callable[[Net, Tensor], Any]] = {
     "parameter": lambda n, x: n.c(n.a(x) + n.token),
     "shape arithmetic": lambda n, x: n.fc(n.a(x).view(x.shape[0], 4, -1).mean(2)),
     "interpolation": lambda n, x: n.b(F.interpolate(n.a(x), scale_factor=2.0)),
+    "product of Kronecker": lambda n, x: n.c(torch.kron(n.a(x)[:, :, 1:3], torch.ones(1, 1, 2))),
     "called twice": lambda n, x: n.a(F.relu(n.a(x))),
     "relu6 on a branch": lambda n, x: n.c(F.relu6(n.a(x) * 4)) + n.b(x),
     "tuple": lambda n, x: (n.a(x), n.b(x).sum()),

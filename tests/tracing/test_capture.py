@@ -215,6 +215,7 @@ def test_operations_in_place():
         net.count += 1
         y = net.convolve("conv", sites.round(x, "in")).relu_()
         y += 1
+        y.pow_(2)
         y[:, :4].mul_(2)
         y[:, 0] = y[:, 1]
         with torch.no_grad():
@@ -302,6 +303,15 @@ def test_the_line_that_has_no_graph_is_named():
 
     net = Marked(body, fc=nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"test_capture\.py:\d+, in body: `if x\.sum\(\) > 0:`.*takes a branch"):
+        captured(net, torch.ones(3, 4))
+
+
+def test_what_takes_a_tensor_out_of_the_graph_is_told():
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        return net.linear("fc", x).data * 2
+
+    net = Marked(body, fc=nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"has no graph .* write x\.detach\(\)\."):
         captured(net, torch.ones(3, 4))
 
 

@@ -32,7 +32,7 @@ from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
 from lq.export.formats.onnx_float import keep_float_layers
 from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_weights, tidy
-from lq.export.formats.onnx_program import rewrite
+from lq.export.formats.onnx_program import no_translation, rewrite
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program
 from lq.export.formats.shared import is_shared, made_once
@@ -164,7 +164,7 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     operation = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
-    return f"has no translation of {operation[1]}" if operation else f"failed: {str(error).partition(chr(10))[0]}"
+    return no_translation(operation[1]) if operation else f"failed: {str(error).partition(chr(10))[0]}"
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None) -> dict[str, Any]:

@@ -61,6 +61,9 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     Returns:
         the program.
 
+    Raises:
+        ValueError: if it has calls that torch.onnx can do nothing with.
+
     Example:
         >>> class Attends(torch.nn.Module):
         ...     def forward(self, x):
@@ -184,6 +187,42 @@ def _selected(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return write.call(aten.unflatten.int, flat, dim, shape)
 
 
+def _averaged(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Means of what is scattered to one place, which torch.onnx takes for the last of them: a sum and a count."""
+    x, dim, index, source, kind = node.args[:5]
+    if kind != "mean" or not x.meta["val"].is_floating_point():  # type: ignore[union-attr]
+        return None
+
+    def total(values: Any, scattered: Any) -> fx.Node:
+        return write.call(node.target, values, dim, index, scattered, "sum", **node.kwargs)
+
+    count = total(*(write.call(aten.ones_like.default, tensor) for tensor in (x, source)))
+    return write.call(aten.div.Tensor, total(x, source), count)
+
+
+def _projected(write: Rewriter, node: fx.Node) -> None:
+    """An LSTM with ``proj_size``, which torch.onnx writes as one without."""
+    hidden, cell = (state.meta["val"] for state in node.args[1])  # type: ignore[union-attr]
+    if hidden.shape[-1] != cell.shape[-1]:
+        raise ValueError(f"torch.onnx {no_translation('an LSTM with proj_size')}")
+
+
+def _refused(write: Rewriter, node: fx.Node) -> None:
+    raise ValueError(f"torch.onnx {no_translation(str(node.target).removesuffix('.default'))}")
+
+
+def no_translation(operation: str) -> str:
+    """What is said of an operation that torch.onnx cannot write, and what to do.
+
+    Example:
+        >>> no_translation("aten.cummax").partition(":")[0]
+        'has no translation of aten.cummax'
+    """
+    return (
+        f"has no translation of {operation}: write it with other operations, or export 'torch' or 'pt2', which take it"
+    )
+
+
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
@@ -191,6 +230,10 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.adaptive_max_pool1d.default: _adapted,
     aten.adaptive_max_pool2d.default: _adapted,
     aten.adaptive_max_pool3d.default: _adapted,
+    aten.as_strided_scatter.default: _refused,
+    aten.diagonal_scatter.default: _refused,
+    aten.scatter_reduce.two: _averaged,
+    aten.lstm.input: _projected,
     aten.dstack.default: _joined,
     aten.hstack.default: _joined,
     aten.vstack.default: _joined,

@@ -44,7 +44,7 @@ def compare_exactly(model: Any) -> None:
     """Put values exactly on their grid in front of comparisons and of rounding, in place.
 
     OpenVINO 2026.4 computes what lies on a grid as a share of its range, so that 0 becomes a billionth, which is
-    greater than 0.
+    greater than 0, and whose tenth root is 0.1.
 
     Args:
         model: an ``openvino.Model``, as its converter makes it of a QDQ graph.
@@ -52,16 +52,26 @@ def compare_exactly(model: Any) -> None:
     from openvino import opset13
 
     for node in model.get_ordered_ops():
-        if node.get_type_name() not in _STEPS:
+        if node.get_type_name() not in _STEPS and not _is_steep(node):
             continue
         for place in node.inputs():
-            quantizer = _quantizer(node, place.get_index())
+            source = place.get_source_output().get_node()
+            size_of = source.get_type_name() == "Abs"  # lies on the same multiples
+            quantizer = _quantizer(source) if size_of else _quantizer(node, place.get_index())
             step = None if quantizer is None else _step(quantizer)
             if step:
                 given = place.get_source_output()
                 scale = opset13.constant(step, given.get_element_type())
                 integers = opset13.round(opset13.divide(given, scale), "half_to_even")
                 place.replace_source_output(opset13.multiply(integers, scale).output(0))
+
+
+def _is_steep(node: Any) -> bool:
+    """Whether a node is a power that is far from 0 a billionth away from it."""
+    if node.get_type_name() != "Power":
+        return False
+    exponent = node.input_value(1).get_node()
+    return exponent.get_type_name() != "Constant" or bool((exponent.data < 0.5).any())
 
 
 def _pools_wrongly(node: Any) -> bool:

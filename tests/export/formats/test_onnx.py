@@ -242,9 +242,25 @@ class Distances(nn.Module):
         return torch.cdist(self.inner(x), self.codes, p=1.0)
 
 
-def test_what_onnx_lacks_is_told_in_a_line(tmp_path: Path) -> None:
+class Projects(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.LSTM(4, 6, batch_first=True, proj_size=3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.inner(x[:, None])[0])
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    ("net", "what"),
+    [(Distances(), r"aten\._cdist_forward"), (Projects(), "an LSTM with proj_size")],
+    ids=["distances", "projection"],
+)
+def test_what_onnx_lacks_is_told_in_a_line(net: nn.Module, what: str, tmp_path: Path) -> None:
     x = torch.randn(8, 4)
-    prepared = lq.prepare(Distances(), example_args=(x,))
+    prepared = lq.prepare(net, example_args=(x,))
     lq.calibrate(prepared, [x])
-    with pytest.raises(RuntimeError, match=r"'onnx' \(torch\.onnx has no translation of aten\._cdist_forward\)\."):
+    with pytest.raises(RuntimeError, match=rf"'onnx' \(torch\.onnx has no translation of {what}: write it.*'pt2'"):
         lq.export_artifact(prepared, [x], tmp_path / "int8", ["onnx"])

@@ -98,6 +98,10 @@ CALLS: dict[str, Any] = {
     "rows of places": lambda x: x[..., torch.tensor([[0, -2], [3, 3]])].mean(-1),
     "joined": lambda x: torch.hstack([x, -x]),
     "joined in depth": lambda x: torch.dstack([x, -x]),
+    "means of places": lambda x: x.flip(2).scatter_reduce(2, (3 * x).long().clamp(0, 6), x, "mean"),
+    "means of places alone": lambda x: x.flip(2).scatter_reduce(
+        2, (3 * x).long().clamp(0, 6), x, "mean", include_self=False
+    ),
 }
 
 
@@ -118,3 +122,9 @@ def test_calls_in_other_words(what: str, tmp_path: Path) -> None:
     given, more = torch.randn(2, 4, 7, 8), torch.randn(5, 4, 7, 8)
     out, expected = in_onnxruntime(Calls(CALLS[what]), given, more, tmp_path / "x.onnx")
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_beyond_torch_onnx_is_refused(tmp_path: Path) -> None:
+    net = Calls(lambda x: x.diagonal_scatter(x[:, :, 0, :7], 0, 2, 3))
+    with pytest.raises(ValueError, match=r"no translation of aten\.diagonal_scatter: write it with other operations"):
+        in_onnxruntime(net, torch.randn(2, 4, 7, 8), torch.randn(5, 4, 7, 8), tmp_path / "x.onnx")

@@ -100,8 +100,9 @@ class Call:
         return self.arguments.get(name, default)
 
     def value(self, name: str) -> Value:
-        """A tensor, in float or on its grid, as the result is."""
-        return self.taken(self.arguments[name])
+        """A tensor, in float or on its grid, as the result is; integers as floats, which have them up to 2^24."""
+        taken = self.taken(self.arguments[name])
+        return self.net.cast(taken, "float32") if self.grid is None else taken
 
     def taken(self, argument: Any) -> Value:
         """The same for a part of an argument, or a number."""

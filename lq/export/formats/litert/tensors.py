@@ -190,7 +190,7 @@ class Tensors:
 
     def cast(self, value: Value, dtype: str) -> Value:
         """In another type; what lies on a grid is a float."""
-        if dtype == "float32" and self.of(value).dtype in ("float32", "int8"):
+        if dtype == "float32" and (self.grid(value) is not None or self.of(value).dtype == dtype):
             return value
         value = self.settled(self.real(value))
         source = self.of(value)
@@ -208,6 +208,10 @@ class Tensors:
             return value
         if (value, grid) not in self._moved:
             made = self.like(value, name, grid)
-            self.file.operator("QUANTIZE", [value.tensor], [made.tensor], "QuantizeOptions")
+            if self.grid(value) is None:
+                self.file.operator("QUANTIZE", [value.tensor], [made.tensor], "QuantizeOptions")
+            else:  # XNNPACK's QUANTIZE knows the ratio of two grids to 8 bits only
+                one = self.constant(np.ones([1] * len(made.order), np.int8), "one", Grid.of(1.0, 0))
+                self.file.operator("MUL", [value.tensor, one], [made.tensor], "MulOptions")
             self._moved[value, grid] = made
         return self._moved[value, grid]

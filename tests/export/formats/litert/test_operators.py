@@ -46,6 +46,9 @@ EXACT: dict[str, Function] = {
     "mean": lambda x, y: y.mean((2, 3), keepdim=True),
     "nearest": lambda x, y: F.interpolate(y, scale_factor=2),
     "nearest, to a size": lambda x, y: F.interpolate(y, size=(5, 13)),
+    "nearest, to fewer pixels": lambda x, y: F.interpolate(y, size=(3, 5)),
+    "cat": lambda x, y: torch.cat([x, y], 1),
+    "clamp, beyond the grid": lambda x, y: y.clamp(0.9, 0.1),
     "pad": lambda x, y: F.pad(y, (1, 2, 0, 1)),
     "reflect": lambda x, y: F.pad(y, (1, 2, 2, 1), mode="reflect"),
     "chunk": lambda x, y: torch.cat(y.chunk(2, 1)[::-1], 1),
@@ -58,7 +61,6 @@ EXACT: dict[str, Function] = {
 
 # LiteRT computes these in fixed point, or rounds on a grid of its own in between.
 NEAR: dict[str, Function] = {
-    "cat": lambda x, y: torch.cat([x, y], 1),
     "leaky relu": lambda x, y: F.leaky_relu(y),
     "hardswish": lambda x, y: F.hardswish(y),
     "hardsigmoid": lambda x, y: F.hardsigmoid(y),
@@ -76,6 +78,7 @@ FLOATING: dict[str, Function | nn.Module] = {
     "selu": lambda x, y: F.selu(y),
     "celu": lambda x, y: F.celu(y, 0.7),
     "softplus": lambda x, y: F.softplus(8 * y, beta=2),
+    "softplus, straight above": lambda x, y: F.softplus(4 * y, beta=2, threshold=1),
     "mish": lambda x, y: F.mish(y),
     "log sigmoid": lambda x, y: F.logsigmoid(y),
     "sum": lambda x, y: y.sum((1, 3), keepdim=True).expand(-1, 8, -1, 8),
@@ -94,6 +97,8 @@ FLOATING: dict[str, Function | nn.Module] = {
     "running sum": lambda x, y: (y - 0.1).cumsum(2),
     "running count": lambda x, y: y * ((y > 0).int().cumsum(3) + 1) * (x > 0),
     "places of each row": lambda x, y: y.gather(3, (x > 0).long() + 2),
+    "arithmetic of integers": lambda x, y: y * (8 * x).int().clamp(1, 5) - (4 * y).long() ** 2 + (2 * x).int().neg(),
+    "small integers": lambda x, y: (8 * y).to(torch.int8).float() * (8 * x).to(torch.uint8),
     "elu, flat": lambda x, y: F.elu(y, 0.0),
     "average pool, rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, ceil_mode=True),
     "average pool, padded and rounded up": lambda x, y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True),

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from lq.export.formats.litert.call import Call
 from lq.export.formats.litert.file import Size
-from lq.export.formats.litert.operators.elementwise import joined
+from lq.export.formats.litert.operators.elementwise import comparison, joined, select
 from lq.export.formats.litert.operators.normalization import batch_norm
 from lq.export.formats.litert.operators.pooling import reduced
 from lq.export.formats.litert.tensors import Value
+
+_STRAIGHT = 16.0  # from here on the logarithm of a softplus is less than a float32 shows
 
 
 def elu(call: Call) -> Value:
@@ -31,9 +33,18 @@ def celu(call: Call) -> Value:
 
 
 def softplus(call: Call) -> Value:
-    """``log(1 + exp(beta * x)) / beta``, as ``max(x, 0) + log(1 + exp(-abs(x)))``, which does not overflow."""
-    beta = float(call.get("beta") or 1)
-    return _product(call, _softplus(call, _product(call, call.value("self"), beta, "scaled")), 1 / beta)
+    """``log(1 + exp(beta * x)) / beta``, as ``max(x, 0) + log(1 + exp(-abs(x)))``, which does not overflow.
+
+    Torch has ``x`` itself above a threshold, which makes a difference if that is low.
+    """
+    x, beta, threshold = call.value("self"), float(call.get("beta") or 1), float(call.get("threshold", 20))
+    scaled = _product(call, x, beta, "scaled")
+    soft = _product(call, _softplus(call, scaled), 1 / beta)
+    if threshold >= _STRAIGHT:
+        return soft
+    above = replace(call.on(None, "above"), arguments={"self": scaled, "other": threshold})
+    chosen = {"condition": comparison("GREATER")(above), "self": x, "other": soft}
+    return select(replace(call.on(None, "chosen"), arguments=chosen))
 
 
 def mish(call: Call) -> Value:

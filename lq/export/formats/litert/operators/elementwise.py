@@ -194,7 +194,8 @@ def clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
         integer = grid.integer(limit) if math.isfinite(limit) else None
         if integer is None or (integer <= -128 if kind == "MAXIMUM" else integer >= 127):
             continue
-        constant = call.net.constant(np.array(integer, np.int8), f"{call.name}/limit", grid)
+        # A limit beyond the far end leaves that end alone.
+        constant = call.net.constant(np.array(max(-128, min(127, integer)), np.int8), f"{call.name}/limit", grid)
         made = call.net.like(value, f"{call.name}/{kind.lower()}", grid)
         call.net.file.operator(kind, [value.tensor, constant], [made.tensor], "MaximumMinimumOptions")
         value = made

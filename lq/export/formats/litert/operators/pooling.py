@@ -119,9 +119,7 @@ def reduction(kind: str) -> Builder:
     """A mean, sum or maximum over some dimensions, or over all."""
 
     def build(call: Call) -> Value:
-        x = call.value("self")
-        if call.net.of(x).dtype == "bool":  # as a sum counts them
-            x = call.net.cast(x, "float32")
+        x = call.value("self")  # truth values as numbers, as a sum counts them
         rank = len(call.net.shape(x))
         dims = call.get("dim")
         dimensions = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
@@ -132,7 +130,7 @@ def reduction(kind: str) -> Builder:
 
 def running_sum(call: Call) -> Value:
     """Sums of all elements up to each one of a dimension; of truth values, which it counts, and integers as floats."""
-    x = call.net.settled(call.net.cast(call.value("self"), "float32"))
+    x = call.net.settled(call.value("self"))
     axis = call.net.integers([x.order.index(call["dim"] % len(call.shape))], "axis")
     return call.write("CUMSUM", [x.tensor, axis], x, "CumsumOptions")
 
