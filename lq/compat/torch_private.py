@@ -33,6 +33,10 @@ BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 InstanceNorm = torch.nn.modules.instancenorm._InstanceNorm
 
 NAMESPACE_NN: Any = torch._C._nn
+ANTIALIASED: tuple[Any, ...] = (
+    torch.ops.aten._upsample_bilinear2d_aa.vec,
+    torch.ops.aten._upsample_bicubic2d_aa.vec,
+)
 without_torch_functions: Any = torch._C.DisableTorchFunction
 without_dispatch_modes: Any = torch.utils._python_dispatch._disable_current_modes
 

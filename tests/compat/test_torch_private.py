@@ -36,6 +36,15 @@ def test_modules_keep_what_they_hold_in_dictionaries() -> None:
     handle.remove()
 
 
+def test_antialiased_resizing_is_two_operations() -> None:
+    class Shrinks(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [F.interpolate(x, 4, mode=mode, antialias=True) for mode in ("bilinear", "bicubic")]
+
+    graph = torch.export.export(Shrinks(), (torch.rand(1, 1, 8, 8),)).graph
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == list(private.ANTIALIASED)
+
+
 def test_convolutions_compute_with_another_weight() -> None:
     conv, x = nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), torch.randn(1, 1, 5, 5)
     assert torch.equal(conv._conv_forward(x, conv.weight, conv.bias), conv(x))

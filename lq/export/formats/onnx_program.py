@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
+from lq.compat.torch_private import ANTIALIASED
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_resizing import rewrite_circular_padding, rewrite_resizing
@@ -240,8 +241,7 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _padded,
     aten.index.Tensor: _selected,
     aten.upsample_bicubic2d.vec: _resized,
-    aten._upsample_bilinear2d_aa.vec: _resized,  # noqa: SLF001
-    aten._upsample_bicubic2d_aa.vec: _resized,  # noqa: SLF001
+    **dict.fromkeys(ANTIALIASED, _resized),
     aten.avg_pool1d.default: _average,
     aten.avg_pool2d.default: _average,
     aten.avg_pool3d.default: _average,

@@ -14,7 +14,7 @@ from lq.export.formats import onnx_file
 
 pytest.importorskip("onnxruntime")
 
-X = torch.rand(4, 3, 16, 16)
+X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def test_weights_lie_in_a_file_of_their_own_once(artifact: tuple[Path, torch.Ten
     weights = 16 * 32 * 9 + 4608 * 3  # bytes of the two large ones
     assert weights <= sizes["int8.onnx.data"] <= weights + 8192
     assert sizes["int8.onnx"] < weights
-    torch.testing.assert_close(load(place)(X), expected)
+    # The file adds rounded biases, which may move a value over the edge of a step of 0.0007.
+    torch.testing.assert_close(load(place)(X), expected, rtol=0, atol=1e-3)
 
 
 def test_a_lost_or_changed_file_of_weights_is_told(artifact: tuple[Path, torch.Tensor]) -> None:
