@@ -152,9 +152,10 @@ def _rounding_notes(rounding: Parity | None, choices: Sequence[Chosen]) -> list[
     """That rounded biases change what was trained by more than the gate lets pass, if they do."""
     if rounding is None or rounding.passed:
         return []
-    kinds = " and ".join(choice.name for choice in choices if choice.exporter.rounds_bias)
+    kinds = [choice.name for choice in choices if choice.exporter.rounds_bias]
+    round_them = f"{' and '.join(kinds)} round{'s' * (len(kinds) == 1)} them"
     return [
-        f"biases: {kinds} rounds them to multiples of input scale times weight scale, which are large with few bits. "
+        f"biases: {round_them} to multiples of input scale times weight scale, which are large with few bits. "
         f"This changes the outputs of the trained model: {rounding.complaint}"
     ]
 
