@@ -136,7 +136,7 @@ class ModelTable:
                 counter.advance()
         results = comparison.compute()
         if own is not None:
-            results |= {name: {**results[name], **own(model)} for name, model in self.models.items()}
+            results |= {name: {**own(model), **results[name]} for name, model in self.models.items()}
         return results
 
     def _row(self, name: str, results: Mapping[str, Any], times: Mapping[str, Latency]) -> dict[str, Any]:
