@@ -64,12 +64,11 @@ class Distillation:
         names = self.layers if isinstance(self.layers, (list, tuple)) else [None]
         if not all(isinstance(name, (str, int)) for name in names):
             raise TypeError(f"distill: layers={self.layers!r} must be names, e.g. layers=['features.18'].")
-        # YAML takes the names of an nn.Sequential for numbers.
-        object.__setattr__(self, "layers", tuple(map(str, names)))
+        object.__setattr__(self, "layers", tuple(names))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of the layers."""
+        """Those of the layers; YAML takes the names in an nn.Sequential for numbers."""
         return tuple(map(str, self.layers))
 
 

@@ -144,20 +144,9 @@ def _with_one_batch(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str,
     return write.call(aten.reshape.default, out, [-1, *inner, factors[2].meta["val"].shape[-1]])
 
 
-def _average(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    return rewrite_average_pooling(write.call, node)
-
-
-def _largest(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    return rewrite_max_pooling(write.call, node)
-
-
-def _adapted(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    return rewrite_adaptive_pooling(write.call, node)
-
-
-def _padded(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    return rewrite_circular_padding(write.call, node)
+def _by_calls(rewriting: Callable[[Callable[..., fx.Node], fx.Node], fx.Node | None]) -> Rewriting:
+    """One that needs nothing but to write calls."""
+    return lambda write, node: rewriting(write.call, node)
 
 
 def _resized(write: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -227,10 +216,10 @@ def no_translation(operation: str) -> str:
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
-    aten.adaptive_avg_pool3d.default: _adapted,
-    aten.adaptive_max_pool1d.default: _adapted,
-    aten.adaptive_max_pool2d.default: _adapted,
-    aten.adaptive_max_pool3d.default: _adapted,
+    aten.adaptive_avg_pool3d.default: _by_calls(rewrite_adaptive_pooling),
+    aten.adaptive_max_pool1d.default: _by_calls(rewrite_adaptive_pooling),
+    aten.adaptive_max_pool2d.default: _by_calls(rewrite_adaptive_pooling),
+    aten.adaptive_max_pool3d.default: _by_calls(rewrite_adaptive_pooling),
     aten.as_strided_scatter.default: _refused,
     aten.diagonal_scatter.default: _refused,
     aten.scatter_reduce.two: _averaged,
@@ -238,14 +227,14 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.dstack.default: _joined,
     aten.hstack.default: _joined,
     aten.vstack.default: _joined,
-    aten.pad.default: _padded,
+    aten.pad.default: _by_calls(rewrite_circular_padding),
     aten.index.Tensor: _selected,
     aten.upsample_bicubic2d.vec: _resized,
     **dict.fromkeys(ANTIALIASED, _resized),
-    aten.avg_pool1d.default: _average,
-    aten.avg_pool2d.default: _average,
-    aten.avg_pool3d.default: _average,
-    aten.max_pool1d.default: _largest,
-    aten.max_pool2d.default: _largest,
-    aten.max_pool3d.default: _largest,
+    aten.avg_pool1d.default: _by_calls(rewrite_average_pooling),
+    aten.avg_pool2d.default: _by_calls(rewrite_average_pooling),
+    aten.avg_pool3d.default: _by_calls(rewrite_average_pooling),
+    aten.max_pool1d.default: _by_calls(rewrite_max_pooling),
+    aten.max_pool2d.default: _by_calls(rewrite_max_pooling),
+    aten.max_pool3d.default: _by_calls(rewrite_max_pooling),
 }
