@@ -65,6 +65,21 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_followed() -> bool:
+    """Whether something follows every operation of this thread: a dispatch mode, a transform, or a trace.
+
+    What does not go through PyTorch's operations would be missing in it.
+
+    Example:
+        >>> from torch.utils.flop_counter import FlopCounterMode
+        >>> with FlopCounterMode(display=False):
+        ...     inside = is_followed()
+        >>> inside, is_followed()
+        (True, False)
+    """
+    return torch._C._len_torch_dispatch_stack() > 0 or is_transformed() or is_traced()
+
+
 def times_computed(tensor: Tensor) -> int:
     """How many examples a tensor inside of ``vmap`` stands for; 1 for any other.
 

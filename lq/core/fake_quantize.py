@@ -52,22 +52,26 @@ class FakeQuantize(nn.Module):
             owned: whether nobody else needs ``x``, so that it can be overwritten.
             recomputing: whether this was computed before, and has been observed then.
         """
-        qparams = None
-        if self.training and self.state.observer and not recomputing and x.numel() > 0:
-            qparams = self.state.observe(self.slot, x)
-        elif self.state.fake_quant:
-            qparams = self.state.slot_qparams(self.slot)
-        if qparams is None:
+        state, slot = self.state, self.slot
+        saving = current() if state.fake_quant else None
+        # Without a range the grid is that of all floats, and one of 16 bits has no place in a byte.
+        if saving is not None and not (state.ready(slot) and state.specs[slot].bits <= 8):
+            saving = None
+        ends = None
+        if self.training and state.observer and not recomputing and x.numel() > 0:
+            if state.fake_quant and self.learned_scale is None:
+                ends = state.ends_to_fill(slot, x)
+            if ends is None:
+                state.observe(slot, x)
+        if not state.fake_quant:
             return activate(x, self.activation)
-        scale, low, high = qparams
+        scale, low, high = state.slot_qparams(slot)
         if self.learned_scale is not None:
             return learned_fake_quantize(x, self.learned_scale(scale), low, high)
-        saving = current()
-        # Without a range the grid is that of all floats, and one of 16 bits has no place in a byte.
-        if saving is not None and not (self.state.ready(self.slot) and self.state.specs[self.slot].bits <= 8):
-            saving = None
-        rounding = self.state.rounding(self.slot, x.dtype)
-        return fake_quantize(x, scale, low, high, owned, saving, rounding)
+        out = fake_quantize(x, scale, low, high, owned, saving, state.rounding(slot, x.dtype), ends)
+        if ends is not None:
+            state.note(slot, ends)
+        return out
 
     def extra_repr(self) -> str:
         """Grid and absorbed activation."""

@@ -65,6 +65,7 @@ def fake_quantize(
     inplace: bool = False,
     saving: Saving | None = None,
     rounding: Rounding | None = None,
+    ends: Tensor | None = None,
 ) -> Tensor:
     """Round ``x`` to multiples of ``scale`` and saturate: ``clamp(round(x / scale), low, high) * scale``.
 
@@ -83,6 +84,8 @@ def fake_quantize(
         saving: what is told how to make the result again, so that autograd does not keep it; the grid has 256 values.
         rounding: what follows from the grid, for the dtype of ``x`` (:meth:`lq.core.state.QATState.rounding`); if it is
             not given, it is computed here.
+        ends: float32 of shape (2,), which receives the lowest and highest value of ``x``; only with a number as scale,
+            and where :func:`lq.core.native.usable`.
 
     Returns:
         tensor like ``x``.
@@ -92,11 +95,11 @@ def fake_quantize(
         tensor([0.0000, 0.5000, 1.0000, 6.0000])
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return on_grid(x, scale, low, high, inplace and x.dtype == torch.float32, saving)
+        return on_grid(x, scale, low, high, inplace and x.dtype == torch.float32, saving, ends)
     if x.dtype != torch.float32:
         out = in_any_dtype(x, scale, low, high, rounding, saving)
     else:
-        out = in_float32(x, scale, low, high, rounding, inplace and not torch.compiler.is_compiling(), saving)
+        out = in_float32(x, scale, low, high, rounding, inplace and not torch.compiler.is_compiling(), saving, ends)
     if saving is not None:
         saving.made(out)
     return out

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lq.compat.torch_private import stands_for_extra_state, version_of
 from lq.config.specs import ActivationSpec
+from lq.core import native
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
 from lq.core.checkpoint import require_same_slots
 from lq.core.collective import all_reduce
@@ -213,26 +214,45 @@ class QATState(Float32Buffers):
             known = self._known = _Known(version, grids, of_each(grids))
         return known
 
-    def observe(self, slot: int, x: Tensor) -> QParams | None:
-        """Note the range of ``x`` for the update at the end of this step.
+    def observe(self, slot: int, x: Tensor) -> None:
+        """Note the range of ``x`` for the update at the end of this step."""
+        if self.specs[slot].fixed_range is None:
+            with torch.no_grad():
+                low, high = self._range_of(slot, x.detach())
+                self._note(slot, low.float(), high.float())
+
+    def ends_to_fill(self, slot: int, x: Tensor) -> Tensor | None:
+        """Memory for the range of ``x``, float32 of shape (2,), if it can be found while ``x`` is rounded.
 
         Returns:
-            qparams to use now, ``None`` while fake quantization is off.
+            to be given to :func:`~lq.core.functional.fake_quantize` and then to :meth:`note`; ``None`` if ``x`` has to
+            be observed before.
         """
-        if self.specs[slot].fixed_range is not None:
-            return self.slot_qparams(slot) if self.fake_quant else None
-        with torch.no_grad():
-            low, high = (end.float() for end in self._range_of(slot, x.detach()))
-            earlier = self._batch[slot] if self.waits or self.writers[slot] > 1 else None
-            if earlier is not None:
-                low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
-            self._batch[slot] = (low, high)
-            return self.slot_qparams(slot) if self.fake_quant else None
+        in_histogram = self.histograms is not None and slot in self.histograms.rows
+        if in_histogram or self.specs[slot].fixed_range is not None:
+            return None
+        return torch.empty(2) if self.min_val.is_cpu and native.usable(x) else None
+
+    @torch.no_grad()
+    def note(self, slot: int, ends: Tensor) -> None:
+        """Note a range for the update at the end of this step: the lowest and the highest value."""
+        low, high = ends.unbind()
+        self._note(slot, self._grid[3, slot] if self._cuts_below(slot) else low, high)
+
+    def _note(self, slot: int, low: Tensor, high: Tensor) -> None:
+        earlier = self._batch[slot] if self.waits or self.writers[slot] > 1 else None
+        if earlier is not None:
+            low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
+        self._batch[slot] = (low, high)
+
+    def _cuts_below(self, slot: int) -> bool:
+        """Whether a ReLU cuts the values below 0 off, so that the lowest one does not matter."""
+        return ACTIVATIONS[self.activations[slot]][0] == 0.0
 
     def _range_of(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.histograms is not None and slot in self.histograms.rows:
             return self.histograms.observe(self.histograms.rows[slot], x)
-        if ACTIVATIONS[self.activations[slot]][0] == 0.0:  # a ReLU cuts the lower end off: half the work
+        if self._cuts_below(slot):  # half the work
             high = x.amax()
             return self._grid[3, slot], high  # its floor, 0, in float32
         low, high = torch.aminmax(x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lq.core import native
 from lq.core.packed import Packed, Scalar, pack, unpack
 from lq.core.saving import Saving
 
@@ -78,18 +79,13 @@ class _Float32(torch.autograd.Function):
         rounding: Rounding,
         inplace: bool,
         saving: Saving | None,
+        ends: Tensor | None,
     ) -> Tensor:
         if inplace:
             ctx.mark_dirty(x)
-            out = x.mul_(rounding.inverse)
-        else:
-            out = x * rounding.inverse
-        out.round_()
-        if saving is not None:
-            bounds: Any = low - 1, high + 1
-            packed = pack(out.clamp_(*bounds), low - 1)
-            saving.know(out, partial(_marked_again, packed, scale, low, rounding))
-        _marked(out, scale, rounding)
+        out, packed = _rounded(x, scale, low, high, rounding, inplace, saving is not None, ends)
+        if saving is not None and packed is not None:
+            saving.know(out, partial(_values_again, packed, scale, low, rounding.low, rounding.high, x.dtype))
         ctx.save_for_backward(out)
         ctx.rounding = rounding
         return out
@@ -98,17 +94,32 @@ class _Float32(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (out,) = ctx.saved_tensors
-        return _where_inside(grad, out, ctx.rounding), None, None, None, None, None, None
+        return _where_inside(grad, out, ctx.rounding), None, None, None, None, None, None, None
 
 
-def _marked(integers: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
-    """Values of integers, of which those beyond the grid have saturated; in place."""
-    bounds: Any = rounding.low, rounding.high
-    return integers.clamp_(*bounds).mul_(scale)
-
-
-def _marked_again(packed: Packed, scale: Scalar, low: Scalar, rounding: Rounding) -> Tensor:
-    return _marked(unpack(packed, low - 1).float(), scale, rounding)
+def _rounded(
+    x: Tensor,
+    scale: Scalar,
+    low: Scalar,
+    high: Scalar,
+    rounding: Rounding,
+    inplace: bool,
+    packs: bool,
+    ends: Tensor | None,
+) -> tuple[Tensor, Packed | None]:
+    """Values between the ends of ``rounding``; and the integers, those of saturated values one beyond the end."""
+    if isinstance(scale, float) and native.usable(x):
+        inverse, lowest, highest = cast("tuple[float, float, float]", rounding[:3])
+        if packs:
+            grid = cast("tuple[float, float]", (low, high))
+            return native.round_and_pack(x, inverse, lowest, highest, scale, *grid, inplace, ends)
+        return native.round_values(x, inverse, lowest, highest, scale, inplace, ends), None
+    assert ends is None
+    integers = (x.mul_(rounding.inverse) if inplace else x.float() * rounding.inverse).round_()
+    bounds: Any = low - 1, high + 1
+    packed = pack(integers.clamp_(*bounds), low - 1) if packs else None
+    bounds = rounding.low, rounding.high
+    return _values(integers.clamp_(*bounds), scale, x.dtype), packed
 
 
 class _AnyDtype(torch.autograd.Function):
@@ -118,7 +129,7 @@ class _AnyDtype(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rounding = rounding
-        return _values(_integers(x, rounding.inverse, rounding.low, rounding.high), scale, x.dtype)
+        return _rounded(x, scale, rounding.low, rounding.high, rounding, False, False, None)[0]
 
     @staticmethod
     @once_differentiable
@@ -134,11 +145,12 @@ class _AnyDtypePacked(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, rounding: Rounding, saving: Saving
     ) -> Tensor:
-        integers = _integers(x, rounding.inverse, low, high)
+        bounds: Any = low, high
+        integers = (x.float() * rounding.inverse).round_().clamp_(*bounds)
         inside = _where_inside(torch.ones_like(x), x, rounding).bool()
         packed = pack(torch.where(inside, integers, torch.where(integers >= high, high + 1, low - 1)), low - 1)
         out = _values(integers, scale, x.dtype)
-        saving.know(out, partial(_values_again, packed, scale, low, high, x.dtype))
+        saving.know(out, partial(_values_again, packed, scale, low, low, high, x.dtype))
         saving.made(out)
         ctx.save_for_backward(packed.bytes, packed.bits)
         ctx.shape, ctx.stride, ctx.low, ctx.high = packed.shape, packed.stride, low, high
@@ -153,19 +165,17 @@ class _AnyDtypePacked(torch.autograd.Function):
         return torch.where(inside, grad, 0.0), None, None, None, None, None
 
 
-def _integers(x: Tensor, inverse: Scalar, low: Scalar, high: Scalar, inplace: bool = False) -> Tensor:
-    bounds: Any = low, high
-    scaled = x.mul_(inverse) if inplace else x.float() * inverse
-    return scaled.round_().clamp_(*bounds)
-
-
 def _values(integers: Tensor, scale: Scalar, dtype: torch.dtype) -> Tensor:
     return integers.mul_(scale).to(dtype)
 
 
-def _values_again(packed: Packed, scale: Scalar, low: Scalar, high: Scalar, dtype: torch.dtype) -> Tensor:
+def _values_again(
+    packed: Packed, scale: Scalar, grid_low: Scalar, low: Scalar, high: Scalar, dtype: torch.dtype
+) -> Tensor:
+    if dtype is torch.float32 and isinstance(scale, float) and native.can_unpack(packed):
+        return native.unpack(packed, cast(float, grid_low), cast(float, low), cast(float, high), scale)
     bounds: Any = low, high
-    return _values(unpack(packed, low - 1).float().clamp_(*bounds), scale, dtype)
+    return _values(unpack(packed, grid_low - 1).float().clamp_(*bounds), scale, dtype)
 
 
 def _where_inside(grad: Tensor, x: Tensor, rounding: Rounding) -> Tensor:
@@ -186,12 +196,13 @@ def in_float32(
     rounding: Rounding | None = None,
     inplace: bool = False,
     saving: Saving | None = None,
+    ends: Tensor | None = None,
 ) -> Tensor:
     """Round a float32 tensor that wants a gradient; saturated values come out a millionth beyond the grid.
 
     ``rounding`` is that of :func:`marking`, computed here if it is not given.
     """
-    out: Tensor = _Float32.apply(x, scale, low, high, rounding or marking(scale, low, high), inplace, saving)
+    out: Tensor = _Float32.apply(x, scale, low, high, rounding or marking(scale, low, high), inplace, saving, ends)
     return out
 
 
@@ -213,13 +224,17 @@ def in_any_dtype(
 
 
 def on_grid(
-    x: Tensor, scale: Scalar, low: Scalar, high: Scalar, inplace: bool = False, saving: Saving | None = None
+    x: Tensor,
+    scale: Scalar,
+    low: Scalar,
+    high: Scalar,
+    inplace: bool = False,
+    saving: Saving | None = None,
+    ends: Tensor | None = None,
 ) -> Tensor:
     """Round a tensor that wants no gradient."""
-    integers = _integers(x, 1.0 / scale, low, high, inplace)
-    packed = None if saving is None else pack(integers, low - 1)
-    out = _values(integers, scale, x.dtype)
+    out, packed = _rounded(x, scale, low, high, exact(scale, low, high), inplace, saving is not None, ends)
     if saving is not None and packed is not None:
-        saving.know(out, partial(_values_again, packed, scale, low, high, x.dtype))
+        saving.know(out, partial(_values_again, packed, scale, low, low, high, x.dtype))
         saving.made(out)
     return out

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lq.compat.torch_private import version_of
 from lq.config.specs import WeightSpec
+from lq.core import native
 from lq.core.functional import EPS, SMALLEST_SCALE
 from lq.core.saving import Saving, current, require_version
 from lq.core.scratch import Scratch
@@ -54,6 +55,9 @@ def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Ten
     if weight.numel() == 0:
         raise ValueError(f"A weight of shape {tuple(weight.shape)} holds no numbers; it cannot be quantized.")
     with torch.no_grad():
+        in_rows = channel_axis == 0 and native.has_rows(weight)
+        if spec.observer == "minmax" and (in_rows or not spec.per_channel) and native.usable(weight):
+            return native.weight_scale(weight, spec.quant_max, EPS, spec.per_channel)
         w = weight.detach().float()
         dims = [d for d in range(w.dim()) if d != channel_axis] if spec.per_channel else list(range(w.dim()))
         largest = torch.maximum(w.amax(dims, keepdim=spec.per_channel), -w.amin(dims, keepdim=spec.per_channel))
@@ -82,8 +86,17 @@ def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
 
 
 def _rounded(weight: Tensor, scale: Tensor, step: Tensor, memory: Tensor | None = None) -> Tensor:
+    if native.usable(weight) and scale.shape == step.shape and all(_is_for_rows(v, weight) for v in (scale, step)):
+        return native.round_weight(weight, scale, step, memory)
     out = torch.mul(weight.float(), scale.reciprocal(), out=memory)
     return out.round_().mul_(step)
+
+
+def _is_for_rows(vector: Tensor, weight: Tensor) -> bool:
+    """Whether it holds one number, or one for each output channel of a weight whose channels come first."""
+    plain = vector.dtype is torch.float32 and vector.is_cpu and vector.is_contiguous()
+    count = vector.numel()
+    return plain and (count == 1 or (vector.dim() > 0 and count == len(vector) and native.has_rows(weight)))
 
 
 def _rounded_again(weight: Tensor, version: int, scale: Tensor, step: Tensor) -> Tensor:
@@ -147,7 +160,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """``(a * b).sum_to_size(like.shape)`` without the product in memory, where the channels come first."""
-    if like.numel() == like.shape[0]:
+    if like.numel() == like.shape[0] == len(a):
         summed: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
         return summed.view_as(like)
     return (a * b).sum_to_size(like.shape)

@@ -40,6 +40,11 @@ def feed(state: QATState, batches: list[Tensor]) -> None:
     state.update()
 
 
+def _observed_and_rounded(state: QATState, slot: int, x: Tensor) -> Tensor:
+    state.observe(slot, x)
+    return fake_quantize(x, *state.slot_qparams(slot))
+
+
 class LoopObserver:
     """One tensor at a time, as the stock observers do it."""
 
@@ -86,17 +91,17 @@ def test_the_first_batch_is_not_quantized_and_the_second_is_on_the_grid_of_the_f
     # Each process has its own first batch; on its own range, each would train another model.
     state = make_state()
     x = torch.tensor([-1.0, 1e-9, 1.55])
-    assert torch.equal(fake_quantize(x, *state.observe(0, x)), x)
+    assert torch.equal(_observed_and_rounded(state, 0, x), x)
     assert not state.ready(0)
     state.update()
-    assert state.observe(0, x) == (pytest.approx(0.01), -100.0, 155.0)
+    assert state.slot_qparams(0) == (pytest.approx(0.01), -100.0, 155.0)
 
 
 def test_a_relu_works_before_there_is_a_range():
     state = make_state()
     x = torch.tensor([-1.0, 1.0, 7.0])
-    assert fake_quantize(x, *state.observe(1, x)).tolist() == [0.0, 1.0, 7.0]
-    assert fake_quantize(x, *state.observe(2, x)).tolist() == [0.0, 1.0, 6.0]
+    assert _observed_and_rounded(state, 1, x).tolist() == [0.0, 1.0, 7.0]
+    assert _observed_and_rounded(state, 2, x).tolist() == [0.0, 1.0, 6.0]
 
 
 def test_a_nan_in_the_first_batch_does_not_poison_the_ranges():
@@ -356,7 +361,7 @@ def test_while_only_observing_nothing_is_searched_until_it_is_asked_for(reads: C
     state = clipped_state(batches=0)
     state.fake_quant = False
     x = torch.cat([torch.randn(2000), torch.tensor([30.0])])
-    assert state.observe(3, x) is None
+    state.observe(3, x)
     state.update()
     assert state.max_val[3].item() == 30.0
     reads(state)

@@ -1,0 +1,20 @@
+"""Fake quantization on the CPU in one pass over memory: C that the system's compiler translates at the first use.
+
+Where that cannot be, or a tensor is none that it can take (:func:`usable`), callers compute the same values with
+PyTorch's operations, to the bit.
+"""
+
+from __future__ import annotations
+
+from lq.core.native.kernels import can_unpack as can_unpack
+from lq.core.native.kernels import has_rows as has_rows
+from lq.core.native.kernels import off as off
+from lq.core.native.kernels import round_and_pack as round_and_pack
+from lq.core.native.kernels import round_values as round_values
+from lq.core.native.kernels import round_weight as round_weight
+from lq.core.native.kernels import unpack as unpack
+from lq.core.native.kernels import usable as usable
+from lq.core.native.kernels import weight_scale as weight_scale
+from lq.core.native.library import SWITCH as SWITCH
+from lq.core.native.library import Library as Library
+from lq.core.native.library import library as library

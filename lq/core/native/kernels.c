@@ -1,0 +1,167 @@
+/* Fake quantization of float32 tensors in one pass over memory, where PyTorch's operations take one each.
+ *
+ * Every function computes what the operations compute, to the bit; tests/core/test_native.py compares them. Tensors are
+ * dense and come as a pointer and a number of values, weights as rows: one for each output channel.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16          /* floats of the widest register */
+#define BLOCK 4096        /* values that stay in the first-level cache between two passes */
+#define PARALLEL_FROM 32768 /* values below which PyTorch uses one thread, too */
+
+static inline float on_grid(float value, float inverse, float low, float high) {
+  float rounded = nearbyintf(value * inverse);
+  rounded = rounded < low ? low : rounded; /* in this order NaN stays NaN */
+  return rounded > high ? high : rounded;
+}
+
+/* The lowest and highest value of a block; NaN if one is. */
+static void find_ends(const float *x, ptrdiff_t count, float *lowest, float *highest) {
+  float low[LANES], high[LANES];
+  ptrdiff_t i = 0;
+  for (int k = 0; k < LANES; k++) low[k] = INFINITY, high[k] = -INFINITY;
+  for (; i + LANES <= count; i += LANES)
+    for (int k = 0; k < LANES; k++) {
+      float value = x[i + k];
+      low[k] = value < low[k] || value != value ? value : low[k];
+      high[k] = value > high[k] || value != value ? value : high[k];
+    }
+  for (int k = 0; i < count; i++, k++) {
+    low[k] = x[i] < low[k] || x[i] != x[i] ? x[i] : low[k];
+    high[k] = x[i] > high[k] || x[i] != x[i] ? x[i] : high[k];
+  }
+  *lowest = INFINITY, *highest = -INFINITY;
+  for (int k = 0; k < LANES; k++) {
+    *lowest = low[k] < *lowest || low[k] != low[k] ? low[k] : *lowest;
+    *highest = high[k] > *highest || high[k] != high[k] ? high[k] : *highest;
+  }
+}
+
+/* out = clamp(round(x * inverse), low, high) * scale; `out` may be `x`. `ends`, unless it is null, receives the lowest
+ * and highest value of x: torch.aminmax. */
+void lq_round(const float *x, float *out, ptrdiff_t count, float inverse, float low, float high, float scale,
+              float *ends, int threads) {
+  float lowest = INFINITY, highest = -INFINITY;
+  int nan = 0;
+  ptrdiff_t blocks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && count > PARALLEL_FROM) \
+    reduction(min : lowest) reduction(max : highest) reduction(| : nan)
+  for (ptrdiff_t block = 0; block < blocks; block++) {
+    const float *from = x + block * BLOCK;
+    float *to = out + block * BLOCK;
+    ptrdiff_t here = block + 1 < blocks ? BLOCK : count - block * BLOCK;
+    if (ends) {
+      float least, most;
+      find_ends(from, here, &least, &most);
+      nan |= least != least;
+      lowest = least < lowest ? least : lowest;
+      highest = most > highest ? most : highest;
+    }
+    for (ptrdiff_t i = 0; i < here; i++) to[i] = on_grid(from[i], inverse, low, high) * scale;
+  }
+  if (ends) ends[0] = nan ? NAN : lowest, ends[1] = nan ? NAN : highest;
+}
+
+/* As lq_round, and packs the integers clamp(round(x * inverse), packed_low, packed_high) as distances from packed_low,
+ * of nine bits: the lower eight in `bytes`, the ninth of eight values in each byte of `bits`. */
+void lq_round_and_pack(const float *x, float *out, ptrdiff_t count, float inverse, float low, float high, float scale,
+                       float packed_low, float packed_high, uint8_t *bytes, uint8_t *bits, float *ends, int threads) {
+  float lowest = INFINITY, highest = -INFINITY;
+  int nan = 0;
+  ptrdiff_t blocks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && count > PARALLEL_FROM) \
+    reduction(min : lowest) reduction(max : highest) reduction(| : nan)
+  for (ptrdiff_t block = 0; block < blocks; block++) {
+    const float *from = x + block * BLOCK;
+    float *to = out + block * BLOCK;
+    uint8_t *low_bits = bytes + block * BLOCK, *ninth_bits = bits + block * (BLOCK / 8), ninth[BLOCK];
+    ptrdiff_t here = block + 1 < blocks ? BLOCK : count - block * BLOCK;
+    if (ends) {
+      float least, most;
+      find_ends(from, here, &least, &most);
+      nan |= least != least;
+      lowest = least < lowest ? least : lowest;
+      highest = most > highest ? most : highest;
+    }
+    for (ptrdiff_t i = 0; i < here; i++) {
+      float rounded = nearbyintf(from[i] * inverse), kept = rounded < low ? low : rounded;
+      /* In the other order than above, since NaN has to become an integer. */
+      float packed = packed_low < rounded ? rounded : packed_low;
+      int32_t distance = (int32_t)((packed < packed_high ? packed : packed_high) - packed_low);
+      to[i] = (kept > high ? high : kept) * scale;
+      low_bits[i] = (uint8_t)distance;
+      ninth[i] = (uint8_t)(distance >> 8);
+    }
+    for (ptrdiff_t i = here; i % 8; i++) ninth[i] = 0;
+    for (ptrdiff_t i = 0; i < here; i += 8) {
+      uint64_t eight; /* bytes of 0 or 1, which the product brings together in the highest byte */
+      memcpy(&eight, ninth + i, sizeof eight);
+      ninth_bits[i / 8] = (uint8_t)((eight * 0x0102040810204080u) >> 56);
+    }
+  }
+  if (ends) ends[0] = nan ? NAN : lowest, ends[1] = nan ? NAN : highest;
+}
+
+/* The values that lq_round_and_pack has written to `out`. */
+void lq_unpack(const uint8_t *bytes, const uint8_t *bits, float *out, ptrdiff_t count, float packed_low, float low,
+               float high, float scale, int threads) {
+  ptrdiff_t blocks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && count > PARALLEL_FROM)
+  for (ptrdiff_t block = 0; block < blocks; block++) {
+    const uint8_t *low_bits = bytes + block * BLOCK, *ninth_bits = bits + block * (BLOCK / 8);
+    uint8_t ninth[BLOCK];
+    float *to = out + block * BLOCK;
+    ptrdiff_t here = block + 1 < blocks ? BLOCK : count - block * BLOCK;
+    for (ptrdiff_t i = 0; i < here; i += 8) {
+      /* Copied into eight bytes, each of which keeps another bit, carries it to its top, and from there to its end. */
+      uint64_t eight = ninth_bits[i / 8] * 0x0101010101010101u & 0x8040201008040201u;
+      eight = (eight + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
+      memcpy(ninth + i, &eight, sizeof eight);
+    }
+    for (ptrdiff_t i = 0; i < here; i++) {
+      float value = (float)(low_bits[i] + (ninth[i] << 8)) + packed_low;
+      value = value < low ? low : value;
+      to[i] = (value > high ? high : value) * scale;
+    }
+  }
+}
+
+/* scale[row] = max(|w|) / quant_max, at least max(scale) / 2^16 but no more than eps for that reason, and eps where all
+ * rows are zeros. */
+void lq_weight_scale(const float *weight, ptrdiff_t rows, ptrdiff_t columns, float quant_max, float eps, float *scale,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t row = 0; row < rows; row++) {
+    /* Without their sign, floats have the order of the integers with the same bits, NaN above all. */
+    const uint32_t *bits = (const uint32_t *)(weight + row * columns);
+    uint32_t most = 0;
+    float largest;
+    for (ptrdiff_t i = 0; i < columns; i++) {
+      uint32_t magnitude = bits[i] & 0x7fffffffu;
+      most = magnitude > most ? magnitude : most;
+    }
+    memcpy(&largest, &most, sizeof largest);
+    scale[row] = largest / quant_max;
+  }
+  float most = 0;
+  for (ptrdiff_t row = 0; row < rows; row++) most = scale[row] > most || scale[row] != scale[row] ? scale[row] : most;
+  float least = most * 0x1p-16f;
+  least = least > eps ? eps : least;
+  least = least <= 0 ? eps : least;
+  for (ptrdiff_t row = 0; row < rows; row++) scale[row] = scale[row] < least || least != least ? least : scale[row];
+}
+
+/* out = round(w / scale) * step, with a scale and a step for each row. */
+void lq_round_weight(const float *weight, float *out, ptrdiff_t rows, ptrdiff_t columns, const float *scale,
+                     const float *step, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t row = 0; row < rows; row++) {
+    const float *from = weight + row * columns;
+    float *to = out + row * columns;
+    float inverse = 1.0f / scale[row], multiple = step[row];
+    for (ptrdiff_t i = 0; i < columns; i++) to[i] = nearbyintf(from[i] * inverse) * multiple;
+  }
+}
