@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from lq.core import native
+
 ROOT = Path(__file__).parent.parent
 NAME = "lightning-qat"
 TEXTS = [
@@ -109,7 +111,7 @@ def test_what_is_inside(built: dict[str, Path]) -> None:
         names = set(wheel.namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lq").rglob("*.py")}
     assert modules <= names
-    assert "lq/py.typed" in names
+    assert {"lq/py.typed", "lq/core/native/kernels.c"} <= names
     assert {name.split("/")[0] for name in names} == {"lq", next(n.split("/")[0] for n in names if "dist-info" in n)}
     with tarfile.open(built[".gz"]) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
@@ -129,8 +131,10 @@ def test_the_wheel_is_imported_from_an_empty_place(built: dict[str, Path], tmp_p
     with zipfile.ZipFile(built[".whl"]) as wheel:
         wheel.extractall(tmp_path)
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lq; print(lq.__file__, lq.QATCallback().schedule)"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lq; print(lq.__file__, lq.QATCallback().schedule);"
+        "from lq.core import native; print(native.library().reason)"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path))
+    assert done.stdout.splitlines()[-1] == native.library().reason

@@ -86,8 +86,10 @@ def test_weight_and_factor_gradients_equal_autograd(
     assert torch.equal(plain, upstream.to(dtype))
 
 
-def test_a_factor_along_another_axis():
-    weight, factor = torch.randn(4, 3, requires_grad=True), torch.rand(1, 3).add(0.5).requires_grad_()
+@pytest.mark.parametrize("channels", [3, 1])  # of one, a transposed convolution has a factor of shape (1, 1, 1, 1)
+def test_a_factor_along_another_axis(channels: int):
+    weight = torch.randn(4, channels, requires_grad=True)
+    factor = torch.rand(1, channels).add(0.5).requires_grad_()
     scale = weight_scale(weight, PER_CHANNEL, 1)
     got = torch.autograd.grad(fake_quantize_weight(weight, scale, factor).square().sum(), (weight, factor))
     expected = torch.autograd.grad((straight_through(weight, scale) * factor).square().sum(), (weight, factor))

@@ -45,13 +45,13 @@ def examine(quick: bool = False) -> dict[str, Any]:
         quick: only look at what is installed, and try nothing.
 
     Returns:
-        "versions", "cpu", "gpus", "engines", "tools", and under "presets" and "exporters" a row each, whose "works" is
-        true, false, or null where nothing was tried.
+        "versions", "cpu", "gpus", "engines", "kernels", "tools", and under "presets" and "exporters" a row each, whose
+        "works" is true, false, or null where nothing was tried.
 
     Example:
         >>> found = examine(quick=True)
         >>> sorted(found)
-        ['cpu', 'engines', 'exporters', 'gpus', 'presets', 'tools', 'versions']
+        ['cpu', 'engines', 'exporters', 'gpus', 'kernels', 'presets', 'tools', 'versions']
         >>> [row["works"] for row in found["exporters"] if row["name"] == "torch"]
         [None]
     """

@@ -1,4 +1,4 @@
-"""What this machine is: versions, the CPU and what it can, GPUs, engines and compilers."""
+"""What this machine is: versions, the CPU and what it can, GPUs, engines, compilers and kernels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lq.core import native
 from lq.export.artifact.manifest import installed_version
 from lq.timing.cpu import cpu_features, cpu_name
 
@@ -24,8 +25,9 @@ def describe() -> dict[str, Any]:
 
     Example:
         >>> sorted(describe())
-        ['cpu', 'engines', 'gpus', 'tools', 'versions']
+        ['cpu', 'engines', 'gpus', 'kernels', 'tools', 'versions']
     """
+    kernels = native.library()
     return {
         "versions": versions(),
         "cpu": {
@@ -37,6 +39,7 @@ def describe() -> dict[str, Any]:
         },
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "engines": [name for name in torch.backends.quantized.supported_engines if name != "none"],
+        "kernels": {"works": kernels.functions is not None, "about": kernels.reason},
         "tools": {"C++ compiler": _compiler()},
     }
 

@@ -34,7 +34,8 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
 
     Example:
         >>> rows = [{"name": "onnx", "works": False, "install": "pip install 'lightning-qat[onnx]'"}]
-        >>> advice({"exporters": rows, "versions": {"torchao": "0.18"}, "tools": {"C++ compiler": "/usr/bin/g++"}})
+        >>> tools, kernels = {"C++ compiler": "/usr/bin/g++"}, {"works": True, "about": "compiled by cc"}
+        >>> advice({"exporters": rows, "versions": {"torchao": "0.18"}, "tools": tools, "kernels": kernels})
         ["onnx: pip install 'lightning-qat[onnx]'"]
     """
     lines = [f"{row['name']}: {row['install']}" for row in findings["exporters"] if "install" in row]
@@ -42,6 +43,10 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
         lines.append("pt2: runs in float; pip install 'lightning-qat[pt2]' lets inductor turn it into int8 kernels")
     if findings["tools"]["C++ compiler"] is None:
         lines.append("pt2: inductor needs a C++ compiler to turn it into int8 kernels, such as g++")
+    if not findings["kernels"]["works"]:
+        lines.append(
+            f"training on the CPU takes PyTorch's own operations, which are slower: {findings['kernels']['about']}"
+        )
     return lines
 
 
@@ -55,6 +60,7 @@ def _machine(findings: Mapping[str, Any]) -> Table:
         ("engines", ", ".join(findings["engines"]) or "none"),
         ("GPUs", ", ".join(findings["gpus"]) or "none"),
         ("C++ compiler", findings["tools"]["C++ compiler"] or "none"),
+        ("CPU kernels for training", findings["kernels"]["about"]),
     ):
         table.add_row(name, Text(value))
     return table

@@ -10,6 +10,9 @@ import torch
 
 from lq.cli.doctor import examine
 from lq.cli.doctor.tables import advice, print_findings
+from lq.core import native
+
+SLOWER = "training on the CPU takes PyTorch's own operations, which are slower"
 
 
 def test_json_is_all_that_is_printed(run_lq: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +21,7 @@ def test_json_is_all_that_is_printed(run_lq: Any, capsys: pytest.CaptureFixture[
     assert found["versions"]["torch"] == torch.__version__
     assert found["cpu"]["features"]
     assert found["engines"]
+    assert found["kernels"]["works"] == (native.library().functions is not None)
 
 
 def test_tables_show_every_row(run_lq: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +34,7 @@ def test_tables_show_every_row(run_lq: Any, capsys: pytest.CaptureFixture[str]) 
 def test_what_is_wrong_comes_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     found = examine(quick=True)
     found["versions"]["torchao"] = found["tools"]["C++ compiler"] = None
+    found["kernels"] = {"works": False, "about": "no C compiler found: install one"}
     found["exporters"] = [
         {"name": "onnx", "packages": {"onnx": None}, "works": False, "error": "needs onnx", "install": "pip install x"}
     ]
@@ -37,5 +42,6 @@ def test_what_is_wrong_comes_with_what_to_do(capsys: pytest.CaptureFixture[str])
     print_findings(found)
     out = capsys.readouterr().out
     assert "gives wrong results on this CPU" in out
-    assert [line.split(":")[0] for line in advice(found)] == ["onnx", "pt2", "pt2"]
+    assert [line.split(":")[0] for line in advice(found)] == ["onnx", "pt2", "pt2", SLOWER]
+    assert f"{SLOWER}: no C compiler found: install one" in out
     assert "onnx: pip install x" in out
