@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lq.compat.torch_private import version_of
+from lq.core import native
 from lq.core.float32 import Float32Buffers
 from lq.core.functional import SMALLEST_SCALE
 from lq.core.packed import Scalar
@@ -38,6 +39,8 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale = ctx.saved_tensors
+        if _at_once(x, scale, ctx.low, ctx.high) and grad.stride() == x.stride() and native.usable(grad):
+            return *native.learned_gradients(x, grad, scale, ctx.low, ctx.high, _MOST), None, None, None
         bounds: Any = ctx.low, ctx.high
         real = x.float() * scale.reciprocal()
         integer = real.round().clamp_(*bounds)
@@ -55,7 +58,14 @@ def _where_rounded(x: Tensor, moved: Tensor) -> Tensor:
     return kept
 
 
+def _at_once(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> bool:
+    numbers = not isinstance(low, Tensor) and not isinstance(high, Tensor)
+    return numbers and native.usable(x) and native.takes_rows(x, scale)
+
+
 def _rounded(x: Tensor, scale: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    if _at_once(x, scale, low, high):
+        return native.round_rows(x, scale, scale, cast(float, low), cast(float, high))
     bounds: Any = low, high
     return (x.float() * scale.reciprocal()).round_().clamp_(*bounds).mul_(scale).to(x.dtype)
 

@@ -55,19 +55,28 @@ def weight_scale(weight: Tensor, spec: WeightSpec, channel_axis: int = 0) -> Ten
     if weight.numel() == 0:
         raise ValueError(f"A weight of shape {tuple(weight.shape)} holds no numbers; it cannot be quantized.")
     with torch.no_grad():
-        in_rows = channel_axis == 0 and native.has_rows(weight)
-        if spec.observer == "minmax" and (in_rows or not spec.per_channel) and native.usable(weight):
-            return native.weight_scale(weight, spec.quant_max, EPS, spec.per_channel)
-        w = weight.detach().float()
-        dims = [d for d in range(w.dim()) if d != channel_axis] if spec.per_channel else list(range(w.dim()))
-        largest = torch.maximum(w.amax(dims, keepdim=spec.per_channel), -w.amin(dims, keepdim=spec.per_channel))
-        scale = largest / spec.quant_max
-        least = scale.max().mul(2.0**-16).clamp(max=EPS)
-        scale = torch.maximum(scale, F.threshold(least, 0.0, EPS))
+        at_once = native.usable(weight) and (not spec.per_channel or (channel_axis == 0 and native.has_rows(weight)))
+        if at_once:
+            covering = native.weight_scale(weight, spec.quant_max, EPS, spec.per_channel)
+        else:
+            covering = _covering(weight, spec, channel_axis)
         if spec.observer == "minmax":
-            return scale
+            return covering
+        if at_once:
+            return native.search_scale(weight, covering, spec.quant_max, _CANDIDATES).clamp_(min=SMALLEST_SCALE)
+        w = weight.detach().float()
         rows = w.movedim(channel_axis, 0).flatten(1) if spec.per_channel else w.reshape(1, -1)
-        return _least_squares(rows, scale.reshape(-1, 1), spec.quant_max).reshape(scale.shape).clamp(min=SMALLEST_SCALE)
+        found = _least_squares(rows, covering.reshape(-1, 1), spec.quant_max)
+        return found.reshape(covering.shape).clamp_(min=SMALLEST_SCALE)
+
+
+def _covering(weight: Tensor, spec: WeightSpec, channel_axis: int) -> Tensor:
+    """The scales that clip nothing."""
+    w, keep = weight.detach().float(), spec.per_channel
+    dims = [d for d in range(w.dim()) if d != channel_axis] if keep else list(range(w.dim()))
+    scale = torch.maximum(w.amax(dims, keepdim=keep), -w.amin(dims, keepdim=keep)) / spec.quant_max
+    least = scale.max().mul(2.0**-16).clamp(max=EPS)
+    return torch.maximum(scale, F.threshold(least, 0.0, EPS))
 
 
 def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
@@ -86,17 +95,10 @@ def _least_squares(rows: Tensor, covering: Tensor, quant_max: int) -> Tensor:
 
 
 def _rounded(weight: Tensor, scale: Tensor, step: Tensor, memory: Tensor | None = None) -> Tensor:
-    if native.usable(weight) and scale.shape == step.shape and all(_is_for_rows(v, weight) for v in (scale, step)):
-        return native.round_weight(weight, scale, step, memory)
+    if native.usable(weight) and native.takes_rows(weight, scale, step):
+        return native.round_rows(weight, scale, step, out=memory)
     out = torch.mul(weight.float(), scale.reciprocal(), out=memory)
     return out.round_().mul_(step)
-
-
-def _is_for_rows(vector: Tensor, weight: Tensor) -> bool:
-    """Whether it holds one number, or one for each output channel of a weight whose channels come first."""
-    plain = vector.dtype is torch.float32 and vector.is_cpu and vector.is_contiguous()
-    count = vector.numel()
-    return plain and (count == 1 or (vector.dim() > 0 and count == len(vector) and native.has_rows(weight)))
 
 
 def _rounded_again(weight: Tensor, version: int, scale: Tensor, step: Tensor) -> Tensor:

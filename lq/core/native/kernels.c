@@ -1,7 +1,8 @@
 /* Fake quantization of float32 tensors in one pass over memory, where PyTorch's operations take one each.
  *
- * Every function computes what the operations compute, to the bit; tests/core/test_native.py compares them. Tensors are
- * dense and come as a pointer and a number of values, weights as rows: one for each output channel.
+ * Every function computes what the operations compute, to the bit, apart from sums, which are added in another order;
+ * tests/core/test_native.py compares them. Tensors are dense and come as a pointer and a number of values, or as rows
+ * of values: those of a weight are its output channels.
  */
 #include <math.h>
 #include <stddef.h>
@@ -154,14 +155,77 @@ void lq_weight_scale(const float *weight, ptrdiff_t rows, ptrdiff_t columns, flo
   for (ptrdiff_t row = 0; row < rows; row++) scale[row] = scale[row] < least || least != least ? least : scale[row];
 }
 
-/* out = round(w / scale) * step, with a scale and a step for each row. */
-void lq_round_weight(const float *weight, float *out, ptrdiff_t rows, ptrdiff_t columns, const float *scale,
-                     const float *step, int threads) {
+/* The scale of each row that explains most of it: of some parts of the covering scale, each with the best scale in
+ * closed form for the integers that it gives, <w, n> / <n, n>. The sums are more precise than PyTorch's. */
+void lq_search_scale(const float *weight, ptrdiff_t rows, ptrdiff_t columns, const float *covering, float quant_max,
+                     const float *parts, int count, float *scale, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
   for (ptrdiff_t row = 0; row < rows; row++) {
-    const float *from = weight + row * columns;
+    const float *values = weight + row * columns;
+    double best = 0;
+    scale[row] = covering[row];
+    for (int part = 0; part < count; part++) {
+      float inverse = 1.0f / (covering[row] * parts[part]);
+      double product = 0, square = 0;
+      for (ptrdiff_t start = 0; start < columns; start += BLOCK) {
+        ptrdiff_t end = columns - start < BLOCK ? columns : start + BLOCK;
+        float products = 0, squares = 0;
+#pragma omp simd reduction(+ : products, squares)
+        for (ptrdiff_t i = start; i < end; i++) {
+          float integer = on_grid(values[i], inverse, -quant_max, quant_max);
+          products += values[i] * integer;
+          squares += integer * integer;
+        }
+        product += products, square += squares;
+      }
+      /* With the best scale for these integers, the error is |w|^2 less this. */
+      double explained = product * product / square;
+      if (explained > best) best = explained, scale[row] = (float)(product / square);
+    }
+  }
+}
+
+/* out = clamp(round(w / scale), low, high) * step, with a scale and a step for each row. */
+void lq_round_rows(const float *x, float *out, ptrdiff_t rows, ptrdiff_t columns, const float *scale, const float *step,
+                   float low, float high, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t row = 0; row < rows; row++) {
+    const float *from = x + row * columns;
     float *to = out + row * columns;
     float inverse = 1.0f / scale[row], multiple = step[row];
-    for (ptrdiff_t i = 0; i < columns; i++) to[i] = nearbyintf(from[i] * inverse) * multiple;
+    for (ptrdiff_t i = 0; i < columns; i++) to[i] = on_grid(from[i], inverse, low, high) * multiple;
+  }
+}
+
+/* The gradients of rounding with a learned scale for each row: of a value, where that is moved by less than `most`
+ * steps, and 0 elsewhere; of the scale, the sum of each gradient times (integer - value / scale), or times the integer
+ * where the value has saturated. `sums` has a place for each block of a row, so that they are added in one order,
+ * whatever the number of threads. */
+void lq_learned_gradients(const float *x, const float *grad, float *grad_x, ptrdiff_t rows, ptrdiff_t columns,
+                          const float *scale, float low, float high, float most, double *sums, float *grad_scale,
+                          int threads) {
+  ptrdiff_t blocks = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t part = 0; part < rows * blocks; part++) {
+    ptrdiff_t row = part / blocks, start = (part % blocks) * BLOCK;
+    ptrdiff_t here = columns - start < BLOCK ? columns - start : BLOCK;
+    const float *values = x + row * columns + start, *given = grad + row * columns + start;
+    float *to = grad_x + row * columns + start, inverse = 1.0f / scale[row], sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (ptrdiff_t i = 0; i < here; i++) {
+      float real = values[i] * inverse, integer = nearbyintf(real);
+      integer = integer < low ? low : integer;
+      integer = integer > high ? high : integer;
+      float moved = integer - real;
+      int saturated = moved <= -most || moved >= most;
+      to[i] = saturated ? 0 : given[i];
+      sum += given[i] * (integer - (saturated ? 0 : real));
+    }
+    sums[part] = sum;
+  }
+  for (ptrdiff_t row = 0; row < rows; row++) {
+    double sum = 0;
+    for (ptrdiff_t block = 0; block < blocks; block++) sum += sums[row * blocks + block];
+    grad_scale[row] = (float)sum;
   }
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from lq.core.native.library import library
 from lq.core.packed import Packed
 
 _PLAIN = (Tensor, nn.Parameter)
+_BLOCK = 4096  # BLOCK of kernels.c
 _blocks_without = 0
 
 
@@ -64,6 +66,26 @@ def can_unpack(packed: Packed) -> bool:
 
 def _may_run() -> bool:
     return not torch.compiler.is_compiling() and _blocks_without == 0 and not is_followed()
+
+
+def takes_rows(x: Tensor, *vectors: Tensor) -> bool:
+    """Whether vectors hold one number each, or one for each output channel of a weight whose channels come first.
+
+    Args:
+        x: a dense tensor.
+        vectors: scales and the like, of one shape.
+
+    Example:
+        >>> weight = torch.zeros(8, 3)
+        >>> takes_rows(weight, torch.ones(())), takes_rows(weight, torch.ones(8, 1)), takes_rows(weight, torch.ones(3))
+        (True, True, False)
+    """
+    first = vectors[0]
+    count, shape = first.numel(), first.shape
+    matches = count == 1 or (len(shape) == x.dim() and count == shape[0] == len(x) and has_rows(x))
+    return matches and all(
+        v.shape == shape and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous() for v in vectors
+    )
 
 
 def has_rows(weight: Tensor) -> bool:
@@ -176,24 +198,76 @@ def weight_scale(weight: Tensor, quant_max: int, eps: float, per_channel: bool) 
     return scale
 
 
-def round_weight(weight: Tensor, scale: Tensor, step: Tensor, out: Tensor | None = None) -> Tensor:
-    """``round(weight / scale) * step``.
+def search_scale(weight: Tensor, covering: Tensor, quant_max: int, parts: Sequence[float]) -> Tensor:
+    """The scale of least squared error, of a weight or of each of its rows.
 
     Args:
-        weight: tensor that is :func:`usable`, and :func:`has_rows` unless ``scale`` has one value.
-        scale: float32, contiguous, one value or one a row.
-        step: the same.
-        out: memory for the result, laid out like ``weight``.
+        weight: tensor that is :func:`usable`, and :func:`has_rows` unless ``covering`` has one value.
+        covering: float32, contiguous: the scales that clip nothing, one value or one a row.
+        quant_max: largest integer.
+        parts: of ``covering``, that are tried.
 
     Returns:
-        tensor like ``weight``.
+        float32 of the shape of ``covering``.
     """
-    result = torch.empty_like(weight, requires_grad=False) if out is None else out
-    rows, pointers = scale.numel(), (weight.data_ptr(), result.data_ptr())
-    _call("lq_round_weight", *pointers, rows, weight.numel() // rows, scale.data_ptr(), step.data_ptr())
+    scale, tried, rows = torch.empty_like(covering), torch.tensor(parts), covering.numel()
+    of_rows = (weight.data_ptr(), rows, weight.numel() // rows, covering.data_ptr())
+    _call("lq_search_scale", *of_rows, quant_max, tried.data_ptr(), len(parts), scale.data_ptr())
+    return scale
+
+
+def round_rows(
+    x: Tensor,
+    scale: Tensor,
+    step: Tensor,
+    low: float = -math.inf,
+    high: float = math.inf,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``clamp(round(x / scale), low, high) * step``.
+
+    Args:
+        x: tensor that is :func:`usable`, and :func:`has_rows` unless ``scale`` has one value.
+        scale: float32, contiguous, one value or one a row.
+        step: the same.
+        low: lowest multiple.
+        high: highest.
+        out: memory for the result, laid out like ``x``.
+
+    Returns:
+        tensor like ``x``.
+    """
+    result = torch.empty_like(x, requires_grad=False) if out is None else out
+    rows, pointers = scale.numel(), (x.data_ptr(), result.data_ptr())
+    _call("lq_round_rows", *pointers, rows, x.numel() // rows, scale.data_ptr(), step.data_ptr(), low, high)
     if out is not None:
         _written(out)
     return result
+
+
+def learned_gradients(
+    x: Tensor, grad: Tensor, scale: Tensor, low: float, high: float, most: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ``clamp(round(x / scale), low, high) * scale``.
+
+    Args:
+        x: tensor that is :func:`usable`, and :func:`has_rows` unless ``scale`` has one value.
+        grad: of the result, laid out like ``x`` and as usable.
+        scale: float32, contiguous, one value or one a row.
+        low: lowest multiple.
+        high: highest.
+        most: steps by which rounding may move a value; what moves farther has saturated.
+
+    Returns:
+        those of ``x`` and of ``scale``.
+    """
+    grad_x, grad_scale, rows = torch.empty_like(x, requires_grad=False), torch.empty_like(scale), scale.numel()
+    columns = x.numel() // rows
+    sums = torch.empty(rows * -(-columns // _BLOCK), dtype=torch.float64)
+    pointers = (x.data_ptr(), grad.data_ptr(), grad_x.data_ptr())
+    results = (sums.data_ptr(), grad_scale.data_ptr())
+    _call("lq_learned_gradients", *pointers, rows, columns, scale.data_ptr(), low, high, most, *results)
+    return grad_x, grad_scale
 
 
 def _call(name: str, *arguments: Any) -> None:

@@ -25,16 +25,20 @@ _FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
 )
-_POINTER, _COUNT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
+_POINTER, _COUNT, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
-    "lq_round": (_POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _POINTER, _THREADS),
+    "lq_round": (_POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _POINTER, _INT),
     "lq_round_and_pack": (
         *(_POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _FLOAT),
-        *(_POINTER, _POINTER, _POINTER, _THREADS),
+        *(_POINTER, _POINTER, _POINTER, _INT),
     ),
-    "lq_unpack": (_POINTER, _POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _THREADS),
-    "lq_weight_scale": (_POINTER, _COUNT, _COUNT, _FLOAT, _FLOAT, _POINTER, _THREADS),
-    "lq_round_weight": (_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _THREADS),
+    "lq_unpack": (_POINTER, _POINTER, _POINTER, _COUNT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _INT),
+    "lq_weight_scale": (_POINTER, _COUNT, _COUNT, _FLOAT, _FLOAT, _POINTER, _INT),
+    "lq_search_scale": (_POINTER, _COUNT, _COUNT, _POINTER, _FLOAT, _POINTER, _INT, _POINTER, _INT),
+    "lq_round_rows": (_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _FLOAT, _FLOAT, _INT),
+    "lq_learned_gradients": (
+        *(_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _FLOAT, _FLOAT, _FLOAT, _POINTER, _POINTER, _INT),
+    ),
 }
 
 
