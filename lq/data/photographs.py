@@ -41,6 +41,14 @@ class PhotographsDataModule(InMemoryDataModule):
     Raises:
         ValueError: a number is out of range.
         ModuleNotFoundError: scikit-image or scikit-learn is not installed.
+
+    Example:
+        >>> teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # says which color is the brightest
+        >>> data = PhotographsDataModule(teacher, batch_size=2, crops=4, val_crops=2, image_size=32)
+        >>> data.setup("fit")
+        >>> images, probabilities = next(iter(data.train_dataloader()))
+        >>> images.shape, probabilities.shape
+        (torch.Size([2, 3, 32, 32]), torch.Size([2, 3]))
     """
 
     def __init__(
