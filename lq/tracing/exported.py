@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.utils.rnn import PackedSequence
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
 from lq.compat.torch_private import quiet_export
@@ -231,19 +232,29 @@ _TAKEN_OUT = re.compile(r"fake tensor in the exported program constant's list")
 
 
 def _reason(target: nn.Module, error: Exception, inner: str) -> str:
-    remedy = f"Train and export the inner module that does most of the work: QATCallback(target={inner!r})."
+    instead = f"QATCallback(target={inner!r})" if inner else "QATCallback(target=...)"
     if _VALUES.search(f"{type(error).__name__} {error}"):
-        name = f"target={inner!r}" if inner else "target=..."
         remedy = (
             "That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
-            f"tensor operations (torch.where), or name an inner module without it: QATCallback({name})."
+            f"tensor operations (torch.where), or name an inner module without it: {instead}."
         )
     elif _TAKEN_OUT.search(str(error)):
         remedy = "It takes a tensor out of the graph, as `x.data` does: write x.detach()."
-    elif not inner:
-        remedy = ""
+    elif _holds_packed_sequence(error):
+        remedy = (
+            "torch.export cannot follow packed sequences. Give the layer the padded tensor, and mask what lies beyond "
+            f"the lengths; or name an inner module without it: {instead}."
+        )
+    else:
+        remedy = f"Train and export the inner module that does most of the work: {instead}." if inner else ""
     problem = f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({_said(error)})"
     return f"{problem}. {remedy}".rstrip()
+
+
+def _holds_packed_sequence(error: BaseException) -> bool:
+    """Whether a function that the error went through works on one."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(isinstance(value, PackedSequence) for frame, _ in frames for value in frame.f_locals.values())
 
 
 def _said(error: Exception) -> str:

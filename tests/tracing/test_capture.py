@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lq.config.specs import WeightSpec
 from lq.conversion.bias import round_biases
@@ -313,6 +314,18 @@ def test_what_takes_a_tensor_out_of_the_graph_is_told():
     net = Marked(body, fc=nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"has no graph .* write x\.detach\(\)\."):
         captured(net, torch.ones(3, 4))
+
+
+def test_a_packed_sequence_is_told_with_what_to_write_instead():
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        packed = pack_padded_sequence(net.linear("fc", x), torch.tensor([3, 2]), batch_first=True)
+        return net.lstm(packed)[1][0]
+
+    net = Marked(body, fc=nn.Linear(4, 4), lstm=nn.LSTM(4, 5, batch_first=True))
+    with pytest.raises(
+        ValueError, match=r"net\.lstm\(packed\).*cannot follow packed sequences\. Give the layer the padded"
+    ):
+        captured(net, torch.ones(2, 3, 4))
 
 
 def test_a_learned_scale_is_shared():
