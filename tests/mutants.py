@@ -195,6 +195,7 @@ class Coverage:
     directory: str
     lines: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     seconds: dict[str, float] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)  # of tests
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
@@ -220,9 +221,21 @@ class Coverage:
     def of(self, mutant: Mutant, file: str, tests: Sequence[str]) -> list[str]:
         """Tests that execute a mutant's lines, the shorter of a file first; all if the import executes them."""
         places = [(file, line) for line in range(mutant.line, mutant.last_line + 1)]
-        found = {test for place in places for test in self.lines.get(place, ())} or set(self.seconds)
         order = {name: number for number, name in enumerate(tests)}
-        return sorted(found, key=lambda test: (order[test.partition("::")[0]], self.seconds[test]))
+        known = {test: order[name] for test in self.seconds if (name := test.partition("::")[0]) in order}
+        found = {test for place in places for test in self.lines.get(place, ()) if test in known} or known
+        return sorted(found, key=lambda test: (known[test], self.seconds[test]))
+
+    def add(self, tests: Sequence[str], root: Path = ROOT) -> None:
+        """Run those files of tests that did not run yet: the modules of a room share most of theirs."""
+        # The module itself last: loaded by pytest, it would hide a function that its package has by the same name.
+        missing = [name for name in reversed(tests) if name not in self.files]
+        if missing:
+            new = covered(missing, self.directory, root)
+            self.files.update(missing)
+            self.seconds |= new.seconds
+            for place, found in new.lines.items():
+                self.lines[place] += found
 
 
 def covered(tests: Sequence[str], directory: str, root: Path = ROOT) -> Coverage:
@@ -240,7 +253,7 @@ def covered(tests: Sequence[str], directory: str, root: Path = ROOT) -> Coverage
             answer.write_text(json.dumps([list(coverage.lines.items()), coverage.seconds]))
             return status
 
-        if _in_child(work, 3600.0, Path(folder, "log.txt")) != 0:
+        if _in_child(work, 3600.0, Path(folder, "log.txt")) not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
             raise RuntimeError(f"the tests fail on the unchanged code:\n{Path(folder, 'log.txt').read_text()[-3000:]}")
         lines, seconds = json.loads(answer.read_text())
     return Coverage(directory, {(file, line): found for (file, line), found in lines}, seconds)
@@ -269,6 +282,7 @@ class _Finder:
     @pytest.hookimpl(tryfirst=True)
     def pytest_load_initial_conftests(self) -> None:
         sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        importlib.import_module(self.loader.name)  # not by pytest, which may do so in another order than the tests
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != self.loader.name:
@@ -358,15 +372,14 @@ def run(mutants: Sequence[Mutant], results: Path, again: bool) -> dict[str, str]
     if results.exists():
         known = dict(json.loads(line) for line in results.read_text().splitlines())
     results.parent.mkdir(parents=True, exist_ok=True)
-    coverages: dict[tuple[str, ...], Coverage] = {}
+    coverages: dict[str, Coverage] = {}
     for number, mutant in enumerate(mutants, 1):
         if mutant.key in known and not (again and known[mutant.key] == SURVIVED):
             continue
         tests = files_for(mutant.path)
-        room = (str(ROOT / next((room for room in ROOMS if mutant.path.startswith(room)), mutant.path)), *sorted(tests))
-        if room not in coverages:
-            coverages[room] = covered(tests, room[0])
-        coverage = coverages[room]
+        room = str(ROOT / next((room for room in ROOMS if mutant.path.startswith(room)), mutant.path))
+        coverage = coverages.setdefault(room, Coverage(room))
+        coverage.add(tests)
         needed = coverage.of(mutant, str(ROOT / mutant.path), tests)
         limit = 60.0 + 5 * sum(coverage.seconds[test] for test in needed)
         known[mutant.key] = outcome_of(mutant, needed, limit)

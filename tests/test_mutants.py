@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import mutants
-from tests.mutants import HUNG, KILLED, SURVIVED, Mutant, covered, mutants_of, outcome_of, table
+from tests.mutants import HUNG, KILLED, SURVIVED, Coverage, Mutant, covered, mutants_of, outcome_of, table
 
 SOURCE = b'''"""A room."""
 
@@ -50,6 +50,15 @@ def test_last():
 """
 
 
+# A package whose function hides the module that it is from.
+PACKAGE = {
+    "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "--import-mode=importlib"\n',
+    "lq_hidden/__init__.py": "from lq_hidden.double import double as double\n",
+    "lq_hidden/double.py": 'def double(x):\n    """\n    >>> double(2)\n    4\n    """\n    return 2 * x if x else 0\n',
+    "test_hidden.py": "import lq_hidden\n\nFOUR = lq_hidden.double(2)\n\n\ndef test_double():\n    assert FOUR == 4\n",
+}
+
+
 def found(was: str, becomes: str) -> Mutant:
     (mutant,) = [m for m in mutants_of(SOURCE, "lq_room.py") if (m.was, m.becomes) == (was, becomes)]
     return mutant
@@ -75,14 +84,28 @@ def trial(folder: Path) -> dict[str, str]:
     (folder / "test_room.py").write_text(TESTS)
     (folder / "test_wrong.py").write_text("def test_wrong():\n    assert False\n")
     files = ["lq_room.py", "test_room.py"]
-    coverage, outcomes = covered(files, str(folder), folder), {}
-    assert [name.partition("::")[2] for name in coverage.seconds] == ["lq_room.fits", "test_fits", "test_last"]
+    coverage, outcomes = Coverage(str(folder)), {}
+    for _ in range(2):  # the second time nothing is left to run
+        coverage.add(files, folder)
+    executed = coverage.lines[str(folder / "lq_room.py"), 21]
+    assert executed == ["test_room.py::test_last"]
+    assert [name.partition("::")[2] for name in coverage.seconds] == ["test_fits", "test_last", "lq_room.fits"]
     for was, becomes, seconds in CHANGES:
         mutant = found(was, becomes)
         tests = coverage.of(mutant, str(folder / mutant.path), files)
         # All have to run where a line runs in the import; the function's doctest asks for its line, too.
         assert len(tests) == {3: 3, 14: 2}.get(mutant.line, 1)
+        assert coverage.of(mutant, str(folder / mutant.path), files[1:]) == [t for t in tests if t.startswith("test_")]
         outcomes[becomes] = outcome_of(mutant, tests, seconds, folder)
+    for name, text in PACKAGE.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    hidden = "lq_hidden/double.py"
+    (mutant,) = [m for m in mutants_of((folder / hidden).read_bytes(), hidden) if m.becomes == "True"]
+    coverage.add([hidden, "test_hidden.py"], folder)
+    tests = [*coverage.of(mutant, str(folder / hidden), [hidden]), "test_hidden.py::test_double"]
+    assert len(tests) == 2
+    outcomes["hidden"] = outcome_of(mutant, tests, 60.0, folder)
     with pytest.raises(RuntimeError, match=r"(?s)fail on the unchanged code.*assert False"):
         covered(["test_wrong.py"], str(folder), folder)
     return outcomes
@@ -103,8 +126,10 @@ def test_one_survives_two_are_killed_and_one_hangs(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(mutants.ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=mutants.ROOT, env=environment, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
+    outcomes = json.loads(done.stdout)
+    assert outcomes.pop("hidden") == SURVIVED, "no test asks for 0 here either"
     # No test asks for 0; the last one goes through the negative numbers.
-    assert list(json.loads(done.stdout).values()) == [SURVIVED, KILLED, KILLED, HUNG]
+    assert list(outcomes.values()) == [SURVIVED, KILLED, KILLED, HUNG]
 
 
 def test_what_is_known_is_not_tried_again(tmp_path: Path) -> None:

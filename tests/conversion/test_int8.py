@@ -14,7 +14,7 @@ from lq.config.presets import PRESETS
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.conversion.convert import convert
-from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine
+from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine, room_for_bias
 from lq.core.modules import QAT_LAYERS
 from lq.core.state import QATState
 from lq.ptq import calibrate
@@ -35,6 +35,7 @@ LAYERS = {
     "wide depthwise": lambda: (conv_bn(2, 128, 128, 5, nn.ReLU6(), padding=2, groups=128), (2, 128, 8, 8)),
     "groups, stride, dilation": lambda: (conv_bn(2, 8, 16, 3, groups=4, stride=2, dilation=2), (4, 8, 12, 12)),
     "same padding": lambda: (conv_bn(2, 8, 8, (3, 5), padding="same", dilation=(1, 2)), (4, 8, 12, 12)),
+    "valid padding": lambda: (conv_bn(2, 8, 8, 3, padding="valid"), (4, 8, 6, 6)),
     "conv1d": lambda: (conv_bn(1, 16, 32, 3, nn.ReLU(), padding=1, groups=2), (4, 16, 33)),
     "conv3d": lambda: (conv_bn(3, 4, 8, 3, nn.ReLU(), padding=1), (2, 4, 6, 6, 6)),
     "linear": lambda: (nn.Sequential(nn.Linear(256, 64)), (64, 256)),
@@ -89,6 +90,14 @@ def test_dead_channels_keep_their_bias(preset: str, gamma: float):
     assert steps_apart(prepared, x).max() <= 1
 
 
+def test_a_scale_is_widened_for_a_bias_of_more_than_2_to_the_30_steps() -> None:
+    integers, scale = torch.full((4, 1), 64, dtype=torch.int8), torch.full((4,), 2.0**-20)
+    bias = torch.tensor([2.0**30, -(2.0**30), 2.0**31, -(2.0**33)]) * scale * 0.5
+    narrowed, widened = room_for_bias(integers, scale, bias, input_scale=0.5)
+    assert widened.tolist() == [2.0**-20, 2.0**-20, 2.0**-19, 2.0**-17]
+    assert narrowed.flatten().tolist() == [64, 64, 32, 8]
+
+
 @pytest.mark.parametrize(
     ("weight", "activation"),
     [
@@ -127,6 +136,26 @@ def test_onednn_linear_layers_avoid_the_slow_kernel_and_stay_right_when_saved():
         loaded = torch.jit.load(io.BytesIO(file.getvalue()))
         assert torch.equal(loaded(x), int8(x))
     assert steps_apart(prepared, x).max() <= 1
+
+
+@pytest.mark.parametrize("preset", [p for p in ("portable", "x86_vnni") if p in SUPPORTED])
+@pytest.mark.parametrize(("width", "stride", "dilation"), [(8, 1, 1), (8, 4, 1), (12, 2, 1), (16, 1, 2), (7, 2, 1)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_wide_kernels_that_onednn_gets_wrong(preset: str, width: int, stride: int, dilation: int, groups: int) -> None:
+    conv = nn.Conv1d(16 * groups, 16, width, stride, padding=3, dilation=dilation, groups=groups)
+    x = torch.randn(2, 16 * groups, 90)
+    assert steps_apart(calibrated(nn.Sequential(conv), x, preset), x).max() <= 1
+
+
+@pytest.mark.skipif("portable" not in SUPPORTED, reason="no x86 here")
+@pytest.mark.parametrize(
+    ("channels", "width", "dilation", "columns"),
+    [(31, 8, 1, 1), (4, 12, 3, 3), (32, 8, 1, 0), (4, 4, 1, 0), (4, 9, 1, 0)],
+)
+def test_only_what_onednn_gets_wrong_is_widened(channels: int, width: int, dilation: int, columns: int) -> None:
+    net, x = nn.Sequential(nn.Conv1d(channels, 3, width, dilation=dilation)), torch.randn(2, channels, 40)
+    (layer,) = [m for m in convert(calibrated(net, x, "portable")).modules() if isinstance(m, Int8Layer)]
+    assert layer.columns == columns
 
 
 def test_the_engine_in_force_is_restored():

@@ -106,9 +106,10 @@ def test_without_a_range_it_stays_float_to_the_bit(activation: str, dtype: torch
     assert torch.equal(gradient[x != 0], expected[x != 0])  # a ReLU's gradient at 0 is a convention
 
 
+@pytest.mark.parametrize("fake_quant", [False, True])
 @pytest.mark.parametrize("seen", [False, True])
-def test_an_empty_batch_passes_and_is_not_observed(seen: bool):
-    state, quantizer = make(observer=True, fake_quant=True)
+def test_an_empty_batch_passes_and_is_not_observed(seen: bool, fake_quant: bool):
+    state, quantizer = make(observer=True, fake_quant=fake_quant)
     if seen:
         step(state, quantizer, torch.tensor([0.0, 1.0]))
     before = state.state_dict()["max_val"].clone()

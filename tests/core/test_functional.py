@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,6 +128,13 @@ def test_gradients_on_the_edges_of_the_grid(low: int, high: int, exponent: int, 
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(grad.bool(), inside)
     torch.testing.assert_close(y, expected, rtol=MARK, atol=scale * 1.1e-20)
+
+
+@pytest.mark.parametrize("make", [float, torch.tensor], ids=["numbers", "tensors"])
+def test_half_a_step_beyond_the_grid_a_number_of_half_precision_gets_no_gradient(make: Callable[[float], Any]):
+    x = torch.tensor([-2.25, -2.125, 2.125, 2.25], dtype=torch.bfloat16, requires_grad=True)
+    (grad,) = torch.autograd.grad(fake_quantize(x, make(0.5), make(-4.0), make(4.0)).sum(), x)
+    assert grad.tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
 def test_agrees_with_the_stock_operator():

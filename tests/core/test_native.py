@@ -202,6 +202,7 @@ def test_what_is_no_plain_float_in_memory_is_left_to_torch() -> None:
     x = torch.randn(4, 6)
     with torch.device("meta"):
         assert not native.usable(torch.empty(2))
+        assert not native.can_unpack(pack(torch.empty(2), 0.0))
     assert not native.usable(x.half())
     assert not native.usable(x[:, :3])
     assert not native.usable(x.to_sparse())
@@ -214,6 +215,23 @@ def test_what_is_no_plain_float_in_memory_is_left_to_torch() -> None:
     assert not torch.vmap(lambda row: torch.tensor(native.usable(row)).expand_as(row))(x).any()
     traced = torch.jit.trace(lambda x: fake_quantize(x, 0.5, 0.0, 3.0), x)
     assert torch.equal(traced(x + 1), fake_quantize(x + 1, 0.5, 0.0, 3.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_where_they_may_run_torch_rounds_nothing(per_channel: bool) -> None:
+    x, weight = torch.randn(64), torch.randn(4, 3)
+
+    def names() -> set[str]:
+        with torch.autograd.profiler.profile() as profile:
+            fake_quantize(x, 0.1, 0.0, 255.0)
+            fake_quantize_weight(weight, weight_scale(weight, WeightSpec(per_channel=per_channel)))
+        return {event.name for event in profile.function_events}
+
+    fast, slow = both(lambda: (names(),))
+    rounding = {"aten::round_", "aten::amax"}
+    assert rounding <= slow[0]
+    assert not rounding & fast[0]
 
 
 @needs_compiler
@@ -285,6 +303,14 @@ def test_a_failing_compiler_is_named_with_what_it_said(monkeypatch: pytest.Monke
 
 def test_the_variable_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _found(monkeypatch, LQ_NATIVE="0") == (None, "switched off by LQ_NATIVE=0")
+
+
+@pytest.mark.parametrize(("name", "value"), [("platform.system", lambda: "Darwin"), ("sys.byteorder", "big")])
+def test_other_machines_are_left_alone(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(name, value)
+    found = native.library.__wrapped__()
+    assert found.functions is None
+    assert found.reason.startswith("used on Linux alone")
 
 
 @needs_compiler

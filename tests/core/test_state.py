@@ -115,6 +115,20 @@ def test_a_nan_in_the_first_batch_does_not_poison_the_ranges():
     assert state.qparams()[0][0] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(
+    ("writers", "waits", "expected"),
+    [(2, False, (-1.0, 1.5)), (1, True, (-1.0, 1.5)), (1, False, (0.0, 1.5))],
+    ids=["two quantizers", "two calls of the model", "one quantizer"],
+)
+def test_which_batches_of_a_step_are_joined(writers: int, waits: bool, expected: tuple[float, float]):
+    state = make_state()
+    state.writers[0], state.waits = writers, waits
+    for batch in ([-1.0, 1.0], [0.0, 1.5]):
+        state.observe(0, torch.tensor(batch))
+    state.update()
+    assert (state.min_val[0].item(), state.max_val[0].item()) == expected
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_kind_of_batch_that_is_not_finite_is_counted(value: float, count: int):
