@@ -18,6 +18,6 @@ from lq.core.native.kernels import takes_rows as takes_rows
 from lq.core.native.kernels import unpack as unpack
 from lq.core.native.kernels import usable as usable
 from lq.core.native.kernels import weight_scale as weight_scale
-from lq.core.native.library import SWITCH as SWITCH
-from lq.core.native.library import Library as Library
-from lq.core.native.library import library as library
+from lq.core.native.build import SWITCH as SWITCH
+from lq.core.native.build import Library as Library
+from lq.core.native.build import library as library

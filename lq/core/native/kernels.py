@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from lq.compat.torch_private import is_followed
-from lq.core.native.library import library
+from lq.core.native.build import library
 from lq.core.packed import Packed
 
 _PLAIN = (Tensor, nn.Parameter)
