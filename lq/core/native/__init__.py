@@ -6,6 +6,9 @@ PyTorch's operations, to the bit.
 
 from __future__ import annotations
 
+from lq.core.native.build import SWITCH as SWITCH
+from lq.core.native.build import Library as Library
+from lq.core.native.build import library as library
 from lq.core.native.kernels import can_unpack as can_unpack
 from lq.core.native.kernels import has_rows as has_rows
 from lq.core.native.kernels import learned_gradients as learned_gradients
@@ -18,6 +21,3 @@ from lq.core.native.kernels import takes_rows as takes_rows
 from lq.core.native.kernels import unpack as unpack
 from lq.core.native.kernels import usable as usable
 from lq.core.native.kernels import weight_scale as weight_scale
-from lq.core.native.build import SWITCH as SWITCH
-from lq.core.native.build import Library as Library
-from lq.core.native.build import library as library
