@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lq.backends.prepare import prepare, set_phase
 from lq.backends.saving import set_saving
+from lq.core import native
 
 Build = Callable[[], nn.Module]
 
@@ -188,7 +189,10 @@ def _quiet() -> Iterator[None]:
 
 @dataclass
 class Step:
-    """A training step: gradients to None, forward, cross entropy, backward, SGD; autocast if a precision is given."""
+    """A training step: gradients to None, forward, cross entropy, backward, SGD; autocast if a precision is given.
+
+    ``c``: whether lq's kernels in C may run.
+    """
 
     model: Callable[[Tensor], Tensor]
     x: Tensor
@@ -196,13 +200,16 @@ class Step:
     optimizer: torch.optim.Optimizer
     dtype: torch.dtype | None
     scaler: torch.amp.GradScaler
+    c: bool = True
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, y: Tensor, compiled: bool = False, precision: str = "32") -> Step:
+    def of(
+        cls, model: nn.Module, x: Tensor, y: Tensor, compiled: bool = False, precision: str = "32", c: bool = True
+    ) -> Step:
         """A step of ``model``; the learning rate is low enough for thousands of steps on random data."""
         optimizer, dtype = torch.optim.SGD(model.parameters(), lr=1e-6), PRECISIONS[precision]
         scaler = torch.amp.GradScaler(x.device.type, enabled=dtype is torch.float16)
-        return cls(torch.compile(model) if compiled else model, x, y, optimizer, dtype, scaler)
+        return cls(torch.compile(model) if compiled else model, x, y, optimizer, dtype, scaler, c)
 
     def forward(self) -> Tensor:
         """The loss, multiplied by what the scaler has found; gradients to None."""
@@ -218,7 +225,8 @@ class Step:
         return loss.detach()
 
     def __call__(self) -> Tensor:
-        loss = self.forward_backward()
+        with nullcontext() if self.c else native.off():
+            loss = self.forward_backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks._common import TIMING_COLUMNS, Row, Work, compare, label, parse, parser, report
 from lq.config.specs import ActivationSpec, WeightSpec
+from lq.core import native
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, affine_qparams, fake_quantize
 from lq.core.scratch import Scratch
@@ -77,8 +78,17 @@ def _activations(shape: Sequence[int], device: torch.device) -> dict[str, Work]:
         "lq function": _lq_function(device),
         "lq module, observers off": lq_module(observer=False, x=x),
         "lq module, observers on": lq_module(observer=True, x=x),
+        "lq module, observers on, without C": _without_c(lq_module(observer=True, x=x)),
     }
     return {name: partial(_forward_backward, op, x.clone().requires_grad_(), grad) for name, op in ops.items()}
+
+
+def _without_c(op: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def work(x: Tensor) -> Tensor:
+        with native.off():
+            return op(x)
+
+    return work
 
 
 def _forward_backward(op: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:
@@ -145,6 +155,7 @@ def _fake_quantized(weight: Tensor) -> dict[str, Work]:
         _LOOP: partial(_looped_fake_quantize, weight),
         "stock fused module": partial(_stock_fused_per_channel(weight), weight),
         "lq": lambda: fake_quantize_weight(weight, weight_scale(weight, _WEIGHT)),
+        "lq, without C": lambda: _without_c(lambda w: fake_quantize_weight(w, weight_scale(w, _WEIGHT)))(weight),
         "lq, with its backward pass, memory used again": _lq_with_backward(weight),
     }
 

@@ -3,7 +3,8 @@
     python -m benchmarks.step_time --models resnet18 mobilenet_v2 --rounds 20 --compile --json step_time.json
     python -m benchmarks.step_time --device cuda --models resnet50 --batch 64 --size 224 --precision 32 bf16 16
 
-The ratio of a compiled step is to the compiled float step of the same precision.
+The ratio of a compiled step is to the compiled float step of the same precision. ``--without-c`` also measures lq
+where PyTorch's own operations round, as on a machine without a C compiler.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ COLUMNS = (
     number("step_mb", "MB a step", ".0f"),
     label("note", ""),
 )
-_COMPILED = ", compiled"
+_COMPILED, _WITHOUT_C = ", compiled", ", without C"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -64,6 +65,7 @@ def _options() -> argparse.ArgumentParser:
         "--precision", nargs="+", choices=list(PRECISIONS), default=["32"], help="bf16 and 16: autocast (default: 32)"
     )
     options.add_argument("--compile", action="store_true", help="measure the same under torch.compile, too")
+    options.add_argument("--without-c", action="store_true", help="measure lq's steps without its kernels in C, too")
     return options
 
 
@@ -106,15 +108,18 @@ def _steps(case: Case, precision: str, options: argparse.Namespace) -> tuple[dic
     steps: dict[str, Step] = {}
     notes: dict[str, str] = {}
     x, y = case.batch(options.batch, torch.device(options.device))
-    for compiled in (False, True) if options.compile else (False,):
-        for variant in dict.fromkeys([FLOAT, *options.variants]):
-            name = variant + (_COMPILED if compiled else "")
-            try:
-                steps[name] = Step.of(build(variant, case, x, precision), x, y, compiled, precision)
-            except UnavailableError as reason:
-                notes[name] = str(reason)
-            if FLOAT in notes:
-                return {}, notes
+    variants = list(dict.fromkeys([FLOAT, *options.variants]))
+    ways = [(variant, compiled, True) for compiled in (False, True)[: 1 + options.compile] for variant in variants]
+    if options.without_c:
+        ways += [(variant, False, False) for variant in variants if variant.startswith("lq")]
+    for variant, compiled, c in ways:
+        name = variant + (_COMPILED if compiled else "") + ("" if c else _WITHOUT_C)
+        try:
+            steps[name] = Step.of(build(variant, case, x, precision), x, y, compiled, precision, c)
+        except UnavailableError as reason:
+            notes[name] = str(reason)
+        if FLOAT in notes:
+            return {}, notes
     return steps, notes
 
 

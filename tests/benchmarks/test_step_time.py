@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from benchmarks import step_time
-from benchmarks._variants import VARIANTS
+from benchmarks._variants import VARIANTS, Step, build, cases
+from lq.core import native
 
 pytest.importorskip("torchvision")
 # In images of 32 the last BatchNorms would see two values a channel, and the training of efficientnet_lite0 diverges.
@@ -49,6 +51,19 @@ def test_compiled_steps_are_compared_with_the_compiled_float_step():
     assert by_name["float, compiled"]["ratio"] == 1.0
     compiled = by_name["lq, observers off, compiled"]
     assert compiled["ratio"] == pytest.approx(compiled["ms"] / by_name["float, compiled"]["ms"])
+
+
+def test_steps_without_c_are_measured_beside_those_with_it():
+    rows = step_time.main([*TINY, "--models", "mlp", "--variants", "lq, observers on", "--without-c"])
+    assert [row["step"] for row in rows] == ["float", "lq, observers on", "lq, observers on, without C"]
+    case = cases(8)["mlp"]
+    x, y = case.batch(1, torch.device("cpu"))
+    for c in (True, False):
+        step = Step.of(build("lq, observers on", case, x), x, y, c=c)
+        with torch.autograd.profiler.profile() as profile:
+            step()
+        rounds = "aten::round_" in {event.name for event in profile.function_events}
+        assert rounds == (not c or native.library().functions is None)
 
 
 def test_without_its_package_a_model_is_left_out(monkeypatch, capsys):
