@@ -83,7 +83,7 @@ class _Float32(torch.autograd.Function):
     ) -> Tensor:
         if inplace:
             ctx.mark_dirty(x)
-        out, packed = _rounded(x, scale, low, high, rounding, inplace, saving is not None, ends)
+        out, packed = _rounded(x, *rounding[:3], scale, low, high, inplace, saving is not None, ends)
         if saving is not None and packed is not None:
             saving.know(out, partial(_values_again, packed, scale, low, rounding.low, rounding.high, x.dtype))
         ctx.save_for_backward(out)
@@ -99,27 +99,29 @@ class _Float32(torch.autograd.Function):
 
 def _rounded(
     x: Tensor,
+    inverse: Scalar,
+    lowest: Scalar,
+    highest: Scalar,
     scale: Scalar,
     low: Scalar,
     high: Scalar,
-    rounding: Rounding,
-    inplace: bool,
-    packs: bool,
-    ends: Tensor | None,
+    inplace: bool = False,
+    packs: bool = False,
+    ends: Tensor | None = None,
 ) -> tuple[Tensor, Packed | None]:
-    """Values between the ends of ``rounding``; and the integers, those of saturated values one beyond the end."""
+    """Values from ``lowest`` to ``highest``; and the integers, those beyond the grid one beyond its end."""
     if isinstance(scale, float) and native.usable(x):
-        inverse, lowest, highest = cast("tuple[float, float, float]", rounding[:3])
+        numbers = cast("tuple[float, float, float]", (inverse, lowest, highest))
         if packs:
             grid = cast("tuple[float, float]", (low, high))
-            return native.round_and_pack(x, inverse, lowest, highest, scale, *grid, inplace, ends)
-        return native.round_values(x, inverse, lowest, highest, scale, inplace, ends), None
+            return native.round_and_pack(x, *numbers, scale, *grid, inplace, ends)
+        return native.round_values(x, *numbers, scale, inplace, ends), None
     assert ends is None
-    integers = (x.mul_(rounding.inverse) if inplace else x.float() * rounding.inverse).round_()
-    bounds: Any = low - 1, high + 1
-    packed = pack(integers.clamp_(*bounds), low - 1) if packs else None
-    bounds = rounding.low, rounding.high
-    return _values(integers.clamp_(*bounds), scale, x.dtype), packed
+    integers, packed = (x.mul_(inverse) if inplace else x.float() * inverse).round_(), None
+    if packs:
+        packed = pack(integers.clamp_(*cast("tuple[float, float]", (low - 1, high + 1))), low - 1)
+    integers.clamp_(*cast("tuple[float, float]", (lowest, highest)))
+    return _values(integers, scale, x.dtype), packed
 
 
 class _AnyDtype(torch.autograd.Function):
@@ -129,7 +131,7 @@ class _AnyDtype(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rounding = rounding
-        return _rounded(x, scale, rounding.low, rounding.high, rounding, False, False, None)[0]
+        return _rounded(x, *rounding[:3], scale, rounding.low, rounding.high)[0]
 
     @staticmethod
     @once_differentiable
@@ -233,7 +235,7 @@ def on_grid(
     ends: Tensor | None = None,
 ) -> Tensor:
     """Round a tensor that wants no gradient."""
-    out, packed = _rounded(x, scale, low, high, exact(scale, low, high), inplace, saving is not None, ends)
+    out, packed = _rounded(x, 1.0 / scale, low, high, scale, low, high, inplace, saving is not None, ends)
     if saving is not None and packed is not None:
         saving.know(out, partial(_values_again, packed, scale, low, low, high, x.dtype))
         saving.made(out)
