@@ -83,7 +83,7 @@ class _Float32(torch.autograd.Function):
     ) -> Tensor:
         if inplace:
             ctx.mark_dirty(x)
-        out, packed = _rounded(x, scale, low, high, rounding, inplace, saving is not None, ends)
+        out, packed = _rounded(x, scale, low, high, rounding[:3], inplace, saving is not None, ends)
         if saving is not None and packed is not None:
             saving.know(out, partial(_values_again, packed, scale, low, rounding.low, rounding.high, x.dtype))
         ctx.save_for_backward(out)
@@ -102,23 +102,28 @@ def _rounded(
     scale: Scalar,
     low: Scalar,
     high: Scalar,
-    rounding: Rounding,
+    steps: tuple[Scalar, Scalar, Scalar],
     inplace: bool,
     packs: bool,
     ends: Tensor | None,
 ) -> tuple[Tensor, Packed | None]:
-    """Values between the ends of ``rounding``; and the integers, those of saturated values one beyond the end."""
+    """Values and, if asked for, integers, of which those of saturated values are one beyond the end.
+
+    ``steps`` are the first fields of a :class:`Rounding`: all that a pass without gradient needs.
+    """
     if isinstance(scale, float) and native.usable(x):
-        inverse, lowest, highest = cast("tuple[float, float, float]", rounding[:3])
+        inverse, lowest, highest = cast("tuple[float, float, float]", steps)
         if packs:
             grid = cast("tuple[float, float]", (low, high))
             return native.round_and_pack(x, inverse, lowest, highest, scale, *grid, inplace, ends)
         return native.round_values(x, inverse, lowest, highest, scale, inplace, ends), None
     assert ends is None
-    integers = (x.mul_(rounding.inverse) if inplace else x.float() * rounding.inverse).round_()
-    bounds: Any = low - 1, high + 1
-    packed = pack(integers.clamp_(*bounds), low - 1) if packs else None
-    bounds = rounding.low, rounding.high
+    integers = (x.mul_(steps[0]) if inplace else x.float() * steps[0]).round_()
+    packed = None
+    if packs:
+        beyond: Any = low - 1, high + 1
+        packed = pack(integers.clamp_(*beyond), low - 1)
+    bounds: Any = steps[1:]
     return _values(integers.clamp_(*bounds), scale, x.dtype), packed
 
 
@@ -129,7 +134,7 @@ class _AnyDtype(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rounding = rounding
-        return _rounded(x, scale, rounding.low, rounding.high, rounding, False, False, None)[0]
+        return _rounded(x, scale, rounding.low, rounding.high, rounding[:3], False, False, None)[0]
 
     @staticmethod
     @once_differentiable
@@ -233,7 +238,7 @@ def on_grid(
     ends: Tensor | None = None,
 ) -> Tensor:
     """Round a tensor that wants no gradient."""
-    out, packed = _rounded(x, scale, low, high, exact(scale, low, high), inplace, saving is not None, ends)
+    out, packed = _rounded(x, scale, low, high, (1.0 / scale, low, high), inplace, saving is not None, ends)
     if saving is not None and packed is not None:
         saving.know(out, partial(_values_again, packed, scale, low, low, high, x.dtype))
         saving.made(out)
