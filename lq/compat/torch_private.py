@@ -44,6 +44,12 @@ without_dispatch_modes: Any = torch.utils._python_dispatch._disable_current_mode
 innermost_saved_tensors_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
 may_hook_saved_tensors: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
 
+# What PyTorch dispatches on: all that an ordinary tensor on the CPU has.
+_key: Any = torch._C.DispatchKey
+_KEYS_OF_PLAIN = 0
+for _kind in (_key.CPU, _key.AutogradCPU, _key.ADInplaceOrView, _key.AutocastCPU):
+    _KEYS_OF_PLAIN |= torch._C.DispatchKeySet(_kind).raw_repr()
+
 
 def is_backward() -> bool:
     """Whether this thread is in a backward pass, so that a forward in it is a recomputation.
@@ -77,7 +83,21 @@ def is_followed() -> bool:
         >>> inside, is_followed()
         (True, False)
     """
-    return torch._C._len_torch_dispatch_stack() > 0 or is_transformed() or is_traced()
+    before = torch._C._dispatch_tls_is_dispatch_key_included(_key.PreDispatch)
+    return before or torch._C._len_torch_dispatch_stack() > 0 or is_transformed() or is_traced()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is strided memory of the CPU, and nothing else stands behind it.
+
+    Something does behind those that are nested, batched in a backward pass, functional, negated when they are read, or
+    zeros without memory.
+
+    Example:
+        >>> is_plain(torch.zeros(2)), is_plain(torch.zeros(2).to_sparse()), is_plain(torch._efficientzerotensor(2))
+        (True, False, False)
+    """
+    return not torch._C._dispatch_keys(tensor).raw_repr() & ~_KEYS_OF_PLAIN
 
 
 def times_computed(tensor: Tensor) -> int:

@@ -231,7 +231,7 @@ class QATState(Float32Buffers):
         in_histogram = self.histograms is not None and slot in self.histograms.rows
         if in_histogram or self.specs[slot].fixed_range is not None:
             return None
-        return torch.empty(2) if self.min_val.is_cpu and native.usable(x) else None
+        return x.new_empty(2) if self.min_val.is_cpu and native.usable(x) else None
 
     @torch.no_grad()
     def note(self, slot: int, ends: Tensor) -> None:

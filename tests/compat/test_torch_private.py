@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,6 +95,22 @@ def test_dispatch_modes_can_be_passed_by() -> None:
             torch.neg(x)
         torch.exp(x)
     assert seen == [torch.ops.aten.exp.default]
+
+
+def test_what_follows_operations_is_known_ahead_of_dispatch_too() -> None:
+    seen = []
+    make_fx(lambda x: seen.append(private.is_followed()) or x + 1, pre_dispatch=True)(torch.ones(1))
+    assert (private.is_followed(), seen) == (False, [True])
+
+
+def test_plain_tensors_have_nothing_behind_them() -> None:
+    x = torch.ones(2, 2, requires_grad=True)
+    assert private.is_plain(x)
+    assert private.is_plain((x * 1)[:1])
+    with torch.inference_mode():
+        assert private.is_plain(torch.ones(2))
+    others = x.to_sparse(), x.to("meta"), torch._efficientzerotensor(2), torch._to_functional_tensor(x.detach())
+    assert not any(map(private.is_plain, others))
 
 
 def test_the_innermost_hooks_on_saved_tensors_are_told() -> None:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lq.core.functional import EPS, SMALLEST_SCALE, affine_qparams, fake_quantize
 from lq.core.straight_through import Rounding, exact, marking
@@ -196,6 +197,30 @@ def test_working_in_place_changes_nothing_but_the_memory():
         assert fake_quantize(x, 0.1, -7.0, 7.0, inplace=True).data_ptr() == x.data_ptr()
         half = source.half()
         assert fake_quantize(half, 0.1, -7.0, 7.0, inplace=True).data_ptr() != half.data_ptr()
+
+
+class Names(TorchDispatchMode):
+    """Notes the operations within its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_computed_that_is_not_needed():
+    """A GPU launches a kernel for each operation, those of single numbers, too."""
+    x, scale, low, high = torch.randn(4), torch.tensor(0.1), torch.tensor(-7.0), torch.tensor(7.0)
+    with Names() as without_gradient:
+        fake_quantize(x, scale, low, high)
+    assert without_gradient.seen == ["reciprocal", "mul", "mul", "round_", "clamp_", "mul_"]
+    rounding, leaf = marking(scale, low, high), torch.randn(4, requires_grad=True)
+    with Names() as with_gradient:
+        fake_quantize(leaf, scale, low, high, rounding=rounding)
+    assert [name for name in with_gradient.seen if name != "detach"] == ["mul", "round_", "clamp_", "mul_"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import lq
-from lq.config.specs import WeightSpec
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core import native
 from lq.core.functional import fake_quantize
 from lq.core.lsq import learned_fake_quantize
 from lq.core.packed import pack
 from lq.core.saving import Saving
 from lq.core.scratch import Scratch
+from lq.core.state import QATState
 from lq.core.weight import fake_quantize_weight, weight_scale
 
 needs_compiler = pytest.mark.skipif(native.library().functions is None, reason=native.library().reason)
@@ -207,6 +212,8 @@ def test_what_is_no_plain_float_in_memory_is_left_to_torch() -> None:
     assert not native.usable(x[:, :3])
     assert not native.usable(x.to_sparse())
     assert not native.usable(torch.view_as_complex(torch.randn(4, 2)).conj().imag)  # negated when it is read
+    assert not native.usable(torch._efficientzerotensor(4))
+    assert not native.usable(torch._to_functional_tensor(x))
     with FakeTensorMode() as mode:
         assert not native.usable(mode.from_tensor(x))
         assert not native.usable(x)
@@ -281,6 +288,70 @@ def test_a_network_is_trained_equally(grid: str, save: str) -> None:
     assert all(map(same, fast, slow))
 
 
+@contextmanager
+def default(dtype: torch.dtype, device: str) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_no_default_decides_what_memory_they_write_into(dtype: torch.dtype, device: str) -> None:
+    x, weight, grad = torch.randn(40, 70), torch.randn(5, 30), torch.randn(40, 70)
+    steps, covering = torch.full((40, 1), 0.1), weight_scale(weight, WeightSpec())
+    state = QATState(["x"], [ActivationSpec()], ["none"])
+    searched = WeightSpec(-7, 7, observer="mse")
+
+    def compute() -> tuple[Tensor, ...]:
+        ends = state.ends_to_fill(0, x)
+        assert ends is not None
+        out, packed = native.round_and_pack(x, 10.0, 0.0, 255.0, 0.1, 0.0, 255.0, ends=ends)
+        again = native.unpack(packed, 0.0, 0.0, 255.0, 0.1)
+        gradients = native.learned_gradients(x, grad, steps, -8.0, 7.0, 0.5)
+        scales = *(weight_scale(weight, s) for s in (WeightSpec(per_channel=False), searched)), covering
+        return out, *packed[:2], again, ends, *gradients, *scales, weight_scale(weight, WeightSpec())
+
+    expected = compute()
+    with default(dtype, device):
+        found = compute()
+    assert [(t.dtype, t.device) for t in found] == [(t.dtype, t.device) for t in expected]
+    assert all(map(torch.equal, found, expected))
+
+
+@needs_compiler
+def test_gradients_of_several_directions_at_once_are_left_to_torch() -> None:
+    x, scale = torch.randn(6), torch.tensor(0.1)
+
+    def compute() -> tuple[Tensor, ...]:
+        leaves = x.clone().requires_grad_(), scale.clone().requires_grad_()
+        return torch.autograd.grad(learned_fake_quantize(*leaves, -3, 3), leaves, torch.eye(6), is_grads_batched=True)
+
+    assert all(map(same, *both(compute)))
+
+
+@needs_compiler
+def test_values_that_are_no_number_get_no_gradient() -> None:
+    def compute() -> tuple[Tensor, ...]:
+        x = torch.full((32,), torch.nan, requires_grad=True)  # PyTorch's vectors; what is left over lets it pass
+        return torch.autograd.grad(learned_fake_quantize(x, torch.tensor(0.1), -3, 3), x, torch.ones(32))
+
+    fast, slow = both(compute)
+    assert same(fast[0], torch.zeros(32))
+    assert same(*fast, *slow)
+
+
+@needs_compiler
+def test_a_trace_ahead_of_dispatch_holds_the_operations() -> None:
+    traced = make_fx(lambda x: fake_quantize(x, 0.5, 0.0, 3.0), pre_dispatch=True)(torch.zeros(4))
+    assert torch.equal(traced(torch.ones(4)), torch.ones(4))
+
+
 def _found(monkeypatch: pytest.MonkeyPatch, **variables: str) -> native.Library:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -291,14 +362,30 @@ def test_without_a_compiler_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
     found = _found(monkeypatch, CC="no-such-compiler")
     assert found.functions is None
     assert "apt install gcc" in found.reason
+    assert _found(monkeypatch, CC='gcc "-O1') == found
 
 
 def test_a_failing_compiler_is_named_with_what_it_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho 'no such architecture' >&2; exit 1\n")
+    compiler.write_bytes(b"#!/bin/sh\nprintf 'no such architecture: \\344\\n' >&2; exit 1\n")
     compiler.chmod(0o755)
     found = _found(monkeypatch, CC=f"{compiler} -O1")
-    assert (found.functions, found.reason) == (None, f"{compiler} -O1 failed: no such architecture")
+    assert (found.functions, found.reason) == (None, f"{compiler} -O1 failed: no such architecture: \ufffd")
+
+
+@needs_compiler
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast"])
+def test_flags_of_the_compiler_do_not_change_what_is_computed(flag: str) -> None:
+    program = """
+import torch
+from lq.core import native
+ends = torch.zeros(2)
+native.round_values(torch.tensor([0.0, torch.nan]), 1.0, 0.0, 1.0, 1.0, ends=ends)
+print(ends.isnan().all().item(), (torch.tensor(1e-40) * 1.0).item() > 0)
+"""
+    environment = {**os.environ, "CC": f"{os.environ.get('CC', 'cc')} {flag}"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert found.stdout.split() == ["True", "True"], found.stderr
 
 
 def test_the_variable_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:

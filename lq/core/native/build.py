@@ -20,9 +20,12 @@ from typing import NamedTuple
 
 SWITCH = "LQ_NATIVE"  # the environment variable that switches the kernels off
 
-# No contraction: a product and a sum have to be rounded as PyTorch rounds them. Nobody reads errno or traps.
+# A product and a sum have to be rounded as PyTorch rounds them, and NaN has to count, whatever CC asks for: it may name
+# flags, too, with which the linker would even let the whole process take small values for zeros.
+_EXACT = ("-O3", "-fno-fast-math", "-ffp-contract=off")
+# Nobody reads errno or traps.
 _FLAGS = (
-    *("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off"),
+    *("-march=native", "-fopenmp", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
 )
 _POINTER, _COUNT, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
@@ -66,7 +69,7 @@ def library() -> Library:
         return Library(None, f"switched off by {SWITCH}=0")
     if platform.system() != "Linux" or sys.byteorder != "little":
         return Library(None, f"used on Linux alone, on machines with the low byte first, not on {platform.platform()}")
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = _compiler()
     if not compiler or shutil.which(compiler[0]) is None:
         return Library(None, "no C compiler found: install one, e.g. apt install gcc, or name it in the variable CC")
     try:
@@ -76,13 +79,20 @@ def library() -> Library:
         return Library(None, f"{shlex.join(compiler)} failed: {said[0] if said else type(error).__name__}")
 
 
+def _compiler() -> list[str]:
+    try:
+        return shlex.split(os.environ.get("CC", "cc"))
+    except ValueError:  # a quotation mark without its partner
+        return []
+
+
 def _compiled(compiler: list[str]) -> ctypes.CDLL:
     source = resources.files(__package__).joinpath("kernels.c").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="lq-native-") as place:
         binary, compiled = str(Path(place, "kernels.so")), str(Path(place, "kernels.o"))
-        _run([*compiler, *_FLAGS, "-x", "c", "-c", "-", "-o", compiled], source)
+        _run([*compiler, *_EXACT, *_FLAGS, "-x", "c", "-c", "-", "-o", compiled], source)
         # Without a library of OpenMP: the one that PyTorch has loaded is found, and with it the same threads.
-        _run([*compiler, "-shared", compiled, "-o", binary, "-lm"])
+        _run([*compiler, *_EXACT, "-shared", compiled, "-o", binary, "-lm"])
         functions = ctypes.CDLL(binary)
     for name, arguments in _ARGUMENTS.items():
         function = getattr(functions, name)
@@ -91,4 +101,4 @@ def _compiled(compiler: list[str]) -> ctypes.CDLL:
 
 
 def _run(command: list[str], text: str = "") -> None:
-    subprocess.run(command, input=text, text=True, capture_output=True, check=True, timeout=60)
+    subprocess.run(command, input=text, text=True, errors="replace", capture_output=True, check=True, timeout=60)

@@ -217,9 +217,9 @@ void lq_learned_gradients(const float *x, const float *grad, float *grad_x, ptrd
       integer = integer < low ? low : integer;
       integer = integer > high ? high : integer;
       float moved = integer - real;
-      int saturated = moved <= -most || moved >= most;
-      to[i] = saturated ? 0 : given[i];
-      sum += given[i] * (integer - (saturated ? 0 : real));
+      int rounded = moved > -most && moved < most; /* NaN is not */
+      to[i] = rounded ? given[i] : 0;
+      sum += given[i] * (integer - (rounded ? real : 0));
     }
     sums[part] = sum;
   }

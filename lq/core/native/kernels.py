@@ -1,4 +1,7 @@
-"""The kernels as functions of tensors."""
+"""The kernels as functions of tensors.
+
+What they write into is made like a tensor that they read: a new one would have the default dtype and device.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from lq.compat.torch_private import is_followed
+from lq.compat.torch_private import is_followed, is_plain
 from lq.core.native.build import library
 from lq.core.packed import Packed
 
@@ -50,11 +53,9 @@ def usable(x: Tensor) -> bool:
     return (
         _may_run()
         and x.dtype is torch.float32
-        and x.is_cpu
         and type(x) in _PLAIN
-        and x.layout is torch.strided
+        and is_plain(x)
         and _is_dense(x)
-        and not x.is_neg()
         and library().functions is not None
     )
 
@@ -84,7 +85,7 @@ def takes_rows(x: Tensor, *vectors: Tensor) -> bool:
     count, shape = first.numel(), first.shape
     matches = count == 1 or (len(shape) == x.dim() and count == shape[0] == len(x) and has_rows(x))
     return matches and all(
-        v.shape == shape and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous() for v in vectors
+        v.shape == shape and v.dtype is torch.float32 and is_plain(v) and v.is_contiguous() for v in vectors
     )
 
 
@@ -151,7 +152,7 @@ def round_and_pack(
         the values, a tensor like ``x``, and the integers, of which ``grid_low - 1`` is the lowest.
     """
     out = x if inplace else torch.empty_like(x, requires_grad=False)
-    low_bits, ninths = (torch.empty(n, dtype=torch.uint8) for n in (x.numel(), -(-x.numel() // 8)))
+    low_bits, ninths = (x.new_empty(n, dtype=torch.uint8) for n in (x.numel(), -(-x.numel() // 8)))
     into = None if ends is None else ends.data_ptr()
     numbers = (inverse, low, high, scale, grid_low - 1, grid_high + 1)
     pointers = (low_bits.data_ptr(), ninths.data_ptr(), into)
@@ -174,7 +175,7 @@ def unpack(packed: Packed, grid_low: float, low: float, high: float, scale: floa
     Returns:
         float32 tensor of the shape and order in memory of what was packed.
     """
-    out = torch.empty_strided(packed.shape, packed.stride)
+    out = packed.bytes.new_empty_strided(packed.shape, packed.stride, dtype=torch.float32)
     pointers = (packed.bytes.data_ptr(), packed.bits.data_ptr(), out.data_ptr())
     _call("lq_unpack", *pointers, out.numel(), grid_low - 1, low, high, scale)
     return out
@@ -193,7 +194,7 @@ def weight_scale(weight: Tensor, quant_max: int, eps: float, per_channel: bool) 
         float32 of shape (rows, 1, ...), or () without rows.
     """
     rows = weight.shape[0] if per_channel else 1
-    scale = torch.empty((rows, *[1] * (weight.dim() - 1)) if per_channel else ())
+    scale = weight.new_empty((rows, *[1] * (weight.dim() - 1)) if per_channel else ())
     _call("lq_weight_scale", weight.data_ptr(), rows, weight.numel() // rows, quant_max, eps, scale.data_ptr())
     return scale
 
@@ -210,7 +211,7 @@ def search_scale(weight: Tensor, covering: Tensor, quant_max: int, parts: Sequen
     Returns:
         float32 of the shape of ``covering``.
     """
-    scale, tried, rows = torch.empty_like(covering), torch.tensor(parts), covering.numel()
+    scale, tried, rows = torch.empty_like(covering), covering.new_tensor(parts), covering.numel()
     of_rows = (weight.data_ptr(), rows, weight.numel() // rows, covering.data_ptr())
     _call("lq_search_scale", *of_rows, quant_max, tried.data_ptr(), len(parts), scale.data_ptr())
     return scale
@@ -263,7 +264,7 @@ def learned_gradients(
     """
     grad_x, grad_scale, rows = torch.empty_like(x, requires_grad=False), torch.empty_like(scale), scale.numel()
     columns = x.numel() // rows
-    sums = torch.empty(rows * -(-columns // _BLOCK), dtype=torch.float64)
+    sums = x.new_empty(rows * -(-columns // _BLOCK), dtype=torch.float64)
     pointers = (x.data_ptr(), grad.data_ptr(), grad_x.data_ptr())
     results = (sums.data_ptr(), grad_scale.data_ptr())
     _call("lq_learned_gradients", *pointers, rows, columns, scale.data_ptr(), low, high, most, *results)
