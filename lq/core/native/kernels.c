@@ -41,6 +41,15 @@ static void find_ends(const float *x, ptrdiff_t count, float *lowest, float *hig
   }
 }
 
+/* Ends that include those of one more block; `nan` is set instead if it holds one. */
+static void widen(const float *x, ptrdiff_t count, float *lowest, float *highest, int *nan) {
+  float least, most;
+  find_ends(x, count, &least, &most);
+  *nan |= least != least;
+  *lowest = least < *lowest ? least : *lowest;
+  *highest = most > *highest ? most : *highest;
+}
+
 /* out = clamp(round(x * inverse), low, high) * scale; `out` may be `x`. `ends`, unless it is null, receives the lowest
  * and highest value of x: torch.aminmax. */
 void lq_round(const float *x, float *out, ptrdiff_t count, float inverse, float low, float high, float scale,
@@ -54,13 +63,7 @@ void lq_round(const float *x, float *out, ptrdiff_t count, float inverse, float 
     const float *from = x + block * BLOCK;
     float *to = out + block * BLOCK;
     ptrdiff_t here = block + 1 < blocks ? BLOCK : count - block * BLOCK;
-    if (ends) {
-      float least, most;
-      find_ends(from, here, &least, &most);
-      nan |= least != least;
-      lowest = least < lowest ? least : lowest;
-      highest = most > highest ? most : highest;
-    }
+    if (ends) widen(from, here, &lowest, &highest, &nan);
     for (ptrdiff_t i = 0; i < here; i++) to[i] = on_grid(from[i], inverse, low, high) * scale;
   }
   if (ends) ends[0] = nan ? NAN : lowest, ends[1] = nan ? NAN : highest;
@@ -80,13 +83,7 @@ void lq_round_and_pack(const float *x, float *out, ptrdiff_t count, float invers
     float *to = out + block * BLOCK;
     uint8_t *low_bits = bytes + block * BLOCK, *ninth_bits = bits + block * (BLOCK / 8), ninth[BLOCK];
     ptrdiff_t here = block + 1 < blocks ? BLOCK : count - block * BLOCK;
-    if (ends) {
-      float least, most;
-      find_ends(from, here, &least, &most);
-      nan |= least != least;
-      lowest = least < lowest ? least : lowest;
-      highest = most > highest ? most : highest;
-    }
+    if (ends) widen(from, here, &lowest, &highest, &nan);
     for (ptrdiff_t i = 0; i < here; i++) {
       float rounded = nearbyintf(from[i] * inverse), kept = rounded < low ? low : rounded;
       /* In the other order than above, since NaN has to become an integer. */
