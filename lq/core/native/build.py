@@ -1,6 +1,6 @@
 """The kernels of ``kernels.c`` as functions of this process: the system's C compiler makes them when they are needed.
 
-Half a second, once in a process and only where a float32 tensor on the CPU is rounded. Nothing is left on the disk.
+About a second, once in a process and only where a float32 tensor on the CPU is rounded. Nothing is left on the disk.
 """
 
 from __future__ import annotations
