@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+BLOCK = 4096  # values that a kernel takes at once, and adds up by themselves
 SWITCH = "LQ_NATIVE"  # the environment variable that switches the kernels off
 
 # A product and a sum have to be rounded as PyTorch rounds them, and NaN has to count, whatever CC asks for: it may name
@@ -25,7 +26,7 @@ SWITCH = "LQ_NATIVE"  # the environment variable that switches the kernels off
 _EXACT = ("-O3", "-fno-fast-math", "-ffp-contract=off")
 # Nobody reads errno or traps.
 _FLAGS = (
-    *("-march=native", "-fopenmp", "-fPIC"),
+    *("-march=native", "-fopenmp", "-fPIC", f"-DBLOCK={BLOCK}"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
 )
 _POINTER, _COUNT, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int

@@ -10,7 +10,9 @@
 #include <string.h>
 
 #define LANES 16          /* floats of the widest register */
-#define BLOCK 4096        /* values that stay in the first-level cache between two passes */
+#ifndef BLOCK
+#error "BLOCK, the values that stay in the first-level cache between two passes: build.py says how many"
+#endif
 #define PARALLEL_FROM 32768 /* values below which PyTorch uses one thread, too */
 
 static inline float on_grid(float value, float inverse, float low, float high) {

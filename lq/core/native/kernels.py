@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from lq.compat.torch_private import is_followed, is_plain
-from lq.core.native.build import library
+from lq.core.native.build import BLOCK, library
 from lq.core.packed import Packed
 
 _PLAIN = (Tensor, nn.Parameter)
-_BLOCK = 4096  # BLOCK of kernels.c
 _blocks_without = 0
 
 
@@ -264,7 +263,7 @@ def learned_gradients(
     """
     grad_x, grad_scale, rows = torch.empty_like(x, requires_grad=False), torch.empty_like(scale), scale.numel()
     columns = x.numel() // rows
-    sums = x.new_empty(rows * -(-columns // _BLOCK), dtype=torch.float64)
+    sums = x.new_empty(rows * -(-columns // BLOCK), dtype=torch.float64)
     pointers = (x.data_ptr(), grad.data_ptr(), grad_x.data_ptr())
     results = (sums.data_ptr(), grad_scale.data_ptr())
     _call("lq_learned_gradients", *pointers, rows, columns, scale.data_ptr(), low, high, most, *results)
