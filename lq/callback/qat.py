@@ -107,8 +107,8 @@ class QATCallback(Callback):
         auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
         auto_bits: before the first step, choose the bits of each layer's weight such that a budget such as "size=2.5MB"
-            is kept and the output changes least; see :class:`~lq.analysis.bits.search.AutoBits`. ``bits`` and the
-            checkpoints say which.
+            or "latency=0.6@onnx" is kept and the output changes least; see
+            :class:`~lq.analysis.bits.search.AutoBits`. ``bits`` and the checkpoints say which.
         distill: train the quantized model to predict what the float model predicts, which costs one float forward a
             step; see :class:`~lq.callback.distillation.Distillation`.
         log_ranges: "summary" logs the worst saturation, use of levels, dead channels and drift of scales under
@@ -159,7 +159,8 @@ class QATCallback(Callback):
         self.export_settings = as_export_settings(exporters, gate)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.auto_bits = wanted_bits(auto_bits, self.schedule)
-        check_searches(self.auto_exclude, self.auto_bits)
+        exported = [chosen.name for chosen in self.export_settings.choices]
+        check_searches(self.auto_exclude, self.auto_bits, exported)
         self.distill = None if distill is None else as_dataclass(Distillation, distill, "distill")
         self.exclusions: Exclusions | None = None
         self.bits: BitChoice | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
+from lq.analysis.bits import AutoBits
+from lq.analysis.bits.budget import Budget
 from lq.checks import as_dataclass, check_integer, check_path, shown
 from lq.deployment.settings import ExportSettings
 from lq.export.parity.gate import Gate
@@ -58,14 +60,24 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
         check_path("export_dir", export_dir, "runs/int8")
 
 
-def check_searches(auto_exclude: object, auto_bits: object) -> None:
-    """Refuse two searches in one run: each would look at a network that the other changes.
+def check_searches(auto_exclude: object, auto_bits: AutoBits | None, exporters: Collection[str]) -> None:
+    """Refuse two searches in one run, each of which would look at a network that the other changes.
+
+    And a search for a runtime that gets no file.
 
     Raises:
-        ValueError: if both are asked for.
+        ValueError: if that is asked for.
     """
-    if auto_exclude is not None and auto_bits is not None:
+    if auto_bits is None:
+        return
+    if auto_exclude is not None:
         raise ValueError(
             "auto_exclude and auto_bits cannot be used in the same run. auto_bits also leaves layers in float if 32 is "
             "among its widths: auto_bits={'budget': ..., 'widths': [2, 4, 8, 32]}."
+        )
+    runtime = Budget.parse(auto_bits.budget).runtime
+    if runtime is not None and runtime not in exporters:
+        raise ValueError(
+            f"auto_bits: budget {auto_bits.budget} limits the latency in {runtime!r}, which is not among the "
+            f"exporters; write exporters={[*exporters, runtime]}, or limit that of {' or '.join(map(repr, exporters))}."
         )

@@ -25,7 +25,7 @@ def choose_bits_of(
     model: LightningModule,
     datamodule: LightningDataModule | None = None,
     budget: str = "effective_bits=4",
-    widths: Sequence[int] = AutoBits.widths,
+    widths: Sequence[int] | None = None,
     ckpt_path: str | None = None,
     batches: int = AutoBits.batches,
     exporters: Sequence[str] | None = None,
@@ -42,8 +42,10 @@ def choose_bits_of(
         trainer: gives the callbacks.
         model: the LightningModule in float.
         datamodule: its validation data are measured on.
-        budget: size=2.5MB, of the deployed model, or effective_bits=5, the mean bits of a weight.
-        widths: bits that a layer may have, from 2 to 8, and 32 for float.
+        budget: size=2.5MB, of the deployed model; effective_bits=5, the mean bits of a weight; or latency=0.6@onnx, a
+            part of what the float model takes (latency=2.5ms@onnx; torch, onnx or openvino).
+        widths: bits that a layer may have, from 2 to 8, and 32 for float; null is 2 to 6 and 8, or 8 and 32 under a
+            latency.
         ckpt_path: a checkpoint of the float model; null takes the weights as the model has them.
         batches: validation batches to measure on, of each data loader.
         exporters: in whose files the weights are stored; null is as the callback has.
@@ -53,7 +55,7 @@ def choose_bits_of(
     Raises:
         ValueError: if the budget cannot be read or kept, the checkpoint does not fit, or the data have no batch.
     """
-    options = AutoBits(budget, tuple(widths), batches, Path(out) / "losses.json")
+    options = AutoBits(budget, None if widths is None else tuple(widths), batches, Path(out) / "losses.json")
     callback = qat_callback(trainer)
     name = choose_target(model, callback.target)
     checkpoint = read_checkpoint(ckpt_path, weights_only)

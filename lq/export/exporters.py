@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from lq.checks import shown
 from lq.conversion.wide import check_eight_bits
@@ -90,6 +90,14 @@ class Exporter:
             check_no_boxes(prepared, self.name)
         given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
+        return written
+
+    def write_float(self, model: nn.Module, example: Inputs, directory: Path) -> dict[str, Any]:
+        """Write a float model in the place of the int8 one, for the same runtime; returns what loading has to know.
+
+        Only "onnx" and "openvino" have that.
+        """
+        written: dict[str, Any] = self._function("write_float")(model, example, directory)
         return written
 
     def load(

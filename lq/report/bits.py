@@ -22,28 +22,30 @@ Row = Mapping[str, Any]
 
 
 def frontier_table(rows: Sequence[Row], loss: str) -> Table:
-    """A line for each choice of bits, the smallest first; the chosen one and uniform bits have a name.
+    """A line for each choice of bits, the cheapest first; the chosen one and uniform bits have a name.
 
     Args:
-        rows: from :class:`lq.analysis.bits.BitChoice`.
+        rows: from :class:`lq.analysis.bits.BitChoice`; those under a budget of time have latencies.
         loss: what the losses are.
 
     Example:
         >>> rows = [{"name": "chosen", "size_mb": 0.4, "effective_bits": 4.2, "expected": 2e-3, "measured": 3e-3}]
         >>> Console(width=60, color_system=None).print(frontier_table(rows, "KL divergence"))  # doctest: +SKIP
     """
-    headers = ["size\nMB", "bits per\nweight", "expected\nloss", "measured\nloss"]
+    timed = any(row.get("latency_ms") is not None for row in rows)
+    headers = ["latency\nms"] * timed + ["size\nMB", "bits per\nweight", "expected\nloss", "measured\nloss"]
     table = Table(
         Column("\nweights", no_wrap=True, style="cyan"),
         *(Column(header, justify="right", no_wrap=True) for header in headers),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=f"loss: {loss}",
+        caption=f"loss: {loss}" + ("\nlatency: expected where a line has no name" if timed else ""),
         caption_justify="left",
     )
     for row in rows:
         measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
-        cells = [f"{row['size_mb']:.3f}", f"{row['effective_bits']:.2f}", f"{row['expected']:.3g}", measured]
+        cells = [f"{row['latency_ms']:.3f}"] if timed else []
+        cells += [f"{row['size_mb']:.3f}", f"{row['effective_bits']:.2f}", f"{row['expected']:.3g}", measured]
         style = "bold" if row["name"] == "chosen" else None
         table.add_row(*map(Text, [row["name"], *cells]), style=style)
     return table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +63,7 @@ class Stopwatch(FreshProcess):
             RuntimeError: if the process fails.
         """
         with scratch() as place:
-            job: dict[str, Any] = {"kinds": list(kinds), "threads": threads, "seconds": SECONDS}
+            job: dict[str, Any] = {}
             samples = {"int8": in_plain_containers(sample)}
             here: dict[str, Latency] = {}
             if float_model is not None:
@@ -72,14 +72,48 @@ class Stopwatch(FreshProcess):
                     here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
                 else:
                     samples["float"], job["libraries"] = scripted
-            save(samples, place / _SAMPLE)
-            write_file(place / _JOB, json.dumps(job).encode())
-            self.call(str(directory.absolute()), str(place))
-            times = json.loads((place / _TIMES).read_text())
-        return {**here, **{name: Latency(**values) for name, values in times.items()}}
+            models = [(kind, directory, kind) for kind in kinds]
+            return {**here, **self._timed(place, models, samples, threads, job)}
+
+    def of_artifacts(
+        self, directories: Mapping[str, Path], kind: str, sample: Inputs, threads: int = 1
+    ) -> dict[str, Latency]:
+        """Time the models that one exporter wrote into several artifacts, in turns.
+
+        Args:
+            directories: the artifacts, by the names of the result.
+            kind: the exporter.
+            sample: inputs of one call.
+            threads: of the runtime.
+
+        Returns:
+            latencies by name.
+
+        Raises:
+            RuntimeError: if the process fails.
+        """
+        with scratch() as place:
+            models = [(name, directory, kind) for name, directory in directories.items()]
+            return self._timed(place, models, {"int8": in_plain_containers(sample)}, threads, {})
+
+    def _timed(
+        self,
+        place: Path,
+        models: Iterable[tuple[str, Path, str]],
+        samples: Mapping[str, Inputs],
+        threads: int,
+        job: Mapping[str, Any],
+    ) -> dict[str, Latency]:
+        loaded = [(name, str(directory.absolute()), kind) for name, directory, kind in models]
+        save(samples, place / _SAMPLE)
+        job = {**job, "models": loaded, "threads": threads, "seconds": SECONDS}
+        write_file(place / _JOB, json.dumps(job).encode())
+        self.call(str(place))
+        times = json.loads((place / _TIMES).read_text())
+        return {name: Latency(**values) for name, values in times.items()}
 
 
-def main(directory: str, scratch: str) -> None:
+def main(scratch: str) -> None:
     """What the process does."""
     place = Path(scratch)
     job = json.loads((place / _JOB).read_text())
@@ -91,8 +125,8 @@ def main(directory: str, scratch: str) -> None:
         import_libraries(job)
         for name, model in _float_forms(place / _FLOAT):
             calls[name] = _bound(model, args, kwargs)
-    for kind in job["kinds"]:
-        calls[kind] = _bound(load(directory, kind, job["threads"]), *samples["int8"])
+    for name, directory, kind in job["models"]:
+        calls[name] = _bound(load(directory, kind, job["threads"]), *samples["int8"])
     with torch.inference_mode():
         times = compare_latency(calls, threads=job["threads"], min_time=job["seconds"]) if calls else {}
     write_file(place / _TIMES, json.dumps({name: asdict(value) for name, value in times.items()}).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from lq.analysis.bits.latency import LatencyMeter
 from lq.analysis.bits.losses import WeightLoss
 from lq.backends.prepare import plan_of
 from lq.callback import QATCallback
@@ -53,6 +55,21 @@ def test_the_second_budget_measures_nothing_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(WeightLoss, "of", lambda self, grids: singles.append(len(grids)) or measure(self, grids))
     trainer.bits(WithAllData(), budget="effective_bits=6", **given)
     assert 1 not in singles
+
+
+def test_a_budget_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def share(meter: LatencyMeter, in_float: Sequence[str] = ()) -> float:
+        meter.float_ms = 2.0
+        return 0.5 + 0.2 * len(in_float)
+
+    monkeypatch.setattr(LatencyMeter, "share", share)
+    trainer = quiet_trainer(tmp_path, QATCallback())
+    trainer.bits(WithAllData(), budget="latency=0.75@torch", out=str(tmp_path / "bits"))
+    printed = capsys.readouterr().out
+    assert "latency" in printed
+    assert "latency: expected where a line has no name" in printed
+    assert "latency=0.75@torch: 1.4 ms, " in printed
+    assert len(yaml.safe_load((tmp_path / "bits" / "bits.yaml").read_text())["exclude"]) == 1
 
 
 def test_a_module_with_its_own_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a choice of bits may cost: bytes, or bits for each weight."""
+"""What a choice of bits may cost: bytes, bits for each weight, or time."""
 
 from __future__ import annotations
 
@@ -9,73 +9,104 @@ from typing import Literal
 
 from lq.checks import shown
 
-SIZE, EFFECTIVE_BITS = "size", "effective_bits"
-_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_WRITTEN = re.compile(r"\s*(\w+)\s*=\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
-_EXAMPLES = "size=2.5MB (B, kB, MB, GB, KiB, MiB or GiB) or effective_bits=5"
+SIZE: Literal["size"] = "size"
+EFFECTIVE_BITS: Literal["effective_bits"] = "effective_bits"
+LATENCY: Literal["latency"] = "latency"
+RUNTIMES = ("torch", "onnx", "openvino")  # which this machine can time, and which load a float model, too
+_UNITS: dict[str, dict[str, float]] = {
+    SIZE: {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    EFFECTIVE_BITS: {"": 1, "bits": 1},
+    LATENCY: {"": 1, "us": 1e-3, "ms": 1, "s": 1e3},
+}
+_WRITTEN = re.compile(r"\s*(\w+)\s*=\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*(?:@\s*(\w+)\s*)?")
+_EXAMPLES = (
+    "size=2.5MB (B, kB, MB, GB, KiB, MiB or GiB), effective_bits=5, or latency=0.6@onnx, which is a part of the float "
+    "model's (or latency=2.5ms@onnx; torch, onnx or openvino)"
+)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that the weights of a network may cost.
+    """The most that a network may cost.
 
     Args:
-        kind: "size", of the whole model, or "effective_bits", the mean of all quantized weights.
-        amount: bytes, or bits.
+        kind: "size", of the whole model; "effective_bits", the mean of all quantized weights; or "latency" of a call
+            with one sample on one thread.
+        amount: bytes, bits, milliseconds, or a part of the latency of the float model.
+        runtime: of a latency: "torch", "onnx" or "openvino".
+        relative: whether a latency is a part of the float model's in the same runtime.
 
     Example:
-        >>> Budget.parse("size=2.5MB"), str(Budget.parse("effective_bits=5"))
-        (Budget(kind='size', amount=2500000.0), 'effective_bits=5')
+        >>> Budget.parse("size=2.5MB").amount, str(Budget.parse("effective_bits=5"))
+        (2500000.0, 'effective_bits=5')
+        >>> Budget.parse("latency=0.6@openvino")
+        Budget(kind='latency', amount=0.6, runtime='openvino', relative=True)
         >>> Budget.parse("latency=2ms")
         Traceback (most recent call last):
         ...
-        ValueError: budget='latency=2ms' is neither a size nor effective_bits; write size=2.5MB ... or effective_bits=5.
+        ValueError: budget='latency=2ms' does not say in which runtime; write latency=2ms@torch, latency=2ms@onnx or ...
     """
 
-    kind: Literal["size", "effective_bits"]
+    kind: Literal["size", "effective_bits", "latency"]
     amount: float
+    runtime: str | None = None
+    relative: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Budget:
         """A budget as it is written in a configuration.
 
         Args:
-            text: such as ``size=2.5MB`` or ``effective_bits=5``.
+            text: such as ``size=2.5MB``, ``effective_bits=5``, ``latency=0.6@onnx`` or ``latency=2.5ms@openvino``.
 
         Raises:
             TypeError: if it is no text.
-            ValueError: if it names something else, another unit, or no positive number.
+            ValueError: if it names something else, another unit or runtime, or no positive number.
         """
         if not isinstance(text, str):
             raise TypeError(f"budget={shown(text)} ({type(text).__name__}) must be text: write {_EXAMPLES}.")
         found = _WRITTEN.fullmatch(text)
         if found is None:
             raise ValueError(f"budget={text!r} is no budget; write {_EXAMPLES}.")
-        kind, number, unit = found.groups()
-        if kind == SIZE and unit not in _BYTES:
+        named, number, unit, runtime = found.groups()
+        kind = next((kind for kind in (SIZE, EFFECTIVE_BITS, LATENCY) if kind == named), None)
+        if kind is None:
+            raise ValueError(f"budget={text!r} is neither a size, effective_bits nor a latency; write {_EXAMPLES}.")
+        if unit not in _UNITS[kind]:
             problem = f"the unknown unit {unit!r}" if unit else "no unit"
             raise ValueError(f"budget={text!r} has {problem}; write {_EXAMPLES}.")
-        if kind == EFFECTIVE_BITS and unit not in ("", "bits"):
-            raise ValueError(f"budget={text!r} has the unknown unit {unit!r}; write {_EXAMPLES}.")
-        if kind not in (SIZE, EFFECTIVE_BITS):
-            raise ValueError(f"budget={text!r} is neither a size nor effective_bits; write {_EXAMPLES}.")
+        _check_runtime(text, kind, runtime)
         try:
-            amount = float(number) * (_BYTES[unit] if kind == SIZE else 1)
+            amount = float(number) * _UNITS[kind][unit]
         except ValueError:
             raise ValueError(f"budget={text!r} contains no number; write {_EXAMPLES}.") from None
         if not 0 < amount < math.inf:
             raise ValueError(f"budget={text!r} must be above 0; write {_EXAMPLES}.")
-        return cls("size" if kind == SIZE else "effective_bits", amount)
+        return cls(kind, amount, runtime, relative=kind == LATENCY and not unit)
 
     def __str__(self) -> str:
-        return written(self.kind, self.amount)
+        return self.written(self.amount)
+
+    def written(self, amount: float) -> str:
+        """Another amount as a budget of this kind says it.
+
+        Example:
+            >>> Budget("size", 1).written(123_456), Budget("effective_bits", 1).written(4.5)
+            ('size=0.123456MB', 'effective_bits=4.5')
+        """
+        if self.kind == SIZE:
+            return f"size={amount / 1e6:.9g}MB"
+        if self.kind == EFFECTIVE_BITS:
+            return f"effective_bits={amount:.9g}"
+        return f"latency={amount:.4g}{'' if self.relative else 'ms'}@{self.runtime}"
 
 
-def written(kind: str, amount: float) -> str:
-    """An amount as a budget says it.
-
-    Example:
-        >>> written("size", 123_456), written("effective_bits", 4.5)
-        ('size=0.123456MB', 'effective_bits=4.5')
-    """
-    return f"size={amount / 1e6:.9g}MB" if kind == SIZE else f"effective_bits={amount:.9g}"
+def _check_runtime(text: str, kind: str, runtime: str | None) -> None:
+    if kind != LATENCY and runtime is not None:
+        raise ValueError(f"budget={text!r} names a runtime, which only a latency has; write {_EXAMPLES}.")
+    if kind != LATENCY or runtime in RUNTIMES:
+        return
+    amount = text.partition("@")[0].strip()
+    written = " or ".join((", ".join(f"{amount}@{name}" for name in RUNTIMES[:-1]), f"{amount}@{RUNTIMES[-1]}"))
+    what = "does not say in which runtime" if runtime is None else f"names the runtime {runtime!r}, which is not timed"
+    raise ValueError(f"budget={text!r} {what}; write {written}.")

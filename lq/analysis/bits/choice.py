@@ -22,6 +22,8 @@ class FrontierRow(TypedDict):
         effective_bits: stored bits of a quantized weight, in the mean.
         expected: the losses of the layers, each measured alone, added up.
         measured: the loss with all of these weights rounded; ``None`` if that was not measured.
+        latency_ms: of a call with one sample, where the budget is a latency: measured if the row has a name, else
+            expected.
     """
 
     name: str
@@ -29,6 +31,7 @@ class FrontierRow(TypedDict):
     effective_bits: float
     expected: float
     measured: float | None
+    latency_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class BitChoice:
         rows: the choice, the same bits everywhere, and the frontier, in the order of their sizes.
 
     Example:
-        >>> row = FrontierRow(name="chosen", size_mb=0.1, effective_bits=4.0, expected=0.1, measured=0.12)
+        >>> row = FrontierRow(
+        ...     name="chosen", size_mb=0.1, effective_bits=4.0, expected=0.1, measured=0.12, latency_ms=None
+        ... )
         >>> layers = {"fc": LayerOption(4, WeightSpec(-7, 7), 4, 100)}
         >>> print(BitChoice(Budget.parse("effective_bits=4"), "KL divergence", layers, [row]))
         effective_bits=4: 0.1 MB, 4 bits per weight, KL divergence 0.12
@@ -82,7 +87,9 @@ class BitChoice:
         """The same as plain data for YAML: what ``QConfig(**settings)`` takes, without what is the default.
 
         Example:
-            >>> row = FrontierRow(name="chosen", size_mb=0.1, effective_bits=4.0, expected=0.1, measured=0.1)
+            >>> row = FrontierRow(
+            ...     name="chosen", size_mb=0.1, effective_bits=4.0, expected=0.1, measured=0.1, latency_ms=None
+            ... )
             >>> layers = {"fc": LayerOption(4, WeightSpec(-7, 7), 4, 100)}
             >>> BitChoice(Budget.parse("effective_bits=4"), "noise/signal", layers, [row]).settings("x86_vnni")
             {'preset': 'x86_vnni', 'overrides': {'fc': {'weight': {'quant_min': -7, 'quant_max': 7}}}}
@@ -93,8 +100,9 @@ class BitChoice:
 
     def __str__(self) -> str:
         chosen = self.chosen
+        time = "" if chosen["latency_ms"] is None else f"{chosen['latency_ms']:.3g} ms, "
         lines = [
-            f"{self.budget}: {chosen['size_mb']:.4g} MB, {chosen['effective_bits']:.3g} bits per weight, "
+            f"{self.budget}: {time}{chosen['size_mb']:.4g} MB, {chosen['effective_bits']:.3g} bits per weight, "
             f"{self.loss} {chosen['measured']:.3g}"
         ]
         groups: dict[str, list[str]] = {}

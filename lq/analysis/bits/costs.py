@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget, written
+from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget
+from lq.analysis.bits.knapsack import Options, Point, solve
 from lq.analysis.bits.layers import FLOAT, LayerChoices, LayerOption
 from lq.conversion.reference import ReferenceLayer, reference
 
@@ -56,6 +57,14 @@ class Costs:
         stored = sum(layer.weights * layer.options[p].stored for layer, p in zip(self.layers, picks, strict=True))
         return stored / self.weights
 
+    def latency_ms(self, picks: Sequence[int], measured: bool) -> float | None:
+        """Milliseconds of a call, expected or measured; ``None`` if they are no matter."""
+        return None
+
+    def choose(self, items: Sequence[Options]) -> Point:
+        """The choice with the least loss that the budget allows."""
+        return solve(items, self.capacity)
+
     def check(self) -> None:
         """Refuse budgets that leave no choice, and say which do."""
         every = [[self.of(layer, option) for option in layer.options] for layer in self.layers]
@@ -66,7 +75,7 @@ class Costs:
         whole = FLOAT if self.budget.kind == EFFECTIVE_BITS else self.in_float
         if self.budget.amount >= whole:
             raise ValueError(
-                f"budget {self.budget} is no limit: the float model has {written(self.budget.kind, whole)}; {possible}."
+                f"budget {self.budget} is no limit: the float model has {self.budget.written(whole)}; {possible}."
             )
 
     def _remedy(self) -> str:
@@ -82,10 +91,10 @@ class Costs:
     def _at_least(self, cost: int) -> str:
         """A budget with few digits that allows this."""
         if self.budget.kind == EFFECTIVE_BITS:
-            return written(self.budget.kind, -(-1000 * cost // self.weights) / 1000)
+            return self.budget.written(-(-1000 * cost // self.weights) / 1000)
         bytes_ = cost + self.rest
         step = 10 ** max(len(str(bytes_)) - 4, 0)
-        return written(self.budget.kind, -(-bytes_ // step) * step)
+        return self.budget.written(-(-bytes_ // step) * step)
 
 
 def bytes_of_the_rest(graph: fx.GraphModule) -> int:

@@ -16,7 +16,7 @@ from lq.core.distillation import distillation_loss, is_class_scores
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.ptq.batches import Call
 from lq.ptq.layers import QuantizedLayer, layers_of
-from lq.ptq.switch import only_weights
+from lq.ptq.switch import only_weights, quantize_only
 
 KL, NOISE = "KL divergence", "noise/signal"
 
@@ -41,6 +41,8 @@ class WeightLoss:
         call: how to run one.
         target_fn: batch -> labels, or ``None``.
         advance: is called behind every batch.
+        activations: whether the tensors that these layers read and write are rounded, too, as their int8 kernels do it;
+            the graph needs ranges then.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class WeightLoss:
         call: Call,
         target_fn: Callable[[Any], Any],
         advance: Callable[[], None],
+        activations: bool = False,
     ) -> None:
+        self.activations = activations
         self.graph, self.batches, self.call, self.advance = graph, batches, call, advance
         self.compared = compared_part(graph)
         self.layers = {layer.name: layer for layer in layers_of(graph)}
@@ -79,7 +83,8 @@ class WeightLoss:
             >>> loss.name, loss.of({"0": WeightSpec(-7, 7)}) > loss.of({"0": WeightSpec(-127, 127)}) > loss.of({})
             ('noise/signal', True)
         """
-        with only_weights(self.graph, list(grids)), _on_grids(self.layers, grids):
+        rounding_only = quantize_only if self.activations else only_weights
+        with rounding_only(self.graph, list(grids)), _on_grids(self.layers, grids):
             outputs = self._outputs()
         pairs = list(zip(outputs, self.reference.outputs, strict=True))
         if self.reference.scores:

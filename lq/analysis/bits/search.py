@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from lq.analysis.bits.budget import Budget
+from lq.analysis.bits.budget import LATENCY, Budget
 from lq.analysis.bits.choice import BitChoice, FrontierRow
-from lq.analysis.bits.costs import Costs, bytes_of_the_rest, float_bytes
-from lq.analysis.bits.knapsack import Options, frontier, solve
+from lq.analysis.bits.costs import Costs
+from lq.analysis.bits.knapsack import Options, frontier
+from lq.analysis.bits.latency import calibrated_by
 from lq.analysis.bits.layers import (
     FLOAT,
     LayerChoices,
@@ -24,6 +25,7 @@ from lq.analysis.bits.layers import (
     layer_choices,
 )
 from lq.analysis.bits.losses import WeightLoss
+from lq.analysis.bits.timed import MOST_MEASURED, costs_of
 from lq.analysis.resume import ResultFile, fingerprint
 from lq.backends.prepare import prepare
 from lq.checks import as_dataclass, check_integer, check_module, shown
@@ -31,12 +33,14 @@ from lq.compat.float64 import as_float64
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
-from lq.export.exporters import Choice
+from lq.export.exporters import EXPORTERS, Choice
 from lq.lightning_module.copies import float_copy
 from lq.metrics.outputs import plain_targets_of
 from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
 from lq.tracing.exported_call import call_to_export
+
+_WIDTHS, _TIMED = (2, 3, 4, 5, 6, 8), (8, FLOAT)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,12 @@ class AutoBits:
     """How many bits the weights may have, and what they may cost together.
 
     Args:
-        budget: ``size=2.5MB``, of the deployed model's tensors: weights as stored, everything else in float32; or
-            ``effective_bits=5``, stored bits of a quantized weight in the mean.
-        widths: bits that a layer may have, from 2 to 8, and 32 for float. 8 is the weight grid of the preset.
+        budget: ``size=2.5MB``, of the deployed model's tensors: weights as stored, everything else in float32;
+            ``effective_bits=5``, stored bits of a quantized weight in the mean; or ``latency=0.6@onnx``, of a call with
+            one sample on one thread of this machine: a part of the float model's latency, or ``latency=2.5ms@onnx``.
+        widths: bits that a layer may have, from 2 to 8, and 32 for float. 8 is the weight grid of the preset. ``None``
+            is 2, 3, 4, 5, 6 and 8. A latency leaves the choice between 8 and 32: int8 kernels take the same time for
+            fewer bits.
         batches: validation batches to measure on; they are kept in memory.
         resume_file: JSON file in which every measured loss is kept at once. It serves other budgets as well, and an
             interrupted search goes on from it.
@@ -56,24 +63,36 @@ class AutoBits:
         ValueError: if the budget cannot be read, or a width is out of range.
 
     Example:
-        >>> AutoBits("size=2.5MB").widths
-        (2, 3, 4, 5, 6, 8)
+        >>> AutoBits("size=2.5MB").allowed, AutoBits("latency=0.6@onnx").allowed
+        ((2, 3, 4, 5, 6, 8), (8, 32))
     """
 
     budget: str = "effective_bits=4"
-    widths: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    widths: tuple[int, ...] | None = None
     batches: int = 2
     resume_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        Budget.parse(self.budget)
+        limits_time = Budget.parse(self.budget).kind == LATENCY
         check_integer("auto_bits: batches", self.batches, 2)
         if self.batches < 1:
             raise ValueError(f"auto_bits: batches={self.batches} must be at least 1.")
+        if self.widths is None:
+            return
         _check_widths(self.widths)
         object.__setattr__(self, "widths", tuple(sorted(set(self.widths))))
+        if limits_time and self.widths != _TIMED:
+            raise ValueError(
+                f"auto_bits: widths={list(self.widths)} with {self.budget}: int8 kernels take the same time for fewer "
+                "bits, so a latency leaves the choice between 8 and 32, float. Leave widths out, or limit the size."
+            )
         if min(self.widths, default=FLOAT) == FLOAT:
             raise ValueError(f"auto_bits: widths={list(self.widths)} leave no choice; write e.g. [2, 4, 8].")
+
+    @property
+    def allowed(self) -> tuple[int, ...]:
+        """The widths that the search tries, in ascending order."""
+        return self.widths or (_TIMED if Budget.parse(self.budget).kind == LATENCY else _WIDTHS)
 
 
 def as_auto_bits(given: str | AutoBits | Mapping[str, Any] | None) -> AutoBits:
@@ -155,24 +174,33 @@ def choose_bits(
         raise ValueError(
             f"auto_bits: the quantizer {qconfig.quantizer!r} of backend 'pt2e' decides on the bits; use backend 'fx'."
         )
+    budget, widths = Budget.parse(options.budget), options.allowed
+    if budget.runtime is not None:
+        EXPORTERS[budget.runtime].check_installed()
+        # The first and last layers may stay in float as well, and at 8 bits they are like all others.
+        qconfig = replace(qconfig, keep="nothing")
     kept = list(first_batches(batches, options.batches, "auto_bits"))
     twin = float_copy(model).eval()
     example = first_inputs(twin, twin, kept[0], run)
-    grids = grids_of(twin, qconfig, options.widths, example)
+    grids = grids_of(twin, qconfig, widths, example)
     weights_are = fingerprint(twin)
-    in_float = float_bytes(twin)
-    prepare(twin, at_width(qconfig, max(grids)), *copy.deepcopy(example))
+    exact = float_copy(twin)
+    whole = at_width(qconfig, max(grids))
+    prepare(twin, whole, *copy.deepcopy(example))
     calibrate(twin, kept, run, len(kept), show_progress=False)
     graph = as_graph(twin, call_to_export(twin, example))
-    layers = layer_choices(graph, grids, options.widths, exporters)
-    costs = Costs(Budget.parse(options.budget), layers, bytes_of_the_rest(graph), in_float)
-    costs.check()
-    trials = sum(option.spec is not None for layer in layers for option in layer.options) + len(options.widths) + 2
-    counter = BatchCounter(f"lq: bits of {len(layers)} layers", trials * len(kept), shown=show_progress)
-    with counter, torch.no_grad():
-        loss = WeightLoss(graph, kept, run, target_fn or plain_targets_of, counter.advance)
+    layers = layer_choices(graph, grids, widths, exporters)
+    trials = sum(option.spec is not None for layer in layers for option in layer.options) + len(widths) + 2
+    total = trials * len(kept) + (MOST_MEASURED if budget.kind == LATENCY else 0)
+    counter = BatchCounter(f"lq: bits of {len(layers)} layers", total, shown=show_progress)
+    ranges = calibrated_by(kept, run, counter.advance)
+    with counter, torch.no_grad(), costs_of(budget, layers, graph, exact, whole, example, ranges) as costs:
+        costs.check()
+        loss = WeightLoss(
+            graph, kept, run, target_fn or plain_targets_of, counter.advance, activations=budget.kind == LATENCY
+        )
         file = ResultFile(options.resume_file, _key(weights_are, loss), replace_other=True)
-        return _Search(layers, costs, loss, file, options.widths).found()
+        return _Search(layers, costs, loss, file, widths).found()
 
 
 def _key(weights_are: str, loss: WeightLoss) -> dict[str, Any]:
@@ -190,14 +218,14 @@ class _Search:
 
     def found(self) -> BitChoice:
         items = [self._options(layer) for layer in self.layers]
-        chosen = solve(items, self.costs.capacity)
+        chosen = self.costs.choose(items)
         rows = [self._row("", point.picks, items) for point in _some(frontier(items))]
         for width in self.widths:
             picks = [layer.at(width) for layer in self.layers]
             name = "all float" if width == FLOAT else f"all {width} bits"
             rows.append(self._row(name, picks, items, measured=True))
         rows.append(self._row("chosen", chosen.picks, items, measured=True))
-        rows.sort(key=lambda row: (row["size_mb"], -row["expected"]))
+        rows.sort(key=lambda row: (row["latency_ms"] or row["size_mb"], -row["expected"]))
         options = {layer.name: layer.options[p] for layer, p in zip(self.layers, chosen.picks, strict=True)}
         return BitChoice(self.costs.budget, self.loss.name, options, rows)
 
@@ -207,7 +235,7 @@ class _Search:
     def _loss_of(self, layer: str, option: LayerOption) -> float:
         if option.spec is None:
             return 0.0
-        name = f"{layer}: {option.label}"
+        name = f"{layer}: {option.label}{' and activations' * self.loss.activations}"
         if name not in self.file.results:
             self.file.add(name, self.loss.of({layer: option.spec}))
         return self.file.results[name]
@@ -221,6 +249,7 @@ class _Search:
             effective_bits=self.costs.effective_bits(picks),
             expected=sum(options[pick][1] for options, pick in zip(items, picks, strict=True)),
             measured=self.loss.of(grids) if measured else None,
+            latency_ms=self.costs.latency_ms(picks, measured),
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
@@ -34,7 +34,7 @@ from lq.export.formats.onnx_float import keep_float_layers
 from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_weights, tidy
 from lq.export.formats.onnx_program import no_translation, rewrite
 from lq.export.formats.output_names import output_names
-from lq.export.formats.program import export_program
+from lq.export.formats.program import export_program, float_program
 from lq.export.formats.shared import is_shared, made_once
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -197,6 +197,25 @@ def export_tensorrt(
     opset = OPSET if opset is None else opset
     made = write(prepared, example, directory / TENSORRT_FILE, opset)
     return {"opset": opset, "dynamic_batch": made.dynamic}
+
+
+def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write a float model in the place of ``int8.onnx``, to compare with.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: inputs of one call.
+        directory: where to.
+
+    Returns:
+        what :func:`load` has to know.
+
+    Raises:
+        RuntimeError: if it cannot be exported.
+        ValueError: if ONNX lacks an operator.
+    """
+    write_program(float_program(model, example)[0], directory / FILE)
+    return {}
 
 
 def load(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from lq.backends.prepare import plan_of
 from lq.export.artifact.files import write_file
@@ -63,6 +63,16 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     planned = {row.name for row in plan_of(prepared).layers}
     precisions = _precisions(_compile(directory / FILE, None), planned)
     return {"dynamic_batch": made.dynamic, **precisions}
+
+
+def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str, Any]:
+    """Write a float model in the place of ``int8.xml`` and ``int8.bin``, as :func:`.onnx.write_float` does."""
+    import openvino
+
+    with scratch() as place:
+        onnx_export.write_float(model, example, place)
+        openvino.save_model(openvino.convert_model(place / onnx_export.FILE), directory / FILE, compress_to_fp16=False)
+    return {}
 
 
 def refusal(report: str) -> str:

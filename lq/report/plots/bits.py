@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 
 def plot_frontier(rows: Sequence[Row], loss: str) -> Figure:
-    """The loss against the size: the frontier of all choices, the same bits everywhere, and the choice.
+    """The loss against the size, or the latency if that is limited, of the frontier, uniform bits and the choice.
 
     Args:
         rows: from :class:`lq.analysis.bits.BitChoice`; those without a name are the frontier.
@@ -34,20 +34,21 @@ def plot_frontier(rows: Sequence[Row], loss: str) -> Figure:
     if not rows:
         raise ValueError("plot_frontier: no rows; give those of lq.analysis.bits.choose_bits(...).")
     figure, (axis,) = new_figure(5.8, 3.6)
-    best = [row for row in rows if not row["name"]]
+    best, timed = [row for row in rows if not row["name"]], rows[0].get("latency_ms") is not None
+    cost = "latency_ms" if timed else "size_mb"
     if best:
-        sizes, losses = [row["size_mb"] for row in best], [row["expected"] for row in best]
-        axis.plot(sizes, losses, color=GREY, marker=".", label="best choice, expected")
+        costs, losses = [row[cost] for row in best], [row["expected"] for row in best]
+        axis.plot(costs, losses, color=GREY, marker=".", label="best choice, expected")
     for row in rows:
         if row["name"] and row["measured"] is not None:
             chosen = row["name"] == "chosen"
             point = {"color": ORANGE, "marker": "D"} if chosen else {"color": BLUE, "marker": "o"}
             label = "chosen, measured" if chosen else "the same bits everywhere, measured"
-            place = row["size_mb"], row["measured"]
+            place = row[cost], row["measured"]
             axis.scatter(*place, s=60, zorder=3, label=label, **point)
             axis.annotate(row["name"], place, (6, 6), textcoords="offset points", fontsize=9)
     if any(row["expected"] > 0 for row in rows):
         axis.set_yscale("log")
-    axis.set_xlabel("size in MB")
+    axis.set_xlabel("latency in ms" if timed else "size in MB")
     axis.set_ylabel(loss)
-    return finish(figure, f"{loss} against size")
+    return finish(figure, f"{loss} against {'latency' if timed else 'size'}")
