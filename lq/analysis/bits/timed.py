@@ -88,20 +88,30 @@ class TimedCosts(Costs):
     def choose(self, items: Sequence[Options]) -> Point:
         """The choice with the least loss whose measured latency is within the budget."""
         best = solve(items, 0)
-        low, high = 0.0, float(sum(max(cost for cost, _ in options) for options in items))
-        capacity = _UNIT * (self.limit - self._least)
+        fits, exceeds = (0.0, self._least), None  # the limit of the sum, and what was measured with it
+        capacity = self.limit - self._least
         for _ in range(_TRIALS):
-            point = solve(items, int(capacity))
-            known, share = point.picks in self.measured, self.share(point.picks)
-            if share <= self.limit:
-                best, low = (point if point.loss <= best.loss else best), capacity
+            point = solve(items, int(_UNIT * capacity))
+            share = self.share(point.picks)
+            if share > self.limit:
+                exceeds = capacity, share
             else:
-                high = capacity
-            if known or _CLOSE * self.limit <= share <= self.limit:
+                fits = capacity, share
+                best = point if point.loss <= best.loss else best
+            news = [c for c in self._between(fits, exceeds) if solve(items, int(_UNIT * c)).picks not in self.measured]
+            if not news or _CLOSE * self.limit <= share <= self.limit:
                 break
-            moved = capacity + _UNIT * (self.limit - share)
-            capacity = moved if low < moved < high else (low + high) / 2
+            capacity = news[0]
         return best
+
+    def _between(self, fits: tuple[float, float], exceeds: tuple[float, float] | None) -> list[float]:
+        """Limits of the sum to try next: by proportion, and the middle."""
+        low, share = fits
+        left = (1 + _CLOSE) / 2 * self.limit - share
+        if exceeds is None:
+            return [low + left]
+        high, more = exceeds
+        return [low + (high - low) * max(left, 0.0) / (more - share), (low + high) / 2]
 
 
 @contextmanager
