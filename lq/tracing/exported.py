@@ -126,7 +126,7 @@ def _fixed_batch(
     from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
 
     sizes = {t.shape[0] for t in tensors if t.dim()}
-    shapes = [node.meta["val"].shape for node in exported.inputs]
+    shapes = [node.meta["val"].shape for node in exported.inputs if node.users]
     if len(sizes) != 1 or not all(is_concrete_int(shape[0]) for shape in shapes if shape):
         return None
     more = [torch.cat([t, t[:1]]) if t.dim() else t for t in tensors]
