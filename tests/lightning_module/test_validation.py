@@ -96,11 +96,13 @@ def test_a_module_without_validation_data_gives_no_samples() -> None:
     assert validation_samples(Tiny(), "model", DataLoader([]), None, targets_of, 2) == []
 
 
-def test_quiet_lightning_restores_levels_and_keeps_other_warnings() -> None:
-    logger = logging.getLogger("lightning.pytorch")
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_quiet_lightning_restores_levels_and_keeps_other_warnings(package: str) -> None:
+    logger = logging.getLogger(package)
     before = logger.level
     with quiet_lightning():
         assert logger.level == logging.ERROR
+        warnings.warn_explicit("theirs", UserWarning, "_pytree.py", 21, module=f"{package}.utilities._pytree")
         with pytest.warns(UserWarning, match="mine"):
             warnings.warn("mine", stacklevel=1)
     assert logger.level == before
