@@ -60,6 +60,9 @@ def validate_alone(
 ) -> dict[str, float]:
     """Run ``validation_step`` over the validation data of all processes, in this one alone.
 
+    It draws the same random numbers in each call, so that the figures of two models can be compared, and those that the
+    training draws stay what they would be.
+
     Args:
         module: a copy of the user's module that nothing else uses.
         loaders: validation data loaders.
@@ -75,7 +78,8 @@ def validate_alone(
         metric.reset()
     _without_prepare_data(module)
     loaders = undistributed(loaders)
-    with quiet_lightning():
+    with quiet_lightning(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the accelerators, too
         trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}
         if datamodule is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from typing import Any
@@ -45,6 +46,19 @@ def test_nothing_is_prepared_or_set_up_again() -> None:
 
     results = compare_on_validation_data(Own(), "model", {}, ValidationData(val_loader(), datamodule=Data())).results
     assert results.keys() == {"fake"}
+
+
+def test_models_are_compared_with_the_same_random_numbers_and_training_keeps_its_own() -> None:
+    class Draws(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("drawn", torch.rand(()))
+
+    module, before = Draws(), torch.get_rng_state()
+    models = {version: copy.deepcopy(module.model).eval() for version in ("torch", "onnx")}
+    results = compare_on_validation_data(module, "model", models, ValidationData(val_loader())).results
+    assert len({results[version]["drawn"] for version in ("fake", "torch", "onnx")}) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Keywords(Tiny):
