@@ -16,10 +16,11 @@ _WORTH_TELLING = 0.05  # of all weights
 
 
 def batch_notes(size: int | None, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Which files take batches of one size alone, although the model takes any.
+    """Which files take inputs of one size alone, although the model takes any.
 
     Args:
-        size: of the batch that they were exported with; ``None`` if its tensors have no batch in common.
+        size: of the batch that they were exported with; ``None`` if its tensors have no batch in common, as the nodes
+            and edges of a graph.
         infos: exporter -> what it has returned. Of one with a ``largest_batch``, larger batches are run in parts.
 
     Returns:
@@ -29,9 +30,11 @@ def batch_notes(size: int | None, infos: Mapping[str, Mapping[str, Any]]) -> lis
         >>> batch_notes(8, {"onnx": {"dynamic_batch": False}, "pt2": {"dynamic_batch": True}})
         ['onnx: the file takes batches of exactly 8, as torch.export could not leave the size of the batch open']
     """
-    fixed = [kind for kind, info in infos.items() if info.get("dynamic_batch") is False and "largest_batch" not in info]
-    reason = "as torch.export could not leave the size of the batch open"
-    return [f"{kind}: the file takes batches of exactly {size}, {reason}" for kind in fixed if size is not None]
+    fixed = [k for k, info in infos.items() if info.get("dynamic_batch") is False and not info.get("largest_batch")]
+    limit = f"batches of exactly {size}, as torch.export could not leave the size of the batch open"
+    if size is None:
+        limit = "inputs of exactly the sizes of the example, as they have no first dimension in common: pad the data"
+    return [f"{kind}: the file takes {limit}" for kind in fixed]
 
 
 def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -28,6 +28,8 @@ from lq.metrics.comparison import keep_local
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")  # of both packages
+
 _AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
 
 
@@ -58,6 +60,9 @@ def validate_alone(
 ) -> dict[str, float]:
     """Run ``validation_step`` over the validation data of all processes, in this one alone.
 
+    It draws the same random numbers in each call, so that the figures of two models can be compared, and those that the
+    training draws stay what they would be.
+
     Args:
         module: a copy of the user's module that nothing else uses.
         loaders: validation data loaders.
@@ -73,7 +78,8 @@ def validate_alone(
         metric.reset()
     _without_prepare_data(module)
     loaders = undistributed(loaders)
-    with quiet_lightning():
+    with quiet_lightning(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the accelerators, too
         trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}
         if datamodule is not None:
@@ -222,14 +228,14 @@ def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Without Lightning's lines and warnings on the hardware that it found and the loaders that it was given."""
-    names = [n for n in logging.root.manager.loggerDict if n.startswith(("lightning.pytorch", "lightning.fabric"))]
-    loggers = [logging.getLogger(name) for name in {"lightning.pytorch", "lightning.fabric", *names}]
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(_LOGGERS)]
+    loggers = [logging.getLogger(name) for name in {*_LOGGERS, *names}]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning[._]")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -126,7 +126,7 @@ def _fixed_batch(
     from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
 
     sizes = {t.shape[0] for t in tensors if t.dim()}
-    shapes = [node.meta["val"].shape for node in exported.inputs]
+    shapes = [node.meta["val"].shape for node in exported.inputs if node.users]
     if len(sizes) != 1 or not all(is_concrete_int(shape[0]) for shape in shapes if shape):
         return None
     more = [torch.cat([t, t[:1]]) if t.dim() else t for t in tensors]
@@ -230,8 +230,11 @@ _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDep
 
 _TAKEN_OUT = re.compile(r"fake tensor in the exported program constant's list")
 
+_TO_NUMPY = re.compile(r"\.numpy\(\) is not supported")
+
 
 def _reason(target: nn.Module, error: Exception, inner: str) -> str:
+    inner = "" if _is_inside(target, inner, error) else inner
     instead = f"QATCallback(target={inner!r})" if inner else "QATCallback(target=...)"
     if _VALUES.search(f"{type(error).__name__} {error}"):
         remedy = (
@@ -240,6 +243,11 @@ def _reason(target: nn.Module, error: Exception, inner: str) -> str:
         )
     elif _TAKEN_OUT.search(str(error)):
         remedy = "It takes a tensor out of the graph, as `x.data` does: write x.detach()."
+    elif _TO_NUMPY.search(str(error)):
+        remedy = (
+            "No graph holds arrays of NumPy. Write it with tensor operations, or, if no output depends on it, under "
+            f"`if not torch.compiler.is_exporting():`; or name an inner module without it: {instead}."
+        )
     elif _holds_packed_sequence(error):
         remedy = (
             "torch.export cannot follow packed sequences. Give the layer the padded tensor, and mask what lies beyond "
@@ -249,6 +257,13 @@ def _reason(target: nn.Module, error: Exception, inner: str) -> str:
         remedy = f"Train and export the inner module that does most of the work: {instead}." if inner else ""
     problem = f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({_said(error)})"
     return f"{problem}. {remedy}".rstrip()
+
+
+def _is_inside(target: nn.Module, inner: str, error: BaseException) -> bool:
+    """Whether the error went through the module to recommend, which has no graph either then."""
+    through = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    parts = [part for name, part in target.named_modules() if name and f".{inner}".endswith(f".{name}")]
+    return any(part is one for part in parts for one in through)
 
 
 def _holds_packed_sequence(error: BaseException) -> bool:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import lq
 from lq.conversion.convert import convert, in_float
+from lq.conversion.graph import as_graph
 from lq.deployment.in_float import float_notes
+from lq.deployment.rehearsal import rehearse
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan
 from tests.tiny import quicken_deployment
 
@@ -123,3 +125,20 @@ def test_long_lists_are_cut() -> None:
     rows = {f"a{i}": 1 for i in range(8)}
     (note,) = float_notes(plan(**rows), {"x": {"float_layers": list(rows)}})
     assert note.startswith("x: a0, a1, a2, a3, a4 and 3 more run in float;")
+
+
+def test_sizes_without_a_batch_in_common_are_told_before_the_training() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.message = nn.Linear(4, 4)
+
+        def forward(self, nodes: Tensor, edges: Tensor, ends: Tensor) -> Tensor:
+            return nodes.index_add(0, ends, self.message(edges))
+
+    example = torch.rand(5, 4), torch.rand(9, 4), torch.randint(5, (9,))
+    prepared = lq.prepare(Graph(), example_args=example)
+    notes = rehearse(as_graph(prepared), (example, {}), ["torch", "onnx"])
+    assert [note.partition(",")[0] for note in notes] == [
+        "onnx: the file takes inputs of exactly the sizes of the example"
+    ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from typing import Any
@@ -45,6 +46,19 @@ def test_nothing_is_prepared_or_set_up_again() -> None:
 
     results = compare_on_validation_data(Own(), "model", {}, ValidationData(val_loader(), datamodule=Data())).results
     assert results.keys() == {"fake"}
+
+
+def test_models_are_compared_with_the_same_random_numbers_and_training_keeps_its_own() -> None:
+    class Draws(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("drawn", torch.rand(()))
+
+    module, before = Draws(), torch.get_rng_state()
+    models = {version: copy.deepcopy(module.model).eval() for version in ("torch", "onnx")}
+    results = compare_on_validation_data(module, "model", models, ValidationData(val_loader())).results
+    assert len({results[version]["drawn"] for version in ("fake", "torch", "onnx")}) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Keywords(Tiny):
@@ -96,11 +110,13 @@ def test_a_module_without_validation_data_gives_no_samples() -> None:
     assert validation_samples(Tiny(), "model", DataLoader([]), None, targets_of, 2) == []
 
 
-def test_quiet_lightning_restores_levels_and_keeps_other_warnings() -> None:
-    logger = logging.getLogger("lightning.pytorch")
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_quiet_lightning_restores_levels_and_keeps_other_warnings(package: str) -> None:
+    logger = logging.getLogger(package)
     before = logger.level
     with quiet_lightning():
         assert logger.level == logging.ERROR
+        warnings.warn_explicit("theirs", UserWarning, "_pytree.py", 21, module=f"{package}.utilities._pytree")
         with pytest.warns(UserWarning, match="mine"):
             warnings.warn("mine", stacklevel=1)
     assert logger.level == before

@@ -72,6 +72,21 @@ def test_a_size_that_stays_open_or_changes_nothing_is_none(body: Body, size: int
     assert len(graph(torch.randn(size + 2, 3))) == size + 2
 
 
+def test_an_input_that_nothing_reads_leaves_nothing_open() -> None:
+    class Reads(Net):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(x)
+
+    given = torch.randn(4, 3), torch.ones(4, 3)
+    prepared = lq.prepare(Reads(by_int), example_args=given)
+    prepared(*given)
+    batch = fixed_batch(as_graph(prepared))
+    assert batch is not None
+    assert batch.size == 4
+    assert batch.independent
+    assert "int(x.shape[0])" in batch.line
+
+
 @pytest.mark.parametrize(
     ("returned", "independent"),
     [

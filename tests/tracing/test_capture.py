@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import lq
 from lq.config.specs import WeightSpec
 from lq.conversion.bias import round_biases
 from lq.conversion.convert import convert
+from lq.conversion.graph import as_graph
 from lq.conversion.int8 import Int8Layer
 from lq.conversion.reference import reference
 from lq.core.functional import fake_quantize
@@ -314,6 +317,37 @@ def test_what_takes_a_tensor_out_of_the_graph_is_told():
     net = Marked(body, fc=nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"has no graph .* write x\.detach\(\)\."):
         captured(net, torch.ones(3, 4))
+
+
+def test_what_needs_numpy_is_told_with_what_to_write_instead():
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        y = net.linear("fc", x)
+        if not (guarded and torch.compiler.is_exporting()):
+            net.importance = y.mean(0).detach().numpy()
+        return y
+
+    net, guarded = Marked(body, fc=nn.Linear(4, 4)), False
+    with pytest.raises(
+        ValueError, match=r"\.detach\(\)\.numpy\(\)`.*under `if not torch\.compiler\.is_exporting\(\):`"
+    ):
+        captured(net, torch.ones(3, 4))
+    guarded = True
+    captured(net, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_module_that_fails_itself_is_not_recommended(inside: bool):
+    class Block(nn.Module):
+        def __init__(self, fails: bool) -> None:
+            super().__init__()
+            self.fc, self.fails = nn.Linear(4, 4), fails
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) if not self.fails or x.sum() > 0 else x
+
+    prepared = lq.prepare(nn.Sequential(Block(inside), Block(not inside)), example_args=(torch.ones(3, 4),))
+    with pytest.raises(ValueError, match=re.escape(f"QATCallback(target={'...' if inside else repr('0')}).")):
+        as_graph(prepared)
 
 
 def test_a_packed_sequence_is_told_with_what_to_write_instead():
