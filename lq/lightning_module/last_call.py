@@ -29,8 +29,9 @@ class LastCall:
         """
         if self._call is None:
             raise ValueError(
-                "validation_step did not call the quantized target, so there is nothing to compare: name the part that "
-                "it does call, QATCallback(target=...)."
+                "validation_step did not call the quantized target, so there is nothing to compare. Name the part that "
+                "it does call, QATCallback(target=...); or call the target itself, as in self.model(x), where it calls "
+                "a method, as in self.model.loss(x)."
             )
         call, self._call = self._call, None
         return call

@@ -15,6 +15,7 @@ from lq.core.checkpoint import part_of_state
 from lq.core.modules import QAT_LAYERS
 from lq.core.sharding import whole
 from lq.core.state import STATE
+from lq.tracing.layers import RECURRENT_LAYERS
 from lq.tracing.structure import Inputs
 
 
@@ -43,8 +44,8 @@ def find_target(module: LightningModule, name: str | None = None) -> str:
 
     Args:
         module: the LightningModule.
-        name: the user's choice; ``None`` takes the only child that holds quantizable layers, or the module itself if
-            layers sit directly on it (or on several children, or on one that is never called, such as a
+        name: the user's choice; ``None`` takes the only child that holds quantizable or recurrent layers, or the module
+            itself if layers sit directly on it (or on several children, or on one that is never called, such as a
             ``ModuleList``) and it has a ``forward``.
 
     Returns:
@@ -62,6 +63,9 @@ def find_target(module: LightningModule, name: str | None = None) -> str:
             f"{type(module).__name__} has no layer to quantize (Linear, Conv1d, Conv2d, Conv3d). Build its layers in "
             "__init__ or configure_model: those built in LightningModule.setup() do not exist yet when QAT is prepared."
         )
+    recurrent = [child for child, m in module.named_children() if _has_layers(m, RECURRENT_LAYERS)]
+    if overrides(module, "forward") and not set(recurrent) <= set(candidates):
+        return ""
     parts = [getattr(module, child) for child in candidates]
     direct = [part for part in parts if isinstance(part, tuple(QAT_LAYERS)) or not _has_forward(part)]
     if len(candidates) == 1 and not direct:
@@ -95,10 +99,10 @@ def _check_name(module: LightningModule, name: str) -> None:
         )
 
 
-def _has_layers(module: nn.Module) -> bool:
+def _has_layers(module: nn.Module, kinds: tuple[type[nn.Module], ...] = tuple(QAT_LAYERS)) -> bool:
     if isinstance(module, (Metric, MetricCollection)):
         return False
-    return any(isinstance(m, tuple(QAT_LAYERS)) for m in module.modules())
+    return any(isinstance(m, kinds) for m in module.modules())
 
 
 def _has_forward(module: nn.Module) -> bool:

@@ -236,7 +236,13 @@ _TO_NUMPY = re.compile(r"\.numpy\(\) is not supported")
 def _reason(target: nn.Module, error: Exception, inner: str) -> str:
     inner = "" if _is_inside(target, inner, error) else inner
     instead = f"QATCallback(target={inner!r})" if inner else "QATCallback(target=...)"
-    if _VALUES.search(f"{type(error).__name__} {error}"):
+    place = _where(error)
+    if _VALUES.search(f"{type(error).__name__} {error}") and "`assert " in place:
+        remedy = (
+            "An assertion on the values of a tensor is a branch, which no graph can take. Put it under "
+            f"`if not torch.compiler.is_exporting():`; or name an inner module without it: {instead}."
+        )
+    elif _VALUES.search(f"{type(error).__name__} {error}"):
         remedy = (
             "That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
             f"tensor operations (torch.where), or name an inner module without it: {instead}."
@@ -255,7 +261,7 @@ def _reason(target: nn.Module, error: Exception, inner: str) -> str:
         )
     else:
         remedy = f"Train and export the inner module that does most of the work: {instead}." if inner else ""
-    problem = f"{type(target).__name__} has no graph that could be exported: {_where(error)} ({_said(error)})"
+    problem = f"{type(target).__name__} has no graph that could be exported: {place} ({_said(error)})"
     return f"{problem}. {remedy}".rstrip()
 
 

@@ -64,6 +64,22 @@ def test_find_target() -> None:
     assert find_target(several) == "", "its forward uses both"
 
 
+def test_a_recurrent_layer_beside_the_head_belongs_to_the_model() -> None:
+    class Sequences(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 8), nn.Sequential(nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][-1])  # type: ignore[no-any-return]
+
+    assert find_target(Sequences()) == ""
+    inner = Sequences()
+    inner.head = nn.Sequential(inner.lstm, nn.Linear(8, 2))
+    del inner.lstm
+    assert find_target(inner) == "head"
+
+
 class Listed(L.LightningModule):
     """Goes through a container of blocks itself, as forecasting networks do."""
 

@@ -335,6 +335,20 @@ def test_what_needs_numpy_is_told_with_what_to_write_instead():
     captured(net, torch.ones(3, 4))
 
 
+def test_an_assertion_on_values_is_told_with_what_to_write_around_it():
+    def body(net: Marked, sites: Sites, x: Tensor) -> Tensor:
+        y = net.linear("fc", x)
+        if not (guarded and torch.compiler.is_exporting()):
+            assert torch.isfinite(y).all()
+        return y
+
+    net, guarded = Marked(body, fc=nn.Linear(4, 4)), False
+    with pytest.raises(ValueError, match=r"An assertion on.*under `if not torch\.compiler\.is_exporting\(\):`"):
+        captured(net, torch.ones(3, 4))
+    guarded = True
+    captured(net, torch.ones(3, 4))
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_module_that_fails_itself_is_not_recommended(inside: bool):
     class Block(nn.Module):
