@@ -138,7 +138,8 @@ class QConfig:
             if isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be a list of patterns: write {name}=[{value!r}].")
             if not isinstance(value, Sequence) or not all(isinstance(pattern, str) for pattern in value):
-                raise TypeError(f"{name}={shown(value)} must be a list of patterns, such as {name}=['layer1.*'].")
+                written = [str(item) for item in value] if isinstance(value, (list, tuple)) else ["layer1.*"]
+                raise TypeError(f"{name}={shown(value)} must be a list of patterns, which are text: {name}={written}.")
             object.__setattr__(self, name, tuple(value))
         supported = torch.backends.quantized.supported_engines
         if self.resolved_engine not in supported:

@@ -90,7 +90,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"qconfig": {"activation": {"percentile": NAN}}}, "nan is not a number"),
     ({"qconfig": {"activation": {"symmetric": 1}}}, "is neither True nor False"),
     ({"qconfig": {"exclude": "fc"}}, r"write exclude=\['fc'\]"),
-    ({"qconfig": {"exclude": [1]}}, "must be a list of patterns"),
+    ({"qconfig": {"exclude": [1]}}, r"exclude=\[1\] must be a list of patterns, which are text: exclude=\['1'\]"),
     ({"qconfig": {"include": {"fc": 1}}}, "must be a list of patterns"),
     ({"qconfig": {"overrides": ["fc"]}}, "must be a mapping of patterns"),
     ({"qconfig": {"overrides": {"fc": 4}}}, r"overrides\['fc'\]=4"),
