@@ -67,6 +67,7 @@ class QATState(Float32Buffers):
     nonfinite: Tensor
     _grid: Tensor
     _running: Tensor
+    _cut: Tensor  # where a ReLU cuts the values below 0 off, so that the lowest one does not matter
 
     def __init__(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
         super().__init__()
@@ -89,7 +90,8 @@ class QATState(Float32Buffers):
         """
         self.names, self.specs, self.activations = list(names), list(specs), list(activations)
         self.writers = [0] * len(names)  # fake quantizers of each slot: usually one
-        self._batch: list[tuple[Tensor, Tensor] | None] = [None] * len(names)
+        # Lowest and highest value of each slot since the last step, as a pair or as a tensor of two.
+        self._batch: list[tuple[Tensor, Tensor] | Tensor | None] = [None] * len(names)
         self._forget()
         self._unsearched = False
         count = len(names)
@@ -99,6 +101,8 @@ class QATState(Float32Buffers):
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
         self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
         self.register_buffer("_grid", torch.tensor(self._grids).reshape(count, 5).T.contiguous(), persistent=False)
+        cut = [ACTIVATIONS[activation][0] == 0.0 for activation in activations]
+        self.register_buffer("_cut", torch.tensor(cut, dtype=torch.bool), persistent=False)
         running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
         limits = [ACTIVATIONS[activation] for activation in activations]
@@ -205,12 +209,12 @@ class QATState(Float32Buffers):
 
     def _read(self) -> _Known:
         """Qparams of the present ranges, computed when these have changed: once a step."""
-        version = None
-        if not self.min_val.is_inference():
-            version = tuple((version_of(end), end.data_ptr(), end.device) for end in (self.min_val, self.max_val))
+        low, high, version = self.min_val, self.max_val, None
+        if not low.is_inference():
+            version = version_of(low), version_of(high), low.data_ptr(), high.data_ptr(), low.device
         known = self._known
         if known is None or version is None or known.version != version:
-            grids = step_and_ends(self.min_val, self.max_val, self._grid)
+            grids = step_and_ends(low, high, self._grid)
             known = self._known = _Known(version, grids, of_each(grids))
         return known
 
@@ -219,7 +223,7 @@ class QATState(Float32Buffers):
         if self.specs[slot].fixed_range is None:
             with torch.no_grad():
                 low, high = self._range_of(slot, x.detach())
-                self._note(slot, low.float(), high.float())
+                self.note(slot, (low.float(), high.float()))
 
     def ends_to_fill(self, slot: int, x: Tensor) -> Tensor | None:
         """Memory for the range of ``x``, float32 of shape (2,), if it can be found while ``x`` is rounded.
@@ -233,28 +237,20 @@ class QATState(Float32Buffers):
             return None
         return x.new_empty(2) if self.min_val.is_cpu and native.usable(x) else None
 
-    @torch.no_grad()
-    def note(self, slot: int, ends: Tensor) -> None:
+    def note(self, slot: int, ends: tuple[Tensor, Tensor] | Tensor) -> None:
         """Note a range for the update at the end of this step: the lowest and the highest value."""
-        low, high = ends.unbind()
-        self._note(slot, self._grid[3, slot] if self._cuts_below(slot) else low, high)
-
-    def _note(self, slot: int, low: Tensor, high: Tensor) -> None:
         earlier = self._batch[slot] if self.waits or self.writers[slot] > 1 else None
         if earlier is not None:
-            low, high = torch.minimum(earlier[0], low), torch.maximum(earlier[1], high)
-        self._batch[slot] = (low, high)
-
-    def _cuts_below(self, slot: int) -> bool:
-        """Whether a ReLU cuts the values below 0 off, so that the lowest one does not matter."""
-        return ACTIVATIONS[self.activations[slot]][0] == 0.0
+            (lowest, highest), (low, high) = earlier, ends
+            ends = torch.minimum(lowest, low), torch.maximum(highest, high)
+        self._batch[slot] = ends
 
     def _range_of(self, slot: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.histograms is not None and slot in self.histograms.rows:
             return self.histograms.observe(self.histograms.rows[slot], x)
-        if self._cuts_below(slot):  # half the work
+        if ACTIVATIONS[self.activations[slot]][0] == 0.0:  # half the work
             high = x.amax()
-            return self._grid[3, slot], high  # its floor, 0, in float32
+            return high, high
         low, high = torch.aminmax(x)
         return low, high
 
@@ -312,9 +308,12 @@ class QATState(Float32Buffers):
 
         A slot that did not run anywhere comes out as (inf, -inf).
         """
-        nothing = torch.full((), torch.inf, device=self.min_val.device)
-        pairs = [pair or (nothing, -nothing) for pair in self._batch]
-        lows, highs = (torch.stack(ends) for ends in zip(*pairs, strict=True))
+        nothing = torch.tensor([torch.inf, -torch.inf], device=self.min_val.device)
+        noted = [nothing if ends is None else ends for ends in self._batch]
+        tensors = [ends for ends in noted if isinstance(ends, Tensor)]
+        pairs = [(low, high) for low, high in noted] if len(tensors) < len(noted) else []
+        lows, highs = map(torch.stack, zip(*pairs, strict=True)) if pairs else torch.stack(tensors).unbind(1)
+        lows = torch.where(self._cut & (lows < torch.inf), self._grid[3], lows)
         ends = torch.stack([-lows, highs])
         ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.

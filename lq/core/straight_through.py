@@ -110,7 +110,7 @@ def _rounded(
     ends: Tensor | None = None,
 ) -> tuple[Tensor, Packed | None]:
     """Values from ``lowest`` to ``highest``; and the integers, those beyond the grid one beyond its end."""
-    if isinstance(scale, float) and native.usable(x):
+    if isinstance(scale, float) and (ends is not None or native.usable(x)):
         numbers = cast("tuple[float, float, float]", (inverse, lowest, highest))
         if packs:
             grid = cast("tuple[float, float]", (low, high))
