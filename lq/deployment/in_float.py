@@ -20,7 +20,7 @@ def batch_notes(size: int | None, infos: Mapping[str, Mapping[str, Any]]) -> lis
 
     Args:
         size: of the batch that they were exported with; ``None`` if its tensors have no batch in common, as the nodes
-            and edges of a graph.
+            and edges of a graph, whose sizes are independent.
         infos: exporter -> what it has returned. Of one with a ``largest_batch``, larger batches are run in parts.
 
     Returns:
@@ -33,7 +33,7 @@ def batch_notes(size: int | None, infos: Mapping[str, Mapping[str, Any]]) -> lis
     fixed = [k for k, info in infos.items() if info.get("dynamic_batch") is False and not info.get("largest_batch")]
     limit = f"batches of exactly {size}, as torch.export could not leave the size of the batch open"
     if size is None:
-        limit = "inputs of exactly the sizes of the example, as they have no first dimension in common: pad the data"
+        limit = "inputs of exactly the sizes of the example, as torch.export could not leave all open: pad the data"
     return [f"{kind}: the file takes {limit}" for kind in fixed]
 
 

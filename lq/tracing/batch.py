@@ -1,4 +1,4 @@
-"""The batch size of a graph: any, or the one that the user's code has made a constant."""
+"""The batch size of a graph: any, or the one that the user's code has made a constant; and sizes that are no batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from lq.compat.torch_private import noting_constant_sizes
+from lq.tracing.samples import batch_size
+from lq.tracing.structure import Inputs, tensors_of
 
-_KEY = "lq_fixed_batch"  # in the ``meta`` of a graph
+_KEY, _CONSTANT = "lq_fixed_batch", "lq_constant_sizes"  # in the ``meta`` of a graph
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,36 @@ def images_at_once(graph: nn.Module) -> int | None:
     return batch.size if batch is not None and batch.images else None
 
 
-def set_fixed_batch(graph: fx.GraphModule, batch: FixedBatch | None) -> None:
-    """Note what :func:`fixed_batch` returns."""
-    graph.meta[_KEY] = batch
+def set_fixed_batch(
+    graph: fx.GraphModule, batch: FixedBatch | None, constant_sizes: frozenset[int] = frozenset()
+) -> None:
+    """Note what :func:`fixed_batch` returns, and the sizes that :func:`open_sizes` leaves out."""
+    graph.meta[_KEY], graph.meta[_CONSTANT] = batch, constant_sizes
+
+
+def open_sizes(model: nn.Module, example: Inputs) -> frozenset[int]:
+    """The sizes of first dimensions of an example that other calls of a model may have otherwise.
+
+    Args:
+        model: a captured graph, or what was made of it; of another module no size is known to be a constant.
+        example: inputs of one call.
+
+    Returns:
+        the batch alone, where all tensors share it. Where they do not, as the nodes and edges of a graph, the sizes
+        are independent of each other; those of 1, which may be broadcast, and constants of the code are left out.
+
+    Example:
+        >>> import torch
+        >>> sorted(open_sizes(nn.Identity(), ((torch.zeros(5, 4), torch.zeros(9), torch.zeros(1, 2)), {})))
+        [5, 9]
+    """
+    batch = batch_size(example)
+    if fixed_batch(model) is not None:
+        return frozenset()
+    if batch is not None:
+        return frozenset({batch})
+    constant = model.meta.get(_CONSTANT, frozenset()) if isinstance(model, fx.GraphModule) else frozenset()
+    return frozenset(t.shape[0] for t in tensors_of(example) if t.dim() and t.shape[0] > 1) - constant
 
 
 @contextmanager

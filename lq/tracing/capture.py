@@ -84,7 +84,7 @@ def capture(
     graph_module.graph.eliminate_dead_code()
     graph_module = fx.GraphModule(holder.root, graph_module.graph, class_name=type(target).__name__)
     graph_module.graph.lint()
-    set_fixed_batch(graph_module, exported.batch)
+    set_fixed_batch(graph_module, exported.batch, exported.constant_sizes)
     shared = set(state.modules())  # whose modes are those of the model
     for module in graph_module.modules():
         module.training = module.training and module in shared

@@ -43,6 +43,7 @@ class Exported:
         arguments: the structure of the call, with leaves in the places of its tensors.
         output: the structure of the result.
         batch: the only batch size that the graph is right for, if there is but one.
+        constant_sizes: first dimensions that the graph holds as numbers, where the tensors share none.
     """
 
     graph: fx.Graph
@@ -52,6 +53,7 @@ class Exported:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     output: Any
     batch: FixedBatch | None = None
+    constant_sizes: frozenset[int] = frozenset()
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """What the graph computes of these inputs."""
@@ -112,7 +114,8 @@ def export(
         with where_sizes_become_constants() as stacks:
             program, graph = functional(_program(flat, flattener.tensors, inner))
         exported = _read(target, program, graph, arguments, flat.returned.structure)
-        return replace(exported, batch=_fixed_batch(exported, flat, flattener.tensors, stacks))
+        batch = _fixed_batch(exported, flat, flattener.tensors, stacks)
+        return replace(exported, batch=batch, constant_sizes=_constant_sizes(exported))
 
 
 def _fixed_batch(
@@ -139,6 +142,13 @@ def _fixed_batch(
     lines = (_line_of([(f.filename, f.lineno or 0, f.name, f.line or "") for f in stack]) for stack in stacks)
     (size,), independent = sizes, _are_independent(exported, flat, tensors)
     return FixedBatch(size, next(filter(None, lines), ""), independent=independent)
+
+
+def _constant_sizes(exported: Exported) -> frozenset[int]:
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
+
+    shapes = [node.meta["val"].shape for node in exported.inputs]
+    return frozenset(int(shape[0]) for shape in shapes if shape and is_concrete_int(shape[0]))
 
 
 def _are_independent(exported: Exported, flat: _Flat, tensors: list[Tensor]) -> bool:

@@ -127,14 +127,14 @@ def test_long_lists_are_cut() -> None:
     assert note.startswith("x: a0, a1, a2, a3, a4 and 3 more run in float;")
 
 
-def test_sizes_without_a_batch_in_common_are_told_before_the_training() -> None:
+def test_sizes_that_the_code_has_fixed_are_told_before_the_training() -> None:
     class Graph(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.message = nn.Linear(4, 4)
 
         def forward(self, nodes: Tensor, edges: Tensor, ends: Tensor) -> Tensor:
-            return nodes.index_add(0, ends, self.message(edges))
+            return torch.zeros(len(nodes), 4).index_add(0, ends, self.message(edges))
 
     example = torch.rand(5, 4), torch.rand(9, 4), torch.randint(5, (9,))
     prepared = lq.prepare(Graph(), example_args=example)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,22 +15,31 @@ from lq.compat.torch_private import tree_flatten, tree_leaves, tree_map, tree_un
 from lq.conversion.on_cpu import other_float_types
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-from lq.tracing.batch import FixedBatch, fixed_batch
+from lq.tracing.batch import FixedBatch, fixed_batch, open_sizes
 from lq.tracing.images import images_of
 from lq.tracing.samples import batch_size, one_sample
 from lq.tracing.structure import Inputs, in_plain_containers, map_tensors
 
+BATCH, ANY = "batch", "any"
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input tensor; ``None`` in its shape is the batch, which may have any size."""
+    """One input tensor.
+
+    Args:
+        name: of the argument, numbered where that holds several.
+        shape: with ``None`` for a dimension that may have any size.
+        dtype: as torch calls it.
+        size: what that dimension is: the "batch", which all inputs share, or "any", which is independent of the others.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    size: str = BATCH
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether a tensor has this shape and type."""
@@ -38,7 +47,7 @@ class TensorSpec:
         return tensor.dim() == len(self.shape) and same and str(tensor.dtype) == f"torch.{self.dtype}"
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}({', '.join('batch' if n is None else str(n) for n in self.shape)})"
+        return f"{self.name}: {self.dtype}({', '.join(self.size if n is None else str(n) for n in self.shape)})"
 
 
 @dataclass(frozen=True)
@@ -84,15 +93,15 @@ class Signature:
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
         fixed = fixed_batch(model)
-        batch = batch_size(example) if fixed is None else None
+        sizes, kind = open_sizes(model, example), ANY if batch_size(example) is None else BATCH
         specs = []
         for name, value in named.items():
             tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
             for index, tensor in enumerate(tensors):
-                shape = tuple(None if i == 0 and n == batch else n for i, n in enumerate(tensor.shape))
+                shape = tuple(None if i == 0 and n in sizes else n for i, n in enumerate(tensor.shape))
                 unique = name if len(tensors) == 1 else f"{name}_{index}"
                 dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
-                specs.append(TensorSpec(unique, shape, dtype))
+                specs.append(TensorSpec(unique, shape, dtype, kind))
         leaves, spec = tree_flatten(output)
         found = () if fixed is None else (fixed.size, fixed.images, fixed.independent)
         structure = _dumps(spec, len(leaves))
@@ -209,7 +218,7 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        inputs = [{"name": i.name, "shape": list(i.shape), "dtype": i.dtype} for i in self.inputs]
+        inputs = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.inputs]
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "spec"}
         return {**plain, "inputs": inputs, "constants": dict(self.constants)}
 
@@ -364,4 +373,4 @@ def _checked_spec(given: Field) -> TensorSpec:
     if not isinstance(getattr(torch, dtype.text(), None), torch.dtype):
         raise dtype.error("a type of torch, such as 'float32'")
     shape = tuple(None if size.value is None else size.integer(0) for size in given["shape"].each())
-    return TensorSpec(given["name"].text(), shape, dtype.text())
+    return TensorSpec(given["name"].text(), shape, dtype.text(), given.get("size", BATCH).text())

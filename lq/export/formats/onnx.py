@@ -11,6 +11,7 @@ whose bias is added in float, and most of a ``tensorrt`` file in float, as its R
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from lq.export.formats.onnx_program import no_translation, rewrite
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program, float_program
 from lq.export.formats.shared import is_shared, made_once
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, tensors_of
 
 FILE = "int8.onnx"
@@ -49,7 +51,7 @@ _FLOAT_LAYERS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "Mat
 
 @dataclass(frozen=True)
 class Written:
-    """A file and whether its batch is dynamic."""
+    """A file and whether its batch, or the sizes of its inputs, are dynamic."""
 
     path: Path
     dynamic: bool
@@ -114,7 +116,7 @@ def write(
         opset: version of the ONNX operators.
         for_onnxruntime: whether a first layer gets channels in fours, activations of few bits are clipped as integers,
             layers that were left in float stay so, and weights of four bits are stored as such.
-        dynamic: let the batch be any, where the model does.
+        dynamic: let the batch, or sizes that are none, be any, where the model does.
 
     Returns:
         what was written.
@@ -127,7 +129,7 @@ def write(
     key = ("onnx", id(prepared), sizes, opset, dynamic)
     made, any_batch = made_once(key, lambda: _exported(prepared, example, opset, dynamic))
     model = copy.deepcopy(made) if is_shared() else made
-    tidy(model, any_batch, output_names(prepared, example))
+    tidy(model, output_names(prepared, example))
     if for_onnxruntime:
         clip_integers(model)
         align_channels(model)
@@ -139,8 +141,14 @@ def write(
 
 
 def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bool) -> tuple[Any, bool]:
-    program, any_batch = export_program(prepared, example, dynamic=dynamic)
-    return _model_of(program, opset), any_batch
+    try:
+        program, any_batch = export_program(prepared, example, dynamic=dynamic)
+        return _model_of(program, opset), any_batch
+    except Exception:
+        if not dynamic or batch_size(example) is not None:
+            raise
+        logging.getLogger(__name__).debug("no dynamic sizes", exc_info=True)
+    return _exported(prepared, example, opset, dynamic=False)
 
 
 def write_program(program: ExportedProgram, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, count
@@ -16,25 +17,24 @@ from lq.export.formats.program import BATCH
 _MOST_CHANNELS, _FEWEST_OUTPUTS, _LARGEST_KERNEL = 7, 16, 5 * 5
 
 
-def tidy(model: Any, dynamic: bool, outputs: Sequence[str] = ()) -> None:
+def tidy(model: Any, outputs: Sequence[str] = ()) -> None:
     """Make a QDQ graph, in place, one that people and runtimes can read.
 
-    Nodes of layers get the names of their modules, outputs the keys of the original output, and the batch dimension
-    its own; what the exporter notes of each node's origin goes, a quarter of the file of a small network. Every weight
-    gets a zero point of its own: layers that share one are computed in float by OpenVINO 2026.4. The mean of an image
-    becomes GlobalAveragePool, which ONNX Runtime computes on integers, unlike ReduceMean.
+    Nodes of layers get the names of their modules, outputs the keys of the original output, and first dimensions
+    of any size "batch", or the names of their inputs where these share none; what the exporter notes of each node's
+    origin goes, a quarter of the file of a small network. Every weight gets a zero point of its own: layers that share
+    one are computed in float by OpenVINO 2026.4. The mean of an image becomes GlobalAveragePool, which ONNX Runtime
+    computes on integers, unlike ReduceMean.
 
     Args:
         model: an ``onnx.ModelProto`` whose weights are initializers with names ending in ".weight".
-        dynamic: whether the first dimension of its inputs is a symbol.
         outputs: names of its outputs, where they are known.
     """
     _name_layers(model)
     _name_outputs(model.graph, outputs)
     _own_zero_points(model)
     _pool_globally(model)
-    if dynamic:
-        _name_batch(model)
+    _name_sizes(model.graph)
     for node in model.graph.node:
         del node.metadata_props[:]
 
@@ -114,15 +114,17 @@ def _drop_unused(graph: Any, names: set[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-def _name_batch(model: Any) -> None:
-    # torch.onnx takes the symbol that a finished program has for its dimension.
-    graph = model.graph
-    shapes = [value.type.tensor_type.shape for value in (*graph.input, *graph.output, *graph.value_info)]
-    symbol = next(shape.dim[0].dim_param for shape in shapes if shape.dim and shape.dim[0].dim_param)
-    for shape in shapes:
-        for dimension in shape.dim:
+def _name_sizes(graph: Any) -> None:
+    # torch.onnx takes the symbols that a finished program has for its dimensions.
+    firsts = [(value.name, dims[0]) for value in graph.input if (dims := value.type.tensor_type.shape.dim)]
+    is_batch = len({first.dim_param for _, first in firsts}) == 1
+    names: dict[str, str] = {}
+    for name, first in firsts:
+        names.setdefault(first.dim_param, BATCH if is_batch else f"{name}_size")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:
-                dimension.dim_param = dimension.dim_param.replace(symbol, BATCH)
+                dimension.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dimension.dim_param)
 
 
 def align_channels(model: Any) -> None:

@@ -27,6 +27,7 @@ from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.low_bits import fits_in_four_bits, lowest_bits, two_in_a_byte
 from lq.export.formats.openvino_graph import compare_exactly, keep_in_float
+from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 FILE, WEIGHTS = "int8.xml", "int8.bin"
@@ -46,11 +47,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     import openvino
 
     with scratch() as place:
-        made = onnx_export.write(prepared, example, place / "int8.onnx")
-        try:
-            model = openvino.convert_model(made.path)
-        except openvino.frontend.OpConversionFailure as error:
-            raise ValueError(refusal(str(error))) from error
+        model, dynamic = _converted(prepared, example, place)
         keep_in_float(model)
         compare_exactly(model)
         if lowest_bits(prepared) <= 4:
@@ -62,7 +59,19 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
             write_file(directory / name, (place / name).read_bytes())
     planned = {row.name for row in plan_of(prepared).layers}
     precisions = _precisions(_compile(directory / FILE, None), planned)
-    return {"dynamic_batch": made.dynamic, **precisions}
+    return {"dynamic_batch": dynamic, **precisions}
+
+
+def _converted(prepared: fx.GraphModule, example: Inputs, place: Path, dynamic: bool = True) -> tuple[Any, bool]:
+    import openvino
+
+    made = onnx_export.write(prepared, example, place / "int8.onnx", dynamic=dynamic)
+    try:
+        return openvino.convert_model(made.path), made.dynamic
+    except openvino.frontend.OpConversionFailure as error:
+        if dynamic and batch_size(example) is None:
+            return _converted(prepared, example, place, dynamic=False)
+        raise ValueError(refusal(str(error))) from error
 
 
 def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lq.compat.torch_private import quiet_export, tree_map
 from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import in_order
-from lq.tracing.batch import fixed_batch
+from lq.tracing.batch import open_sizes
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, map_tensors
 
@@ -35,15 +36,14 @@ def export_program(
         prepared: in evaluation mode, with ranges.
         example: inputs of one call, on the CPU.
         signed: as in :func:`lq.conversion.reference.reference`.
-        dynamic: let the first dimension of the inputs be any, if they share it.
+        dynamic: let first dimensions of the inputs be any, as :func:`lq.tracing.batch.open_sizes` has them.
 
     Returns:
-        the program, and whether its batch is dynamic: a model whose code fixes the size stays fixed to the example's.
+        the program, and whether these are: a model whose code fixes the size stays fixed to the example's.
 
     Raises:
         ValueError: if the model cannot be exported.
     """
-    dynamic = dynamic and fixed_batch(prepared) is None
     # Channels that lie last in memory would become operations that say so.
     model = _returning_tensors_alone(_in_plain_memory(reference(prepared, signed)))
     args, kwargs = map_tensors(example, contiguous)
@@ -59,33 +59,51 @@ def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tu
     Args:
         model: in evaluation mode, on the CPU.
         example: inputs of one call.
-        dynamic: let the first dimension of the inputs be any, if they share it.
+        dynamic: let first dimensions of the inputs be any: their batch, or each of them where they share none.
 
     Returns:
-        the program, and whether its batch is dynamic.
+        the program, and whether all of these are dynamic.
 
     Raises:
         RuntimeError: if it cannot be exported.
     """
     example = in_order(model, example)
-    size = batch_size(example)
+    sizes = open_sizes(model, example) if dynamic else frozenset()
     with quiet_export(), any_number_of_results(), torch.no_grad():
-        if dynamic and size is not None:
-            # torch.export takes a size of 0 or 1 for a constant.
-            args, kwargs = tree_map(_doubled, example) if size == 1 else example
-            batch = Dim(BATCH)
-            dims = tree_map(
-                lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None, (args, kwargs)
-            )
-            shapes = {**dict(zip(inspect.signature(model.forward).parameters, dims[0], strict=False)), **dims[1]}
+        if sizes:
             try:
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes), True
+                program = _open_program(model, example, sizes)
+                constant = _constant_sizes(program) - {1}
+                if sizes.isdisjoint(constant):
+                    return program, not constant
+                if sizes - constant:
+                    return _open_program(model, example, sizes - constant), False
             except Exception:
-                logging.getLogger(__name__).debug("no dynamic batch", exc_info=True)
+                logging.getLogger(__name__).debug("no dynamic sizes", exc_info=True)
         try:
             return torch.export.export(model, *example), False
         except Exception as error:
             raise RuntimeError(str(error)) from error
+
+
+def _open_program(model: nn.Module, example: Inputs, sizes: Collection[int]) -> ExportedProgram:
+    """With first dimensions of these sizes dynamic: one for all inputs where they share it, else each by itself."""
+    size = batch_size(example)
+    first = {0: Dim.AUTO if size is None else Dim(BATCH)}
+    dims = tree_map(lambda leaf: first if _first(leaf) in sizes else None, example)
+    # torch.export takes a size of 0 or 1 for a constant.
+    args, kwargs = tree_map(_doubled, example) if size == 1 else example
+    shapes = {**dict(zip(inspect.signature(model.forward).parameters, dims[0], strict=False)), **dims[1]}
+    return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+
+
+def _constant_sizes(program: ExportedProgram) -> frozenset[int]:
+    """The first dimensions of its inputs that are numbers, which ``Dim.AUTO`` says nothing of."""
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
+
+    taken = program.graph_signature.user_inputs
+    firsts = [_first(node.meta["val"]) for node in program.graph.find_nodes(op="placeholder") if node.name in taken]
+    return frozenset(int(size) for size in firsts if size is not None and is_concrete_int(size))
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -110,6 +128,10 @@ def _returning_tensors_alone(model: fx.GraphModule) -> fx.GraphModule:
     output.args = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
     model.recompile()
     return model
+
+
+def _first(leaf: Any) -> Any:
+    return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() else None
 
 
 def _doubled(leaf: Any) -> Any:

@@ -38,6 +38,21 @@ def test_tensors_come_in_the_order_of_the_parameters_however_they_are_given() ->
         assert all(x is y for x, y in zip(taken.tensors(args, kwargs), (a, b, c, d), strict=True))
 
 
+def test_dimensions_that_differ_are_no_batch() -> None:
+    taken = signature(X, torch.zeros(9, dtype=torch.int64), mask=torch.zeros(1, 3))
+    assert str(taken) == "(image: float32(any, 2), pair: int64(any), mask: float32(1, 3))"
+    assert taken.misfit((X[:2], torch.zeros(3, dtype=torch.int64)), {"mask": torch.zeros(1, 3)}) is None
+    assert taken.batch is None
+    assert Signature.from_dict(json.loads(json.dumps(taken.to_dict()))) == taken
+
+
+def test_what_was_written_before_sizes_were_named_has_a_batch() -> None:
+    plain = signature(X).to_dict()
+    for entry in plain["inputs"]:
+        del entry["size"]
+    assert Signature.from_dict(plain) == signature(X)
+
+
 def test_arguments_without_name_are_counted() -> None:
     class Stack(nn.Module):
         def forward(self, *images: Tensor) -> Tensor:
@@ -73,8 +88,7 @@ def test_misfit_names_shape_and_type() -> None:
     assert "mask is float32(3,)" in found
 
 
-def test_dimensions_that_differ_are_no_batch() -> None:
-    assert str(signature(X, mask=torch.ones(3))) == "(image: float32(4, 2), mask: float32(3))"
+def test_a_tensor_fits_by_shape_and_type() -> None:
     assert TensorSpec("x", (None, 2), "float32").fits(torch.ones(9, 2))
     assert not TensorSpec("x", (4, 2), "float32").fits(torch.ones(9, 2))
     assert not TensorSpec("x", (None, 2), "float32").fits(torch.ones(2))

@@ -34,23 +34,32 @@ def dimensions(value: Any) -> list[Any]:
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_names_of_layers_and_batch_and_zero_points(dynamic: bool) -> None:
+def test_names_of_layers_and_batch_and_zero_points() -> None:
     model = two_layers()
     model.graph.node[0].metadata_props.add(key="namespace", value="of whoever exported it")
-    tidy(model, dynamic)
+    tidy(model)
     assert not any(node.metadata_props for node in model.graph.node)
     onnx.checker.check_model(model, full_check=True)
     names = [node.name for node in model.graph.node]
     assert names == ["n1", "block.conv", "n3", "n4", "n5", "head"]
-    batch = "batch" if dynamic else "s77"
-    assert dimensions(model.graph.input[0]) == [batch, 4, 1, 2]
-    assert dimensions(model.graph.output[0]) == [f"2*{batch}", 4]
+    assert dimensions(model.graph.input[0]) == ["batch", 4, 1, 2]
+    assert dimensions(model.graph.output[0]) == ["2*batch", 4]
     stored = {tensor.name for tensor in model.graph.initializer}
     assert {"block.conv.weight_zero_point", "head.weight_zero_point", "shape"} <= stored
     assert "zeros" not in stored
     pairs = [list(node.input) for node in model.graph.node if node.op_type == "DequantizeLinear"]
     assert [pair[2] for pair in pairs] == ["block.conv.weight_zero_point", "head.weight_zero_point"]
+
+
+def test_sizes_that_are_no_batch_are_named_after_their_inputs() -> None:
+    model = two_layers()
+    for name, size in (("y", "s7"), ("z", "s77"), ("table", 3)):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size, 2]))
+    del model.graph.output[0].type.tensor_type.shape.dim[1:]
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "s7 + 2*s77"
+    tidy(model)
+    assert [dimensions(value)[0] for value in model.graph.input] == ["x_size", "y_size", "x_size", 3]
+    assert dimensions(model.graph.output[0]) == ["y_size + 2*x_size"]
 
 
 def test_a_weight_that_is_read_twice_has_one_zero_point() -> None:
@@ -60,7 +69,7 @@ def test_a_weight_that_is_read_twice_has_one_zero_point() -> None:
     again.CopyFrom(first)
     again.output[0] = "again"
     model.graph.node.insert(1, again)
-    tidy(model, dynamic=True)
+    tidy(model)
     names = [tensor.name for tensor in model.graph.initializer]
     assert sorted(names) == sorted(set(names))
     assert [list(node.input)[2] for node in model.graph.node if node.op_type == "DequantizeLinear"][:2] == [
@@ -97,7 +106,7 @@ def means(axes: list[int], keepdims: int) -> Any:
 def test_means_of_images_are_pooled(axes: list[int], keepdims: int, kind: str) -> None:
     model = means(axes, keepdims)
     expected = outputs_of(model)
-    tidy(model, dynamic=False)
+    tidy(model)
     onnx.checker.check_model(model, full_check=True)
     assert (model.graph.node[1].op_type, model.graph.node[1].name) == (kind, "pool")
     assert [tensor.name for tensor in model.graph.initializer] == (["axes"] if kind == "ReduceMean" else [])
@@ -187,12 +196,12 @@ def test_a_zero_point_may_be_left_out() -> None:
 def test_outputs_get_their_names_unless_these_are_taken() -> None:
     for wanted, expected in (("logits", "logits"), ("x", "x_1"), ("w1", "w1_1")):
         model = two_layers()
-        tidy(model, False, [wanted])
+        tidy(model, [wanted])
         onnx.checker.check_model(model, full_check=True)
         assert [value.name for value in model.graph.output] == [expected]
         assert model.graph.node[-1].output[0] == expected
     unchanged = two_layers()
-    tidy(unchanged, False, ["one", "too many"])
+    tidy(unchanged, ["one", "too many"])
     assert unchanged.graph.output[0].name == "out"
 
 

@@ -123,7 +123,7 @@ def test_a_model_that_fixes_its_batch_is_exported_with_the_examples(capfd: pytes
     assert printed == "", "what the first attempt says of its failure concerns nobody"
 
 
-def test_inputs_without_a_common_first_dimension_are_fixed() -> None:
+def test_inputs_without_a_common_first_dimension_are_independent() -> None:
     example = example_of(images(4), other=images(2))
 
     class Uneven(nn.Module):
@@ -134,7 +134,13 @@ def test_inputs_without_a_common_first_dimension_are_fixed() -> None:
         def forward(self, image: Tensor, *, other: Tensor) -> Tensor:
             return self.layer(image) + other.mean()
 
-    assert not export_program(calibrated(Uneven(), example), example)[1]
+    prepared = calibrated(Uneven(), example)
+    program, dynamic = export_program(prepared, example)
+    assert dynamic
+    for left, right in ((4, 2), (1, 5), (3, 3)):
+        x, y = images(left), images(right)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(x, other=y), prepared(x, other=y))
 
 
 def test_dynamic_batch_can_be_left_out() -> None:

@@ -93,7 +93,7 @@ def export(
     content = made.content(output_names(prepared, example), plan_of(prepared).model, ends)
     write_file(directory / FILE, content)
     return {
-        "dynamic_batch": largest is None,
+        "dynamic_batch": largest is None and batch_size(example) is not None,
         "largest_batch": largest,
         "channels_last": channels_last,
         "xnnpack": xnnpack,
@@ -103,7 +103,8 @@ def export(
 
 def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translation, int | None]:
     """The graph for a batch of any size, or of the smallest where an operator wants to know it."""
-    program, dynamic = export_program(prepared, example, signed=True)
+    has_batch = batch_size(example) is not None  # the only dimension that a translation leaves open
+    program, dynamic = export_program(prepared, example, signed=True, dynamic=has_batch)
     if dynamic:
         try:
             return translate(program, ends), None
@@ -139,7 +140,7 @@ def write_float(model: nn.Module, example: Inputs, path: Path) -> int | None:
         UnsupportedError: if LiteRT lacks an operator.
     """
     try:
-        program, dynamic = float_program(model, example)
+        program, dynamic = float_program(model, example, dynamic=batch_size(example) is not None)
         made, largest = translate(program), None if dynamic else batch_size(example)
     except FixedBatchError:
         smallest = one_sample(example)
