@@ -250,7 +250,7 @@ class QATState(Float32Buffers):
             return self.histograms.observe(self.histograms.rows[slot], x)
         if ACTIVATIONS[self.activations[slot]][0] == 0.0:  # half the work
             high = x.amax()
-            return high, high
+            return self._grid[3, slot], high  # its floor, 0, in float32
         low, high = torch.aminmax(x)
         return low, high
 
@@ -309,11 +309,14 @@ class QATState(Float32Buffers):
         A slot that did not run anywhere comes out as (inf, -inf).
         """
         nothing = torch.tensor([torch.inf, -torch.inf], device=self.min_val.device)
-        noted = [nothing if ends is None else ends for ends in self._batch]
-        tensors = [ends for ends in noted if isinstance(ends, Tensor)]
-        pairs = [(low, high) for low, high in noted] if len(tensors) < len(noted) else []
-        lows, highs = map(torch.stack, zip(*pairs, strict=True)) if pairs else torch.stack(tensors).unbind(1)
-        lows = torch.where(self._cut & (lows < torch.inf), self._grid[3], lows)
+        from_kernels = [ends for ends in self._batch if isinstance(ends, Tensor)]
+        if len(from_kernels) == len(self._batch):
+            lows, highs = torch.stack(from_kernels).unbind(1)
+        else:
+            pairs = [(low, high) for low, high in (nothing if ends is None else ends for ends in self._batch)]
+            lows, highs = map(torch.stack, zip(*pairs, strict=True))
+        if from_kernels:  # which do not know of a ReLU
+            lows = torch.where(self._cut & (lows < torch.inf), self._grid[3], lows)
         ends = torch.stack([-lows, highs])
         ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.

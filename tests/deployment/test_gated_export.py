@@ -66,7 +66,9 @@ def test_the_manifest_says_what_where_from_and_how_close(tmp_path: Path) -> None
     assert list(content["artifacts"]) == ["torch", "pt2"]
     assert content["artifacts"]["torch"]["int8_layers"] == {"Conv2d": 5, "Linear": 2}
     assert content["recipe"] == "mine"
-    assert content["signature"]["inputs"] == [{"name": "x", "shape": [None, 3, 8, 8], "dtype": "float32"}]
+    assert content["signature"]["inputs"] == [
+        {"name": "x", "shape": [None, 3, 8, 8], "dtype": "float32", "size": "batch"}
+    ]
     assert content["parity"]["pt2"]["passed"] is True
     assert content["parity"]["pt2"]["samples"] == 80
     assert content["results"]["fake"] == {"accuracy": 0.5}
