@@ -12,7 +12,7 @@ from torch import Tensor
 from .case import Case, Fit
 from .data import TRAIN, VALIDATION, blobs, loaders
 
-REQUIREMENTS = ("careamics", "setuptools<81")
+REQUIREMENTS = ("careamics==0.0.4.2", "setuptools<81")
 
 SIZE = 32
 
