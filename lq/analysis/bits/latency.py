@@ -107,7 +107,7 @@ def latency_meter(
 ) -> Iterator[LatencyMeter]:
     """A meter, with room on the disk and a process for the time being."""
     with scratch() as place, Stopwatch() as stopwatch:
-        yield LatencyMeter(runtime, model, qconfig, example, calibration, place, stopwatch)
+        yield LatencyMeter(runtime, float_copy(model).eval(), qconfig, example, calibration, place, stopwatch)
 
 
 def calibrated_by(batches: Sequence[Any], run: Call, advance: Callable[[], None]) -> Callable[[nn.Module], None]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lq.analysis.bits.budget import LATENCY, Budget
 from lq.analysis.bits.choice import BitChoice, FrontierRow
-from lq.analysis.bits.costs import Costs
+from lq.analysis.bits.costs import Costs, float_bytes
 from lq.analysis.bits.knapsack import Options, frontier
 from lq.analysis.bits.latency import calibrated_by
 from lq.analysis.bits.layers import (
@@ -184,7 +184,7 @@ def choose_bits(
     example = first_inputs(twin, twin, kept[0], run)
     grids = grids_of(twin, qconfig, widths, example)
     weights_are = fingerprint(twin)
-    exact = float_copy(twin)
+    in_float = float_bytes(twin)
     whole = at_width(qconfig, max(grids))
     prepare(twin, whole, *copy.deepcopy(example))
     calibrate(twin, kept, run, len(kept), show_progress=False)
@@ -194,7 +194,7 @@ def choose_bits(
     total = trials * len(kept) + (MOST_MEASURED if budget.kind == LATENCY else 0)
     counter = BatchCounter(f"lq: bits of {len(layers)} layers", total, shown=show_progress)
     ranges = calibrated_by(kept, run, counter.advance)
-    with counter, torch.no_grad(), costs_of(budget, layers, graph, exact, whole, example, ranges) as costs:
+    with counter, torch.no_grad(), costs_of(budget, whole, graph, layers, in_float, model, example, ranges) as costs:
         costs.check()
         loss = WeightLoss(
             graph, kept, run, target_fn or plain_targets_of, counter.advance, activations=budget.kind == LATENCY

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from lq.analysis.bits.budget import Budget
-from lq.analysis.bits.costs import Costs, bytes_of_the_rest, float_bytes
+from lq.analysis.bits.costs import Costs, bytes_of_the_rest
 from lq.analysis.bits.knapsack import Options, Point, solve
 from lq.analysis.bits.latency import LatencyMeter, added_in_float, latency_meter
 from lq.analysis.bits.layers import LayerChoices, LayerOption
@@ -117,10 +117,11 @@ class TimedCosts(Costs):
 @contextmanager
 def costs_of(
     budget: Budget,
-    layers: Sequence[LayerChoices],
-    graph: fx.GraphModule,
-    model: nn.Module,
     qconfig: QConfig,
+    graph: fx.GraphModule,
+    layers: Sequence[LayerChoices],
+    in_float: int,
+    model: nn.Module,
     example: Inputs,
     calibration: Callable[[nn.Module], None],
 ) -> Iterator[Costs]:
@@ -128,14 +129,15 @@ def costs_of(
 
     Args:
         budget: what limits them.
-        layers: and their options.
+        qconfig: with all layers in int8, for a budget of time.
         graph: prepared, with ranges.
-        model: in float and in evaluation mode.
-        qconfig: of the graph.
+        layers: of the graph, and their options.
+        in_float: bytes of the float model.
+        model: in float.
         example: inputs of one call.
         calibration: gives other prepared models their ranges.
     """
-    rest, in_float = bytes_of_the_rest(graph), float_bytes(model)
+    rest = bytes_of_the_rest(graph)
     if budget.runtime is None:
         yield Costs(budget, layers, rest, in_float)
         return
