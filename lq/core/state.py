@@ -67,7 +67,6 @@ class QATState(Float32Buffers):
     nonfinite: Tensor
     _grid: Tensor
     _running: Tensor
-    _cut: Tensor  # where a ReLU cuts the values below 0 off, so that the lowest one does not matter
 
     def __init__(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
         super().__init__()
@@ -101,8 +100,6 @@ class QATState(Float32Buffers):
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
         self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
         self.register_buffer("_grid", torch.tensor(self._grids).reshape(count, 5).T.contiguous(), persistent=False)
-        cut = [ACTIVATIONS[activation][0] == 0.0 for activation in activations]
-        self.register_buffer("_cut", torch.tensor(cut, dtype=torch.bool), persistent=False)
         running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
         self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
         limits = [ACTIVATIONS[activation] for activation in activations]
@@ -308,15 +305,16 @@ class QATState(Float32Buffers):
 
         A slot that did not run anywhere comes out as (inf, -inf).
         """
-        nothing = torch.tensor([torch.inf, -torch.inf], device=self.min_val.device)
         from_kernels = [ends for ends in self._batch if isinstance(ends, Tensor)]
         if len(from_kernels) == len(self._batch):
             lows, highs = torch.stack(from_kernels).unbind(1)
         else:
-            pairs = [(low, high) for low, high in (nothing if ends is None else ends for ends in self._batch)]
+            infinity = torch.full((), torch.inf, device=self.min_val.device)
+            pairs = [(infinity, -infinity) if ends is None else tuple(ends) for ends in self._batch]
             lows, highs = map(torch.stack, zip(*pairs, strict=True))
-        if from_kernels:  # which do not know of a ReLU
-            lows = torch.where(self._cut & (lows < torch.inf), self._grid[3], lows)
+        if from_kernels:  # which do not know of a ReLU, behind which the lowest value does not matter
+            floors = self._grid[3]
+            lows = torch.where((floors == 0.0) & (lows < torch.inf), floors, lows)
         ends = torch.stack([-lows, highs])
         ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.
