@@ -88,6 +88,7 @@ TAMPERED = {
     "no parameters": (drop("signature", "parameters"), "signature lacks 'parameters'"),
     "shape": (put("signature", "inputs", 0, "shape", value=[None, "4"]), r"inputs\[0\]\.shape\[1\] is '4'"),
     "negative": (put("signature", "inputs", 0, "shape", value=[-4]), r"inputs\[0\]\.shape\[0\] is -4"),
+    "size": (put("signature", "inputs", 0, "size", value="all"), r"size is 'all', but must be 'batch' or 'any'"),
     "type": (put("signature", "inputs", 0, "dtype", value="load"), r"dtype is 'load', but must be a type of torch"),
     "leaves": (put("signature", "leaves", value=["tensor", "tensor"]), "leaves is a list, but must be a list of 1"),
     "constants": (put("signature", "constants", value={"a": []}), r"constants\.a is a list"),

@@ -373,4 +373,7 @@ def _checked_spec(given: Field) -> TensorSpec:
     if not isinstance(getattr(torch, dtype.text(), None), torch.dtype):
         raise dtype.error("a type of torch, such as 'float32'")
     shape = tuple(None if size.value is None else size.integer(0) for size in given["shape"].each())
-    return TensorSpec(given["name"].text(), shape, dtype.text(), given.get("size", BATCH).text())
+    size = given.get("size", BATCH)  # earlier versions knew the batch alone
+    if size.text() not in (BATCH, ANY):
+        raise size.error(f"{BATCH!r} or {ANY!r}")
+    return TensorSpec(given["name"].text(), shape, dtype.text(), size.text())
