@@ -57,7 +57,7 @@ def check_first_call(
     plan_at_once(target_of(module, name), example)
     if is_sharded(module):
         module = detached_copy(module)
-    prepared = on_cpu_in_float32(prepared_graph(module, name, example))
+    prepared = on_cpu_in_float32(prepared_graph(module, name, example, settings.axes))
     weights = float_state(target_of(module, name))
     float_model.load_state_dict(weights)
     try:

@@ -103,6 +103,8 @@ class QATCallback(Callback):
         export_dir: directory or URL of the artifact; ``None`` is ``<log_dir or default_root_dir>/int8``.
         exporters: what the artifact holds: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch",
             "litert", "mcu", or ``{name: options}``; the first is what :func:`lq.load` loads by default.
+        dynamic_axes: for each input of the target, dimensions beside the batch whose size the files shall leave open,
+            as a list or as a mapping to names: ``{"x": {2: "height", 3: "width"}}``.
         gate: how closely each file has to agree with the fake-quantized model; see :class:`lq.Gate`.
         auto_exclude: before the first step, look for a few layers that quantization hurts, and leave them in float; see
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
@@ -141,6 +143,7 @@ class QATCallback(Callback):
         int8_every_n_epochs: int | None = None,
         export_dir: str | None = None,
         exporters: Sequence[str | dict[str, dict[str, Any]]] = ("torch",),
+        dynamic_axes: dict[str, list[int] | dict[int, str]] | None = None,
         gate: Gate | None = None,
         auto_exclude: bool | AutoExclude = False,
         auto_bits: str | AutoBits | None = None,
@@ -156,7 +159,7 @@ class QATCallback(Callback):
         self.monitor, self.mode = monitor, mode
         self.metric, self.target_fn = metric, target_fn
         self.int8_every_n_epochs, self.export_dir = int8_every_n_epochs, export_dir
-        self.export_settings = as_export_settings(exporters, gate)
+        self.export_settings = as_export_settings(exporters, gate, dynamic_axes)
         self.auto_exclude = as_auto_exclude(auto_exclude, self.schedule, metric)
         self.auto_bits = wanted_bits(auto_bits, self.schedule)
         exported = [chosen.name for chosen in self.export_settings.choices]
@@ -395,7 +398,10 @@ class QATCallback(Callback):
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
         validation, versions = self._validation_data(trainer, self._loaders), self._versions_due(trainer)
-        self._round = ValidationRound(trainer, pl_module, self._name, self._float, validation, versions, self._example)
+        axes = self.export_settings.axes
+        self._round = ValidationRound(
+            trainer, pl_module, self._name, self._float, validation, versions, self._example, axes
+        )
 
     def _versions_due(self, trainer: Trainer) -> list[str]:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._started:

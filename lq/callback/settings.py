@@ -12,9 +12,12 @@ from lq.analysis.bits.budget import Budget
 from lq.checks import as_dataclass, check_integer, check_path, shown
 from lq.deployment.settings import ExportSettings
 from lq.export.parity.gate import Gate
+from lq.tracing.axes import DynamicAxes
 
 
-def as_export_settings(exporters: Any, gate: Gate | Mapping[str, Any] | None) -> ExportSettings:
+def as_export_settings(
+    exporters: Any, gate: Gate | Mapping[str, Any] | None, dynamic_axes: DynamicAxes | None = None
+) -> ExportSettings:
     """What is to be delivered; mappings are taken for what they describe.
 
     Raises:
@@ -29,7 +32,8 @@ def as_export_settings(exporters: Any, gate: Gate | Mapping[str, Any] | None) ->
     if isinstance(exporters, (list, tuple)) and not exporters:
         raise ValueError("exporters=[] would leave no model; write ['torch'], or no exporters at all.")
     listed = isinstance(exporters, Sequence) and not isinstance(exporters, str)
-    return ExportSettings(tuple(exporters) if listed else exporters, as_dataclass(Gate, gate, "gate"))
+    exporters = tuple(exporters) if listed else exporters
+    return ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), dynamic_axes=dynamic_axes)
 
 
 def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs: Any, export_dir: Any) -> None:

@@ -19,6 +19,7 @@ from lq.core.sharding import is_sharded
 from lq.deployment.evaluation import Results, ValidationComparison, ValidationData, own_figures
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph, target_of
+from lq.tracing.axes import Axes
 from lq.tracing.structure import Inputs
 
 
@@ -35,6 +36,7 @@ class ValidationRound:
         validation: metric and labels.
         versions: "fp32" and "int8", each where it is due.
         example: inputs of the call that is exported; ``None`` takes those of the target's first call.
+        axes: dimensions of inputs that are dynamic beside the batch.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ValidationRound:
         validation: ValidationData,
         versions: Collection[str] = (),
         example: Inputs | None = None,
+        axes: Axes | None = None,
     ) -> None:
         self.trainer, self.name, self.reference = trainer, name, reference
         self.versions: dict[str, nn.Module] = {}
@@ -55,7 +58,7 @@ class ValidationRound:
         with torch.inference_mode(False), torch.no_grad():
             is_split = is_sharded(module)  # then all processes have to give their parts
             if "int8" in versions:
-                prepared = prepared_graph(detached_copy(module) if is_split else module, name, example)
+                prepared = prepared_graph(detached_copy(module) if is_split else module, name, example, axes)
                 try:
                     check_weights(prepared)
                 except ValueError as error:  # the best checkpoint, from before, can still be delivered

@@ -29,6 +29,7 @@ from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample, samples_of
 from lq.ptq.static import StaticOptions, prepare_and_calibrate
 from lq.report.history import read_history
+from lq.tracing.axes import DynamicAxes
 
 
 def qat_callback(trainer: Trainer) -> QATCallback:
@@ -115,11 +116,17 @@ def calibrate_target(
 
 
 def export_settings_of(
-    callback: QATCallback, exporters: Sequence[Any] | None, directory: AnyPath, manifest: dict[str, Any]
+    callback: QATCallback,
+    exporters: Sequence[Any] | None,
+    directory: AnyPath,
+    manifest: dict[str, Any],
+    dynamic_axes: DynamicAxes | None = None,
 ) -> ExportSettings:
-    """What the callback orders, with other exporters if given, for another directory."""
-    chosen = callback.export_settings.exporters if exporters is None else tuple(exporters)
-    return replace(callback.export_settings, exporters=chosen, directory=directory, manifest=manifest)
+    """What the callback orders, with other exporters or dynamic axes if given, for another directory."""
+    own = callback.export_settings
+    chosen = own.exporters if exporters is None else tuple(exporters)
+    axes = own.dynamic_axes if dynamic_axes is None else dynamic_axes
+    return replace(own, exporters=chosen, directory=directory, manifest=manifest, dynamic_axes=axes)
 
 
 def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:

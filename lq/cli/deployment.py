@@ -92,7 +92,7 @@ def deploy_without_data(
         raise ValueError("the checkpoint does not say what the model is called with; name data: --data my_module.Data")
     rank_zero_info("lq: no validation data (--data my_module.Data): compared on random inputs, without metrics")
     example = _random_like(made_inputs(described))
-    graph = prepared_graph(detached_copy(model), entry.target, example)
+    graph = prepared_graph(detached_copy(model), entry.target, example, settings.axes)
 
     def compare(models: Mapping[str, Int8Model], keep: int) -> Compared:
         inputs = [_random_like(example, _SEED + 1 + n) for n in range(keep)]

@@ -23,6 +23,7 @@ def export_checkpoint(
     datamodule: LightningDataModule | None = None,
     ckpt_path: str | None = None,
     exporters: Sequence[str | dict[str, dict[str, Any]]] | None = None,
+    dynamic_axes: dict[str, list[int] | dict[int, str]] | None = None,
     export_dir: str | None = None,
     weights_only: bool | None = None,
 ) -> Deployment:
@@ -37,6 +38,8 @@ def export_checkpoint(
         ckpt_path: a checkpoint of a QAT run, or the directory of an artifact.
         exporters: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch", "litert", "mcu", or
             {name: options}; null is as the callback has.
+        dynamic_axes: dimensions of inputs whose size the files leave open, as in {x: [2, 3]} or
+            {x: {2: height, 3: width}}; null is as the callback has.
         export_dir: directory or URL of the artifact; null is beside the checkpoint, with its name and -int8.
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 
@@ -52,7 +55,7 @@ def export_checkpoint(
     callback = qat_callback(trainer)
     manifest: dict[str, Any] = {"weights": str(ckpt_path)}
     directory = beside(ckpt_path) if export_dir is None else export_dir
-    settings = export_settings_of(callback, exporters, directory, manifest)
+    settings = export_settings_of(callback, exporters, directory, manifest, dynamic_axes)
     checkpoint = read_qat(ckpt_path, weights_only, model)
     if not checkpoint.is_qat:
         raise ValueError(

@@ -26,6 +26,7 @@ def quantize_after_training(
     batch_norm: bool = False,
     bias: bool = False,
     exporters: Sequence[str | dict[str, dict[str, Any]]] | None = None,
+    dynamic_axes: dict[str, list[int] | dict[int, str]] | None = None,
     export_dir: str | None = None,
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
@@ -44,6 +45,8 @@ def quantize_after_training(
         bias: correct biases for the mean error of the weights.
         exporters: "torch", "onnx", "tensorrt", "qnn", "pt2", "openvino", "executorch", "litert", "mcu", or
             {name: options}; null is as the callback has.
+        dynamic_axes: dimensions of inputs whose size the files leave open, as in {x: [2, 3]} or
+            {x: {2: height, 3: width}}; null is as the callback has.
         export_dir: directory or URL of the artifact; null is ptq-int8 in the default root directory.
         ckpt_path: a float checkpoint; null takes the weights as the model has them.
         weights_only: refuse checkpoints that hold more than plain data; null is true.
@@ -61,9 +64,8 @@ def quantize_after_training(
     if checkpoint is not None:
         checkpoint.load_float(model)
     directory = f"{trainer.default_root_dir.rstrip('/')}/ptq-int8" if export_dir is None else export_dir
-    settings = export_settings_of(
-        callback, exporters, directory, {"weights": "post-training quantization", "target": name}
-    )
+    manifest = {"weights": "post-training quantization", "target": name}
+    settings = export_settings_of(callback, exporters, directory, manifest, dynamic_axes)
     float_model = float_copy(target_of(model, name)).eval()
     calibrate_target(model, name, datamodule, callback.qconfig, StaticOptions(batch_norm, bias, batches))
     return deploy_with_validation(trainer, model, name, datamodule, settings, Baseline(float_model))

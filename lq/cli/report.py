@@ -113,7 +113,7 @@ def _findings(
     name, entry = subject.name, subject.entry
     train = list(samples_of(model, name, islice(training_batches(model, datamodule), calibration), datamodule))
     example, loaders = first_validation_call(model, name, datamodule)
-    qat = None if entry is None else prepared_graph(model, name, example)
+    qat = None if entry is None else prepared_graph(model, name, example, callback.export_settings.axes)
     labels = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)
     test = validation_samples(model, name, loaders, datamodule, labels, batches)
     validation = ValidationData(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)

@@ -18,6 +18,7 @@ from lq.core.sharding import require_whole
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.attach import instrument_of
 from lq.instrument.places import Instrument
+from lq.tracing.axes import Axes, asked_axes
 from lq.tracing.capture import LayerSite, capture
 from lq.tracing.exported_call import ReadArguments
 from lq.tracing.inputs import made_inputs
@@ -26,7 +27,9 @@ from lq.tracing.sites import LayerAt
 from lq.tracing.structure import Inputs
 
 
-def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "") -> fx.GraphModule:
+def as_graph(
+    prepared: nn.Module, example: Inputs | None = None, name: str = "", axes: Axes | None = None
+) -> fx.GraphModule:
     """The graph of a prepared module, with quantized layers and fake quantizers as modules; in evaluation mode.
 
     Parameters, buffers and ranges are those of the module itself, so that a change of one is a change of the other.
@@ -36,13 +39,14 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "")
         example: positional and keyword inputs of one call; ``None`` takes those that it was planned with, or was first
             called with.
         name: of it in the user's module; errors recommend parts by their names there.
+        axes: dimensions of inputs that shall be dynamic, too; see :func:`lq.tracing.axes.checked_axes`.
 
     Returns:
         the graph.
 
     Raises:
         ValueError: if the module is not prepared, is split among processes, was never called, or cannot be exported;
-            the message names the line.
+            the message names the line. Or if a graph that has no dynamic axes shall get some.
 
     Example:
         >>> import torch
@@ -52,6 +56,10 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "")
         ['placeholder', 'call_module', 'call_module', 'call_module', 'call_module', 'output']
     """
     if isinstance(prepared, fx.GraphModule):
+        if axes and not asked_axes(prepared):
+            raise ValueError(
+                "a graph that was made without dynamic axes cannot get any; give the prepared module itself."
+            )
         return prepared
     require_whole(prepared, "An int8 model")
     state, instrument = state_of(prepared), instrument_of(prepared)
@@ -75,7 +83,7 @@ def as_graph(prepared: nn.Module, example: Inputs | None = None, name: str = "")
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
     given, part = like(prepared, example), _first_with_work(plan)
     inner = f"{name}.{part}" if name and part else part
-    graph = capture(prepared, state, quantizers, layers, given, lambda: _marking(instrument), inner)
+    graph = capture(prepared, state, quantizers, layers, given, lambda: _marking(instrument), inner, axes)
     _share_counters(graph, prepared, sites.layers)
     return graph
 

@@ -28,6 +28,7 @@ from lq.lightning_module.target import prepared_graph
 from lq.metrics.detections import comparable
 from lq.ptq.batches import check_batches
 from lq.timing.rows import FP32, PTQ
+from lq.tracing.axes import DynamicAxes
 from lq.tracing.batch import images_at_once
 from lq.tracing.exported_call import call_to_export, without_unread
 from lq.tracing.images import each_image
@@ -92,8 +93,9 @@ def deploy(
             results = {version: compared.accuracy.added_to(figures) for version, figures in results.items()}
         return replace(compared, results=results)
 
-    prepared = prepared_graph(module, name, example)
-    return gated_export(prepared, example, compare, settings or ExportSettings(), baseline.model)
+    settings = settings or ExportSettings()
+    prepared = prepared_graph(module, name, example, settings.axes)
+    return gated_export(prepared, example, compare, settings, baseline.model)
 
 
 def export_artifact(
@@ -103,6 +105,7 @@ def export_artifact(
     exporters: Sequence[Choice] = DEFAULT_EXPORTERS,
     gate: Gate | None = None,
     float_model: nn.Module | None = None,
+    dynamic_axes: DynamicAxes | None = None,
 ) -> Deployment:
     """Export a trained or calibrated model for one or more runtimes, without a Trainer.
 
@@ -113,13 +116,15 @@ def export_artifact(
         exporters: names, or ``{name: options}``.
         gate: how closely each file has to agree with ``prepared``; ``None`` is the default.
         float_model: for the FP32 row of the table.
+        dynamic_axes: for each input, dimensions beside the batch whose size shall be open, as a list or as a mapping
+            to names: ``{"x": {2: "height", 3: "width"}}``. What is exported is compared at another size, too.
 
     Returns:
         the loaded models, the rows of the table, and what the gate measured.
 
     Raises:
-        ValueError: if ``prepared`` has no ranges, ``batches`` is empty or does not fit, or an exporter or option does
-            not exist.
+        ValueError: if ``prepared`` has no ranges, ``batches`` is empty or does not fit, an exporter or option does
+            not exist, or the code makes a dynamic axis a constant.
         ImportError: if an exporter needs a package that is not installed.
         RuntimeError: if a file does not pass the gate or cannot be made; the others are written.
 
@@ -137,7 +142,7 @@ def export_artifact(
     check_batches(batches, "export_artifact()")
     if float_model is not None:
         check_module("float_model", float_model)
-    settings = ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), directory)
+    settings = ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), directory, dynamic_axes=dynamic_axes)
     kept: list[Inputs] = []
     for given in batches:
         kept.append(inputs_of(prepared, in_float32(prepared, given)))
@@ -148,7 +153,7 @@ def export_artifact(
         raise ValueError("batches is empty; give at least one, such as [next(iter(loader))[0]].")
 
     example = call_to_export(prepared, kept[0])
-    twin = on_cpu_in_float32(as_graph(prepared, example))
+    twin = on_cpu_in_float32(as_graph(prepared, example, axes=settings.axes))
     if images_at_once(twin) is not None:
         kept = [call for inputs in kept for call in each_image(without_unread(prepared, inputs))]
 

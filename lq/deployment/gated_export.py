@@ -16,8 +16,8 @@ from lq.conversion.bias import round_biases
 from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import as_destination, hand_over, workplace
-from lq.deployment.in_float import batch_notes, float_notes, unused_notes
-from lq.deployment.outputs import one_line, output_of
+from lq.deployment.in_float import batch_notes, float_notes, size_notes, unused_notes
+from lq.deployment.outputs import calls_of_other_sizes, one_line, output_of
 from lq.deployment.provenance import provenance
 from lq.deployment.results import Compare, Compared, Deployment
 from lq.deployment.settings import ExportSettings
@@ -70,10 +70,11 @@ def gated_export(
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
     trained = copy.deepcopy(prepared.eval().state_dict())
     output, rounding = _output_with_rounded_biases(prepared, example, settings)
+    signature = Signature.of(prepared, example, output)
     entries = {
         BIAS_ROUNDING: rounding and rounding.fidelity,
         **provenance(prepared, float_model),
-        "signature": Signature.of(prepared, example, output).to_dict(),
+        "signature": signature.to_dict(),
         **settings.manifest,
     }
     deployment, gate, destination = Deployment(), settings.gate, as_destination(settings.directory)
@@ -83,6 +84,7 @@ def gated_export(
         write_manifest(place, {**entries, "artifacts": infos})
         batch = fixed_batch(prepared)
         deployment.notes += batch_notes(batch_size(example), infos) if batch is None else [batch.note]
+        deployment.notes += size_notes(prepared, example, infos)
         deployment.notes += _rounding_notes(rounding, settings.choices)
         deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
         deployment.models = {kind: load(place, kind) for kind in infos}
@@ -91,10 +93,10 @@ def gated_export(
         compared = compare(quick, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
         deployment.notes += compared.notes
-        calls = [pair for call, out in compared.calls for pair in _fitting(call, out, batch)]
-        if not calls:
-            deployment.notes.append("without validation results, agreement and SQNR are those of one training batch")
-        keeper = Gatekeeper(prepared, calls or [(example, comparable(output))], gate, worker)
+        calls, others, notes = _calls_to_compare(compared, signature, batch)
+        deployment.notes += notes
+        others += [(call, comparable(out)) for call, out in calls_of_other_sizes(prepared, example)]
+        keeper = Gatekeeper(prepared, calls or [(example, comparable(output))], gate, worker, others)
         with Stopwatch() as stopwatch:  # it starts beside the comparison
             _pass_gate(deployment, keeper, settings, place, compared)
             times = _latencies(deployment, stopwatch, place, float_model, smallest_call(prepared, example))
@@ -114,6 +116,24 @@ def _fitting(call: Inputs, output: Comparable, batch: FixedBatch | None) -> list
     if batch is not None and batch.images and batch.size == 1 and isinstance(output, list):
         return [(one, [answer]) for one, answer in zip(each_image(call), output, strict=True)]
     return [(call, output)] if fits_batch(call, batch) else []
+
+
+def _calls_to_compare(
+    compared: Compared, signature: Signature, batch: FixedBatch | None
+) -> tuple[list[tuple[Inputs, Comparable]], list[tuple[Inputs, Comparable]], list[str]]:
+    """The calls with the sizes of the example, those with others that files may take, and what to say of the rest."""
+    calls = [pair for call, out in compared.calls for pair in _fitting(call, out, batch)]
+    possible = [pair for pair in calls if not signature.resized(*pair[0])]
+    same, notes = [pair for pair in possible if not signature.static.resized(*pair[0])], []
+    if len(possible) < len(calls):
+        axes = next(filter(None, (signature.resized(*call) for call, _ in calls)))
+        notes.append(
+            f"{len(calls) - len(possible)} of {len(calls)} validation batches have other sizes than the example, for "
+            f"which the files may hold constants, and were not compared; dynamic_axes={axes} leaves them open"
+        )
+    if not possible:
+        notes.append("without validation results, agreement and SQNR are those of one training batch")
+    return same, [pair for pair in possible if not any(pair is one for one in same)], notes
 
 
 def _settle(

@@ -33,12 +33,18 @@ class Gatekeeper:
         calls: inputs, and the main output of ``prepared`` for each.
         gate: what every artifact has to reach.
         worker: process that runs them.
+        others: calls of other sizes, for exporters whose files leave them open.
     """
 
     def __init__(
-        self, prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Comparable]], gate: Gate, worker: Worker
+        self,
+        prepared: fx.GraphModule,
+        calls: Sequence[tuple[Inputs, Comparable]],
+        gate: Gate,
+        worker: Worker,
+        others: Sequence[tuple[Inputs, Comparable]] = (),
     ) -> None:
-        self.prepared, self.gate, self.worker = prepared, gate, worker
+        self.prepared, self.gate, self.worker, self.others = prepared, gate, worker, others
         self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
         self.notes: list[str] = []
         self._boxes = BoxGate(prepared, self.inputs, gate) if isinstance(self.expected[0], list) else None
@@ -84,7 +90,8 @@ class Gatekeeper:
     def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Comparable]]:
         """All calls, or the first samples where a chip is simulated, which is slow."""
         if not choice.exporter.simulator:
-            return self.inputs, self.expected
+            others = () if choice.exporter.static else self.others
+            return [*self.inputs, *(call for call, _ in others)], [*self.expected, *(out for _, out in others)]
         cuts = fixed_batch(self.prepared) is None
         inputs, expected = first_samples(self.inputs, self.expected, self.gate.simulated, cuts)
         samples, all_samples = (sum(map(samples_in, outputs)) for outputs in (expected, self.expected))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from lq.core.state import STATE
+from lq.export.exporters import EXPORTERS
 from lq.tracing.attention import ATTENTION
+from lq.tracing.axes import asked_axes, named_tensors
 from lq.tracing.plan import Plan
+from lq.tracing.structure import Inputs
 
 _SHOWN = 5
 _WORTH_TELLING = 0.05  # of all weights
@@ -35,6 +38,23 @@ def batch_notes(size: int | None, infos: Mapping[str, Mapping[str, Any]]) -> lis
     if size is None:
         limit = "inputs of exactly the sizes of the example, as torch.export could not leave all open: pad the data"
     return [f"{kind}: the file takes {limit}" for kind in fixed]
+
+
+def size_notes(prepared: fx.GraphModule, example: Inputs, kinds: Iterable[str]) -> list[str]:
+    """Which files hold the sizes of the example although dynamic axes were asked for.
+
+    Args:
+        prepared: the graph that was exported.
+        example: inputs of one call.
+        kinds: names of exporters.
+
+    Returns:
+        a line for each of them.
+    """
+    tensors = named_tensors(prepared, example)
+    shapes = ", ".join(f"{name} {tuple(tensors[name].shape[1:])}" for name in asked_axes(prepared))
+    static = [kind for kind in kinds if EXPORTERS[kind].static] if shapes else []
+    return [f"{kind}: the file holds the sizes of the example, {shapes} behind the batch" for kind in static]
 
 
 def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:

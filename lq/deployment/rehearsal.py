@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from lq.backends.prepare import plan_of, state_of
-from lq.deployment.in_float import batch_notes, float_notes
-from lq.deployment.outputs import one_line, output_of
+from lq.deployment.in_float import batch_notes, float_notes, size_notes
+from lq.deployment.outputs import calls_of_other_sizes, one_line, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
@@ -41,22 +41,30 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     state.fix_ranges()
     prepared.eval()
     signature = Signature.of(prepared, example, output_of(prepared, example))
-    call = smallest_call(prepared, example)
+    calls = [smallest_call(prepared, example)]
+    others = [call for call, _ in calls_of_other_sizes(prepared, example)]
     selected = chosen(exporters)
     with sharing(len(selected) > 1):
-        infos = {choice.name: _tried(prepared, example, choice, signature, call) for choice in selected}
+        infos = {
+            choice.name: _tried(
+                prepared, example, choice, signature, calls if choice.exporter.static else calls + others
+            )
+            for choice in selected
+        }
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
-    return [*notes, *float_notes(plan_of(prepared), infos)]
+    return [*notes, *size_notes(prepared, example, infos), *float_notes(plan_of(prepared), infos)]
 
 
 def _tried(
-    prepared: fx.GraphModule, example: Inputs, choice: Chosen, signature: Signature, call: Inputs
+    prepared: fx.GraphModule, example: Inputs, choice: Chosen, signature: Signature, calls: Sequence[Inputs]
 ) -> dict[str, Any]:
     """What an exporter says of its files, which have been run."""
     try:
         with scratch() as place, torch.no_grad():
             info = choice.export(prepared, example, place)
-            choice.exporter.load(place, signature, info)(*call[0], **call[1])
+            model = choice.exporter.load(place, signature, info)
+            for args, kwargs in calls:
+                model(*args, **kwargs)
             return info
     except OSError:
         raise  # a full disk is no fault of the model

@@ -39,6 +39,7 @@ class Exporter:
         widths: bits that a stored weight can take.
         wide: whether it has activations of 16 bits.
         boxes: whether it can choose boxes (non-maximum suppression).
+        static: whether its files hold all sizes of the example but the batch.
         besides: files that it writes where a model is too large for the others.
         handed_on: files for other tools, which it writes where an option says so and never reads.
     """
@@ -54,6 +55,7 @@ class Exporter:
     widths: tuple[int, ...] = (8,)
     wide: bool = False
     boxes: bool = True
+    static: bool = False
     besides: tuple[str, ...] = ()
     handed_on: tuple[str, ...] = ()
 
@@ -182,6 +184,7 @@ EXPORTERS: dict[str, Exporter] = {
             rounds_bias=True,
             simulator="a simulator" if platform.machine() in ("x86_64", "AMD64") else "",
             wide=True,
+            static=True,
             handed_on=("int8.qnn.float.onnx", "int8.qnn.float.onnx.data", "int8.qnn.encodings"),
         ),
         Exporter("pt2", ("int8.pt2",), "lq.export.formats.pt2", widths=_COMPRESSED),
@@ -201,6 +204,7 @@ EXPORTERS: dict[str, Exporter] = {
             "executorch",
             rounds_bias=True,
             boxes=False,
+            static=True,
         ),
         Exporter(
             "litert",
@@ -210,6 +214,7 @@ EXPORTERS: dict[str, Exporter] = {
             "litert",
             rounds_bias=True,
             boxes=False,
+            static=True,
         ),
         Exporter(
             "mcu",
@@ -219,6 +224,7 @@ EXPORTERS: dict[str, Exporter] = {
             "mcu",
             rounds_bias=True,
             boxes=False,
+            static=True,
             simulator="the reference kernels of tflite-micro",
         ),
     )

@@ -15,6 +15,7 @@ from lq.core.checkpoint import part_of_state
 from lq.core.modules import QAT_LAYERS
 from lq.core.sharding import whole
 from lq.core.state import STATE
+from lq.tracing.axes import Axes
 from lq.tracing.layers import RECURRENT_LAYERS
 from lq.tracing.structure import Inputs
 
@@ -115,13 +116,16 @@ def target_of(module: nn.Module, name: str) -> nn.Module:
     return module.get_submodule(name) if name else module
 
 
-def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) -> fx.GraphModule:
+def prepared_graph(
+    module: nn.Module, name: str, example: Inputs | None = None, axes: Axes | None = None
+) -> fx.GraphModule:
     """The graph of a prepared target, sharing its parameters and ranges.
 
     Args:
         module: the module that holds the target.
         name: of the target.
         example: inputs of one call of it; ``None`` takes those of an earlier call.
+        axes: dimensions of inputs that shall be dynamic, too; see :func:`lq.tracing.axes.checked_axes`.
 
     Raises:
         ValueError: if the target is not prepared, or cannot be exported.
@@ -129,7 +133,7 @@ def prepared_graph(module: nn.Module, name: str, example: Inputs | None = None) 
     target = target_of(module, name)
     if not is_prepared(target):
         raise ValueError(f"{type(target).__name__} is not prepared for QAT.")
-    return as_graph(target, example, name)
+    return as_graph(target, example, name, axes)
 
 
 def prepared_name(module: nn.Module) -> str:

@@ -26,6 +26,7 @@ from lq.export.formats.pt2 import compile_frozen
 from lq.timing.chips import on_chips
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
+from lq.tracing.axes import ANY, BATCH
 from lq.tracing.structure import Inputs
 
 # The float model in the same runtime, which an int8 model has to beat to be worth its while.
@@ -242,7 +243,7 @@ def _random_inputs(signature: Signature, size: int) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     values: dict[str, Any] = {}
     for spec in signature.inputs:
-        shape = [size if n is None else n for n in spec.shape]
+        shape = [size if name in (BATCH, ANY) else spec.sizes[dim] for dim, name in enumerate(spec.shape)]
         dtype = getattr(torch, spec.dtype)
         random = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         values[spec.name] = random.to(dtype)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from lq.core.state import STATE, QATState
+from lq.tracing.axes import Axes, set_open_axes
 from lq.tracing.batch import set_fixed_batch
 from lq.tracing.call_signature import add_placeholders, output_of
 from lq.tracing.captured_layers import LayerSite
@@ -32,6 +33,7 @@ def capture(
     example: Inputs,
     marking: Callable[[], AbstractContextManager[Any]],
     inner: str = "",
+    axes: Axes | None = None,
 ) -> fx.GraphModule:
     """The graph of ``target`` in evaluation, with QAT layers and fake quantizers in the places of its marks.
 
@@ -43,13 +45,14 @@ def capture(
         example: inputs of one call, on the device of the model.
         marking: entered around the export.
         inner: dotted name of a module to recommend if the whole cannot be exported.
+        axes: dimensions of inputs that shall be dynamic, too; see :func:`lq.tracing.axes.checked_axes`.
 
     Returns:
         a GraphModule in evaluation mode, called as ``target`` is, that shares parameters and buffers with it. Its batch
         is dynamic where the code allows it; see :func:`lq.tracing.batch.fixed_batch`.
 
     Raises:
-        ValueError: if the model has no graph, naming the line.
+        ValueError: if the model has no graph, or none with these dimensions dynamic, naming the line.
 
     Example:
         >>> import torch
@@ -71,7 +74,7 @@ def capture(
         >>> [str(node.target) for node in graph.graph.nodes]
         ['x', 'qat_state.fq_x', 'fc', 'qat_state', 'output']
     """
-    exported = export(target, example, marking, inner)
+    exported = export(target, example, marking, inner, axes)
     graph, holder = fx.Graph(), Holder(target)
     leaves = add_placeholders(graph, target, *exported.arguments)
     translation = Translation(exported, graph, holder, state, quantizers, layers)
@@ -85,6 +88,7 @@ def capture(
     graph_module = fx.GraphModule(holder.root, graph_module.graph, class_name=type(target).__name__)
     graph_module.graph.lint()
     set_fixed_batch(graph_module, exported.batch, exported.constant_sizes)
+    set_open_axes(graph_module, exported.axes)
     shared = set(state.modules())  # whose modes are those of the model
     for module in graph_module.modules():
         module.training = module.training and module in shared

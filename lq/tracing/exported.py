@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import linecache
 import logging
-import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.nn.utils.rnn import PackedSequence
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
 from lq.compat.torch_private import quiet_export
 from lq.compat.torchvision_private import boxes_without_branches
 from lq.core.kept import as_it_was
+from lq.tracing.axes import Axes, axes_of, named_tensors
 from lq.tracing.batch import FixedBatch, where_sizes_become_constants
 from lq.tracing.closeness import difference
+from lq.tracing.exported_axes import check_other_sizes, named_open_axes
 from lq.tracing.functional import functional
 from lq.tracing.images import check_one_size, image_list, is_of_each_image
+from lq.tracing.no_graph import line_in, reason, said
 from lq.tracing.samples import batch_size, filled_up
 from lq.tracing.structure import Flattener, Inputs, map_tensors, restore
 
@@ -44,6 +44,7 @@ class Exported:
         output: the structure of the result.
         batch: the only batch size that the graph is right for, if there is but one.
         constant_sizes: first dimensions that the graph holds as numbers, where the tensors share none.
+        axes: which other dimensions it leaves open; those of one size have one name.
     """
 
     graph: fx.Graph
@@ -54,6 +55,7 @@ class Exported:
     output: Any
     batch: FixedBatch | None = None
     constant_sizes: frozenset[int] = frozenset()
+    axes: Axes = field(default_factory=dict)
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """What the graph computes of these inputs."""
@@ -93,7 +95,11 @@ def _as_tensor(value: Tensor | torch.SymInt) -> Tensor:
 
 
 def export(
-    target: nn.Module, example: Inputs, marking: Callable[[], AbstractContextManager[Any]], inner: str = ""
+    target: nn.Module,
+    example: Inputs,
+    marking: Callable[[], AbstractContextManager[Any]],
+    inner: str = "",
+    wanted: Axes | None = None,
 ) -> Exported:
     """Export ``target`` in evaluation mode, its batch dynamic where the code allows it.
 
@@ -102,20 +108,32 @@ def export(
         example: inputs of one call.
         marking: entered around the export.
         inner: dotted name of a module to recommend if the whole cannot be exported.
+        wanted: dimensions of inputs that shall be dynamic, too.
 
     Raises:
-        ValueError: if it cannot be exported, naming the line.
+        ValueError: if it cannot be exported, or makes a constant of a size that shall be dynamic, naming the line.
     """
+    axes = axes_of(target, example, wanted or {})
     flattener = Flattener()
     arguments = flattener.take(example)
     flat = _Flat(target, arguments)
     with as_it_was(target), marking(), torch.no_grad(), quiet(), boxes_without_branches(target):
         target.eval()
         with where_sizes_become_constants() as stacks:
-            program, graph = functional(_program(flat, flattener.tensors, inner))
+            program, graph = functional(_program(flat, flattener.tensors, _by_tensor(target, example, axes), inner))
         exported = _read(target, program, graph, arguments, flat.returned.structure)
         batch = _fixed_batch(exported, flat, flattener.tensors, stacks)
-        return replace(exported, batch=batch, constant_sizes=_constant_sizes(exported))
+        exported = replace(exported, batch=batch, constant_sizes=_constant_sizes(exported))
+        if not axes:
+            return exported
+        named = named_open_axes(target, example, axes, exported.inputs, stacks)
+        check_other_sizes(target, example, axes, flat, exported.run)
+        return replace(exported, axes=named)
+
+
+def _by_tensor(target: nn.Module, example: Inputs, axes: Axes) -> dict[int, Mapping[int, str]]:
+    """The dimensions of each tensor, by its ``id``."""
+    return {id(tensor): axes[name] for name, tensor in named_tensors(target, example).items() if name in axes}
 
 
 def _fixed_batch(
@@ -139,9 +157,8 @@ def _fixed_batch(
             return None
     except Exception:
         logging.getLogger(__name__).debug("no batch but that of the example", exc_info=True)
-    lines = (_line_of([(f.filename, f.lineno or 0, f.name, f.line or "") for f in stack]) for stack in stacks)
     (size,), independent = sizes, _are_independent(exported, flat, tensors)
-    return FixedBatch(size, next(filter(None, lines), ""), independent=independent)
+    return FixedBatch(size, next(filter(None, map(line_in, stacks)), ""), independent=independent)
 
 
 def _constant_sizes(exported: Exported) -> frozenset[int]:
@@ -168,17 +185,20 @@ def _are_independent(exported: Exported, flat: _Flat, tensors: list[Tensor]) -> 
     return of_batch and all(difference(a, b[:-1]) is None for a, b in zip(expected, got, strict=True))
 
 
-def _program(flat: _Flat, tensors: list[Tensor], inner: str) -> ExportedProgram:
+def _program(flat: _Flat, tensors: list[Tensor], axes: Mapping[int, Mapping[int, str]], inner: str) -> ExportedProgram:
     batches = {t.shape[0] for t in tensors if t.dim()}
-    attempts: list[tuple[list[Tensor], Any]] = [(tensors, None)]
+    others = [dict.fromkeys(axes.get(id(t), {}), Dim.AUTO) for t in tensors]
+    attempts: list[tuple[list[Tensor], Any]] = [(tensors, [others] if axes else None)]
     if batches:
-        dims = [{0: Dim.AUTO} if t.dim() and t.shape[0] > 1 else None for t in tensors]
-        attempts.insert(0, (tensors, [dims]))
+        firsts = [{0: Dim.AUTO} if t.dim() and t.shape[0] > 1 else {} for t in tensors]
+        attempts.insert(0, (tensors, [[first | more for first, more in zip(firsts, others, strict=True)]]))
     if len(batches) == 1:
         batch = Dim("batch")
         # torch.export takes a size of 0 or 1 for a constant.
         larger = [torch.cat([t, t]) if t.dim() else t for t in tensors] if batches == {1} else tensors
-        attempts.insert(0, (larger, [[{0: batch} if t.dim() else None for t in tensors]]))
+        attempts.insert(
+            0, (larger, [[more | {0: batch} if t.dim() else {} for t, more in zip(tensors, others, strict=True)]])
+        )
     for given, shapes in attempts:
         # The same tensor twice would be one input.
         own = [t.view_as(t) if any(t is other for other in given[:i]) else t for i, t in enumerate(given)]
@@ -189,7 +209,7 @@ def _program(flat: _Flat, tensors: list[Tensor], inner: str) -> ExportedProgram:
             logging.getLogger(__name__).debug("torch.export failed", exc_info=True)
             failure = error
     _check_call(flat, tensors)
-    raise ValueError(_reason(flat.target, failure, inner)) from failure
+    raise ValueError(reason(flat.target, failure, inner)) from failure
 
 
 def _check_call(flat: _Flat, tensors: list[Tensor]) -> None:
@@ -199,7 +219,7 @@ def _check_call(flat: _Flat, tensors: list[Tensor]) -> None:
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
         raise ValueError(
-            f"{type(flat.target).__name__} cannot be called with inputs of the shapes {shapes}: {_said(error)}. Give "
+            f"{type(flat.target).__name__} cannot be called with inputs of the shapes {shapes}: {said(error)}. Give "
             "such as it was prepared or trained with."
         ) from error
 
@@ -234,76 +254,3 @@ def quiet() -> Iterator[None]:
     with quiet_export(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-_VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
-
-_TAKEN_OUT = re.compile(r"fake tensor in the exported program constant's list")
-
-_TO_NUMPY = re.compile(r"\.numpy\(\) is not supported")
-
-
-def _reason(target: nn.Module, error: Exception, inner: str) -> str:
-    inner = "" if _is_inside(target, inner, error) else inner
-    instead = f"QATCallback(target={inner!r})" if inner else "QATCallback(target=...)"
-    place = _where(error)
-    if _VALUES.search(f"{type(error).__name__} {error}") and "`assert " in place:
-        remedy = (
-            "An assertion on the values of a tensor is a branch, which no graph can take. Put it under "
-            f"`if not torch.compiler.is_exporting():`; or name an inner module without it: {instead}."
-        )
-    elif _VALUES.search(f"{type(error).__name__} {error}"):
-        remedy = (
-            "That line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with "
-            f"tensor operations (torch.where), or name an inner module without it: {instead}."
-        )
-    elif _TAKEN_OUT.search(str(error)):
-        remedy = "It takes a tensor out of the graph, as `x.data` does: write x.detach()."
-    elif _TO_NUMPY.search(str(error)):
-        remedy = (
-            "No graph holds arrays of NumPy. Write it with tensor operations, or, if no output depends on it, under "
-            f"`if not torch.compiler.is_exporting():`; or name an inner module without it: {instead}."
-        )
-    elif _holds_packed_sequence(error):
-        remedy = (
-            "torch.export cannot follow packed sequences. Give the layer the padded tensor, and mask what lies beyond "
-            f"the lengths; or name an inner module without it: {instead}."
-        )
-    else:
-        remedy = f"Train and export the inner module that does most of the work: {instead}." if inner else ""
-    problem = f"{type(target).__name__} has no graph that could be exported: {place} ({_said(error)})"
-    return f"{problem}. {remedy}".rstrip()
-
-
-def _is_inside(target: nn.Module, inner: str, error: BaseException) -> bool:
-    """Whether the error went through the module to recommend, which has no graph either then."""
-    through = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    parts = [part for name, part in target.named_modules() if name and f".{inner}".endswith(f".{name}")]
-    return any(part is one for part in parts for one in through)
-
-
-def _holds_packed_sequence(error: BaseException) -> bool:
-    """Whether a function that the error went through works on one."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(isinstance(value, PackedSequence) for frame, _ in frames for value in frame.f_locals.values())
-
-
-def _said(error: Exception) -> str:
-    text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
-    return f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
-
-
-def _where(error: BaseException) -> str:
-    frames = [(f.filename, f.lineno or 0, f.name, f.line or "") for f in traceback.extract_tb(error.__traceback__)]
-    for file, line, name in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error)):
-        frames.append((file, int(line), name, linecache.getline(file, int(line)).strip()))
-    return _line_of(frames) or "somewhere inside of it"
-
-
-def _line_of(frames: list[tuple[str, int, str, str]]) -> str:
-    """The innermost of the user's own lines; "" if there is none."""
-    own = [frame for frame in frames if not re.search(r"[/\\](torch|lq)[/\\]|^<", frame[0])]
-    if not own:
-        return ""
-    file, line, name, code = own[-1]
-    return f"{file}:{line}, in {name}" + (f": `{code}`" if code else "")

@@ -67,7 +67,7 @@ def test_the_manifest_says_what_where_from_and_how_close(tmp_path: Path) -> None
     assert content["artifacts"]["torch"]["int8_layers"] == {"Conv2d": 5, "Linear": 2}
     assert content["recipe"] == "mine"
     assert content["signature"]["inputs"] == [
-        {"name": "x", "shape": [None, 3, 8, 8], "dtype": "float32", "size": "batch"}
+        {"name": "x", "shape": ["batch", 3, 8, 8], "dtype": "float32", "sizes": [4, 3, 8, 8]}
     ]
     assert content["parity"]["pt2"]["passed"] is True
     assert content["parity"]["pt2"]["samples"] == 80

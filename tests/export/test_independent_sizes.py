@@ -89,4 +89,4 @@ def test_bench_gives_all_of_them_one_size(tmp_path: Path) -> None:
 def test_the_manifest_names_independent_sizes(tmp_path: Path) -> None:
     exported(Graph(), tmp_path, ["torch"])
     inputs = json.loads((tmp_path / "int8" / "lq.json").read_text())["signature"]["inputs"]
-    assert [(entry["shape"], entry["size"]) for entry in inputs] == [([None, 4], "any")] * 2 + [([None], "any")]
+    assert [entry["shape"] for entry in inputs] == [["any", 4], ["any", 4], ["any"]]

@@ -128,10 +128,11 @@ class Int8Model:
 
         Raises:
             ValueError: if it cannot be run and the inputs are not as those that it was exported for, or if it is right
-                for one batch size alone and that of the call is another.
+                for one batch size, or one height, width or length, alone and that of the call is another.
         """
         self.signature.check_batch(args, kwargs)
         self.signature.check_images(args, kwargs)
+        self._check_sizes(args, kwargs)
         try:
             return run_any_batch(self.call, (args, kwargs), self.signature.batch)
         except Exception as error:
@@ -139,6 +140,15 @@ class Int8Model:
             if misfit is None:
                 raise
             raise ValueError(f"{self.path} ({self.kind}): {misfit}.") from error
+
+    def _check_sizes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse sizes that the file may hold as constants, for which it would compute something else."""
+        resized = self.signature.resized(args, kwargs)
+        if resized:
+            axes = {name: dims for name, dims in resized.items() if 0 not in dims}
+            static = EXPORTERS[self.kind].static
+            remedy = f" Export it with dynamic_axes={axes} to leave them open." if axes and not static else ""
+            raise ValueError(f"{self.path} ({self.kind}): {self.signature.misfit(args, kwargs)}.{remedy}")
 
     def __repr__(self) -> str:
         lq = self.manifest.get("versions", {}).get("lq", "unknown")
@@ -212,6 +222,7 @@ def _load(path: Path, kind: str | None, threads: int | None, compile: bool, trus
         raise ValueError(f"compile=True is for kind='pt2'; {kind!r} models hold kernels already.")
     whole = Field(manifest, str(path / MANIFEST_NAME))
     signature = Signature.from_dict(whole["signature"].mapping(), whole["signature"].where, trust)
+    signature = signature.static if EXPORTERS[kind].static else signature
     call = _loaded(path, whole, kind, signature, threads, trust)
     if compile:
         from lq.export.formats.pt2 import ProgramModel, lower

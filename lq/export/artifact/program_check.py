@@ -35,9 +35,12 @@ _FUNCTIONS = {
     *("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "Where"),
     *("FloorDiv", "ModularIndexing", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv", "IntTrueDiv"),
     *("FloatTrueDiv", "TruncToInt", "RoundToInt", "ToFloat", "Identity", "IntInfinity", "NegativeIntInfinity"),
-    *("L", "args", "math", "inf"),
+    *("L", "args", "math", "inf", "torch"),
 }
-_METHODS = {"size", "stride", "storage_offset", "dim", "ndim", "shape", "sqrt", "floor", "ceil", "inf"}
+_METHODS = {
+    *("size", "stride", "storage_offset", "dim", "ndim", "shape", "sqrt", "floor", "ceil", "inf"),
+    *("sym_max", "sym_min", "sym_float", "sym_int", "sym_ite", "sym_not", "_sym_sqrt"),  # of torch
+}
 _NODES = (
     *(ast.Expression, ast.Name, ast.Load, ast.Constant, ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Tuple),
     *(ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),

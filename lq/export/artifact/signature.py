@@ -15,12 +15,12 @@ from lq.compat.torch_private import tree_flatten, tree_leaves, tree_map, tree_un
 from lq.conversion.on_cpu import other_float_types
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-from lq.tracing.batch import FixedBatch, fixed_batch, open_sizes
+from lq.tracing.axes import ANY, BATCH, named_arguments, named_tensors, open_axes
+from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import images_of
 from lq.tracing.samples import batch_size, one_sample
 from lq.tracing.structure import Inputs, in_plain_containers, map_tensors
 
-BATCH, ANY = "batch", "any"
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -31,23 +31,39 @@ class TensorSpec:
 
     Args:
         name: of the argument, numbered where that holds several.
-        shape: with ``None`` for a dimension that may have any size.
+        shape: its sizes, each a number or, where it may be any, a name: "batch", which all inputs share, "any", which
+            is independent of the others, or that of a dynamic axis (:func:`lq.tracing.axes.checked_axes`).
         dtype: as torch calls it.
-        size: what that dimension is: the "batch", which all inputs share, or "any", which is independent of the others.
+        sizes: those of the example; left out they are those of ``shape``, and 1 for names.
     """
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | str, ...]
     dtype: str
-    size: str = BATCH
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes or tuple(1 if isinstance(size, str) else size for size in self.shape)
+        object.__setattr__(self, "sizes", sizes)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether all but the batch, or the first dimension, is a number."""
+        return not any(isinstance(size, str) and size not in (BATCH, ANY) for size in self.shape)
+
+    @property
+    def static(self) -> TensorSpec:
+        """The same with the example's sizes in the place of dynamic axes."""
+        pairs = zip(self.shape, self.sizes, strict=True)
+        return replace(self, shape=tuple(name if name in (BATCH, ANY) else size for name, size in pairs))
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether a tensor has this shape and type."""
-        same = all(want in (None, got) for want, got in zip(self.shape, tensor.shape, strict=False))
+        same = all(isinstance(want, str) or want == got for want, got in zip(self.shape, tensor.shape, strict=False))
         return tensor.dim() == len(self.shape) and same and str(tensor.dtype) == f"torch.{self.dtype}"
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}({', '.join(self.size if n is None else str(n) for n in self.shape)})"
+        return f"{self.name}: {self.dtype}({', '.join(map(str, self.shape))})"
 
 
 @dataclass(frozen=True)
@@ -89,19 +105,15 @@ class Signature:
         """The signature of a call of ``model`` by ``example`` that returned ``output``."""
         declared = inspect.signature(model.forward).parameters
         parameters = tuple(declared)
-        named = in_plain_containers(_named(parameters, *example))
+        named = in_plain_containers(named_arguments(parameters, *example))
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
         fixed = fixed_batch(model)
-        sizes, kind = open_sizes(model, example), ANY if batch_size(example) is None else BATCH
         specs = []
-        for name, value in named.items():
-            tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-            for index, tensor in enumerate(tensors):
-                shape = tuple(None if i == 0 and n in sizes else n for i, n in enumerate(tensor.shape))
-                unique = name if len(tensors) == 1 else f"{name}_{index}"
-                dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
-                specs.append(TensorSpec(unique, shape, dtype, kind))
+        for (name, tensor), axes in zip(named_tensors(model, example).items(), open_axes(model, example), strict=True):
+            shape = tuple(axes.get(dim, size) for dim, size in enumerate(tensor.shape))
+            dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
+            specs.append(TensorSpec(name, shape, dtype, tuple(tensor.shape)))
         leaves, spec = tree_flatten(output)
         found = () if fixed is None else (fixed.size, fixed.images, fixed.independent)
         structure = _dumps(spec, len(leaves))
@@ -113,7 +125,7 @@ class Signature:
         Raises:
             ValueError: if another one is not what the model was exported with.
         """
-        named = in_plain_containers(_named(self.parameters, tuple(args), kwargs))
+        named = in_plain_containers(named_arguments(self.parameters, args, kwargs))
         for name, value in named.items():
             if _holds_tensors(value):
                 known = any(spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs)
@@ -167,6 +179,16 @@ class Signature:
         return tree_unflatten([next(rest) if leaf == _TENSOR else leaf for leaf in self.leaves], spec)
 
     @property
+    def is_static(self) -> bool:
+        """Whether no input has a dynamic axis beside the batch."""
+        return all(spec.is_static for spec in self.inputs)
+
+    @property
+    def static(self) -> Signature:
+        """The same for a file that holds the sizes of the example, but for the batch."""
+        return replace(self, inputs=tuple(spec.static for spec in self.inputs))
+
+    @property
     def outputs(self) -> int:
         """Number of output tensors."""
         return self.leaves.count(_TENSOR)
@@ -203,6 +225,21 @@ class Signature:
                 f"{', '.join(map(str, others))}. Resize them to that size."
             )
 
+    def resized(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
+        """The dimensions in which a call differs from the sizes that the model was exported for, by input.
+
+        The batch is not among them; :meth:`check_batch` looks at it.
+        """
+        if self.images:
+            return {}
+        first, found = 0 if self.fixed_batch is None else 1, dict[str, list[int]]()
+        for spec, tensor in zip(self.inputs, self.tensors(args, kwargs), strict=True):
+            if tensor.dim() == len(spec.shape):
+                sizes = list(enumerate(zip(spec.shape, tensor.shape, strict=True)))[first:]
+                dims = [dim for dim, (want, got) in sizes if not isinstance(want, str) and want != got]
+                found |= {spec.name: dims} if dims else {}
+        return found
+
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """What is wrong with a call, in words; ``None`` if its tensors are as those of the example."""
         tensors = self.tensors(args, kwargs)
@@ -218,7 +255,7 @@ class Signature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        inputs = [{**asdict(spec), "shape": list(spec.shape)} for spec in self.inputs]
+        inputs = [{**asdict(spec), "shape": list(spec.shape), "sizes": list(spec.sizes)} for spec in self.inputs]
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "spec"}
         return {**plain, "inputs": inputs, "constants": dict(self.constants)}
 
@@ -333,14 +370,6 @@ def smallest_call(model: nn.Module, example: Inputs) -> Inputs:
     return sample
 
 
-def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by name, in the order of the parameters; those of ``*args`` by their position."""
-    named = {parameters[i] if i < len(parameters) else f"argument_{i}": value for i, value in enumerate(args)}
-    named |= kwargs
-    order = {name: position for position, name in enumerate(parameters)}
-    return dict(sorted(named.items(), key=lambda item: order.get(item[0], len(order))))
-
-
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
@@ -372,8 +401,19 @@ def _checked_spec(given: Field) -> TensorSpec:
     dtype = given["dtype"]
     if not isinstance(getattr(torch, dtype.text(), None), torch.dtype):
         raise dtype.error("a type of torch, such as 'float32'")
-    shape = tuple(None if size.value is None else size.integer(0) for size in given["shape"].each())
-    size = given.get("size", BATCH)  # earlier versions knew the batch alone
-    if size.text() not in (BATCH, ANY):
-        raise size.error(f"{BATCH!r} or {ANY!r}")
-    return TensorSpec(given["name"].text(), shape, dtype.text(), size.text())
+    shape = tuple(_checked_size(size) for size in given["shape"].each())
+    sizes = given.get("sizes", [])
+    found = tuple(size.integer(0) for size in sizes.each())
+    if found and len(found) != len(shape):
+        raise sizes.error(f"a list of {len(shape)} numbers, as many as 'shape' has")
+    return TensorSpec(given["name"].text(), shape, dtype.text(), found)
+
+
+def _checked_size(given: Field) -> int | str:
+    if given.value is None:  # as earlier versions wrote the batch
+        return BATCH
+    if isinstance(given.value, str):
+        if not given.value.isidentifier():
+            raise given.error(f"a number, {BATCH!r}, {ANY!r} or another name")
+        return given.value
+    return given.integer(0)

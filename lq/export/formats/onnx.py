@@ -37,6 +37,7 @@ from lq.export.formats.onnx_program import no_translation, rewrite
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program, float_program
 from lq.export.formats.shared import is_shared, made_once
+from lq.tracing.axes import asked_axes, open_axes
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -129,7 +130,7 @@ def write(
     key = ("onnx", id(prepared), sizes, opset, dynamic)
     made, any_batch = made_once(key, lambda: _exported(prepared, example, opset, dynamic))
     model = copy.deepcopy(made) if is_shared() else made
-    tidy(model, output_names(prepared, example))
+    tidy(model, output_names(prepared, example), open_axes(prepared, example))
     if for_onnxruntime:
         clip_integers(model)
         align_channels(model)
@@ -145,7 +146,7 @@ def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bo
         program, any_batch = export_program(prepared, example, dynamic=dynamic)
         return _model_of(program, opset), any_batch
     except Exception:
-        if not dynamic or batch_size(example) is not None:
+        if not dynamic or batch_size(example) is not None or asked_axes(prepared):
             raise
         logging.getLogger(__name__).debug("no dynamic sizes", exc_info=True)
     return _exported(prepared, example, opset, dynamic=False)

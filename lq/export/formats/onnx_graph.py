@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from math import prod
 from typing import Any, TypeGuard
 
 from lq.export.formats.low_bits import fits_in_four_bits, two_in_a_byte
-from lq.export.formats.program import BATCH
+from lq.tracing.axes import ANY, BATCH
 
 # Where more channels pay in ONNX Runtime (1.31, AVX-512): layers of one to six channels are 1.4 to 1.9 times as fast
 # up to 3x3 and 1.1 to 1.3 times with 5x5; slower are those with 7x7 or fewer outputs, and those of 58 channels.
 _MOST_CHANNELS, _FEWEST_OUTPUTS, _LARGEST_KERNEL = 7, 16, 5 * 5
 
 
-def tidy(model: Any, outputs: Sequence[str] = ()) -> None:
+def tidy(model: Any, outputs: Sequence[str] = (), axes: Sequence[Mapping[int, str]] = ()) -> None:
     """Make a QDQ graph, in place, one that people and runtimes can read.
 
-    Nodes of layers get the names of their modules, outputs the keys of the original output, and first dimensions
-    of any size "batch", or the names of their inputs where these share none; what the exporter notes of each node's
-    origin goes, a quarter of the file of a small network. Every weight gets a zero point of its own: layers that share
-    one are computed in float by OpenVINO 2026.4. The mean of an image becomes GlobalAveragePool, which ONNX Runtime
-    computes on integers, unlike ReduceMean.
+    Nodes of layers get the names of their modules, outputs the keys of the original output, and first dimensions of any
+    size "batch", or the names of their inputs where these share none, and other dynamic dimensions theirs; what the
+    exporter notes of each node's origin goes, a quarter of the file of a small network. Every weight gets a zero point
+    of its own: layers that share one are computed in float by OpenVINO 2026.4. The mean of an image becomes
+    GlobalAveragePool, which ONNX Runtime computes on integers, unlike ReduceMean.
 
     Args:
         model: an ``onnx.ModelProto`` whose weights are initializers with names ending in ".weight".
         outputs: names of its outputs, where they are known.
+        axes: for each input, names of dimensions that are dynamic.
     """
     _name_layers(model)
     _name_outputs(model.graph, outputs)
     _own_zero_points(model)
     _pool_globally(model)
-    _name_sizes(model.graph)
+    _name_sizes(model.graph, axes)
     for node in model.graph.node:
         del node.metadata_props[:]
 
@@ -114,13 +115,17 @@ def _drop_unused(graph: Any, names: set[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-def _name_sizes(graph: Any) -> None:
+def _name_sizes(graph: Any, axes: Sequence[Mapping[int, str]]) -> None:
     # torch.onnx takes the symbols that a finished program has for its dimensions.
     firsts = [(value.name, dims[0]) for value in graph.input if (dims := value.type.tensor_type.shape.dim)]
     is_batch = len({first.dim_param for _, first in firsts}) == 1
     names: dict[str, str] = {}
     for name, first in firsts:
         names.setdefault(first.dim_param, BATCH if is_batch else f"{name}_size")
+    for value, dynamic in zip(graph.input, axes, strict=False):
+        for dim, name in dynamic.items():
+            if name not in (BATCH, ANY):
+                names[value.type.tensor_type.shape.dim[dim].dim_param] = name
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:

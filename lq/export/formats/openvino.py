@@ -27,6 +27,7 @@ from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.low_bits import fits_in_four_bits, lowest_bits, two_in_a_byte
 from lq.export.formats.openvino_graph import compare_exactly, keep_in_float
+from lq.tracing.axes import asked_axes
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
@@ -69,7 +70,7 @@ def _converted(prepared: fx.GraphModule, example: Inputs, place: Path, dynamic: 
     try:
         return openvino.convert_model(made.path), made.dynamic
     except openvino.frontend.OpConversionFailure as error:
-        if dynamic and batch_size(example) is None:
+        if dynamic and batch_size(example) is None and not asked_axes(prepared):
             return _converted(prepared, example, place, dynamic=False)
         raise ValueError(refusal(str(error))) from error
 

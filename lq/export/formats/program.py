@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,9 @@ from lq.compat.torch_private import quiet_export, tree_map
 from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import in_order
-from lq.tracing.batch import open_sizes
+from lq.tracing.axes import ANY, BATCH, asked_axes, open_axes
 from lq.tracing.samples import batch_size
-from lq.tracing.structure import Inputs, map_tensors
-
-BATCH = "batch"
+from lq.tracing.structure import Inputs, map_tensors, tensors_of
 
 
 def export_program(
@@ -29,6 +27,7 @@ def export_program(
     *,
     signed: bool = False,
     dynamic: bool = True,
+    batch_alone: bool = False,
 ) -> tuple[ExportedProgram, bool]:
     """Export the QDQ graph of a prepared module.
 
@@ -36,7 +35,8 @@ def export_program(
         prepared: in evaluation mode, with ranges.
         example: inputs of one call, on the CPU.
         signed: as in :func:`lq.conversion.reference.reference`.
-        dynamic: let first dimensions of the inputs be any, as :func:`lq.tracing.batch.open_sizes` has them.
+        dynamic: leave sizes open, as :func:`lq.tracing.axes.open_axes` has them.
+        batch_alone: of these that of the batch, or of first dimensions, alone.
 
     Returns:
         the program, and whether these are: a model whose code fixes the size stays fixed to the example's.
@@ -48,37 +48,37 @@ def export_program(
     model = _returning_tensors_alone(_in_plain_memory(reference(prepared, signed)))
     args, kwargs = map_tensors(example, contiguous)
     try:
-        return float_program(model, (args, kwargs), dynamic)
+        return float_program(model, (args, kwargs), dynamic, batch_alone)
     except RuntimeError as error:
         raise ValueError(f"torch.export cannot export {plan_of(prepared).model}: {error}") from error
 
 
-def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tuple[ExportedProgram, bool]:
+def float_program(
+    model: nn.Module, example: Inputs, dynamic: bool = True, batch_alone: bool = False
+) -> tuple[ExportedProgram, bool]:
     """Export any module as it is.
 
     Args:
         model: in evaluation mode, on the CPU.
         example: inputs of one call.
-        dynamic: let first dimensions of the inputs be any: their batch, or each of them where they share none.
+        dynamic: leave sizes open, as :func:`lq.tracing.axes.open_axes` has them.
+        batch_alone: of these that of the batch, or of first dimensions, alone.
 
     Returns:
-        the program, and whether all of these are dynamic.
+        the program, and whether all first dimensions are dynamic.
 
     Raises:
-        RuntimeError: if it cannot be exported.
+        RuntimeError: if it cannot be exported, or not with the dimensions dynamic that its user has asked for.
     """
     example = in_order(model, example)
-    sizes = open_sizes(model, example) if dynamic else frozenset()
+    axes = open_axes(model, example, asked=not batch_alone) if dynamic else []
     with quiet_export(), any_number_of_results(), torch.no_grad():
-        if sizes:
+        if any(axes):
             try:
-                program = _open_program(model, example, sizes)
-                constant = _constant_sizes(program) - {1}
-                if sizes.isdisjoint(constant):
-                    return program, not constant
-                if sizes - constant:
-                    return _open_program(model, example, sizes - constant), False
-            except Exception:
+                return _with_open_axes(model, example, axes)
+            except Exception as error:
+                if asked_axes(model) and not batch_alone:
+                    raise RuntimeError(str(error)) from error
                 logging.getLogger(__name__).debug("no dynamic sizes", exc_info=True)
         try:
             return torch.export.export(model, *example), False
@@ -86,24 +86,49 @@ def float_program(model: nn.Module, example: Inputs, dynamic: bool = True) -> tu
             raise RuntimeError(str(error)) from error
 
 
-def _open_program(model: nn.Module, example: Inputs, sizes: Collection[int]) -> ExportedProgram:
-    """With first dimensions of these sizes dynamic: one for all inputs where they share it, else each by itself."""
-    size = batch_size(example)
-    first = {0: Dim.AUTO if size is None else Dim(BATCH)}
-    dims = tree_map(lambda leaf: first if _first(leaf) in sizes else None, example)
+def _with_open_axes(
+    model: nn.Module, example: Inputs, axes: Sequence[Mapping[int, str]]
+) -> tuple[ExportedProgram, bool]:
+    program = _open_program(model, example, axes)
+    numbers = _numbers(program)
+    lost = [wanted.keys() & fixed for wanted, fixed in zip(axes, numbers, strict=True)]
+    if not any(lost):
+        sizes = [t.shape[0] for t in tensors_of(example) if t.dim()]
+        return program, all(0 not in fixed or size == 1 for fixed, size in zip(numbers, sizes, strict=False))
+    rest = [{d: name for d, name in wanted.items() if d not in gone} for wanted, gone in zip(axes, lost, strict=True)]
+    constant = [name for wanted, gone in zip(axes, lost, strict=True) for d, name in wanted.items() if d in gone]
+    if set(constant) - {BATCH, ANY}:
+        raise ValueError(f"torch.export makes constants of {', '.join(constant)}, of dynamic_axes")
+    return (_open_program(model, example, rest) if any(rest) else torch.export.export(model, *example)), False
+
+
+def _open_program(model: nn.Module, example: Inputs, axes: Sequence[Mapping[int, str]]) -> ExportedProgram:
+    """With these dimensions dynamic: one for the batch of all inputs, and each other by itself."""
+    rest, batch = iter(axes), Dim(BATCH)
+
+    def shape(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        return {dim: batch if name == BATCH else Dim.AUTO for dim, name in next(rest).items()}
+
+    dims = tree_map(shape, example)
     # torch.export takes a size of 0 or 1 for a constant.
-    args, kwargs = tree_map(_doubled, example) if size == 1 else example
+    args, kwargs = map_tensors(example, _doubled) if batch_size(example) == 1 else example
     shapes = {**dict(zip(inspect.signature(model.forward).parameters, dims[0], strict=False)), **dims[1]}
     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
 
 
-def _constant_sizes(program: ExportedProgram) -> frozenset[int]:
-    """The first dimensions of its inputs that are numbers, which ``Dim.AUTO`` says nothing of."""
+def _numbers(program: ExportedProgram) -> list[frozenset[int]]:
+    """For each input, the dimensions that are numbers, which ``Dim.AUTO`` says nothing of."""
     from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
 
     taken = program.graph_signature.user_inputs
-    firsts = [_first(node.meta["val"]) for node in program.graph.find_nodes(op="placeholder") if node.name in taken]
-    return frozenset(int(size) for size in firsts if size is not None and is_concrete_int(size))
+    values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in taken]
+    return [
+        frozenset(dim for dim, size in enumerate(value.shape) if is_concrete_int(size))
+        for value in values
+        if isinstance(value, Tensor)
+    ]
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -130,9 +155,5 @@ def _returning_tensors_alone(model: fx.GraphModule) -> fx.GraphModule:
     return model
 
 
-def _first(leaf: Any) -> Any:
-    return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() else None
-
-
-def _doubled(leaf: Any) -> Any:
-    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+def _doubled(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.dim() else tensor

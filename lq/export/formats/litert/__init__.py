@@ -104,7 +104,7 @@ def export(
 def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translation, int | None]:
     """The graph for a batch of any size, or of the smallest where an operator wants to know it."""
     has_batch = batch_size(example) is not None  # the only dimension that a translation leaves open
-    program, dynamic = export_program(prepared, example, signed=True, dynamic=has_batch)
+    program, dynamic = export_program(prepared, example, signed=True, dynamic=has_batch, batch_alone=True)
     if dynamic:
         try:
             return translate(program, ends), None
