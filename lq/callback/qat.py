@@ -58,6 +58,7 @@ from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.scales import learned_scales, step_scales
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings
+from lq.callback.sizes import SizeWatch
 from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
 from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
@@ -194,6 +195,7 @@ class QATCallback(Callback):
         self._round: ValidationRound | None = None
         self._first_call: Listener | None = None
         self._forward: ForwardCheck | None = None
+        self._sizes = SizeWatch(self.export_settings.axes, rank_zero_warn)
         self._start: StartingPoint | None = None
         self._teacher: Teacher | None = None
         self._resumes_float = False
@@ -397,6 +399,8 @@ class QATCallback(Callback):
         self._loaders = validation_loaders_of(trainer)
         self._listen_eagerly(pl_module, True)
         share_quantization_state(trainer, pl_module, self._name)
+        if trainer.state.fn == "fit":
+            self._sizes.start(self._target(pl_module), self._example)
         validation, versions = self._validation_data(trainer, self._loaders), self._versions_due(trainer)
         axes = self.export_settings.axes
         self._round = ValidationRound(
@@ -440,6 +444,7 @@ class QATCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the figure that counts is logged, and let compiled code run again."""
+        self._sizes.stop()
         require_figure(trainer, pl_module, self.monitor)
         self._listen_eagerly(pl_module, trainer.state.fn == "fit" and self._example is None)
 
@@ -454,6 +459,7 @@ class QATCallback(Callback):
         self._stop_listening()
 
     def _stop_listening(self) -> None:
+        self._sizes.stop()
         for listener in (self._first_call, self._forward, self._teacher):
             if listener is not None:
                 listener.remove()

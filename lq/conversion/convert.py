@@ -16,21 +16,26 @@ from lq.conversion.wide import check_eight_bits
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
+from lq.tracing.axes import DynamicAxes, checked_axes
 from lq.tracing.call_signature import refuse_other_arguments
 
 
-def convert(prepared: nn.Module) -> fx.GraphModule:
+def convert(prepared: nn.Module, dynamic_axes: DynamicAxes | None = None) -> fx.GraphModule:
     """Convert a prepared module to an int8 model that computes what it emulates; ``prepared`` is not changed.
 
     Args:
         prepared: from :func:`lq.prepare`, trained or calibrated, on any device.
+        dynamic_axes: for each input, dimensions beside the batch whose size shall be open, as a list or as a mapping to
+            names: ``{"x": {2: "height", 3: "width"}}``.
 
     Returns:
         a GraphModule on the CPU, in evaluation mode, float tensors in and out, int8 kernels inside. It is called as the
-        module is; arguments that are no tensors are fixed in it, and others are refused.
+        module is; arguments that are no tensors are fixed in it, as are sizes but those of the batch and the dynamic
+        axes, and others are refused.
 
     Raises:
-        ValueError: if it is not prepared, has fake quantizers that never saw a batch, or activations of 16 bits.
+        ValueError: if it is not prepared, has fake quantizers that never saw a batch, or activations of 16 bits, or if
+            its code makes a dynamic axis a constant.
 
     Example:
         >>> from lq.backends.prepare import prepare, set_phase
@@ -43,7 +48,7 @@ def convert(prepared: nn.Module) -> fx.GraphModule:
         True
     """
     check_eight_bits(prepared, "PyTorch")
-    graph = graph_with_ranges(prepared)
+    graph = graph_with_ranges(prepared, checked_axes(dynamic_axes))
     engine = quantized_engine(qconfig_of(prepared).resolved_engine)
     with engine, quiet_torchscript(), torch.inference_mode(False), torch.no_grad():
         int8 = _Int8Lowering(graph).run()

@@ -20,6 +20,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
 from lq.tracing import ops
+from lq.tracing.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -242,15 +243,15 @@ def _free_name(owner: nn.Module, wanted: str) -> str:
     return next(name for name in chain([wanted], names) if not hasattr(owner, name))
 
 
-def graph_with_ranges(prepared: nn.Module) -> fx.GraphModule:
-    """The graph of a prepared module.
+def graph_with_ranges(prepared: nn.Module, axes: Axes | None = None) -> fx.GraphModule:
+    """The graph of a prepared module, with dynamic axes as in :func:`.graph.as_graph`.
 
     Raises:
         ValueError: if it is not prepared, has no ranges, no graph, or weights that are no numbers.
     """
     without_range(prepared)
     check_weights(prepared)
-    return as_graph(prepared)
+    return as_graph(prepared, axes=axes)
 
 
 def without_range(prepared: nn.Module) -> set[str]:

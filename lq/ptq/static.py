@@ -20,6 +20,7 @@ from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
+from lq.tracing.axes import DynamicAxes
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
@@ -59,6 +60,7 @@ def quantize_static(
     qconfig: QConfig | str = "portable",
     call: Call | None = None,
     options: StaticOptions | None = None,
+    dynamic_axes: DynamicAxes | None = None,
 ) -> nn.Module:
     """Quantize a copy of a trained float model to int8, without training; the model itself is not changed.
 
@@ -69,6 +71,7 @@ def quantize_static(
             ``qconfig.activation`` says otherwise.
         call: how to run one batch, ``call(model, batch)``; see :func:`~lq.ptq.batches.run_batch`.
         options: see :class:`StaticOptions`.
+        dynamic_axes: as :func:`lq.convert` takes them.
 
     Returns:
         the int8 model on the CPU, in evaluation mode; of a LightningModule, a copy whose target is the int8 model
@@ -85,7 +88,7 @@ def quantize_static(
         True
     """
     prepared, owner, name = _prepared(model, batches, qconfig, call, as_dataclass(StaticOptions, options, "options"))
-    int8 = convert(prepared)
+    int8 = convert(prepared, dynamic_axes)
     if not name:
         return int8
     owner.set_submodule(name, int8)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lq.compat.torch_private import is_traced
 from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
 
 
@@ -42,7 +43,37 @@ def require_fixed(name: str, fixed: Any, given: Any) -> None:
         )
 
 
+@fx.wrap
+def require_sizes(tensor: torch.Tensor, shape: tuple[int | None, ...], name: str) -> None:
+    """Refuse a tensor of another size than in the call that a graph was captured of, which it may hold as a constant.
+
+    Args:
+        tensor: an input.
+        shape: its sizes, ``None`` where it may have any.
+        name: of it.
+
+    Raises:
+        ValueError: if it has others.
+
+    Example:
+        >>> require_sizes(torch.zeros(8, 3, 5), (None, 3, 4), "x")
+        Traceback (most recent call last):
+        ValueError: the model was converted for x of the shape (any, 3, 4), but was called with (8, 3, 5). Its code ...
+    """
+    if is_traced():  # sizes are tensors there, and what is traced is called with the sizes of now
+        return
+    given = tuple(tensor.shape)
+    other = [dim for dim, (want, got) in enumerate(zip(shape, given, strict=False)) if want is not None and want != got]
+    if other and len(given) == len(shape):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"the model was converted for {name} of the shape ({wanted}), but was called with {given}. Its code may "
+            f"hold the size as a constant; dynamic_axes={{{name!r}: {other}}} leaves it open."
+        )
+
+
 _FIXED = "lq_fixed"  # in the ``meta`` of a placeholder
+_SIZES = "lq_sizes"  # in the ``meta`` of an input tensor
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -82,8 +113,20 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
     return [found[index] for index in range(len(found))]
 
 
+def note_sizes(inputs: list[fx.Node], names: list[str], sizes: list[tuple[int | None, ...]]) -> None:
+    """Note which sizes of its inputs a graph may hold as constants, for :func:`refuse_other_arguments`.
+
+    Args:
+        inputs: of :func:`add_placeholders`.
+        names: of each.
+        sizes: of each, ``None`` where the graph takes any.
+    """
+    for node, name, shape in zip(inputs, names, sizes, strict=True):
+        node.meta[_SIZES] = shape, name
+
+
 def refuse_other_arguments(graph: fx.Graph) -> None:
-    """Let a graph refuse arguments that are fixed in it, if they are given as something else.
+    """Let a graph refuse arguments and sizes that are fixed in it, if they are given as something else.
 
     Args:
         graph: has the placeholders of :func:`add_placeholders`, or copies of them.
@@ -102,6 +145,10 @@ def refuse_other_arguments(graph: fx.Graph) -> None:
     with graph.inserting_before(first):
         for node in fixed:
             check = graph.call_function(require_fixed, (str(node.target), node.meta[_FIXED], node))
+            check.meta["is_wrapped"] = True
+    for node in [node for node in graph.nodes if _SIZES in node.meta]:
+        with graph.inserting_after(node if node.op != "placeholder" else first.prev):
+            check = graph.call_function(require_sizes, (node, *node.meta[_SIZES]))
             check.meta["is_wrapped"] = True
 
 

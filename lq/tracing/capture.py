@@ -13,13 +13,13 @@ from typing import Any
 from torch import fx, nn
 
 from lq.core.state import STATE, QATState
-from lq.tracing.axes import Axes, set_open_axes
+from lq.tracing.axes import Axes, named_tensors, set_open_axes
 from lq.tracing.batch import set_fixed_batch
-from lq.tracing.call_signature import add_placeholders, output_of
+from lq.tracing.call_signature import add_placeholders, note_sizes, output_of
 from lq.tracing.captured_layers import LayerSite
 from lq.tracing.exported import export
 from lq.tracing.holder import Holder
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, tensors_of
 from lq.tracing.translation import Translation
 
 __all__ = ["LayerSite", "capture"]
@@ -78,6 +78,8 @@ def capture(
     graph, holder = fx.Graph(), Holder(target)
     leaves = add_placeholders(graph, target, *exported.arguments)
     translation = Translation(exported, graph, holder, state, quantizers, layers)
+    names = {id(tensor): name for name, tensor in named_tensors(target, example).items()}
+    note_sizes(leaves, [names[id(tensor)] for tensor in tensors_of(example)], exported.sizes)
     translation.values.update(zip(exported.inputs, leaves, strict=True))
     translation.run()
     output = output_of(graph, exported.output, translation.new(exported.results))

@@ -57,6 +57,17 @@ class Exported:
     constant_sizes: frozenset[int] = frozenset()
     axes: Axes = field(default_factory=dict)
 
+    @property
+    def sizes(self) -> list[tuple[int | None, ...]]:
+        """The sizes of each input, ``None`` where the graph takes any; of the first dimension ``batch`` says more."""
+        from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
+
+        shapes = [node.meta["val"].shape for node in self.inputs]
+        return [
+            tuple(int(size) if dim and is_concrete_int(size) else None for dim, size in enumerate(shape))
+            for shape in shapes
+        ]
+
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """What the graph computes of these inputs."""
         given = {node: tensor for node, (_, tensor) in self.constants.items()} | dict(

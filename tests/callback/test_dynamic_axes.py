@@ -54,6 +54,7 @@ def loader(*sizes: tuple[int, int]) -> DataLoader[Batch]:
     return DataLoader(batches, batch_size=None)
 
 
+@pytest.mark.filterwarnings("error:lq. validation calls the target with")
 def test_all_batches_are_compared_in_all_formats(fit: Fit, tmp_path: Path) -> None:
     qat = QATCallback(exporters=["torch", "onnx"], dynamic_axes={"x": {2: "height", 3: "width"}}, int8_every_n_epochs=1)
     fit(Segmenter(), qat, loaders=(loader(), loader()), max_epochs=2)
@@ -99,7 +100,11 @@ def test_the_command_line_exports_again_with_dynamic_axes(fit: Fit, tmp_path: Pa
 
 def test_without_it_other_sizes_are_left_out_of_the_comparison_and_refused(fit: Fit) -> None:
     qat = QATCallback(exporters=["torch"])
-    fit(Segmenter(), qat, loaders=(loader((12, 16)), loader()), max_epochs=1)
+    with pytest.warns(
+        UserWarning, match=r"with x of shape \(4, 1, 20, 8\), and the example has \(4, 1, 12, 16\)"
+    ) as told:
+        fit(Segmenter(), qat, loaders=(loader((12, 16)), loader()), max_epochs=2)
+    assert sum("the example has" in str(warning.message) for warning in told) == 1
     done = qat.deployment
     assert done is not None
     assert done.parity["torch"].passed

@@ -262,3 +262,30 @@ def test_arguments_that_are_fixed_in_it_are_refused_as_others():
     for other in others:
         with pytest.raises(ValueError, match=rf"converted with {next(iter(other))}=.*, which is fixed in it, but was"):
             int8(x, **other)
+
+
+class Resizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return F.interpolate(self.conv(batch["image"]), size=batch["image"].shape[2:]) * batch["scale"]
+
+
+def test_sizes_that_the_graph_may_hold_as_constants_are_refused_unless_they_are_dynamic() -> None:
+    call = {"image": torch.rand(2, 3, 8, 12), "scale": torch.ones(2, 1, 1, 1)}
+    larger = {"image": torch.rand(1, 3, 10, 20), "scale": torch.ones(1, 1, 1, 1)}
+    prepared = prepare(Resizes(), example_args=(call,))
+    calibrate(prepared, [{"batch": call}], show_progress=False)
+    int8 = convert(prepared)
+    assert int8({name: tensor[:1] for name, tensor in call.items()}).shape == (1, 4, 8, 12)
+    for copied in (int8, copy.deepcopy(int8)):
+        with pytest.raises(
+            ValueError, match=r"batch_0 of the shape \(any, 3, 8, 12\), but was called with \(1, 3, 10, 20\)"
+        ):
+            copied(larger)
+    with pytest.raises(ValueError, match=r"dynamic_axes={'batch_0': \[2, 3\]} leaves it open"):
+        int8(larger)
+    dynamic = convert(prepared, dynamic_axes={"batch_0": [2, 3]})
+    torch.testing.assert_close(dynamic(larger), prepared.eval()(larger), atol=0.05, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +18,23 @@ def rewrite_adaptive_pooling(write: Write, node: fx.Node) -> fx.Node | None:
 
     Args:
         write: to write calls.
-        node: a call of ``adaptive_avg_pool3d``, or of ``adaptive_max_pool1d``, ``2d`` or ``3d``.
+        node: a call of ``adaptive_avg_pool1d``, ``2d`` or ``3d``, or of ``adaptive_max_pool1d``, ``2d`` or ``3d``.
 
     Returns:
-        the result, of several the first, or ``None`` where its sizes are open or the places of maxima are read.
+        the result, of several the first, or ``None`` where torch.onnx translates it itself, or the places of maxima
+        are read.
     """
     x, wanted = node.args
     name: str = node.target._schema.name  # type: ignore[union-attr]  # "aten::adaptive_max_pool2d"
     dimensions, is_maximum = int(name[-2]), "max" in name
     given = x.meta["val"].shape[-dimensions:]  # type: ignore[union-attr]
-    if not all(isinstance(size, int) for size in given) or (is_maximum and _reads_places(node)):
+    outputs: list[Any] = [wanted] * dimensions if isinstance(wanted, int) else list(wanted)  # type: ignore[arg-type]
+    is_open = not all(isinstance(size, int) for size in given)
+    if is_maximum and _reads_places(node):
         return None
-    outputs: list[int] = [wanted] * dimensions if isinstance(wanted, int) else list(wanted)  # type: ignore[arg-type]
-    if all(size % out == 0 for size, out in zip(given, outputs, strict=True)):
+    if not is_maximum and dimensions < 3 and not (is_open and any(out != 1 for out in outputs)):
+        return None
+    if not is_open and all(size % out == 0 for size, out in zip(given, outputs, strict=True)):
         window = [size // out for size, out in zip(given, outputs, strict=True)]
         pool = getattr(aten, f"{'max' if is_maximum else 'avg'}_pool{dimensions}d").default
         return write(pool, x, window, window)
@@ -39,18 +44,25 @@ def rewrite_adaptive_pooling(write: Write, node: fx.Node) -> fx.Node | None:
     return made  # type: ignore[no-any-return]
 
 
-def _along(write: Write, x: Any, dim: int, size: int, out: int, is_maximum: bool) -> Any:
+def _along(write: Write, x: Any, dim: int, size: Any, out: Any, is_maximum: bool) -> Any:
     """Pooled along one dimension: means of means are means, as all windows there are of one size."""
-    if size == out:
+    if size is out or size == out:
         return x
-    pooled = []
+    length = size if isinstance(size, int) else write(aten.sym_size.int, x, x.meta["val"].dim() + dim)
+    reduced, pooled = aten.amax.default if is_maximum else aten.mean.dim, []
     for place in range(out):
-        begin, end = place * size // out, -(-(place + 1) * size // out)
-        window = write(aten.slice.Tensor, x, dim, begin, end)
-        if end - begin > 1:
-            window = write(aten.amax.default if is_maximum else aten.mean.dim, window, [dim], True)
-        pooled.append(window)
-    return write(aten.cat.default, pooled, dim)
+        window = write(aten.slice.Tensor, x, dim, *_window(write, length, place, out))
+        pooled.append(write(reduced, window, [dim], True))
+    return write(aten.cat.default, pooled, dim) if len(pooled) > 1 else pooled[0]
+
+
+def _window(write: Write, length: Any, place: int, out: int) -> tuple[Any, Any]:
+    """Begin and end of the window of one output, of numbers or of a size that is open."""
+    if isinstance(length, int):
+        return place * length // out, -(-(place + 1) * length // out)
+    begin = write(operator.floordiv, write(operator.mul, length, place), out) if place else 0
+    above = write(operator.add, write(operator.mul, length, place + 1), out - 1)
+    return begin, write(operator.floordiv, above, out)
 
 
 def _reads_places(node: fx.Node) -> bool:

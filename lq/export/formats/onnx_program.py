@@ -216,6 +216,8 @@ def no_translation(operation: str) -> str:
 _REWRITINGS: dict[Any, Rewriting] = {
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
+    aten.adaptive_avg_pool1d.default: _by_calls(rewrite_adaptive_pooling),
+    aten.adaptive_avg_pool2d.default: _by_calls(rewrite_adaptive_pooling),
     aten.adaptive_avg_pool3d.default: _by_calls(rewrite_adaptive_pooling),
     aten.adaptive_max_pool1d.default: _by_calls(rewrite_adaptive_pooling),
     aten.adaptive_max_pool2d.default: _by_calls(rewrite_adaptive_pooling),

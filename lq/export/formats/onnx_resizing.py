@@ -55,12 +55,21 @@ def rewrite_resizing(write: Write, constant: Callable[[Tensor], fx.Node], node: 
 
     Returns:
         the result, or ``None`` where the call can stay or its sizes are open.
+
+    Raises:
+        ValueError: for antialiasing of open sizes with settings that torch.onnx leaves out.
     """
     x: Any = node.args[0]
     given, wanted = (value.meta["val"].shape[-2:] for value in (x, node))
-    if not all(isinstance(size, int) for size in (*given, *wanted)):
-        return None
     is_plain = "_aa" not in str(node.target)
+    if not all(isinstance(size, int) for size in (*given, *wanted)):
+        if not is_plain and (node.args[2] or (len(node.args) > 3 and node.args[3] is not None)):
+            raise ValueError(
+                "ONNX has no antialiased resizing by a factor, or with align_corners, of a height or width that is "
+                "dynamic. Write it as interpolate(x, size=...) without align_corners, or leave that dimension out of "
+                "dynamic_axes"
+            )
+        return None
     if is_plain and all(out >= size for out, size in zip(wanted, given, strict=True)):
         return None
     rows, columns = (_matrix(node, dim, given[dim], wanted[dim]) for dim in (0, 1))

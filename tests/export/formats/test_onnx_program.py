@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
 from lq.export.formats.onnx import write_program
@@ -88,6 +89,8 @@ CALLS: dict[str, Any] = {
     "the largest in windows of one size": lambda x: F.adaptive_max_pool2d(x, (None, 4)),
     "the largest in a row": lambda x: F.adaptive_max_pool1d(x.flatten(2), 5),
     "means in windows of two sizes": lambda x: F.adaptive_avg_pool3d(x[:, None], (2, 3, 5)),
+    "means in a row": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 5),
+    "means along one side": lambda x: F.adaptive_avg_pool2d(x, (1, 4)),
     "cubic": lambda x: F.interpolate(x, (11, 5), mode="bicubic"),
     "cubic by factors": lambda x: F.interpolate(x, scale_factor=(0.6, 1.3), mode="bicubic"),
     "cubic from corner to corner": lambda x: F.interpolate(x, (4, 9), mode="bicubic", align_corners=True),
@@ -122,6 +125,30 @@ def test_calls_in_other_words(what: str, tmp_path: Path) -> None:
     given, more = torch.randn(2, 4, 7, 8), torch.randn(5, 4, 7, 8)
     out, expected = in_onnxruntime(Calls(CALLS[what]), given, more, tmp_path / "x.onnx")
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+NOT_OF_ANY_SIZE = ("antialias by factors", "antialias, aligned")
+
+
+def write_of_any_size(net: nn.Module, path: Path) -> None:
+    open_ = dict.fromkeys((0, 2, 3), Dim.AUTO)
+    write_program(torch.export.export(net, (torch.randn(2, 4, 12, 14),), dynamic_shapes={"x": open_}), path)
+
+
+@pytest.mark.parametrize("what", [what for what in CALLS if what not in NOT_OF_ANY_SIZE])
+def test_calls_of_any_size_in_other_words(what: str, tmp_path: Path) -> None:
+    net, more = Calls(CALLS[what]), torch.randn(5, 4, 19, 11)
+    with torch.no_grad():
+        write_of_any_size(net, tmp_path / "x.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+        (out,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), net(more), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", NOT_OF_ANY_SIZE)
+def test_what_onnx_would_compute_wrongly_of_any_size_is_refused(what: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no antialiased resizing .* leave that dimension out of dynamic_axes"):
+        write_of_any_size(Calls(CALLS[what]), tmp_path / "x.onnx")
 
 
 def test_what_is_beyond_torch_onnx_is_refused(tmp_path: Path) -> None:

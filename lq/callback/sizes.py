@@ -1,0 +1,72 @@
+"""Validation on inputs of several sizes, of which the exported files would take but one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from lq.instrument.listen import Listener
+from lq.tracing.axes import Axes, axes_of, named_tensors
+from lq.tracing.images import image_list
+from lq.tracing.structure import Inputs
+
+
+class SizeWatch:
+    """Tells, once, of a call of the target with other sizes than the example, beside the batch.
+
+    Args:
+        axes: dimensions that the files leave open.
+        tell: gets a sentence if there is such a call.
+    """
+
+    def __init__(self, axes: Axes, tell: Callable[[str], None]) -> None:
+        self.axes, self.tell = axes, tell
+        self._example: Inputs | None = None
+        self._target: nn.Module | None = None
+        self._listener: Listener | None = None
+        self._told = False
+
+    def start(self, target: nn.Module, example: Inputs | None) -> None:
+        """Look at all calls from now on.
+
+        Args:
+            target: what is called.
+            example: inputs of the call that is exported; ``None`` takes those of the next.
+        """
+        if not self._told:
+            self._target, self._example = target, example
+            self._listener = Listener(target, before=self._look)
+
+    def stop(self) -> None:
+        """Stop looking."""
+        if self._listener is not None:
+            self._listener.remove()
+        self._target = self._example = self._listener = None
+
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        call = args, kwargs
+        self._example = self._example or call
+        target = self._target
+        if target is None or image_list(call) is not None:
+            return
+        known, axes = named_tensors(target, self._example), axes_of(target, self._example, self.axes)
+        for name, tensor in named_tensors(target, call).items():
+            if name not in known or known[name].dim() != tensor.dim():
+                continue
+            sizes = enumerate(zip(known[name].shape, tensor.shape, strict=True))
+            others = [dim for dim, (a, b) in sizes if dim and a != b and dim not in axes.get(name, {})]
+            if others:
+                self._told = True
+                self.stop()
+                self.tell(_note(name, tuple(known[name].shape), tuple(tensor.shape), others))
+                return
+
+
+def _note(name: str, known: tuple[int, ...], shape: tuple[int, ...], others: list[int]) -> str:
+    return (
+        f"lq: validation calls the target with {name} of shape {shape}, and the example has {known}. The exported "
+        "files take the sizes of the example alone, so they will not be compared on such batches. "
+        f"QATCallback(dynamic_axes={{{name!r}: {others}}}) leaves these sizes open."
+    )
