@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -109,7 +110,12 @@ class SitePlanner:
         """How the plan calls a value: a layer's name, or the operation in its place."""
         if node in self._calls_of_layers:
             return self._calls_of_layers[node]
-        return self._labels.get(node, str(node.name))
+        if node in self._labels:
+            return self._labels[node]
+        parent = node.args[0] if node.target is operator.getitem else None
+        if isinstance(parent, fx.Node) and parent in self._labels:
+            return f"{self._labels[parent]}.{node.args[1]}"  # one of several results, as of a split
+        return str(node.name)
 
     def labels(self) -> list[str]:
         """Names of all values that an override may name: what is rounded, and every call."""

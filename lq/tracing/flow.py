@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable
 
 from torch import fx
@@ -75,8 +76,11 @@ class Flow:
         return path
 
     def first_that_leads_to_int8(self, path: list[fx.Node], reader: fx.Node) -> fx.Node:
-        """As near to the source as possible, but behind the last fork that something in float reads too."""
-        steps = list(zip(path, (reader, *path), strict=False))
+        """As near to the source as possible, but behind the last fork that something in float reads too.
+
+        Of an operation with several results that is the one which is read.
+        """
+        steps = [(node, user) for node, user in zip(path, (reader, *path), strict=False) if not _is_tuple(node)]
         return next(node for node, user in reversed(steps) if self.leads_to_int8(user))
 
     def leads_to_int8(self, user: fx.Node) -> bool:
@@ -131,3 +135,7 @@ class Flow:
             if not self._is_between(node) or not isinstance(parent, fx.Node):
                 return False
             node = parent
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    return ops.returns_several(node) and any(user.target is operator.getitem for user in node.users)

@@ -26,6 +26,7 @@ SAME_GRID = frozenset(
         "expand_as", "ravel", "quant_stub", "dequant_stub", "index",
     }
 )  # fmt: skip
+_SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split"})
 _AVERAGES = frozenset(
     {
         "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
@@ -93,6 +94,17 @@ def is_same_grid(node: fx.Node) -> bool:
         # What it selects from may be no tensor: the outputs of an LSTM, a tuple among the inputs.
         return is_same_grid(node.args[0])  # type: ignore[arg-type]
     return operation_of(node) in SAME_GRID
+
+
+def returns_several(node: fx.Node) -> bool:
+    """Whether the node returns parts of its input as a tuple or list.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: x.chunk(2)[1]).graph
+        >>> [returns_several(node) for node in graph.nodes]
+        [False, True, False, False]
+    """
+    return operation_of(node) in _SEVERAL
 
 
 def returns_indices(node: fx.Node) -> bool:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lq.backends.prepare import plan_of, prepare
+from lq.backends.prepare import plan_of, prepare, state_of
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec
 from lq.conversion.graph import as_graph
 from lq.core.fake_quantize import FakeQuantize
 from lq.ptq import calibrate
@@ -147,14 +149,55 @@ def test_one_output_of_several_is_rounded_not_their_tuple(recurrent: type[nn.RNN
 
     x = torch.randn(2, 3, 4)
     prepared = prepare(Tagger(), example_args=((x, 1),))
-    assert [t.name for t in plan_of(prepared).tensors] == ["fq_getitem", "fq_head"]
+    assert [t.name for t in plan_of(prepared).tensors] == [f"fq_rnn_{recurrent.__name__.lower()}_0", "fq_head"]
     calibrate(prepared, [(x, 1)], call=lambda model, batch: model(batch))
     assert prepared((x, 1)).shape == (2, 2)
 
 
-def _exclude(name: str):
-    from lq.config.qconfig import QConfig
+PARTS: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
+    "split": lambda x: torch.split(x, [4, 4], 1),
+    "chunk": lambda x: x.chunk(2, 1),
+    "tensor_split": lambda x: torch.tensor_split(x, 2, 1),
+    "unbind": lambda x: x.unflatten(1, (2, 4)).unbind(1),
+}
 
+
+class Mixed(nn.Module):
+    """Two layers that read parts of one tensor, as the mixed convolutions of MixNet do."""
+
+    def __init__(self, parts: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.before, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.parts(F.relu(self.before(x)))
+        return torch.cat([self.a(parts[0]), self.b(parts[1])], 1)
+
+
+@pytest.mark.filterwarnings("error:lq. . of . observers")
+@pytest.mark.parametrize("what", PARTS)
+def test_a_part_that_only_one_layer_in_int8_reads_is_rounded_itself(what: str):
+    x = torch.randn(2, 3, 6, 6)
+    qconfig = QConfig(exclude=("before", "a"), overrides={f"{what}.1": {"activation": ActivationSpec(0, 63)}})
+    prepared = prepare(Mixed(PARTS[what]), qconfig, (x,))
+    assert {t.name: t.grid == str(ActivationSpec(0, 63)) for t in plan_of(prepared).tensors} == {
+        f"fq_{what}_1": True,
+        "fq_b": False,
+    }
+    calibrate(prepared, [x])
+    assert state_of(prepared).observed() == [True, True]
+    with torch.no_grad():
+        assert torch.equal(prepared.eval()(x), as_graph(prepared)(x))
+
+
+@pytest.mark.parametrize("excluded", [(), ("a",), ("before",)])
+def test_parts_are_rounded_as_a_whole_where_what_made_them_is_or_all_are_read_in_int8(excluded: tuple[str, ...]):
+    prepared = prepare(Mixed(PARTS["split"]), QConfig(exclude=excluded), (torch.randn(2, 3, 6, 6),))
+    assert not any("split" in t.name for t in plan_of(prepared).tensors)
+
+
+def _exclude(name: str):
     return QConfig(exclude=(name,))
 
 
