@@ -93,8 +93,8 @@ def _with_open_axes(
     numbers = _numbers(program)
     lost = [wanted.keys() & fixed for wanted, fixed in zip(axes, numbers, strict=True)]
     if not any(lost):
-        sizes = [t.shape[0] for t in tensors_of(example) if t.dim()]
-        return program, all(0 not in fixed or size == 1 for fixed, size in zip(numbers, sizes, strict=False))
+        pairs = zip(numbers, tensors_of(example), strict=True)
+        return program, all(0 not in fixed or tensor.shape[0] == 1 for fixed, tensor in pairs)
     rest = [{d: name for d, name in wanted.items() if d not in gone} for wanted, gone in zip(axes, lost, strict=True)]
     constant = [name for wanted, gone in zip(axes, lost, strict=True) for d, name in wanted.items() if d in gone]
     if set(constant) - {BATCH, ANY}:
