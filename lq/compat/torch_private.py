@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from typing import Any
 
 import torch
@@ -237,6 +238,39 @@ def noting_constant_sizes(note: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def recurrent_layers_of_any_length() -> Iterator[None]:
+    """Let exports leave open how many steps a recurrent layer makes; PyTorch makes a number of it.
+
+    It composes such a layer of its steps to find the shapes of its results, though the graph keeps the layer.
+    """
+    aten, key = torch.ops.aten, torch._C.DispatchKey.CompositeImplicitAutograd
+    operations = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    originals = [operation.py_kernels[key] for operation in operations]
+    try:
+        for operation, original in zip(operations, originals, strict=True):
+            operation.py_kernels[key] = partial(_recurrent_shapes, original)
+            operation._dispatch_cache.clear()
+        yield
+    finally:
+        for operation, original in zip(operations, originals, strict=True):
+            operation.py_kernels[key] = original
+            operation._dispatch_cache.clear()
+
+
+def _recurrent_shapes(decompose: Callable[..., Any], x: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    _, _, layers, _, _, bidirectional, batch_first = args if len(args) == 7 else [None] * 7
+    is_open = layers is not None and x.dim() == 3 and isinstance(x.shape[1 if batch_first else 0], torch.SymInt)
+    if not is_open or get_proxy_mode() is not None:
+        return decompose(x, state, *args, **kwargs)
+    states = state if isinstance(state, (list, tuple)) else [state]
+    steps, samples = reversed(x.shape[:2]) if batch_first else x.shape[:2]
+    out = x.new_empty((steps, samples, states[0].shape[-1] * (2 if bidirectional else 1)))
+    return (out.transpose(0, 1) if batch_first else out, *map(torch.empty_like, states))
 
 
 def register_decomposed() -> None:

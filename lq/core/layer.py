@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from lq.compat.torch_private import BatchNorm
 from lq.config.specs import WeightSpec
+from lq.core.folding import fold_batch_norm
 from lq.core.lsq import LearnedScale
 from lq.core.state import QATState
-from lq.core.weight_quantizer import WeightQuantizer, along_channels, fold_batch_norm
+from lq.core.weight_quantizer import WeightQuantizer, along_channels
 
 
 class QATLayer(nn.Module):

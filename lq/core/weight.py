@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,12 +118,39 @@ def _(weight: Tensor, scale: Tensor, step: Tensor) -> Tensor:
     return torch.empty_like(weight, dtype=torch.float32)
 
 
+class Covering(NamedTuple):
+    """The scale of :func:`weight_scale` with ``observer="minmax"``, found in the pass over the weight that rounds it.
+
+    Args:
+        spec: its grid.
+        channel_axis: the output channels' axis of the weight.
+    """
+
+    spec: WeightSpec
+    channel_axis: int = 0
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The scale alone."""
+        return weight_scale(weight, self.spec, self.channel_axis)
+
+    def rounded(self, weight: Tensor, factor: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The weight and its scale, if the kernels can take them."""
+        spec = self.spec
+        if not native.usable(weight) or (factor is not None and not native.takes_rows(weight, factor)):
+            return None
+        if spec.per_channel and not (self.channel_axis == 0 and native.has_rows(weight)):
+            return None
+        if weight.numel() == 0 or (factor is not None and (factor.numel() > 1) != spec.per_channel):
+            return None
+        return native.round_weight(weight, spec.quant_max, EPS, spec.per_channel, factor, memory)
+
+
 class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         weight: Tensor,
-        scale: Tensor,
+        scale: Tensor | Covering,
         factor: Tensor | None,
         scratch: Scratch | None,
         saving: Saving | None,
@@ -133,9 +160,14 @@ class _FakeQuantizeWeight(torch.autograd.Function):
             ctx.memory = scratch.take(weight)
             # With the version counter of the memory: a graph that is kept beyond its backward pass will notice.
             memory = ctx.memory.detach()
-        step = scale if factor is None else scale * factor
+        at_once = scale.rounded(weight, factor, memory) if isinstance(scale, Covering) else None
+        if isinstance(scale, Covering):
+            scale = scale.of(weight) if at_once is None else at_once[1]
+        step = scale if factor is None or (at_once is not None and saving is None) else scale * factor
         out: Tensor
-        if torch.compiler.is_compiling() and weight.is_cpu:
+        if at_once is not None:
+            out = at_once[0]
+        elif torch.compiler.is_compiling() and weight.is_cpu:
             out = _rounded_apart(weight, scale, step)
         else:
             out = _rounded(weight, scale, step, memory)
@@ -151,10 +183,14 @@ class _FakeQuantizeWeight(torch.autograd.Function):
         saved, grad_factor = ctx.saved_tensors, None  # read once: torch.utils.checkpoint gives them out once
         if saved:
             out, factor = saved
-            if ctx.needs_input_grad[2]:
-                grad_factor = _sum_of_products(out, grad, factor) / factor
             # In place: a convolution makes this gradient for this function alone, and a copy costs more than the rest.
-            grad = grad.mul_(factor)
+            if not ctx.needs_input_grad[2]:
+                grad = grad.mul_(factor)
+            elif native.usable(grad) and native.takes_rows(grad, factor) and grad.stride() == out.stride():
+                grad_factor = native.factor_gradients(out, grad, factor)
+            else:
+                grad_factor = _sum_of_products(out, grad, factor) / factor
+                grad = grad.mul_(factor)
         if ctx.scratch is not None:
             ctx.scratch.free = ctx.memory
         return grad.to(ctx.dtype), None, grad_factor, None, None
@@ -169,7 +205,7 @@ def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
 
 
 def fake_quantize_weight(
-    weight: Tensor, scale: Tensor, factor: Tensor | None = None, scratch: Scratch | None = None
+    weight: Tensor, scale: Tensor | Covering, factor: Tensor | None = None, scratch: Scratch | None = None
 ) -> Tensor:
     """Round a weight to its grid, and multiply by a factor per channel if given: ``round(w / scale) * scale * factor``.
 
@@ -178,7 +214,7 @@ def fake_quantize_weight(
 
     Args:
         weight: float tensor.
-        scale: from :func:`weight_scale`.
+        scale: from :func:`weight_scale`, or to be found on the way.
         factor: one number per channel, not 0, shaped to broadcast against ``weight``; gets a gradient.
         scratch: memory to use.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lq.config.specs import WeightSpec
 from lq.core.lsq import LearnedScale, learned_fake_quantize
 from lq.core.scratch import Scratch
-from lq.core.weight import fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.weight import Covering, fake_quantize_weight, quantize_weight, weight_scale
 
 
 class WeightQuantizer(nn.Module):
@@ -72,8 +72,9 @@ class WeightQuantizer(nn.Module):
         elif spec.learned_scale or spec.observer != "minmax":
             on_grid = self._on_grid(weight, training)
         else:
-            memory = None if torch.compiler.is_compiling() else self._memory
-            scale = self.observed_scale(weight)
+            compiles = torch.compiler.is_compiling()
+            memory = None if compiles else self._memory
+            scale = self.observed_scale(weight) if compiles else Covering(spec, self.channel_axis)
             return fake_quantize_weight(weight, scale, factor if fold else None, memory).to(weight.dtype)
         return (on_grid * factor if fold and factor is not None else on_grid).to(weight.dtype)
 
@@ -133,29 +134,6 @@ class WeightQuantizer(nn.Module):
         return str(self.spec)
 
 
-def fold_batch_norm(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What weight and bias become with a BatchNorm folded in.
-
-    Args:
-        norm: module with ``running_mean``, ``running_var``, ``weight``, ``bias`` and ``eps``.
-        bias: of the layer in front of it, or ``None``.
-
-    Returns:
-        a factor for each output channel and the new bias, float32 of shape (channels,).
-
-    Example:
-        >>> factor, bias = fold_batch_norm(nn.BatchNorm2d(2, eps=0.0), None)
-        >>> factor.tolist(), bias.tolist()
-        ([1.0, 1.0], [0.0, 0.0])
-    """
-    factor = torch.rsqrt(norm.running_var.float() + getattr(norm, "eps", 1e-5))
-    if norm.weight is not None:
-        factor = factor * norm.weight
-    factor = _away_from_zero(factor)
-    moved = (-norm.running_mean if bias is None else bias - norm.running_mean) * factor
-    return factor, moved if norm.bias is None else moved + norm.bias
-
-
 def along_channels(vector: Tensor, weight: Tensor, channel_axis: int) -> Tensor:
     """A number for each output channel, shaped to broadcast against a weight.
 
@@ -166,8 +144,3 @@ def along_channels(vector: Tensor, weight: Tensor, channel_axis: int) -> Tensor:
     shape = [1] * weight.dim()
     shape[channel_axis] = -1
     return vector.reshape(shape)
-
-
-def _away_from_zero(factor: Tensor) -> Tensor:
-    """A channel whose BatchNorm weight is 0 still has to learn; 1e-12 instead is 0 to everything downstream."""
-    return torch.where(factor.abs() < 1e-12, factor + 1e-12, factor)

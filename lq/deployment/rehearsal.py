@@ -16,6 +16,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.formats.shared import sharing
+from lq.metrics.detections import comparable, mismatch
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
@@ -41,14 +42,11 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
     state.fix_ranges()
     prepared.eval()
     signature = Signature.of(prepared, example, output_of(prepared, example))
-    calls = [smallest_call(prepared, example)]
-    others = [call for call, _ in calls_of_other_sizes(prepared, example)]
+    call, others = smallest_call(prepared, example), calls_of_other_sizes(prepared, example)
     selected = chosen(exporters)
     with sharing(len(selected) > 1):
         infos = {
-            choice.name: _tried(
-                prepared, example, choice, signature, calls if choice.exporter.static else calls + others
-            )
+            choice.name: _tried(prepared, example, choice, signature, call, () if choice.exporter.static else others)
             for choice in selected
         }
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
@@ -56,15 +54,23 @@ def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choi
 
 
 def _tried(
-    prepared: fx.GraphModule, example: Inputs, choice: Chosen, signature: Signature, calls: Sequence[Inputs]
+    prepared: fx.GraphModule,
+    example: Inputs,
+    choice: Chosen,
+    signature: Signature,
+    call: Inputs,
+    others: Sequence[tuple[Inputs, Any]],
 ) -> dict[str, Any]:
-    """What an exporter says of its files, which have been run."""
+    """What an exporter says of its files, which have been run, also on inputs of another size."""
     try:
         with scratch() as place, torch.no_grad():
             info = choice.export(prepared, example, place)
             model = choice.exporter.load(place, signature, info)
-            for args, kwargs in calls:
-                model(*args, **kwargs)
+            model(*call[0], **call[1])
+            for (args, kwargs), expected in others:
+                wrong = mismatch(comparable(expected), comparable(model(*args, **kwargs)))
+                if wrong:
+                    raise ValueError(f"for inputs of another size, as dynamic_axes wants them, {wrong}")
             return info
     except OSError:
         raise  # a full disk is no fault of the model

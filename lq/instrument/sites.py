@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.core.fake_quantize import FakeQuantize
+from lq.core.folding import fold_batch_norm
 from lq.core.marks import activate, rounding_mark, weight_mark
-from lq.core.weight_quantizer import WeightQuantizer, fold_batch_norm
+from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.places import Call, Instrument, Place
 from lq.tracing.layer_calls import LAYERS, argument, with_argument
 

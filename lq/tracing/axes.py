@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor, fx, nn
 from lq.checks import shown
 from lq.compat.torch_private import tree_leaves
 from lq.tracing.batch import open_sizes
+from lq.tracing.call_signature import arguments_of
+from lq.tracing.images import image_list
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, in_plain_containers, map_tensors
 
@@ -38,7 +39,7 @@ def named_arguments(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapp
 
 
 def named_tensors(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
-    """The tensors of a call, by the name of the argument, numbered where that holds several.
+    """The tensors of a call, by the name of the argument, numbered where that, or ``*args``, holds several.
 
     Example:
         >>> list(named_tensors(nn.Identity(), ((torch.zeros(1),), {})))
@@ -46,10 +47,9 @@ def named_tensors(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
         >>> list(named_tensors(nn.Identity(), (([torch.zeros(1), torch.ones(1)],), {})))
         ['input_0', 'input_1']
     """
-    named = named_arguments(tuple(inspect.signature(model.forward).parameters), *example)
     found: dict[str, Tensor] = {}
-    for name, value in in_plain_containers(named).items():
-        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    for name, value, _ in arguments_of(model, *example):
+        tensors = [leaf for leaf in tree_leaves(in_plain_containers(value)) if isinstance(leaf, Tensor)]
         found |= {name if len(tensors) == 1 else f"{name}_{i}": tensor for i, tensor in enumerate(tensors)}
     return found
 
@@ -102,13 +102,18 @@ def axes_of(model: nn.Module, example: Inputs, wanted: Axes) -> Axes:
         wanted: of :func:`checked_axes`.
 
     Raises:
-        ValueError: if there is no such input or dimension, or its size in the example is 1, for which PyTorch may
-            compute something else than for others.
+        ValueError: if there is no such input or dimension, if its size in the example is 1, for which PyTorch may
+            compute something else than for others, or if the input is a list of images.
 
     Example:
         >>> axes_of(nn.Identity(), ((torch.zeros(8, 3, 4, 4),), {}), {"input": {0: "n", -1: "width"}})
         {'input': {3: 'width'}}
     """
+    if wanted and image_list(example) is not None:
+        raise ValueError(
+            f"dynamic_axes: {type(model).__name__} takes a list of images, and its graph holds their size. Leave "
+            "dynamic_axes out, and resize the images to one size."
+        )
     tensors, shared = named_tensors(model, example), batch_size(example) is not None
     found: dict[str, dict[int, str]] = {}
     for name, dims in wanted.items():

@@ -98,7 +98,7 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
         >>> [(node.target, node.args) for node in graph.nodes][3:5]
         [('key_padding_mask', (None,)), ('need_weights', (False,))]
     """
-    rows = _arguments(target, args, kwargs)
+    rows = arguments_of(target, args, kwargs)
     nodes = []
     has_default = False
     for name, _, default in rows:
@@ -152,8 +152,13 @@ def refuse_other_arguments(graph: fx.Graph) -> None:
             check.meta["is_wrapped"] = True
 
 
-def _arguments(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name, value and default of every argument."""
+def arguments_of(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value and default of every argument of a call; those of ``*args`` are numbered.
+
+    Example:
+        >>> [row[:2] for row in arguments_of(nn.Bilinear(1, 1, 1), (0,), {"input2": 1})]
+        [('input1', 0), ('input2', 1)]
+    """
     empty = inspect.Parameter.empty
     rows: list[tuple[str, Any, Any]] = []
     signature = inspect.signature(target.forward)

@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,19 @@ def test_sizes_that_become_constants_are_noted() -> None:
         seen.clear()
         torch.export.export(nn.Linear(2, 1), (torch.ones(3, 2),), dynamic_shapes=({0: batch},), strict=False)
     assert not seen
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_recurrent_layers_are_exported_for_any_length(kind: Any) -> None:
+    net, given = kind(3, 4, batch_first=True), (torch.rand(2, 6, 3),)
+    shapes = {"input": {1: torch.export.Dim.AUTO}}
+    for open_ in (True, False):
+        with private.recurrent_layers_of_any_length() if open_ else nullcontext():
+            program = torch.export.export(net, given, dynamic_shapes=shapes, strict=False)
+        (x,) = (node for node in program.graph.nodes if node.name == "input")
+        assert isinstance(x.meta["val"].shape[1], torch.SymInt) is open_
+        assert program.module()(*given)[0].shape == (2, 6, 4)
 
 
 def test_exports_are_quiet(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -20,13 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import lq
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core import native
+from lq.core.folding import fold_batch_norm
 from lq.core.functional import fake_quantize
 from lq.core.lsq import learned_fake_quantize
+from lq.core.native import kernels
 from lq.core.packed import pack
 from lq.core.saving import Saving
 from lq.core.scratch import Scratch
 from lq.core.state import QATState
-from lq.core.weight import fake_quantize_weight, weight_scale
+from lq.core.weight import Covering, fake_quantize_weight, weight_scale
+from lq.core.weight_quantizer import WeightQuantizer
 
 needs_compiler = pytest.mark.skipif(native.library().functions is None, reason=native.library().reason)
 CHANNELS_LAST = torch.channels_last
@@ -145,17 +149,32 @@ def test_weights_are_rounded_equally(kind: str, per_channel: bool, axis: int, th
     channels[axis] = weight.shape[axis]
     chosen, grad = torch.randn(channels), torch.randn(weight.shape)
 
-    def compute(with_factor: bool, scratch: Scratch | None) -> tuple[Tensor, ...]:
+    def compute(with_factor: bool, scratch: Scratch | None, at_once: bool) -> tuple[Tensor, ...]:
         leaf, factor = weight.clone().requires_grad_(), chosen.clone().requires_grad_() if with_factor else None
         scale = weight_scale(leaf, spec, axis)
-        out = fake_quantize_weight(leaf, scale, factor, scratch)
+        out = fake_quantize_weight(leaf, Covering(spec, axis) if at_once else scale, factor, scratch)
         wanted = [leaf] if factor is None else [leaf, factor]
         return scale, out.detach().clone(), *torch.autograd.grad(out, wanted, grad.clone())
 
     for with_factor in (False, True) if weight.dim() > 1 else (False,):
-        for scratch in (None, Scratch()):
-            fast, slow = both(lambda f=with_factor, s=scratch: compute(f, s))
-            assert all(map(same, fast, slow)), (with_factor, scratch)
+        for scratch, at_once in itertools.product((None, Scratch()), (False, True)):
+            fast, slow = both(lambda f=with_factor, s=scratch, a=at_once: compute(f, s, a))
+            assert all(map(same, fast[:3], slow[:3])), (with_factor, scratch, at_once)
+            sums = (grad * fast[1]).abs().sum_to_size(channels) / chosen.abs()  # added in another order
+            assert not with_factor or ((fast[3] - slow[3]).abs() <= 1e-6 * sums)[sums.isfinite()].all()
+
+
+@needs_compiler
+def test_a_weight_is_read_once_for_scale_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    call = kernels._call
+    monkeypatch.setattr(kernels, "_call", lambda name, *given: (called.append(name), call(name, *given))[1])
+    quantizer, norm = WeightQuantizer(WeightSpec()), nn.BatchNorm2d(8)
+    weight = nn.Parameter(torch.randn(8, 4, 3, 3))
+    factor, _ = fold_batch_norm(norm, None)
+    F.conv2d(torch.randn(2, 4, 5, 5), quantizer.quantized(weight, True, factor, fold=True)).sum().backward()
+    assert called == ["lq_fold_batch_norm", "lq_round_weight", "lq_factor_gradients"]
+    assert norm.weight.grad is not None
 
 
 @needs_compiler
@@ -379,6 +398,7 @@ def test_flags_of_the_compiler_do_not_change_what_is_computed(flag: str) -> None
     program = """
 import torch
 from lq.core import native
+from lq.core.native import kernels
 ends = torch.zeros(2)
 native.round_values(torch.tensor([0.0, torch.nan]), 1.0, 0.0, 1.0, 1.0, ends=ends)
 print(ends.isnan().all().item(), (torch.tensor(1e-40) * 1.0).item() > 0)
@@ -412,3 +432,39 @@ def test_a_full_disk_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch, t
     found = native.library.__wrapped__()
     assert found.functions is None
     assert "failed: " in found.reason
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 7, 300])
+@pytest.mark.parametrize("has_weight", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_batch_norm_is_folded_equally(channels: int, has_weight: bool, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(channels, eps=1e-3, affine=has_weight)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.0, 3.0)
+    bias = torch.randn(channels, requires_grad=True) if has_bias else None
+    leaves = [leaf for leaf in (bias, *norm.parameters()) if leaf is not None]
+    if has_weight:
+        nn.init.normal_(norm.weight)
+        norm.weight.data[0] = 0.0
+    of_factor, of_moved = torch.randn(2, channels)
+
+    def compute() -> tuple[Tensor, ...]:
+        factor, moved = fold_batch_norm(norm, bias)
+        wanted = torch.autograd.grad((factor * of_factor + moved * of_moved).sum(), leaves) if leaves else ()
+        return factor.detach(), moved.detach(), *wanted
+
+    fast, slow = both(compute)
+    assert all(map(same, fast, slow))
+
+
+@needs_compiler
+def test_statistics_may_be_written_to_before_the_backward_pass() -> None:
+    norm = nn.BatchNorm1d(3)
+    factor, moved = fold_batch_norm(norm, None)
+    norm.running_mean.fill_(5.0)  # type: ignore[union-attr]
+    (factor + moved).sum().backward()
+    assert torch.equal(norm.weight.grad, torch.rsqrt(torch.ones(3) + 1e-5))  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lq
+from lq.conversion.graph import as_graph
+from lq.deployment.rehearsal import rehearse
 from lq.timing.bench import bench
 
 KINDS = ["torch", "onnx", "tensorrt", "pt2", "openvino"]
@@ -141,3 +143,37 @@ def test_where_no_file_could_have_one_it_is_refused_at_once() -> None:
         lq.QATCallback(exporters=["litert", "mcu"], dynamic_axes={"x": [2, 3]})
     with pytest.raises(TypeError, match="x=2 must be a list of dimensions"):
         lq.QATCallback(dynamic_axes={"x": 2})  # type: ignore[dict-item]
+
+
+class Tagger(nn.Module):
+    def __init__(self, kind: Any, **settings: Any) -> None:
+        super().__init__()
+        self.rnn = kind(8, 16, **settings)
+        self.head = nn.Linear(32 if settings.get("bidirectional") else 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.rnn(x)[0])
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(nn.LSTM, {}), (nn.GRU, {"bidirectional": True}), (nn.LSTM, {"num_layers": 2, "bidirectional": True})],
+)
+def test_recurrent_layers_take_any_length(kind: Any, settings: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, kinds = Tagger(kind, batch_first=True, **settings), ["torch", "onnx", "openvino", "pt2"]
+    prepared, done = exported(net, torch.rand(4, 12, 8), tmp_path, kinds, {"x": {1: "length"}})
+    for name in kinds:
+        for steps in (5, 31):
+            x = torch.rand(2, steps, 8)
+            with torch.no_grad():
+                torch.testing.assert_close(lq.load(done.directory, name)(x), prepared(x), atol=0.01, rtol=0)
+
+
+def test_a_file_that_holds_the_length_all_the_same_is_refused_before_a_training() -> None:
+    prepared = lq.prepare(Tagger(nn.RNN, batch_first=True), example_args=(torch.rand(4, 12, 8),))
+    lq.calibrate(prepared, [torch.rand(4, 12, 8)])
+    graph = as_graph(prepared, axes={"x": {1: "length"}})
+    with pytest.raises(ValueError, match=r"'onnx', so the run stops before the training: for inputs of another size"):
+        rehearse(graph, ((torch.rand(4, 12, 8),), {}), ["onnx"])

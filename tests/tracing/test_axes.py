@@ -103,3 +103,20 @@ def test_a_graph_without_open_axes_cannot_get_any() -> None:
     assert as_graph(opened, axes={"input": {2: "height"}}) is opened
     assert open_axes(opened, ((x,), {})) == [{0: "batch", 2: "height"}]
     assert open_axes(opened, ((x,), {}), asked=False) == [{0: "batch"}]
+
+
+class TakesMore(nn.Module):
+    def forward(self, x: Tensor, flag: bool = True, *rest: Tensor, last: Tensor, **more: Tensor) -> Tensor:
+        return x
+
+
+def test_further_arguments_have_names_of_their_own() -> None:
+    one = torch.zeros(2, 3)
+    call = ((one, False, one + 1, one + 2), {"last": one + 3, "extra": one + 4})
+    found = {name: int(tensor[0, 0]) for name, tensor in named_tensors(TakesMore(), call).items()}
+    assert found == {"x": 0, "rest_0": 1, "rest_1": 2, "last": 3, "extra": 4}
+
+
+def test_images_in_a_list_have_one_size() -> None:
+    with pytest.raises(ValueError, match="Identity takes a list of images, and its graph holds their size"):
+        axes_of(nn.Identity(), (([torch.zeros(3, 8, 8)],), {}), {"input": {1: "height"}})

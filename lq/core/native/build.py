@@ -40,6 +40,12 @@ _ARGUMENTS = {
     "lq_weight_scale": (_POINTER, _COUNT, _COUNT, _FLOAT, _FLOAT, _POINTER, _INT),
     "lq_search_scale": (_POINTER, _COUNT, _COUNT, _POINTER, _FLOAT, _POINTER, _INT, _POINTER, _INT),
     "lq_round_rows": (_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _FLOAT, _FLOAT, _INT),
+    "lq_round_weight": (_POINTER, _POINTER, _COUNT, _COUNT, _FLOAT, _FLOAT, _POINTER, _POINTER, _INT),
+    "lq_factor_gradients": (_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _INT),
+    "lq_fold_batch_norm": (
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _FLOAT, _COUNT),
+        *(_POINTER, _POINTER, _POINTER, _INT),
+    ),
     "lq_learned_gradients": (
         *(_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _FLOAT, _FLOAT, _FLOAT, _POINTER, _POINTER, _INT),
     ),

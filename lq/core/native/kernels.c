@@ -129,29 +129,38 @@ void lq_unpack(const uint8_t *bytes, const uint8_t *bits, float *out, ptrdiff_t 
   }
 }
 
-/* scale[row] = max(|w|) / quant_max, at least max(scale) / 2^16 but no more than eps for that reason, and eps where all
- * rows are zeros. */
-void lq_weight_scale(const float *weight, ptrdiff_t rows, ptrdiff_t columns, float quant_max, float eps, float *scale,
-                     int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
-  for (ptrdiff_t row = 0; row < rows; row++) {
-    /* Without their sign, floats have the order of the integers with the same bits, NaN above all. */
-    const uint32_t *bits = (const uint32_t *)(weight + row * columns);
-    uint32_t most = 0;
-    float largest;
-    for (ptrdiff_t i = 0; i < columns; i++) {
-      uint32_t magnitude = bits[i] & 0x7fffffffu;
-      most = magnitude > most ? magnitude : most;
-    }
-    memcpy(&largest, &most, sizeof largest);
-    scale[row] = largest / quant_max;
+/* max(|w|) / quant_max of a row. */
+static float covering_scale(const float *row, ptrdiff_t columns, float quant_max) {
+  /* Without their sign, floats have the order of the integers with the same bits, NaN above all. */
+  const uint32_t *bits = (const uint32_t *)row;
+  uint32_t most = 0;
+  float largest;
+  for (ptrdiff_t i = 0; i < columns; i++) {
+    uint32_t magnitude = bits[i] & 0x7fffffffu;
+    most = magnitude > most ? magnitude : most;
   }
+  memcpy(&largest, &most, sizeof largest);
+  return largest / quant_max;
+}
+
+/* Raise scales to max(scale) / 2^16, but not above eps for that reason, and to eps where all rows are zeros; all are NaN
+ * if one is. Scales above eps stay what they are otherwise. */
+static void raise_scales(float *scale, ptrdiff_t rows, float eps) {
   float most = 0;
   for (ptrdiff_t row = 0; row < rows; row++) most = scale[row] > most || scale[row] != scale[row] ? scale[row] : most;
   float least = most * 0x1p-16f;
   least = least > eps ? eps : least;
   least = least <= 0 ? eps : least;
   for (ptrdiff_t row = 0; row < rows; row++) scale[row] = scale[row] < least || least != least ? least : scale[row];
+}
+
+/* The scale of each row that clips nothing. */
+void lq_weight_scale(const float *weight, ptrdiff_t rows, ptrdiff_t columns, float quant_max, float eps, float *scale,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t row = 0; row < rows; row++)
+    scale[row] = covering_scale(weight + row * columns, columns, quant_max);
+  raise_scales(scale, rows, eps);
 }
 
 /* The scale of each row that explains most of it: of some parts of the covering scale, each with the best scale in
@@ -184,15 +193,73 @@ void lq_search_scale(const float *weight, ptrdiff_t rows, ptrdiff_t columns, con
   }
 }
 
+static void round_row(const float *from, float *to, ptrdiff_t columns, float scale, float step, float low, float high) {
+  float inverse = 1.0f / scale;
+  for (ptrdiff_t i = 0; i < columns; i++) to[i] = on_grid(from[i], inverse, low, high) * step;
+}
+
 /* out = clamp(round(w / scale), low, high) * step, with a scale and a step for each row. */
 void lq_round_rows(const float *x, float *out, ptrdiff_t rows, ptrdiff_t columns, const float *scale, const float *step,
                    float low, float high, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t row = 0; row < rows; row++)
+    round_row(x + row * columns, out + row * columns, columns, scale[row], step[row], low, high);
+}
+
+/* lq_weight_scale, and lq_round_rows with that scale, times a factor for each row unless it is null: each row is rounded
+ * while it is in the cache. */
+void lq_round_weight(const float *weight, float *out, ptrdiff_t rows, ptrdiff_t columns, float quant_max, float eps,
+                     const float *factor, float *scale, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
   for (ptrdiff_t row = 0; row < rows; row++) {
-    const float *from = x + row * columns;
-    float *to = out + row * columns;
-    float inverse = 1.0f / scale[row], multiple = step[row];
-    for (ptrdiff_t i = 0; i < columns; i++) to[i] = on_grid(from[i], inverse, low, high) * multiple;
+    const float *from = weight + row * columns;
+    scale[row] = covering_scale(from, columns, quant_max);
+    if (scale[row] > eps)
+      round_row(from, out + row * columns, columns, scale[row], factor ? scale[row] * factor[row] : scale[row],
+                -INFINITY, INFINITY);
+  }
+  raise_scales(scale, rows, eps);
+  for (ptrdiff_t row = 0; row < rows; row++) /* what other rows have a say in */
+    if (!(scale[row] > eps))
+      round_row(weight + row * columns, out + row * columns, columns, scale[row],
+                factor ? scale[row] * factor[row] : scale[row], -INFINITY, INFINITY);
+}
+
+/* The backward pass of a weight that was multiplied by a factor for each row: grad_factor is the sum of out * grad over
+ * a row, divided by the factor, and grad is multiplied by it, in place. */
+void lq_factor_gradients(const float *out, float *grad, ptrdiff_t rows, ptrdiff_t columns, const float *factor,
+                         float *grad_factor, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * columns > PARALLEL_FROM)
+  for (ptrdiff_t row = 0; row < rows; row++) {
+    const float *values = out + row * columns;
+    float *given = grad + row * columns, multiple = factor[row];
+    double total = 0;
+    for (ptrdiff_t start = 0; start < columns; start += BLOCK) {
+      ptrdiff_t end = columns - start < BLOCK ? columns : start + BLOCK;
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (ptrdiff_t i = start; i < end; i++) {
+        sum += values[i] * given[i];
+        given[i] *= multiple;
+      }
+      total += sum;
+    }
+    grad_factor[row] = (float)total / multiple;
+  }
+}
+
+/* A BatchNorm as a factor for each channel, and the bias that it leaves; pointers may be null where it has no weight or
+ * shift, or the layer in front of it no bias. `kept` receives 1 / sqrt(variance + eps) and bias - mean of all channels. */
+void lq_fold_batch_norm(const float *mean, const float *variance, const float *weight, const float *shift,
+                        const float *bias, float eps, float smallest, ptrdiff_t channels, float *factor, float *moved,
+                        float *kept, int threads) {
+  (void)threads;
+  for (ptrdiff_t i = 0; i < channels; i++) {
+    float inverse = 1.0f / sqrtf(variance[i] + eps), centered = bias ? bias[i] - mean[i] : -mean[i];
+    float multiple = weight ? inverse * weight[i] : inverse;
+    multiple = fabsf(multiple) < smallest ? multiple + smallest : multiple;
+    factor[i] = multiple, kept[i] = inverse, kept[channels + i] = centered;
+    moved[i] = shift ? centered * multiple + shift[i] : centered * multiple;
   }
 }
 

@@ -245,6 +245,82 @@ def round_rows(
     return result
 
 
+def round_weight(
+    weight: Tensor, quant_max: int, eps: float, per_channel: bool, factor: Tensor | None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A weight on the grid whose scale covers it: :func:`weight_scale` and :func:`round_rows` in one pass.
+
+    Args:
+        weight: tensor that is :func:`usable`, and :func:`has_rows` if ``per_channel``.
+        quant_max: largest integer.
+        eps: scale of zeros.
+        per_channel: whether each row has its own scale.
+        factor: float32, contiguous, one value a row: multiplies it, once it is rounded.
+        out: memory for the result, laid out like ``weight``.
+
+    Returns:
+        tensor like ``weight``, and the scale: float32 of shape (rows, 1, ...), or () without rows.
+    """
+    result = torch.empty_like(weight, requires_grad=False) if out is None else out
+    rows = weight.shape[0] if per_channel else 1
+    scale = weight.new_empty((rows, *[1] * (weight.dim() - 1)) if per_channel else ())
+    pointers = None if factor is None else factor.data_ptr(), scale.data_ptr()
+    sizes = rows, weight.numel() // rows
+    _call("lq_round_weight", weight.data_ptr(), result.data_ptr(), *sizes, quant_max, eps, *pointers)
+    if out is not None:
+        _written(out)
+    return result, scale
+
+
+def factor_gradients(out: Tensor, grad: Tensor, factor: Tensor) -> Tensor:
+    """The gradient of the factor of :func:`round_weight`; ``grad`` becomes that of the weight, in place.
+
+    Args:
+        out: the weight times the factor: tensor that is :func:`usable` and :func:`has_rows`.
+        grad: of ``out``, laid out like it and as usable.
+        factor: float32, contiguous, one value a row.
+
+    Returns:
+        tensor like ``factor``.
+    """
+    found, rows = torch.empty_like(factor, requires_grad=False), factor.numel()
+    pointers = factor.data_ptr(), found.data_ptr()
+    _call("lq_factor_gradients", out.data_ptr(), grad.data_ptr(), rows, out.numel() // rows, *pointers)
+    _written(grad)
+    return found
+
+
+def fold_batch_norm(
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    shift: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    smallest: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A BatchNorm as a factor for each channel, and the bias that it leaves.
+
+    Args:
+        mean: tensor that is :func:`usable`, of shape (channels,), as are the others.
+        variance: the statistics.
+        weight: of the BatchNorm, if it has one.
+        shift: its own bias, if it has one.
+        bias: of the layer in front of it, if that has one.
+        eps: of the BatchNorm.
+        smallest: what is added to factors below it.
+
+    Returns:
+        factor and bias, and, of shape (2, channels), ``1 / sqrt(variance + eps)`` and ``bias - mean``.
+    """
+    factor, moved = torch.empty_like(variance), torch.empty_like(variance)
+    kept = variance.new_empty((2, variance.numel()))
+    pointers = [None if t is None else t.data_ptr() for t in (mean, variance, weight, shift, bias)]
+    results = [t.data_ptr() for t in (factor, moved, kept)]
+    _call("lq_fold_batch_norm", *pointers, eps, smallest, variance.numel(), *results)
+    return factor, moved, kept
+
+
 def learned_gradients(
     x: Tensor, grad: Tensor, scale: Tensor, low: float, high: float, most: float
 ) -> tuple[Tensor, Tensor]:
