@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def gated_export(
         quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].simulator}
         compared = compare(quick, gate.batches)
         deployment.results |= {version: dict(figures) for version, figures in compared.results.items()}
-        deployment.notes += compared.notes
+        deployment.notes += [_without_place(note, place) for note in compared.notes]
         calls, others, notes = _calls_to_compare(compared, signature, batch)
         deployment.notes += notes
         others += [(call, comparable(out)) for call, out in calls_of_other_sizes(prepared, example)]
@@ -134,6 +135,11 @@ def _calls_to_compare(
     if not possible:
         notes.append("without validation results, agreement and SQNR are those of one training batch")
     return same, [pair for pair in possible if not any(pair is one for one in same)], notes
+
+
+def _without_place(note: str, place: Path) -> str:
+    """A note without the path of a file that will have moved when somebody reads it."""
+    return re.sub(rf"{re.escape(str(place))} \(\w+\): ", "", note)
 
 
 def _settle(
