@@ -20,7 +20,7 @@ from lq.core.fake_quantize import FakeQuantize
 from lq.core.functional import EPS, affine_qparams, fake_quantize
 from lq.core.scratch import Scratch
 from lq.core.state import QATState
-from lq.core.weight import fake_quantize_weight, weight_scale
+from lq.core.weight import Covering, fake_quantize_weight, weight_scale
 
 COLUMNS = (label("group", "what"), label("op", "by"), *TIMING_COLUMNS)
 _LOOP = "loop over channels"
@@ -154,8 +154,9 @@ def _fake_quantized(weight: Tensor) -> dict[str, Work]:
     return {
         _LOOP: partial(_looped_fake_quantize, weight),
         "stock fused module": partial(_stock_fused_per_channel(weight), weight),
-        "lq": lambda: fake_quantize_weight(weight, weight_scale(weight, _WEIGHT)),
-        "lq, without C": lambda: _without_c(lambda w: fake_quantize_weight(w, weight_scale(w, _WEIGHT)))(weight),
+        "lq": lambda: fake_quantize_weight(weight, Covering(_WEIGHT)),
+        "lq, the scale in a pass of its own": lambda: fake_quantize_weight(weight, weight_scale(weight, _WEIGHT)),
+        "lq, without C": lambda: _without_c(lambda w: fake_quantize_weight(w, Covering(_WEIGHT)))(weight),
         "lq, with its backward pass, memory used again": _lq_with_backward(weight),
     }
 
@@ -178,7 +179,7 @@ def _lq_with_backward(weight: Tensor) -> Work:
     weight, grad, scratch = weight.clone().requires_grad_(), torch.ones_like(weight), Scratch()
 
     def work() -> Tensor:
-        out = fake_quantize_weight(weight, weight_scale(weight, _WEIGHT), scratch=scratch)
+        out = fake_quantize_weight(weight, Covering(_WEIGHT), scratch=scratch)
         return torch.autograd.grad(out, weight, grad)[0]
 
     return work
