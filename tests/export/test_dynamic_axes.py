@@ -16,6 +16,7 @@ import lq
 from lq.conversion.graph import as_graph
 from lq.deployment.rehearsal import rehearse
 from lq.timing.bench import bench
+from tests.tiny import quicken_deployment
 
 KINDS = ["torch", "onnx", "tensorrt", "pt2", "openvino"]
 
@@ -58,7 +59,9 @@ def exported(net: nn.Module, example: Any, folder: Path, kinds: list[Any], axes:
     calls = {"example_kwargs": example} if isinstance(example, dict) else {"example_args": (example,)}
     prepared = lq.prepare(net, "tensorrt" if "tensorrt" in kinds else "portable", **calls)
     lq.calibrate(prepared, [example])
-    done = lq.export_artifact(prepared, [example], folder / "int8", kinds, dynamic_axes=axes)
+    with pytest.MonkeyPatch.context() as patch:
+        quicken_deployment(patch)
+        done = lq.export_artifact(prepared, [example], folder / "int8", kinds, dynamic_axes=axes)
     return prepared.eval(), done
 
 
