@@ -50,17 +50,10 @@ class _Folded(torch.autograd.Function):
     """The same in one operation, and so is its backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        shift: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         # What the backward pass needs is kept apart: statistics may be written to before it, as DDP does.
-        factor, moved, kept = native.fold_batch_norm(mean, variance, weight, shift, bias, eps, _SMALLEST)
+        *tensors, eps = given
+        factor, moved, kept = native.fold_batch_norm(*tensors, eps=eps, smallest=_SMALLEST)
         ctx.save_for_backward(factor, kept)
         return factor, moved
 

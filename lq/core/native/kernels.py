@@ -296,6 +296,7 @@ def fold_batch_norm(
     weight: Tensor | None,
     shift: Tensor | None,
     bias: Tensor | None,
+    *,
     eps: float,
     smallest: float,
 ) -> tuple[Tensor, Tensor, Tensor]:

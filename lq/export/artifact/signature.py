@@ -47,11 +47,6 @@ class TensorSpec:
         object.__setattr__(self, "sizes", sizes)
 
     @property
-    def is_static(self) -> bool:
-        """Whether all but the batch, or the first dimension, is a number."""
-        return not any(isinstance(size, str) and size not in (BATCH, ANY) for size in self.shape)
-
-    @property
     def static(self) -> TensorSpec:
         """The same with the example's sizes in the place of dynamic axes."""
         pairs = zip(self.shape, self.sizes, strict=True)
@@ -177,11 +172,6 @@ class Signature:
         rest = iter(tensors)
         spec = load_treespec(self.output, "output") if self.spec is None else self.spec
         return tree_unflatten([next(rest) if leaf == _TENSOR else leaf for leaf in self.leaves], spec)
-
-    @property
-    def is_static(self) -> bool:
-        """Whether no input has a dynamic axis beside the batch."""
-        return all(spec.is_static for spec in self.inputs)
 
     @property
     def static(self) -> Signature:
