@@ -64,14 +64,26 @@ def test_a_program_that_would_run_code_is_refused(
         check_program(changed(program, tmp_path / "x.pt2", old, new))
 
 
-@pytest.mark.parametrize("expression", ["9**9**9", "1 << 4000", "open", "s0.__class__", "(lambda: 1)()", "[s0][0]", ""])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("9**9**9", "1 << 4000", "open", "s0.__class__", "(lambda: 1)()", "[s0][0]", ""),
+        *("torch.load(s0)", "torch.hub.load(s0)", "torch.ops.load_library(s0)", "torch.sym_max.__globals__"),
+    ],
+)
 def test_sizes_are_arithmetic(program: Path, tmp_path: Path, expression: str) -> None:
     path = changed(program, tmp_path / "x.pt2", '"guards_code": []', f'"guards_code": ["{expression}"]')
     with pytest.raises(ValueError, match="which is not a size"):
         check_program(path)
 
 
-@pytest.mark.parametrize("expression", ["L['x'].size()[0] >= 2", "Eq(Mod(2*s0, 4), 0)", "Max(1, s77) <= 2**31"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("L['x'].size()[0] >= 2", "Eq(Mod(2*s0, 4), 0)", "Max(1, s77) <= 2**31"),
+        "torch.sym_max(1, L['x'].size()[3] // 4) * torch.sym_min(2, s0) < 9",
+    ],
+)
 def test_honest_sizes_pass(program: Path, tmp_path: Path, expression: str) -> None:
     check_program(changed(program, tmp_path / "x.pt2", '"guards_code": []', f'"guards_code": ["{expression}"]'))
 
