@@ -24,7 +24,7 @@ from lq.core import native
 from lq.core.folding import fold_batch_norm
 from lq.core.functional import fake_quantize
 from lq.core.lsq import learned_fake_quantize
-from lq.core.native import kernels
+from lq.core.native import weights
 from lq.core.packed import pack
 from lq.core.saving import Saving
 from lq.core.scratch import Scratch
@@ -167,8 +167,8 @@ def test_weights_are_rounded_equally(kind: str, per_channel: bool, axis: int, th
 @needs_compiler
 def test_a_weight_is_read_once_for_scale_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    call = kernels._call
-    monkeypatch.setattr(kernels, "_call", lambda name, *given: (called.append(name), call(name, *given))[1])
+    call = weights.call
+    monkeypatch.setattr(weights, "call", lambda name, *given: (called.append(name), call(name, *given))[1])
     quantizer, norm = WeightQuantizer(WeightSpec()), nn.BatchNorm2d(8)
     weight = nn.Parameter(torch.randn(8, 4, 3, 3))
     factor, _ = fold_batch_norm(norm, None)
@@ -398,7 +398,6 @@ def test_flags_of_the_compiler_do_not_change_what_is_computed(flag: str) -> None
     program = """
 import torch
 from lq.core import native
-from lq.core.native import kernels
 ends = torch.zeros(2)
 native.round_values(torch.tensor([0.0, torch.nan]), 1.0, 0.0, 1.0, 1.0, ends=ends)
 print(ends.isnan().all().item(), (torch.tensor(1e-40) * 1.0).item() > 0)
