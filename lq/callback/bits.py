@@ -9,10 +9,11 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from lq.analysis.bits import AutoBits, BitChoice, choose_bits
-from lq.analysis.bits.search import as_auto_bits
+from lq.analysis.bits.settings import as_auto_bits
 from lq.callback.search import require_early_start
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.schedule import QATSchedule
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.deployment.evaluation import ValidationData
 from lq.export.exporters import Choice
 from lq.lightning_module.target import target_of
@@ -61,7 +62,8 @@ class BitSearch:
     def extends(self, known: QConfig, qconfig: QConfig) -> bool:
         """Whether the one is the other with more overrides and layers in float."""
         same = replace(known, overrides=qconfig.overrides, exclude=known.exclude[: len(qconfig.exclude)]) == qconfig
-        return same and all(_keeps(known.overrides.get(key), layer) for key, layer in qconfig.overrides.items())
+        chosen = self.wanted.activation_bits is not None
+        return same and all(_keeps(known.overrides.get(key), own, chosen) for key, own in qconfig.overrides.items())
 
     def find(self, twin: LightningModule, name: str, qconfig: QConfig, validation: ValidationData) -> BitChoice:
         """The bits."""
@@ -72,9 +74,14 @@ class BitSearch:
         return choose_bits(target, samples, qconfig, wanted, call_sample, labels_of, self.exporters, show)
 
 
-def _keeps(known: LayerQConfig | None, own: LayerQConfig) -> bool:
+def _keeps(known: LayerQConfig | None, own: LayerQConfig, bits_of_activations: bool) -> bool:
     """Whether an override has all that the user's has, bits apart."""
-    if known is None or known.activation != own.activation:
+    if known is None or (known.activation != own.activation and not bits_of_activations):
         return False
-    theirs, ours = (layer.weight.as_given() if layer.weight else {} for layer in (known, own))
+    grids = [(known.weight, own.weight), (known.activation, own.activation)]
+    return all(_keeps_grid(theirs, ours) for theirs, ours in grids)
+
+
+def _keeps_grid(known: WeightSpec | ActivationSpec | None, own: WeightSpec | ActivationSpec | None) -> bool:
+    theirs, ours = (grid.as_given() if grid else {} for grid in (known, own))
     return all(theirs.get(name) == value for name, value in ours.items() if not name.startswith("quant_"))

@@ -111,7 +111,7 @@ class QATCallback(Callback):
             :class:`~lq.analysis.auto_exclude.AutoExclude`. ``exclusions`` and the checkpoints say which.
         auto_bits: before the first step, choose the bits of each layer's weight such that a budget such as "size=2.5MB"
             or "latency=0.6@onnx" is kept and the output changes least; see
-            :class:`~lq.analysis.bits.search.AutoBits`. ``bits`` and the checkpoints say which.
+            :class:`~lq.analysis.bits.settings.AutoBits`. ``bits`` and the checkpoints say which.
         distill: train the quantized model to predict what the float model predicts, which costs one float forward a
             step; see :class:`~lq.callback.distillation.Distillation`.
         log_ranges: "summary" logs the worst saturation, use of levels, dead channels and drift of scales under

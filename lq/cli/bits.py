@@ -26,13 +26,14 @@ def choose_bits_of(
     datamodule: LightningDataModule | None = None,
     budget: str = "effective_bits=4",
     widths: Sequence[int] | None = None,
+    activation_bits: float | None = None,
     ckpt_path: str | None = None,
     batches: int = AutoBits.batches,
     exporters: Sequence[str] | None = None,
     out: str = "bits",
     weights_only: bool | None = None,
 ) -> None:
-    """Choose the bits of each layer's weight such that a budget is kept and the output changes least.
+    """Choose the bits of each layer's weight, and of each activation if wanted, such that a budget is kept and the output changes least.
 
     Prints the choice, and what other sizes lose. Writes the choice as bits.yaml, a qconfig for the QATCallback, the
     frontier as frontier.json and frontier.png, and the measured losses as losses.json, which other budgets and an
@@ -46,6 +47,8 @@ def choose_bits_of(
             part of what the float model takes (latency=2.5ms@onnx; torch, onnx or openvino).
         widths: bits that a layer may have, from 2 to 8, and 32 for float; null is 2 to 6 and 8, or 8 and 32 under a
             latency.
+        activation_bits: mean bits of an activation's value: the bits of each activation are chosen, too; null leaves
+            them as the qconfig says.
         ckpt_path: a checkpoint of the float model; null takes the weights as the model has them.
         batches: validation batches to measure on, of each data loader.
         exporters: in whose files the weights are stored; null is as the callback has.
@@ -55,7 +58,9 @@ def choose_bits_of(
     Raises:
         ValueError: if the budget cannot be read or kept, the checkpoint does not fit, or the data have no batch.
     """
-    options = AutoBits(budget, None if widths is None else tuple(widths), batches, Path(out) / "losses.json")
+    options = AutoBits(
+        budget, None if widths is None else tuple(widths), batches, Path(out) / "losses.json", activation_bits
+    )
     callback = qat_callback(trainer)
     name = choose_target(model, callback.target)
     checkpoint = read_checkpoint(ckpt_path, weights_only)
@@ -69,7 +74,8 @@ def choose_bits_of(
     target = target_of(model, name)
     stored = own if exporters is None else exporters
     found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)
-    print_bits(found.rows, found.loss, str(found))
+    of_activations = () if found.activations is None else found.activations.rows
+    print_bits(found.rows, found.loss, str(found), activations=of_activations)
     about = f"lq bits --budget {found.budget}: {type(target).__name__}, {found.chosen['size_mb']:.4g} MB"
-    files = write_bits(out, found.settings(callback.qconfig), found.rows, found.loss, about)
+    files = write_bits(out, found.settings(callback.qconfig), found.rows, found.loss, about, of_activations)
     rank_zero_info(f"lq: {', '.join(path.name for path in files)} in {out}")

@@ -31,6 +31,7 @@ class _Again:
         call = Call()
         call.place, call.counts, call.folded = self.place, dict(self.counts), set(self.folded)
         call.recomputing = call.in_mode = True
+        call.given = args
         # A GPU's backward pass has a thread of its own.
         former = self.instrument.use(call)
         before = self.state.pinned

@@ -190,6 +190,7 @@ def _begin(
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
     call.start()
+    call.given = args, kwargs
     call.place, call.outermost, call.grad = place, place, torch.is_grad_enabled()
     call.recomputing = not torch.compiler.is_compiling() and is_backward()
     pinned = state.pinned

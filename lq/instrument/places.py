@@ -42,6 +42,7 @@ class Call:
         self.counts: dict[int, int] = {}
         self.folded: set[int] = set()
         self.pending: list[tuple[Any, Site]] = []
+        self.given: Any = ()  # what the call began with: tensors that came from outside
 
 
 class Instrument:

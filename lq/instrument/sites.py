@@ -16,6 +16,7 @@ from lq.core.marks import activate, rounding_mark, weight_mark
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.places import Call, Instrument, Place
 from lq.tracing.layer_calls import LAYERS, argument, with_argument
+from lq.tracing.structure import tensors_of
 
 _FRESH: Mapping[Any, Any] = {
     Tensor.add_: torch.add,
@@ -156,11 +157,11 @@ def _activation(instrument: Instrument, call: Call, place: Place, site: Site, fu
             del call.pending[i]
             break
     if owner is None:
-        # The input of a checkpointed part is another object when it is computed again, and so it may be for dynamo;
-        # and a module that is called alone does not know what made its input.
-        # While marks are set torch.export runs the code itself: objects are what they are.
+        # Who made the input of a part that is called alone, or computed again by a checkpoint, cannot be seen, and for
+        # dynamo it may be another object. While marks are set torch.export runs the code itself: objects are what they
+        # are.
         traced = torch.compiler.is_compiling() and not instrument.marking
-        unknown = call.recomputing or call.outermost is place or traced
+        unknown = traced or any(given is x for given in tensors_of(call.given))
         if site.expects and not unknown:
             instrument.unplanned[site.function] += not instrument.marking
             return func(*args, **kwargs)
@@ -190,7 +191,7 @@ def _quantized(
     call: Call, place: Place, site: Site, quantizer: WeightQuantizer, x: Tensor, weight: Tensor, bias: Any, frozen: bool
 ) -> tuple[Tensor, Any]:
     norm, training = site.norm, place.module.training
-    alone = call.outermost is place  # so that its BatchNorm is called apart, if it is
+    alone = call.outermost is place and not place.is_root  # so that its BatchNorm is called apart, if it is
     if norm is None or alone or not _may_fold(place.module, norm) or x.dim() != weight.dim():
         return quantizer.quantized(weight, training), bias
     # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.

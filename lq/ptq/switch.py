@@ -71,12 +71,15 @@ def all_in_float(prepared: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def only_weights(graph: fx.GraphModule, layers: Collection[str]) -> Iterator[None]:
-    """Within the block only the weights of these layers are rounded, and no activation.
+def round_only(
+    graph: fx.GraphModule, layers: Collection[str], activations: Collection[FakeQuantize] = ()
+) -> Iterator[None]:
+    """Within the block only the weights of these layers are rounded, and these activations.
 
     Args:
-        graph: of a prepared module; it needs no ranges.
+        graph: of a prepared module; it needs ranges for the activations alone.
         layers: names of layers.
+        activations: fake quantizers of the graph.
 
     Example:
         >>> import torch
@@ -84,14 +87,15 @@ def only_weights(graph: fx.GraphModule, layers: Collection[str]) -> Iterator[Non
         >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(8, 4)
         >>> exact, graph = net(x), as_graph(prepare(net, example_args=(x,)))
         >>> set_phase(graph, fake_quant=True, observer=False, freeze_bn=True)
-        >>> with only_weights(graph, []):
+        >>> with round_only(graph, []):
         ...     print(torch.equal(graph(x), exact))
         True
-        >>> with only_weights(graph, ["0"]):
+        >>> with round_only(graph, ["0"]):
         ...     print(torch.equal(graph(x), exact))
         False
     """
-    active = {layer.module for layer in layers_of(graph) if layer.name in layers}
+    active: set[nn.Module] = {layer.module for layer in layers_of(graph) if layer.name in layers}
+    active.update(activations)
     parts = [m for m in graph.modules() if isinstance(m, (QATLayer, FakeQuantize)) and m not in active]
     with _off(state_of(graph), parts, []):
         yield

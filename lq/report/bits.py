@@ -34,48 +34,86 @@ def frontier_table(rows: Sequence[Row], loss: str) -> Table:
     """
     timed = any(row.get("latency_ms") is not None for row in rows)
     headers = ["latency\nms"] * timed + ["size\nMB", "bits per\nweight", "expected\nloss", "measured\nloss"]
-    table = Table(
-        Column("\nweights", no_wrap=True, style="cyan"),
-        *(Column(header, justify="right", no_wrap=True) for header in headers),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption=f"loss: {loss}" + ("\nlatency: expected where a line has no name" if timed else ""),
-        caption_justify="left",
-    )
+    caption = f"loss: {loss}" + ("\nlatency: expected where a line has no name" if timed else "")
+    table = _table("weights", headers, caption)
     for row in rows:
-        measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
-        cells = [f"{row['latency_ms']:.3f}"] if timed else []
-        cells += [f"{row['size_mb']:.3f}", f"{row['effective_bits']:.2f}", f"{row['expected']:.3g}", measured]
-        style = "bold" if row["name"] == "chosen" else None
-        table.add_row(*map(Text, [row["name"], *cells]), style=style)
+        costs = [f"{row['latency_ms']:.3f}"] if timed else []
+        _add(table, row, [*costs, f"{row['size_mb']:.3f}", f"{row['effective_bits']:.2f}"])
     return table
 
 
-def print_bits(rows: Sequence[Row], loss: str, choice: str, console: Console | None = None) -> None:
-    """Print the table and the choice.
+def activation_table(rows: Sequence[Row], loss: str) -> Table:
+    """The same for activations.
 
     Args:
-        rows: of the table.
+        rows: from :class:`lq.analysis.bits.choice.ActivationBits`.
+        loss: what the losses are.
+
+    Example:
+        >>> rows = [{"name": "chosen", "bits": 3.97, "expected": 2e-3, "measured": 3e-3}]
+        >>> activation_table(rows, "KL divergence").row_count
+        1
+    """
+    headers = "bits per\nactivation", "expected\nloss", "measured\nloss"
+    table = _table("activations", headers, f"loss: {loss}, weights in float")
+    for row in rows:
+        _add(table, row, [f"{row['bits']:.2f}"])
+    return table
+
+
+def _table(what: str, headers: Sequence[str], caption: str) -> Table:
+    return Table(
+        Column(f"\n{what}", no_wrap=True, style="cyan"),
+        *(Column(header, justify="right", no_wrap=True) for header in headers),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=caption,
+        caption_justify="left",
+    )
+
+
+def _add(table: Table, row: Row, costs: Sequence[str]) -> None:
+    measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
+    cells = [row["name"], *costs, f"{row['expected']:.3g}", measured]
+    table.add_row(*map(Text, cells), style="bold" if row["name"] == "chosen" else None)
+
+
+def print_bits(
+    rows: Sequence[Row], loss: str, choice: str, console: Console | None = None, activations: Sequence[Row] = ()
+) -> None:
+    """Print the tables and the choice.
+
+    Args:
+        rows: of the weights.
         loss: what the losses are.
         choice: ``str`` of the choice.
         console: where to; None means standard output. The lines in a log file are never broken.
+        activations: rows of the activations, if their bits were chosen.
     """
     console = wide_enough(console)
     console.print(frontier_table(rows, loss))
+    if activations:
+        console.print(activation_table(activations, loss))
     console.print(Text("\n".join(f" {line}" for line in choice.splitlines())), soft_wrap=True)
 
 
 def write_bits(
-    directory: str | os.PathLike[str], settings: Mapping[str, Any], rows: Sequence[Row], loss: str, about: str
+    directory: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    rows: Sequence[Row],
+    loss: str,
+    about: str,
+    activations: Sequence[Row] = (),
 ) -> list[Path]:
     """Write the qconfig as YAML, the frontier as JSON, and as a picture if matplotlib is installed.
 
     Args:
         directory: is made.
         settings: of a QConfig, from :meth:`lq.analysis.bits.BitChoice.settings`.
-        rows: of the table.
+        rows: of the weights.
         loss: what the losses are.
         about: a line for the head of the YAML file.
+        activations: rows of the activations, if their bits were chosen.
 
     Returns:
         the files: bits.yaml, frontier.json, frontier.png.
@@ -91,8 +129,11 @@ def write_bits(
     files = [folder / "bits.yaml", folder / "frontier.json"]
     text = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, width=120)
     files[0].write_text(f"# {about}\n# A qconfig: QATCallback(qconfig=...)\n{text}", encoding="utf-8")
-    files[1].write_text(json.dumps({"loss": loss, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+    data: dict[str, Any] = {"loss": loss, "rows": list(rows)}
+    if activations:
+        data["activations"] = list(activations)
+    files[1].write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is not None:
         files.append(folder / "frontier.png")
-        plot_frontier(rows, loss).savefig(files[-1], dpi=144)
+        plot_frontier(rows, loss, activations).savefig(files[-1], dpi=144)
     return files

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lq.analysis.bits.latency import LatencyMeter
-from lq.analysis.bits.losses import WeightLoss
+from lq.analysis.bits.losses import RoundingLoss
 from lq.backends.prepare import plan_of
 from lq.callback import QATCallback
 from lq.config.qconfig import QConfig
@@ -51,8 +51,8 @@ def test_the_second_budget_measures_nothing_again(tmp_path: Path, monkeypatch: p
     torch.save({"state_dict": module.state_dict()}, tmp_path / "float.ckpt")
     given: dict[str, Any] = {"ckpt_path": str(tmp_path / "float.ckpt"), "out": str(tmp_path / "bits")}
     trainer.bits(WithAllData(), budget="effective_bits=4", **given)
-    singles, measure = [], WeightLoss.of
-    monkeypatch.setattr(WeightLoss, "of", lambda self, grids: singles.append(len(grids)) or measure(self, grids))
+    singles, measure = [], RoundingLoss.of
+    monkeypatch.setattr(RoundingLoss, "of", lambda self, grids: singles.append(len(grids)) or measure(self, grids))
     trainer.bits(WithAllData(), budget="effective_bits=6", **given)
     assert 1 not in singles
 
@@ -87,8 +87,8 @@ class TwoLoaders(WithAllData):
 
 def test_batches_of_every_loader_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    measure = WeightLoss.of
-    monkeypatch.setattr(WeightLoss, "of", lambda self, grids: seen.append(len(self.batches)) or measure(self, grids))
+    measure = RoundingLoss.of
+    monkeypatch.setattr(RoundingLoss, "of", lambda self, grids: seen.append(len(self.batches)) or measure(self, grids))
     trainer = quiet_trainer(tmp_path, QATCallback(qconfig=FREE))
     trainer.bits(TwoLoaders(), widths=[2, 8], batches=1, out=str(tmp_path / "b"))
     assert set(seen) == {2}

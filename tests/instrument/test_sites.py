@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.prepare import is_planned, plan_of, prepare, set_phase
+from lq.backends.prepare import is_planned, plan_of, prepare, set_phase, state_of
 from lq.conversion.convert import convert
+from lq.core.fake_quantize import FakeQuantize
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 from tests.instrument.nets import ready, step
@@ -204,3 +206,37 @@ def test_a_frozen_batch_norm_that_is_called_twice_has_a_site_for_each_call() -> 
     calibrate(prepared, [x])
     with torch.no_grad():
         assert 20 < float(sqnr(expected, prepared(x))) < 60
+
+
+class PreActivated(nn.Module):
+    """A block as of pre-activation ResNets, by functions: the first ReLU reads what the addition needs, too."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = (nn.Conv2d(n, 4, 3, padding=1) for n in (1, 4, 4))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return y + self.b(torch.relu(self.a(torch.relu(self.change(y)))))
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["target", "part called alone"])
+@pytest.mark.parametrize("change", [lambda y: y, lambda y: y.flip(2)], ids=["the same tensor", "another one"])
+def test_an_activation_that_is_not_planned_is_not_taken_for_one_that_is(
+    alone: bool, change: Callable[[Tensor], Tensor]
+) -> None:
+    torch.manual_seed(0)
+    block, x = PreActivated(change).eval(), torch.randn(2, 1, 6, 6)
+    with torch.no_grad():
+        exact = block(x)
+    target = nn.Sequential(block, nn.Flatten(), nn.Linear(144, 2)) if alone else block
+    prepared = prepare(target, example_args=(x,))
+    calibrate(prepared, [x])
+    calls: Counter[str] = Counter()
+    for name, part in state_of(prepared).named_children():
+        if isinstance(part, FakeQuantize):
+            part.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    with torch.no_grad():
+        assert sqnr(exact, block(x)) > 25
+    assert set(calls.values()) == {1}, "each tensor is rounded once, by its own quantizer"

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
+from lq.analysis.bits.activations import ActivationOption
 from lq.analysis.bits.budget import Budget
-from lq.analysis.bits.layers import LayerOption, override_of
+from lq.analysis.bits.layers import LayerOption
 from lq.config.qconfig import LayerQConfig, QConfig, as_qconfig
-from lq.config.specs import WeightSpec
+from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
 
 
 class FrontierRow(TypedDict):
@@ -34,6 +35,43 @@ class FrontierRow(TypedDict):
     latency_ms: float | None
 
 
+class ActivationRow(TypedDict):
+    """A choice of bits for the activations, and what comes of it.
+
+    Args:
+        name: "all 4 bits", "chosen", or empty for a corner of the frontier.
+        bits: of a value, in the mean over all rounded values of a call.
+        expected: the losses of the activations, each measured alone, added up.
+        measured: the loss with all of these activations rounded and the weights in float; ``None`` if that was not
+            measured.
+    """
+
+    name: str
+    bits: float
+    expected: float
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class ActivationBits:
+    """Bits for each activation.
+
+    Args:
+        options: name of an activation -> what was chosen.
+        rows: the choice, the same bits everywhere, and the frontier, in the order of their bits.
+        with_weights: the loss with the chosen activations and the chosen weights rounded.
+    """
+
+    options: Mapping[str, ActivationOption]
+    rows: Sequence[ActivationRow]
+    with_weights: float
+
+    @property
+    def chosen(self) -> ActivationRow:
+        """The row of the choice."""
+        return next(row for row in self.rows if row["name"] == "chosen")
+
+
 @dataclass(frozen=True)
 class BitChoice:
     """Bits for the weight of each layer; ``str`` of it is a sentence and a line for each number of bits.
@@ -43,6 +81,7 @@ class BitChoice:
         loss: what losses are: "KL divergence" of class scores or "noise/signal" of the output.
         layers: name of a layer -> what was chosen.
         rows: the choice, the same bits everywhere, and the frontier, in the order of their sizes.
+        activations: bits for activations, if they were chosen.
 
     Example:
         >>> row = FrontierRow(
@@ -58,6 +97,7 @@ class BitChoice:
     loss: str
     layers: Mapping[str, LayerOption]
     rows: Sequence[FrontierRow]
+    activations: ActivationBits | None = None
 
     @property
     def chosen(self) -> FrontierRow:
@@ -65,9 +105,20 @@ class BitChoice:
         return next(row for row in self.rows if row["name"] == "chosen")
 
     @property
+    def weights(self) -> dict[str, WeightSpec]:
+        """Grids of the layers that are quantized."""
+        return {name: option.spec for name, option in self.layers.items() if option.spec is not None}
+
+    @property
     def overrides(self) -> dict[str, LayerQConfig]:
-        """For ``QConfig(overrides=...)``: the integers of every layer that is quantized."""
-        return {glob.escape(name): override_of(o) for name, o in self.layers.items() if o.spec is not None}
+        """For ``QConfig(overrides=...)``: the integers of every weight, and of the activations that were chosen."""
+        weights = {name: _integers(spec) for name, spec in self.weights.items()}
+        options = {} if self.activations is None else self.activations.options
+        activations = {name: _integers(option.spec) for name, option in options.items()}
+        return {
+            glob.escape(name): LayerQConfig(weights.get(name), activations.get(name))
+            for name in dict.fromkeys((*weights, *activations))
+        }
 
     @property
     def exclude(self) -> tuple[str, ...]:
@@ -105,17 +156,40 @@ class BitChoice:
             f"{self.budget}: {time}{chosen['size_mb']:.4g} MB, {chosen['effective_bits']:.3g} bits per weight, "
             f"{self.loss} {chosen['measured']:.3g}"
         ]
-        groups: dict[str, list[str]] = {}
-        for name, option in self.layers.items():
-            groups.setdefault("float" if option.spec is None else f"{option.spec.bits} bits", []).append(name)
-        return "\n".join([*lines, *(f"  {bits}: {', '.join(groups[bits])}" for bits in sorted(groups))])
+        lines += _by_bits({name: option.spec for name, option in self.layers.items()})
+        if self.activations is not None:
+            chosen_too = self.activations.chosen
+            lines.append(
+                f"{chosen_too['bits']:.3g} bits per activation, {self.loss} {chosen_too['measured']:.3g}, and "
+                f"{self.activations.with_weights:.3g} with the weights"
+            )
+            lines += _by_bits({name: option.spec for name, option in self.activations.options.items()})
+        return "\n".join(lines)
+
+
+def _integers(spec: AnyGrid) -> AnyGrid:
+    """What gives a tensor the integers of a grid and leaves all else."""
+    ends: Any = spec
+    return type(spec)(quant_min=ends.quant_min, quant_max=ends.quant_max)
 
 
 def _on_top(layer: LayerQConfig, of: LayerQConfig) -> LayerQConfig:
     """An override of the same name keeps the settings that are not about bits."""
-    assert layer.weight is not None
-    kept = {} if of.weight is None else of.weight.as_given()
-    return LayerQConfig(weight=WeightSpec(**{**kept, **layer.weight.as_given()}), activation=of.activation)
+    return LayerQConfig(_merged(layer.weight, of.weight), _merged(layer.activation, of.activation))
+
+
+def _merged(chosen: AnyGrid | None, own: AnyGrid | None) -> AnyGrid | None:
+    if chosen is None or own is None:
+        return own if chosen is None else chosen
+    return type(own)(**{**own.as_given(), **chosen.as_given()})
+
+
+def _by_bits(specs: Mapping[str, WeightSpec | ActivationSpec | None]) -> list[str]:
+    """A line for each number of bits."""
+    groups: dict[str, list[str]] = {}
+    for name, spec in specs.items():
+        groups.setdefault("float" if spec is None else f"{spec.bits} bits", []).append(name)
+    return [f"  {bits}: {', '.join(groups[bits])}" for bits in sorted(groups)]
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
+from lq.analysis.bits.activations import ActivationChoices
 from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget
 from lq.analysis.bits.knapsack import Options, Point, solve
 from lq.analysis.bits.layers import FLOAT, LayerChoices, LayerOption
@@ -82,10 +83,10 @@ class Costs:
         fixed = [layer.name for layer in self.layers if len(layer.options) == 1]
         if not fixed:
             return "Or allow fewer bits."
-        names = ", ".join(fixed[:_SHOWN]) + (f" and {len(fixed) - _SHOWN} more" if len(fixed) > _SHOWN else "")
         return (
-            f"There is one choice for {names}: first and last layers keep the bits of the preset, unless qconfig has "
-            "keep: nothing; layers with an override keep those; and files store the bits that their format has."
+            f"There is one choice for {_names(fixed)}: first and last layers keep the bits of the preset, unless "
+            "qconfig has keep: nothing; layers with an override keep those; and files store the bits that their "
+            "format has."
         )
 
     def _at_least(self, cost: int) -> str:
@@ -95,6 +96,39 @@ class Costs:
         bytes_ = cost + self.rest
         step = 10 ** max(len(str(bytes_)) - 4, 0)
         return self.budget.written(-(-bytes_ // step) * step)
+
+
+def activation_capacity(tensors: Sequence[ActivationChoices], bits: float) -> int:
+    """Bits that all values of the activations may have together.
+
+    Args:
+        tensors: the activations and their options.
+        bits: of a value in the mean.
+
+    Raises:
+        ValueError: if even the fewest bits of each are more.
+
+    Example:
+        >>> grids = [ActivationOption(2, ActivationSpec(0, 3)), ActivationOption(8, ActivationSpec())]
+        >>> activation_capacity([ActivationChoices("conv", 100, tuple(grids))], 4.5)
+        450
+    """
+    values = sum(tensor.values for tensor in tensors)
+    least = sum(tensor.values * min(option.spec.bits for option in tensor.options) for tensor in tensors)
+    if least > bits * values:
+        fixed = [tensor.name for tensor in tensors if len(tensor.options) == 1]
+        raise ValueError(
+            f"auto_bits: activation_bits={bits} is less than the widths allow: the mean can be from "
+            f"{math.ceil(1000 * least / values) / 1000}. There is one choice for {_names(fixed)}: inputs and outputs "
+            "of the first and last layers keep the bits of the preset, unless qconfig has keep: nothing, and so do "
+            "activations with an override."
+        )
+    return math.floor(bits * values + 1e-6)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def bytes_of_the_rest(graph: fx.GraphModule) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import fx, nn
 
+from lq.analysis.bits.activations import activation_grid
 from lq.backends.prepare import plan_of, prepare
 from lq.config.presets import PRESETS
-from lq.config.qconfig import LayerQConfig, QConfig
-from lq.config.specs import WeightSpec
+from lq.config.qconfig import QConfig
+from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.copies import deep_copy
 from lq.export.exporters import Choice, stored_bits
 from lq.ptq.layers import layers_of
@@ -77,43 +79,51 @@ def weight_grid(qconfig: QConfig, width: int) -> WeightSpec:
     return WeightSpec(**{**given, "quant_min": -largest, "quant_max": largest})
 
 
-def at_width(qconfig: QConfig, width: int) -> QConfig:
-    """The qconfig with all weights at a width, but for what it keeps or overrides."""
-    return replace(qconfig, weight=weight_grid(qconfig, width))
+def at_width(qconfig: QConfig, width: int, activations: bool = False) -> QConfig:
+    """The qconfig with all weights at a width, and all activations if wanted, but for what it keeps or overrides."""
+    activation = activation_grid(qconfig, width) if activations else qconfig.activation
+    return replace(qconfig, weight=weight_grid(qconfig, width), activation=activation)
 
 
-def override_of(option: LayerOption) -> LayerQConfig:
-    """What gives a layer the integers of an option."""
-    assert option.spec is not None
-    return LayerQConfig(weight=WeightSpec(option.spec.quant_min, option.spec.quant_max))
+class Grids(NamedTuple):
+    """The grids of a plan.
+
+    Args:
+        weights: by the name of the layer.
+        activations: in the order of the slots.
+    """
+
+    weights: dict[str, WeightSpec]
+    activations: tuple[ActivationSpec, ...]
 
 
 def grids_of(
-    model: nn.Module, qconfig: QConfig, widths: Sequence[int], example: Inputs
-) -> dict[int, dict[str, WeightSpec]]:
-    """The grid of every layer at each width, as a plan has it, and at the smallest and the largest of all.
+    model: nn.Module, qconfig: QConfig, widths: Sequence[int], example: Inputs, activations: bool = False
+) -> dict[int, Grids]:
+    """The grids at each width, as a plan has them, and at the smallest and the largest of all.
 
     Args:
         model: in float; copies of it are prepared.
         qconfig: says what is quantized, kept and overridden.
         widths: of which those up to 8 have grids.
         example: inputs of one call.
+        activations: whether activations have the width, too, or the grids of the qconfig.
 
     Returns:
-        grids by width and by the name of the layer.
+        grids by width.
     """
     found = {}
     for width in sorted({_LEAST, _MOST, *widths} - {FLOAT}):
-        prepared = prepare(deep_copy(model), at_width(qconfig, width), *copy.deepcopy(example))
+        prepared = prepare(deep_copy(model), at_width(qconfig, width, activations), *copy.deepcopy(example))
         sites = plan_of(prepared).sites
         assert sites is not None
-        found[width] = {layer.name: layer.spec for layer in sites.layers}
+        found[width] = Grids({layer.name: layer.spec for layer in sites.layers}, sites.specs)
     return found
 
 
 def layer_choices(
     graph: fx.GraphModule,
-    grids: Mapping[int, Mapping[str, WeightSpec]],
+    grids: Mapping[int, Grids],
     widths: Sequence[int],
     exporters: Sequence[Choice],
 ) -> list[LayerChoices]:
@@ -121,7 +131,7 @@ def layer_choices(
 
     Args:
         graph: with ranges.
-        grids: the grids of the layers at each width, from :func:`grids_of`.
+        grids: those at each width, from :func:`grids_of`.
         widths: in ascending order; 32 is float.
         exporters: whose files are stored; the largest counts.
 
@@ -135,12 +145,12 @@ def layer_choices(
         for width in widths:
             if width == FLOAT:
                 continue
-            spec = grids[width][layer.name]
+            spec = grids[width].weights[layer.name]
             stored, scales = stored_bits(spec.bits, exporters), channels if spec.per_channel else 1
             if options and options[-1].stored == stored:
                 options.pop()  # the same bytes for more bits, or the very same grid
             options.append(LayerOption(width, spec, stored, -(-count * stored // 8) + 4 * scales))
-        is_fixed = len({of_layers[layer.name] for of_layers in grids.values()}) == 1  # it is kept or overridden
+        is_fixed = len({at.weights[layer.name] for at in grids.values()}) == 1  # it is kept or overridden
         if FLOAT in widths and not is_fixed:
             unfolded = 3 * channels if layer.norm is not None else 0  # four vectors of a BatchNorm in place of a bias
             options.append(LayerOption(FLOAT, None, FLOAT, 4 * (count + unfolded)))

@@ -1,14 +1,15 @@
-"""What rounding the weight of one layer does to the output, all else in float."""
+"""What rounding weights and activations does to the output, all else in float."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
 
+from lq.analysis.bits.activations import Activations
 from lq.analysis.tensors import compared_part, evaluating, finite_output
 from lq.compat.float64 import as_float64
 from lq.config.specs import WeightSpec
@@ -16,7 +17,7 @@ from lq.core.distillation import distillation_loss, is_class_scores
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.ptq.batches import Call
 from lq.ptq.layers import QuantizedLayer, layers_of
-from lq.ptq.switch import only_weights, quantize_only
+from lq.ptq.switch import quantize_only, round_only
 
 KL, NOISE = "KL divergence", "noise/signal"
 
@@ -29,8 +30,8 @@ class _Reference:
     scores: bool
 
 
-class WeightLoss:
-    """The loss of a prepared graph whose weights are rounded in part.
+class RoundingLoss:
+    """The loss of a prepared graph that is rounded in part.
 
     Where the labels of all batches are classes, it is the Kullback-Leibler divergence of the class scores from those of
     the float model; for anything else the power of the noise in the output over that of the signal.
@@ -41,8 +42,9 @@ class WeightLoss:
         call: how to run one.
         target_fn: batch -> labels, or ``None``.
         advance: is called behind every batch.
-        activations: whether the tensors that these layers read and write are rounded, too, as their int8 kernels do it;
-            the graph needs ranges then.
+        kernels: whether the tensors that layers with rounded weights read and write are rounded, too, as their int8
+            kernels do it; the graph needs ranges then.
+        activations: those of the graph, at several widths.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class WeightLoss:
         call: Call,
         target_fn: Callable[[Any], Any],
         advance: Callable[[], None],
-        activations: bool = False,
+        kernels: bool = False,
+        activations: Activations | None = None,
     ) -> None:
-        self.activations = activations
+        self.kernels, self.activations = kernels, activations
         self.graph, self.batches, self.call, self.advance = graph, batches, call, advance
         self.compared = compared_part(graph)
         self.layers = {layer.name: layer for layer in layers_of(graph)}
-        with only_weights(graph, []):
+        with round_only(graph, []):
             outputs = self._outputs()
         labels = [target_fn(batch) for batch in batches]
         scores = all(is_class_scores(out, label) for out, label in zip(outputs, labels, strict=True))
@@ -69,8 +72,8 @@ class WeightLoss:
         """What the loss is."""
         return KL if self.reference.scores else NOISE
 
-    def of(self, grids: Mapping[str, WeightSpec]) -> float:
-        """The loss with the weights of these layers on these grids.
+    def of(self, grids: Mapping[str, WeightSpec], widths: Mapping[str, int] | None = None) -> float:
+        """The loss with the weights of these layers on these grids, and these activations at these widths.
 
         Example:
             >>> import torch
@@ -79,12 +82,11 @@ class WeightLoss:
             >>> from lq.ptq.batches import run_batch
             >>> x = torch.randn(64, 4)
             >>> graph = as_graph(prepare(torch.nn.Sequential(torch.nn.Linear(4, 8)), example_args=(x,)))
-            >>> loss = WeightLoss(graph, [x], run_batch, lambda batch: None, lambda: None)
+            >>> loss = RoundingLoss(graph, [x], run_batch, lambda batch: None, lambda: None)
             >>> loss.name, loss.of({"0": WeightSpec(-7, 7)}) > loss.of({"0": WeightSpec(-127, 127)}) > loss.of({})
             ('noise/signal', True)
         """
-        rounding_only = quantize_only if self.activations else only_weights
-        with rounding_only(self.graph, list(grids)), _on_grids(self.layers, grids):
+        with self._rounding(list(grids), widths or {}), _on_grids(self.layers, grids):
             outputs = self._outputs()
         pairs = list(zip(outputs, self.reference.outputs, strict=True))
         if self.reference.scores:
@@ -93,6 +95,13 @@ class WeightLoss:
         noise = sum(_power(ours - exact) for ours, exact in pairs)
         signal = sum(_power(exact) for _, exact in pairs)
         return noise / signal if signal else noise
+
+    def _rounding(self, layers: Sequence[str], widths: Mapping[str, int]) -> AbstractContextManager[None]:
+        if self.kernels:
+            return quantize_only(self.graph, layers)
+        if self.activations is None:
+            return round_only(self.graph, layers)
+        return self.activations.rounded(widths, layers)
 
     def _outputs(self) -> list[Tensor]:
         found = []

@@ -1,9 +1,8 @@
-"""Bits for each layer under a budget, from what each costs and what rounding it does to the output."""
+"""Bits for each weight and activation under a budget, from what each costs and what rounding it does to the output."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq.analysis.bits.activations import ActivationChoices, ActivationOption, Activations
 from lq.analysis.bits.budget import LATENCY, Budget
-from lq.analysis.bits.choice import BitChoice, FrontierRow
-from lq.analysis.bits.costs import Costs, float_bytes
-from lq.analysis.bits.knapsack import Options, frontier
+from lq.analysis.bits.choice import ActivationBits, ActivationRow, BitChoice, FrontierRow
+from lq.analysis.bits.costs import Costs, activation_capacity, float_bytes
+from lq.analysis.bits.knapsack import Options, frontier, solve
 from lq.analysis.bits.latency import calibrated_by
 from lq.analysis.bits.layers import (
     FLOAT,
@@ -24,13 +24,15 @@ from lq.analysis.bits.layers import (
     grids_of,
     layer_choices,
 )
-from lq.analysis.bits.losses import WeightLoss
+from lq.analysis.bits.losses import RoundingLoss
+from lq.analysis.bits.settings import AutoBits, as_auto_bits
 from lq.analysis.bits.timed import MOST_MEASURED, costs_of
 from lq.analysis.resume import ResultFile, fingerprint
-from lq.backends.prepare import prepare
-from lq.checks import as_dataclass, check_integer, check_module, shown
+from lq.backends.prepare import prepare, state_of
+from lq.checks import check_module
 from lq.compat.float64 import as_float64
 from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.specs import WeightSpec
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
 from lq.export.exporters import EXPORTERS, Choice
@@ -39,87 +41,6 @@ from lq.metrics.outputs import plain_targets_of
 from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
 from lq.tracing.exported_call import call_to_export
-
-_WIDTHS, _TIMED = (2, 3, 4, 5, 6, 8), (8, FLOAT)
-
-
-@dataclass(frozen=True)
-class AutoBits:
-    """How many bits the weights may have, and what they may cost together.
-
-    Args:
-        budget: ``size=2.5MB``, of the deployed model's tensors: weights as stored, everything else in float32;
-            ``effective_bits=5``, stored bits of a quantized weight in the mean; or ``latency=0.6@onnx``, of a call with
-            one sample on one thread of this machine: a part of the float model's latency, or ``latency=2.5ms@onnx``.
-        widths: bits that a layer may have, from 2 to 8, and 32 for float. 8 is the weight grid of the preset. ``None``
-            is 2, 3, 4, 5, 6 and 8. A latency leaves the choice between 8 and 32: int8 kernels take the same time for
-            fewer bits.
-        batches: validation batches to measure on; they are kept in memory.
-        resume_file: JSON file in which every measured loss is kept at once. It serves other budgets as well, and an
-            interrupted search goes on from it.
-
-    Raises:
-        TypeError: if a setting is no number, or the budget no text.
-        ValueError: if the budget cannot be read, or a width is out of range.
-
-    Example:
-        >>> AutoBits("size=2.5MB").allowed, AutoBits("latency=0.6@onnx").allowed
-        ((2, 3, 4, 5, 6, 8), (8, 32))
-    """
-
-    budget: str = "effective_bits=4"
-    widths: tuple[int, ...] | None = None
-    batches: int = 2
-    resume_file: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        limits_time = Budget.parse(self.budget).kind == LATENCY
-        check_integer("auto_bits: batches", self.batches, 2)
-        if self.batches < 1:
-            raise ValueError(f"auto_bits: batches={self.batches} must be at least 1.")
-        if self.widths is None:
-            return
-        _check_widths(self.widths)
-        object.__setattr__(self, "widths", tuple(sorted(set(self.widths))))
-        if limits_time and self.widths != _TIMED:
-            raise ValueError(
-                f"auto_bits: widths={list(self.widths)} with {self.budget}: int8 kernels take the same time for fewer "
-                "bits, so a latency leaves the choice between 8 and 32, float. Leave widths out, or limit the size."
-            )
-        if min(self.widths, default=FLOAT) == FLOAT:
-            raise ValueError(f"auto_bits: widths={list(self.widths)} leave no choice; write e.g. [2, 4, 8].")
-
-    @property
-    def allowed(self) -> tuple[int, ...]:
-        """The widths that the search tries, in ascending order."""
-        return self.widths or (_TIMED if Budget.parse(self.budget).kind == LATENCY else _WIDTHS)
-
-
-def as_auto_bits(given: str | AutoBits | Mapping[str, Any] | None) -> AutoBits:
-    """The settings; text is a budget.
-
-    Raises:
-        TypeError: if it is something else.
-        ValueError: if a setting does not exist or is out of range.
-
-    Example:
-        >>> as_auto_bits("size=2.5MB").budget
-        'size=2.5MB'
-    """
-    if isinstance(given, str):
-        return AutoBits(given)
-    if given is None or isinstance(given, (AutoBits, Mapping)):
-        return as_dataclass(AutoBits, given, "auto_bits")
-    raise TypeError(f"auto_bits={shown(given)} ({type(given).__name__}) must be a budget, e.g. 'effective_bits=4'.")
-
-
-def _check_widths(widths: Any) -> None:
-    if isinstance(widths, str) or not isinstance(widths, Sequence):
-        raise TypeError(f"auto_bits: widths={shown(widths)} must be a list of bits, e.g. [2, 4, 8].")
-    for width in widths:
-        check_integer("auto_bits: a width", width, 4)
-        if not (2 <= width <= 8 or width == FLOAT):
-            raise ValueError(f"auto_bits: width {width} must be from 2 to 8 bits, or {FLOAT} for float.")
 
 
 def choose_bits(
@@ -132,19 +53,20 @@ def choose_bits(
     exporters: Sequence[Choice] = ("torch",),
     show_progress: bool = True,
 ) -> BitChoice:
-    r"""Choose the bits of each weight such that a budget is kept and the loss is least.
+    r"""Choose the bits of each weight, and of each activation if wanted, such that a budget is kept at the least loss.
 
     .. math:: \min_{b} \sum_l L_l(b_l) \quad \text{such that} \quad \sum_l c_l(b_l) \le C
 
     with the loss :math:`L_l(b)` of the output when only the weight of layer l is rounded, to b bits, and its cost
     :math:`c_l(b)`. The sum is minimized exactly. That losses add up is an assumption; the rows say what was measured
-    with all weights rounded.
+    with all weights rounded. With ``activation_bits``, the same is done for the activations, whose cost are the bits of
+    their values.
 
     Args:
         model: in float; it is left as it is.
         batches: data; with class labels the loss is the KL divergence of class scores, otherwise noise over signal.
-        qconfig: what is quantized. Layers that it overrides keep their bits, and so do the first and last ones unless
-            ``keep`` is "nothing".
+        qconfig: what is quantized. What it overrides keeps its bits, and so do the first and last layers with their
+            inputs and outputs unless ``keep`` is "nothing".
         options: budget and widths; text is a budget.
         call: how to run one batch; ``None`` for :func:`~lq.ptq.batches.run_batch`.
         target_fn: batch -> labels; ``None`` takes those of plain inputs and labels.
@@ -182,28 +104,41 @@ def choose_bits(
     kept = list(first_batches(batches, options.batches, "auto_bits"))
     twin = float_copy(model).eval()
     example = first_inputs(twin, twin, kept[0], run)
-    grids = grids_of(twin, qconfig, widths, example)
+    of_activations = options.activation_bits is not None
+    grids = grids_of(twin, qconfig, widths, example, of_activations)
     weights_are = fingerprint(twin)
     in_float = float_bytes(twin)
-    whole = at_width(qconfig, max(grids))
+    whole = at_width(qconfig, max(grids), of_activations)
     prepare(twin, whole, *copy.deepcopy(example))
+    if of_activations:
+        state_of(twin).observe_by("histogram")
     calibrate(twin, kept, run, len(kept), show_progress=False)
     graph = as_graph(twin, call_to_export(twin, example))
     layers = layer_choices(graph, grids, widths, exporters)
     trials = sum(option.spec is not None for layer in layers for option in layer.options) + len(widths) + 2
+    activations, tensors = None, []
+    if options.activation_bits is not None:
+        activations = Activations(graph, {width: at.activations for width, at in grids.items()})
+        tensors = activations.choices(kept[0], run, [width for width in widths if width != FLOAT])
+        activation_capacity(tensors, options.activation_bits)  # before any loss is measured
+        trials += sum(len(tensor.options) for tensor in tensors) + len(widths) + 2
     total = trials * len(kept) + (MOST_MEASURED if budget.kind == LATENCY else 0)
     counter = BatchCounter(f"lq: bits of {len(layers)} layers", total, shown=show_progress)
     ranges = calibrated_by(kept, run, counter.advance)
     with counter, torch.no_grad(), costs_of(budget, whole, graph, layers, in_float, model, example, ranges) as costs:
         costs.check()
-        loss = WeightLoss(
-            graph, kept, run, target_fn or plain_targets_of, counter.advance, activations=budget.kind == LATENCY
+        loss = RoundingLoss(
+            graph, kept, run, target_fn or plain_targets_of, counter.advance, budget.kind == LATENCY, activations
         )
         file = ResultFile(options.resume_file, _key(weights_are, loss), replace_other=True)
-        return _Search(layers, costs, loss, file, widths).found()
+        found = _Search(layers, costs, loss, file, widths).found()
+        if options.activation_bits is None:
+            return found
+        search = _ActivationSearch(tensors, loss, file, widths, options.activation_bits)
+        return replace(found, activations=search.found(found.weights))
 
 
-def _key(weights_are: str, loss: WeightLoss) -> dict[str, Any]:
+def _key(weights_are: str, loss: RoundingLoss) -> dict[str, Any]:
     data = [float(as_float64(out).square().sum()) for out in loss.reference.outputs]
     return {"model": weights_are, "loss": loss.name, "outputs on the data": data}
 
@@ -212,7 +147,7 @@ def _key(weights_are: str, loss: WeightLoss) -> dict[str, Any]:
 class _Search:
     layers: Sequence[LayerChoices]
     costs: Costs
-    loss: WeightLoss
+    loss: RoundingLoss
     file: ResultFile
     widths: Sequence[int]
 
@@ -235,7 +170,7 @@ class _Search:
     def _loss_of(self, layer: str, option: LayerOption) -> float:
         if option.spec is None:
             return 0.0
-        name = f"{layer}: {option.label}{' and activations' * self.loss.activations}"
+        name = f"{layer}: {option.label}{' and activations' * self.loss.kernels}"
         if name not in self.file.results:
             self.file.add(name, self.loss.of({layer: option.spec}))
         return self.file.results[name]
@@ -250,6 +185,48 @@ class _Search:
             expected=sum(options[pick][1] for options, pick in zip(items, picks, strict=True)),
             measured=self.loss.of(grids) if measured else None,
             latency_ms=self.costs.latency_ms(picks, measured),
+        )
+
+
+@dataclass(frozen=True)
+class _ActivationSearch:
+    tensors: Sequence[ActivationChoices]
+    loss: RoundingLoss
+    file: ResultFile
+    widths: Sequence[int]
+    bits: float
+
+    def found(self, weights: Mapping[str, WeightSpec]) -> ActivationBits:
+        items = [self._options(tensor) for tensor in self.tensors]
+        chosen = solve(items, activation_capacity(self.tensors, self.bits))
+        rows = [self._row("", point.picks, items) for point in _some(frontier(items))]
+        for width in self.widths:
+            if width != FLOAT:
+                picks = [tensor.at(width) for tensor in self.tensors]
+                rows.append(self._row(f"all {width} bits", picks, items, measured=True))
+        rows.append(self._row("chosen", chosen.picks, items, measured=True))
+        rows.sort(key=lambda row: (row["bits"], -row["expected"]))
+        options = {tensor.name: tensor.options[p] for tensor, p in zip(self.tensors, chosen.picks, strict=True)}
+        together = self.loss.of(weights, {name: option.width for name, option in options.items()})
+        return ActivationBits(options, rows, together)
+
+    def _options(self, tensor: ActivationChoices) -> Options:
+        return [(tensor.values * o.spec.bits, self._loss_of(tensor.name, o)) for o in tensor.options]
+
+    def _loss_of(self, tensor: str, option: ActivationOption) -> float:
+        name = f"activation of {tensor}: {option.spec}"
+        if name not in self.file.results:
+            self.file.add(name, self.loss.of({}, {tensor: option.width}))
+        return self.file.results[name]
+
+    def _row(self, name: str, picks: Sequence[int], items: Sequence[Options], measured: bool = False) -> ActivationRow:
+        taken = [options[pick] for options, pick in zip(items, picks, strict=True)]
+        widths = {t.name: t.options[pick].width for t, pick in zip(self.tensors, picks, strict=True)}
+        return ActivationRow(
+            name=name,
+            bits=sum(cost for cost, _ in taken) / sum(tensor.values for tensor in self.tensors),
+            expected=sum(loss for _, loss in taken),
+            measured=self.loss.of({}, widths) if measured else None,
         )
 
 

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def plot_frontier(rows: Sequence[Row], loss: str) -> Figure:
+def plot_frontier(rows: Sequence[Row], loss: str, activations: Sequence[Row] = ()) -> Figure:
     """The loss against the size, or the latency if that is limited, of the frontier, uniform bits and the choice.
+
+    A second panel has the loss against the bits of activations.
 
     Args:
         rows: from :class:`lq.analysis.bits.BitChoice`; those without a name are the frontier.
         loss: what the losses are.
+        activations: rows of the activations, if their bits were chosen.
 
     Returns:
         the figure.
@@ -33,9 +36,22 @@ def plot_frontier(rows: Sequence[Row], loss: str) -> Figure:
     """
     if not rows:
         raise ValueError("plot_frontier: no rows; give those of lq.analysis.bits.choose_bits(...).")
-    figure, (axis,) = new_figure(5.8, 3.6)
-    best, timed = [row for row in rows if not row["name"]], rows[0].get("latency_ms") is not None
-    cost = "latency_ms" if timed else "size_mb"
+    figure, axes = new_figure(5.8 * (2 if activations else 1), 3.6, columns=2 if activations else 1)
+    timed = rows[0].get("latency_ms") is not None
+    _draw(axes[0], rows, "latency_ms" if timed else "size_mb")
+    axes[0].set_xlabel("latency in ms" if timed else "size in MB")
+    axes[0].set_ylabel(loss)
+    if activations:
+        _draw(axes[1], activations, "bits")
+        axes[0].set_title("weights")
+        axes[1].set_title("activations")
+        axes[1].set_xlabel("bits per activation")
+    against = "size and bits" if activations else "latency" if timed else "size"
+    return finish(figure, f"{loss} against {against}")
+
+
+def _draw(axis: Any, rows: Sequence[Row], cost: str) -> None:
+    best = [row for row in rows if not row["name"]]
     if best:
         costs, losses = [row[cost] for row in best], [row["expected"] for row in best]
         axis.plot(costs, losses, color=GREY, marker=".", label="best choice, expected")
@@ -49,6 +65,3 @@ def plot_frontier(rows: Sequence[Row], loss: str) -> Figure:
             axis.annotate(row["name"], place, (6, 6), textcoords="offset points", fontsize=9)
     if any(row["expected"] > 0 for row in rows):
         axis.set_yscale("log")
-    axis.set_xlabel("latency in ms" if timed else "size in MB")
-    axis.set_ylabel(loss)
-    return finish(figure, f"{loss} against {'latency' if timed else 'size'}")

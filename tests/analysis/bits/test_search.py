@@ -15,7 +15,7 @@ from torch import nn
 
 from lq.analysis.bits import AutoBits, BitChoice, choose_bits
 from lq.analysis.bits.layers import at_width
-from lq.analysis.bits.losses import WeightLoss
+from lq.analysis.bits.losses import RoundingLoss
 from lq.backends.prepare import plan_of, prepare, set_phase
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import WeightSpec
@@ -201,8 +201,8 @@ def test_losses_are_kept_and_serve_other_budgets(
     net: nn.Module, batches: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, measured = tmp_path / "losses.json", []
-    measure = WeightLoss.of
-    monkeypatch.setattr(WeightLoss, "of", lambda self, grids: measured.append(len(grids)) or measure(self, grids))
+    measure = RoundingLoss.of
+    monkeypatch.setattr(RoundingLoss, "of", lambda self, grids: measured.append(len(grids)) or measure(self, grids))
 
     def choose(budget: str, model: nn.Module = net) -> BitChoice:
         measured.clear()
@@ -223,15 +223,15 @@ def test_an_interrupted_search_goes_on(
     net: nn.Module, batches: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = AutoBits("effective_bits=4", (2, 8), 2, tmp_path / "losses.json")
-    measure, calls = WeightLoss.of, []
+    measure, calls = RoundingLoss.of, []
 
-    def break_off(self: WeightLoss, grids: Any) -> float:
+    def break_off(self: RoundingLoss, grids: Any) -> float:
         calls.append(grids)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return measure(self, grids)
 
-    monkeypatch.setattr(WeightLoss, "of", break_off)
+    monkeypatch.setattr(RoundingLoss, "of", break_off)
     with pytest.raises(KeyboardInterrupt):
         choose_bits(net, batches, WIDE, options, show_progress=False)
     calls.extend([None] * 10)
