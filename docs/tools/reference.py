@@ -57,6 +57,7 @@ RESULTS = [
     "lq.export.artifact.int8_model.Int8Model",
     "lq.tracing.plan.Plan",
     "lq.analysis.bits.choice.BitChoice",
+    "lq.analysis.bits.choice.ActivationBits",
     "lq.config.schedule.Phase",
     "lq.config.points.Position",
 ]

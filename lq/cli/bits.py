@@ -33,7 +33,7 @@ def choose_bits_of(
     out: str = "bits",
     weights_only: bool | None = None,
 ) -> None:
-    """Choose the bits of each layer's weight, and of each activation if wanted, such that a budget is kept and the output changes least.
+    """Choose the bits of weights, and of activations if wanted, that keep a budget and change the output least.
 
     Prints the choice, and what other sizes lose. Writes the choice as bits.yaml, a qconfig for the QATCallback, the
     frontier as frontier.json and frontier.png, and the measured losses as losses.json, which other budgets and an
@@ -58,9 +58,8 @@ def choose_bits_of(
     Raises:
         ValueError: if the budget cannot be read or kept, the checkpoint does not fit, or the data have no batch.
     """
-    options = AutoBits(
-        budget, None if widths is None else tuple(widths), batches, Path(out) / "losses.json", activation_bits
-    )
+    allowed = None if widths is None else tuple(widths)
+    options = AutoBits(budget, allowed, batches, Path(out) / "losses.json", activation_bits)
     callback = qat_callback(trainer)
     name = choose_target(model, callback.target)
     checkpoint = read_checkpoint(ckpt_path, weights_only)

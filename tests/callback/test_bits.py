@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,32 @@ def test_overrides_of_the_users_stay_and_a_resumed_run_knows_them(fit: Fit, tmp_
     fit(module, callback(qconfig=own), max_epochs=1).save_checkpoint(tmp_path / "last.ckpt")
     assert "mse" in (weights(module)["0"] or "")
     fit(Tiny(), callback(qconfig=own), max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_bits_of_activations_are_trained_with_and_a_resumed_run_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    own = QConfig(keep="nothing", overrides={"5": {"activation": {"averaging_constant": 0.5}}})
+    budget = {"budget": "effective_bits=4", "activation_bits": 4.0}
+    first, kept, module = callback(budget, own), keeper(tmp_path / "kept"), Tiny()
+    make_trainer(tmp_path, first, kept, max_epochs=1).fit(module, train_loader(), val_loader())
+    assert first.bits is not None
+    assert first.bits.activations is not None
+    assert first.bits.activations.chosen["bits"] <= 4
+    grids = {row.after: row.grid for row in plan_of(module.model).tensors}
+    assert grids == {name: str(option.spec) for name, option in first.bits.activations.options.items()}
+    assert first.bits.apply(own).overrides["5"].activation.averaging_constant == 0.5  # type: ignore[union-attr]
+    monkeypatch.setattr("lq.callback.search.copy_on_first_process", lambda *_: pytest.fail("searched once more"))
+    again, resumed, path = callback(budget, own), Tiny(), kept.last_model_path
+    trainer = make_trainer(tmp_path, again, keeper(tmp_path / "again"), max_epochs=2)
+    trainer.fit(resumed, train_loader(), val_loader(), ckpt_path=path)
+    assert {row.after: row.grid for row in plan_of(resumed.model).tensors} == grids
+    other = replace(own, overrides={"5": {"activation": {"averaging_constant": 0.1}}})
+    with pytest.raises(ValueError, match="prepared with another qconfig"):
+        make_trainer(tmp_path, callback(budget, other), max_epochs=2).fit(
+            Tiny(), train_loader(), val_loader(), ckpt_path=path
+        )
 
 
 def test_it_is_said_what_was_chosen(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:

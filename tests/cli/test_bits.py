@@ -46,6 +46,21 @@ def test_bits_prints_and_writes_what_the_callback_takes(tmp_path: Path, capsys: 
     assert [row["size_mb"] for row in rows] == sorted(row["size_mb"] for row in rows)
 
 
+def test_bits_of_activations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    trainer, out = quiet_trainer(tmp_path, QATCallback(qconfig=FREE)), tmp_path / "bits"
+    trainer.bits(WithAllData(), widths=[2, 4, 8], activation_bits=4, out=str(out))
+    printed = capsys.readouterr().out
+    assert "activations" in printed
+    assert "loss: KL divergence, weights in float" in printed
+    assert " bits per activation, KL divergence " in printed
+    rows = json.loads((out / "frontier.json").read_text())["activations"]
+    assert {row["name"] for row in rows} == {"", "all 2 bits", "all 4 bits", "all 8 bits", "chosen"}
+    overrides = yaml.safe_load((out / "bits.yaml").read_text())["overrides"]
+    assert all("activation" in override for override in overrides.values())
+    QATCallback(qconfig=str(out / "bits.yaml"))
+
+
 def test_the_second_budget_measures_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, module = quiet_trainer(tmp_path, QATCallback(qconfig=FREE)), WithAllData()
     torch.save({"state_dict": module.state_dict()}, tmp_path / "float.ckpt")

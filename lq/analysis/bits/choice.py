@@ -60,6 +60,12 @@ class ActivationBits:
         options: name of an activation -> what was chosen.
         rows: the choice, the same bits everywhere, and the frontier, in the order of their bits.
         with_weights: the loss with the chosen activations and the chosen weights rounded.
+
+    Example:
+        >>> row = ActivationRow(name="chosen", bits=4.0, expected=0.01, measured=0.02)
+        >>> options = {"conv": ActivationOption(4, ActivationSpec(0, 15))}
+        >>> ActivationBits(options, [row], with_weights=0.03).chosen["measured"]
+        0.02
     """
 
     options: Mapping[str, ActivationOption]

@@ -109,6 +109,8 @@ def activation_capacity(tensors: Sequence[ActivationChoices], bits: float) -> in
         ValueError: if even the fewest bits of each are more.
 
     Example:
+        >>> from lq.analysis.bits.activations import ActivationOption
+        >>> from lq.config.specs import ActivationSpec
         >>> grids = [ActivationOption(2, ActivationSpec(0, 3)), ActivationOption(8, ActivationSpec())]
         >>> activation_capacity([ActivationChoices("conv", 100, tuple(grids))], 4.5)
         450

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lq.report.plots.style import BLUE, GREY, ORANGE, finish, new_figure
+from lq.report.plots.style import BLUE, GREY, ORANGE, WIDTH, finish, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,16 +36,17 @@ def plot_frontier(rows: Sequence[Row], loss: str, activations: Sequence[Row] = (
     """
     if not rows:
         raise ValueError("plot_frontier: no rows; give those of lq.analysis.bits.choose_bits(...).")
-    figure, axes = new_figure(5.8 * (2 if activations else 1), 3.6, columns=2 if activations else 1)
+    figure, axes = new_figure(WIDTH, 7.2 if activations else 3.6, rows=2 if activations else 1)
     timed = rows[0].get("latency_ms") is not None
     _draw(axes[0], rows, "latency_ms" if timed else "size_mb")
     axes[0].set_xlabel("latency in ms" if timed else "size in MB")
-    axes[0].set_ylabel(loss)
     if activations:
         _draw(axes[1], activations, "bits")
         axes[0].set_title("weights")
         axes[1].set_title("activations")
         axes[1].set_xlabel("bits per activation")
+    for axis in axes:
+        axis.set_ylabel(loss)
     against = "size and bits" if activations else "latency" if timed else "size"
     return finish(figure, f"{loss} against {against}")
 

@@ -17,6 +17,16 @@ def test_points_stand_where_their_figures_are():
     assert axis.get_yscale() == "log"
 
 
+def test_activations_have_a_panel_of_their_own():
+    activations = [
+        {"name": "", "bits": 2.0, "expected": 0.5, "measured": None},
+        {"name": "chosen", "bits": 3.9, "expected": 0.02, "measured": 0.03},
+    ]
+    weights, panel = plot_frontier(ROWS, "KL divergence", activations).axes
+    assert [tuple(points.get_offsets()[0]) for points in panel.collections] == [(3.9, 0.03)]
+    assert (weights.get_xlabel(), panel.get_xlabel()) == ("size in MB", "bits per activation")
+
+
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="plot_frontier: no rows"):
         plot_frontier([], "KL divergence")
