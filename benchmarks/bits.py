@@ -23,18 +23,21 @@ import lq
 from benchmarks._common import Row, label, number, parse, parser, report
 from benchmarks.low_bits import Bench, Run, add_shared, markdown
 from lq.analysis.bits import AutoBits, BitChoice, choose_bits
-from lq.analysis.bits.choice import FrontierRow
+from lq.analysis.bits.choice import ActivationBits, FrontierRow
 from lq.analysis.bits.layers import at_width
 from lq.config.specs import ActivationSpec
 
 UNIFORM = "uniform"
-WIDTHS = {"chosen of 2, 4, 8": (2, 4, 8), "chosen of 2, 3, 4, 5, 6, 8": (2, 3, 4, 5, 6, 8)}
-METHODS = (UNIFORM, *WIDTHS)
+EVERY = (2, 3, 4, 5, 6, 8)
+WIDTHS = {"chosen of 2, 4, 8": (2, 4, 8), "chosen of 2, 3, 4, 5, 6, 8": EVERY}
+ACTIVATIONS = "chosen, activations too"  # with as many bits of an activation in the mean as uniform ones have
+METHODS = (UNIFORM, *WIDTHS, ACTIVATIONS)
 BATCHES = 4
 COLUMNS = (
     label("about", "model, uniform grid, steps"),
     label("method", "bits of the weights"),
     number("size", "size, MB", ".3f"),
+    number("activation_bits", "bits per activation", ".2f"),
     number("loss", "KL before training", ".4f"),
     number("ptq", "PTQ, validation, %", ".2f"),
     number("mean", "test accuracy, %", ".2f"),
@@ -84,22 +87,36 @@ def _measured(bench: Bench, run: Run) -> dict[str, float]:
     width, activation = (int(bits) for bits in run.grid[1:].split("A"))
     base = lq.QConfig() if activation == 8 else lq.QConfig(activation=ActivationSpec(0, 2**activation - 1))
     uniform = next(row for row in _choice(bench, run.model, (width,), "effective_bits=31").rows if row["name"])
-    qconfig, costs = at_width(base, width), uniform
+    qconfig, costs = at_width(base, width), _costs(uniform)
+    budget = f"size={uniform['size_mb']:.9f}MB"
     if run.method != UNIFORM:
-        choice = _choice(bench, run.model, WIDTHS[run.method], f"size={uniform['size_mb']:.9f}MB")
-        qconfig, costs = choice.apply(qconfig), choice.chosen
-    return (bench.trained if run.steps else bench.untrained)(run, qconfig) | _costs(costs)
+        choice = _choice(bench, run.model, WIDTHS.get(run.method, EVERY), budget, _mean_bits(bench, run, activation))
+        qconfig, costs = choice.apply(qconfig), _costs(choice.chosen, choice.activations)
+    return (bench.trained if run.steps else bench.untrained)(run, qconfig) | costs
 
 
-def _costs(row: FrontierRow) -> dict[str, float]:
+def _mean_bits(bench: Bench, run: Run, width: int) -> float | None:
+    """Bits of an activation in the mean, the ends with those of the preset and the others with a width."""
+    if run.method != ACTIVATIONS:
+        return None
+    found = _choice(bench, run.model, EVERY, "effective_bits=7", 7.9).activations
+    assert found is not None
+    return next(row["bits"] for row in found.rows if row["name"] == f"all {width} bits")
+
+
+def _costs(row: FrontierRow, activations: ActivationBits | None = None) -> dict[str, float]:
     assert row["measured"] is not None
-    return {"size": row["size_mb"], "loss": row["measured"]}
+    chosen = {} if activations is None else {"activation_bits": activations.chosen["bits"]}
+    return {"size": row["size_mb"], "loss": row["measured"], **chosen}
 
 
-def _choice(bench: Bench, model: str, widths: tuple[int, ...], budget: str) -> BitChoice:
+def _choice(
+    bench: Bench, model: str, widths: tuple[int, ...], budget: str, activation_bits: float | None = None
+) -> BitChoice:
     batches: list[Any] = list(islice(bench.data.val_dataloader(), BATCHES))
     known = bench.options.results.with_name(f"{bench.options.results.stem}_{model}_losses.json")
-    return choose_bits(bench.module(model).model, batches, "portable", AutoBits(budget, widths, BATCHES, known))
+    options = AutoBits(budget, widths, BATCHES, known, activation_bits)
+    return choose_bits(bench.module(model).model, batches, "portable", options)
 
 
 if __name__ == "__main__":
