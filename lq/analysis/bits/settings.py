@@ -77,6 +77,11 @@ class AutoBits:
                 f"auto_bits: activation_bits={self.activation_bits} with {self.budget}: int8 kernels take the same "
                 "time for fewer bits. Leave it out, or limit the size."
             )
+        if FLOAT in self.allowed:
+            raise ValueError(
+                f"auto_bits: widths={list(self.allowed)} with activation_bits={self.activation_bits}: the activations "
+                f"around a layer in float are not rounded. Leave {FLOAT} out of the widths."
+            )
         least = min(self.allowed)
         if not least <= self.activation_bits < 8:
             raise ValueError(

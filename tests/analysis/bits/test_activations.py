@@ -197,6 +197,7 @@ def test_grids_follow_the_preset(preset: str, width: int, ends: tuple[int, int])
         ({"activation_bits": 8}, ValueError, "less than 8, which all activations have without it"),
         ({"activation_bits": 1.5}, ValueError, "must be at least 2, the smallest of the widths"),
         ({"activation_bits": 3, "widths": (4, 8)}, ValueError, "must be at least 4"),
+        ({"activation_bits": 4, "widths": (4, 8, 32)}, ValueError, "Leave 32 out of the widths"),
         ({"activation_bits": 4, "budget": "latency=0.6@onnx"}, ValueError, "int8 kernels take the same time"),
     ],
 )
