@@ -63,6 +63,8 @@ def _draw(axis: Any, rows: Sequence[Row], cost: str) -> None:
             label = "chosen, measured" if chosen else "the same bits everywhere, measured"
             place = row[cost], row["measured"]
             axis.scatter(*place, s=60, zorder=3, label=label, **point)
-            axis.annotate(row["name"], place, (6, 6), textcoords="offset points", fontsize=9)
+            # Below the frontier there is nothing.
+            at: Any = ((-6, -12), "right") if chosen else ((6, 6), "left")
+            axis.annotate(row["name"], place, at[0], textcoords="offset points", fontsize=9, ha=at[1])
     if any(row["expected"] > 0 for row in rows):
         axis.set_yscale("log")
