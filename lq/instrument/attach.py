@@ -135,7 +135,8 @@ class _Attaching:
         site.makers = tuple(self.modules[maker] for maker in tensor.makers)
         if tensor.absorbs:
             row = self.rows[self.places[tensor.call.place].path, tensor.call.operation]
-            row.activation = row.activation or site
+            row.left_alone = Site(-1, site.function, absorbs=True)
+            row.unknown = Site(-1, site.function, absorbs=True, expects=True)
         if tensor.behind is not None:
             site.expects = True
             self._site(tensor.behind).gives = site

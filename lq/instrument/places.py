@@ -122,7 +122,10 @@ class Row:
         self.number, self.name = number, name
         self.sites: list[Site | None] = []
         self.in_training: dict[int, int] | None = None  # nth call in training -> nth in evaluation
-        self.activation: Site | None = None  # any that absorbs
+        # Of activations, what stands for a call that has no site: left alone by the plan, or not known to it. It may
+        # have one after all, if a layer made its input that is called more or less often than it was planned.
+        self.left_alone: Site | None = None
+        self.unknown: Site | None = None
 
     def put(self, nth: int, site: Site) -> None:
         """Enter the site of the nth call."""

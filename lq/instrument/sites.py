@@ -39,7 +39,8 @@ class Site:
         folds_with: index of the layer's site, at the site of its BatchNorm.
         counter: whether the call counts batches for a BatchNorm that may be frozen.
         output: quantizer of the result; of an activation it absorbs that.
-        absorbs: whether ``output`` takes the call's input, and computes the activation too.
+        absorbs: whether ``output`` takes the call's input, and computes the activation too; without one, whether what
+            made the input has one for it.
         expects: whether a layer or join makes that input.
         gives: at a layer or join in front of an activation that absorbs: the site of that.
         owned: whether nobody else needs the tensor that is rounded.
@@ -161,9 +162,10 @@ def _activation(instrument: Instrument, call: Call, place: Place, site: Site, fu
         # dynamo it may be another object. While marks are set torch.export runs the code itself: objects are what they
         # are.
         traced = torch.compiler.is_compiling() and not instrument.marking
-        unknown = traced or any(given is x for given in tensors_of(call.given))
-        if site.expects and not unknown:
-            instrument.unplanned[site.function] += not instrument.marking
+        unseen = traced or any(given is x for given in tensors_of(call.given))
+        if site.output is None or (site.expects and not unseen):
+            if site.expects and not instrument.marking:
+                instrument.unplanned[f"{place.path}.{site.function}".lstrip(".")] += 1
             return func(*args, **kwargs)
         owner = site
     assert owner.output is not None
