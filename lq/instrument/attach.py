@@ -47,6 +47,9 @@ class _Attaching:
             self._tensor(tensor)
         for call in self.plan.fresh:
             self._site(call).fresh = True
+        for place, name, count in self.plan.counts:
+            if (place, name) in self.rows:
+                self.rows[place, name].pad(count)
         for place, name, pairs in self.plan.training:
             if (place, name) in self.rows:
                 self.rows[place, name].in_training = dict(pairs)

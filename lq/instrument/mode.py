@@ -98,8 +98,6 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
         nth = planned
     if torch.compiler.is_compiling() and not instrument.marking:  # what an activation stands behind cannot be seen
         return row.sites[nth] if nth < len(row.sites) else None
-    if instrument.rehearsing:  # with the inputs of the plan, which has seen every call
-        row.sites += [None] * (nth + 1 - len(row.sites))
     if nth < len(row.sites):
         return row.sites[nth] or row.left_alone
     if row.unknown is None and not instrument.marking:

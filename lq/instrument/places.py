@@ -129,8 +129,12 @@ class Row:
 
     def put(self, nth: int, site: Site) -> None:
         """Enter the site of the nth call."""
-        self.sites += [None] * (nth + 1 - len(self.sites))
+        self.pad(nth + 1)
         self.sites[nth] = site
+
+    def pad(self, count: int) -> None:
+        """Let the row know of at least so many calls."""
+        self.sites += [None] * (count - len(self.sites))
 
 
 class Place:

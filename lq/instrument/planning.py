@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.compat.torch_private import BatchNorm
 from lq.config.qconfig import Named, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
@@ -56,14 +57,16 @@ class SitePlanner:
         self.ends = Ends(layers, roundings) if qconfig.keep == "ends" else None
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
-        self.calls = {node: at for node, at in self._named(calls) if node is not None}
+        named = list(self._named(calls))
+        self.calls = {node: at for node, at in named if node is not None}
+        self._counts = Counter((at.place, at.operation) for _, at in named)
         self._labels = labels_of(calls, self.modules)
         self.training = self._in_training(calls, training)
 
     # ---- naming -------------------------------------------------------------------------------------------------
 
     def _places(self, calls: Calls, training: Calls) -> dict[str, None]:
-        """The target, whatever lies on the way to a call that counts, and modules of the user's that call anything."""
+        """The target, whatever lies on the way to a call that counts, and modules that may call other things later."""
         found: dict[str, None] = {"": None}
         counts = {n for layer in self.layers for n in (layer.node, layer.bn) if n is not None}
         for rounding in self.roundings:
@@ -71,9 +74,13 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation in (CLOSED, *OPENABLE.values()) or not is_of_torch(self.modules[seen.stack[-1]]):
+            elif seen.operation in (CLOSED, *OPENABLE.values()) or self._calls_more(seen.stack[-1]):
                 found[seen.stack[-1]] = None
         return found | dict.fromkeys(path for path, _, _ in self.opened)
+
+    def _calls_more(self, path: str) -> bool:
+        """Whether a module may call other functions another time; a BatchNorm counts batches in training."""
+        return not is_of_torch(self.modules[path]) or isinstance(self.modules[path], BatchNorm)
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -142,6 +149,7 @@ class SitePlanner:
             fresh,
             self.training,
             self.opened,
+            tuple((*row, count) for row, count in self._counts.items()),
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(

@@ -89,6 +89,7 @@ class Sites:
             one in evaluation that it is.
         opened: places, and the operations, such as attention, that are computed step by step there; of a recurrent
             one the number of steps, else 0.
+        counts: places, operations, and how many such calls the place makes, with a site or without.
     """
 
     places: tuple[str, ...]
@@ -100,6 +101,7 @@ class Sites:
     fresh: tuple[CallAt, ...] = ()
     training: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = ()
     opened: tuple[tuple[str, str, int], ...] = ()
+    counts: tuple[tuple[str, str, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data.
@@ -149,6 +151,7 @@ class Sites:
             tuple(CallAt(**call) for call in plain["fresh"]),
             training,
             tuple((place, name, steps) for place, name, steps in plain["opened"]),
+            tuple((place, name, count) for place, name, count in plain["counts"]),
         )
 
 
