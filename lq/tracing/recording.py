@@ -204,7 +204,7 @@ class Recorder(TorchFunctionMode):
             node.meta["constant"], node.meta[PARAMETER] = True, isinstance(tensor, nn.Parameter)
         else:
             node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
-            node.meta["unknown"], node.meta[TENSOR] = _line()[0], tensor
+            node.meta["unknown"], node.meta[TENSOR] = users_line()[0], tensor
             self._unknown.append((tensor, node.meta["unknown"]))
         self._remember(tensor, node)
         return node
@@ -242,7 +242,7 @@ class Recorder(TorchFunctionMode):
         results = [args[0]] if name == "setitem" else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not results or not self.stack:
             return
-        line, opaque = _line()
+        line, opaque = users_line()
         work = multiply_accumulates(name, args, kwargs, results[0])
         seen = Seen(name, tuple(self.stack), line, work and work * times_computed(results[0]), opaque, whole)
         same = bool(args) and out is args[0]
@@ -312,16 +312,16 @@ _CONTROL_FLOW = frozenset({"cond", "while_loop", "map_impl", "scan", "associativ
 def _refuse_control_flow(func: Any) -> None:
     if isinstance(func, HigherOrderOperator) and operation(func) in _CONTROL_FLOW:
         raise ValueError(
-            f"{_line()[0]} calls torch.{operation(func)}, which traces its branches itself, so lq can neither see nor "
-            "quantize the calls in them. Write it in Python or with torch.where, or name an inner module without it, "
-            "QATCallback(target=...)."
+            f"{users_line()[0]} calls torch.{operation(func)}, which traces its branches itself, so lq can neither see "
+            "nor quantize the calls in them. Write it in Python or with torch.where, or name an inner module without "
+            "it, QATCallback(target=...)."
         )
 
 
 _OURS = ("lq.", "torch.")
 
 
-def _line() -> tuple[str, str]:
+def users_line() -> tuple[str, str]:
     """The innermost line outside of torch and lq, and what runs there, inside of the module, that nobody may change."""
     frame: FrameType | None = sys._getframe(2)
     opaque, outside = "a transform of torch.func" if is_transformed() else "", False

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.backends.prepare import plan_of, prepare, prepare_again, qconfig_of, set_phase, state_of
+from lq.backends.prepare import is_planned, plan_of, prepare, prepare_again, qconfig_of, set_phase, state_of
 from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
 from lq.instrument.attach import instrument_of
@@ -68,10 +68,12 @@ class Training(nn.Module):
         return self.b(y + x)
 
 
-def test_calls_that_only_training_makes_do_not_shift_the_others() -> None:
+@pytest.mark.parametrize("read", [False, True], ids=["recorded", "read off the code"])
+def test_calls_that_only_training_makes_do_not_shift_the_others(read: bool) -> None:
     net = Training()
     x = torch.randn(16, 4)
-    prepared = prepare(net, example_args=(x,))
+    prepared = prepare(net, example_args=None if read else (x,))
+    assert is_planned(prepared)
     quantized = [row.name for row in plan_of(prepared).quantized]
     assert sorted(quantized) == ["a", "b", "linear"]
     set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
