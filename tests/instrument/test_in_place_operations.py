@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.conversion.convert import convert, in_float
 from lq.conversion.graph import as_graph
+from lq.metrics import sqnr
+from lq.ptq import calibrate
 
 
 class Net(nn.Module):
@@ -145,3 +147,38 @@ def test_a_tensor_that_is_written_part_by_part_is_rounded_where_it_is_read(how: 
     graph = as_graph(prepared, ((x,), {}))
     assert torch.equal(graph(x), prepared(x))
     assert in_float(convert(graph)) == {}
+
+
+def read_by_the_caller(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y.relu_()
+    return y
+
+
+def relu_on_the_input(net: Net, x: Tensor) -> Tensor:
+    net.relu(x)
+    return net.b(x)
+
+
+def written_again(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = net.relu(y)
+    z.add_(1.0)
+    return net.b(y)
+
+
+@pytest.mark.parametrize(
+    "body", [overwritten_and_read_again, read_by_the_caller, relu_on_the_input, written_again, relu_on_one_branch]
+)
+def test_what_an_activation_has_overwritten_is_calibrated_and_converted_as_it_is_read(
+    body: Callable[[Net, Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    net, x = Net(body).eval(), torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        exact = net(x.clone())
+        prepared = prepare(net, example_args=(x.clone(),))
+        calibrate(prepared, [x.clone()], call=lambda model, batch: model(batch.clone()))
+        fake, int8 = prepared(x.clone()), convert(prepared)(x.clone())
+    assert sqnr(exact, fake) > 25
+    assert sqnr(fake, int8) > 35
