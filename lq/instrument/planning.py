@@ -22,7 +22,7 @@ from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
 from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
-from lq.tracing.recording import CLOSED, Seen
+from lq.tracing.recording import CLOSED, DROPPED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
 
 
@@ -244,7 +244,9 @@ class SitePlanner:
         layer = self.by_output.get(source)
         makers = [self.calls[n].place for n in ((layer.node, layer.bn) if layer else (source,)) if n in self.calls]
         writers = [w for w in node.meta.get("writers", ()) if w is not node and not self._is_fresh(w)]
-        behind = self.calls.get(source) if absorbs and rounding.owned else None
+        # In training a dropout between the two makes another tensor, of which nobody knows what made it.
+        expects = absorbs and rounding.owned and not source.meta.get(DROPPED)
+        behind = self.calls.get(source) if expects else None
         cloned = any(w not in (rounding.node, rounding.source) for w in writers)
         return TensorAt(
             slot, self.calls[node], (), absorbs, behind, rounding.owned, tuple(m for m in makers if m), cloned

@@ -36,6 +36,7 @@ from lq.tracing.work import multiply_accumulates
 
 LEAF = "lq_leaf"  # of a call that is all that a module of torch does: the name of that module
 TENSOR = "lq_tensor"  # of a tensor of which nobody saw how it was made: itself
+DROPPED = "lq_dropped"  # whether a dropout, which does nothing in evaluation, makes another tensor of it in training
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
 
 
@@ -261,6 +262,8 @@ class Recorder(TorchFunctionMode):
         same = bool(args) and out is args[0]
         if same and may_give_its_input(name, args, kwargs):
             self.calls.append((seen, None))
+            if "dropout" in name and id(out) in self._nodes:
+                self._nodes[id(out)].meta[DROPPED] = True
             return
         node = self._create(func, name, args, kwargs)
         node.meta[SEEN] = seen

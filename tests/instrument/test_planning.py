@@ -185,3 +185,19 @@ def test_the_counter_of_a_batch_norm_does_not_shift_additions(how: str) -> None:
     instrument = instrument_of(prepared)
     assert instrument is not None
     assert not instrument.unplanned, "the last addition is in the plan, without a site"
+
+
+def test_an_activation_behind_a_dropout_is_rounded_in_training_too() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2)), torch.randn(16, 4)
+    prepared = ready(net, x)
+    assert [tensor.absorbs for tensor in plan_of(prepared).tensors] == ["none", "relu", "none"]
+    state = state_of(prepared)
+    assert all(state.observed())
+    seen: list[Tensor] = []
+    prepared[3].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    prepared(x)
+    scale = state.get_submodule("fq_0").scale
+    assert torch.allclose(seen[0], (seen[0] / scale).round() * scale)
+    instrument = instrument_of(prepared)
+    assert instrument is not None
+    assert not instrument.unplanned
