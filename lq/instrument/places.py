@@ -34,6 +34,7 @@ class Call:
         self.place: Place | None = None
         self.outermost: Place | None = None  # where it began: the target, or a part that is called alone
         self.in_mode = self.recomputing = self.busy = False
+        self.checkpointed = False  # whether a checkpoint keeps the inputs of what runs
         self.grad = False  # whether gradients were on when the present place was entered
         self.start()
 

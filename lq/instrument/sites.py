@@ -140,7 +140,10 @@ def _activated_in_place(x: Tensor, activation: str) -> Tensor:
 def _rounded(instrument: Instrument, call: Call, site: Site, quantizer: FakeQuantize, x: Any) -> Any:
     if not isinstance(x, Tensor):
         return x
-    out = _quantize(instrument, call, quantizer, x, site.owned and not _is_heard(site.makers))
+    # A checkpoint computes again from what it was given, which is not ours to overwrite.
+    takes_its_input = site.absorbs or site.folds_with is not None
+    kept = takes_its_input and (call.checkpointed or call.recomputing)
+    out = _quantize(instrument, call, quantizer, x, site.owned and not kept and not _is_heard(site.makers))
     return out.clone() if site.clones else out
 
 
