@@ -132,7 +132,7 @@ class _Attaching:
         quantizer: Any = self.state.get_submodule(self.plan.names[tensor.slot])
         site = self._site(tensor.call)
         if tensor.argument:
-            site.inputs = (*site.inputs, (tensor.argument, quantizer))
+            site.inputs = (*site.inputs, (tensor.argument, quantizer, tensor.cloned))
             return
         site.output, site.absorbs, site.owned, site.clones = quantizer, tensor.absorbs, tensor.owned, tensor.cloned
         site.makers = tuple(self.modules[maker] for maker in tensor.makers)

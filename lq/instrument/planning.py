@@ -234,8 +234,9 @@ class SitePlanner:
         for user in rounding.users:
             if user in self.calls:
                 args, kwargs = user.meta.get(ops.CALLED, (user.args, user.kwargs))
+                written = user in node.meta.get("writers", ()) and not self._is_fresh(user)
                 paths = [*_paths(args, node), *_paths(kwargs, node)]
-                found += [TensorAt(slot, self.calls[user], path) for path in paths]
+                found += [TensorAt(slot, self.calls[user], path, cloned=written) for path in paths]
         return found
 
     def _result(self, rounding: Rounding, slot: int) -> TensorAt:

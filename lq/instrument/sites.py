@@ -33,7 +33,8 @@ class Site:
     Args:
         index: of the site within the instrument.
         function: the operation.
-        inputs: positions of arguments that are rounded, each with its quantizer.
+        inputs: positions of arguments that are rounded, each with its quantizer, and whether the call writes into it,
+            which a backward pass needs.
         layer: quantizer of the weight.
         norm: the BatchNorm behind a layer, which it takes in where that is less work.
         folds_with: index of the layer's site, at the site of its BatchNorm.
@@ -53,7 +54,7 @@ class Site:
 
     index: int
     function: str
-    inputs: tuple[tuple[tuple[int | str, ...], FakeQuantize], ...] = ()
+    inputs: tuple[tuple[tuple[int | str, ...], FakeQuantize, bool], ...] = ()
     layer: WeightQuantizer | None = None
     norm: nn.Module | None = None
     folds_with: int | None = None
@@ -76,8 +77,8 @@ def run_site(
     """Make the call that a site stands for."""
     if not torch.compiler.is_compiling():
         instrument.ran.add(site.index)
-    for path, quantizer in site.inputs:
-        args, kwargs = _with_rounded(instrument, call, (args, kwargs), path, quantizer)
+    for path, quantizer, written in site.inputs:
+        args, kwargs = _with_rounded(instrument, call, (args, kwargs), path, quantizer, written)
     if site.absorbs:
         return _activation(instrument, call, place, site, func, args, kwargs)
     if site.layer is not None:
@@ -100,10 +101,19 @@ def run_site(
 
 
 def _with_rounded(
-    instrument: Instrument, call: Call, given: tuple[Any, Any], path: tuple[int | str, ...], quantizer: FakeQuantize
+    instrument: Instrument,
+    call: Call,
+    given: tuple[Any, Any],
+    path: tuple[int | str, ...],
+    quantizer: FakeQuantize,
+    written: bool,
 ) -> tuple[Any, Any]:
     """Arguments and keywords with the tensor at ``path`` rounded; they are copied, a list may be the user's own."""
-    round_it = lambda x: _quantize(instrument, call, quantizer, x, False)  # noqa: E731
+
+    def round_it(x: Tensor) -> Tensor:
+        out = _quantize(instrument, call, quantizer, x, False)
+        return out.clone() if written else out
+
     args, kwargs = given
     if isinstance(path[0], str):
         return args, _replaced(kwargs, path, round_it)

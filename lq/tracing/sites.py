@@ -60,7 +60,7 @@ class TensorAt:
         behind: the call in front of that activation, if a layer or join makes the value.
         owned: whether nobody else needs the tensor.
         makers: dotted names of the modules whose hooks may keep it.
-        cloned: whether somebody writes into the result later.
+        cloned: whether somebody writes into the result later, or the call into the argument.
     """
 
     slot: int
@@ -167,7 +167,11 @@ def in_place_joins(sites: Sites) -> Sites:
     """
     written = set(sites.fresh)
     tensors = tuple(
-        dataclasses.replace(t, cloned=not t.argument, owned=t.owned and not {t.call, t.behind} & written)
+        dataclasses.replace(
+            t,
+            cloned=t.cloned or not t.argument or t.call in written,
+            owned=t.owned and not {t.call, t.behind} & written,
+        )
         for t in sites.tensors
     )
     return dataclasses.replace(sites, fresh=(), tensors=tensors)

@@ -55,6 +55,13 @@ def relu_positional(net: Net, x: Tensor) -> Tensor:
     return net.b(F.relu(y, True))
 
 
+def relu_on_what_is_rounded_for_it(net: Net, x: Tensor) -> Tensor:
+    y = x - net.a.bias.view(4, 1, 1)
+    net.c(y)  # nobody reads the result, so that its input may be overwritten
+    total = y.sum()
+    return net.b(F.avg_pool2d(torch.relu_(y), 3, 1, 1)) + 0.01 * total
+
+
 def filled(net: Net, x: Tensor) -> Tensor:
     return net.b(net.a(x).masked_fill_(x > 0, 0.5))
 
@@ -70,6 +77,7 @@ BODIES = [
     relu_on_one_branch,
     relu_on_a_view,
     relu_positional,
+    relu_on_what_is_rounded_for_it,
     filled,
     without_a_twin,
     lambda net, x: net.b(net.silu(net.a(x))),
