@@ -115,11 +115,11 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
         )
     if not _is_lazy(module) and not qconfig.opens:
         try:
-            graph, calls = read_calls(module, stubs=qconfig.backend == "eager")
+            graph, calls, training = read_calls(module, stubs=qconfig.backend == "eager")
         except NotPlainError:
             pass
         else:
-            sites, plan = plan_calls(module, qconfig, graph, calls)
+            sites, plan = plan_calls(module, qconfig, graph, calls, training)
             state = attach(module, sites)
             state.plan, state.qconfig = plan, qconfig
             warn_of(plan)

@@ -47,6 +47,9 @@ class _Attaching:
             self._tensor(tensor)
         for call in self.plan.fresh:
             self._site(call).fresh = True
+        for place, name, count in self.plan.counts:
+            if (place, name) in self.rows:
+                self.rows[place, name].pad(count)
         for place, name, pairs in self.plan.training:
             if (place, name) in self.rows:
                 self.rows[place, name].in_training = dict(pairs)
@@ -129,13 +132,14 @@ class _Attaching:
         quantizer: Any = self.state.get_submodule(self.plan.names[tensor.slot])
         site = self._site(tensor.call)
         if tensor.argument:
-            site.inputs = (*site.inputs, (tensor.argument, quantizer))
+            site.inputs = (*site.inputs, (tensor.argument, quantizer, tensor.cloned))
             return
         site.output, site.absorbs, site.owned, site.clones = quantizer, tensor.absorbs, tensor.owned, tensor.cloned
         site.makers = tuple(self.modules[maker] for maker in tensor.makers)
         if tensor.absorbs:
             row = self.rows[self.places[tensor.call.place].path, tensor.call.operation]
-            row.activation = row.activation or site
+            row.left_alone = Site(-1, site.function, absorbs=True)
+            row.unknown = Site(-1, site.function, absorbs=True, expects=True)
         if tensor.behind is not None:
             site.expects = True
             self._site(tensor.behind).gives = site

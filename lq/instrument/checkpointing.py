@@ -83,7 +83,7 @@ def refuse_reentrant_part(outer: Place, place: Place) -> None:
 
 
 def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
-    """If this runs within a checkpointed part, let its recomputation know of the present call.
+    """If this runs within a checkpointed part, let its recomputation know of the present call, and the call of that.
 
     Args:
         instrument: of the target.
@@ -93,10 +93,12 @@ def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
     if torch.compiler.is_compiling():
         return
     hooks = innermost_saved_tensors_hooks(False)
+    call.checkpointed = False
     if hooks is None:
         return
     for cell in getattr(hooks[0], "__closure__", None) or ():
         frame = cell.cell_contents
         recompute = getattr(frame, "recompute_fn", None)
+        call.checkpointed = call.checkpointed or recompute is not None
         if recompute is not None and not isinstance(recompute, _Again):
             frame.recompute_fn = _Again(recompute, instrument, call, enter)

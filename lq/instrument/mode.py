@@ -98,13 +98,11 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
         nth = planned
     if torch.compiler.is_compiling() and not instrument.marking:  # what an activation stands behind cannot be seen
         return row.sites[nth] if nth < len(row.sites) else None
-    if instrument.rehearsing:  # with the inputs of the plan, which has seen every call
-        row.sites += [None] * (nth + 1 - len(row.sites))
     if nth < len(row.sites):
-        return row.sites[nth] or row.activation
-    if row.activation is None and not instrument.marking:
+        return row.sites[nth] or row.left_alone
+    if row.unknown is None and not instrument.marking:
         instrument.unplanned[f"{place.path}.{row.name}".lstrip(".")] += 1
-    return row.activation
+    return row.unknown
 
 
 def run_place(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:

@@ -34,6 +34,7 @@ class Call:
         self.place: Place | None = None
         self.outermost: Place | None = None  # where it began: the target, or a part that is called alone
         self.in_mode = self.recomputing = self.busy = False
+        self.checkpointed = False  # whether a checkpoint keeps the inputs of what runs
         self.grad = False  # whether gradients were on when the present place was entered
         self.start()
 
@@ -122,12 +123,19 @@ class Row:
         self.number, self.name = number, name
         self.sites: list[Site | None] = []
         self.in_training: dict[int, int] | None = None  # nth call in training -> nth in evaluation
-        self.activation: Site | None = None  # any that absorbs
+        # Of activations, what stands for a call that has no site: left alone by the plan, or not known to it. It may
+        # have one after all, if a layer made its input that is called more or less often than it was planned.
+        self.left_alone: Site | None = None
+        self.unknown: Site | None = None
 
     def put(self, nth: int, site: Site) -> None:
         """Enter the site of the nth call."""
-        self.sites += [None] * (nth + 1 - len(self.sites))
+        self.pad(nth + 1)
         self.sites[nth] = site
+
+    def pad(self, count: int) -> None:
+        """Let the row know of at least so many calls."""
+        self.sites += [None] * (count - len(self.sites))
 
 
 class Place:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from lq.compat.torch_private import BatchNorm
 from lq.config.qconfig import Named, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
@@ -21,7 +22,7 @@ from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
 from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
-from lq.tracing.recording import CLOSED, Seen
+from lq.tracing.recording import CLOSED, DROPPED, Seen
 from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
 
 
@@ -56,14 +57,16 @@ class SitePlanner:
         self.ends = Ends(layers, roundings) if qconfig.keep == "ends" else None
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
         self.places = self._places(calls, training)
-        self.calls = {node: at for node, at in self._named(calls) if node is not None}
+        named = list(self._named(calls))
+        self.calls = {node: at for node, at in named if node is not None}
+        self._counts = Counter((at.place, at.operation) for _, at in named)
         self._labels = labels_of(calls, self.modules)
         self.training = self._in_training(calls, training)
 
     # ---- naming -------------------------------------------------------------------------------------------------
 
     def _places(self, calls: Calls, training: Calls) -> dict[str, None]:
-        """The target, whatever lies on the way to a call that counts, and modules of the user's that call anything."""
+        """The target, whatever lies on the way to a call that counts, and modules that may call other things later."""
         found: dict[str, None] = {"": None}
         counts = {n for layer in self.layers for n in (layer.node, layer.bn) if n is not None}
         for rounding in self.roundings:
@@ -71,9 +74,13 @@ class SitePlanner:
         for seen, node in [*calls, *training]:
             if node in counts:
                 found |= dict.fromkeys(seen.stack)
-            elif seen.operation in (CLOSED, *OPENABLE.values()) or not is_of_torch(self.modules[seen.stack[-1]]):
+            elif seen.operation in (CLOSED, *OPENABLE.values()) or self._calls_more(seen.stack[-1]):
                 found[seen.stack[-1]] = None
         return found | dict.fromkeys(path for path, _, _ in self.opened)
+
+    def _calls_more(self, path: str) -> bool:
+        """Whether a module may call other functions another time; a BatchNorm counts batches in training."""
+        return not is_of_torch(self.modules[path]) or isinstance(self.modules[path], BatchNorm)
 
     def _place(self, seen: Seen) -> str:
         return next(path for path in reversed(seen.stack) if path in self.places)
@@ -142,6 +149,7 @@ class SitePlanner:
             fresh,
             self.training,
             self.opened,
+            tuple((*row, count) for row, count in self._counts.items()),
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(
@@ -226,8 +234,9 @@ class SitePlanner:
         for user in rounding.users:
             if user in self.calls:
                 args, kwargs = user.meta.get(ops.CALLED, (user.args, user.kwargs))
+                written = user in node.meta.get("writers", ()) and not self._is_fresh(user)
                 paths = [*_paths(args, node), *_paths(kwargs, node)]
-                found += [TensorAt(slot, self.calls[user], path) for path in paths]
+                found += [TensorAt(slot, self.calls[user], path, cloned=written) for path in paths]
         return found
 
     def _result(self, rounding: Rounding, slot: int) -> TensorAt:
@@ -236,7 +245,9 @@ class SitePlanner:
         layer = self.by_output.get(source)
         makers = [self.calls[n].place for n in ((layer.node, layer.bn) if layer else (source,)) if n in self.calls]
         writers = [w for w in node.meta.get("writers", ()) if w is not node and not self._is_fresh(w)]
-        behind = self.calls.get(source) if absorbs and rounding.owned else None
+        # In training a dropout between the two makes another tensor, of which nobody knows what made it.
+        expects = absorbs and rounding.owned and not source.meta.get(DROPPED)
+        behind = self.calls.get(source) if expects else None
         cloned = any(w not in (rounding.node, rounding.source) for w in writers)
         return TensorAt(
             slot, self.calls[node], (), absorbs, behind, rounding.owned, tuple(m for m in makers if m), cloned

@@ -33,13 +33,15 @@ class Site:
     Args:
         index: of the site within the instrument.
         function: the operation.
-        inputs: positions of arguments that are rounded, each with its quantizer.
+        inputs: positions of arguments that are rounded, each with its quantizer, and whether the call writes into it,
+            which a backward pass needs.
         layer: quantizer of the weight.
         norm: the BatchNorm behind a layer, which it takes in where that is less work.
         folds_with: index of the layer's site, at the site of its BatchNorm.
         counter: whether the call counts batches for a BatchNorm that may be frozen.
         output: quantizer of the result; of an activation it absorbs that.
-        absorbs: whether ``output`` takes the call's input, and computes the activation too.
+        absorbs: whether ``output`` takes the call's input, and computes the activation too; without one, whether what
+            made the input has one for it.
         expects: whether a layer or join makes that input.
         gives: at a layer or join in front of an activation that absorbs: the site of that.
         owned: whether nobody else needs the tensor that is rounded.
@@ -52,7 +54,7 @@ class Site:
 
     index: int
     function: str
-    inputs: tuple[tuple[tuple[int | str, ...], FakeQuantize], ...] = ()
+    inputs: tuple[tuple[tuple[int | str, ...], FakeQuantize, bool], ...] = ()
     layer: WeightQuantizer | None = None
     norm: nn.Module | None = None
     folds_with: int | None = None
@@ -75,8 +77,8 @@ def run_site(
     """Make the call that a site stands for."""
     if not torch.compiler.is_compiling():
         instrument.ran.add(site.index)
-    for path, quantizer in site.inputs:
-        args, kwargs = _with_rounded(instrument, call, (args, kwargs), path, quantizer)
+    for path, quantizer, written in site.inputs:
+        args, kwargs = _with_rounded(instrument, call, (args, kwargs), path, quantizer, written)
     if site.absorbs:
         return _activation(instrument, call, place, site, func, args, kwargs)
     if site.layer is not None:
@@ -99,10 +101,19 @@ def run_site(
 
 
 def _with_rounded(
-    instrument: Instrument, call: Call, given: tuple[Any, Any], path: tuple[int | str, ...], quantizer: FakeQuantize
+    instrument: Instrument,
+    call: Call,
+    given: tuple[Any, Any],
+    path: tuple[int | str, ...],
+    quantizer: FakeQuantize,
+    written: bool,
 ) -> tuple[Any, Any]:
     """Arguments and keywords with the tensor at ``path`` rounded; they are copied, a list may be the user's own."""
-    round_it = lambda x: _quantize(instrument, call, quantizer, x, False)  # noqa: E731
+
+    def round_it(x: Tensor) -> Tensor:
+        out = _quantize(instrument, call, quantizer, x, False)
+        return out.clone() if written else out
+
     args, kwargs = given
     if isinstance(path[0], str):
         return args, _replaced(kwargs, path, round_it)
@@ -139,7 +150,10 @@ def _activated_in_place(x: Tensor, activation: str) -> Tensor:
 def _rounded(instrument: Instrument, call: Call, site: Site, quantizer: FakeQuantize, x: Any) -> Any:
     if not isinstance(x, Tensor):
         return x
-    out = _quantize(instrument, call, quantizer, x, site.owned and not _is_heard(site.makers))
+    # A checkpoint computes again from what it was given, which is not ours to overwrite.
+    takes_its_input = site.absorbs or site.folds_with is not None
+    kept = takes_its_input and (call.checkpointed or call.recomputing)
+    out = _quantize(instrument, call, quantizer, x, site.owned and not kept and not _is_heard(site.makers))
     return out.clone() if site.clones else out
 
 
@@ -161,9 +175,10 @@ def _activation(instrument: Instrument, call: Call, place: Place, site: Site, fu
         # dynamo it may be another object. While marks are set torch.export runs the code itself: objects are what they
         # are.
         traced = torch.compiler.is_compiling() and not instrument.marking
-        unknown = traced or any(given is x for given in tensors_of(call.given))
-        if site.expects and not unknown:
-            instrument.unplanned[site.function] += not instrument.marking
+        unseen = traced or any(given is x for given in tensors_of(call.given))
+        if site.output is None or (site.expects and not unseen):
+            if site.expects and not instrument.marking:
+                instrument.unplanned[f"{place.path}.{site.function}".lstrip(".")] += 1
             return func(*args, **kwargs)
         owner = site
     assert owner.output is not None

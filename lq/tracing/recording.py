@@ -36,6 +36,7 @@ from lq.tracing.work import multiply_accumulates
 
 LEAF = "lq_leaf"  # of a call that is all that a module of torch does: the name of that module
 TENSOR = "lq_tensor"  # of a tensor of which nobody saw how it was made: itself
+DROPPED = "lq_dropped"  # whether a dropout, which does nothing in evaluation, makes another tensor of it in training
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
 
 
@@ -109,6 +110,7 @@ class Recorder(TorchFunctionMode):
         self.stack: list[str] = []
         self._nodes: dict[int, fx.Node] = {}
         self._memory: dict[int, list[Tensor]] = {}
+        self._stale: dict[int, fx.Node] = {}  # tensors that an activation has overwritten, as long as nobody reads them
         self._kept: list[Any] = []  # an identity is one as long as its object lives
         self._constants = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
         self._attributes = [(module, _attributes(module)) for module in root.modules()]
@@ -188,6 +190,7 @@ class Recorder(TorchFunctionMode):
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._kept.append(tensor)
         self._nodes[id(tensor)] = node
+        self._stale.pop(id(tensor), None)
         node.meta.setdefault("shape", tuple(tensor.shape))
         node.meta.setdefault("dtype", tensor.dtype)
         where = address(tensor)
@@ -195,6 +198,9 @@ class Recorder(TorchFunctionMode):
             self._memory.setdefault(where, []).append(tensor)
 
     def _node(self, tensor: Tensor) -> fx.Node:
+        by = self._stale.pop(id(tensor), None)
+        if by is not None:
+            self._overwrite(tensor, by)
         node = self._nodes.get(id(tensor))
         if node is not None:
             return node
@@ -204,7 +210,7 @@ class Recorder(TorchFunctionMode):
             node.meta["constant"], node.meta[PARAMETER] = True, isinstance(tensor, nn.Parameter)
         else:
             node = self.graph.create_node("call_function", unknown, (f"{tuple(tensor.shape)}",), name="unknown")
-            node.meta["unknown"], node.meta[TENSOR] = _line()[0], tensor
+            node.meta["unknown"], node.meta[TENSOR] = users_line()[0], tensor
             self._unknown.append((tensor, node.meta["unknown"]))
         self._remember(tensor, node)
         return node
@@ -225,6 +231,12 @@ class Recorder(TorchFunctionMode):
             with self:
                 return opened(*args, **kwargs)
         out = func(*args, **kwargs)
+        if args and out is args[0] and operation(func) in _ACTIVATIONS and address(out):
+            with without_torch_functions():
+                out = out.view_as(out)  # another object, so that it is seen who reads what it was written into
+            self._note(func, args, kwargs, out, written=args[0])
+            self._stale[id(args[0])] = self._nodes[id(out)]
+            return out
         self._note(func, args, kwargs, out)
         return out
 
@@ -237,17 +249,21 @@ class Recorder(TorchFunctionMode):
         self.opened.append((self.stack[-1], OPENABLE[func], number_of_steps(func, args)))
         return found
 
-    def _note(self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False) -> None:
+    def _note(
+        self, func: Any, args: Any, kwargs: Any, out: Any, whole: bool = False, written: Tensor | None = None
+    ) -> None:
         name = operation(func)
         results = [args[0]] if name == "setitem" else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not results or not self.stack:
             return
-        line, opaque = _line()
+        line, opaque = users_line()
         work = multiply_accumulates(name, args, kwargs, results[0])
         seen = Seen(name, tuple(self.stack), line, work and work * times_computed(results[0]), opaque, whole)
         same = bool(args) and out is args[0]
         if same and may_give_its_input(name, args, kwargs):
             self.calls.append((seen, None))
+            if "dropout" in name and id(out) in self._nodes:
+                self._nodes[id(out)].meta[DROPPED] = True
             return
         node = self._create(func, name, args, kwargs)
         node.meta[SEEN] = seen
@@ -255,7 +271,8 @@ class Recorder(TorchFunctionMode):
         sources = node.all_input_nodes
         node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
         node.meta[PARAMETER] = node.meta["constant"] and any(n.meta.get(PARAMETER) for n in sources)
-        written = args[0] if same or (args and writes(func)) else kwargs.get("out")
+        if written is None:
+            written = args[0] if same or (args and writes(func)) else kwargs.get("out")
         if isinstance(written, Tensor):
             self._mark_overwritten(written, node)
         for index, tensor in enumerate(results):
@@ -283,16 +300,22 @@ class Recorder(TorchFunctionMode):
 
     def _mark_overwritten(self, written: Tensor, by: fx.Node) -> None:
         for other in self._memory.get(address(written), ()):
-            if other is not written and self._nodes.get(id(other)) is not by:
-                before = self._nodes[id(other)]
-                node = self.graph.call_function(overwritten, (before, by))
-                node.meta["constant"] = bool(before.meta.get("constant") and by.meta["constant"])
-                self._nodes[id(other)] = node
+            if id(other) in self._stale:
+                self._stale[id(other)] = by
+            elif other is not written and self._nodes.get(id(other)) is not by:
+                self._overwrite(other, by)
         written_node = self._nodes.get(id(written))
         for source in [] if written_node is None else [written_node, *views_of(written_node)]:
             source.meta.setdefault("writers", []).append(by)
 
+    def _overwrite(self, tensor: Tensor, by: fx.Node) -> None:
+        before = self._nodes[id(tensor)]
+        node = self.graph.call_function(overwritten, (before, by))
+        node.meta["constant"] = bool(before.meta.get("constant") and by.meta["constant"])
+        self._nodes[id(tensor)] = node
 
+
+_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min"})
 _OPERATORS: Mapping[str, Any] = {"add": operator.add, "mul": operator.mul, "cat": torch.cat}
 
 
@@ -312,16 +335,16 @@ _CONTROL_FLOW = frozenset({"cond", "while_loop", "map_impl", "scan", "associativ
 def _refuse_control_flow(func: Any) -> None:
     if isinstance(func, HigherOrderOperator) and operation(func) in _CONTROL_FLOW:
         raise ValueError(
-            f"{_line()[0]} calls torch.{operation(func)}, which traces its branches itself, so lq can neither see nor "
-            "quantize the calls in them. Write it in Python or with torch.where, or name an inner module without it, "
-            "QATCallback(target=...)."
+            f"{users_line()[0]} calls torch.{operation(func)}, which traces its branches itself, so lq can neither see "
+            "nor quantize the calls in them. Write it in Python or with torch.where, or name an inner module without "
+            "it, QATCallback(target=...)."
         )
 
 
 _OURS = ("lq.", "torch.")
 
 
-def _line() -> tuple[str, str]:
+def users_line() -> tuple[str, str]:
     """The innermost line outside of torch and lq, and what runs there, inside of the module, that nobody may change."""
     frame: FrameType | None = sys._getframe(2)
     opaque, outside = "a transform of torch.func" if is_transformed() else "", False

@@ -60,7 +60,7 @@ class TensorAt:
         behind: the call in front of that activation, if a layer or join makes the value.
         owned: whether nobody else needs the tensor.
         makers: dotted names of the modules whose hooks may keep it.
-        cloned: whether somebody writes into the result later.
+        cloned: whether somebody writes into the result later, or the call into the argument.
     """
 
     slot: int
@@ -89,6 +89,7 @@ class Sites:
             one in evaluation that it is.
         opened: places, and the operations, such as attention, that are computed step by step there; of a recurrent
             one the number of steps, else 0.
+        counts: places, operations, and how many such calls the place makes, with a site or without.
     """
 
     places: tuple[str, ...]
@@ -100,6 +101,7 @@ class Sites:
     fresh: tuple[CallAt, ...] = ()
     training: tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...] = ()
     opened: tuple[tuple[str, str, int], ...] = ()
+    counts: tuple[tuple[str, str, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data.
@@ -149,6 +151,7 @@ class Sites:
             tuple(CallAt(**call) for call in plain["fresh"]),
             training,
             tuple((place, name, steps) for place, name, steps in plain["opened"]),
+            tuple((place, name, count) for place, name, count in plain["counts"]),
         )
 
 
@@ -164,7 +167,11 @@ def in_place_joins(sites: Sites) -> Sites:
     """
     written = set(sites.fresh)
     tensors = tuple(
-        dataclasses.replace(t, cloned=not t.argument, owned=t.owned and not {t.call, t.behind} & written)
+        dataclasses.replace(
+            t,
+            cloned=t.cloned or not t.argument or t.call in written,
+            owned=t.owned and not {t.call, t.behind} & written,
+        )
         for t in sites.tensors
     )
     return dataclasses.replace(sites, fresh=(), tensors=tensors)

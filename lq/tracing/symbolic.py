@@ -13,11 +13,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from lq.compat.torch_private import BatchNorm, InstanceNorm
-from lq.core.modes import modes_kept
+from lq.core.kept import as_it_was
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation
+from lq.tracing.labels import Calls
 from lq.tracing.ops import CALLED, SAME_GRID, SEEN
-from lq.tracing.recording import CLOSED, Seen
+from lq.tracing.recording import CLOSED, Seen, users_line
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
 
 _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -52,6 +53,7 @@ class _Reader(fx.Tracer):
     def __init__(self, root: nn.Module, stubs: bool) -> None:
         super().__init__()
         self.stubs = stubs
+        self.outside = users_line()[0]  # what has called us, and is no code of the module
         self.tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         self.calls: list[tuple[Seen, fx.Node | None]] = []
 
@@ -114,7 +116,9 @@ class _Reader(fx.Tracer):
         node.meta["constant"] = bool(sources) and all(n.meta.get("constant") for n in sources)
         if name in ("matmul", "mm") and any(n.meta.get("constant") for n in sources):
             raise NotPlainError(f"whether {node.name} is a layer depends on the shape of its weight")
-        node.meta[SEEN], node.meta[CALLED] = Seen(name, self._stack()), (node.args, node.kwargs)
+        line = users_line()[0]
+        seen = Seen(name, self._stack(), "" if line == self.outside else line)
+        node.meta[SEEN], node.meta[CALLED] = seen, (node.args, node.kwargs)
         if name not in _SEVERAL:
             node.meta.setdefault("shape", None)
         self.calls.append((node.meta[SEEN], node))
@@ -156,40 +160,41 @@ def _works_in_place(node: fx.Node) -> bool:
     return inplace or (name.endswith("_") and not name.startswith("_"))
 
 
-def read_calls(root: nn.Module, stubs: bool = False) -> tuple[fx.Graph, list[tuple[Seen, fx.Node | None]]]:
-    """The calls that a module makes in evaluation, as :class:`lq.tracing.recording.Recorder` notes them.
+def read_calls(root: nn.Module, stubs: bool = False) -> tuple[fx.Graph, Calls, Calls]:
+    """The calls that a module makes, as :class:`lq.tracing.recording.Recorder` notes them.
 
     Args:
         root: the module, which stays as it is.
         stubs: whether to note the stubs and FloatFunctionals of a model that is annotated by hand.
 
     Returns:
-        the graph, without shapes and work, and all calls.
+        the graph in evaluation, without shapes and work; all calls in evaluation; and those in training, none if they
+        cannot be read.
 
     Raises:
         NotPlainError: if its code branches on values, or writes into a tensor that it reads under another name.
 
     Example:
-        >>> graph, calls = read_calls(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+        >>> graph, calls, training = read_calls(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
         >>> [seen.operation for seen, _ in calls]
         ['linear', 'relu']
     """
-    reader = _Reader(root, stubs)
-    before = {module: set(module.__dict__) for module in root.modules()}
+    reader, in_training = _Reader(root, stubs), _Reader(root, stubs)
     try:
-        with modes_kept(root):
+        with as_it_was(root):
             graph = reader.trace(root.eval())
     except Exception as error:
         raise NotPlainError(str(error)) from error
-    finally:
-        for module, names in before.items():
-            for name in set(module.__dict__) - names:
-                del module.__dict__[name]
+    try:
+        with as_it_was(root):
+            in_training.trace(root.train())
+    except Exception:  # as where a call in training cannot be recorded
+        in_training.calls.clear()
     for node in graph.nodes:
         if _works_in_place(node) and node.op in ("call_function", "call_method"):
             _check_result_is_read(node)
     give_input_by_position(graph)
-    return graph, reader.calls
+    return graph, reader.calls, in_training.calls
 
 
 def _check_result_is_read(node: fx.Node) -> None:

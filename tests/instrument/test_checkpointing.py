@@ -136,3 +136,27 @@ def test_the_private_parts_of_torch_that_this_relies_on() -> None:
     frames = [cell.cell_contents for cell in hooks[0].__closure__]
     assert any(hasattr(frame, "recompute_fn") for frame in frames)
     assert (first, second) == (False, True)
+
+
+class PreActivated(nn.Module):
+    """A checkpointed part begins with what belongs to the layer in front of it: its ReLU or its BatchNorm."""
+
+    def __init__(self, begins: str, checkpointed: bool) -> None:
+        super().__init__()
+        self.stem, self.last, self.checkpointed = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), checkpointed
+        first = nn.ReLU() if begins == "relu" else nn.BatchNorm2d(4)
+        self.block = nn.Sequential(first, nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = checkpoint(self.block, y, use_reentrant=False) if self.checkpointed else self.block(y)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("begins", ["relu", "norm"])
+def test_the_input_of_a_checkpointed_part_is_not_overwritten(begins: str) -> None:
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        found.append(step(ready(PreActivated(begins, checkpointed), images(), frozen=True), images(1)))
+    assert_same(*found)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.conversion.convert import convert, in_float
 from lq.conversion.graph import as_graph
+from lq.metrics import sqnr
+from lq.ptq import calibrate
 
 
 class Net(nn.Module):
@@ -53,6 +55,13 @@ def relu_positional(net: Net, x: Tensor) -> Tensor:
     return net.b(F.relu(y, True))
 
 
+def relu_on_what_is_rounded_for_it(net: Net, x: Tensor) -> Tensor:
+    y = x - net.a.bias.view(4, 1, 1)
+    net.c(y)  # nobody reads the result, so that its input may be overwritten
+    total = y.sum()
+    return net.b(F.avg_pool2d(torch.relu_(y), 3, 1, 1)) + 0.01 * total
+
+
 def filled(net: Net, x: Tensor) -> Tensor:
     return net.b(net.a(x).masked_fill_(x > 0, 0.5))
 
@@ -68,6 +77,7 @@ BODIES = [
     relu_on_one_branch,
     relu_on_a_view,
     relu_positional,
+    relu_on_what_is_rounded_for_it,
     filled,
     without_a_twin,
     lambda net, x: net.b(net.silu(net.a(x))),
@@ -145,3 +155,38 @@ def test_a_tensor_that_is_written_part_by_part_is_rounded_where_it_is_read(how: 
     graph = as_graph(prepared, ((x,), {}))
     assert torch.equal(graph(x), prepared(x))
     assert in_float(convert(graph)) == {}
+
+
+def read_by_the_caller(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y.relu_()
+    return y
+
+
+def relu_on_the_input(net: Net, x: Tensor) -> Tensor:
+    net.relu(x)
+    return net.b(x)
+
+
+def written_again(net: Net, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = net.relu(y)
+    z.add_(1.0)
+    return net.b(y)
+
+
+@pytest.mark.parametrize(
+    "body", [overwritten_and_read_again, read_by_the_caller, relu_on_the_input, written_again, relu_on_one_branch]
+)
+def test_what_an_activation_has_overwritten_is_calibrated_and_converted_as_it_is_read(
+    body: Callable[[Net, Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    net, x = Net(body).eval(), torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        exact = net(x.clone())
+        prepared = prepare(net, example_args=(x.clone(),))
+        calibrate(prepared, [x.clone()], call=lambda model, batch: model(batch.clone()))
+        fake, int8 = prepared(x.clone()), convert(prepared)(x.clone())
+    assert sqnr(exact, fake) > 25
+    assert sqnr(fake, int8) > 35

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.backends.prepare import plan_of, prepare, set_phase, state_of
+from lq.backends.prepare import is_planned, plan_of, prepare, prepare_again, qconfig_of, set_phase, state_of
 from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
+from lq.instrument.attach import instrument_of
 from lq.ptq.layers import layers_of
 from tests.instrument.nets import Net, images, ready
 
@@ -67,10 +68,12 @@ class Training(nn.Module):
         return self.b(y + x)
 
 
-def test_calls_that_only_training_makes_do_not_shift_the_others() -> None:
+@pytest.mark.parametrize("read", [False, True], ids=["recorded", "read off the code"])
+def test_calls_that_only_training_makes_do_not_shift_the_others(read: bool) -> None:
     net = Training()
     x = torch.randn(16, 4)
-    prepared = prepare(net, example_args=(x,))
+    prepared = prepare(net, example_args=None if read else (x,))
+    assert is_planned(prepared)
     quantized = [row.name for row in plan_of(prepared).quantized]
     assert sorted(quantized) == ["a", "b", "linear"]
     set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
@@ -152,3 +155,49 @@ def test_an_addition_that_is_missing_the_second_time_is_noticed() -> None:
 
     with pytest.raises(ValueError, match=r"calls other functions the second time: .*add"):
         prepare(Fickle(), example_args=(torch.randn(2, 4),))
+
+
+class NormFirst(nn.Module):
+    """Two additions behind a BatchNorm that no layer takes in, and which adds one to its counter in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b, self.c = nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.norm(x))
+        y = self.a(y) + y
+        z = self.c(self.b(y) + self.a(y))
+        return z + z.flip(1)
+
+
+@pytest.mark.parametrize("how", ["read", "one sample", "recorded", "from a checkpoint"])
+def test_the_counter_of_a_batch_norm_does_not_shift_additions(how: str) -> None:
+    x, net = torch.randn(8, 4), NormFirst()
+    prepared = prepare(net, None, None if how == "read" else (x[:1] if how == "one sample" else x,))
+    if how == "from a checkpoint":
+        prepared = prepare_again(NormFirst(), qconfig_of(prepared), plan_of(prepared).to_dict())
+    set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False)
+    seen: list[Tensor] = []
+    state_of(prepared).get_submodule("fq_add").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    prepared.train()(x)
+    assert [tuple(t.shape) for t in seen] == [(8, 4)]
+    instrument = instrument_of(prepared)
+    assert instrument is not None
+    assert not instrument.unplanned, "the last addition is in the plan, without a site"
+
+
+def test_an_activation_behind_a_dropout_is_rounded_in_training_too() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2)), torch.randn(16, 4)
+    prepared = ready(net, x)
+    assert [tensor.absorbs for tensor in plan_of(prepared).tensors] == ["none", "relu", "none"]
+    state = state_of(prepared)
+    assert all(state.observed())
+    seen: list[Tensor] = []
+    prepared[3].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    prepared(x)
+    scale = state.get_submodule("fq_0").scale
+    assert torch.allclose(seen[0], (seen[0] / scale).round() * scale)
+    instrument = instrument_of(prepared)
+    assert instrument is not None
+    assert not instrument.unplanned

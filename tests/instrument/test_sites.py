@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lq.backends.prepare import is_planned, plan_of, prepare, set_phase, state_of
 from lq.conversion.convert import convert
 from lq.core.fake_quantize import FakeQuantize
+from lq.instrument.attach import instrument_of
 from lq.metrics import sqnr
 from lq.ptq import calibrate
 from tests.instrument.nets import ready, step
@@ -240,3 +241,37 @@ def test_an_activation_that_is_not_planned_is_not_taken_for_one_that_is(
     with torch.no_grad():
         assert sqnr(exact, block(x)) > 25
     assert set(calls.values()) == {1}, "each tensor is rounded once, by its own quantizer"
+
+
+LEFT_ALONE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "one behind a rounded value": lambda net, x: torch.relu(net.b(torch.relu(x)).flip(2)),
+    "one that reads the input": lambda net, x: torch.relu(net.b(x)).sigmoid() * torch.relu(x),
+    "one behind an absorbed one": lambda net, x: net.b(x).relu().flip(2).relu() + x.flip(2).relu(),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_an_activation_that_the_plan_leaves_alone_is_neither_rounded_nor_counted_as_unknown(name: str) -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return LEFT_ALONE[name](self, x)
+
+    x = 10 * torch.randn(2, 4, 6, 6)
+    prepared = prepare(Net(), example_args=(x,))
+    calibrate(prepared, [x])
+    sites, calls = plan_of(prepared).sites, Counter[str]()
+    assert sites is not None
+    for part in map(state_of(prepared).get_submodule, sites.names):
+        part.register_forward_hook(lambda part, *_: calls.update([sites.names[part.slot]]))
+    with torch.no_grad():
+        prepared(x)
+    assert calls == Counter(sites.names[tensor.slot] for tensor in sites.tensors)
+    instrument = instrument_of(prepared)
+    assert instrument is not None
+    assert not instrument.unplanned
