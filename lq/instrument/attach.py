@@ -14,6 +14,7 @@ from lq.core.own_class import is_plain_leaf
 from lq.core.state import STATE, QATState
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.classes import is_instrumented, place_of, swap, unswap
+from lq.instrument.hooks import hooks_so_far
 from lq.instrument.places import Instrument, Place, Row
 from lq.instrument.sites import Site
 from lq.tracing.functions import functions_of, is_frozen_batch_norm
@@ -31,6 +32,7 @@ class _Attaching:
         if not self.state.names:
             self.state.fill(list(sites.names), list(sites.specs), list(sites.activations))
         self.instrument = Instrument(self.state, sites)
+        self.instrument.hooks_before = hooks_so_far()
         self.places: dict[str, Place] = {}
         self.rows: dict[tuple[str, str], Row] = {}
         self.sites: dict[CallAt, Site] = {}

@@ -22,7 +22,7 @@ class _Again:
 
     def __init__(self, recompute: Callable[..., Any], instrument: Instrument, call: Call, enter: Any) -> None:
         self.recompute, self.instrument, self.call, self.enter = recompute, instrument, call, enter
-        self.place, self.counts, self.folded = call.place, dict(call.counts), set(call.folded)
+        self.place, self.counts, self.folded, self.hooks = call.place, dict(call.counts), set(call.folded), call.hooks
         state = instrument.state
         assert state is not None
         self.state, self.ranges = state, state.pin()
@@ -31,7 +31,7 @@ class _Again:
         call = Call()
         call.place, call.counts, call.folded = self.place, dict(self.counts), set(self.folded)
         call.recomputing = call.in_mode = True
-        call.given = args
+        call.given, call.hooks = args, self.hooks
         # A GPU's backward pass has a thread of its own.
         former = self.instrument.use(call)
         before = self.state.pinned

@@ -18,6 +18,7 @@ from lq.instrument.checkpointing import (
     refuse_reentrant,
     refuse_reentrant_part,
 )
+from lq.instrument.hooks import is_called_by
 from lq.instrument.places import LISTENERS, PLACE, Call, Instrument, Place, Row, kept_example
 from lq.instrument.sites import Site, run_site
 from lq.tracing.opened import EXPORTED, OPENABLE, OPENED, number_of_steps, step_by_step
@@ -36,7 +37,7 @@ class SiteMode(TorchFunctionMode):
         call = self.call
         place = call.place
         row = None if place is None or call.busy else place.rows.get(func)
-        if row is None:
+        if row is None or (call.hooks and is_called_by(call.hooks, _inside_call.__code__)):
             return self._without_site(func, args, kwargs or {})
         assert place is not None
         if call.grad and not torch.is_grad_enabled():
@@ -189,6 +190,8 @@ def _begin(
         return body(module, *args, **kwargs)
     call.start()
     call.given = args, kwargs
+    if instrument.marking or not torch.compiler.is_compiling():
+        call.hooks = instrument.later_hooks(module)
     call.place, call.outermost, call.grad = place, place, torch.is_grad_enabled()
     call.recomputing = not torch.compiler.is_compiling() and is_backward()
     pinned = state.pinned

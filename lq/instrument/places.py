@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lq.core.state import QATState
+from lq.instrument.hooks import NONE, Codes, first_unknown, hooks_so_far, later_hooks
 from lq.tracing.structure import map_tensors
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Call:
         self.counts: dict[int, int] = {}
         self.folded: set[int] = set()
         self.pending: list[tuple[Any, Site]] = []
+        self.hooks: Codes = NONE  # what hooks run that the plan does not know
         self.given: Any = ()  # what the call began with: tensors that came from outside
 
 
@@ -70,6 +72,8 @@ class Instrument:
         self.unplanned: Counter[str] = Counter()
         self.main = Call()
         self._calls: dict[int, Call] = {}
+        self.hooks_before: int | None = None  # the number of the first hook that the plan does not know
+        self._later: tuple[Any, Codes] = (None, NONE)
 
     def call(self) -> Call:
         """The running call of this thread."""
@@ -81,6 +85,15 @@ class Instrument:
         if found is None:
             found = self._calls[ident] = Call() if self._calls else self.main
         return found
+
+    def later_hooks(self, module: nn.Module) -> Codes:
+        """What the forward hooks of a part of the target run that the plan does not know."""
+        if self.hooks_before is None:  # it came from a file
+            self.hooks_before = first_unknown(module)
+        now = hooks_so_far(), id(module)
+        if self._later[0] != now:
+            self._later = now, later_hooks(module, self.hooks_before)
+        return self._later[1]
 
     def use(self, call: Call) -> Call | None:
         """Make ``call`` that of this thread; returns the former one."""
@@ -108,6 +121,7 @@ class Instrument:
         made = memo[id(self)] = Instrument.__new__(Instrument)
         made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         made.example = self.example  # nobody writes into it
+        made.hooks_before = self.hooks_before
         return made
 
 
