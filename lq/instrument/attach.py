@@ -113,7 +113,7 @@ class _Attaching:
         if layer.norm is None:
             return
         norm = self._site(layer.norm)
-        norm.folds_with = site.index
+        norm.folds_with, site.apart = site.index, layer.apart
         site.norm = self.places[layer.norm.place].module
         if isinstance(site.norm, BatchNorm) and site.norm.num_batches_tracked is not None:
             self._site(CallAt(layer.norm.place, "add", 0)).counter = True

@@ -62,6 +62,7 @@ class SitePlanner:
         self._counts = Counter((at.place, at.operation) for _, at in named)
         self._labels = labels_of(calls, self.modules)
         self.training = self._in_training(calls, training)
+        self._apart = self._apart_in_training(training)
 
     # ---- naming -------------------------------------------------------------------------------------------------
 
@@ -102,6 +103,13 @@ class SitePlanner:
                 pairs = [(nth, known[line]) for nth, line in enumerate(there[key]) if line in known]
                 found.append((*key, tuple(pairs)))
         return tuple(found)
+
+    def _apart_in_training(self, training: Calls) -> set[CallAt]:
+        """The calls of BatchNorms that read something else in training than the layer they belong to."""
+        there = {at: node for node, at in self._named(training) if node is not None}
+        at_both = [(self.calls[layer.node], self.calls[layer.bn]) for layer in self.layers if layer.bn is not None]
+        known = [(there[at], there[norm], norm) for at, norm in at_both if at in there and norm in there]
+        return {norm for layer, reader, norm in known if layer not in reader.all_input_nodes}
 
     def _lines(self, calls: Calls) -> dict[tuple[str, str], list[tuple[str, int]]]:
         """Of each operation in each place the lines that call it, numbered if one does so more than once."""
@@ -205,7 +213,7 @@ class SitePlanner:
             spec = per_tensor(spec)  # the int8 kernels know no more
         norm = None if layer.bn is None else self.calls[layer.bn]
         axis = LAYERS[layer.kind].channel_axis
-        return LayerAt(layer.name, self.calls[layer.node], spec, axis, norm, held, quantizer)
+        return LayerAt(layer.name, self.calls[layer.node], spec, axis, norm, held, quantizer, norm in self._apart)
 
     def _row(self, layer: Layer, at: LayerAt) -> LayerPlan:
         fused: tuple[str, ...] = ()

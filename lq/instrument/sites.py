@@ -37,6 +37,7 @@ class Site:
             which a backward pass needs.
         layer: quantizer of the weight.
         norm: the BatchNorm behind a layer, which it takes in where that is less work.
+        apart: whether something lies between the two in training.
         folds_with: index of the layer's site, at the site of its BatchNorm.
         counter: whether the call counts batches for a BatchNorm that may be frozen.
         output: quantizer of the result; of an activation it absorbs that.
@@ -57,6 +58,7 @@ class Site:
     inputs: tuple[tuple[tuple[int | str, ...], FakeQuantize, bool], ...] = ()
     layer: WeightQuantizer | None = None
     norm: nn.Module | None = None
+    apart: bool = False
     folds_with: int | None = None
     counter: bool = False
     output: FakeQuantize | None = None
@@ -211,7 +213,7 @@ def _quantized(
         return quantizer.quantized(weight, training), bias
     # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
     # Evaluation does not ask for the phase, or torch.compile would compile it for each.
-    if not training or (frozen and x.numel() >= weight.numel()):
+    if not training or (frozen and not site.apart and x.numel() >= weight.numel()):
         call.folded.add(site.index)
         scales, moved = fold_batch_norm(norm, bias)
         return quantizer.quantized(weight, training, scales, fold=True), moved.to(weight.dtype)

@@ -37,6 +37,7 @@ class LayerAt:
         norm: the call of the BatchNorm that belongs to it.
         weight: dotted name of the weight, "" if it is computed.
         quantizer: name in the state of what quantizes the weight.
+        apart: whether something lies between it and its BatchNorm in training, such as a dropout.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerAt:
     norm: CallAt | None = None
     weight: str = ""
     quantizer: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -275,3 +275,39 @@ def test_an_activation_that_the_plan_leaves_alone_is_neither_rounded_nor_counted
     instrument = instrument_of(prepared)
     assert instrument is not None
     assert not instrument.unplanned
+
+
+class Between(nn.Module):
+    """Something lies between a layer and its BatchNorm, in training alone."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.change = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.training:
+            y = self.change(y)
+        return torch.relu(self.norm(y))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["recorded", "read off the code"])
+@pytest.mark.parametrize("change", [lambda y: F.dropout(y, 0.5), torch.relu, lambda y: y.mul_(2)])
+def test_a_batch_norm_is_not_folded_past_what_training_puts_in_between(
+    change: Callable[[Tensor], Tensor], given: bool
+) -> None:
+    torch.manual_seed(0)
+    net, x = Between(change), torch.randn(8, 1, 6, 6)
+    net.norm.running_mean += 1.0  # type: ignore[operator]
+    prepared = prepare(net, example_args=(x,)) if given else prepare(net)
+    calibrate(prepared, [x])
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    torch.manual_seed(1)
+    found = prepared.train()(x)
+    torch.manual_seed(1)
+    y, norm = change(F.conv2d(x, net.conv.weight, net.conv.bias)), net.norm
+    expected = F.relu(F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    range_of_plan = prepared.eval()(x).max()
+    assert sqnr(expected.clamp(max=range_of_plan), found) > 25
+    found.sum().backward()
+    assert net.conv.weight.grad is not None
