@@ -46,8 +46,8 @@ def _split(recorded: Recorded, plan: VendorPlan) -> tuple[list[Layer], list[Laye
 class _Sites:
     """Where lq rounds, to do what a quantizer wants.
 
-    A ReLU whose result is rounded is absorbed, as everywhere; and what has been rounded is not rounded again, on the
-    same grid, behind an operation that only moves values.
+    A ReLU whose result is rounded is absorbed, as everywhere, unless it reads what is rounded itself; and what has been
+    rounded is not rounded again, on the same grid, behind an operation that only moves values.
     """
 
     def __init__(self, graph: fx.Graph, layers: list[Layer], plan: VendorPlan) -> None:
@@ -86,7 +86,7 @@ class _Sites:
         everybody = len(users) == len(node.users)
         relu = ops.relu_kind(node)
         source = node.args[0] if relu else None
-        if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1:
+        if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1 and source not in self.by_node:
             return Rounding(node, source, users, relu, self._is_fresh(source), tensor.spec, tensor.group)
         return Rounding(node, node, users, "none", everybody and self._is_fresh(node), tensor.spec, tensor.group)
 
