@@ -199,7 +199,7 @@ def _grid(observer: nn.Module, what: str) -> tuple[int, int, torch.qscheme]:
     """Ends and scheme of what torchao put in.
 
     Raises:
-        ValueError: if it is dynamic or has fixed scales.
+        ValueError: if it is dynamic, has fixed scales, or does not tell.
     """
     inner: Any = getattr(observer, "activation_post_process", observer)
     if getattr(inner, "is_dynamic", False) or getattr(observer, "is_dynamic", False):
@@ -211,6 +211,11 @@ def _grid(observer: nn.Module, what: str) -> tuple[int, int, torch.qscheme]:
         raise ValueError(
             f"The quantizer wants a fixed scale for {what}, but lq learns all of them from what it sees; switch that "
             "off in the quantizer's configuration, or leave that module out of the target."
+        )
+    if not hasattr(inner, "quant_min"):
+        raise ValueError(
+            f"The quantizer wants {what} by {type(inner).__name__}, which does not say which integers; lq has one "
+            "scale per channel or per tensor, and integers of at most 8 bits for weights."
         )
     info = torch.iinfo(inner.dtype)
     low = info.min if inner.quant_min is None else int(inner.quant_min)

@@ -25,6 +25,11 @@ def choose(recorded: Recorded) -> Choice:
         ValueError: if there is no example to export the module with, or the module or the quantizer is at fault.
     """
     plan = annotate(recorded, make_quantizer(recorded.qconfig))
+    if plan.weights and not plan.tensors:
+        raise ValueError(
+            f"quantizer={recorded.qconfig.quantizer!r} rounds weights and no activation, but lq converts layers only "
+            "with both: configure it for static quantization of activations."
+        )
     layers, floats = _split(recorded, plan)
     return Choice(layers, floats, _Sites(recorded.graph, layers, plan).all(), plan.notes)
 

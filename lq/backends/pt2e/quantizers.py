@@ -51,8 +51,7 @@ def _imported(path: str) -> Callable[..., Any]:
     home, _, name = path.rpartition(".")
     if not home:
         raise ValueError(
-            f"quantizer={path!r} is neither one of {list(VENDORS)} nor a dotted path such as "
-            "'my_package.MyQuantizer'."
+            f"quantizer={path!r} is neither one of {list(VENDORS)} nor a dotted path such as 'my_package.MyQuantizer'."
         )
     found: Any = getattr(importlib.import_module(home), name, None)
     if not callable(found):

@@ -95,13 +95,11 @@ def _coreml(**options: Any) -> Any:
 
 
 def _openvino(mode: str = "INT8_SYM", **options: Any) -> Any:
+    """With one scale for each activation, even of a depthwise convolution: lq has no others."""
     home = importlib.import_module("executorch.backends.openvino.quantizer")
-    return home.OpenVINOQuantizer(mode=_member(home.QuantizationMode, mode), **options)
-
-
-def _vulkan(**options: Any) -> Any:
-    home = importlib.import_module("executorch.backends.vulkan.quantizer.vulkan_quantizer")
-    return home.VulkanQuantizer().set_global(home.get_symmetric_quantization_config(**options))
+    parameters = importlib.import_module("nncf.quantization.advanced_parameters").QuantizationParameters
+    settings = {} if "WO" in mode else {"activations_quantization_params": parameters(per_channel=False)}
+    return home.OpenVINOQuantizer(mode=_member(home.QuantizationMode, mode), **{**settings, **options})
 
 
 def _samsung(precision: str = "A8W8", **options: Any) -> Any:
@@ -119,7 +117,9 @@ def _cadence(name: str = "CadenceFusedConvReluQuantizer", **options: Any) -> Any
     for part in quantizer.quantizers:
         config = part.quantization_config
         if config.weight.qscheme == torch.per_tensor_affine:
-            part.quantization_config = replace(config, weight=replace(config.weight, qscheme=torch.per_tensor_symmetric))
+            part.quantization_config = replace(
+                config, weight=replace(config.weight, qscheme=torch.per_tensor_symmetric)
+            )
     return quantizer
 
 
@@ -145,7 +145,6 @@ VENDORS: Mapping[str, Vendor] = {
     "qnn": Vendor(_qnn),
     "coreml": Vendor(_coreml),
     "openvino": Vendor(_openvino, "'executorch[openvino]' nncf"),
-    "vulkan": Vendor(_vulkan),
     "samsung": Vendor(_samsung),
     "cadence": Vendor(_cadence),
 }
