@@ -158,16 +158,16 @@ def _home(node: fx.Node) -> fx.Node | None:
 
     It is the reader of what comes of it, if that computes it from its own input; else what is read there.
     """
-    below, after = [node], None
+    below, after = {node}, None
     while below and after is None:
-        below = [user for last in below for user in last.users]
-        after = next((user.meta[STEP] for user in below if STEP in user.meta), None)
+        below = {user for last in below for user in last.users}
+        after = next((user.meta[STEP] for user in sorted(below) if STEP in user.meta), None)
     read = None if after is None else _only([n for n in after.all_input_nodes if not n.meta.get("constant")])
-    above, known = [node], set()
+    above, known = {node}, set()
     while above:
-        above = [n for last in above for n in last.all_input_nodes]
+        above = {n for last in above for n in last.all_input_nodes}
         known |= {n.meta[STEP] for n in above if STEP in n.meta}
-        above = [n for n in above if STEP not in n.meta]
+        above = {n for n in above if STEP not in n.meta}
     return after if read in known else read
 
 

@@ -58,5 +58,5 @@ def test_without_the_vendors_package_it_says_what_to_install(name, vendor, monke
 
 
 def test_a_dotted_path_fails_as_its_import_does():
-    with pytest.raises(ModuleNotFoundError, match="^No module named 'no_such_package'$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'no_such_package'$"):
         of("no_such_package.Quantizer")
