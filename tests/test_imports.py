@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "lq").rglob("*.py"))
-HEAVY = ("torchvision", "matplotlib", "onnx", "onnxruntime", "torchao", "sklearn", "timm")
+HEAVY = ("executorch", "torchvision", "matplotlib", "onnx", "onnxruntime", "torchao", "sklearn", "timm")
 
 
 def names_imported_from_the_root(source: str) -> list[int]:

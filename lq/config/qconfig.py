@@ -74,8 +74,10 @@ class QConfig:
         backend: who decides what is quantized. ``"fx"``: lq itself. ``"eager"``: the QuantStubs, FloatFunctionals and
             ``qconfig = None`` in a model that was written for torch.ao's eager mode. ``"pt2e"``: a quantizer of
             torchao's PT2E flow, whose integers and schemes replace those of ``weight`` and ``activation``.
-        quantizer: for the backend "pt2e": ``"x86_inductor"``, ``"xnnpack"``, or the dotted path of a class or function.
-        quantizer_options: arguments of the quantizer.
+        quantizer: for the backend "pt2e": ``"x86_inductor"``, ``"arm_inductor"``, ``"xnnpack"``; of ExecuTorch also
+            ``"ethos_u"``, ``"vgf"``, ``"tosa"``, ``"cortex_m"``, ``"qnn"``, ``"coreml"``, ``"openvino"``,
+            ``"samsung"``, ``"cadence"``; or the dotted path of a class or function (docs/backends.md).
+        quantizer_options: arguments of the vendor's configuration, or of what the path names.
         fuse_add: whether a convolution whose result is only added to another tensor is left unrounded before the
             addition. OpenVINO and inductor compute in this way (exporters "openvino" and "pt2"). Other runtimes round
             the convolution and the sum; they compute such a convolution in float. ``None`` takes the preset's.

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from lq.backends.base import Recorded
-from lq.backends.pt2e.capture import STEP, capture
+from lq.backends.pt2e.capture import RESULT, STEP, capture, has_batch_norm, without_batch_norm
 from lq.backends.pt2e.vendor_plan import VendorPlan, VendorTensor
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.tracing.layer_calls import WEIGHTED_PRODUCTS, is_layer
@@ -27,22 +27,54 @@ def annotate(call: Recorded, quantizer: Any) -> VendorPlan:
 
     Args:
         call: of the module, with its inputs.
-        quantizer: has ``transform_for_annotation``, ``annotate`` and ``validate``, as torchao's.
+        quantizer: has ``transform_for_annotation``, ``annotate`` and ``validate``, as torchao's. It sees each
+            BatchNorm, as in ``prepare_qat_pt2e``. If it is not configured for QAT, or rounds between a convolution and
+            its BatchNorm, which torchao could then not fold, it is asked again, and sees none behind a layer, as in
+            ``prepare_pt2e``.
 
     Raises:
         ValueError: if the call cannot be exported, or the quantizer wants something that lq does not have.
     """
+    captured = capture(call)
+    folds = has_batch_norm(captured)
+    observed = _observed(captured, quantizer)
+    if folds and (not _is_for_qat(observed) or _parts_batch_norm(observed)):
+        observed = _observed(without_batch_norm(capture(call, training=False)), quantizer)
+    return _Reader(observed).read()
+
+
+def _observed(captured: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
     prepare: Any = importlib.import_module("torchao.quantization.pt2e.prepare").prepare
-    captured = quantizer.transform_for_annotation(capture(call))
+    captured = quantizer.transform_for_annotation(captured)
     quantizer.annotate(captured)
     quantizer.validate(captured)
-    observed = prepare(
+    observed: fx.GraphModule = prepare(
         captured,
         {node.name: ("", type(None)) for node in captured.graph.nodes},
         is_qat=True,
         obs_or_fq_callback=quantizer.prepare_obs_or_fq_callback,
     )
-    return _Reader(observed).read()
+    return observed
+
+
+def _is_for_qat(observed: fx.GraphModule) -> bool:
+    """Whether weights get fake quantizers, which hold an observer, rather than plain observers."""
+    observers = dict(observed.named_modules(remove_duplicate=False))
+    return all(
+        hasattr(observers[str(node.target)], "activation_post_process")
+        for node in observed.graph.nodes
+        if node.op == "call_module" and any(_reads_weight(user, node) for user in node.users)
+    )
+
+
+def _parts_batch_norm(observed: fx.GraphModule) -> bool:
+    """Whether anything is rounded between a convolution and the BatchNorm that follows it."""
+    return any(
+        node.op == "call_module"
+        and "conv" in str(node.args[0].target)
+        and any(user.target is torch.ops.aten.batch_norm.default for user in node.users)
+        for node in observed.graph.nodes
+    )
 
 
 class _Reader:
@@ -78,8 +110,9 @@ class _Reader:
         spec = _activation_spec(observer, _origin(source))
         group = self.groups.setdefault(id(observer), len(self.groups))
         step = self._step(source)
-        if step is not None and {user.meta.get(STEP) for user in node.users} == {step}:
-            self._note(f"what `{_name(step)}` computes inside is not rounded")
+        home = step if step is not None else _home(source)
+        if home is not None and {user.meta.get(STEP, home if step is None else None) for user in node.users} == {home}:
+            self._note(f"what `{_name(home)}` computes inside is not rounded")
             return
         is_overwritten = step is not None and any(user.target is overwritten for user in step.users)
         if step is not None and not is_overwritten and all(self._is_observer(user) for user in source.users):
@@ -96,7 +129,7 @@ class _Reader:
 
     def _step(self, source: fx.Node) -> fx.Node | None:
         """The recorded node that computes this tensor."""
-        step: fx.Node | None = source.meta.get(STEP)
+        step: fx.Node | None = source.meta.get(RESULT, source.meta.get(STEP))
         if step is None or source.target is not operator.getitem or step.target is operator.getitem:
             return step
         # One of several results of one call.
@@ -118,6 +151,24 @@ def _reads_weight(user: fx.Node, node: fx.Node) -> bool:
         return False
     weight = weight_of(step)
     return isinstance(weight, fx.Node) and bool(weight.meta.get("constant"))
+
+
+def _home(node: fx.Node) -> fx.Node | None:
+    """The recorded node that computes a node of the vendor's own, which took an operation apart.
+
+    It is the reader of what comes of it, if that computes it from its own input; else what is read there.
+    """
+    below, after = {node}, None
+    while below and after is None:
+        below = {user for last in below for user in last.users}
+        after = next((user.meta[STEP] for user in sorted(below) if STEP in user.meta), None)
+    read = None if after is None else _only([n for n in after.all_input_nodes if not n.meta.get("constant")])
+    above, known = {node}, set()
+    while above:
+        above = {n for last in above for n in last.all_input_nodes}
+        known |= {n.meta[STEP] for n in above if STEP in n.meta}
+        above = {n for n in above if STEP not in n.meta}
+    return after if read in known else read
 
 
 def _name(step: fx.Node) -> str:
@@ -148,7 +199,7 @@ def _grid(observer: nn.Module, what: str) -> tuple[int, int, torch.qscheme]:
     """Ends and scheme of what torchao put in.
 
     Raises:
-        ValueError: if it is dynamic or has fixed scales.
+        ValueError: if it is dynamic, has fixed scales, or does not tell.
     """
     inner: Any = getattr(observer, "activation_post_process", observer)
     if getattr(inner, "is_dynamic", False) or getattr(observer, "is_dynamic", False):
@@ -160,6 +211,11 @@ def _grid(observer: nn.Module, what: str) -> tuple[int, int, torch.qscheme]:
         raise ValueError(
             f"The quantizer wants a fixed scale for {what}, but lq learns all of them from what it sees; switch that "
             "off in the quantizer's configuration, or leave that module out of the target."
+        )
+    if not hasattr(inner, "quant_min"):
+        raise ValueError(
+            f"The quantizer wants {what} by {type(inner).__name__}, which does not say which integers; lq has one "
+            "scale per channel or per tensor, and integers of at most 8 bits for weights."
         )
     info = torch.iinfo(inner.dtype)
     low = info.min if inner.quant_min is None else int(inner.quant_min)
@@ -179,4 +235,7 @@ def _activation_spec(observer: nn.Module, what: str) -> ActivationSpec:
     low, high, scheme = _grid(observer, what)
     if scheme not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         raise ValueError(f"The quantizer wants {what} as {scheme}; lq has one scale per tensor only.")
-    return ActivationSpec(low, high, symmetric=scheme == torch.per_tensor_symmetric)
+    symmetric = scheme == torch.per_tensor_symmetric
+    if symmetric and low == 0:  # torchao puts the zero in the middle: these are the signed integers, shifted
+        low, high = -(high // 2) - 1, high // 2
+    return ActivationSpec(low, high, symmetric=symmetric)

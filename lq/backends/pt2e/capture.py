@@ -17,6 +17,7 @@ from lq.compat.torch_private import BatchNorm, tree_leaves, tree_map_only
 from lq.core.own_class import own_class
 from lq.tracing.functions import property_of
 from lq.tracing.inputs import input_tensors, named_arguments
+from lq.tracing.layer_calls import is_layer
 from lq.tracing.layers import seen_of
 from lq.tracing.ops import SEEN, recorded
 from lq.tracing.recording import LEAF, TENSOR
@@ -24,6 +25,7 @@ from lq.tracing.structure import Inputs
 
 _STEP = re.compile(r"lq_step_(\d+)\b")
 STEP = "lq_step"
+RESULT = "lq_result"
 
 
 class _Step(nn.Module):
@@ -60,11 +62,12 @@ def _callable(target: Any) -> Any:
     return plain or (lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs))
 
 
-def capture(call: Recorded) -> fx.GraphModule:
-    """Export a recorded call in training mode.
+def capture(call: Recorded, training: bool = True) -> fx.GraphModule:
+    """Export a recorded call.
 
     Args:
         call: of a module, which is left as it is.
+        training: the mode of the module in which it is exported.
 
     Returns:
         an ATen graph; ``node.meta["lq_step"]`` is the recorded node that a node was made by, and ``nn_module_stack``
@@ -84,7 +87,7 @@ def capture(call: Recorded) -> fx.GraphModule:
     tensors = tuple(tensor for _, tensor in input_tensors(named_arguments(call.root, args, kwargs)))
     try:
         # Not without strict=True: quantizers look for the sources that only it notes (torchao 0.18).
-        program: Any = torch.export.export(twin.train(), tensors, strict=True)
+        program: Any = torch.export.export(twin.train(training), tensors, strict=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ValueError(
@@ -112,6 +115,38 @@ def _say_where_from(captured: fx.GraphModule, steps: list[fx.Node], modules: Map
             )
         elif node.op == "placeholder":
             node.meta[STEP] = next(inputs)
+
+
+def has_batch_norm(captured: fx.GraphModule) -> bool:
+    """Whether any layer of a captured graph is followed by a BatchNorm."""
+    return any(_follows_layer(node) for node in captured.graph.nodes)
+
+
+def without_batch_norm(captured: fx.GraphModule) -> fx.GraphModule:
+    """Leave out each BatchNorm that follows a layer, as ``prepare_pt2e`` does before it asks a quantizer.
+
+    Args:
+        captured: in evaluation mode; it is changed. Its weights stay as they are, for no quantizer reads them.
+
+    Returns:
+        the same graph; ``node.meta["lq_result"]`` of such a layer is the recorded BatchNorm.
+    """
+    for node in list(captured.graph.nodes):
+        if _follows_layer(node):
+            layer = node.args[0]
+            layer.meta[RESULT] = node.meta[STEP]
+            node.replace_all_uses_with(layer)
+            captured.graph.erase_node(node)
+    captured.graph.eliminate_dead_code()
+    captured.recompile()
+    return captured
+
+
+def _follows_layer(node: fx.Node) -> bool:
+    if node.target is not torch.ops.aten.batch_norm.default or not isinstance(node.args[0], fx.Node):
+        return False
+    layer = node.args[0]
+    return STEP in node.meta and STEP in layer.meta and is_layer(layer.meta[STEP]) and len(layer.users) == 1
 
 
 def several(example: Inputs) -> Inputs:

@@ -25,6 +25,11 @@ def choose(recorded: Recorded) -> Choice:
         ValueError: if there is no example to export the module with, or the module or the quantizer is at fault.
     """
     plan = annotate(recorded, make_quantizer(recorded.qconfig))
+    if plan.weights and not plan.tensors:
+        raise ValueError(
+            f"quantizer={recorded.qconfig.quantizer!r} rounds weights and no activation, but lq converts layers only "
+            "with both: configure it for static quantization of activations."
+        )
     layers, floats = _split(recorded, plan)
     return Choice(layers, floats, _Sites(recorded.graph, layers, plan).all(), plan.notes)
 
@@ -46,8 +51,8 @@ def _split(recorded: Recorded, plan: VendorPlan) -> tuple[list[Layer], list[Laye
 class _Sites:
     """Where lq rounds, to do what a quantizer wants.
 
-    A ReLU whose result is rounded is absorbed, as everywhere; and what has been rounded is not rounded again, on the
-    same grid, behind an operation that only moves values.
+    A ReLU whose result is rounded is absorbed, as everywhere, unless it reads what is rounded itself; and what has been
+    rounded is not rounded again, on the same grid, behind an operation that only moves values.
     """
 
     def __init__(self, graph: fx.Graph, layers: list[Layer], plan: VendorPlan) -> None:
@@ -86,7 +91,7 @@ class _Sites:
         everybody = len(users) == len(node.users)
         relu = ops.relu_kind(node)
         source = node.args[0] if relu else None
-        if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1:
+        if relu and everybody and isinstance(source, fx.Node) and len(source.users) == 1 and source not in self.by_node:
             return Rounding(node, source, users, relu, self._is_fresh(source), tensor.spec, tensor.group)
         return Rounding(node, node, users, "none", everybody and self._is_fresh(node), tensor.spec, tensor.group)
 

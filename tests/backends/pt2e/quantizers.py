@@ -57,6 +57,49 @@ class OnlyLinear(Quantizer):
         pass
 
 
+class Results(OnlyLinear):
+    """Weights and results of layers, and the results of ReLUs, even between a convolution and its BatchNorm."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        aten = torch.ops.aten
+        for node in model.graph.nodes:
+            if node.target in (aten.linear.default, aten.conv2d.default, aten.relu.default):
+                weights = {node.args[1]: self.weight} if len(node.args) > 1 else {}
+                node.meta["quantization_annotation"] = QuantizationAnnotation(weights, self.activation, _annotated=True)
+        return model
+
+
+class TakesApart(OnlyLinear):
+    """Puts operations of its own in front of a tanh, and rounds what they compute."""
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        for node in list(model.graph.nodes):
+            if node.target is torch.ops.aten.tanh.default:
+                with model.graph.inserting_before(node):
+                    inside = [
+                        model.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], 2)),
+                        model.graph.call_function(torch.ops.aten.sigmoid.default, ()),
+                    ]
+                    inside[1].args = (inside[0],)
+                for new in inside:
+                    new.meta["val"] = node.meta["val"]
+                node.args = (inside[1],)
+        return model
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        for node in super().annotate(model).graph.nodes:
+            if node.target in (torch.ops.aten.mul.Tensor, torch.ops.aten.sigmoid.default):
+                node.meta["quantization_annotation"] = QuantizationAnnotation({}, self.activation, _annotated=True)
+        return model
+
+
+def weights_only() -> OnlyLinear:
+    """No activation."""
+    quantizer = OnlyLinear()
+    quantizer.activation = None
+    return quantizer
+
+
 def only_linear_of(part: str) -> OnlyLinear:
     """Only linear layers inside one module, which it finds as torchao's quantizers do."""
     quantizer = OnlyLinear()

@@ -19,10 +19,10 @@ from lq.backends.pt2e.quantizers import make_quantizer
 from lq.backends.pt2e.vendor_plan import VendorPlan
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
-from tests.backends.pt2e.quantizers import OnlyLinear, only_linear_of
+from tests.backends.pt2e.quantizers import OnlyLinear, Results, TakesApart, only_linear_of
 from tests.backends.recorded import recorded
 
-X = torch.rand(2, 4)
+X, IMAGES = torch.rand(2, 4), torch.rand(2, 3, 4, 4)
 DYNAMIC = {
     "is_dynamic": True,
     "observer_or_fake_quant_ctr": MovingAverageMinMaxObserver.with_args(averaging_constant=1),
@@ -126,6 +126,42 @@ def test_shared_grids_are_one_group():
     groups = {t.node.name: t.group for t in plan_of(Joined(), quantizer, torch.rand(2, 3, 4, 4)).tensors}
     assert groups["a"] == groups["b"] == groups["cat"]
     assert len(set(groups.values())) == 3  # the input, these three, and the output
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+        return y
+
+
+def test_who_rounds_between_a_convolution_and_its_batch_norm_is_asked_without():
+    assert rounded(plan_of(Normed(), Results(), IMAGES)) == [("bn", None, 0), ("relu", None, 1), ("fc", None, 2)]
+
+
+def test_a_quantizer_that_is_not_for_qat_sees_no_batch_norm():
+    options = {"is_qat": False}
+    quantizer = make_quantizer(QConfig(backend="pt2e", quantizer="x86_inductor", quantizer_options=options))
+    plan = plan_of(Normed(), quantizer, IMAGES)
+    assert list(weights(plan)) == ["conv", "fc"]
+    assert [name for name, _, _ in rounded(plan)] == ["x", "mean"]
+    assert not plan.notes
+
+
+def test_what_the_vendor_computes_inside_is_left_out_with_a_note():
+    plan = plan_of(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), TakesApart())
+    assert [name for name, _, _ in rounded(plan)] == ["input_1", "_0", "_1", "_2"]
+    assert plan.notes == ("lq deviates from the quantizer: what `1` computes inside is not rounded",)
+
+
+@pytest.mark.parametrize("ends", [{}, {"quant_min": None, "quant_max": None}])
+def test_unsigned_integers_around_a_zero_in_the_middle_are_signed_ones(ends):
+    quantizer = OnlyLinear({"qscheme": torch.per_tensor_symmetric, **ends})
+    specs = {t.spec for t in plan_of(nn.Sequential(nn.Linear(4, 4)), quantizer).tensors}
+    assert specs == {ActivationSpec(-128, 127, symmetric=True)}
 
 
 def test_layers_that_are_calls_are_layers():

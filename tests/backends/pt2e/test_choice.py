@@ -111,6 +111,20 @@ def test_int8_follows(qconfig):
         assert float(sqnr(fake, convert(prepared)(X))) > 35  # ties
 
 
+def test_a_relu_that_reads_what_is_rounded_is_rounded_on_its_own():
+    both = QConfig(backend="pt2e", quantizer="tests.backends.pt2e.quantizers.Results")
+    prepared = prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), both, (torch.rand(2, 4),))
+    assert [(t.after, t.absorbs) for t in plan_of(prepared).tensors] == [("0", "none"), ("1", "none"), ("2", "none")]
+    calibrate(prepared, [torch.rand(8, 4)])
+    assert all(state_of(prepared).ready(slot) for slot in range(3))
+
+
+def test_weights_alone_are_refused():
+    qconfig = QConfig(backend="pt2e", quantizer="tests.backends.pt2e.quantizers.weights_only")
+    with pytest.raises(ValueError, match="weights_only' rounds weights and no activation, but lq converts"):
+        prepare(nn.Sequential(nn.Linear(4, 4)), qconfig, (torch.rand(2, 4),))
+
+
 def test_nothing_is_rounded_twice():
     for qconfig in (X86, XNNPACK):
         names = sites(of(qconfig))
