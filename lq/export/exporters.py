@@ -127,7 +127,7 @@ class Exporter:
 
     def widths_with(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         """Bits that a stored weight can take in files that are written with these options."""
-        packs = getattr(self.functions, f"packs{self.suffix}", None) if options else None
+        packs = getattr(self.functions, f"packs{self.suffix}", None) if len(self.widths) > 1 else None
         return self.widths if packs is None or packs(**options) else (8,)
 
     def options(self) -> tuple[str, ...]:
@@ -213,6 +213,7 @@ EXPORTERS: dict[str, Exporter] = {
             ("ai_edge_litert",),
             "litert",
             rounds_bias=True,
+            widths=_NIBBLES,
             boxes=False,
             static=True,
         ),

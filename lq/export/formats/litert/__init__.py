@@ -40,6 +40,7 @@ def check_options(
     outputs: str = FLOAT32,
     channels_last: bool = False,
     xnnpack: bool = True,
+    int4_weights: bool = False,
 ) -> None:
     """Check the options of the exporter.
 
@@ -49,7 +50,18 @@ def check_options(
     """
     check_flag("full_int8", full_int8)
     check_flag("xnnpack", xnnpack)
+    check_flag("int4_weights", int4_weights)
     Ends.of(inputs, outputs, channels_last)
+
+
+def packs(int4_weights: bool = False, **others: Any) -> bool:
+    """Whether weights of four bits and fewer are stored in four with these options.
+
+    Example:
+        >>> packs(), packs(int4_weights=True, xnnpack=False)
+        (False, True)
+    """
+    return int4_weights is True
 
 
 def export(
@@ -61,6 +73,7 @@ def export(
     outputs: str = FLOAT32,
     channels_last: bool = False,
     xnnpack: bool = True,
+    int4_weights: bool = False,
 ) -> dict[str, Any]:
     """Write ``int8.tflite``.
 
@@ -73,6 +86,8 @@ def export(
         outputs: likewise.
         channels_last: images go in and come out as (batch, height, width, channels) rather than torch's way.
         xnnpack: whether :func:`load`, and so the parity gate, lets XNNPACK compute what it can.
+        int4_weights: store weights of four bits and fewer in four. XNNPACK does not compute such layers; LiteRT's own
+            kernels take longer.
 
     Returns:
         whether the batch is dynamic, which layers and operators compute on integers and which in float, and how many
@@ -81,7 +96,7 @@ def export(
     Raises:
         ValueError: if the model cannot be exported, or not as the options say.
     """
-    check_options(full_int8, inputs, outputs, channels_last, xnnpack)
+    check_options(full_int8, inputs, outputs, channels_last, xnnpack, int4_weights)
     ends = Ends.of(inputs, outputs, channels_last)
     made, largest = _translated(prepared, example, ends)
     if full_int8 and made.floating:
@@ -90,7 +105,7 @@ def export(
             "out, change them to what LiteRT has on integers (docs/litert.md), or let the layers around them be "
             "quantized."
         )
-    content = made.content(output_names(prepared, example), plan_of(prepared).model, ends)
+    content = made.content(output_names(prepared, example), plan_of(prepared).model, ends, int4_weights)
     write_file(directory / FILE, content)
     return {
         "dynamic_batch": largest is None and batch_size(example) is not None,

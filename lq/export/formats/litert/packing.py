@@ -16,8 +16,8 @@ import numpy as np
 from lq.export.formats.litert.file import File, FileOperator, FileTensor, Grid
 
 _TYPES = {
-    "float32": "FLOAT32", "uint8": "UINT8", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
-    "bool": "BOOL",
+    "float32": "FLOAT32", "uint8": "UINT8", "int8": "INT8", "int4": "INT4", "int16": "INT16", "int32": "INT32",
+    "int64": "INT64", "bool": "BOOL",
 }  # fmt: skip
 _ALIGNMENT = 16  # bytes, as the schema demands of buffers
 

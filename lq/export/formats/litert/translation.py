@@ -15,6 +15,7 @@ from lq.export.formats.litert import nodes
 from lq.export.formats.litert.call import Call, UnsupportedError, Weight, array
 from lq.export.formats.litert.ends import Ends
 from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.nibbles import with_int4_weights
 from lq.export.formats.litert.operators import BATCH_NORMS, OPERATORS
 from lq.export.formats.litert.operators.normalization import affine, folded
 from lq.export.formats.litert.packing import packed
@@ -41,17 +42,21 @@ class Translation:
     outputs: list[Value] = field(default_factory=list)
     floating: dict[str, str] = field(default_factory=dict)
 
-    def content(self, outputs: Sequence[str], about: str, ends: Ends = _FLOAT_ENDS) -> bytes:
+    def content(
+        self, outputs: Sequence[str], about: str, ends: Ends = _FLOAT_ENDS, int4_weights: bool = False
+    ) -> bytes:
         """The bytes of the file.
 
         Args:
             outputs: their names.
             about: what the model is.
             ends: as for :func:`translate`.
+            int4_weights: whether weights of four bits are stored in four.
         """
         named = zip(outputs, self.outputs, strict=True)
         leaving = {name: ends.leaving(self.net, value, name) for name, value in named}
-        return packed(self.net.file, {name: value.tensor for name, value in self.inputs.items()}, leaving, about)
+        file = with_int4_weights(self.net.file) if int4_weights else self.net.file
+        return packed(file, {name: value.tensor for name, value in self.inputs.items()}, leaving, about)
 
 
 def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translation:
