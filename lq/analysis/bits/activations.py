@@ -48,11 +48,6 @@ class ActivationChoices:
     values: int
     options: tuple[ActivationOption, ...]
 
-    def at(self, width: int) -> int:
-        """Index of the option that a width means: the one with the most bits up to it, or else the first."""
-        fitting = [index for index, option in enumerate(self.options) if option.width <= width]
-        return fitting[-1] if fitting else 0
-
 
 def activation_grid(qconfig: QConfig, width: int) -> ActivationSpec:
     """The grid of all activations at a width, which is at most that of the preset; other settings are the qconfig's.

@@ -59,11 +59,6 @@ class LayerChoices:
     weights: int
     options: tuple[LayerOption, ...]
 
-    def at(self, width: int) -> int:
-        """Index of the option that a width means: the one with the most bits up to it, or else the first."""
-        fitting = [index for index, option in enumerate(self.options) if option.width <= width]
-        return fitting[-1] if fitting else 0
-
 
 def weight_grid(qconfig: QConfig, width: int) -> WeightSpec:
     """The grid of all weights at a width, which is at most that of the preset; other settings are the qconfig's.

@@ -40,7 +40,7 @@ class WeightSelection:
         chosen = self.costs.choose(items)
         rows = [self._row("", point.picks, items) for point in _some(frontier(items))]
         for width in self.widths:
-            picks = [layer.at(width) for layer in self.layers]
+            picks = [_at(layer.options, width) for layer in self.layers]
             name = "all float" if width == FLOAT else f"all {width} bits"
             rows.append(self._row(name, picks, items, measured=True))
         rows.append(self._row("chosen", chosen.picks, items, measured=True))
@@ -96,7 +96,7 @@ class ActivationSelection:
         chosen = solve(items, activation_capacity(self.tensors, self.bits))
         rows = [self._row("", point.picks, items) for point in _some(frontier(items))]
         for width in self.widths:
-            picks = [tensor.at(width) for tensor in self.tensors]
+            picks = [_at(tensor.options, width) for tensor in self.tensors]
             rows.append(self._row(f"all {width} bits", picks, items, measured=True))
         rows.append(self._row("chosen", chosen.picks, items, measured=True))
         rows.sort(key=lambda row: (row["bits"], -row["expected"]))
@@ -122,6 +122,12 @@ class ActivationSelection:
             expected=sum(loss for _, loss in taken),
             measured=self.loss.of({}, widths) if measured else None,
         )
+
+
+def _at(options: Sequence[LayerOption] | Sequence[ActivationOption], width: int) -> int:
+    """Index of the option that a width means: the one with the most bits up to it, or else the first."""
+    fitting = [index for index, option in enumerate(options) if option.width <= width]
+    return fitting[-1] if fitting else 0
 
 
 def _some(points: Sequence[Any], most: int = 12) -> list[Any]:

@@ -45,12 +45,6 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-@pytest.fixture
-def batches() -> list[Any]:
-    torch.manual_seed(1)
-    return [(torch.randn(16, 1, 6, 6), torch.arange(16) % 3) for _ in range(2)]
-
-
 def choose(net: nn.Module, batches: list[Any], bits: float, qconfig: QConfig = FREE, **given: Any) -> ActivationBits:
     return both(net, batches, bits, qconfig, **given).activations  # type: ignore[return-value]
 

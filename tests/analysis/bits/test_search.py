@@ -44,12 +44,6 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-@pytest.fixture
-def batches() -> list[Any]:
-    torch.manual_seed(1)
-    return [(torch.randn(16, 1, 6, 6), torch.arange(16) % 3) for _ in range(2)]
-
-
 def deployed_bytes(net: nn.Module, qconfig: QConfig, batches: list[Any]) -> int:
     """Every tensor of the deployed model, weights packed to the bits of their grids, zero points left out."""
     prepared = prepare(copy.deepcopy(net), qconfig, (batches[0][0],))
