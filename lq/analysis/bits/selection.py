@@ -124,7 +124,7 @@ class ActivationSelection:
         )
 
 
-def _at(options: Sequence[LayerOption] | Sequence[ActivationOption], width: int) -> int:
+def _at(options: Sequence[LayerOption | ActivationOption], width: int) -> int:
     """Index of the option that a width means: the one with the most bits up to it, or else the first."""
     fitting = [index for index, option in enumerate(options) if option.width <= width]
     return fitting[-1] if fitting else 0
