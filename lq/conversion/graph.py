@@ -17,6 +17,7 @@ from lq.core.lsq import LearnedScale
 from lq.core.sharding import require_whole
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.attach import instrument_of
+from lq.instrument.hooks import without_later_hooks
 from lq.instrument.places import Instrument
 from lq.tracing.axes import Axes, asked_axes
 from lq.tracing.capture import LayerSite, capture
@@ -83,7 +84,7 @@ def as_graph(
     quantizers = [cast(FakeQuantize, state.get_submodule(name)) for name in sites.names]
     given, part = like(prepared, example), _first_with_work(plan)
     inner = f"{name}.{part}" if name and part else part
-    graph = capture(prepared, state, quantizers, layers, given, lambda: _marking(instrument), inner, axes)
+    graph = capture(prepared, state, quantizers, layers, given, lambda: _marking(prepared, instrument), inner, axes)
     _share_counters(graph, prepared, sites.layers)
     return graph
 
@@ -118,9 +119,10 @@ def _learned_scale(state: nn.Module, layer: LayerAt) -> LearnedScale | None:
 
 
 @contextmanager
-def _marking(instrument: Instrument) -> Iterator[None]:
+def _marking(prepared: nn.Module, instrument: Instrument) -> Iterator[None]:
     instrument.marking = True
     try:
-        yield
+        with without_later_hooks(prepared, instrument.first_later_hook(prepared)):
+            yield
     finally:
         instrument.marking = False

@@ -7,6 +7,8 @@ count. Hooks that were there when the plan was made are part of it, as they may 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any
@@ -58,6 +60,36 @@ def later_hooks(module: nn.Module, since: int) -> Codes:
         if key >= since
     ]
     return frozenset(code for code in found if code is not None)
+
+
+@contextmanager
+def without_later_hooks(module: nn.Module, since: int) -> Iterator[None]:
+    """Within the block a module has only the forward hooks that it had then.
+
+    Args:
+        module: the module.
+        since: from :func:`hooks_so_far`.
+
+    Example:
+        >>> module, since = nn.ReLU(), hooks_so_far()
+        >>> handle = module.register_forward_hook(print)
+        >>> with without_later_hooks(module, since):
+        ...     len(module._forward_hooks)
+        0
+        >>> len(module._forward_hooks)
+        1
+    """
+    before = [(hooks, dict(hooks)) for part in module.modules() for hooks in _hooks_of(part) if hooks]
+    for hooks, known in before:
+        for key in known:
+            if key >= since:
+                del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, known in before:  # handles know these very dictionaries
+            hooks.clear()
+            hooks.update(known)
 
 
 def is_called_by(codes: Codes, within: CodeType) -> bool:

@@ -72,7 +72,7 @@ class Instrument:
         self.unplanned: Counter[str] = Counter()
         self.main = Call()
         self._calls: dict[int, Call] = {}
-        self.hooks_before: int | None = None  # the number of the first hook that the plan does not know
+        self.hooks_before: int | None = None
         self._later: tuple[Any, Codes] = (None, NONE)
 
     def call(self) -> Call:
@@ -88,12 +88,16 @@ class Instrument:
 
     def later_hooks(self, module: nn.Module) -> Codes:
         """What the forward hooks of a part of the target run that the plan does not know."""
-        if self.hooks_before is None:  # it came from a file
-            self.hooks_before = first_unknown(module)
         now = hooks_so_far(), id(module)
         if self._later[0] != now:
-            self._later = now, later_hooks(module, self.hooks_before)
+            self._later = now, later_hooks(module, self.first_later_hook(module))
         return self._later[1]
+
+    def first_later_hook(self, module: nn.Module) -> int:
+        """The number of the first forward hook that the plan does not know."""
+        if self.hooks_before is None:  # it came from a file
+            self.hooks_before = first_unknown(module)
+        return self.hooks_before
 
     def use(self, call: Call) -> Call | None:
         """Make ``call`` that of this thread; returns the former one."""

@@ -78,7 +78,14 @@ def test_the_calls_of_a_later_hook_are_not_the_modules(kind: str, x: Tensor) -> 
     assert len(seen) == 1
     twin = copy.deepcopy(prepared)
     assert torch.equal(twin(x), expected)
-    assert torch.equal(as_graph(prepared, ((x,), {}))(x), expected)
+    seen.clear()
+    graph = as_graph(prepared, ((x,), {}))
+    assert torch.equal(graph(x), expected)
+    assert not seen, "an export does not run them"
+    plain = as_graph(prepare(Net().eval(), example_args=(x,)), ((x,), {}))
+    assert [node.name for node in graph.graph.nodes] == [node.name for node in plain.graph.nodes]
+    assert torch.equal(prepared(x), expected)
+    assert len(seen) == 1, "afterwards they are there again"
     handle.remove()
     assert torch.equal(prepared(x), expected)
     assert not instrument_of(prepared).unplanned  # type: ignore[union-attr]
