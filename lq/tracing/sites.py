@@ -153,7 +153,8 @@ class Sites:
             tuple(CallAt(**call) for call in plain["fresh"]),
             training,
             tuple((place, name, steps) for place, name, steps in plain["opened"]),
-            tuple((place, name, count) for place, name, count in plain["counts"]),
+            # older checkpoints have none
+            tuple((place, name, count) for place, name, count in plain.get("counts", ())),
         )
 
 

@@ -36,6 +36,16 @@ def test_another_module_is_instrumented_alike_without_inputs() -> None:
     assert_same(step(net, images(1)), step(other.train(), images(1)))
 
 
+def test_plans_of_older_checkpoints_have_no_numbers_of_calls() -> None:
+    net = prepare(Net(), QCONFIG, example_args=(images(),))
+    ready(net, images())
+    plain = through_json(plan_of(net))
+    assert plain["sites"].pop("counts")
+    other = prepare_again(Net(), qconfig_of(net), plain)
+    other.load_state_dict(net.state_dict())
+    assert_same(step(net, images(1)), step(other.train(), images(1)))
+
+
 def test_a_module_that_lacks_a_part_is_refused() -> None:
     net = prepare(Net(), example_args=(images(),))
     other = Net()
