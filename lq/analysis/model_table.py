@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import fx, nn
 from lq.analysis.tensors import finite_output
 from lq.console import BatchCounter
 from lq.export.artifact.directory import AnyPath
-from lq.export.artifact.int8_model import at_hand, load
+from lq.export.artifact.int8_model import at_hand, known_kinds, load
 from lq.export.artifact.manifest import read_manifest
 from lq.export.artifact.signature import Signature
 from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original, with_traced_sizes
@@ -102,10 +103,13 @@ class ModelTable:
     def add_artifact(self, directory: AnyPath) -> None:
         """Every format of an artifact whose runtime is installed."""
         with at_hand(directory) as place:
-            for kind in read_manifest(place).get("artifacts", {}):
+            for kind in known_kinds(read_manifest(place)):
                 try:
                     loaded = load(place, kind, threads=self.options.threads)
                 except ImportError:
+                    continue
+                except ValueError as error:  # an engine of another CPU
+                    warnings.warn(f"lq: the {kind} model is not in the table: {error}", stacklevel=2)
                     continue
                 self.add(f"{INT8}, {kind}", loaded, artifact_mb(kind, place))
 
@@ -164,14 +168,14 @@ def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping
 
     Returns:
         1 if nothing is lost any more, above it if QAT is better than float; None if PTQ lost less than 0.5 % of the
-        float metric, of which a share would say nothing.
+        float metric, of which a share would say nothing, or a version has no such metric.
 
     Example:
         >>> round(recovered({"accuracy": 0.92}, {"accuracy": 0.82}, {"accuracy": 0.91}), 3)
         0.9
     """
     name = next(iter(exact), None)
-    if name is None:
+    if name is None or name not in ptq or name not in qat:
         return None
     gap = exact[name] - ptq[name]
     return (qat[name] - ptq[name]) / gap if gap and abs(gap) >= _SMALL_GAP * abs(exact[name]) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from torch import fx, nn
 
 from lq.checks import check_module
+from lq.compat.users_code import is_users_code
 from lq.core.own_class import Converted
 from lq.core.state import STATE
 from lq.tracing.structure import Inputs
 from lq.tracing.stubs import prepared_by_torch_ao
 
-_OURS = re.compile(r"[/\\\\](lq|torch)[/\\\\]")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -64,7 +63,7 @@ def check_float_module(module: Any) -> None:
 def _users_line() -> str:
     """The innermost line of the caller's code, "file:line"."""
     frames = traceback.extract_stack()
-    frame = next((f for f in reversed(frames) if not _OURS.search(f.filename)), frames[0])
+    frame = next((f for f in reversed(frames) if is_users_code(f.filename)), frames[0])
     return f"{frame.filename}:{frame.lineno}"
 
 

@@ -21,7 +21,7 @@ from lq.instrument.record import Recording, record
 from lq.tracing.inputs import describe_inputs
 from lq.tracing.opened import OF_RECURRENCE
 from lq.tracing.sites import Sites, in_place_joins
-from lq.tracing.structure import Inputs, map_tensors
+from lq.tracing.structure import Inputs, map_tensors, on_device, without_graph
 from lq.tracing.symbolic import NotPlainError, read_calls
 
 
@@ -46,6 +46,7 @@ def prepare_in_place(module: nn.Module, qconfig: QConfig, example: Inputs) -> QA
 def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs, state: QATState | None = None) -> QATState:
     if qconfig.backend == "pt2e":
         example = several(example)
+    example = without_graph(example)
     recording = _recorded(module, example, qconfig)
     recorder = recording.evaluation
     training = recording.training.calls if recording.training is not None else []
@@ -152,11 +153,10 @@ def like(module: nn.Module, example: Inputs) -> Inputs:
     if parameter is None:
         return example
 
-    def moved(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().to(parameter.device)
-        return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
+    def in_its_type(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(parameter.dtype) if tensor.is_floating_point() else tensor.detach()
 
-    found: Inputs = map_tensors(example, moved)
+    found: Inputs = map_tensors(on_device(example, parameter.device), in_its_type)
     return found
 
 

@@ -15,6 +15,7 @@ from lq.config.qconfig import QConfig, as_qconfig
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, detach
 from lq.tracing.plan import Plan
+from lq.tracing.structure import Inputs
 
 
 def prepare(
@@ -59,19 +60,37 @@ def prepare(
         float: 0
     """
     example = as_inputs(example_args, example_kwargs)
-    if is_prepared(module):
-        if qconfig is None or qconfig_of(module) == as_qconfig(qconfig):
-            return module
-        _release(module)
-    wanted = as_qconfig("portable" if qconfig is None else qconfig)
+    before, wanted = getattr(module, STATE, None), as_qconfig("portable" if qconfig is None else qconfig)
+    if not isinstance(before, QATState):
+        return _prepare(module, wanted, example)
+    if qconfig is None or before.qconfig == wanted:
+        return module
+    _release(module)
+    try:
+        return _prepare(module, wanted, example)
+    except Exception:
+        _prepare_as_before(module, before)
+        raise
+
+
+def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs | None) -> nn.Module:
     check_float_module(module)
     check_weights(module)
     if example is None:
-        prepare_without_inputs(module, wanted)
+        prepare_without_inputs(module, qconfig)
     else:
-        prepare_in_place(module, wanted, example)
+        prepare_in_place(module, qconfig, example)
     refuse_other_plans(module)
     return module
+
+
+def _prepare_as_before(module: nn.Module, before: QATState) -> None:
+    """Undo :func:`_release`: a call that is refused changes nothing."""
+    assert isinstance(before.qconfig, QConfig)
+    if isinstance(before.plan, Plan):
+        prepare_again(module, before.qconfig, before.plan.to_dict())
+    else:
+        _prepare(module, before.qconfig, None)
 
 
 def _release(prepared: nn.Module) -> None:
@@ -197,4 +216,6 @@ def refuse_other_plans(module: nn.Module) -> None:
 
 def _refuse_other_plans(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Before anything is loaded: the layers come before the state, and fit many a checkpoint of another plan."""
+    if not is_prepared(module):
+        return  # it was, but is to be prepared otherwise
     state_of(module).check_checkpoint(state_dict, f"{prefix}{STATE}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -106,12 +107,12 @@ def choose_weights(
     if reestimate_batch_norm(target_of(twin, name), samples, call_sample):
         again = _results(twin, name, validation)[figure]
         rank_zero_info(f"lq: {figure} {best:.4f}; with BatchNorm statistics measured again: {again:.4f}")
-        if sign * again > sign * best:
+        if _is_better(again, best, sign):
             best, trained = again, f"{trained}, with BatchNorm statistics measured again"
         else:
             twin.load_state_dict(before_norms)
     before = start.results.get(figure, best)
-    if sign * before <= sign * best:
+    if not _is_better(before, best, sign):
         return trained
     worse = f"lq: QAT ended with {figure} {best:.4f}, but quantization without training had {before:.4f}"
     if not float_weights or start.ranges is None:
@@ -120,6 +121,11 @@ def choose_weights(
     rank_zero_warn(f"{worse}, so the untrained model is exported. {ADVICE}.")
     _restore(twin, name, start.ranges, float_weights)
     return UNTRAINED
+
+
+def _is_better(figure: float, than: float, sign: int) -> bool:
+    """Whether a figure beats another one; no number is worse than all."""
+    return not math.isnan(figure) and (math.isnan(than) or sign * figure > sign * than)
 
 
 def _restore(twin: LightningModule, name: str, ranges: tuple[Tensor, Tensor], float_weights: Mapping[str, Any]) -> None:

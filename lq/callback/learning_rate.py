@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR
 
@@ -48,7 +49,10 @@ class InitialLearningRates:
         for optimizer, known in zip(optimizers, self._initial, strict=True):
             known += [float(group["lr"]) / (scale or 1) for group in optimizer.param_groups[len(known) :]]
             for group, initial in zip(optimizer.param_groups, known, strict=True):
-                group["lr"] = initial * scale
+                if isinstance(group["lr"], Tensor):  # as compiled and captured optimizers have it
+                    group["lr"].fill_(initial * scale)
+                else:
+                    group["lr"] = initial * scale
 
 
 def _initial(group: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lq.cli.markup import without_markup
+from lq.compat.users_code import is_users_code
 
 _OF_LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric", "jsonargparse")
 _OF_SETTINGS = (MisconfigurationException, ValueError, TypeError, ImportError)
@@ -83,5 +84,5 @@ def _place_of(error: BaseException) -> str:
     """Where in the user's own code it happened, if it did there."""
     installed = (*{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}, "<")
     own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(installed)]
-    theirs = [f for f in own if "/lq/" not in f.filename]
+    theirs = [f for f in own if is_users_code(f.filename)]
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""

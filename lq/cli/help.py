@@ -88,11 +88,15 @@ def subcommand_help(subcommand: str, parser: argparse.ArgumentParser, own: Seque
     ]
     parts = [
         f"usage: lq {subcommand} [options]",
-        _wrapped(parser.description or "" if in_full else f"{SUBCOMMANDS[subcommand]}.".capitalize(), ""),
+        _wrapped(parser.description or "" if in_full else f"{_capitalized(SUBCOMMANDS[subcommand])}.", ""),
     ]
     parts += ["\n".join([title, *(_row(*row) for row in rows)]) for title, rows in sections]
     parts.append(f"example:\n  {_EXAMPLES[subcommand]}" if subcommand in _EXAMPLES else "")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]  # str.capitalize makes small letters of the others
 
 
 def _rows(actions: Iterable[argparse.Action], in_full: bool = False) -> list[tuple[str, str]]:

@@ -96,7 +96,9 @@ class _Int8Lowering(Lowering):
         grid = self.grid(module).shifted_into(torch.uint8)
         kernel = self._kernel(source, module.activation != "none", grid)
         if kernel is None:
-            kernel = self._quantize(self.activated(self.real(source), module.activation), grid)
+            # Its end stands for that of a ReLU6, as in training, where a learned scale may have moved it beyond 6.
+            activation = "none" if module.activation == "none" else "relu"
+            kernel = self._quantize(self.activated(self.real(source), activation), grid)
         if not grid.fills(torch.uint8):
             kernel = self.graph.call_function(torch.clamp, (kernel, *grid.ends))
         return _Value(quantized=kernel, grid=grid)

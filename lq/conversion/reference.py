@@ -116,7 +116,7 @@ class _ReferenceLowering(Lowering):
     def quantizer(self, node: fx.Node, module: FakeQuantize) -> _Value:
         grid = self.grid(module)
         x = self.real(cast(fx.Node, node.args[0]))
-        absorbed = grid.zero_point == grid.quant_min  # saturation at 0 is the ReLU, and the range ends at 6 at most
+        absorbed = grid.zero_point == grid.quant_min  # saturation at 0 is the ReLU, and that at the other end a ReLU6
         if module.activation != "none" and not absorbed:
             x = self.graph.call_function(torch.nn.functional.relu, (x,))
         return self._quantized(x, grid)

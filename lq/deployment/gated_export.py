@@ -88,7 +88,7 @@ def gated_export(
         deployment.notes += size_notes(prepared, example, infos)
         deployment.notes += _rounding_notes(rounding, settings.choices)
         deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
-        deployment.models = {kind: load(place, kind) for kind in infos}
+        _load(deployment, infos, place)
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.
         quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].simulator}
         compared = compare(quick, gate.batches)
@@ -202,6 +202,17 @@ def _export(
                 reason = one_line(error)
                 deployment.failures.append(f"The int8 model could not be exported as {choice.name!r} ({reason})")
     return infos
+
+
+def _load(deployment: Deployment, infos: dict[str, dict[str, Any]], place: Path) -> None:
+    """Load what was written; of a file that cannot be, nothing stays, and the others are delivered."""
+    for kind in list(infos):
+        try:
+            deployment.models[kind] = load(place, kind)
+        except Exception as error:
+            del infos[kind]
+            _remove(kind, place)
+            deployment.failures.append(f"{kind!r} was written, but cannot be loaded ({one_line(error)})")
 
 
 def _pass_gate(

@@ -15,7 +15,7 @@ from lq.core.folding import fold_batch_norm
 from lq.core.marks import activate, rounding_mark, weight_mark
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.places import Call, Instrument, Place
-from lq.tracing.layer_calls import LAYERS, argument, with_argument
+from lq.tracing.layer_calls import LAYERS, argument, first_argument, with_argument
 from lq.tracing.structure import tensors_of
 
 _FRESH: Mapping[Any, Any] = {
@@ -230,12 +230,12 @@ def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: An
     state = instrument.state
     assert state is not None
     if instrument.marking:
-        return func(*args, **kwargs) if place.whole is None else _statistics(place.module, args[0])
+        return func(*args, **kwargs) if place.whole is None else _statistics(place.module, first_argument(args, kwargs))
     if site.folds_with in call.folded:
         call.folded.discard(site.folds_with)
-        return args[0]
+        return first_argument(args, kwargs)
     if state.fake_quant and state.freeze_bn and place.module.training:
-        return _statistics(place.module, args[0])
+        return _statistics(place.module, first_argument(args, kwargs))
     return func(*args, **kwargs)
 
 

@@ -99,7 +99,7 @@ def as_float_model(module: nn.Module, name: str, weights: Mapping[str, Any]) -> 
     target = target_of(module, name)
     state = state_of(target)
     phase = {key: getattr(state, key) for key in ("fake_quant", "observer", "freeze_bn")}
-    before = {key: copy.deepcopy(value) for key, value in module.state_dict().items() if key in weights}
+    before = copy.deepcopy(module.state_dict())  # of all keys: float weights set learned scales back to the observer's
     module.load_state_dict(dict(weights), strict=False)
     set_phase(target, fake_quant=False, observer=False, freeze_bn=False)
     try:

@@ -14,7 +14,7 @@ from lq.instrument.listen import Listener
 from lq.metrics.outputs import LABEL_KEYS, describe
 from lq.tracing.any_batch import run_any_batch
 from lq.tracing.batch import fixed_batch
-from lq.tracing.structure import Inputs, map_tensors, tensors_of
+from lq.tracing.structure import Inputs, on_device, tensors_of
 
 Call = Callable[[Any, Any], Any]
 
@@ -50,8 +50,8 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
         )
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     device = next((parameter.device for parameter in parameters), torch.device("cpu"))
-    inputs = map_tensors(inputs, lambda tensor: tensor.to(device))
-    given: Inputs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+    inputs = on_device(inputs, device)
+    given: Inputs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     return run_any_batch(model, given, fixed_batch(model) if isinstance(model, nn.Module) else None)
 
 

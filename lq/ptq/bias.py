@@ -73,28 +73,29 @@ class _Shift:
     def __init__(self, layer: QuantizedLayer) -> None:
         self.layer = layer
         self.value: Tensor | None = None
-        self._means: list[Tensor] = []
+        self._wanted: Tensor | None = None
         self._number, self._exact, self._call = 1, True, 0
 
     def begin(self, number: int, exact: bool) -> None:
         """The next run is of the float model, or of the one with rounded weights."""
         self._number, self._exact, self._call = number, exact, 0
         if exact:
-            self._means = []
+            self._wanted = None
 
     def hear(self, output: Tensor) -> Tensor:
-        """Note the means of the float run; correct the output of the other one."""
+        """Note the mean of the first call in the float run; correct the output of the other one."""
         if output.numel() == 0:
             return output
-        axis = output.dim() - 1 if self.layer.module.weight.dim() == 2 else 1
+        # Counted from behind, as an image may come without a batch.
+        axis = output.dim() - (self.layer.module.weight.dim() - 1)
         mean = output.float().mean([d for d in range(output.dim()) if d != axis])
         if self._exact:
-            self._means.append(mean)
+            self._wanted = mean if self._wanted is None else self._wanted
             return output
         known = torch.zeros_like(mean) if self.value is None else self.value
         # Each batch moves the average by what is still wrong on it.
         if self._call == 0:
-            self.value = known + (mean - known - self._means[0]) / self._number
+            self.value = known + (mean - known - self._wanted) / self._number
         self._call += 1
         shape = [-1 if d == axis else 1 for d in range(output.dim())]
         return output - cast(Tensor, self.value).reshape(shape).to(output.dtype)

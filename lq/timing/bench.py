@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from lq.checks import check_module, check_path
 from lq.core.copies import deep_copy
 from lq.export.artifact.directory import AnyPath
-from lq.export.artifact.int8_model import Int8Model, at_hand, load
+from lq.export.artifact.int8_model import Int8Model, at_hand, known_kinds, load
 from lq.export.artifact.manifest import read_manifest
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature
@@ -115,9 +115,11 @@ def bench(
     with scratch() as place:
         if float_model is not None:
             float_model = deep_copy(float_model).eval()
-            models |= _float_models(float_model, signature, int8, place, threads, compile, tell)
+            models |= _float_models(float_model, signature, int8, place, threads, compile, notes, tell)
             sizes |= dict.fromkeys(models, size_mb(float_model))
         models |= {f"int8 {kind}": model for kind, model in int8.items()}
+        if not models:
+            raise ValueError(f"{directory} holds nothing that can be timed here: {'; '.join(notes)}")
         rows = []
         for size in dict.fromkeys(signature.fixed_batch or size for size in batch_sizes):
             tell(f"measuring {len(models)} model{'s' * (len(models) != 1)} at batch size {size}")
@@ -133,7 +135,7 @@ def _int8_models(
     notes: list[str],
     tell: Callable[[str], None],
 ) -> Iterable[tuple[str, Int8Model]]:
-    for kind in manifest["artifacts"]:
+    for kind in known_kinds(manifest):
         if simulator := EXPORTERS[kind].simulator:
             notes.append(f"int8 {kind} is not timed: {simulator} would run it here")
             continue
@@ -145,8 +147,8 @@ def _int8_models(
             )
         try:
             yield kind, load(directory, kind, threads=threads, compile=lowers)
-        except ImportError as error:
-            notes.append(str(error))
+        except (ImportError, ValueError) as error:  # a package that is missing, or an engine of another CPU
+            notes.append(f"int8 {kind} is not timed: {error}")
 
 
 def _float_models(
@@ -156,6 +158,7 @@ def _float_models(
     place: Path,
     threads: int,
     compile: bool,
+    notes: list[str],
     tell: Callable[[str], None],
 ) -> dict[str, Callable[..., Any]]:
     """The float model in every runtime that one of the int8 models uses."""
@@ -166,13 +169,22 @@ def _float_models(
     wanted = {name for kind in int8 for name in COUNTERPARTS.get(kind, ())}
     if wanted & {"fp32 onnx", "fp32 openvino"}:
         tell("exporting the float model to ONNX")
-        with suppress(RuntimeError, ValueError):  # what torch.export cannot take has no such rows
+        with _noting("the float model in ONNX", notes):  # what torch.export cannot take has no such rows
             forms |= _float_runtimes(model, sample, signature, place / "float.onnx", threads, wanted)
     if "fp32 litert" in wanted:
         tell("exporting the float model to LiteRT")
-        with suppress(RuntimeError, ValueError):
+        with _noting("the float model in LiteRT", notes):
             forms["fp32 litert"] = _float_litert(model, sample, signature, place / "float.tflite", threads)
     return forms
+
+
+@contextmanager
+def _noting(what: str, notes: list[str]) -> Iterator[None]:
+    """Let a failure cost a row of the table alone."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        notes.append(f"{what} is not timed: {' '.join(str(error).split())[:200]}")
 
 
 def _float_litert(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lq.export.artifact.int8_model import known_kinds
 from lq.export.exporters import EXPORTERS
 from lq.export.formats.mcu.vela import estimate
 
@@ -26,7 +27,8 @@ def on_chips(directory: Path, manifest: Mapping[str, Any], npu: str) -> tuple[li
     """
     rows: list[Row] = []
     notes: list[str] = []
-    for kind, info in manifest["artifacts"].items():
+    for kind in known_kinds(manifest):
+        info = manifest["artifacts"][kind]
         name, file = f"int8 {kind}", EXPORTERS[kind].files[0]
         row: Row = {"model": name}
         if "arena_bytes" in info:

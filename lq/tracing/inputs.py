@@ -102,7 +102,7 @@ def describe_inputs(example: Any) -> Any:
 def _described(value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return {type(value).__name__: [_described(inner) for inner in value]}
     if type(value) is dict and all(isinstance(key, str) for key in value):
         return {"dict": [[key, _described(inner)] for key, inner in value.items()]}

@@ -76,6 +76,16 @@ def argument(at: Argument, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
     return args[position] if position < len(args) else kwargs.get(name)
 
 
+def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a call with one argument, or whose input comes first, is given, whatever that is called.
+
+    Example:
+        >>> first_argument(("x",), {}), first_argument((), {"input": "x"})
+        ('x', 'x')
+    """
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def with_argument(at: Argument, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """Arguments and keywords of the same call with another value for one of them, given as it was given.
 

@@ -9,6 +9,8 @@ import traceback
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lq.compat.users_code import is_users_code
+
 _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
 
 _TAKEN_OUT = re.compile(r"fake tensor in the exported program constant's list")
@@ -98,7 +100,7 @@ def line_in(stack: traceback.StackSummary) -> str:
 
 def _line_of(frames: list[tuple[str, int, str, str]]) -> str:
     """The innermost of the user's own lines; "" if there is none."""
-    own = [frame for frame in frames if not re.search(r"[/\\](torch|lq)[/\\]|^<", frame[0])]
+    own = [frame for frame in frames if is_users_code(frame[0])]
     if not own:
         return ""
     file, line, name, code = own[-1]

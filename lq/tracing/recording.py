@@ -26,7 +26,7 @@ from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
-from lq.tracing.layer_calls import PARAMETER
+from lq.tracing.layer_calls import PARAMETER, first_argument
 from lq.tracing.memory import address, may_give_its_input, views_of
 from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
@@ -168,7 +168,7 @@ class Recorder(TorchFunctionMode):
         with without_torch_functions():
             out = body(module, *args, **kwargs)
         statistics = (module.running_mean, module.running_var, module.weight, module.bias)
-        self._note(F.batch_norm, (args[0], *statistics), {}, out, whole=True)
+        self._note(F.batch_norm, (first_argument(args, kwargs), *statistics), {}, out, whole=True)
         return out
 
     # ---- values -------------------------------------------------------------------------------------------------

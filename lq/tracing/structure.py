@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from lq.compat.torch_private import tree_map_only
 
@@ -54,7 +55,10 @@ def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
     """
     if isinstance(value, tuple):
         items = [function(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        is_size = isinstance(value, torch.Size) and all(isinstance(item, (int, torch.SymInt)) for item in items)
+        return torch.Size(items) if is_size else tuple(items)
     if isinstance(value, list):
         return [function(item) for item in value]
     if isinstance(value, Mapping):
@@ -76,6 +80,37 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     if not isinstance(value, (tuple, list, Mapping)) and not is_record(value):
         return tree_map_only(torch.Tensor, function, value)  # classes that others have registered
     return map_structure(value, lambda item: map_tensors(item, function))
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """``value`` with every tensor on a device, but for the batch sizes of packed sequences, which stay on the CPU.
+
+    Example:
+        >>> on_device({"x": [torch.ones(2), None]}, torch.device("meta"))
+        {'x': [tensor(..., device='meta', size=(2,)), None]}
+    """
+    if isinstance(value, (torch.Tensor, PackedSequence)):
+        return value.to(device)
+    if not isinstance(value, (tuple, list, Mapping)) and not is_record(value):
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
+    return map_structure(value, lambda item: on_device(item, device))
+
+
+def without_graph(value: Any) -> Any:
+    """``value`` with every tensor that autograd has computed detached, which could not be copied; one stays one.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> pair = without_graph((x * 2, x))
+        >>> pair[0].requires_grad, pair[1] is x
+        (False, True)
+    """
+    known: dict[int, torch.Tensor] = {}
+
+    def detached(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.grad_fn is None else known.setdefault(id(tensor), tensor.detach())
+
+    return map_tensors(value, detached)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

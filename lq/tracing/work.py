@@ -8,11 +8,28 @@ from typing import Any
 
 from torch import Tensor
 
+from lq.tracing.layer_calls import argument
+
 RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
+# Names of the operands by their position; "" is one that is only added.
+_PRODUCTS = {
+    "matmul": ("input", "other"),
+    "mm": ("input", "mat2"),
+    "bmm": ("input", "mat2"),
+    "addmm": ("", "mat1", "mat2"),
+    "baddbmm": ("", "batch1", "batch2"),
+}
 # Every value of the result is a sum over all axes that are not in it.
-_CONTRACTIONS = frozenset({"tensordot", "inner", "mv"})
+_CONTRACTIONS = {"tensordot": ("a", "b"), "inner": ("input", "other"), "mv": ("input", "vec")}
+_OPERANDS = {
+    **_PRODUCTS,
+    **_CONTRACTIONS,
+    "linear": ("input", "weight"),
+    "bilinear": ("input1", "input2", "weight"),
+    "scaled_dot_product_attention": ("query", "key", "value"),
+}
 
 
 def multiply_accumulates(name: str, args: Any, kwargs: Any, out: Tensor) -> int:
@@ -32,31 +49,29 @@ def multiply_accumulates(name: str, args: Any, kwargs: Any, out: Tensor) -> int:
         >>> multiply_accumulates("einsum", ("bi,oi->bo", x, weight), {}, x @ weight.T)
         24
     """
-    weight = args[1] if len(args) > 1 else kwargs.get("weight")
-    if name == "addmm":
-        return out.numel() * int(args[1].shape[1])
-    if name in ("matmul", "bmm", "mm") and isinstance(weight, Tensor):
-        return out.numel() * int(args[0].shape[-1])
-    if name == "baddbmm":
-        return out.numel() * int(args[1].shape[-1])
-    if name == "scaled_dot_product_attention":
-        query, key, value = (args[i] if i < len(args) else kwargs[n] for i, n in enumerate(("query", "key", "value")))
-        return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
     if name == "einsum" and isinstance(args[0], str):
         return _einsum(args[0], args[1] if isinstance(args[1], (list, tuple)) else args[1:], out)
     if name in RECURRENT:
         return _recurrent(name, args)
-    if not isinstance(weight, Tensor):
+    names = _OPERANDS.get(name)
+    if names is None and not name.startswith("conv"):
         return 0
-    if name in _CONTRACTIONS:
-        return math.isqrt(int(args[0].numel()) * int(weight.numel()) * out.numel())
+    places = [(i, operand) for i, operand in enumerate(names or ("input", "weight")) if operand]
+    operands = [argument(at, args, kwargs) for at in places]
+    if not all(isinstance(operand, Tensor) for operand in operands):
+        return 0
+    if name == "scaled_dot_product_attention":
+        query, key, value = operands
+        return int(query.numel() * key.shape[-2] + query.numel() // query.shape[-1] * key.shape[-2] * value.shape[-1])
     if name == "bilinear":
-        return out.numel() * int(weight.shape[-1] * args[0].shape[-1])
-    if name.startswith("conv_transpose"):
-        return int(args[0].numel() * weight[0].numel())
-    if name == "linear" or name.startswith("conv"):
-        return int(out.numel() * weight[0].numel())
-    return 0
+        first, second, _ = operands
+        return int(out.numel() * first.shape[-1] * second.shape[-1])
+    x, weight = operands
+    if name in _CONTRACTIONS:
+        return math.isqrt(int(x.numel()) * int(weight.numel()) * out.numel())
+    if name in _PRODUCTS:
+        return out.numel() * int(x.shape[-1])
+    return int((x if name.startswith("conv_transpose") else out).numel() * weight[0].numel())
 
 
 def _einsum(equation: str, operands: Any, out: Tensor) -> int:

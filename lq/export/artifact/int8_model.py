@@ -210,14 +210,29 @@ def load(
     return model
 
 
+def known_kinds(manifest: Mapping[str, Any]) -> list[str]:
+    """What an artifact was exported as, but for kinds that only newer versions of lq have.
+
+    Example:
+        >>> known_kinds({"artifacts": {"onnx": {}, "of the future": {}}})
+        ['onnx']
+    """
+    return [kind for kind in manifest.get("artifacts", {}) if kind in EXPORTERS]
+
+
 def _load(path: Path, kind: str | None, threads: int | None, compile: bool, trust: bool) -> Int8Model:
     manifest = read_manifest(path)
     kinds = manifest.get("artifacts", {})
     if not kinds:
         raise FileNotFoundError(f"{path} holds no int8 model{_why(manifest)}.")
-    kind = kind or next(iter(kinds))
-    if kind not in kinds or kind not in EXPORTERS:
+    kind = kind or next(iter(known_kinds(manifest)), next(iter(kinds)))
+    if kind not in kinds:
         raise ValueError(f"{path} has no {kind!r} model; it was exported as {', '.join(kinds)}.")
+    if kind not in EXPORTERS:
+        raise ValueError(
+            f"{path} was exported as {kind!r}, which this version of lq does not know; it knows "
+            f"{', '.join(EXPORTERS)}. Install the version that wrote it, or a newer one."
+        )
     if compile and kind != "pt2":
         raise ValueError(f"compile=True is for kind='pt2'; {kind!r} models hold kernels already.")
     whole = Field(manifest, str(path / MANIFEST_NAME))

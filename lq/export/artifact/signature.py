@@ -102,7 +102,18 @@ class Signature:
         parameters = tuple(declared)
         named = in_plain_containers(named_arguments(parameters, *example))
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
-        constants = {name: v for name, v in {**defaults, **named}.items() if not _holds_tensors(v) and _is_plain(v)}
+        constants = {
+            name: _as_plain(value)
+            for name, value in {**defaults, **named}.items()
+            if not _holds_tensors(value) and (name in named or _is_plain_data(value))
+        }
+        unknown = [name for name, value in constants.items() if not _is_plain_data(value)]
+        if unknown:
+            raise ValueError(
+                f"forward was called with {unknown[0]}={named[unknown[0]]!r}, and a file cannot hold a "
+                f"{type(named[unknown[0]]).__name__}. Make it an attribute of the module, or give text, numbers, or "
+                "lists, tuples and dicts of those."
+            )
         fixed = fixed_batch(model)
         specs = []
         for (name, tensor), axes in zip(named_tensors(model, example).items(), open_axes(model, example), strict=True):
@@ -131,10 +142,10 @@ class Signature:
                 raise ValueError(
                     f"{name} is a {type(value).__name__}, but the exported model takes tensors: torch.as_tensor(x)."
                 )
-            elif value != self.constants.get(name):
+            elif _as_plain(value) != self.constants.get(name):
+                how = f"with {name}={self.constants[name]!r}" if name in self.constants else f"without {name}"
                 raise ValueError(
-                    f"the model was exported with {name}={self.constants.get(name)!r}, which is fixed in it, but was "
-                    f"called with {name}={value!r}."
+                    f"the model was exported {how}, which is fixed in it, but was called with {name}={value!r}."
                 )
         return {name: self._in_float32(value) for name, value in named.items() if _holds_tensors(value)}
 
@@ -264,7 +275,7 @@ class Signature:
         given = Field(data, where)
         signature = cls(
             tuple(name.text() for name in given["parameters"].each()),
-            {name: _checked_constant(value) for name, value in given["constants"].items()},
+            {name: _checked_data(value) for name, value in given["constants"].items()},
             tuple(_checked_spec(entry) for entry in given["inputs"].each()),
             given["output"].text(),
             tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
@@ -368,6 +379,23 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def _is_plain_data(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain_data, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain_data(inner) for key, inner in value.items())
+    return _is_plain(value)
+
+
+def _as_plain(value: Any) -> Any:
+    """What is no tensor as JSON has it, which knows no tuples and no types."""
+    if isinstance(value, (list, tuple)):
+        return list(map(_as_plain, value))
+    if isinstance(value, dict):
+        return {key: _as_plain(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, (torch.dtype, torch.device, torch.memory_format)) else value
+
+
 def _constant(leaf: Any) -> Any:
     return _TENSOR if isinstance(leaf, Tensor) else leaf if _is_plain(leaf) else None
 
@@ -384,6 +412,12 @@ def _dumps(spec: Any, count: int) -> str:
 def _checked_constant(given: Field) -> Any:
     if not _is_plain(given.value):
         raise given.error("text, a number, true, false or null")
+    return given.value
+
+
+def _checked_data(given: Field) -> Any:
+    if not _is_plain_data(given.value):
+        raise given.error("text, a number, true, false, null, or lists and mappings of those")
     return given.value
 
 

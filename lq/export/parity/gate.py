@@ -215,7 +215,10 @@ def check(
     except WorkerError as error:
         # What is wrong with this machine is not held against the model; it is compared where it runs already.
         note = f"it was compared in the process of the training, because {error}"
-        got = _run_here(directory, kind, calls)
+        try:
+            got = _run_here(directory, kind, calls)
+        except Exception as reason:  # whatever the runtime of the file raises
+            return Parity(0, -math.inf, math.inf, complaint=f"{type(reason).__name__}: {reason}", note=note)
     except RuntimeError as error:
         return Parity(0, -math.inf, math.inf, complaint=str(error))
     return replace(measure(expected, got, gate), note=note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,9 @@ def window(values: Sequence[float], reach: float = 0.15) -> tuple[float, float]:
         >>> window([1.0, 0.9, 0.1])
         (0.875, 1.045)
     """
-    near = [value for value in values if abs(value - values[0]) <= reach * abs(values[0])]
-    margin = max(max(near) - min(near), 0.01 * abs(values[0]))
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    near = [value for value in finite if abs(value - finite[0]) <= reach * abs(finite[0])]
+    margin = max(max(near) - min(near), 0.01 * abs(finite[0])) or 1.0
     return min(near) - 0.25 * margin, max(near) + 0.45 * margin
 
 
