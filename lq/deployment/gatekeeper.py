@@ -152,7 +152,7 @@ def first_samples(
         size = batch_size(call)
         if cuts and size == samples_in(output) and size > left:
             args, kwargs = map_tensors(call, partial(_head, count=left))
-            call, output = (args, kwargs), output[:left]
+            call, output = (args, kwargs), map_tensors(output, partial(_head, count=left))
         found.append((call, output))
         left -= size or 1
     return [call for call, _ in found], [output for _, output in found]

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lq.checks import shown
 from lq.metrics.accumulated import SQNR, DetectionAgreement, MaxAbsError, Top1Agreement
-from lq.metrics.detections import comparable, detections_in
+from lq.metrics.detections import comparable, detections_in, main_of
 from lq.metrics.outputs import describe, main_tensor
 
 AnyMetric = Metric | MetricCollection
@@ -166,7 +166,7 @@ class ModelComparison:
             _update(metric, outputs[name], target)
         for (reference, other), group in self._fidelity.items():
             for fidelity in group.values():
-                fidelity.update(comparable(outputs[reference]), comparable(outputs[other]))
+                fidelity.update(*(main_of(comparable(outputs[name])) for name in (reference, other)))
 
     def drop(self, name: str) -> None:
         """Leave a model out from now on, with what was seen of it."""

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lq.metrics.outputs import main_tensor
+from lq.metrics.outputs import floating_tensors, main_tensor
 
 Detections: TypeAlias = list[dict[str, Tensor]]
-Comparable: TypeAlias = Tensor | Detections
+Comparable: TypeAlias = Tensor | Detections | tuple[Tensor, ...]  # of several tensors the main one comes first
 
 KEYS = ("boxes", "scores", "labels")
 _IOU = 0.5  # what counts as the same object since PASCAL VOC
@@ -40,7 +40,10 @@ def detections_in(output: Any) -> Detections | None:
 
 
 def comparable(output: Any) -> Comparable:
-    """What is compared of an output: its detections if it consists of such, or else its main tensor.
+    """What is compared of an output: its detections if it consists of such, or else its floating tensors.
+
+    Returns:
+        detections, the only tensor, or all of them, the main one (:func:`~lq.metrics.outputs.main_tensor`) first.
 
     Raises:
         ValueError: if the output holds no floating tensor.
@@ -48,9 +51,25 @@ def comparable(output: Any) -> Comparable:
     Example:
         >>> comparable({"logits": torch.zeros(2, 10)}).shape
         torch.Size([2, 10])
+        >>> [tuple(t.shape) for t in comparable({"loss": torch.zeros(()), "logits": torch.zeros(2, 10)})]
+        [(2, 10), ()]
     """
     found = detections_in(output)
-    return main_tensor(output) if found is None else found
+    if found is not None:
+        return found
+    main = main_tensor(output)
+    others = [tensor for tensor in floating_tensors(output) if tensor is not main]
+    return (main, *others) if others else main
+
+
+def main_of(compared: Comparable) -> Tensor | Detections:
+    """The detections, or the main tensor.
+
+    Example:
+        >>> main_of((torch.zeros(2, 10), torch.zeros(()))).shape
+        torch.Size([2, 10])
+    """
+    return compared[0] if isinstance(compared, tuple) else compared
 
 
 def mismatch(expected: Comparable, got: Comparable) -> str:
@@ -60,6 +79,8 @@ def mismatch(expected: Comparable, got: Comparable) -> str:
         >>> mismatch(torch.zeros(2, 3), torch.zeros(2, 4))
         'its output has shape (2, 4) instead of (2, 3)'
     """
+    if isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got):
+        return next(filter(None, map(mismatch, expected, got)), "")
     if isinstance(expected, Tensor) and isinstance(got, Tensor):
         a, b = tuple(expected.shape), tuple(got.shape)
         return "" if a == b else f"its output has shape {b} instead of {a}"
@@ -127,6 +148,8 @@ def _is_of_an_image(value: Any) -> bool:
 def _form(output: Comparable) -> str:
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, tuple):
+        return f"{len(output)} tensors"
     return f"detections in {len(output)} image{'s' * (len(output) != 1)}"
 
 

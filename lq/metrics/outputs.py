@@ -28,13 +28,24 @@ def main_tensor(output: Any) -> Tensor:
         >>> main_tensor({"loss": torch.tensor(0.1), "logits": torch.zeros(2, 10)}).shape
         torch.Size([2, 10])
     """
-    floating = [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
+    floating = floating_tensors(output)
     if not floating:
         raise ValueError(
             f"the output, {describe(output)}, holds no floating tensor to compare; "
             "the target must return scores, e.g. logits of shape (N, C)."
         )
     return next((tensor for tensor in floating if tensor.ndim >= 2), floating[0])
+
+
+def floating_tensors(output: Any) -> list[Tensor]:
+    """The floating tensors of an output, in order.
+
+    Example:
+        >>> import torch
+        >>> [tuple(t.shape) for t in floating_tensors((torch.zeros(2), {"count": torch.tensor(3), "x": torch.ones(1)}))]
+        [(2,), (1,)]
+    """
+    return [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
 
 
 def plain_targets_of(batch: Any) -> Any:

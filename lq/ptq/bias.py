@@ -95,7 +95,7 @@ class _Shift:
         known = torch.zeros_like(mean) if self.value is None else self.value
         # Each batch moves the average by what is still wrong on it.
         if self._call == 0:
-            self.value = known + (mean - known - self._wanted) / self._number
+            self.value = known + (mean - known - cast(Tensor, self._wanted)) / self._number
         self._call += 1
         shape = [-1 if d == axis else 1 for d in range(output.dim())]
         return output - cast(Tensor, self.value).reshape(shape).to(output.dtype)

@@ -89,7 +89,9 @@ def on_device(value: Any, device: torch.device) -> Any:
         >>> on_device({"x": [torch.ones(2), None]}, torch.device("meta"))
         {'x': [tensor(..., device='meta', size=(2,)), None]}
     """
-    if isinstance(value, (torch.Tensor, PackedSequence)):
+    if isinstance(value, PackedSequence):
+        return value.to(device=device)  # type: ignore[call-overload]
+    if isinstance(value, torch.Tensor):
         return value.to(device)
     if not isinstance(value, (tuple, list, Mapping)) and not is_record(value):
         return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)

@@ -27,3 +27,9 @@ def test_models_without_a_size_are_judged_but_not_timed():
     assert rows["timed"]["size_mb"] == 1.5
     assert "latency_ms" not in rows["judged"]
     assert rows["judged"]["metrics"].keys() == {"accuracy"}
+
+
+@pytest.mark.parametrize("lacks", ["ptq", "qat"])
+def test_nothing_is_recovered_of_a_metric_that_a_version_lacks(lacks):
+    known = {"ptq": {"accuracy": 0.8}, "qat": {"accuracy": 0.9}}
+    assert recovered({"accuracy": 0.92}, **{**known, lacks: {}}) is None

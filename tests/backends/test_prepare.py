@@ -355,3 +355,37 @@ def test_overrides_name_inputs_and_operations_as_the_plan_does(pattern: str) -> 
     grids = {tensor.after: tensor.grid for tensor in plan.tensors}
     assert ("[0, 255]" in grids["x"]) == (pattern == "x")
     assert ("[0, 255]" in grids["a"]) == (pattern in ("type:ReLU", "relu")), "which its rounding absorbs"
+
+
+def test_a_second_preparation_that_is_refused_leaves_the_first_one() -> None:
+    net, x = make_net(), torch.randn(X)
+    prepare(net, "portable", (x,))
+    before = plan_of(net)
+    with pytest.raises(ValueError, match="no_such_layer"):
+        prepare(net, QConfig(exclude=("no_such_layer",)), (x,))
+    assert str(plan_of(net)) == str(before)
+    assert qconfig_of(net) == QConfig("portable")
+    net.load_state_dict(net.state_dict())
+    prepare(net, "x86_vnni", (x,))
+    net.load_state_dict(net.state_dict())
+
+
+def test_an_example_may_come_from_another_network() -> None:
+    backbone, head, x = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    prepared = prepare(head, "portable", (backbone(x),))
+    assert len(plan_of(prepared).layers) == 2
+
+
+def test_a_head_that_is_planned_at_its_first_call_may_be_trained_with_its_backbone() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() < 1e9 else x  # which only a call can show
+
+    backbone, head = nn.Linear(4, 4), prepare(Head())
+    head(backbone(torch.randn(2, 4))).sum().backward()
+    assert backbone.weight.grad is not None
+    assert len(plan_of(head).layers) == 1

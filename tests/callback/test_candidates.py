@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from lq.callback import QATCallback
-from lq.callback.candidates import UNTRAINED
+from lq.callback.candidates import UNTRAINED, StartingPoint, judge_start
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
 from lq.config.specs import ActivationSpec, WeightSpec
@@ -85,3 +88,20 @@ def test_weights_of_few_bits_alone_are_enough_to_evaluate_what_training_starts_f
     assert spoilt.deployment is not None
     assert "ptq" in spoilt.deployment.results
     assert read_manifest(tmp_path / "a")["weights"] == UNTRAINED
+
+
+@pytest.mark.parametrize(("before", "delivered"), [(math.nan, False), (math.inf, False), (-1.0, True)])
+def test_a_start_that_is_no_number_is_worse_than_any_training(
+    fit: Fit, tmp_path: Path, before: float, delivered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss: the lower, the better."""
+
+    def judged(*args: Any) -> StartingPoint:
+        start = judge_start(*args)
+        return replace(start, results={"val_loss": before})
+
+    monkeypatch.setattr("lq.callback.qat.judge_start", judged)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lq: QAT ended with", category=UserWarning)
+        fit(fitted(fit), callback(0.01, tmp_path / "int8"), max_epochs=1)
+    assert (read_manifest(tmp_path / "int8")["weights"] == UNTRAINED) is delivered

@@ -39,3 +39,11 @@ def test_a_group_that_comes_on_the_way_has_the_rate_of_now_and_falls_with_the_ot
     for scale, wanted in ((0.01, 1e-4), (0.005, 5e-5)):
         known.apply([made], scale)
         assert [group["lr"] for group in made.param_groups] == pytest.approx([10 * wanted, 20 * wanted, wanted])
+
+
+def test_rates_that_are_tensors_stay_tensors() -> None:
+    rate = torch.tensor(0.5)
+    made = torch.optim.Adam([torch.zeros(1)], lr=rate)
+    InitialLearningRates([made]).apply([made], 0.1)
+    assert made.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.05)

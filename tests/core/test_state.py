@@ -479,3 +479,24 @@ def test_qparams_are_computed_once_as_long_as_ranges_stay():
     assert state.qparams() is known
     feed(state, [torch.randn(9)] * 5)
     assert state.qparams() is not known
+
+
+def test_a_relu_that_lets_nothing_pass_has_a_range_of_zeros() -> None:
+    state = QATState(["dead"], [ActivationSpec()], ["relu"])
+    state.observer = True
+    for x in (torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -0.5])):
+        state.observe(0, x)
+        state.update()
+        assert state.ready(0)
+        assert (state.min_val.item(), state.max_val.item()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_what_was_all_zeros_takes_the_next_range_as_it_is(activation: str) -> None:
+    """As the branch of a residual network whose last weight starts at 0."""
+    state = QATState(["branch"], [ActivationSpec()], [activation])
+    state.observer = True
+    for x, expected in ((torch.zeros(4), 0.0), (torch.tensor([0.0, 2.0]), 2.0), (torch.tensor([0.0, 3.0]), 2.01)):
+        state.observe(0, x)
+        state.update()
+        assert state.max_val.item() == pytest.approx(expected)

@@ -15,6 +15,7 @@ from torch import fx
 from lq.backends.prepare import prepare
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
+from lq.conversion.graph import as_graph
 from lq.deployment.destination import Destination
 from lq.deployment.gated_export import gated_export
 from lq.deployment.rehearsal import rehearse
@@ -26,6 +27,8 @@ from lq.export.parity.fresh_process import WorkerError
 from lq.export.parity.gate import Gate
 from lq.export.parity.worker import Worker
 from lq.metrics import main_tensor, sqnr
+from lq.metrics.detections import comparable
+from lq.ptq import calibrate
 from tests.export import faulty
 from tests.export.nets import Residual, example_of, images, residual
 from tests.tiny import quicken_deployment
@@ -321,3 +324,57 @@ def test_a_process_that_cannot_be_started_is_not_the_models_fault(
     assert done.failures == []
     assert any("torch: it was compared in the process of the training, because a fresh" in note for note in done.notes)
     load(tmp_path / "int8")
+
+
+def test_a_file_that_cannot_be_loaded_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(place: Path, kind: str, *args: Any) -> Int8Model:
+        if kind == "pt2":
+            raise ValueError("no such engine here")
+        return load(place, kind, *args)
+
+    monkeypatch.setattr("lq.deployment.gated_export.load", fails)
+    deployment = delivered(ExportSettings(["torch", "pt2"], Gate(), Destination(tmp_path / "int8")))
+    assert list(deployment.models) == ["torch"]
+    assert deployment.failures == ["'pt2' was written, but cannot be loaded (no such engine here)"]
+    assert list(manifest(tmp_path / "int8")["artifacts"]) == ["torch"]
+
+
+class TwoHeads(torch.nn.Module):
+    """The second output is farther from the files than the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = (torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.stem(x).relu()
+        return {"first": self.first(y), "second": self.second(y)}
+
+
+def test_every_output_has_to_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(32, 8)
+    prepared = as_graph(calibrated(prepare(TwoHeads(), "portable", (x,)), x), ((x,), {}))
+    real = faulty_run(monkeypatch)
+    settings = ExportSettings(["torch"], Gate(), Destination(tmp_path / "int8"))
+    deployment = gated_export(prepared, ((x,), {}), lambda models, keep: Compared(), settings)
+    assert real == ["torch"]
+    assert "in the output of shape (32, 8)" in deployment.failures[0]
+
+
+def calibrated(prepared: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+    calibrate(prepared, [x], show_progress=False)
+    return prepared
+
+
+def faulty_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let files compute something else for the second output."""
+    seen: list[str] = []
+
+    def run(worker: Worker, directory: Path, kind: str, calls: Any) -> Any:
+        seen.append(kind)
+        model = load(directory, kind)
+        outputs = [comparable(model(*args, **kwargs)) for args, kwargs in calls]
+        return [(first, second * 1.5) for first, second in outputs]
+
+    monkeypatch.setattr(Worker, "run", run)
+    return seen

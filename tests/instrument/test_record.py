@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from lq.backends.prepare import plan_of, prepare, set_phase
 from lq.conversion.convert import convert
@@ -241,3 +242,23 @@ def test_the_example_is_a_copy_that_no_checkpoint_holds() -> None:
     assert instrument is not None
     assert torch.equal(instrument.example[0][0], expected)
     assert len(pickle.dumps(prepared)) < x.nbytes
+
+
+@pytest.mark.parametrize(
+    ("norm", "name"), [(FrozenBatchNorm2d, "x"), (nn.SyncBatchNorm, "input"), (nn.BatchNorm2d, "input")]
+)
+def test_norms_may_be_called_by_keyword(norm: Any, name: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.out = nn.Conv2d(3, 4, 3), norm(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(input=self.norm(**{name: self.conv(input=x)}).relu())
+
+    x = torch.randn(2, 3, 8, 8)
+    prepared = prepare(Net().eval(), example_args=(x,))
+    calibrate(prepared, [x], show_progress=False)
+    assert float(sqnr(prepared(x).detach(), convert(prepared)(x))) > 40
+    set_phase(prepared.train(), fake_quant=True, observer=True, freeze_bn=True)
+    prepared(x).sum().backward()

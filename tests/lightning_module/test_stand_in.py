@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from lq.lightning_module.stand_in import StandIn
+from lq.backends.prepare import prepare
+from lq.config.qconfig import QConfig
+from lq.config.specs import WeightSpec
+from lq.core.lsq import LearnedScale
+from lq.lightning_module.stand_in import StandIn, as_float_model
+from lq.ptq import calibrate
 from lq.tracing.batch import FixedBatch, set_fixed_batch
 
 
@@ -72,3 +77,23 @@ def test_the_module_is_given_back_if_a_version_fails() -> None:
     with pytest.raises(RuntimeError, match="no kernel"), StandIn(net, fails):
         net(torch.ones(2, 3))
     assert isinstance(net(torch.ones(2, 3)), Answer)
+
+
+def test_a_module_with_learned_scales_is_given_back_as_it_was() -> None:
+    holder, x = nn.Module(), torch.randn(16, 4)
+    holder.model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    before = {key: value.clone() for key, value in holder.state_dict().items()}
+    qconfig = QConfig(keep="nothing", weight=WeightSpec(learned_scale=True))
+    prepared = calibrated(prepare(holder.model, qconfig, (x,)), x)
+    with torch.no_grad():
+        for scale in (part for part in prepared.modules() if isinstance(part, LearnedScale)):
+            scale.log_factor.fill_(-0.7)
+    trained = prepared(x)
+    with as_float_model(holder, "model", before):
+        assert not torch.equal(prepared(x), trained)
+    assert torch.equal(prepared(x), trained)
+
+
+def calibrated(prepared: nn.Module, x: Tensor) -> nn.Module:
+    calibrate(prepared, [x], show_progress=False)
+    return prepared

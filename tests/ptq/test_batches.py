@@ -1,6 +1,9 @@
+from collections import UserDict
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 from lq.ptq.batches import first_batches, run_batch
 
@@ -22,3 +25,27 @@ def test_limits():
         list(first_batches([1], 0, "x()"))
     with pytest.raises(ValueError, match=r"x\(\) got no batch"):
         list(first_batches([], 3, "x()"))
+
+
+def test_mappings_of_other_classes_are_keywords():
+    class Keywords(nn.Module):
+        def forward(self, first, second):
+            return first + second
+
+    inputs = UserDict(first=torch.ones(2), second=torch.ones(2))
+    for batch in (inputs, (inputs, torch.zeros(2)), {"first": torch.ones(2), "second": torch.ones(2)}):
+        assert run_batch(Keywords(), batch).tolist() == [2, 2]
+
+
+def test_batch_sizes_of_packed_sequences_stay_on_the_cpu():
+    packed = pack_sequence([torch.ones(3, 4), torch.ones(2, 4)])
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, device="meta"))
+
+        def forward(self, sequence):
+            return sequence.data.device.type, sequence.batch_sizes.device.type
+
+    assert run_batch(Steps(), {"sequence": packed}) == ("meta", "cpu")

@@ -56,3 +56,18 @@ def test_a_corrected_model_converts():
     calibrate(prepared, [x])
     with torch.no_grad():
         assert sqnr(prepared(x), convert(prepared)(x)) > 39
+
+
+@pytest.mark.parametrize("size", [(3, 9, 9), (3, 10, 10), (2, 3, 9, 9)])
+def test_images_may_come_without_a_batch(size):
+    """With 10 rows, a convolution of 8 channels gives 8 rows as well."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(size)
+    wanted = model(x)
+    prepared = prepare(model, QConfig(keep="nothing", weight=WeightSpec(-3, 3)), (x,))
+    before = (prepared(x) - wanted).mean((-1, -2)).abs().max()
+    corrected = correct_bias(prepared, [x])
+    assert sorted(corrected) == ["0", "2"]
+    calibrate(prepared, [x], show_progress=False)
+    off = (prepared(x) - wanted).mean((-1, -2))
+    assert (off.mean(0) if len(size) == 4 else off).abs().max() < 0.01 + 0 * before

@@ -81,3 +81,18 @@ def test_notes_say_where_int8_is_slower_and_what_stays_float() -> None:
     assert bench_module._float_layers(manifest) == [
         "int8 onnx runs in float: layer0 (Conv), layer1 (Conv), layer2 (Conv), layer3 (Conv), layer4 (Conv) and 2 more"
     ]
+
+
+def test_what_cannot_be_loaded_or_exported_here_is_told(
+    artifact: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = artifact
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("engine 'qnnpack' is not of this CPU")
+
+    monkeypatch.setattr(bench_module, "load", fails)
+    with pytest.raises(
+        ValueError, match=r"nothing that can be timed here: .*int8 torch is not timed: engine 'qnnpack'"
+    ):
+        bench(directory, batch_sizes=(1,), min_time=0.01, compile=False)

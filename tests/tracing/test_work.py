@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lq.backends.prepare import plan_of, prepare
+from lq.tracing.work import multiply_accumulates
 
 
 class Net(nn.Module):
@@ -54,3 +55,51 @@ def test_what_computes_in_float_is_counted(body: Callable[[Any, Tensor], Tensor]
 def test_what_sums_nothing_is_no_product() -> None:
     plan = plan_of(prepare(Net(lambda n, x: torch.einsum("bi,i->bi", x, n.w[0])), example_args=(torch.randn(8, 4),)))
     assert plan.share == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs", "shape", "expected"),
+    [
+        (
+            "baddbmm",
+            (torch.ones(2, 3, 3),),
+            {"batch1": torch.ones(2, 3, 4), "batch2": torch.ones(2, 4, 3)},
+            (2, 3, 3),
+            2 * 3 * 3 * 4,
+        ),
+        ("addmm", (torch.ones(3),), {"mat1": torch.ones(2, 4), "mat2": torch.ones(4, 3)}, (2, 3), 2 * 3 * 4),
+        ("matmul", (torch.ones(2, 4),), {"other": torch.ones(4, 3)}, (2, 3), 2 * 3 * 4),
+        ("mm", (torch.ones(2, 4),), {"mat2": torch.ones(4, 3)}, (2, 3), 2 * 3 * 4),
+        ("linear", (), {"input": torch.ones(2, 4), "weight": torch.ones(3, 4)}, (2, 3), 2 * 3 * 4),
+        (
+            "conv_transpose2d",
+            (),
+            {"input": torch.ones(1, 2, 5, 5), "weight": torch.ones(2, 3, 2, 2)},
+            (1, 3, 6, 6),
+            50 * 3 * 4,
+        ),
+        (
+            "bilinear",
+            (),
+            {"input1": torch.ones(2, 4), "input2": torch.ones(2, 5), "weight": torch.ones(3, 4, 5)},
+            (2, 3),
+            6 * 20,
+        ),
+        ("add", (torch.ones(2), torch.ones(2)), {}, (2,), 0),
+    ],
+)
+def test_operands_may_be_keywords(name: str, args: Any, kwargs: Any, shape: Any, expected: int) -> None:
+    assert multiply_accumulates(name, args, kwargs, torch.ones(shape)) == expected
+
+
+def test_a_product_that_is_called_by_keywords_is_planned() -> None:
+    class Alibi(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return torch.baddbmm(x, batch1=y, batch2=y.mT @ y)
+
+    assert plan_of(prepare(Alibi(), example_args=(torch.randn(2, 3, 4),))).layers[0].name == "layer"

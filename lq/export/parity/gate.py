@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lq.checks import check_flag, check_integer, check_number
 from lq.export.artifact.int8_model import load
 from lq.export.parity.fresh_process import WorkerError
 from lq.export.parity.worker import Worker
-from lq.metrics.detections import Comparable, Detections, comparable, detection_agreement, mismatch
+from lq.metrics.detections import Comparable, Detections, comparable, detection_agreement, main_of, mismatch
 from lq.metrics.fidelity import max_abs_error, sqnr, top1_agreement
 from lq.tracing.structure import Inputs
 
@@ -110,7 +110,7 @@ class Parity:
 
     Args:
         samples: number of samples that were compared.
-        sqnr_db: SQNR of the outputs, in dB.
+        sqnr_db: SQNR of the outputs, in dB; of several the lowest.
         max_abs_error: largest absolute difference of an output.
         agreement: share of samples with the same largest output, or of the same detections; ``None`` if the outputs
             have no classes.
@@ -164,7 +164,8 @@ def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gat
     """Compare outputs, batch by batch.
 
     Args:
-        expected: of the fake-quantized model, each of shape (samples, ...), or what a detector found in each image.
+        expected: of the fake-quantized model, each of shape (samples, ...), or what a detector found in each image. Of
+            several outputs each is compared, and the farthest counts; the agreement is that of the main one.
         got: of the artifact, of the same shapes. Of detections only the agreement is measured.
         gate: what they have to reach.
 
@@ -188,9 +189,28 @@ def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gat
     elif not tensors:
         parity = Parity(samples, math.inf, 0.0)
     else:
-        a, b = (torch.cat([tensor.float().flatten() for tensor in side]) for side in (tensors, others))
-        parity = Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)), _agreement(tensors, others))
-    return replace(parity, complaint=gate.complaint(parity))
+        parity = replace(_closeness(samples, tensors, others), agreement=_agreement(tensors, others))
+    parity = replace(parity, complaint=gate.complaint(parity))
+    for a, b in _further(expected, got):
+        finite = _finite(a, b)
+        if any(map(torch.numel, finite[0])):
+            parity = _worse(parity, _closeness(samples, *finite), tuple(a[0].shape), gate)
+    return parity
+
+
+def _closeness(samples: int, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
+    a, b = (torch.cat([tensor.float().flatten() for tensor in side]) for side in (expected, got))
+    return Parity(samples, float(sqnr(a, b)), float(max_abs_error(a, b)))
+
+
+def _worse(parity: Parity, other: Parity, shape: tuple[int, ...], gate: Gate) -> Parity:
+    """The main output with the figures of a further one that is farther away."""
+    if not other.sqnr_db < parity.sqnr_db:
+        return parity
+    complaint = gate.complaint(other)
+    about = f"{complaint} in the output of shape {shape}" if complaint else ""
+    error = max(parity.max_abs_error, other.max_abs_error)
+    return replace(parity, sqnr_db=other.sqnr_db, max_abs_error=error, complaint=about or parity.complaint)
 
 
 def check(
@@ -254,7 +274,8 @@ def samples_in(output: Comparable) -> int:
         >>> samples_in(torch.zeros(8, 10)), samples_in(torch.zeros(()))
         (8, 1)
     """
-    return len(output) if isinstance(output, list) or output.dim() else 1
+    main = main_of(output)
+    return len(main) if isinstance(main, list) or main.dim() else 1
 
 
 def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | None:
@@ -265,10 +286,23 @@ def _agreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float | Non
     return sum(n * share for n, share in zip(counts, shares, strict=True)) / sum(counts)
 
 
+def _further(expected: Sequence[Comparable], got: Sequence[Comparable]) -> Iterator[Any]:
+    """Every output behind the main one, in all batches, of both sides."""
+    sides = ([out[1:] if isinstance(out, tuple) else () for out in side] for side in (expected, got))
+    return zip(*(zip(*side, strict=True) for side in sides), strict=True)
+
+
+def _finite(expected: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The values that are finite in the reference: masks hold infinity."""
+    kept = [torch.isfinite(tensor) for tensor in expected]
+    return [t[k] for t, k in zip(expected, kept, strict=True)], [t[k] for t, k in zip(got, kept, strict=True)]
+
+
 def _images(outputs: Sequence[Comparable]) -> Detections:
     return [image for output in outputs if isinstance(output, list) for image in output]
 
 
 def _tensors(outputs: Sequence[Comparable]) -> list[Tensor]:
     """Those that have elements."""
-    return [output for output in outputs if isinstance(output, Tensor) and output.numel()]
+    mains = map(main_of, outputs)
+    return [output for output in mains if isinstance(output, Tensor) and output.numel()]

@@ -260,3 +260,12 @@ def test_check_writable_names_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError, match=r"file is not a directory\. Choose another path"):
         check_writable(tmp_path / "file" / "int8")
+
+
+def test_what_a_newer_version_has_written_beside_is_passed_over(artifact):
+    manifest = json.loads((artifact / "lq.json").read_text())
+    manifest["artifacts"] = {"hologram": {}, **manifest["artifacts"]}
+    (artifact / "lq.json").write_text(json.dumps(manifest))
+    assert load(artifact).kind == "torch"
+    with pytest.raises(ValueError, match="'hologram', which this version of lq does not know; it knows torch, onnx"):
+        load(artifact, "hologram")

@@ -155,3 +155,28 @@ def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
     model = FlatModel(run, signature(X, mask=X), at_once=3)
     assert torch.equal(model(X, mask=X + 1), 2 * X + 1)
     assert sizes == [3, 1]
+
+
+@pytest.mark.parametrize("size", [(4, 4), [4, 4], torch.Size([4, 4]), {"height": [4, None]}, torch.float16, "same"])
+def test_sizes_and_types_are_fixed_like_numbers(size: Any) -> None:
+    class Resized(nn.Module):
+        def forward(self, x: Tensor, size: Any, mode: str = "nearest") -> Tensor:
+            return x
+
+    made = Signature.of(Resized(), ((X, size), {}), X)
+    read = Signature.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert len(read.tensors((X, size), {})) == 1
+    with pytest.raises(
+        ValueError, match=r"was exported with size=.*, which is fixed in it, but was called with size=7"
+    ):
+        read.tensors((X, 7), {})
+
+
+def test_what_a_file_cannot_hold_is_refused_when_it_is_made() -> None:
+    class Configured(nn.Module):
+        def forward(self, x: Tensor, config: Any = object) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match=r"called with config=.*cannot hold a Linear.*attribute of the module"):
+        Signature.of(Configured(), ((X, nn.Linear(1, 1)), {}), X)
+    assert Signature.of(Configured(), ((X,), {}), X).constants == {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lq.export.parity.fresh_process import WorkerError
 from lq.export.parity.gate import Gate, Parity, check, measure, metric_complaint
 from lq.export.parity.worker import Worker
 from lq.tracing.structure import Inputs
@@ -121,3 +122,43 @@ def test_metric_of_an_artifact_may_change_by_so_much() -> None:
     )
     with pytest.raises(ValueError, match=r"max_metric_change=-1 must be 0 or more"):
         Gate(max_metric_change=-1)
+
+
+def test_the_farthest_of_several_outputs_counts() -> None:
+    main, other, loss = torch.randn(8, 5), torch.randn(8, 3, 4), torch.tensor(1.0)
+    same = measure([(main, other, loss)] * 2, [(main, other, loss)] * 2, Gate())
+    assert same.passed
+    assert (same.samples, same.sqnr_db, same.agreement) == (16, math.inf, 1.0)
+    far = measure([(main, other, loss)] * 2, [(main, 1.1 * other, loss)] * 2, Gate())
+    assert far.sqnr_db == pytest.approx(20.0, abs=1e-3)
+    assert far.agreement == 1.0
+    assert far.complaint == "SQNR 20.0 dB is below 25.0 dB in the output of shape (8, 3, 4)"
+    assert measure([(main, other)], [(main, 1.01 * other)], Gate()).passed
+    assert (
+        "its output has shape (8, 3) instead of (8, 3, 4)"
+        in measure([(main, other)], [(main, other[:, :, 0])], Gate()).complaint
+    )
+    assert "2 tensors" in measure([(main, other)], [main], Gate()).complaint
+
+
+def test_masks_of_infinity_and_empty_outputs_do_not_count() -> None:
+    mask = torch.full((4, 4), -math.inf).triu(1)
+    for other in (mask, torch.zeros(0, 4)):
+        assert measure([(torch.ones(8, 5), other)], [(torch.ones(8, 5), other)], Gate()).sqnr_db == math.inf
+
+
+def test_a_model_that_fails_where_no_process_can_be_started_is_a_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoProcess(Worker):
+        def run(self, *args: Any) -> Any:
+            raise WorkerError("there is no memory")
+
+    def fails(directory: Path, kind: str) -> Any:
+        def model(*args: Any) -> Any:
+            raise NotImplementedError("no such kernel")
+
+        return model
+
+    monkeypatch.setattr("lq.export.parity.gate.load", fails)
+    parity = check(Path("int8"), "torch", [((torch.ones(2, 3),), {})], [torch.ones(2, 3)], Gate(), NoProcess())
+    assert parity.complaint == "NotImplementedError: no such kernel"
+    assert "there is no memory" in parity.note
