@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
@@ -17,7 +16,7 @@ from lq.config.qconfig import QConfig, matches
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.places import Instrument, kept_example
-from lq.instrument.record import Recording, record
+from lq.instrument.record import Recording, has_lazy_layers, record
 from lq.tracing.inputs import describe_inputs
 from lq.tracing.opened import OF_RECURRENCE
 from lq.tracing.sites import Sites, in_place_joins
@@ -114,7 +113,7 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
             "example_args=(x,)), or self.example_input_array = torch.rand(2, 3, 224, 224) in __init__ of the "
             "LightningModule, if it or its target can be called with that, or a fit that has validation data."
         )
-    if not _is_lazy(module) and not qconfig.opens:
+    if not has_lazy_layers(module) and not qconfig.opens:
         try:
             graph, calls, training = read_calls(module, stubs=qconfig.backend == "eager")
         except NotPlainError:
@@ -128,7 +127,8 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
     if qconfig.learns_scales:
         raise ValueError(
             f"The code of {type(module).__name__} cannot be traced, so it is planned at its first call. But the "
-            "learned scales have to exist before the optimizer is created. Write lq.prepare(..., example_args=(x,))."
+            "learned scales have to exist before the optimizer is created. Write lq.prepare(..., example_args=(x,)), "
+            "or give the fit validation data, or set self.example_input_array in __init__ of the LightningModule."
         )
     state = defer(module, partial(_plan_at_first_call, qconfig))
     state.qconfig = qconfig
@@ -165,15 +165,13 @@ def _plan_at_first_call(qconfig: QConfig, module: nn.Module, example: Inputs) ->
     assert isinstance(state, QATState)
     detach(module)
     try:
-        _prepare(module, qconfig, example, state)
+        # A validation before the fit runs in inference mode, whose tensors no training can write to.
+        with torch.inference_mode(False), torch.no_grad():
+            _prepare(module, qconfig, example, state)
     except Exception:  # the next call may be a better example
         state.empty()
         defer(module, partial(_plan_at_first_call, qconfig), state)
         raise
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    return any(is_lazy(tensor) for tensor in [*module.parameters(), *module.buffers()])
 
 
 def _check_not_scripted(module: nn.Module) -> None:

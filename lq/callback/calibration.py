@@ -85,7 +85,8 @@ def calibrate_at_start(trainer: Trainer, module: LightningModule, name: str, sch
     state = state_of(target_of(module, name))
     say(trainer, f"calibrating the ranges of activations on up to {limit} training batches")
     try:
-        found = copy_on_first_process(trainer, module, lambda twin: _ranges(trainer, twin, name, limit))
+        # In float32 like its samples, whatever the precision of the training.
+        found = copy_on_first_process(trainer, module, lambda twin: _ranges(trainer, twin.float(), name, limit))
     except Exception as error:  # whatever the user's code raises where it was not written for
         reason = " ".join(str(error).split())[:300]
         rank_zero_warn(

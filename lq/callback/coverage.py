@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from lq.instrument.attach import attach_again, instrument_of
+from lq.instrument.classes import is_instrumented
+from lq.instrument.listen import Listener
 
 _SHOWN = 3
 
@@ -33,6 +35,51 @@ def take_in_exchanged(target: nn.Module) -> str | None:
     )
 
 
+class Reach:
+    """Hears whether the first training batch calls the target or a part of it, long before QAT starts, if need be.
+
+    Args:
+        target: the prepared target.
+        name: of it.
+
+    Example:
+        >>> Reach(nn.ReLU(), "model").check()
+        Traceback (most recent call last):
+        ...
+        ValueError: The first training step did not call the target, model, so nothing would be trained for int8. ...
+    """
+
+    def __init__(self, target: nn.Module, name: str) -> None:
+        self.name, self.called = name, False
+        parts = [part for part in target.modules() if part is target or is_instrumented(part)]
+        self._listeners = [Listener(part, before=self._note) for part in parts]
+
+    def _note(self, *_: object) -> None:
+        self.called = True
+
+    def check(self) -> None:
+        """Stop listening.
+
+        Raises:
+            ValueError: if there was no call.
+        """
+        self.remove()
+        if not self.called:
+            raise _not_called(self.name)
+
+    def remove(self) -> None:
+        """Stop listening."""
+        for listener in self._listeners:
+            listener.remove()
+
+
+def _not_called(name: str) -> ValueError:
+    return ValueError(
+        f"The first training step did not call the target, {name or 'the module itself'}, so nothing would be "
+        "trained for int8. Name the part that training_step calls: QATCallback(target=...)."
+    )
+
+
 def check_reached(target: nn.Module, name: str) -> str | None:
     """Check after the first training batch that the sites of the plan have run.
 
@@ -51,10 +98,7 @@ def check_reached(target: nn.Module, name: str) -> str | None:
         return None
     planned = instrument.planned
     if not planned.keys() & instrument.ran:  # what is planned at its first call has had none
-        raise ValueError(
-            f"The first training step did not call the target, {name or 'the module itself'}, so nothing would be "
-            "trained for int8. Name the part that training_step calls: QATCallback(target=...)."
-        )
+        raise _not_called(name)
     missing = [call for i, call in planned.items() if i not in instrument.ran]
     if not missing:
         return None

@@ -44,10 +44,11 @@ class InitialLearningRates:
 
         A group that came on the way, of a finetuning callback, has the rate of now, and falls with the others.
         """
-        if scale is None:
-            return
         for optimizer, known in zip(optimizers, self._initial, strict=True):
-            known += [float(group["lr"]) / (scale or 1) for group in optimizer.param_groups[len(known) :]]
+            new = optimizer.param_groups[len(known) :]
+            known += [_initial(group) if scale is None else float(group["lr"]) / (scale or 1) for group in new]
+            if scale is None:
+                continue
             for group, initial in zip(optimizer.param_groups, known, strict=True):
                 if isinstance(group["lr"], Tensor):  # as compiled and captured optimizers have it
                     group["lr"].fill_(initial * scale)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lq.checks import shown
+from lq.compat.lightning_private import logged_by_loaders
 from lq.compat.packages import is_a
 
 _PREFIX = "qat/"
@@ -66,7 +67,8 @@ def require_figure(trainer: Trainer, module: LightningModule, monitor: str | Non
     """
     if monitor is None or trainer.state.fn != "fit":
         return
-    logged = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(_PREFIX)}
+    logged = {*trainer.callback_metrics, *logged_by_loaders(trainer)}
+    logged = {name for name in logged if not name.startswith(_PREFIX)}
     if monitor not in logged:
         raise ValueError(
             f"monitor={monitor!r}: the validation of {type(module).__name__} logs no such figure. It logs "

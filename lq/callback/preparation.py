@@ -16,9 +16,10 @@ from lq.checkpoints.entry import KEY, CheckpointEntry
 from lq.compat.packages import overrides
 from lq.config.qconfig import QConfig
 from lq.deployment.evaluation import ValidationData
-from lq.instrument.record import initialize_lazy
+from lq.instrument.record import has_lazy_layers, initialize_lazy
 from lq.lightning_module.copies import float_copy
 from lq.lightning_module.target import build_layers, find_target, is_target_prepared, target_of
+from lq.tracing.structure import Inputs
 
 _IN_INIT = (
     "With ModelParallelStrategy, build the layers with their weights in __init__, and call only fully_shard in "
@@ -42,7 +43,7 @@ def choose_target(module: LightningModule, target: str | None, trainer: Trainer 
         ValueError: if there is no such target.
     """
     if trainer is None or not splits_weights(trainer):
-        build_layers(module)
+        build_layers(module, trainer)
     return find_target(module, target)
 
 
@@ -121,16 +122,26 @@ def _preparation(
 
     Lazy layers, which a copy of the float model needs first, are initialized.
     """
-    plain = checkpoint_of_run().get(KEY)
+    plain, example, part = checkpoint_of_run().get(KEY), declared_example(module, name), target_of(module, name)
     if plain is not None:
         entry = CheckpointEntry.from_dict(plain)
+        _initialize_lazy(part, name, example or entry.example)
         return lambda part: entry.prepare(part, name, qconfig)
-    example = declared_example(module, name)
     if example is None and trainer.state.fn == "fit":
         example = first_example(trainer, module, name, validation, required=qconfig.backend == "pt2e")
-    if example is not None:
-        initialize_lazy(target_of(module, name), *example)
+    _initialize_lazy(part, name, example)
     return lambda part: prepare(part, qconfig, *(example or ()))
+
+
+def _initialize_lazy(part: nn.Module, name: str, example: Inputs | None) -> None:
+    if example is not None:
+        initialize_lazy(part, *example)
+    elif has_lazy_layers(part):
+        raise ValueError(
+            f"{name or 'The module itself'} has lazy layers, which get their weights in their first call, and nothing "
+            "shows what it is called with. Set self.example_input_array in __init__ of the LightningModule, give the "
+            "fit validation data, or call the module once there."
+        )
 
 
 def _check_same_qconfig(module: LightningModule, name: str, qconfig: QConfig) -> None:

@@ -23,7 +23,7 @@ from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import check_state, checkpoint_to_load
 from lq.callback.compilation import CompilationPause, is_compiled
-from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanned
+from lq.callback.coverage import Reach, check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
 from lq.callback.destination import choose_destination
 from lq.callback.distillation import Distillation, Teacher, check_teaching
@@ -185,7 +185,9 @@ class QATCallback(Callback):
         self._destination: Destination | None = None
         self._example: Inputs | None = None
         self._phase: Phase | None = None
-        self._started, self._coverage_is_due = False, True
+        self._started, self._calibrated = False, True
+        self._coverage_is_due, self._reach_is_due = True, True
+        self._reach: Reach | None = None
         self._history: list[dict[str, float]] = []
         self._float.reset()
         self._ranges.reset()
@@ -279,9 +281,11 @@ class QATCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the initial learning rates before a checkpoint restores annealed ones."""
         check_still_prepared(pl_module, self._name)
+        target = self._target(pl_module)
+        state_of(target).train(target.training)  # of a target that a validation before the fit has called first
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._rates = InitialLearningRates(trainer.optimizers, schedulers)
-        self._warn(take_in_exchanged(self._target(pl_module)))
+        self._warn(take_in_exchanged(target))
 
     def _warn(self, note: str | None) -> None:
         if note is not None:
@@ -295,6 +299,8 @@ class QATCallback(Callback):
         if self._resumes_float and self._course.phase(length).fake_quant:
             self._course = start_here(trainer, self._course)
         self._course = with_calibration(self._course, self._target(pl_module))
+        if not self._calibrated:  # as this run went on before it was interrupted
+            self._course = self._course.without_calibration()
         for note in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
             rank_zero_warn(f"lq: {note}")
         if not self._course.phase(length).fake_quant:
@@ -312,10 +318,14 @@ class QATCallback(Callback):
         if phase.fake_quant and not self._started:
             self._started = True
             self._float.take_weights(pl_module, self._name)
-            self._course = calibrate_at_start(trainer, pl_module, self._name, self._course)
+            wanted, self._course = self._course, calibrate_at_start(trainer, pl_module, self._name, self._course)
+            self._calibrated = self._course == wanted
             if self._course.calibration:
                 self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
             phase = self._course.phase(position_of(trainer, batch_idx))
+        if self._reach_is_due and not is_compiled(pl_module):
+            self._reach = Reach(target, self._name)
+        self._reach_is_due = False
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
         self._announce(trainer, target, phase)
@@ -355,6 +365,9 @@ class QATCallback(Callback):
         And undo what a scheduler of the module did, so that monitors and checkpoints see the rate that is used next.
         """
         target = self._target(pl_module)
+        if self._reach is not None:
+            self._reach.check()
+            self._reach = None
         state_of(target).end_of_step()
         self._switch.end_step()
         # Nothing else shares buffers there, as DDP does, and a checkpoint holds those of one process.
@@ -460,13 +473,13 @@ class QATCallback(Callback):
 
     def _stop_listening(self) -> None:
         self._sizes.stop()
-        for listener in (self._first_call, self._forward, self._teacher):
+        for listener in (self._first_call, self._forward, self._teacher, self._reach):
             if listener is not None:
                 listener.remove()
         if self._round is not None:
             self._round.stop()
         self._ranges.stop()
-        self._first_call = self._round = self._teacher = None
+        self._first_call = self._round = self._teacher = self._reach = None
         self._scales = []
         self._pause.end()
         self._switch.thaw()
@@ -525,7 +538,7 @@ class QATCallback(Callback):
             return
         plan, ptq = plan_of(self._target(pl_module)).to_dict(), {} if self._start is None else self._start.results
         checkpoint[KEY] = CheckpointEntry(
-            self._name, self._applied, self._started, self._float.results, plan, self._history, ptq
+            self._name, self._applied, self._started, self._float.results, plan, self._history, ptq, self._calibrated
         ).to_dict()
         if self.distill is not None and self._started:
             checkpoint[TEACHER] = self._float.teacher().state_dict()
@@ -539,7 +552,7 @@ class QATCallback(Callback):
         check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
-        self._started, self._float.results = entry.started, dict(entry.fp32)
+        self._started, self._calibrated, self._float.results = entry.started, entry.calibrated, dict(entry.fp32)
         if not splits_weights(trainer):
             check_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.

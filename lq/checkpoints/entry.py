@@ -13,6 +13,9 @@ from lq.backends.prepare import prepare_again
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.fields import Field
+from lq.instrument.record import initialize_lazy
+from lq.tracing.inputs import made_inputs
+from lq.tracing.structure import Inputs
 
 KEY = "lq"
 TEACHER = "lq_teacher"  # the float weights of a run that learns from them
@@ -31,6 +34,7 @@ class CheckpointEntry:
         plan: all that is needed to instrument the target again, see :meth:`lq.tracing.plan.Plan.to_dict`.
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
         ptq: figures of the model quantized without training, if QAT started from that.
+        calibrated: whether ranges could be calibrated before QAT, where that was wanted.
 
     Example:
         >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
@@ -45,6 +49,13 @@ class CheckpointEntry:
     plan: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     ptq: Mapping[str, float] = field(default_factory=dict)
+    calibrated: bool = True
+
+    @property
+    def example(self) -> Inputs | None:
+        """Inputs like those of the call that was planned, all zeros; ``None`` if the plan does not say."""
+        inputs = self.plan.get("inputs")
+        return None if inputs is None else made_inputs(inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
@@ -79,6 +90,7 @@ class CheckpointEntry:
             # the first checkpoints have none
             tuple({name: _figure(value) for name, value in row.items()} for row in given.get("history", ()).each()),
             {name: _figure(value) for name, value in given.get("ptq", {}).items()},
+            given.get("calibrated", True).flag(),
         )
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:
@@ -111,6 +123,8 @@ class CheckpointEntry:
             ValueError: if the checkpoint has another target or qconfig.
         """
         self.require_same_plan(target, qconfig)
+        if self.example is not None:
+            initialize_lazy(module, *self.example)
         try:
             return prepare_again(module, self.qconfig, self.plan)
         except (KeyError, TypeError, AttributeError) as error:

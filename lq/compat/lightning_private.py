@@ -76,6 +76,15 @@ def validation_loaders_of(trainer: Trainer) -> Any:
     return None
 
 
+def logged_by_loaders(trainer: Trainer) -> list[str]:
+    """Names of what a validation of several loaders has logged for each of them.
+
+    In the sanity check these are not among ``trainer.callback_metrics``.
+    """
+    found = [metric.meta for metric in (trainer._results or {}).values() if not metric.has_reset]
+    return [f"{meta.name}/dataloader_idx_{meta.dataloader_idx}" for meta in found if meta.dataloader_idx is not None]
+
+
 def combined_like(loader: CombinedLoader, iterables: Any) -> CombinedLoader:
     """Other iterables, combined as those of a loader are.
 

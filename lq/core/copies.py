@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from lq.compat.torch_private import as_before_sharding, tree_leaves
 from lq.core.sharding import is_shard, is_sharded, whole
@@ -72,7 +73,11 @@ def _stand_ins(module: nn.Module, known: Mapping[int, Any]) -> dict[int, Any]:
 
     # What leads back to a part of the module, such as a hook that is one of its methods, can be copied with it.
     parts = {id(part): part for part in chain(module.modules(), module.parameters())} | dict(known)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {
+        id(buffer): UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)  # type: ignore[call-arg]
+        for buffer in module.buffers()
+        if isinstance(buffer, UninitializedBuffer)
+    }
     for part in module.modules():
         for name, value in vars(part).items():
             if name in ("_parameters", "_modules", TRAINER):

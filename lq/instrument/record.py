@@ -87,9 +87,19 @@ def _check_made_nothing(module: nn.Module, known: Collection[str]) -> None:
         )
 
 
+def has_lazy_layers(root: nn.Module) -> bool:
+    """Whether a module has layers without weights, which get them when it is called first.
+
+    Example:
+        >>> has_lazy_layers(nn.LazyLinear(2)), has_lazy_layers(nn.Linear(2, 2))
+        (True, False)
+    """
+    return any(is_lazy(tensor) for tensor in [*root.parameters(), *root.buffers()])
+
+
 def initialize_lazy(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Call a module that has lazy layers, which have their weights and their classes only then."""
-    if any(is_lazy(tensor) for tensor in [*root.parameters(), *root.buffers()]):
+    if has_lazy_layers(root):
         with torch.no_grad(), modes_kept(root):
             root.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import fx, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -20,13 +22,14 @@ from lq.tracing.layers import RECURRENT_LAYERS
 from lq.tracing.structure import Inputs
 
 
-def build_layers(module: LightningModule) -> None:
-    """Call ``configure_model`` if the module has one, outside of a run whose strategy would.
+def build_layers(module: LightningModule, trainer: Trainer | None = None) -> None:
+    """Call ``configure_model`` if the module has one, before the strategy of a run does.
 
     One that splits layers which are there already, by ``fully_shard``, has no processes to split them among.
 
     Args:
         module: the LightningModule.
+        trainer: of the run, if there is one, whose precision the layers are built in.
 
     Raises:
         Exception: whatever it raises, if there are no layers.
@@ -34,10 +37,21 @@ def build_layers(module: LightningModule) -> None:
     if not overrides(module, "configure_model"):
         return
     try:
-        module.configure_model()
+        with _precision_of(trainer):
+            module.configure_model()
     except Exception:
         if module.device_mesh is not None or not _has_layers(module):
             raise
+
+
+@contextmanager
+def _precision_of(trainer: Trainer | None) -> Iterator[None]:
+    """As Lightning calls ``configure_model``."""
+    if trainer is None:
+        yield
+        return
+    with trainer.strategy.tensor_init_context(), trainer.precision_plugin.module_init_context():
+        yield
 
 
 def find_target(module: LightningModule, name: str | None = None) -> str:

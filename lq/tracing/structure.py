@@ -90,7 +90,7 @@ def on_device(value: Any, device: torch.device) -> Any:
         {'x': [tensor(..., device='meta', size=(2,)), None]}
     """
     if isinstance(value, PackedSequence):
-        return value.to(device=device)  # type: ignore[call-overload]
+        return value.to(device=device)  # type: ignore[call-arg]
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if not isinstance(value, (tuple, list, Mapping)) and not is_record(value):
@@ -99,7 +99,9 @@ def on_device(value: Any, device: torch.device) -> Any:
 
 
 def without_graph(value: Any) -> Any:
-    """``value`` with every tensor that autograd has computed detached, which could not be copied; one stays one.
+    """``value`` without tensors that autograd or inference mode has made, which could not be copied or written to.
+
+    A tensor that is held twice is still one.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -109,10 +111,12 @@ def without_graph(value: Any) -> Any:
     """
     known: dict[int, torch.Tensor] = {}
 
-    def detached(tensor: torch.Tensor) -> torch.Tensor:
+    def plain(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            return known.setdefault(id(tensor), tensor.clone())
         return tensor if tensor.grad_fn is None else known.setdefault(id(tensor), tensor.detach())
 
-    return map_tensors(value, detached)
+    return map_tensors(value, plain)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

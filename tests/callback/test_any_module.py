@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,7 @@ from lq.callback.coverage import check_reached, take_in_exchanged, take_unplanne
 from lq.config.schedule import QATSchedule
 from lq.export.artifact.int8_model import load
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, make_net, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Late, Tiny, make_net, make_trainer, qat, train_loader, val_loader
 
 
 class CallsForward(Tiny):
@@ -304,3 +305,69 @@ def test_a_target_in_evaluation_mode_is_observed_and_stays_in_it(fit: Fit, save_
     assert not torch.equal(module.model[0].weight, weight)
     assert not any(part.training for part in module.model.modules())
     assert float(state_of(module.model).max_val.max()) < 100
+
+
+def test_a_target_that_no_step_calls_is_refused_long_before_a_late_start(fit: Fit) -> None:
+    class Other(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other, self.steps = make_net(), 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.steps += 1
+            return F.cross_entropy(self.other(batch[0]), batch[1])
+
+    module = Other()
+    with pytest.raises(ValueError, match="The first training step did not call the target, model"):
+        fit(module, QATCallback(target="model", schedule=QATSchedule(start=2)))
+    assert module.steps == 1
+
+
+class Attends(Tiny):
+    """Its code cannot be read, so it is planned at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        self.model = nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(36, 3))
+
+
+def test_a_validation_before_the_fit_may_be_the_first_call(fit: Fit, tmp_path: Path) -> None:
+    module = Attends()
+    make_trainer(tmp_path, QATCallback()).validate(module, val_loader(), verbose=False)
+    assert not any(buffer.is_inference() for buffer in module.buffers())
+    fit(module, QATCallback())
+    assert all(state_of(module.model).observed())
+
+
+class Lazy(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+
+
+def test_lazy_layers_are_trained_and_resumed(fit: Fit, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole, resumed = Lazy(), Lazy()
+    for module, ckpt_path in ((whole, None), (resumed, tmp_path / "epoch=0.ckpt")):
+        fit(module, QATCallback(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1), ckpt_path=ckpt_path)
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_lazy_layers_that_nothing_can_initialize_are_told(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, QATCallback(), limit_val_batches=0)
+    with pytest.raises(ValueError, match=r"model has lazy layers.*example_input_array"):
+        trainer.fit(Lazy(), train_loader(), val_loader())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_configure_model_builds_the_same_weights_as_without_lq(fit: Fit, precision: str) -> None:
+    class Noted(Late):
+        def on_train_start(self) -> None:
+            self.first = [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    with_lq, without = Noted(), Noted()
+    for module, callbacks in ((with_lq, [QATCallback(schedule=QATSchedule(start=1))]), (without, [])):
+        torch.manual_seed(0)
+        fit(module, *callbacks, precision=precision, max_epochs=2)
+    assert all(map(torch.equal, with_lq.first, without.first))

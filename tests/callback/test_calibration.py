@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 import lq
+from lq.backends.prepare import state_of
 from lq.callback import QATCallback
 from lq.callback.calibration import BATCHES
 from lq.config.qconfig import QConfig
@@ -20,7 +24,7 @@ from lq.config.schedule import QATSchedule
 from lq.config.specs import ActivationSpec
 from lq.ptq import calibrate
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, make_data
+from tests.tiny import NoNoise, Tiny, make_data, train_loader
 
 FOUR = QConfig(activation=ActivationSpec(0, 15))
 
@@ -158,3 +162,36 @@ def test_a_resumed_run_keeps_the_ranges_of_the_checkpoint(fit: Fit, tmp_path: An
     )  # fmt: skip
     assert torch.equal(again.ranges[0], first.ranges[0])
     assert set(again.flags) == {(True, False)}
+
+
+class OtherBatches(NoNoise):
+    """Its validation batches are dicts, so its training batches cannot be validated."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", F.cross_entropy(self.model(batch["x"]), batch["y"]))
+
+
+def test_a_resumed_run_goes_on_observing_where_nothing_could_be_calibrated(fit: Fit, tmp_path: Path) -> None:
+    pairs = list(make_data())
+    loaders = train_loader(), DataLoader([{"x": x, "y": y} for x, y in pairs], batch_size=8)
+
+    def run(ckpt_path: Path | None = None) -> NoNoise:
+        torch.manual_seed(0)
+        module = OtherBatches()
+        saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="lq: ranges could not be calibrated", category=UserWarning)
+            fit(module, QATCallback(qconfig=FOUR), saving, loaders=loaders, max_epochs=4, ckpt_path=ckpt_path)
+        return module
+
+    whole, resumed = run(), run(tmp_path / "epoch=0.ckpt")
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_ranges_are_calibrated_in_any_precision(fit: Fit, precision: str) -> None:
+    module = NoNoise(None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="lq: ranges could not be calibrated", category=UserWarning)
+        fit(module, QATCallback(qconfig=FOUR), precision=precision, max_epochs=1)
+    assert all(state_of(module.model).observed())

@@ -47,3 +47,13 @@ def test_rates_that_are_tensors_stay_tensors() -> None:
     InitialLearningRates([made]).apply([made], 0.1)
     assert made.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.05)
+
+
+def test_a_group_that_came_before_qat_has_its_share() -> None:
+    made = optimizer()
+    known = InitialLearningRates([made])
+    made.add_param_group({"params": [torch.zeros(1)], "lr": 0.02})
+    known.apply([made], None)
+    assert made.param_groups[-1]["lr"] == 0.02
+    known.apply([made], 0.01)
+    assert made.param_groups[-1]["lr"] == pytest.approx(0.0002)

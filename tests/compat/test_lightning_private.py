@@ -13,7 +13,7 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from torchmetrics import Accuracy
 
 from lq.compat import lightning_private as private
-from tests.tiny import WEIGHTS_ONLY
+from tests.tiny import WEIGHTS_ONLY, Tiny, train_loader, val_loader
 
 
 def quiet_trainer(folder: Path, *callbacks: Callback) -> Trainer:
@@ -100,3 +100,22 @@ def test_it_is_known_how_validation_loaders_are_combined(tmp_path: Path) -> None
     trainer.validate(Module(), CombinedLoader({"a": [1, 2], "b": [3]}, "max_size"), verbose=False)
     again = private.combined_like(private.validation_loaders_of(trainer), {"a": [4, 5], "b": [6]})
     assert [batch for batch, _, _ in again] == [{"a": 4, "b": 6}, {"a": 5, "b": None}]
+
+
+def test_figures_of_several_loaders_are_known_in_the_sanity_check(tmp_path: Path) -> None:
+    seen: list[tuple[bool, list[str]]] = []
+
+    class Looks(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append((trainer.sanity_checking, private.logged_by_loaders(trainer)))
+
+    class Logs(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("loss", 1.0)
+
+    trainer = Trainer(
+        default_root_dir=tmp_path, callbacks=[Looks()], logger=False, enable_checkpointing=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(Logs(), train_loader(), [val_loader(), val_loader()])
+    assert seen[0] == (True, ["loss/dataloader_idx_0", "loss/dataloader_idx_1"])

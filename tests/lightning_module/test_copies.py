@@ -8,7 +8,9 @@ import pytest
 import torch
 from lightning.pytorch.utilities.compile import from_compiled
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from lq.core.copies import deep_copy
 from lq.lightning_module.copies import detached_copy, float_copy
 from tests.tiny import Tiny
 
@@ -102,3 +104,12 @@ def test_float_copy_takes_whatever_the_model_holds(of_lightning: bool) -> None:
     for own, copied in zip(model.parameters(), twin.parameters(), strict=True):
         assert copied is not own
         assert torch.equal(copied, own.float())
+
+
+def test_a_copy_of_lazy_batch_norm_has_buffers_of_its_own() -> None:
+    lazy = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d())
+    copied = deep_copy(lazy)
+    copied(torch.randn(2, 1, 5, 5))
+    assert copied[1].running_mean.shape == (4,)
+    assert is_lazy(lazy[1].running_mean)
+    lazy(torch.randn(2, 1, 5, 5))
