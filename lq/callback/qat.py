@@ -540,7 +540,7 @@ class QATCallback(Callback):
         checkpoint[KEY] = CheckpointEntry(
             self._name, self._applied, self._started, self._float.results, plan, self._history, ptq, self._calibrated
         ).to_dict()
-        if self.distill is not None and self._started:
+        if self.distill is not None and self._started and self._float.is_usable:
             checkpoint[TEACHER] = self._float.teacher().state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

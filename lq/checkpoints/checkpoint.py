@@ -139,7 +139,7 @@ class Checkpoint:
             state = part_of_state(state, entry.target)
         _check_fit(state, module, f"{self.path} does not fit {type(module).__name__}")
         try:
-            module.load_state_dict(state, strict=True)
+            module.load_state_dict(state, strict=_is_strict(module))
         except (RuntimeError, KeyError, TypeError) as error:  # a state of another size or kind
             raise ValueError(f"{self.path} does not fit {type(module).__name__}: {error}") from error
         return module.eval()
@@ -154,7 +154,7 @@ class Checkpoint:
             raise ValueError(f"{self.path} is a checkpoint of a QAT run; give one of the float model.")
         _check_fit(self.content["state_dict"], module, f"{self.path} does not fit {type(module).__name__}")
         try:
-            module.load_state_dict(self.content["state_dict"])
+            module.load_state_dict(self.content["state_dict"], strict=_is_strict(module))
         except (RuntimeError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} does not fit {type(module).__name__}: {error}") from error
 
@@ -265,10 +265,17 @@ def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> N
         for key, value in ours.items()
         if _shape(value) is not None and _shape(state.get(key)) not in (None, _shape(value)) and f"{STATE}." not in key
     ]
-    found = {"it lacks": missing, "it has besides": extra, "other shapes": _first(shapes)}
+    found = {"other shapes": _first(shapes)}
+    if _is_strict(module):
+        found = {"it lacks": missing, "it has besides": extra, **found}
     if any(found.values()):
         differences = "; ".join(f"{what} {names}" for what, names in found.items() if names)
         raise ValueError(f"{complaint}: {differences}. Build the module as it was trained.")
+
+
+def _is_strict(module: nn.Module) -> bool:
+    """A LightningModule may say that its checkpoints do not hold all of its keys."""
+    return bool(getattr(module, "strict_loading", True))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

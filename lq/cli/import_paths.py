@@ -102,7 +102,8 @@ def _classes_here() -> list[str]:
     """Import paths of the classes in the modules of the working directory."""
     pattern = re.compile(r"^class (\w+)", re.MULTILINE)
     files = sorted(Path.cwd().glob("*.py"))[:100]
-    return [f"{file.stem}.{name}" for file in files for name in pattern.findall(file.read_text(errors="replace"))]
+    texts = {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in files}
+    return [f"{module}.{name}" for module, text in texts.items() for name in pattern.findall(text)]
 
 
 def _subclasses(base: type) -> list[type]:

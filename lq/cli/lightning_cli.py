@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from jsonargparse.typing import register_type
@@ -161,7 +161,7 @@ def _has(callbacks: object, kind: type) -> bool:
         path = callback.get("class_path") if hasattr(callback, "get") else None
         if path is None:
             continue
-        module, _, name = path.rpartition(".")
-        if issubclass(getattr(importlib.import_module(module), name), kind):
+        found = locate(path)
+        if isinstance(found, type) and issubclass(found, kind):
             return True
     return False

@@ -19,8 +19,8 @@ def as_it_was(root: nn.Module) -> Iterator[None]:
     """Within the block a module may run; afterwards it is as before, whatever its ``forward`` has changed.
 
     Modes, the values of buffers, attributes and what is in lists, dicts and sets among these are given back, to every
-    module within it, and so are the states of the random generators of Python and torch. What the user has compiled
-    runs as it is written, as compiled code shows nobody what it calls.
+    module within it, and so are the states of the random generators of Python and torch, on the CPU and on NVIDIA's
+    GPUs. What the user has compiled runs as it is written, as compiled code shows nobody what it calls.
 
     Example:
         >>> class Counting(nn.Module):

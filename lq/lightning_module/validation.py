@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from itertools import islice
 from types import MethodType
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
@@ -60,8 +63,8 @@ def validate_alone(
 ) -> dict[str, float]:
     """Run ``validation_step`` over the validation data of all processes, in this one alone.
 
-    It draws the same random numbers in each call, so that the figures of two models can be compared, and those that the
-    training draws stay what they would be.
+    It draws the same random numbers of Python, NumPy and torch (on the CPU) in each call, so that the figures of two
+    models can be compared, and those that the training draws stay what they would be.
 
     Args:
         module: a copy of the user's module that nothing else uses.
@@ -78,8 +81,8 @@ def validate_alone(
         metric.reset()
     _without_prepare_data(module)
     loaders = undistributed(loaders)
-    with quiet_lightning(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the accelerators, too
+    with quiet_lightning(), isolate_rng(include_cuda=False):
+        _seed()
         trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}
         if datamodule is not None:
@@ -240,3 +243,9 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _seed() -> None:
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the accelerators, too
+    random.seed(0)
+    numpy.random.seed(0)

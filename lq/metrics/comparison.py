@@ -264,6 +264,8 @@ def _check_labels(output: Any, target: Any) -> None:
     wanted = (*scores.shape[:1], *scores.shape[2:])
     if tuple(target.shape) != wanted:
         raise ValueError(_misfit(name, output, target, f"labels must have the shape {wanted}"))
+    if target.numel() == 0:
+        return
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= scores.shape[1]:
         reason = f"labels run from {low} to {high}, classes from 0 to {scores.shape[1] - 1}"

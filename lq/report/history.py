@@ -29,5 +29,5 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     file = Path(path) / "metrics.csv" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; give the log_dir of a run with Lightning's CSVLogger.")
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]

@@ -160,7 +160,7 @@ def compare_latency(
     if not min_time > 0:
         raise ValueError(f"min_time={min_time!r} must be above 0 seconds, e.g. 1.0.")
     tensors = tensors_of([args, kwargs or {}])
-    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     with _threads(threads), torch.no_grad():
         clocks = [partial(_timed, fn, args, kwargs or {}, devices) for fn in fns.values()]
         times = _take_turns(clocks, warmup, min_time)
@@ -185,11 +185,11 @@ def _take_turns(clocks: Sequence[Callable[[], float]], warmup: int, min_time: fl
 
 def _timed(fn: Call, args: Sequence[Any], kwargs: Mapping[str, Any], devices: set[torch.device]) -> float:
     for device in devices:
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize(device)
     start = time.perf_counter()
     fn(*args, **kwargs)
     for device in devices:
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - start
 
 

@@ -350,3 +350,20 @@ def test_resuming_with_another_target_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, QATCallback(target="model.1"), keeper(tmp_path / "unused"), max_epochs=2).fit(
             Nested(), train_loader(), val_loader(), ckpt_path=path
         )
+
+
+def test_a_module_whose_checkpoints_lack_keys_on_purpose(tmp_path: Path) -> None:
+    class Partial(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.strict_loading = nn.Linear(2, 2), False
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            for key in [key for key in checkpoint["state_dict"] if key.startswith("frozen.")]:
+                del checkpoint["state_dict"][key]
+
+    module = Partial()
+    path = trained(tmp_path, module, QATCallback())
+    assert not any(key.startswith("frozen.") for key in torch.load(path, weights_only=True)["state_dict"])
+    loaded = load_checkpoint(path, Partial())
+    assert torch.equal(loaded.model[0].weight, module.model[0].weight)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 import warnings
 from typing import Any
 
 import lightning as L
+import numpy
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
@@ -17,6 +19,7 @@ from lq.lightning_module.validation import (
     labels_of,
     quiet_lightning,
     samples_of,
+    validate_alone,
     validation_samples,
 )
 from lq.metrics import targets_of
@@ -120,3 +123,15 @@ def test_quiet_lightning_restores_levels_and_keeps_other_warnings(package: str) 
         with pytest.warns(UserWarning, match="mine"):
             warnings.warn("mine", stacklevel=1)
     assert logger.level == before
+
+
+def test_augmentations_by_python_and_numpy_are_the_same_in_each_call() -> None:
+    class Augments(Tiny):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log_dict({"python": random.random(), "numpy": numpy.random.rand(), "torch": torch.rand(())})
+
+    before = random.getstate()
+    first, second = (validate_alone(Augments(), val_loader(), None, 2) for _ in range(2))
+    assert first == second
+    assert len(set(first.values())) == 3
+    assert random.getstate() == before

@@ -92,8 +92,8 @@ def capture(call: Recorded, training: bool = True) -> fx.GraphModule:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ValueError(
             f"backend='pt2e' exports the model, and torch.export refuses {own_class(call.root).__name__}: "
-            f"{type(error).__name__}: {first} Quantize a submodule that can be exported, QATCallback(target=...), or "
-            "use QConfig(backend='fx')."
+            f"{type(error).__name__}: {first.rstrip('.')}. Quantize a submodule that can be exported, "
+            "QATCallback(target=...), or use QConfig(backend='fx')."
         ) from error
     quiet = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     captured: fx.GraphModule = program.module(**quiet)
