@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+from lq.tracing.structure import tensors_of
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -28,7 +29,7 @@ def main_tensor(output: Any) -> Tensor:
         >>> main_tensor({"loss": torch.tensor(0.1), "logits": torch.zeros(2, 10)}).shape
         torch.Size([2, 10])
     """
-    floating = [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
+    floating = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
     if not floating:
         raise ValueError(
             f"the output, {describe(output)}, holds no floating tensor to compare; "
@@ -99,17 +100,3 @@ def describe(value: Any) -> str:
         shown = [describe(item) for item in value[:4]] + ["..."] * (len(value) > 4)
         return f"{kind} of {len(value)} ({', '.join(shown)})"
     return kind
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _tensors(item)
-    elif isinstance(output, (tuple, list)):
-        for item in output:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(output):
-        for entry in dataclasses.fields(output):
-            yield from _tensors(getattr(output, entry.name))
