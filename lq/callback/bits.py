@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
 
@@ -15,7 +15,7 @@ from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.schedule import QATSchedule
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.deployment.evaluation import ValidationData
-from lq.export.exporters import Choice
+from lq.export.exporters import ExporterChoice
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import call_sample, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
@@ -51,9 +51,9 @@ class BitSearch:
     """
 
     wanted: AutoBits
-    exporters: Sequence[Choice] = ()
-    setting: str = _WHO
-    without_data: str = "name the bits: QConfig(overrides={...})"
+    exporters: Sequence[ExporterChoice] = ()
+    setting: ClassVar[str] = _WHO
+    without_data: ClassVar[str] = "name the bits: QConfig(overrides={...})"
 
     def on_one_batch(self) -> BitSearch:
         """For a dev run."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lq.checks import as_dataclass, check_flag, shown
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
+from lq.messages import one_line, some_of
 
 Named = tuple[str, nn.Module | None]
 
@@ -290,10 +291,9 @@ class QConfig:
             for pattern in getattr(self, kind):
                 if not any(matches(pattern, name, module) for name, module in modules.items()):
                     names = [name for name in modules if name]
-                    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
                     raise ValueError(
                         f"qconfig.{kind}: pattern {pattern!r} matches no module. "
-                        f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
+                        f"Use a glob over dotted names ({some_of(names, 12)}) or 'type:ClassName'."
                     )
 
     def without_effect(self, weights: Sequence[Named], values: Sequence[Named]) -> list[str]:
@@ -441,7 +441,7 @@ def _read(file: str) -> Any:
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # of text, numbers and nesting without end
-        raise ValueError(f"{file} is no YAML file of plain settings: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} is no YAML file of plain settings: {one_line(error, None)}") from error
 
 
 def matches(pattern: str, name: str, module: nn.Module | None) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from typing import Any, cast
 
 import torch
@@ -21,10 +20,11 @@ from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
 from lq.tracing import ops
 from lq.tracing.axes import Axes
+from lq.tracing.names import free_name
 
 
 @dataclass(frozen=True)
-class Grid:
+class TensorGrid:
     """The quantized values of one tensor: ``real = scale * (q - zero_point)`` with q in [quant_min, quant_max]."""
 
     scale: float
@@ -32,7 +32,7 @@ class Grid:
     quant_min: int
     quant_max: int
 
-    def shifted_into(self, dtype: torch.dtype) -> Grid:
+    def shifted_into(self, dtype: torch.dtype) -> TensorGrid:
         """The same real values with integers that fit into ``torch.uint8`` or ``torch.int8``."""
         shift = 0
         if dtype == torch.uint8 and self.quant_min < 0:
@@ -164,12 +164,12 @@ class Lowering:
 
     # ---- helpers ------------------------------------------------------------------------------------------------
 
-    def grid(self, module: FakeQuantize) -> Grid:
+    def grid(self, module: FakeQuantize) -> TensorGrid:
         """Where a fake quantizer has rounded to."""
         spec, scale = self.state.specs[module.slot], self._scales[module.slot]
         if module.learned_scale is not None:
             scale = float(module.learned_scale(scale))
-        return Grid(scale, self._zero_points[module.slot], spec.quant_min, spec.quant_max)
+        return TensorGrid(scale, self._zero_points[module.slot], spec.quant_min, spec.quant_max)
 
     def batch_norm(self, node: fx.Node) -> BatchNorm | None:
         """The BatchNorm that a QAT layer has absorbed."""
@@ -239,8 +239,7 @@ def bare_layer(module: QATLayer) -> nn.Module:
 
 def _free_name(owner: nn.Module, wanted: str) -> str:
     """``wanted``, with a number behind it if the module has an attribute of that name."""
-    names = (f"{wanted}_{number}" for number in count(1))
-    return next(name for name in chain([wanted], names) if not hasattr(owner, name))
+    return free_name(wanted, lambda name: hasattr(owner, name))
 
 
 def graph_with_ranges(prepared: nn.Module, axes: Axes | None = None) -> fx.GraphModule:

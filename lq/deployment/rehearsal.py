@@ -10,19 +10,22 @@ from torch import fx
 
 from lq.backends.prepare import plan_of, state_of
 from lq.deployment.in_float import batch_notes, float_notes, size_notes
-from lq.deployment.outputs import calls_of_other_sizes, one_line, output_of
+from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
-from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.exporters import EXPORTERS, Chosen, ExporterChoice, chosen
 from lq.export.formats.shared import sharing
+from lq.messages import one_line
 from lq.metrics.detections import comparable, mismatch
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 
-def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> list[str]:
+def rehearse(
+    prepared: fx.GraphModule, example: Inputs, exporters: Sequence[ExporterChoice] = DEFAULT_EXPORTERS
+) -> list[str]:
     """Export a copy with made-up ranges and run it, so that what would fail after the training fails before it.
 
     Args:
@@ -77,7 +80,7 @@ def _tried(
     except Exception as error:
         raise ValueError(
             f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, so the run stops "
-            f"before the training: {one_line(error)}.{_remedy(choice.name, error)}"
+            f"before the training: {one_line(error, None)}.{_remedy(choice.name, error)}"
         ) from error
 
 

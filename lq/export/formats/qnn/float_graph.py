@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
-from lq.export.formats.qnn.grids import Grid, bias_grids, grid_of
+from lq.export.formats.qnn.grids import QNNGrid, bias_grids, grid_of
+from lq.tracing.names import free_name
 
 # Behind them there may have been a ReLU, of which a QDQ graph keeps a grid that begins at 0.
 _OF_BOTH_SIGNS = {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Sub"}
@@ -24,8 +25,8 @@ class FloatModel:
     """
 
     model: Any
-    activations: dict[str, Grid]
-    parameters: dict[str, Grid]
+    activations: dict[str, QNNGrid]
+    parameters: dict[str, QNNGrid]
 
 
 def without_pairs(model: Any) -> FloatModel:
@@ -53,7 +54,7 @@ def without_pairs(model: Any) -> FloatModel:
         >>> [(node.op_type, *node.input) for node in found.model.graph.node]
         [('Abs', 'x')]
         >>> found.activations
-        {'x': Grid(scale=(0.5,), zero_point=(3,), bits=8, signed=False, axis=None)}
+        {'x': QNNGrid(scale=(0.5,), zero_point=(3,), bits=8, signed=False, axis=None)}
     """
     import onnx
 
@@ -91,11 +92,11 @@ class _Stripping:
         for node in graph.node:
             for name in node.input:
                 self.takers.setdefault(name, []).append(node)
-        self.activations: dict[str, Grid] = {}
-        self.weights: dict[str, Grid] = {}
+        self.activations: dict[str, QNNGrid] = {}
+        self.weights: dict[str, QNNGrid] = {}
         self.stored: dict[str, Any] = {}  # weights in float
         self.stand_ins: dict[str, str] = {}  # for integers, and for tensors that are gone
-        self.placed: dict[tuple[str, Grid], str] = {}  # where a tensor has a grid
+        self.placed: dict[tuple[str, QNNGrid], str] = {}  # where a tensor has a grid
 
     def replaced(self, node: Any) -> Iterator[Any]:
         """What comes in the place of a node."""
@@ -144,7 +145,7 @@ class _Stripping:
                 yield helper.make_node(kind, [source], [name], name)
         self.stand_ins[node.output[0]] = self.placed[source, grid]
 
-    def _between(self, source: str, grid: Grid) -> str:
+    def _between(self, source: str, grid: QNNGrid) -> str:
         """The operator between a tensor and one that has the grid; none if the tensor itself can have it."""
         if grid.zero_point == (grid.lowest,) and self.makers.get(source) in _OF_BOTH_SIGNS:
             return "Relu"
@@ -172,7 +173,7 @@ class _Stripping:
             self.stand_ins = {gone: output if new == name else new for gone, new in self.stand_ins.items()}
 
     def _unused(self, name: str) -> str:
-        found = next(n for n in chain([name], (f"{name}_{i}" for i in count(1))) if n not in self.taken)
+        found = free_name(name, self.taken.__contains__)
         self.taken.add(found)
         return found
 
