@@ -149,7 +149,7 @@ def _int8_models(
         try:
             yield kind, load(directory, kind, threads=threads, compile=lowers)
         except (ImportError, ValueError) as error:  # a package that is missing, or an engine of another CPU
-            notes.append(f"int8 {kind} is not timed: {error}")
+            notes.append(f"int8 {kind} is not timed: {one_line(error)}")
 
 
 def _float_models(
