@@ -1,5 +1,6 @@
 """What the documentation shows is executed, or at least exists."""
 
+import ast
 import importlib.util
 import inspect
 import pkgutil
@@ -173,3 +174,24 @@ def test_docstrings_become_markdown(monkeypatch):
 def test_the_picture_of_the_phases_is_that_of_the_schedule():
     phases = tool("draw_phases")
     assert phases.PICTURE.read_text() == phases.picture(), "run python docs/tools/draw_phases.py"
+
+
+def texts_of_the_code() -> str:
+    """All literal text in lq, with "*" where something is filled in."""
+    found = []
+    for file in (ROOT / "lq").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "*" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code():
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/how_to/errors.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    known = texts_of_the_code()
+    missing = [row for row in rows if not all(piece.strip() in known for piece in row.split("..."))]
+    assert not missing
