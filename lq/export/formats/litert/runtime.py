@@ -65,9 +65,7 @@ class _Interpreter:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         resolver = OpResolverType.AUTO if self.xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        made = Interpreter(
-            model_content=self.content, num_threads=self.threads, experimental_op_resolver_type=resolver
-        )
+        made = Interpreter(model_content=self.content, num_threads=self.threads, experimental_op_resolver_type=resolver)
         for details, shape in zip(made.get_input_details(), shapes, strict=False):
             made.resize_tensor_input(details["index"], shape, strict=True)
         made.allocate_tensors()
