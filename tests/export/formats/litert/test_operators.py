@@ -85,6 +85,8 @@ FLOATING: dict[str, Function | nn.Module] = {
     "sum": lambda x, y: y.sum((1, 3), keepdim=True).expand(-1, 8, -1, 8),
     "maximum": lambda x, y: y - y.amax(1, keepdim=True),
     "minimum": lambda x, y: y - y.amin((2, 3), keepdim=True),
+    "maximum with its place": lambda x, y: y - y.max(-1, keepdim=True)[0],
+    "minimum with its place": lambda x, y: y - torch.min(y, 1).values.unsqueeze(1),
     "normalize": lambda x, y: F.normalize(y, dim=1),
     "group norm": nn.GroupNorm(2, 8),
     "instance norm": nn.InstanceNorm2d(8, affine=True),
@@ -192,6 +194,7 @@ class Calls(nn.Module):
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "truncated": (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), "rounding_mode='trunc'"),
+    "places": (lambda x: x.max(-1)[1], "no operator for argmax"),
     "bounds": (lambda x: torch.clamp(x, x.abs() * 0.1, torch.tensor(1.0)), "clamps by a tensor"),
     "nearest": (lambda x: F.interpolate(x, scale_factor=1.3), r"8 pixels by 1.3 to 10.*recompute_scale_factor=True"),
     "bilinear": (lambda x: F.interpolate(x, scale_factor=0.4, mode="bilinear"), "8 pixels by 0.4 to 3"),
@@ -204,6 +207,14 @@ def test_what_litert_computes_otherwise_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=complaint):
         write_float(Calls(function), ((images(2),), {}), tmp_path / "float.tflite")
+
+
+@pytest.mark.parametrize("function", [torch.max, torch.min])
+def test_the_largest_of_all_is_a_number(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    model, x = Calls(function), images(2)
+    write_float(model, ((x,), {}), tmp_path / "float.tflite")
+    signature = Signature.of(model, ((x,), {}), model(x))
+    assert torch.equal(interpreted(tmp_path / "float.tflite", signature, 1)(x), model(x))
 
 
 class PaddedSequence(nn.Module):
