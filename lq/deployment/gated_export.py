@@ -18,7 +18,7 @@ from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import as_destination, hand_over, workplace
 from lq.deployment.in_float import batch_notes, float_notes, size_notes, unused_notes
-from lq.deployment.outputs import calls_of_other_sizes, output_of
+from lq.deployment.outputs import calls_of_other_sizes, larger_call, output_of
 from lq.deployment.provenance import provenance
 from lq.deployment.results import Compare, Compared, Deployment
 from lq.deployment.settings import ExportSettings
@@ -98,7 +98,8 @@ def gated_export(
         calls, others, notes = _calls_to_compare(compared, signature, batch)
         deployment.notes += notes
         others += [(call, comparable(out)) for call, out in calls_of_other_sizes(prepared, example)]
-        keeper = Gatekeeper(prepared, calls or [(example, comparable(output))], gate, worker, others)
+        calls = calls or [(example, comparable(output))]
+        keeper = Gatekeeper(prepared, calls, gate, worker, others, _larger(prepared, calls, infos))
         with Stopwatch() as stopwatch:  # it starts beside the comparison
             _pass_gate(deployment, keeper, settings, place, compared)
             times = _latencies(deployment, stopwatch, place, float_model, smallest_call(prepared, example))
@@ -136,6 +137,15 @@ def _calls_to_compare(
     if not possible:
         notes.append("without validation results, agreement and SQNR are those of one training batch")
     return same, [pair for pair in possible if not any(pair is one for one in same)], notes
+
+
+def _larger(
+    prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Comparable]], infos: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[Inputs, Comparable]]:
+    """For the files that take any batch, a call with more samples than the others and its output."""
+    found = larger_call(prepared, [call for call, _ in calls])
+    kinds = [kind for kind, info in infos.items() if info.get("dynamic_batch") is not False]
+    return {} if found is None else dict.fromkeys(kinds, (found[0], comparable(found[1])))
 
 
 def _without_place(note: str, place: Path) -> str:

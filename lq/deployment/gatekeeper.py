@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -34,6 +35,8 @@ class Gatekeeper:
         gate: what every artifact has to reach.
         worker: process that runs them.
         others: calls of other sizes, for exporters whose files leave them open.
+        larger: by exporter, a call with more samples than the others. It can fail a file, but does not count in the
+            figures.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Gatekeeper:
         gate: Gate,
         worker: Worker,
         others: Sequence[tuple[Inputs, Comparable]] = (),
+        larger: Mapping[str, tuple[Inputs, Comparable]] = MappingProxyType({}),
     ) -> None:
         self.prepared, self.gate, self.worker, self.others = prepared, gate, worker, others
+        self.larger = larger
         self.inputs, self.expected = [call for call, _ in calls], [output for _, output in calls]
         self.notes: list[str] = []
         self._boxes = BoxGate(prepared, self.inputs, gate) if isinstance(self.expected[0], list) else None
@@ -76,16 +81,30 @@ class Gatekeeper:
             other_complaint: what else speaks against it, or "".
         """
         inputs, expected = self._compared(choice)
-        parity = check(place, choice.name, inputs, expected, self.gate, self.worker)
-        if self._boxes is not None and parity.detections:
-            parity = self._boxes.measured(choice, parity)
-        parity = self._excused(choice.name, parity)
-        if parity.note:
-            self.notes.append(f"{choice.name}: {parity.note}")
+        parity, excuse = self._measured(choice, place, inputs, expected)
+        self.notes += [f"{choice.name}: {note}" for note in (excuse, parity.note) if note]
+        if parity.passed and choice.name in self.larger:
+            inputs, complaint = self._of_larger(choice, place)
+            parity = replace(parity, complaint=complaint)
         parity = replace(parity, complaint=parity.complaint or other_complaint)
         if parity.passed:
             return parity
         return replace(parity, first_layer=self._first_layer(choice, inputs[0]))
+
+    def _of_larger(self, choice: Chosen, place: Path) -> tuple[list[Inputs], str]:
+        """The larger call, and what speaks against the file in it."""
+        call, output = self.larger[choice.name]
+        complaint = self._measured(choice, place, [call], [output])[0].complaint
+        return [call], complaint and f"{complaint}, for a larger batch, of {batch_size(call)} samples"
+
+    def _measured(
+        self, choice: Chosen, place: Path, inputs: Sequence[Inputs], expected: Sequence[Comparable]
+    ) -> tuple[Parity, str]:
+        """The comparison of one artifact without a complaint that rounding explains, and that explanation or ""."""
+        parity = check(place, choice.name, inputs, expected, self.gate, self.worker)
+        if self._boxes is not None and parity.detections:
+            parity = self._boxes.measured(choice, parity)
+        return self._excused(parity)
 
     def _compared(self, choice: Chosen) -> tuple[list[Inputs], list[Comparable]]:
         """All calls, or the first samples where a chip is simulated, which is slow."""
@@ -108,12 +127,12 @@ class Gatekeeper:
         except Exception as error:  # it explains a failure, and must not become one
             return f"a layer that could not be found ({error})"
 
-    def _excused(self, name: str, parity: Parity) -> Parity:
-        """Without the complaint, where rounding alone explains it."""
+    def _excused(self, parity: Parity) -> tuple[Parity, str]:
+        """Without the complaint, where rounding alone explains it, and what is to be said of that."""
         if parity.passed or not parity.sqnr_db > -math.inf or not self.gate.excuse_rounding:
-            return parity
+            return parity, ""
         if self.by_chance:
-            return replace(parity, complaint=f"{parity.complaint}: {CHANCE}")
+            return replace(parity, complaint=f"{parity.complaint}: {CHANCE}"), ""
         reason = ""
         if self.noise is not None and parity.is_explained_by(self.noise):
             reason = (
@@ -123,9 +142,8 @@ class Gatekeeper:
         if self._boxes is not None and parity.detections:
             reason = self._boxes.excuse(parity, reason)
         if not reason:
-            return parity
-        self.notes.append(f"{name}: {parity.complaint}; {reason}")
-        return replace(parity, complaint="")
+            return parity, ""
+        return replace(parity, complaint=""), f"{parity.complaint}; {reason}"
 
 
 def first_samples(

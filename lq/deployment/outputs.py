@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from lq.tracing.axes import asked_axes, other_sizes
-from lq.tracing.structure import Inputs
+from lq.tracing.batch import fixed_batch
+from lq.tracing.samples import batch_size
+from lq.tracing.structure import Inputs, map_tensors
 
 
 @torch.no_grad()
@@ -34,3 +37,24 @@ def calls_of_other_sizes(prepared: fx.GraphModule, example: Inputs) -> list[tupl
         except Exception:
             logging.getLogger(__name__).debug("not of this size", exc_info=True)
     return []
+
+
+def larger_call(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> tuple[Inputs, Any] | None:
+    """A call with more samples than others, which have one size, and what a model returns of it.
+
+    Args:
+        prepared: in evaluation mode.
+        calls: inputs of each call.
+
+    Returns:
+        ``None`` if the calls have several sizes, or the model takes one batch size alone.
+    """
+    sizes = {batch_size(call) for call in calls}
+    if len(sizes) != 1 or sizes & {None, 0} or fixed_batch(prepared) is not None:
+        return None
+    args, kwargs = map_tensors(calls[0], lambda t: torch.cat([t, t.flip(0), t[:1]]) if t.dim() else t)
+    try:
+        return (args, kwargs), output_of(prepared, (args, kwargs))
+    except Exception:
+        logging.getLogger(__name__).debug("not of this size", exc_info=True)
+        return None

@@ -146,6 +146,14 @@ def test_what_fails_the_gate_is_left_out_and_the_rest_kept(tmp_path: Path) -> No
     load_prepared_state(tmp_path / "int8")
 
 
+def test_a_batch_that_is_larger_than_all_others_is_compared_too(tmp_path: Path) -> None:
+    done = delivered(ExportSettings(["torch", {"faulty": {"most": 8}}], directory=tmp_path / "int8"))
+    assert list(done.models) == ["torch"]
+    (failure,) = done.failures
+    assert "is below 25.0 dB, for a larger batch, of 17 samples; they first differ at" in failure
+    assert done.parity["torch"].samples == done.parity["faulty"].samples == 80, "it is not counted"
+
+
 def test_warn_keeps_what_fails_the_gate(tmp_path: Path) -> None:
     settings = ExportSettings([{"faulty": {"layer": "head"}}], Gate(on_failure="warn"), tmp_path / "int8")
     with pytest.warns(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.exporters import EXPORTERS, Exporter
@@ -27,9 +27,18 @@ def register(monkeypatch: pytest.MonkeyPatch, name: str = "faulty") -> Exporter:
 
 
 def export(
-    prepared: fx.GraphModule, example: Inputs, directory: Path, layer: str = "", fails: str = "", factor: float = 0.5
+    prepared: fx.GraphModule,
+    example: Inputs,
+    directory: Path,
+    layer: str = "",
+    fails: str = "",
+    factor: float = 0.5,
+    most: int | None = None,
 ) -> dict[str, Any]:
-    """Write the model; the weights of ``layer`` shall be halved, or multiplied by ``factor``."""
+    """Write the model; the weights of ``layer`` shall be halved, or multiplied by ``factor``.
+
+    Of more than ``most`` samples it shall return zeros.
+    """
     if fails == "disk":
         raise OSError(28, "No space left on device")
     (directory / FILE).write_bytes(b"half a mod")
@@ -38,7 +47,7 @@ def export(
     if fails == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     torch.save(prepared, directory / FILE)
-    return {"layer": layer, "factor": factor}
+    return {"layer": layer, "factor": factor, "most": most}
 
 
 def load(
@@ -49,4 +58,10 @@ def load(
     if info["layer"] in dict(model.named_modules()) and info["layer"]:
         with torch.no_grad():
             model.get_submodule(info["layer"]).weight.mul_(info["factor"])
-    return FlatModel(lambda tensors: [model(*tensors)], signature)
+    most = info["most"]
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        output: Tensor = model(*tensors)
+        return [output if most is None else torch.cat([output[:most], torch.zeros_like(output[most:])])]
+
+    return FlatModel(run, signature)

@@ -22,7 +22,8 @@ from torch.export import ExportedProgram
 from lq.compat.torch_private import quiet_export
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import FlatModel, Signature, smallest_call
+from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.formats.parts import call_of_one_part
 from lq.export.formats.program import contiguous, export_program
 from lq.fields import Field
 from lq.tracing.samples import batch_size
@@ -50,7 +51,7 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    sample = smallest_call(prepared, example)
+    sample = call_of_one_part(prepared, example)
     program, _ = export_program(prepared, sample, signed=True, dynamic=False)
     _one_dequantization_each(program)
     with quiet_export():

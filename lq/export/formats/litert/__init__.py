@@ -18,7 +18,7 @@ from lq.backends.prepare import plan_of
 from lq.checks import check_flag
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import Signature, smallest_call
+from lq.export.artifact.signature import Signature
 from lq.export.formats.litert.call import UnsupportedError
 from lq.export.formats.litert.ends import FLOAT32, Ends
 from lq.export.formats.litert.report import describe, floating
@@ -26,6 +26,7 @@ from lq.export.formats.litert.runtime import interpreted
 from lq.export.formats.litert.tensors import FixedBatchError
 from lq.export.formats.litert.translation import Translated, translate
 from lq.export.formats.output_names import output_names
+from lq.export.formats.parts import call_of_one_part
 from lq.export.formats.program import export_program, float_program
 from lq.fields import Field
 from lq.tracing.samples import batch_size, one_sample
@@ -132,9 +133,9 @@ def translated_once(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tu
     """The graph for one batch size, the smallest that the model takes, and that size.
 
     Raises:
-        ValueError: if the model cannot be exported.
+        ValueError: if the model cannot be exported, or computes something else of a batch than of its samples.
     """
-    smallest = smallest_call(prepared, example)
+    smallest = call_of_one_part(prepared, example)
     program, _ = export_program(prepared, smallest, signed=True, dynamic=False)
     return translate(program, ends), batch_size(smallest)
 

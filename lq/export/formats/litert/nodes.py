@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,23 @@ def gives_tensors(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (Tensor, list, tuple))
 
 
+def _with_places(largest: Callable[..., Tensor], place: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The largest values along a dimension, and where they are, which is left out if nothing reads it."""
+
+    def both(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        return largest(x, dim, keepdim), place(x, dim, keepdim)
+
+    return both
+
+
+_APART: Mapping[Any, Callable[..., Any]] = {  # what PyTorch does not take apart
+    torch.ops.aten.max.dim: _with_places(torch.amax, torch.argmax),
+    torch.ops.aten.min.dim: _with_places(torch.amin, torch.argmin),
+    torch.ops.aten.max.default: torch.amax,
+    torch.ops.aten.min.default: torch.amin,
+}
+
+
 def in_known_operations(program: ExportedProgram, known: frozenset[str]) -> ExportedProgram:
     """With operations that are not known taken apart, which takes as long as the export did."""
     calls = [node for node in program.graph.nodes if node.op == "call_function" and gives_tensors(node)]
@@ -49,6 +66,8 @@ def in_known_operations(program: ExportedProgram, known: frozenset[str]) -> Expo
     for overload in list(table):
         if getattr(overload, "_opname", "") in kept:
             del table[overload]
+    for overload, function in _APART.items():
+        table[overload] = function
     apart: ExportedProgram = program.run_decompositions(table)
     return apart
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +41,35 @@ def interpreted(
 
 class _Interpreter:
     def __init__(self, path: Path, threads: int | None, xnnpack: bool, channels_last: bool) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        self.interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
+        self.content, self.threads, self.xnnpack = path.read_bytes(), threads, xnnpack
         self.channels_last = channels_last
-        self.interpreter.allocate_tensors()
+        self.interpreter = self._opened()
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         inputs = self.interpreter.get_input_details()
         arrays = [entering(t, details, self.channels_last) for t, details in zip(tensors, inputs, strict=True)]
-        shapes = [tuple(details["shape"]) for details in inputs]
-        if shapes != [values.shape for values in arrays]:
-            for details, values in zip(inputs, arrays, strict=True):
-                self.interpreter.resize_tensor_input(details["index"], values.shape, strict=True)
-            self.interpreter.allocate_tensors()
+        shapes = [values.shape for values in arrays]
+        if shapes != [tuple(details["shape"]) for details in inputs]:
+            self.interpreter = self._opened(shapes)
         for details, values in zip(inputs, arrays, strict=True):
             self.interpreter.set_tensor(details["index"], values)
         self.interpreter.invoke()
         outputs = self.interpreter.get_output_details()
         return [leaving(self.interpreter.get_tensor(d["index"]), d, self.channels_last) for d in outputs]
+
+    def _opened(self, shapes: Sequence[tuple[int, ...]] = ()) -> Any:
+        """An interpreter for inputs of these shapes; without any they are those of the file.
+
+        There is one for each of them: XNNPACK may keep a buffer of the size that it has allocated first.
+        """
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = OpResolverType.AUTO if self.xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        made = Interpreter(model_content=self.content, num_threads=self.threads, experimental_op_resolver_type=resolver)
+        for details, shape in zip(made.get_input_details(), shapes, strict=False):
+            made.resize_tensor_input(details["index"], shape, strict=True)
+        made.allocate_tensors()
+        return made
 
 
 def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) -> Array:
@@ -82,6 +91,7 @@ def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) ->
 
 def leaving(values: Array, details: Mapping[str, Any], channels_last: bool) -> Tensor:
     """An output as torch has it; arguments as for :func:`entering`."""
+    values = np.asarray(values)  # of no dimensions it is a number
     if details["dtype"] is np.int8:
         scale, zero_point = _grid(details)
         values = (values.astype(np.float32) - zero_point) * scale

@@ -163,7 +163,9 @@ class _Translator:
         known = OPERATORS[nodes.operation(node)]
         if known.moves:
             self._round_before(node)
-            return known.build(_with_tensors(self._described(node)))
+            call = _with_tensors(self._described(node))
+            if not known.leaves_grid(call):
+                return known.build(call)
         waits = (known.int8 or known.fuses) and len(node.users) == 1
         return Pending(node) if waits else self._written(Pending(node), None)
 

@@ -17,10 +17,11 @@ from torch import Tensor, fx
 from lq.checks import check_flag, check_integer
 from lq.conversion.wide import wide_activations
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import FlatModel, Signature, smallest_call
+from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.onnx import OPSET
 from lq.export.formats.onnx_file import write_model
+from lq.export.formats.parts import call_of_one_part
 from lq.export.formats.qnn.clips import quantize_before_clips
 from lq.export.formats.qnn.encodings import write_encodings
 from lq.export.formats.qnn.mixed import widen_mixed
@@ -80,7 +81,7 @@ def export(
     """
     check_options(opset, soc_model, cpu_fallback, encodings)
     opset = _opset_for(prepared, opset)
-    sample = smallest_call(prepared, example)
+    sample = call_of_one_part(prepared, example)
     made = onnx_export.write(prepared, sample, directory / FILE, opset, dynamic=False)
     if encodings:
         write_encodings(made.path)

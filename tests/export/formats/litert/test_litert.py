@@ -64,6 +64,51 @@ def test_results_stay_when_the_model_is_called_again(ran: Ran) -> None:
     assert torch.equal(first, kept)
 
 
+class Product(nn.Module):
+    """A product of matrices in float, one of which comes from integers whose zero point is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.head = nn.Linear(32, 16), nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.left(x).softmax(-1) @ self.right(x))
+        return logits
+
+
+def test_a_batch_that_grows_reads_no_buffer_of_a_smaller_one(tmp_path: Path) -> None:
+    x = torch.randn(32, 16, 32, generator=torch.Generator().manual_seed(0))
+    ran = in_litert(Product(), x[:2], tmp_path, "tensorrt")
+    for size in (1, 32, 2, 32):
+        assert sqnr(*ran.outputs(x[:size])) > 40, size
+
+
+def test_the_file_may_go_once_it_is_loaded(tmp_path: Path) -> None:
+    ran = in_litert(net(), IMAGES, tmp_path)
+    (tmp_path / FILE).unlink()
+    assert len(ran.model(images(3))) == 3
+
+
+class WithMean(nn.Module):
+    """A layer, and the mean of all that it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), self.layer(x).mean()
+
+
+def test_an_output_may_be_a_number(tmp_path: Path) -> None:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    expected, got = in_litert(WithMean(), x, tmp_path).outputs(x)
+    assert got[1].shape == ()
+    assert float(got[1]) == pytest.approx(float(expected[1]), abs=1e-5)
+
+
 def test_own_kernels_are_at_most_a_step_away(ran: Ran, tmp_path: Path) -> None:
     # Their additions are in fixed point.
     assert again(ran, tmp_path, xnnpack=False).steps(images(16)) <= 1

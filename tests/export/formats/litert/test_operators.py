@@ -50,6 +50,7 @@ EXACT: dict[str, Function] = {
     "cat": lambda x, y: torch.cat([x, y], 1),
     "clamp, beyond the grid": lambda x, y: y.clamp(0.9, 0.1),
     "pad": lambda x, y: F.pad(y, (1, 2, 0, 1)),
+    "pad below a ReLU": lambda x, y: F.pad(x, (1, 2, 0, 1), value=-2.0),
     "reflect": lambda x, y: F.pad(y, (1, 2, 2, 1), mode="reflect"),
     "chunk": lambda x, y: torch.cat(y.chunk(2, 1)[::-1], 1),
     "slice": lambda x, y: y[:, 2:6, ::2, 1:],
@@ -84,6 +85,8 @@ FLOATING: dict[str, Function | nn.Module] = {
     "sum": lambda x, y: y.sum((1, 3), keepdim=True).expand(-1, 8, -1, 8),
     "maximum": lambda x, y: y - y.amax(1, keepdim=True),
     "minimum": lambda x, y: y - y.amin((2, 3), keepdim=True),
+    "maximum with its place": lambda x, y: y - y.max(-1, keepdim=True)[0],
+    "minimum with its place": lambda x, y: y - torch.min(y, 1).values.unsqueeze(1),
     "normalize": lambda x, y: F.normalize(y, dim=1),
     "group norm": nn.GroupNorm(2, 8),
     "instance norm": nn.InstanceNorm2d(8, affine=True),
@@ -191,6 +194,7 @@ class Calls(nn.Module):
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "truncated": (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), "rounding_mode='trunc'"),
+    "places": (lambda x: x.max(-1)[1], "no operator for argmax"),
     "bounds": (lambda x: torch.clamp(x, x.abs() * 0.1, torch.tensor(1.0)), "clamps by a tensor"),
     "nearest": (lambda x: F.interpolate(x, scale_factor=1.3), r"8 pixels by 1.3 to 10.*recompute_scale_factor=True"),
     "bilinear": (lambda x: F.interpolate(x, scale_factor=0.4, mode="bilinear"), "8 pixels by 0.4 to 3"),
@@ -203,6 +207,43 @@ def test_what_litert_computes_otherwise_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=complaint):
         write_float(Calls(function), ((images(2),), {}), tmp_path / "float.tflite")
+
+
+@pytest.mark.parametrize("function", [torch.max, torch.min])
+def test_the_largest_of_all_is_a_number(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    model, x = Calls(function), images(2)
+    write_float(model, ((x,), {}), tmp_path / "float.tflite")
+    signature = Signature.of(model, ((x,), {}), model(x))
+    assert torch.equal(interpreted(tmp_path / "float.tflite", signature, 1)(x), model(x))
+
+
+class PaddedSequence(nn.Module):
+    """What is around the result of a ReLU lies below it, and another layer reads that result as it is."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.left, self.right = nn.Conv1d(3, 4, 3), nn.Conv1d(4, 5, 1), nn.Conv1d(4, 5, 1)
+        self.value = value
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.layer(x))
+        return self.left(x), self.right(F.pad(x, (1, 2), value=self.value))
+
+
+@pytest.mark.parametrize("value", [-2.0, -0.5, 9.0])
+def test_what_is_padded_may_lie_beyond_the_tensor(value: float, tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
+    ran = in_litert(PaddedSequence(value), x, tmp_path)
+    for expected, got in zip(*ran.outputs(x), strict=True):
+        check_but_for_ties(expected, got)
+    assert ran.info["float_operators"] == []
+
+
+def test_a_padding_that_nothing_rounds_is_exact(tmp_path: Path) -> None:
+    x = images(2)
+    ran = in_litert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConstantPad2d(1, -2.0)), x, tmp_path, "litert")
+    assert (ran.model(x)[:, :, 0] == -2).all()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

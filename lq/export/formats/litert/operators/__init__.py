@@ -18,6 +18,7 @@ class Operator:
         int8: whether LiteRT computes it on integers.
         fuses: whether it computes a ReLU or ReLU6 behind it by itself.
         moves: whether it only moves elements, so that the result lies on the grid of its input.
+        leaves_grid: whether a call of what moves elements also adds a value that is not on that grid.
         clamps: whether it is the same before a rounding and behind it, whatever it reads.
         only_float: whether a call of it cannot be computed on integers.
         rounds_twice: whether LiteRT first rounds to a grid of 8 bits, and from there to that of the result. On a grid
@@ -28,6 +29,7 @@ class Operator:
     int8: bool = False
     fuses: bool = False
     moves: bool = False
+    leaves_grid: Callable[[OperatorCall], bool] = lambda _: False
     clamps: bool = False
     only_float: Callable[[OperatorCall], bool] = lambda _: False
     rounds_twice: bool = False
@@ -128,8 +130,9 @@ OPERATORS: Mapping[str, Operator] = {
     "amin": Operator(pooling.reduction("REDUCE_MIN")),
     "upsample_nearest2d": _moving(pooling.resize_nearest),
     "upsample_bilinear2d": _int8(pooling.resize_bilinear, rounds_twice=True),
-    "pad": _moving(pooling.pad),
-    "constant_pad_nd": _moving(pooling.pad),
+    **dict.fromkeys(
+        ("pad", "constant_pad_nd"), Operator(pooling.pad, int8=True, moves=True, leaves_grid=pooling.leaves_grid)
+    ),
     # Shapes.
     **{
         name: _moving(shapes.reshape)

@@ -185,8 +185,13 @@ def _check_factors(call: OperatorCall, x: Value) -> None:
 
 
 def pad(call: OperatorCall) -> Value:
-    """Values around a tensor: zeros, on the grid that it lies on, another number, or its own mirrored."""
+    """Values around a tensor: zeros, another number, or its own mirrored, on the grid that it lies on.
+
+    A number that lies on another grid than the tensor brings it to that of the result first, or to float.
+    """
     x, mode = call["self"], call.get("mode", "constant")
+    if mode == "constant" and leaves_grid(call):
+        x = call.net.real(x) if call.grid is None else call.net.on_grid(x, call.grid, f"{call.name}/input")
     x = call.net.settled(x)
     given, rank = list(call["pad"]), len(call.shape)
     by_dimension = {rank - 1 - i // 2: (given[i], given[i + 1]) for i in range(0, len(given), 2)}
@@ -197,9 +202,27 @@ def pad(call: OperatorCall) -> Value:
         return _mirrored(call, x, pads)
     if mode != "constant":
         raise UnsupportedError(f"{call.name} pads with mode {mode!r}")
-    grid, number = call.net.grid(x), float(call.get("value") or 0.0)
-    fill = number if grid is None else max(-128, min(127, grid.integer(number)))
+    grid, number = call.net.grid(x), _number(call)
+    fill = number if grid is None else _nearest(grid, number)
     return Value(pad_axes(call, x.tensor, pads, fill or (None if grid is None else fill)), x.order)
+
+
+def leaves_grid(call: OperatorCall) -> bool:
+    """Whether a padding adds a number that is beyond the grid of the tensor."""
+    grid, number = call.net.grid(call["self"]), _number(call)
+    if grid is None or call.get("mode", "constant") != "constant":
+        return False
+    return abs((_nearest(grid, number) - grid.zero_point) * grid.scale - number) > 0.501 * grid.scale
+
+
+def _number(call: OperatorCall) -> float:
+    return float(call.get("value") or 0.0)
+
+
+def _nearest(grid: LiteRTGrid, number: float) -> int:
+    """The int8 value that comes nearest to a number."""
+    ends = (-128 - grid.zero_point) * grid.scale, (127 - grid.zero_point) * grid.scale
+    return grid.integer(max(ends[0], min(ends[1], number)))
 
 
 def _mirrored(call: OperatorCall, x: Value, pads: Sequence[Pair]) -> Value:
