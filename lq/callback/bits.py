@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
 
@@ -52,8 +52,8 @@ class BitSearch:
 
     wanted: AutoBits
     exporters: Sequence[Choice] = ()
-    setting: str = _WHO
-    without_data: str = "name the bits: QConfig(overrides={...})"
+    setting: ClassVar[str] = _WHO
+    without_data: ClassVar[str] = "name the bits: QConfig(overrides={...})"
 
     def on_one_batch(self) -> BitSearch:
         """For a dev run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
 
@@ -52,8 +52,8 @@ class ExclusionSearch:
     """Looks for layers that quantization hurts; see :class:`lq.callback.search.Search`."""
 
     limits: AutoExclude
-    setting: str = _WHO
-    without_data: str = "exclude layers by name: QConfig(exclude=[...])"
+    setting: ClassVar[str] = _WHO
+    without_data: ClassVar[str] = "exclude layers by name: QConfig(exclude=[...])"
 
     def on_one_batch(self) -> ExclusionSearch:
         """For a dev run."""

@@ -24,7 +24,7 @@ from lq.lightning_module.target import prepared_graph, target_of
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
 from lq.metrics import targets_of
 from lq.metrics.outputs import plain_targets_of
-from lq.report.measure import MeasureOptions, measure
+from lq.report.measure import measure
 from lq.report.page import Findings, write_page, write_picture
 from lq.report.table import print_table
 
@@ -121,7 +121,7 @@ def _findings(
     how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=limit, own=own)
     qconfig = callback.qconfig if qat is None else qconfig_of(qat)
     history = history_of(run_of(artifact, ckpt_path), entry)
-    return measure(subject.float_model, train, test, qconfig, qat, artifact, history, MeasureOptions(how))
+    return measure(subject.float_model, train, test, qconfig, qat, artifact, history, how)
 
 
 def _own_figures(

@@ -42,11 +42,6 @@ class Packed(NamedTuple):
     shape: torch.Size
     stride: tuple[int, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """What it takes."""
-        return self.bytes.nbytes + self.bits.nbytes
-
 
 def pack(integers: Tensor, lowest: Scalar) -> Packed:
     """Pack a tensor of whole numbers, exactly.
@@ -57,9 +52,9 @@ def pack(integers: Tensor, lowest: Scalar) -> Packed:
 
     Example:
         >>> packed = pack(torch.tensor([[-1.0, 0.0], [255.0, 256.0]]), -1.0)
-        >>> packed.nbytes, unpack(packed, -1.0)
-        (5, tensor([[ -1,   0],
-                [255, 256]], dtype=torch.int16))
+        >>> unpack(packed, -1.0)
+        tensor([[ -1,   0],
+                [255, 256]], dtype=torch.int16)
     """
     distances = integers.to(torch.int16).sub_(_int16(lowest))
     flat = distances.as_strided((distances.numel(),), (1,))

@@ -150,23 +150,6 @@ def prepared_graph(
     return as_graph(target, example, name, axes)
 
 
-def prepared_name(module: nn.Module) -> str:
-    """The dotted name of the part of ``module`` that is prepared.
-
-    Raises:
-        ValueError: if there is none.
-
-    Example:
-        >>> from lq.backends.prepare import prepare
-        >>> prepared_name(nn.Sequential(nn.Flatten(), prepare(nn.Sequential(nn.Linear(4, 2)))))
-        '1'
-    """
-    found: list[str] = [name for name, part in module.named_modules() if is_prepared(part)]
-    if not found:
-        raise ValueError(f"{type(module).__name__} holds nothing that is prepared for QAT; call lq.prepare first.")
-    return found[0]
-
-
 def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,22 +20,7 @@ from lq.ptq.static import StaticOptions, prepare_static
 from lq.report.page import Findings
 from lq.timing.cpu import cpu_name
 
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """How to measure.
-
-    Args:
-        compare: for the table.
-        batches: of the test data, for SQNR, sensitivity and ranges.
-        direction: of the sensitivity, "one" or "all_but_one".
-        resume_file: JSON file that keeps sensitivities; see :func:`~lq.analysis.sensitivity.sensitivity`.
-    """
-
-    compare: CompareOptions = field(default_factory=CompareOptions)
-    batches: int = 4
-    direction: str = "all_but_one"
-    resume_file: AnyPath | None = None
+_BATCHES = 4  # of the test data, for SQNR, sensitivity and ranges
 
 
 def measure(
@@ -47,7 +31,7 @@ def measure(
     qat: fx.GraphModule | None = None,
     artifact: AnyPath | None = None,
     history: Sequence[Mapping[str, float]] = (),
-    options: MeasureOptions | None = None,
+    options: CompareOptions | None = None,
 ) -> Findings:
     """Compare the models, and measure noise, sensitivity and ranges of the QAT model, or of the post-training one.
 
@@ -59,7 +43,7 @@ def measure(
         qat: the prepared model that was trained.
         artifact: directory of its artifact.
         history: of the training, from :func:`lq.report.history.read_history`.
-        options: see :class:`MeasureOptions`.
+        options: see :class:`~lq.analysis.CompareOptions`.
 
     Returns:
         what :func:`lq.report.page.write_page` writes.
@@ -69,21 +53,19 @@ def measure(
 
     Example:
         >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(64, 4)
-        >>> options = MeasureOptions(compare=CompareOptions(seconds=0.01))
-        >>> findings = measure(net, [x], [(x, net(x).argmax(1))], options=options)
+        >>> findings = measure(net, [x], [(x, net(x).argmax(1))], options=CompareOptions(seconds=0.01))
         >>> len(findings.comparison) > 3, [row["layer"] for row in findings.sensitivity]
         (True, ['0', '2'])
     """
-    options = options or MeasureOptions()
-    call = options.compare.call
-    limit = options.compare.calibration
-    calibration, test = reusable(calibration, limit), reusable(test, options.compare.limit)
-    rows = compare(model, calibration, test, qconfig, qat, artifact, options.compare)
+    options = options or CompareOptions()
+    call, limit, threads = options.call, options.calibration, options.threads
+    calibration, test = reusable(calibration, limit), reusable(test, options.limit)
+    rows = compare(model, calibration, test, qconfig, qat, artifact, options)
     subject = qat
     if subject is None:
         subject = prepare_static(model, calibration, qconfig, call, StaticOptions(limit=limit))
-    how, threads = SensitivityOptions(call=call, limit=options.batches), options.compare.threads
-    found = analyze_layers(subject, test, None, options.direction, options.resume_file, how, threads)
+    how = SensitivityOptions(call=call, limit=_BATCHES)
+    found = analyze_layers(subject, test, options=how, threads=threads)
     return Findings(
         comparison=rows,
         history=history,
@@ -93,7 +75,7 @@ def measure(
         excluded=found.exclusions.layers,
         ranges=found.ranges,
         plan=str(plan_of(subject)),
-        notes=f"Judged on {options.compare.limit or 'all'} batches. {machine(threads)}",
+        notes=f"Judged on {options.limit or 'all'} batches. {machine(threads)}",
     )
 
 

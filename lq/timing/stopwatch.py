@@ -1,4 +1,4 @@
-"""Latency of exported and float models in a process of their own.
+"""Latency of exported and float models in a process of their own, with one thread.
 
 A process that has trained or run large batches gives int8 latencies that are several times too high.
 """
@@ -44,7 +44,7 @@ class Stopwatch(FreshProcess):
         super().__init__(__name__)
 
     def latencies(
-        self, directory: Path, kinds: Iterable[str], float_model: nn.Module | None, sample: Inputs, threads: int = 1
+        self, directory: Path, kinds: Iterable[str], float_model: nn.Module | None, sample: Inputs
     ) -> dict[str, Latency]:
         """Time the models of an artifact and the float model in turns.
 
@@ -54,7 +54,6 @@ class Stopwatch(FreshProcess):
             float_model: on the CPU; timed as frozen and as fused TorchScript, or, where it cannot be scripted, eagerly
                 and in this process. ``None`` is left out.
             sample: inputs of one call.
-            threads: of every runtime.
 
         Returns:
             latencies by exporter, and of float as "fp32 ...".
@@ -69,22 +68,19 @@ class Stopwatch(FreshProcess):
             if float_model is not None:
                 scripted = _save_float(float_model, sample, place / _FLOAT)
                 if scripted is None:
-                    here[EAGER] = latency(float_model, *sample, threads=threads, min_time=SECONDS)
+                    here[EAGER] = latency(float_model, *sample, min_time=SECONDS)
                 else:
                     samples["float"], job["libraries"] = scripted
             models = [(kind, directory, kind) for kind in kinds]
-            return {**here, **self._timed(place, models, samples, threads, job)}
+            return {**here, **self._timed(place, models, samples, job)}
 
-    def of_artifacts(
-        self, directories: Mapping[str, Path], kind: str, sample: Inputs, threads: int = 1
-    ) -> dict[str, Latency]:
+    def of_artifacts(self, directories: Mapping[str, Path], kind: str, sample: Inputs) -> dict[str, Latency]:
         """Time the models that one exporter wrote into several artifacts, in turns.
 
         Args:
             directories: the artifacts, by the names of the result.
             kind: the exporter.
             sample: inputs of one call.
-            threads: of the runtime.
 
         Returns:
             latencies by name.
@@ -94,19 +90,18 @@ class Stopwatch(FreshProcess):
         """
         with scratch() as place:
             models = [(name, directory, kind) for name, directory in directories.items()]
-            return self._timed(place, models, {"int8": in_plain_containers(sample)}, threads, {})
+            return self._timed(place, models, {"int8": in_plain_containers(sample)}, {})
 
     def _timed(
         self,
         place: Path,
         models: Iterable[tuple[str, Path, str]],
         samples: Mapping[str, Inputs],
-        threads: int,
         job: Mapping[str, Any],
     ) -> dict[str, Latency]:
         loaded = [(name, str(directory.absolute()), kind) for name, directory, kind in models]
         save(samples, place / _SAMPLE)
-        job = {**job, "models": loaded, "threads": threads, "seconds": SECONDS}
+        job = {**job, "models": loaded, "seconds": SECONDS}
         write_file(place / _JOB, json.dumps(job).encode())
         self.call(str(place))
         times = json.loads((place / _TIMES).read_text())
@@ -126,9 +121,9 @@ def main(scratch: str) -> None:
         for name, model in _float_forms(place / _FLOAT):
             calls[name] = _bound(model, args, kwargs)
     for name, directory, kind in job["models"]:
-        calls[name] = _bound(load(directory, kind, job["threads"]), *samples["int8"])
+        calls[name] = _bound(load(directory, kind, threads=1), *samples["int8"])
     with torch.inference_mode():
-        times = compare_latency(calls, threads=job["threads"], min_time=job["seconds"]) if calls else {}
+        times = compare_latency(calls, min_time=job["seconds"]) if calls else {}
     write_file(place / _TIMES, json.dumps({name: asdict(value) for name, value in times.items()}).encode())
 
 

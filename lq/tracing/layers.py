@@ -77,7 +77,6 @@ class LayerFinder:
         self.graph, self.qconfig = graph, qconfig
         self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if is_layer(node)]
-        self.owners = Counter(seen_of(node).stack[-1] for node in self.nodes)
         self.names: dict[fx.Node, str] = {}
         self._named: Counter[str] = Counter()
         seen = [seen_of(node) for node in graph.nodes if SEEN in node.meta]

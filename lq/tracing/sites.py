@@ -105,20 +105,16 @@ class Sites:
     opened: tuple[tuple[str, str, int], ...] = ()
     counts: tuple[tuple[str, str, int], ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data.
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Sites:
+        """What ``dataclasses.asdict`` made plain.
 
         Example:
             >>> tensor = TensorAt(0, CallAt("", "add", 0))
             >>> sites = Sites(("",), ("fq_x",), (ActivationSpec(),), ("none",), (), (tensor,))
-            >>> Sites.from_dict(sites.to_dict()) == sites
+            >>> Sites.from_dict(dataclasses.asdict(sites)) == sites
             True
         """
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Sites:
-        """What :meth:`to_dict` made plain."""
         layers = tuple(
             LayerAt(
                 **{

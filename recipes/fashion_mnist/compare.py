@@ -34,7 +34,7 @@ from lq.export.artifact.int8_model import load_prepared_state
 from lq.export.artifact.manifest import read_manifest
 from lq.models import Classifier
 from lq.report.history import read_history
-from lq.report.measure import MeasureOptions, machine, measure
+from lq.report.measure import machine, measure
 from lq.report.page import write_page, write_picture
 from lq.report.table import print_table
 
@@ -89,7 +89,7 @@ def judge(recipe: Path, options: argparse.Namespace) -> None:
     title = f"{config['model']['init_args']['model']} with {bits}-bit weights, {images} of Fashion-MNIST"
     if options.report:
         history = read_history(artifact.parent)
-        findings = measure(model, calibration, tests, qconfig, trained, artifact, history, MeasureOptions(how))
+        findings = measure(model, calibration, tests, qconfig, trained, artifact, history, how)
         rows = findings.comparison
         print(f"report: {write_page(RUNS / name / 'report.html', title, findings)}")
         print(f"picture: {write_picture(RUNS / name / 'overview.png', title, findings)}")

@@ -20,7 +20,7 @@ from lq.analysis import (
 )
 from lq.ptq import calibrate, prepare_static, quantize_static
 from lq.ptq.static import StaticOptions
-from lq.report.measure import MeasureOptions, measure
+from lq.report.measure import measure
 from tests.analysis.planted import make_batches, make_planted
 
 QUICK = CompareOptions(seconds=0.01)
@@ -33,7 +33,7 @@ CALIBRATING: dict[str, Callable[[Any], Any]] = {
         make_planted(), bad, options=StaticOptions(batch_norm=True, bias=True)
     ),
     "compare": lambda bad: compare(make_planted(), bad, GOOD, options=QUICK),
-    "measure": lambda bad: measure(make_planted(), bad, GOOD, options=MeasureOptions(QUICK)),
+    "measure": lambda bad: measure(make_planted(), bad, GOOD, options=QUICK),
 }
 JUDGING: dict[str, Callable[[Any], Any]] = {
     "sqnr_per_layer": lambda bad: sqnr_per_layer(_prepared(), bad),

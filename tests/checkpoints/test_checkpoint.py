@@ -20,7 +20,7 @@ from lq.checkpoints.entry import KEY
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import WeightSpec
 from lq.conversion.convert import convert
-from lq.lightning_module.target import prepared_graph, prepared_name
+from lq.lightning_module.target import find_target, is_target_prepared, prepared_graph
 from lq.ptq.layers import layers_of
 from tests.tiny import (
     Late,
@@ -97,8 +97,7 @@ def test_into_a_fresh_lightning_module(tmp_path: Path, make: Any) -> None:
     loaded = load_checkpoint(path, make())
     assert isinstance(loaded, make)
     assert not loaded.training
-    name = prepared_name(loaded)
-    graph = prepared_graph(loaded, name)
+    graph = prepared_graph(loaded, find_target(loaded))
     assert state_of(graph).fake_quant
     with torch.no_grad():
         assert torch.equal(loaded(X), module.eval()(X))
@@ -123,7 +122,7 @@ def test_a_module_that_is_the_target_itself_although_a_part_could_be(tmp_path: P
     module = Tiny()
     path = trained(tmp_path, module, QATCallback(target=""))
     loaded = load_checkpoint(path, Tiny())
-    assert prepared_name(loaded) == ""
+    assert is_target_prepared(loaded, "")
     with torch.no_grad():
         assert torch.equal(loaded(X), module.eval()(X))
     with pytest.raises(ValueError, match=r"itself, but this run 'model'\. Use .* QATCallback\(target=''\)"):

@@ -12,7 +12,7 @@ def test_every_integer_comes_back(shape, lowest):
     integers = (torch.arange(torch.Size(shape).numel()) * 5 % 512).reshape(shape) + lowest
     packed = pack(integers, lowest)
     assert torch.equal(unpack(packed, lowest).float(), integers)
-    assert packed.nbytes == integers.numel() + -(-integers.numel() // 8)
+    assert packed.bytes.nbytes + packed.bits.nbytes == integers.numel() + -(-integers.numel() // 8)
 
 
 @pytest.mark.parametrize("make", [lambda x: x.to(memory_format=torch.channels_last), lambda x: x.permute(2, 0, 3, 1)])

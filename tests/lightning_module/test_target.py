@@ -19,7 +19,6 @@ from lq.lightning_module.target import (
     float_state,
     is_target_prepared,
     prepared_graph,
-    prepared_name,
     target_of,
 )
 from tests.tiny import Tiny, Versioned, make_net
@@ -174,16 +173,6 @@ def test_a_prepared_module_pickles(make: Any) -> None:
 def test_prepared_graph_refuses_a_float_module() -> None:
     with pytest.raises(ValueError, match="not prepared"):
         prepared_graph(Direct(), "")
-
-
-@pytest.mark.parametrize("make", [Tiny, Direct])
-def test_prepared_name(make: Any) -> None:
-    module = make()
-    with pytest.raises(ValueError, match="holds nothing that is prepared"):
-        prepared_name(module)
-    name = find_target(module)
-    prepare(target_of(module, name))
-    assert prepared_name(module) == name
 
 
 def test_float_state_of_a_net_is_that_of_the_float_net() -> None:

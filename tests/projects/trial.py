@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch import Trainer
 
 import lq
+from lq.backends.prepare import is_prepared
 from lq.compat.packages import of_package
-from lq.lightning_module.target import prepared_name
 
 from .case import Case, Fit, Outcome
 from .catalogue import distribution_of
@@ -48,7 +48,7 @@ def try_case(project: str, case: Case) -> Outcome:
     outcome.seconds = round(time.monotonic() - start, 1)
     take(outcome, callback)
     if fit is not None and outcome.share is not None:
-        outcome.target = prepared_name(fit.module)
+        outcome.target = next(name for name, part in fit.module.named_modules() if is_prepared(part))
     return outcome
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from lq.backends.prepare import plan_of, prepare, prepare_again, qconfig_of
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
+from lq.tracing.plan import Plan
 from lq.tracing.sites import CallAt, Sites, TensorAt, in_place_joins
 from tests.instrument.nets import Net, assert_same, images, ready, step
 
@@ -22,9 +23,9 @@ def through_json(plan: Any) -> Any:
 
 
 def test_it_survives_json_to_the_last_field() -> None:
-    sites = plan_of(prepare(Net(), QCONFIG, example_args=(images(),))).sites
-    assert sites is not None
-    assert Sites.from_dict(through_json(sites)) == sites
+    plan = plan_of(prepare(Net(), QCONFIG, example_args=(images(),)))
+    assert plan.sites is not None
+    assert Plan.from_dict(through_json(plan)) == plan
 
 
 def test_another_module_is_instrumented_alike_without_inputs() -> None:

@@ -18,6 +18,7 @@ CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 WIDTH = 5.8  # inches: narrow enough to be read on a phone
+_NEAR = 0.15  # as a share of the first value
 
 _SETTINGS: Any = {
     "font.size": 10,
@@ -54,12 +55,11 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, list(axes.flat)
 
 
-def window(values: Sequence[float], reach: float = 0.15) -> tuple[float, float]:
+def window(values: Sequence[float]) -> tuple[float, float]:
     """Ends of an axis for figures that are to be told apart, which one far off would squeeze together.
 
     Args:
-        values: the first one is what the others are compared with.
-        reach: what differs from it by more than this share is not waited for.
+        values: the first one is what the others are compared with; what is far from it is not waited for.
 
     Returns:
         lowest and highest value of the axis.
@@ -69,7 +69,7 @@ def window(values: Sequence[float], reach: float = 0.15) -> tuple[float, float]:
         (0.875, 1.045)
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]
-    near = [value for value in finite if abs(value - finite[0]) <= reach * abs(finite[0])]
+    near = [value for value in finite if abs(value - finite[0]) <= _NEAR * abs(finite[0])]
     margin = max(max(near) - min(near), 0.01 * abs(finite[0])) or 1.0
     return min(near) - 0.25 * margin, max(near) + 0.45 * margin
 

@@ -20,6 +20,7 @@ PHASES = {
     3: ("observers off", "#dff2ec"),
     4: ("BatchNorm frozen, observers off", "#f5e4ee"),
 }
+_SCALE = "qat/scale/"
 _VERSIONS = (
     ("fp32", "FP32", BLACK, "", "--"),
     ("fake", "fake-quantized", BLUE, "o", "-"),
@@ -27,14 +28,13 @@ _VERSIONS = (
 )
 
 
-def plot_metric(history: Sequence[Row], metric: str = "accuracy", spans: Sequence[tuple[float, int]] = ()) -> Figure:
+def plot_metric(history: Sequence[Row], metric: str = "accuracy") -> Figure:
     """A metric of FP32, fake-quantized and int8 model over the epochs, phases of the schedule shaded.
 
     Args:
         history: rows of a training's log with "epoch" and any of ``qat/<version>/<metric>`` and "qat/phase", as
             :func:`lq.report.history.read_history` gives them.
         metric: name of the metric. One that the module itself logs is that of the fake-quantized model.
-        spans: ``(epoch, phase)``, where each phase begins; by default at the first epoch logged with it.
 
     Returns:
         the figure.
@@ -65,7 +65,7 @@ def plot_metric(history: Sequence[Row], metric: str = "accuracy", spans: Sequenc
         known = sorted({key for row in history for key in row if str(key).startswith("qat/")})
         raise ValueError(f"plot_metric: no row has qat/<version>/{metric}; found {known or 'no qat/ columns at all'}.")
     last = max(float(row["epoch"]) + 1 for row in history if row.get("epoch") is not None)
-    _shade(axis, spans or _spans(history), last)
+    _shade(axis, _spans(history), last)
     axis.set_xlim(0, last)
     axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("epochs")
@@ -100,12 +100,11 @@ def plot_learning_rate(history: Sequence[Row]) -> Figure:
     return finish(figure, "learning rate of QAT")
 
 
-def plot_scale_drift(history: Sequence[Row], prefix: str = "qat/scale/", top: int = 6) -> Figure:
+def plot_scale_drift(history: Sequence[Row], top: int = 6) -> Figure:
     """Scales of the activations over the steps, relative to where each began; those that moved most are named.
 
     Args:
-        history: rows with "step" and ``<prefix><tensor>``, e.g. from :func:`lq.analysis.activation_scales`.
-        prefix: of the columns.
+        history: rows with "step" and ``qat/scale/<tensor>``, e.g. from :func:`lq.analysis.activation_scales`.
         top: how many tensors to name; the others are grey.
 
     Returns:
@@ -119,11 +118,11 @@ def plot_scale_drift(history: Sequence[Row], prefix: str = "qat/scale/", top: in
         >>> plot_scale_drift(history).axes[0].get_ylabel()
         'scale, relative to its first'
     """
-    names = sorted({key for row in history for key in row if str(key).startswith(prefix)})
-    series = {name.removeprefix(prefix): _relative(_points(history, name, x="step")) for name in names}
+    names = sorted({key for row in history for key in row if str(key).startswith(_SCALE)})
+    series = {name.removeprefix(_SCALE): _relative(_points(history, name, x="step")) for name in names}
     series = {name: points for name, points in series.items() if points}
     if not series:
-        raise ValueError(f"plot_scale_drift: no row has a column that starts with {prefix!r}.")
+        raise ValueError(f"plot_scale_drift: no row has a column that starts with {_SCALE!r}.")
     figure, (axis,) = new_figure(WIDTH, 3.8)
     ranked = sorted(series, key=lambda name: -abs(math.log(series[name][-1][1])))
     for name in reversed(ranked[top:]):
@@ -160,6 +159,7 @@ def _relative(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _spans(history: Sequence[Row]) -> list[tuple[float, int]]:
+    """Phases, and the first epoch logged with each."""
     found: list[tuple[float, int]] = []
     for row in history:
         if row.get("epoch") is not None and row.get("qat/phase") is not None:

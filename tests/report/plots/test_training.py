@@ -29,10 +29,6 @@ def test_versions_stand_at_the_end_of_their_epochs_and_phases_are_shaded():
     assert shades(figure) == {"fake quantization": (0, 1), "BatchNorm frozen, observers off": (1, 2)}
 
 
-def test_phases_can_be_given_exactly():
-    assert shades(plot_metric(HISTORY, spans=[(0, 0), (0.5, 1)])) == {"float": (0, 0.5), "fake quantization": (0.5, 2)}
-
-
 def test_every_phase_of_the_schedule_has_a_name():
     flags = [(fake, observer, freeze) for fake in (0, 1) for observer in (0, 1) for freeze in (0, 1)]
     from lq.report.plots.training import PHASES

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -79,12 +78,12 @@ def _broadcast(call: Call, value: Value, order: tuple[int, ...]) -> int:
     return call.net.ordered(call.net.reshape(value, (*missing, *shape)), order).tensor
 
 
-def unary(kind: str, options: str = "", **settings: Any) -> Builder:
+def unary(kind: str) -> Builder:
     """A function of each element."""
 
     def build(call: Call) -> Value:
         x = call.value("self")
-        return call.write(kind, [x.tensor], x, options, **settings)
+        return call.write(kind, [x.tensor], x)
 
     return build
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,9 @@ class _Filter:
             return cls(weight.real() if isinstance(weight, Weight) else weight, None, 0, name)
         raise UnsupportedError(f"{call.name} has a weight that is computed from its inputs")
 
-    def changed(self, content: Tensor, axis: int | None = None) -> _Filter:
-        """With other content, and the axis of channels where that has moved."""
-        return _Filter(content, self.scales, self.axis if axis is None else axis, self.name)
+    def changed(self, content: Tensor) -> _Filter:
+        """With other content."""
+        return replace(self, content=content)
 
     def add(self, call: Call, dimensions: Sequence[int], axis: int) -> int:
         """A constant of the file, its dimensions in another order."""
