@@ -18,6 +18,7 @@ from lq.checkpoints.sharded import is_sharded_checkpoint, read_state
 from lq.compat.packages import is_a
 from lq.core.checkpoint import part_of_state
 from lq.fields import Field
+from lq.messages import one_line
 
 LAST = "the last step"
 
@@ -94,7 +95,7 @@ def _with_code(path: str) -> Any:
         with get_filesystem(path).open(path, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {one_line(error)}).") from error
 
 
 def _load(module: LightningModule, saved: dict[str, Any], path: str) -> None:
@@ -108,7 +109,7 @@ def _load(module: LightningModule, saved: dict[str, Any], path: str) -> None:
         module.load_state_dict(saved, strict=module.strict_loading)
     except (RuntimeError, KeyError, TypeError) as error:
         module.load_state_dict(before, strict=False)
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error, None)
         raise ValueError(f"{path} does not fit this model: {reason}.") from error
 
 

@@ -21,6 +21,7 @@ from lq.config.schedule import QATSchedule
 from lq.lightning_module.loaders import loader_beside, spread, training_loaders
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample, samples_of
+from lq.messages import one_line
 from lq.ptq.calibrate import calibrate
 
 # A few dozen batches are enough for a histogram; some 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
@@ -88,7 +89,7 @@ def calibrate_at_start(trainer: Trainer, module: LightningModule, name: str, sch
         # In float32 like its samples, whatever the precision of the training.
         found = copy_on_first_process(trainer, module, lambda twin: _ranges(trainer, twin.float(), name, limit))
     except Exception as error:  # whatever the user's code raises where it was not written for
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         rank_zero_warn(
             f"lq: ranges could not be calibrated before QAT ({type(error).__name__}: {reason}); observers find them "
             "in training instead. QATSchedule(calibration=0) avoids the attempt."

@@ -22,6 +22,7 @@ from lq.core.lsq import LearnedScale
 from lq.deployment.evaluation import ValidationData, compare_on_validation_data
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample
+from lq.messages import one_line
 from lq.metrics import metric_name
 from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.timing.rows import FAKE
@@ -64,7 +65,7 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, validation
         results = copy_on_first_process(trainer, module, lambda twin: _results(twin.float(), name, validation))
         return StartingPoint(results, ranges)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         rank_zero_warn(f"lq: the model before QAT could not be evaluated ({type(error).__name__}: {reason}).")
         return StartingPoint(ranges=ranges)
 

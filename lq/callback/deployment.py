@@ -22,6 +22,7 @@ from lq.deployment.results import Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.scratch import cleaned_up_on_sigterm
 from lq.lightning_module.target import prepared_graph
+from lq.messages import one_line
 from lq.report.outcome import print_deployment
 from lq.report.pictures import can_draw, log_pictures
 from lq.tracing.structure import Inputs
@@ -85,7 +86,7 @@ def _choose(
     try:
         return choose_weights(twin.float(), name, validation, start, known, samples, trained)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         rank_zero_warn(f"lq: what was trained could not be compared with what it started from: {reason}")
         twin.load_state_dict(before)
         return trained

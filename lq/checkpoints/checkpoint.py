@@ -23,6 +23,7 @@ from lq.core.state import STATE
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
 from lq.lightning_module.target import build_layers, find_target, target_of
+from lq.messages import one_line
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -86,7 +87,7 @@ class Checkpoint:
                     f"{path} holds more than plain data, such as hyperparameters of a class of its own. If you trust "
                     "where it comes from: --weights_only false, or load_checkpoint(path, module, weights_only=False)."
                 ) from error
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}).") from error
         if not isinstance(content, dict) or "state_dict" not in content:
             raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lq.compat.torch_private import unflatten_state_dict
+from lq.messages import one_line
 
 _META = "meta.pt"  # what is no weight, in a file as torch.save writes it
 _STATE = "state_dict"
@@ -65,7 +66,9 @@ def _telling(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever damaged files lead the readers to
-        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}).") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {one_line(error)})."
+        ) from error
 
 
 def _read_alone(path: str | Path) -> dict[str, Any]:

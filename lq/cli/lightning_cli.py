@@ -23,6 +23,7 @@ from lq.cli.subcommands import OWN_SUBCOMMANDS
 from lq.cli.trainer import QATTrainer
 from lq.compat.parsers import Instantiator, move_last_group_first, options_of_subcommand
 from lq.console import LineProgress, is_terminal
+from lq.messages import one_line
 
 # What a class may ask for, and a file holds as a mapping.
 register_type(
@@ -101,7 +102,7 @@ class LQCLI(LightningCLI):
         try:
             self.config = self.parser.parse_object({self.config.subcommand: {"model": new}}, self.config)
         except argparse.ArgumentError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             kept = "those of the configuration are used"
             _say(f"{path}: its hyperparameters do not fit {new['class_path']}; {kept}: {reason}")
         else:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lq.checks import as_dataclass, check_flag, shown
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
+from lq.messages import one_line
 
 Named = tuple[str, nn.Module | None]
 
@@ -441,7 +442,7 @@ def _read(file: str) -> Any:
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # of text, numbers and nesting without end
-        raise ValueError(f"{file} is no YAML file of plain settings: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} is no YAML file of plain settings: {one_line(error, None)}") from error
 
 
 def matches(pattern: str, name: str, module: nn.Module | None) -> bool:

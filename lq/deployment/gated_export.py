@@ -18,7 +18,7 @@ from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import as_destination, hand_over, workplace
 from lq.deployment.in_float import batch_notes, float_notes, size_notes, unused_notes
-from lq.deployment.outputs import calls_of_other_sizes, one_line, output_of
+from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.provenance import provenance
 from lq.deployment.results import Compare, Compared, Deployment
 from lq.deployment.settings import ExportSettings
@@ -30,6 +30,7 @@ from lq.export.exporters import EXPORTERS, Chosen
 from lq.export.formats.shared import sharing
 from lq.export.parity.gate import Parity, measure, metric_complaint
 from lq.export.parity.worker import Worker
+from lq.messages import one_line
 from lq.metrics.detections import Comparable, comparable
 from lq.timing.latency import Latency
 from lq.timing.rows import FAKE, comparison_rows
@@ -199,7 +200,7 @@ def _export(
                 raise  # a full disk is no fault of one exporter
             except Exception as error:
                 _remove(choice.name, place)
-                reason = one_line(error)
+                reason = one_line(error, None)
                 deployment.failures.append(f"The int8 model could not be exported as {choice.name!r} ({reason})")
     return infos
 

@@ -1,4 +1,4 @@
-"""What a model returns, and what an error says, in a line."""
+"""What a model returns, for an example and for calls of other sizes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,3 @@ def calls_of_other_sizes(prepared: fx.GraphModule, example: Inputs) -> list[tupl
         except Exception:
             logging.getLogger(__name__).debug("not of this size", exc_info=True)
     return []
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks and final full stop.
-
-    Example:
-        >>> one_line(ValueError("too  long."))
-        'too long'
-    """
-    return " ".join(str(error).split()).rstrip(".")

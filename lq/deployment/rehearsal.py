@@ -10,12 +10,13 @@ from torch import fx
 
 from lq.backends.prepare import plan_of, state_of
 from lq.deployment.in_float import batch_notes, float_notes, size_notes
-from lq.deployment.outputs import calls_of_other_sizes, one_line, output_of
+from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
 from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
 from lq.export.formats.shared import sharing
+from lq.messages import one_line
 from lq.metrics.detections import comparable, mismatch
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
@@ -77,7 +78,7 @@ def _tried(
     except Exception as error:
         raise ValueError(
             f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, so the run stops "
-            f"before the training: {one_line(error)}.{_remedy(choice.name, error)}"
+            f"before the training: {one_line(error, None)}.{_remedy(choice.name, error)}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lq.checks import shown
+from lq.messages import one_line
 from lq.metrics.accumulated import SQNR, DetectionAgreement, MaxAbsError, Top1Agreement
 from lq.metrics.detections import comparable, detections_in, main_of
 from lq.metrics.outputs import describe, main_tensor
@@ -281,7 +282,7 @@ def _update(metric: AnyMetric, output: Any, target: Any) -> None:
 
 
 def _misfit(metric: str, output: Any, target: Any, reason: str = "") -> str:
-    because = f" ({' '.join(reason.split())})" if reason else ""
+    because = f" ({one_line(reason, None)})" if reason else ""
     return (
         f"{metric} does not fit the batch: output {describe(output)}, target {describe(target)}{because}. "
         "Give a metric for this task, e.g. metric=torchmetrics.classification.BinaryAccuracy() or "

@@ -23,6 +23,7 @@ from lq.export.exporters import EXPORTERS
 from lq.export.formats.mcu.vela import check_npu
 from lq.export.formats.program import float_program
 from lq.export.formats.pt2 import compile_frozen
+from lq.messages import one_line
 from lq.timing.chips import on_chips
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
@@ -184,7 +185,7 @@ def _noting(what: str, notes: list[str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        notes.append(f"{what} is not timed: {' '.join(str(error).split())[:200]}")
+        notes.append(f"{what} is not timed: {one_line(error, 200)}")
 
 
 def _float_litert(
@@ -229,7 +230,7 @@ def _measured(
                 model(*inputs[0], **inputs[1])
             running[name] = model
         except Exception as error:  # a fixed batch size, mostly
-            notes.append(f"{name} cannot run at batch size {size}: {' '.join(str(error).split())[:200]}")
+            notes.append(f"{name} cannot run at batch size {size}: {one_line(error, 200)}")
     with torch.inference_mode():
         times = compare_latency(running, *inputs, threads=threads, min_time=min_time) if running else {}
     base = times.get(EAGER)

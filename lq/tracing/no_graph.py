@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lq.compat.users_code import is_users_code
+from lq.messages import one_line
 
 _VALUES = re.compile(r"data-dependent|DynamicControlFlow|unbacked|GuardOnDataDependent|\.item\(\)", re.IGNORECASE)
 
@@ -78,7 +79,7 @@ def said(error: Exception) -> str:
         'ValueError: not this'
     """
     text = re.split(r"\n\s*\n|\nCaused by|\nThe following call", str(error).strip())[0]
-    return f"{type(error).__name__}: {' '.join(text.split()).rstrip('.')}"
+    return f"{type(error).__name__}: {one_line(text, None)}"
 
 
 def _where(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
+from lq.messages import one_line
 from lq.metrics import sqnr
 from lq.metrics.outputs import main_tensor
 from lq.ptq.calibrate import calibrate
@@ -64,7 +65,7 @@ def outcome(name: str) -> dict[str, Any]:
     except Exception as error:  # whatever a runtime raises that is not as it should be
         found: dict[str, Any] = {
             "works": False,
-            "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "error": f"{type(error).__name__}: {one_line(error)}",
         }
     else:
         noise = float(sqnr(expected, got))

@@ -19,6 +19,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
 from lq.fields import Field
+from lq.messages import one_line
 from lq.tracing.any_batch import run_any_batch
 
 PREPARED_NAME = "prepared.pt"
@@ -261,7 +262,7 @@ def _loaded(
     except KeyError as error:
         raise ValueError(f"{whole['artifacts'][kind].where} lacks {error}. The file was changed or damaged.") from error
     except Exception as error:  # whatever a runtime makes of bytes that are not its own
-        reason = " ".join(str(error).split())[:500]
+        reason = one_line(error, 500)
         raise ValueError(f"{files[0]} cannot be loaded as a {kind!r} model: {reason}") from error
 
 

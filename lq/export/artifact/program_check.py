@@ -19,6 +19,7 @@ from typing import Any
 from lq.compat.torch_private import archive_reader
 from lq.export.artifact.treespec import load_treespec
 from lq.fields import Field, parse_json
+from lq.messages import one_line
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _ONE_AT_A_TIME = RLock()
@@ -86,7 +87,7 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
         for name in reader.get_all_records():
             yield name, reader.get_record(name)
     except RuntimeError as error:
-        raise ValueError(f"{path} is not an archive of PyTorch: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{path} is not an archive of PyTorch: {one_line(error)}") from error
 
 
 def check_program(path: Path) -> None:
