@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def one_line(said: object, limit: int | None = 300) -> str:
     """What an error says, without line breaks and final full stop.
@@ -18,3 +20,20 @@ def one_line(said: object, limit: int | None = 300) -> str:
     """
     text = " ".join(str(said).split()).rstrip(".")
     return text if limit is None or len(text) <= limit else f"{text[:limit].rstrip()}..."
+
+
+def some_of(names: Iterable[object], most: int = 5, separator: str = ", ") -> str:
+    """The first of many names, and how many others there are.
+
+    Args:
+        names: of anything.
+        most: how many are shown.
+        separator: between two of them.
+
+    Example:
+        >>> some_of(["a", "b"]), some_of("abcdefg", 3)
+        ('a, b', 'a, b, c and 4 more')
+    """
+    texts = [str(name) for name in names]
+    others = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + others

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lq.analysis.tensors import compared_part, finite_output
 from lq.checks import shown
+from lq.messages import some_of
 from lq.metrics import SQNR, ModelComparison, metric_name, targets_of
 from lq.metrics.comparison import AnyMetric
 from lq.ptq.batches import Call, run_batch
@@ -156,7 +157,7 @@ class Score:
         values = comparison.compute()["model"]
         if len(values) != 1:
             raise ValueError(
-                f"{type(self.metric).__name__} gives {len(values)} values ({', '.join(list(values)[:3])}, ...), but "
+                f"{type(self.metric).__name__} gives {len(values)} values ({some_of(values, 3)}), but "
                 "layers are ranked by one; average them, e.g. average='macro'."
             )
         return next(iter(values.values()))

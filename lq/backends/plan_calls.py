@@ -16,6 +16,7 @@ from lq.config.qconfig import QConfig
 from lq.core.own_class import own_class
 from lq.core.state import STATE
 from lq.instrument.planning import SitePlanner
+from lq.messages import some_of
 from lq.tracing import ops
 from lq.tracing.labels import Calls, labels_of
 from lq.tracing.layer_calls import is_layer
@@ -113,7 +114,7 @@ def _check_scales(sites: Sites, tensors: tuple[TensorPlan, ...]) -> None:
     together = [tensor.after for tensor in tensors if tensor.name in learned & shared]
     if together:
         raise ValueError(
-            f"activation.learned_scale=True, but {', '.join(together[:5])} have one grid together, as the quantizer "
+            f"activation.learned_scale=True, but {some_of(together)} have one grid together, as the quantizer "
             "wants it, and a learned scale belongs to one tensor. Leave learned_scale out."
         )
 

@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 
 from lq.core.own_class import own_class
+from lq.messages import some_of
 from lq.tracing.plan import LayerPlan, Plan
 
 
@@ -27,6 +28,6 @@ def nothing_to_quantize(module: nn.Module, floats: list[LayerPlan]) -> str:
     """What to say of a module of which no layer is quantized."""
     kind = own_class(module).__name__
     if floats:
-        rows = "; ".join(f"{row.name} ({row.kind}): {row.reason}" for row in floats[:5])
+        rows = some_of((f"{row.name} ({row.kind}): {row.reason}" for row in floats), separator="; ")
         return f"{kind} has no layer to quantize: {rows}. Widen include, shorten exclude, or choose another target."
     return f"{kind} has no quantizable layer (Linear, Conv1d-3d, ConvTranspose1d-3d). Choose a target that has one."

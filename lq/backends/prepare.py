@@ -14,6 +14,7 @@ from lq.checks import check_flag
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, detach
+from lq.messages import some_of
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
 
@@ -139,7 +140,7 @@ def _check_same_architecture(module: nn.Module, plan: Plan) -> None:
     # More or fewer parts than there: the weights do not fit either, and say so.
     if differing and ours.keys() == theirs.keys():
         raise ValueError(
-            f"The checkpoint was prepared with another plan: {', '.join(differing[:5])}. Nothing was loaded; use the "
+            f"The checkpoint was prepared with another plan: {some_of(differing)}. Nothing was loaded; use the "
             "target, qconfig and architecture of that run."
         )
 

@@ -13,6 +13,7 @@ from lq.callback.processes import splits_weights
 from lq.checkpoints.sharded import read_meta
 from lq.compat.lightning_private import settings_of_run
 from lq.core.state import STATE
+from lq.messages import some_of
 
 Known = Callable[[], Mapping[str, Any]]
 
@@ -71,6 +72,6 @@ def check_state(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
     missing = [name for name in wanted if name not in checkpoint["state_dict"]]
     if missing:
         raise ValueError(
-            f"The checkpoint lacks {', '.join(missing[:3])}: the ranges of QAT, without which nothing can be exported. "
+            f"The checkpoint lacks {some_of(missing, 3)}: the ranges of QAT, without which nothing can be exported. "
             "Take one that holds all that was trained, or start from the float checkpoint."
         )

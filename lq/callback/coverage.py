@@ -7,6 +7,7 @@ from torch import nn
 from lq.instrument.attach import attach_again, instrument_of
 from lq.instrument.classes import is_instrumented
 from lq.instrument.listen import Listener
+from lq.messages import some_of
 
 _SHOWN = 3
 
@@ -27,9 +28,9 @@ def take_in_exchanged(target: nn.Module) -> str | None:
     others = {path: kind for path, kind in new.items() if "BatchNorm" not in kind}
     if not others:
         return None
-    names = ", ".join(f"{path} ({kind})" for path, kind in list(others.items())[:_SHOWN])
+    names = some_of((f"{path} ({kind})" for path, kind in others.items()), _SHOWN)
     return (
-        f"lq: {len(others)} modules were replaced after QAT had prepared them, e.g. {names}. Calls that the new "
+        f"lq: {len(others)} modules were replaced after QAT had prepared them: {names}. Calls that the new "
         "modules make in the same place are quantized. List QATCallback after the callback that replaces them, so that "
         "all of their calls are planned."
     )
@@ -102,10 +103,9 @@ def check_reached(target: nn.Module, name: str) -> str | None:
     missing = [call for i, call in planned.items() if i not in instrument.ran]
     if not missing:
         return None
-    shown = "; ".join(f"{call.operation} in {call.place or 'its forward'}" for call in missing[:_SHOWN])
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    shown = some_of((f"{call.operation} in {call.place or 'its forward'}" for call in missing), _SHOWN, "; ")
     return (
-        f"lq: {len(missing)} of {len(planned)} planned calls did not run in the first training step: {shown}{more}. "
+        f"lq: {len(missing)} of {len(planned)} planned calls did not run in the first training step: {shown}. "
         "They get ranges if a later step runs them; otherwise they stay in float."
     )
 
@@ -122,10 +122,10 @@ def take_unplanned(target: nn.Module) -> str | None:
     instrument = instrument_of(target)
     if instrument is None or not instrument.unplanned:
         return None
-    counts = instrument.unplanned.most_common(_SHOWN)
+    counts = instrument.unplanned.most_common()
     total = sum(instrument.unplanned.values())
     instrument.unplanned.clear()
-    shown = ", ".join(f"{name} ({count} times)" for name, count in counts)
+    shown = some_of((f"{name} ({count} times)" for name, count in counts), _SHOWN)
     return (
         f"lq: {total} calls in this epoch are not in the plan and ran in float: {shown}. Set example_input_array of "
         "the LightningModule to inputs for which forward makes these calls."

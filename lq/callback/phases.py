@@ -8,6 +8,7 @@ from torch import distributed, nn
 from lq.backends.prepare import set_phase, state_of
 from lq.compat.torch_private import BatchNorm
 from lq.config.schedule import Phase
+from lq.messages import some_of
 
 
 class PhaseSwitch:
@@ -106,6 +107,6 @@ def take_nonfinite(target: nn.Module) -> str | None:
     state.nonfinite.zero_()
     return (
         "lq: NaN or infinity reached fake quantizers; these batches were left out of their ranges: "
-        + ", ".join(f"{name} ({count} batches)" for name, count in skipped[:5])
+        + some_of(f"{name} ({count} batches)" for name, count in skipped)
         + ". The first in the list is where to look; lower the learning rate or clip gradients."
     )

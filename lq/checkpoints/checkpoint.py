@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from lq.core.state import STATE
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
 from lq.lightning_module.target import build_layers, find_target, target_of
-from lq.messages import one_line
+from lq.messages import one_line, some_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -260,13 +260,13 @@ def _prepare(module: nn.Module, entry: CheckpointEntry) -> None:
 def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> None:
     """Say how the architectures differ, before torch says it key by key."""
     ours = module.state_dict()
-    missing, extra = _first(ours.keys() - state.keys()), _first(state.keys() - ours.keys())
+    missing, extra = (some_of(sorted(names)) for names in (ours.keys() - state.keys(), state.keys() - ours.keys()))
     shapes = [
         f"{key} {tuple(state[key].shape)} (here {tuple(value.shape)})"
         for key, value in ours.items()
         if _shape(value) is not None and _shape(state.get(key)) not in (None, _shape(value)) and f"{STATE}." not in key
     ]
-    found = {"other shapes": _first(shapes)}
+    found = {"other shapes": some_of(sorted(shapes))}
     if _is_strict(module):
         found = {"it lacks": missing, "it has besides": extra, **found}
     if any(found.values()):
@@ -281,8 +281,3 @@ def _is_strict(module: nn.Module) -> bool:
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _first(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -14,6 +14,7 @@ from jsonargparse import DefaultHelpFormatter
 from lq.cli.markup import first_sentence, without_markup
 from lq.cli.subcommands import OWN_SUBCOMMANDS, SUBCOMMANDS
 from lq.compat.parsers import actions_of
+from lq.messages import some_of
 
 _COLUMN = 24  # where the explanations begin
 _MOST_SUBCLASSES = 12
@@ -163,5 +164,4 @@ def _shortened(text: str) -> str:
     names = [name.strip(" )") for name in rest.split(",")]
     if not marker or len(names) <= _MOST_SUBCLASSES:
         return text
-    some = ", ".join(names[:3])
-    return f"{start}{marker}{some} and {len(names) - 3} more)"
+    return f"{start}{marker}{some_of(names, 3)})"

@@ -15,6 +15,7 @@ from lq.export.artifact.int8_model import load_prepared_state
 from lq.export.artifact.manifest import read_manifest
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
+from lq.messages import some_of
 
 
 def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
@@ -60,6 +61,5 @@ def _whole_state(place: Any, target: str, model: LightningModule) -> dict[str, A
     held = {prefix + key: value for key, value in load_prepared_state(place).items()}
     rest = {key: value for key, value in model.state_dict().items() if key not in held}
     if rest:
-        some = ", ".join(list(rest)[:3]) + (", ..." if len(rest) > 3 else "")
-        rank_zero_warn(f"lq: {place} holds no {some}; they stay as {type(model).__name__} has them.")
+        rank_zero_warn(f"lq: {place} holds no {some_of(rest, 3)}; they stay as {type(model).__name__} has them.")
     return {**rest, **held}

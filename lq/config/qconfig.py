@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lq.checks import as_dataclass, check_flag, shown
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
-from lq.messages import one_line
+from lq.messages import one_line, some_of
 
 Named = tuple[str, nn.Module | None]
 
@@ -291,10 +291,9 @@ class QConfig:
             for pattern in getattr(self, kind):
                 if not any(matches(pattern, name, module) for name, module in modules.items()):
                     names = [name for name in modules if name]
-                    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
                     raise ValueError(
                         f"qconfig.{kind}: pattern {pattern!r} matches no module. "
-                        f"Use a glob over dotted names ({shown}) or 'type:ClassName'."
+                        f"Use a glob over dotted names ({some_of(names, 12)}) or 'type:ClassName'."
                     )
 
     def without_effect(self, weights: Sequence[Named], values: Sequence[Named]) -> list[str]:

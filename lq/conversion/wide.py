@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lq.backends.prepare import state_of
-
-_SHOWN = 3
+from lq.messages import some_of
 
 
 def wide_activations(prepared: nn.Module) -> list[str]:
@@ -39,13 +38,12 @@ def check_eight_bits(prepared: nn.Module, runtime: str) -> None:
         >>> check_eight_bits(prepared, "PyTorch")
         Traceback (most recent call last):
         ...
-        ValueError: PyTorch does not support 16-bit activations, but fq_input_1 and fq_0 have 16 bits. Use 8 bits, ...
+        ValueError: PyTorch does not support 16-bit activations, but fq_input_1, fq_0 have 16 bits. Use 8 bits, ...
     """
     wide = wide_activations(prepared)
     if wide:
-        shown = [*wide[:_SHOWN], f"{len(wide) - _SHOWN} more"] if len(wide) > _SHOWN else wide
-        *first, last = shown
-        names = f"{', '.join(first)} and {last} have" if first else f"{last} has"
+        verb = "has" if len(wide) == 1 else "have"
         raise ValueError(
-            f"{runtime} does not support 16-bit activations, but {names} 16 bits. Use 8 bits, or export only 'qnn'."
+            f"{runtime} does not support 16-bit activations, but {some_of(wide, 3)} {verb} 16 bits. Use 8 bits, or "
+            "export only 'qnn'."
         )

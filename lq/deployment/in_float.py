@@ -9,12 +9,12 @@ from torch import fx, nn
 
 from lq.core.state import STATE
 from lq.export.exporters import EXPORTERS
+from lq.messages import some_of
 from lq.tracing.attention import ATTENTION
 from lq.tracing.axes import asked_axes, named_tensors
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
 
-_SHOWN = 5
 _WORTH_TELLING = 0.05  # of all weights
 
 
@@ -82,10 +82,9 @@ def float_notes(plan: Plan, infos: Mapping[str, Mapping[str, Any]]) -> list[str]
         layers, work = _unplanned(plan, info.get("float_layers", ()))
         if layers:
             reasons = info.get("float_reasons", {})
-            shown = ", ".join(_with_reason(layer, reasons) for layer in layers[:_SHOWN])
-            more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+            shown = some_of(_with_reason(layer, reasons) for layer in layers)
             verb = "runs" if len(layers) == 1 else "run"
-            notes.append(f"{kind}: {shown}{more} {verb} in float{_reason(layers, reasons)}{_share(plan, work)}")
+            notes.append(f"{kind}: {shown} {verb} in float{_reason(layers, reasons)}{_share(plan, work)}")
     return notes
 
 

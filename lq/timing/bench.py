@@ -23,7 +23,7 @@ from lq.export.exporters import EXPORTERS
 from lq.export.formats.mcu.vela import check_npu
 from lq.export.formats.program import float_program
 from lq.export.formats.pt2 import compile_frozen
-from lq.messages import one_line
+from lq.messages import one_line, some_of
 from lq.timing.chips import on_chips
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import EAGER, FROZEN, FUSED, artifact_mb, float_forms
@@ -281,6 +281,5 @@ def _float_layers(manifest: Mapping[str, Any]) -> list[str]:
     for kind, info in manifest["artifacts"].items():
         layers = info.get("float_layers", [])
         if layers:
-            more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
-            notes.append(f"int8 {kind} runs in float: {', '.join(layers[:5])}{more}")
+            notes.append(f"int8 {kind} runs in float: {some_of(layers)}")
     return notes

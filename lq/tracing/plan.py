@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lq.messages import some_of
+
 if TYPE_CHECKING:
     from lq.tracing.sites import Sites
 
@@ -153,8 +155,8 @@ class Plan:
         """
         if not self.kept:
             return None
-        shown = ", ".join(self.kept[:6]) + (", ..." if len(self.kept) > 6 else "")
-        return f"first and last layers keep the preset's bits: {shown}; QConfig(keep='nothing') gives them fewer, too"
+        kept = some_of(self.kept, 6)
+        return f"first and last layers keep the preset's bits: {kept}; QConfig(keep='nothing') gives them fewer, too"
 
     def summary(self) -> str:
         """One line."""

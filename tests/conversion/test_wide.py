@@ -31,8 +31,8 @@ def test_nothing_is_said_of_eight_bits() -> None:
 @pytest.mark.parametrize(
     ("layers", "names"),
     [
-        (1, "fq_input_1 and fq_0 have"),
-        (2, "fq_input_1, fq_0 and fq_1 have"),
+        (1, "fq_input_1, fq_0 have"),
+        (2, "fq_input_1, fq_0, fq_1 have"),
         (4, "fq_input_1, fq_0, fq_1 and 2 more have"),
     ],
 )

@@ -13,8 +13,7 @@ from lq.analysis.bits.budget import EFFECTIVE_BITS, Budget
 from lq.analysis.bits.knapsack import Options, Point, solve
 from lq.analysis.bits.layers import FLOAT, LayerChoices, LayerOption
 from lq.conversion.reference import ReferenceLayer, reference
-
-_SHOWN = 5
+from lq.messages import some_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Costs:
         if not fixed:
             return "Or allow fewer bits."
         return (
-            f"There is one choice for {_names(fixed)}: first and last layers keep the bits of the preset, unless "
+            f"There is one choice for {some_of(fixed)}: first and last layers keep the bits of the preset, unless "
             "qconfig has keep: nothing; layers with an override keep those; and files store the bits that their "
             "format has."
         )
@@ -121,16 +120,11 @@ def activation_capacity(tensors: Sequence[ActivationChoices], bits: float) -> in
         fixed = [tensor.name for tensor in tensors if len(tensor.options) == 1]
         raise ValueError(
             f"auto_bits: activation_bits={bits} is less than the widths allow: the mean can be from "
-            f"{math.ceil(1000 * least / values) / 1000}. There is one choice for {_names(fixed)}: inputs and outputs "
+            f"{math.ceil(1000 * least / values) / 1000}. There is one choice for {some_of(fixed)}: inputs and outputs "
             "of the first and last layers keep the bits of the preset, unless qconfig has keep: nothing, and so do "
             "activations with an override."
         )
     return math.floor(bits * values + 1e-6)
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def bytes_of_the_rest(graph: fx.GraphModule) -> int:

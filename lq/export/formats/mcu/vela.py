@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lq.export.artifact.scratch import scratch
+from lq.messages import some_of
 
 NPUS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
     *(f"ethos-u65-{macs}" for macs in (256, 512)),
     *(f"ethos-u85-{macs}" for macs in (128, 256, 512, 1024, 2048)),
 )
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Estimate:
 
     def __str__(self) -> str:
         share = 1 - len(self.on_cpu) / self.operators if self.operators else 0.0
-        more = ", ..." if len(self.on_cpu) > _SHOWN else ""
-        cpu = f" (on the CPU: {', '.join(self.on_cpu[:_SHOWN])}{more})" if self.on_cpu else ""
+        cpu = f" (on the CPU: {some_of(self.on_cpu)})" if self.on_cpu else ""
         return (
             f"{self.npu}: {share:.0%} of {self.operators} operators on the NPU{cpu}, {self.cycles:,} cycles, "
             f"{self.per_second:,.0f} inferences a second, {self.sram_kib:,.1f} KiB of SRAM, "

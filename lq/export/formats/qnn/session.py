@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lq.export.artifact.scratch import scratch
+from lq.messages import some_of
 
 # On other machines the package runs the chip's own NPU.
 SIMULATES = platform.machine() in ("x86_64", "AMD64")
@@ -17,7 +18,6 @@ SIMULATES = platform.machine() in ("x86_64", "AMD64")
 _NO_CPU = "session.disable_cpu_ep_fallback"
 _FATAL = 4  # what it would print of lesser errors stands in the exception
 _TRACE = "qnn_op_trace.json"
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def open_session(path: Path, target: Target, **options: str) -> Any:
         missing = [] if target.cpu_fallback else _missing(path, target)
         if not missing:
             raise ValueError(f"Qualcomm's QNN cannot open {path.name}: {_first_line(error)}") from error
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ValueError(
-            f"Qualcomm's QNN lacks {', '.join(missing[:_SHOWN])}{more}. Change that part of the model, name an inner "
+            f"Qualcomm's QNN lacks {some_of(missing)}. Change that part of the model, name an inner "
             "module without it, QATCallback(target=...), or let the CPU compute it: {'qnn': {'cpu_fallback': True}}."
         ) from error
 
