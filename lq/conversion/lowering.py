@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from lq.core.modules import QAT_LAYERS, QATLayer
 from lq.core.state import QATState
 from lq.tracing import ops
 from lq.tracing.axes import Axes
+from lq.tracing.names import free_name
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,7 @@ def bare_layer(module: QATLayer) -> nn.Module:
 
 def _free_name(owner: nn.Module, wanted: str) -> str:
     """``wanted``, with a number behind it if the module has an attribute of that name."""
-    names = (f"{wanted}_{number}" for number in count(1))
-    return next(name for name in chain([wanted], names) if not hasattr(owner, name))
+    return free_name(wanted, lambda name: hasattr(owner, name))
 
 
 def graph_with_ranges(prepared: nn.Module, axes: Axes | None = None) -> fx.GraphModule:

@@ -19,6 +19,7 @@ from lq.tracing.ends import Ends
 from lq.tracing.labels import Calls, is_of_torch, labels_of
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
+from lq.tracing.names import free_name
 from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
@@ -281,11 +282,7 @@ def _unique_names(wanted: Iterable[str]) -> list[str]:
     """Names for attributes, without dots and each another one."""
     names: dict[str, None] = {}
     for dotted in wanted:
-        base = name = dotted.replace(".", "_")
-        number = 1
-        while name in names:
-            name, number = f"{base}_{number}", number + 1
-        names[name] = None
+        names[free_name(dotted.replace(".", "_"), names.__contains__)] = None
     return list(names)
 
 

@@ -11,8 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lq.console import wide_enough
-
-_ABSENT = "-"
+from lq.report.table import ABSENT, number
 
 
 def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
@@ -52,7 +51,7 @@ def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
         by_model.setdefault(row["model"], {})[row["batch_size"]] = row
     for model, found in by_model.items():
         size_mb = next(iter(found.values()))["size_mb"]
-        cells = [model, _ABSENT if size_mb is None else f"{size_mb:.2f}"]
+        cells = [model, number(size_mb, ".2f")]
         for size in batches:
             cells += _cells(found.get(size))
         table.add_row(*map(Text, cells))
@@ -69,10 +68,10 @@ def print_bench(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
-        return [_ABSENT] * 3
+        return [ABSENT] * 3
     speedup = row["speedup"]
     return [
         f"{row['latency_ms']:.2f} ± {row['iqr_ms']:.2f}",
         f"{row['per_second']:.0f}",
-        _ABSENT if speedup is None else f"{speedup:.2f}x",
+        ABSENT if speedup is None else f"{speedup:.2f}x",
     ]

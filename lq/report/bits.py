@@ -17,6 +17,7 @@ from rich.text import Text
 
 from lq.console import wide_enough
 from lq.report.plots.bits import plot_frontier
+from lq.report.table import number
 
 Row = Mapping[str, Any]
 
@@ -73,8 +74,7 @@ def _table(what: str, headers: Sequence[str], caption: str) -> Table:
 
 
 def _add(table: Table, row: Row, costs: Sequence[str]) -> None:
-    measured = "-" if row["measured"] is None else f"{row['measured']:.3g}"
-    cells = [row["name"], *costs, f"{row['expected']:.3g}", measured]
+    cells = [row["name"], *costs, f"{row['expected']:.3g}", number(row["measured"], ".3g")]
     table.add_row(*map(Text, cells), style="bold" if row["name"] == "chosen" else None)
 
 

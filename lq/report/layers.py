@@ -18,6 +18,7 @@ from rich.text import Text
 from lq.console import wide_enough
 from lq.report.plots import plot_sensitivity, plot_sqnr
 from lq.report.plots.layers import shares_of_loss
+from lq.report.table import number
 
 Row = Mapping[str, Any]
 
@@ -58,12 +59,12 @@ def layer_table(sqnr: Sequence[Row], sensitivity: Sequence[Row], costs: Sequence
     for row in sorted(sensitivity, key=lambda row: -row["loss"]):
         weight, output = noise.get((row["layer"], "weight"), {}), noise.get((row["layer"], "activation"), {})
         cells = [
-            _number(weight.get("sqnr_db"), ".1f"),
-            _number(output.get("sqnr_db"), ".1f"),
-            _number(output.get("accumulated_db"), ".1f"),
-            _number(shares[row["layer"]], ".1%"),
-            _number(times.get(row["layer"], {}).get("int8_ms"), ".3f"),
-            _number(times.get(row["layer"], {}).get("float_ms"), ".3f"),
+            number(weight.get("sqnr_db"), ".1f"),
+            number(output.get("sqnr_db"), ".1f"),
+            number(output.get("accumulated_db"), ".1f"),
+            number(shares[row["layer"]], ".1%"),
+            number(times.get(row["layer"], {}).get("int8_ms"), ".3f"),
+            number(times.get(row["layer"], {}).get("float_ms"), ".3f"),
         ]
         table.add_row(*map(Text, [row["layer"], *cells]))
     return table
@@ -127,7 +128,3 @@ def _without_infinity(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_infinity(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

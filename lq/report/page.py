@@ -11,6 +11,7 @@ from typing import Any
 from lq.report.html import Section, write_report
 from lq.report.pictures import training_pictures
 from lq.report.plots import plot_models, plot_overview, plot_sensitivity, plot_sqnr, plot_tradeoff
+from lq.report.table import number
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -98,8 +99,8 @@ def _comparison(findings: Findings) -> Section | None:
         extras = [column for column in extras if column[0] != "threads"]  # the notes say it
     table = []
     for row in rows:
-        line = {"model": row["model"], **{name: _number((row.get("metrics") or {}).get(name), ".4f") for name in names}}
-        line |= {label: _number(row.get(key), form) for key, label, form in extras}
+        line = {"model": row["model"], **{name: number((row.get("metrics") or {}).get(name), ".4f") for name in names}}
+        line |= {label: number(row.get(key), form) for key, label, form in extras}
         table.append(line)
     figures = []
     if names and len(rows) > 1:
@@ -122,10 +123,6 @@ _COLUMNS = (
 )
 
 
-def _number(value: Any, form: str) -> str | None:
-    return None if value is None else format(value, form)
-
-
 def _training(findings: Findings) -> Section | None:
     figures = [(figure, words) for _, figure, words in training_pictures(findings.history)]
     return Section("Training", figures=figures) if figures else None
@@ -139,7 +136,7 @@ def _sqnr(findings: Findings) -> Section | None:
         "values drops, that layer adds noise."
     )
     rows = [
-        {"tensor": row["name"], "kind": row["kind"]} | {label: _number(row.get(key), ".1f") for key, label in _DECIBELS}
+        {"tensor": row["name"], "kind": row["kind"]} | {label: number(row.get(key), ".1f") for key, label in _DECIBELS}
         for row in findings.sqnr
     ]
     figures = [(plot_sqnr(findings.sqnr), "Signal-to-quantization-noise ratio, layers in execution order.")]

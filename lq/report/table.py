@@ -18,8 +18,18 @@ Row = Mapping[str, Any]
 
 ROW_KEYS = ("model", "metrics", "size_mb", "latency_ms", "threads", "recovered", "agreement", "sqnr_db")
 
-_ABSENT = "-"
+ABSENT = "-"
 _WORTH_SAYING = 1.05  # below that a ratio is noise
+
+
+def number(value: float | None, form: str) -> str:
+    """A figure in a table, or what stands there for one that is not known.
+
+    Example:
+        >>> number(0.51, ".0%"), number(None, ".2f")
+        ('51%', '-')
+    """
+    return ABSENT if value is None else format(value, form)
 
 
 def comparison_table(rows: Sequence[Row], title: str | None = None, *, transposed: bool = False) -> Table:
@@ -137,25 +147,21 @@ def _unit(threads: Sequence[int]) -> str:
 
 def _cells(row: Row, names: Sequence[str], show_threads: bool, show_recovered: bool) -> list[str]:
     metrics = row.get("metrics") or {}
-    latency = _number(row.get("latency_ms"), ".2f")
+    latency = number(row.get("latency_ms"), ".2f")
     if show_threads and row.get("threads") is not None:
         latency += f" ({row['threads']})"
-    cells = [*(_metric(metrics.get(name)) for name in names), _number(row.get("size_mb"), ".2f"), latency]
+    cells = [*(_metric(metrics.get(name)) for name in names), number(row.get("size_mb"), ".2f"), latency]
     if show_recovered:
         cells.append(_share(row.get("recovered"), ".0f"))
-    return [*cells, _share(row.get("agreement"), ".2f"), _number(row.get("sqnr_db"), ".1f")]
+    return [*cells, _share(row.get("agreement"), ".2f"), number(row.get("sqnr_db"), ".1f")]
 
 
 def _share(value: float | None, form: str) -> str:
-    return _ABSENT if value is None else f"{100 * value:{form}} %"
+    return ABSENT if value is None else f"{100 * value:{form}} %"
 
 
 def _metric(value: float | None) -> str:
-    return _number(value, ".4f" if value is not None and abs(value) < 1000 else ".5g")
-
-
-def _number(value: float | None, form: str) -> str:
-    return _ABSENT if value is None else format(value, form)
+    return number(value, ".4f" if value is not None and abs(value) < 1000 else ".5g")
 
 
 def _ratios(rows: Sequence[Row]) -> Text | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, count
 
 import torch
 from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import BatchNorm
 from lq.core.layer import QATLayer
+from lq.tracing.names import free_name
 
 # Names that a model may use, but that mean something else to its graph: "code", "graph", "meta".
 _OF_A_GRAPH = frozenset(dir(fx.GraphModule({}, fx.Graph())))
@@ -85,8 +85,7 @@ class Holder:
                 break
             owner = child
             path.append(part)
-        names = chain([wanted], (f"{wanted}_{number}" for number in count(1)))
-        last = next(n for n in names if not hasattr(owner, n) or is_it(getattr(owner, n)))
+        last = free_name(wanted, lambda name: hasattr(owner, name) and not is_it(getattr(owner, name)))
         if not hasattr(owner, last):
             put(owner, last)
         return ".".join([*path, last])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, count
+from itertools import chain
 from math import prod
 from typing import Any, TypeGuard
 
 from lq.export.formats.low_bits import fits_in_four_bits, two_in_a_byte
 from lq.tracing.axes import ANY, BATCH
+from lq.tracing.names import free_name
 
 # Where more channels pay in ONNX Runtime (1.31, AVX-512): layers of one to six channels are 1.4 to 1.9 times as fast
 # up to 3x3 and 1.1 to 1.3 times with 5x5; slower are those with 7x7 or fewer outputs, and those of 58 channels.
@@ -49,9 +50,8 @@ def _name_layers(model: Any) -> None:
         elif node.op_type == "Transpose" and node.input[0] in holders:
             holders[node.output[0]] = holders[node.input[0]]
         elif len(node.input) > 1 and node.input[1] in holders:
-            layer, calls = holders[node.input[1]], count(1)
             # ONNX Runtime refuses two nodes of one name; a layer may be called more than once.
-            node.name = next(n for n in chain([layer], (f"{layer}_{i}" for i in calls)) if n not in taken)
+            node.name = free_name(holders[node.input[1]], taken.__contains__)
             taken.add(node.name)
 
 
@@ -64,7 +64,7 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
     for value, wanted in zip(graph.output, names, strict=True):
         if value.name not in made or value.name in new:  # an input that is returned, or one tensor returned twice
             continue
-        new[value.name] = next(n for n in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if n not in taken)
+        new[value.name] = free_name(wanted, taken.__contains__)
         taken.add(new[value.name])
     for node in graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
 from lq.export.formats.qnn.grids import Grid, bias_grids, grid_of
+from lq.tracing.names import free_name
 
 # Behind them there may have been a ReLU, of which a QDQ graph keeps a grid that begins at 0.
 _OF_BOTH_SIGNS = {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Sub"}
@@ -172,7 +173,7 @@ class _Stripping:
             self.stand_ins = {gone: output if new == name else new for gone, new in self.stand_ins.items()}
 
     def _unused(self, name: str) -> str:
-        found = next(n for n in chain([name], (f"{name}_{i}" for i in count(1))) if n not in self.taken)
+        found = free_name(name, self.taken.__contains__)
         self.taken.add(found)
         return found
 
