@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+from lq.tracing.structure import tensors_of
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -45,7 +46,7 @@ def floating_tensors(output: Any) -> list[Tensor]:
         >>> [tuple(t.shape) for t in floating_tensors((torch.zeros(2), {"count": torch.tensor(3), "x": torch.ones(1)}))]
         [(2,), (1,)]
     """
-    return [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
 
 
 def plain_targets_of(batch: Any) -> Any:
@@ -110,17 +111,3 @@ def describe(value: Any) -> str:
         shown = [describe(item) for item in value[:4]] + ["..."] * (len(value) > 4)
         return f"{kind} of {len(value)} ({', '.join(shown)})"
     return kind
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _tensors(item)
-    elif isinstance(output, (tuple, list)):
-        for item in output:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(output):
-        for entry in dataclasses.fields(output):
-            yield from _tensors(getattr(output, entry.name))

@@ -25,11 +25,11 @@ _KEY = "lq_open_axes"  # in the ``meta`` of a graph
 _FORM = "dynamic_axes={'x': [2, 3]}, or with names for the sizes {'x': {2: 'height', 3: 'width'}}"
 
 
-def named_arguments(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_after(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, in the order of the parameters; those of ``*args`` by their position.
 
     Example:
-        >>> named_arguments(("x", "mask"), [1], {"mask": 2})
+        >>> named_after(("x", "mask"), [1], {"mask": 2})
         {'x': 1, 'mask': 2}
     """
     named = {parameters[i] if i < len(parameters) else f"argument_{i}": value for i, value in enumerate(args)}

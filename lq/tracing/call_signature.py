@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from lq.compat.torch_private import is_traced
+from lq.tracing.inputs import named_arguments
 from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
 
 
@@ -159,23 +160,11 @@ def arguments_of(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         >>> [row[:2] for row in arguments_of(nn.Bilinear(1, 1, 1), (0,), {"input2": 1})]
         [('input1', 0), ('input2', 1)]
     """
-    empty = inspect.Parameter.empty
-    rows: list[tuple[str, Any, Any]] = []
-    signature = inspect.signature(target.forward)
-    bound = signature.bind(*args, **kwargs).arguments
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            rows += [(f"{name}_{i}", value, _default(value, empty)) for i, value in enumerate(bound.get(name, ()))]
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            rows += [(key, value, _default(value, empty)) for key, value in bound.get(name, {}).items()]
-        else:
-            value = bound.get(name, parameter.default)
-            rows.append((name, value, _default(value, parameter.default)))
-    return rows
-
-
-def _default(value: Any, default: Any) -> Any:
-    return value if not leaves_of(value) else default
+    defaults = {name: parameter.default for name, parameter in inspect.signature(target.forward).parameters.items()}
+    return [
+        (name, value, defaults.get(name, inspect.Parameter.empty) if leaves_of(value) else value)
+        for name, value in named_arguments(target, args, kwargs, defaults=True).items()
+    ]
 
 
 def _take_apart(graph: fx.Graph, node: fx.Node, value: Any, found: dict[int, fx.Node]) -> None:

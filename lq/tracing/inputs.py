@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from lq.tracing.structure import is_record, tensors_of
 
 
-def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], defaults: bool = False
+) -> dict[str, Any]:
     """The arguments of a call, in the order of the parameters of ``forward``.
 
     Args:
         module: that is called.
         args: positional arguments; those that ``*args`` takes are named by that and their position.
         kwargs: keyword arguments.
-
-    Returns:
-        those that were given.
+        defaults: add those that were not given.
 
     Raises:
         ValueError: if ``forward`` does not take them.
@@ -33,11 +33,13 @@ def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
     """
     signature = inspect.signature(module.forward)
     try:
-        bound = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"The example inputs do not fit {type(module).__name__}.forward: {error}.") from None
+    if defaults:
+        bound.apply_defaults()
     named: dict[str, Any] = {}
-    for name, value in bound.items():
+    for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             named |= {f"{name}_{i}": inner for i, inner in enumerate(value)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from lq.compat.torch_private import tree_map_only
+from lq.compat.torch_private import tree_leaves, tree_map_only
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -126,14 +126,15 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
         >>> tensors_of({"x": [torch.ones(1), None], "y": torch.zeros(1)})
         [tensor([1.]), tensor([0.])]
     """
-    found: list[torch.Tensor] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(value, note)
-    return found
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (tuple, list, Mapping)):
+        parts = value.values() if isinstance(value, Mapping) else value
+    elif is_record(value):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:  # classes that others have registered
+        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def in_plain_containers(value: Any) -> Any:

@@ -2,6 +2,7 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
+from torch.utils._pytree import register_pytree_node
 
 from lq.metrics.outputs import describe, main_tensor, targets_of
 
@@ -66,3 +67,13 @@ def test_targets_of_refuses_an_unknown_layout_with_the_remedy(batch, text):
 
 def test_describe_keeps_long_structures_short():
     assert describe([1] * 100) == "list of 100 (int, int, int, int, ...)"
+
+
+class Registered:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_main_tensor_looks_into_registered_classes():
+    register_pytree_node(Registered, lambda r: ([r.logits], None), lambda parts, _: Registered(*parts))
+    assert main_tensor([Registered(LOGITS)]) is LOGITS

@@ -15,7 +15,7 @@ from lq.compat.torch_private import tree_flatten, tree_leaves, tree_map, tree_un
 from lq.conversion.on_cpu import other_float_types
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-from lq.tracing.axes import ANY, BATCH, named_arguments, named_tensors, open_axes
+from lq.tracing.axes import ANY, BATCH, named_after, named_tensors, open_axes
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import images_of
 from lq.tracing.samples import batch_size, one_sample
@@ -100,7 +100,7 @@ class Signature:
         """The signature of a call of ``model`` by ``example`` that returned ``output``."""
         declared = inspect.signature(model.forward).parameters
         parameters = tuple(declared)
-        named = in_plain_containers(named_arguments(parameters, *example))
+        named = in_plain_containers(named_after(parameters, *example))
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {
             name: _as_plain(value)
@@ -131,7 +131,7 @@ class Signature:
         Raises:
             ValueError: if another one is not what the model was exported with.
         """
-        named = in_plain_containers(named_arguments(self.parameters, args, kwargs))
+        named = in_plain_containers(named_after(self.parameters, args, kwargs))
         for name, value in named.items():
             if _holds_tensors(value):
                 known = any(spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs)
