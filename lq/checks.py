@@ -86,29 +86,40 @@ def check_number(name: str, value: Any, example: object) -> None:
         TypeError: min_sqnr_db='30' (str) is not a number; write e.g. min_sqnr_db=30.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"{name}={shown(value)} ({type(value).__name__}) is not a number; write e.g. {name}={example!r}."
-        )
+        raise TypeError(f"{name}={shown(value)} ({type(value).__name__}) is not a number; {_instead(name, example)}")
     if math.isnan(value):
-        raise ValueError(f"{name}={value!r} is not a number; write e.g. {name}={example!r}.")
+        raise ValueError(f"{name}={value!r} is not a number; {_instead(name, example)}")
 
 
-def check_integer(name: str, value: Any, example: int) -> None:
-    """Refuse all but whole numbers.
+def check_integer(name: str, value: Any, example: int, least: int | None = None) -> None:
+    """Refuse all but whole numbers, and those below a limit.
+
+    Args:
+        name: of the setting; "room: name" says where it belongs.
+        value: that was given.
+        example: a usual value.
+        least: the smallest that is allowed.
 
     Raises:
         TypeError: if it is none.
+        ValueError: if it is less.
 
     Example:
         >>> check_integer("batches", 2.5, 10)
         Traceback (most recent call last):
         ...
         TypeError: batches=2.5 (float) is not a whole number; write e.g. batches=10.
+        >>> check_integer("auto_bits: batches", 0, 10, least=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: auto_bits: batches=0 must be at least 1; write e.g. batches=10.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
-            f"{name}={shown(value)} ({type(value).__name__}) is not a whole number; write e.g. {name}={example}."
+            f"{name}={shown(value)} ({type(value).__name__}) is not a whole number; {_instead(name, example)}"
         )
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value} must be at least {least}; {_instead(name, example)}")
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -162,6 +173,10 @@ def check_path(name: str, value: Any, example: str) -> None:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         given = "" if isinstance(value, nn.Module) else f"={shown(value)}"
         raise TypeError(f"{name}{given} ({type(value).__name__}) must be a path or a URL, e.g. {example!r}.")
+
+
+def _instead(name: str, example: object) -> str:
+    return f"write e.g. {name.rpartition(': ')[2]}={example!r}."
 
 
 def _article(value: Any) -> str:

@@ -14,7 +14,7 @@ from lq.analysis.exclusions import Candidate, Exclusions, rank_layers
 from lq.analysis.score import Score, single_metric
 from lq.analysis.sensitivity import SensitivityOptions, sensitivity
 from lq.analysis.tensors import evaluating, require_ranges
-from lq.checks import check_number
+from lq.checks import check_integer, check_number
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
 from lq.metrics.comparison import AnyMetric
@@ -38,6 +38,7 @@ class AutoExclude:
         batches: validation batches to calibrate and to evaluate on; they are kept in memory.
 
     Raises:
+        TypeError: if something is no number.
         ValueError: if a number is out of range.
 
     Example:
@@ -51,10 +52,8 @@ class AutoExclude:
     batches: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("max_layers", "batches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"auto_exclude: {name}={value!r} must be a whole number of at least 1.")
+        for name, usual in (("max_layers", 2), ("batches", 10)):
+            check_integer(f"auto_exclude: {name}", getattr(self, name), usual, least=1)
         for name in ("max_drop", "max_slowdown"):
             check_number(f"auto_exclude: {name}", getattr(self, name), 0.005)
             if not getattr(self, name) >= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from lq.checks import check_integer, shown
+from lq.checks import check_integer, check_number
 from lq.config.points import Point, Position
 
 __all__ = ["Phase", "Position", "QATSchedule"]
@@ -254,9 +254,8 @@ class QATSchedule:
             )
 
 
-def _check_share(name: str, value: object, of: str, usual: float = 0.01) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={shown(value)} ({type(value).__name__}) is not a number; write e.g. {name}={usual}.")
+def _check_share(name: str, value: float, of: str, usual: float = 0.01) -> None:
+    check_number(name, value, usual)
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r} is outside [0, 1]; it is a share of {of}, e.g. {name}={usual}.")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lq.data.in_memory import InMemoryDataModule, check_at_least, seeded_split
+from lq.checks import check_integer
+from lq.data.in_memory import InMemoryDataModule, seeded_split
 
 
 class DigitsDataModule(InMemoryDataModule):
@@ -18,6 +19,7 @@ class DigitsDataModule(InMemoryDataModule):
         num_workers: worker processes of the loaders; the images are in memory, so 0 is the fastest.
 
     Raises:
+        TypeError: a size is no whole number.
         ValueError: a size is out of range.
         ModuleNotFoundError: scikit-learn is not installed.
 
@@ -39,8 +41,8 @@ class DigitsDataModule(InMemoryDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        check_at_least("val_size", val_size, 1)
-        check_at_least("test_size", test_size, 1)
+        check_integer("val_size", val_size, 200, least=1)
+        check_integer("test_size", test_size, 200, least=1)
         if val_size + test_size >= 1797:
             raise ValueError(
                 f"val_size + test_size is {val_size + test_size}, but there are only 1797 digits; "

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lq.checks import check_integer
 from lq.data.idx import find_idx, read_idx
-from lq.data.in_memory import InMemoryDataModule, check_at_least, seeded_split
+from lq.data.in_memory import InMemoryDataModule, seeded_split
 
 #: Where the Debian package `dataset-fashion-mnist` puts its files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -35,6 +36,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
         num_workers: worker processes of the loaders; the images are in memory, so 0 is fine.
 
     Raises:
+        TypeError: a size is no whole number.
         ValueError: a size is out of range.
         FileNotFoundError: the files are found nowhere and `download` is false.
 
@@ -43,7 +45,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
     >>> FashionMNISTDataModule(val_size=0)
     Traceback (most recent call last):
         ...
-    ValueError: val_size must be an integer of at least 1, got 0.
+    ValueError: val_size=0 must be at least 1; write e.g. val_size=5000.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, padding, flip)
-        check_at_least("val_size", val_size, 1)
+        check_integer("val_size", val_size, 5000, least=1)
         self.root, self.download = Path(root), download
         self.val_size, self.split_seed = val_size, split_seed
 

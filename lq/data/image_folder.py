@@ -9,7 +9,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from lq.data.in_memory import Batch, check_at_least
+from lq.checks import check_integer
+from lq.data.in_memory import Batch
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -27,6 +28,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         val_dir: name of the part used by validation, test and prediction.
 
     Raises:
+        TypeError: a size is no whole number.
         ValueError: a size is out of range.
         FileNotFoundError: a folder is missing, or holds no folder for a class.
 
@@ -35,7 +37,7 @@ class ImageFolderDataModule(L.LightningDataModule):
     >>> ImageFolderDataModule("images", image_size=224, resize_size=200)
     Traceback (most recent call last):
         ...
-    ValueError: resize_size must be an integer of at least 224, got 200.
+    ValueError: resize_size=200 must be at least 224; write e.g. resize_size=256.
     """
 
     def __init__(
@@ -49,10 +51,10 @@ class ImageFolderDataModule(L.LightningDataModule):
         val_dir: str = "val",
     ) -> None:
         super().__init__()
-        check_at_least("batch_size", batch_size, 1)
-        check_at_least("image_size", image_size, 1)
-        check_at_least("resize_size", resize_size, image_size)
-        check_at_least("num_workers", num_workers, 0)
+        check_integer("batch_size", batch_size, 64, least=1)
+        check_integer("image_size", image_size, 224, least=1)
+        check_integer("resize_size", resize_size, max(256, image_size), least=image_size)
+        check_integer("num_workers", num_workers, 4, least=0)
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
         self.image_size, self.resize_size = image_size, resize_size
         self.train_dir, self.val_dir = train_dir, val_dir

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from lq.checks import check_integer
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -78,9 +80,9 @@ class InMemoryDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int, padding: int = 0, flip: bool = False) -> None:
         super().__init__()
-        check_at_least("batch_size", batch_size, 1)
-        check_at_least("num_workers", num_workers, 0)
-        check_at_least("padding", padding, 0)
+        check_integer("batch_size", batch_size, 64, least=1)
+        check_integer("num_workers", num_workers, 4, least=0)
+        check_integer("padding", padding, 2, least=0)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.padding, self.flip = padding, flip
         self._sets: dict[str, tuple[Tensor, Tensor]] = {}
@@ -114,12 +116,6 @@ class InMemoryDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test batches again, for `lq predict`."""
         return self._loader("test")
-
-
-def check_at_least(name: str, value: object, least: int) -> None:
-    """Refuse a value that is not an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
 def seeded_split(sizes: Sequence[int], seed: int) -> tuple[Tensor, ...]:

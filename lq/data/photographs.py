@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.checks import check_integer
 from lq.console import BatchCounter
-from lq.data.in_memory import InMemoryDataModule, check_at_least
+from lq.data.in_memory import InMemoryDataModule
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRAIN = ("astronaut", "coffee", "flower.jpg", "hubble_deep_field", "motorcycle_left", "retina")
@@ -39,6 +40,7 @@ class PhotographsDataModule(InMemoryDataModule):
         num_workers: worker processes of the loaders; the crops are in memory, so 0 is the fastest.
 
     Raises:
+        TypeError: a number is no whole one.
         ValueError: a number is out of range.
         ModuleNotFoundError: scikit-image or scikit-learn is not installed.
 
@@ -63,7 +65,7 @@ class PhotographsDataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, flip=True)
         for name, value in (("crops", crops), ("val_crops", val_crops), ("image_size", image_size)):
-            check_at_least(name, value, 1)
+            check_integer(name, value, 224 if name == "image_size" else 480, least=1)
         self.teacher = teacher.eval()
         self.crops, self.val_crops, self.image_size, self.seed = crops, val_crops, image_size, seed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lq.checks import check_integer
 from lq.models.image_classifier import ImageClassifier
 from lq.models.optimizer import OptimizerConfig
 
@@ -40,8 +41,7 @@ class DigitsNet(nn.Sequential):
     """
 
     def __init__(self, width: int = 16) -> None:
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"width must be an integer of at least 1, got {width!r}.")
+        check_integer("width", width, 16, least=1)
         super().__init__(
             _conv_bn(1, width, 3),
             nn.ReLU(),
@@ -63,6 +63,7 @@ class DigitsClassifier(ImageClassifier):
         label_smoothing: share of the target spread over all classes, in [0, 1).
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: an argument is out of its range.
 
     >>> DigitsClassifier(width=8).model[-1]

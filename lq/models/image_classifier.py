@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from lq.checks import check_integer
 from lq.models.optimizer import OptimizerConfig, build_optimizer, build_scheduler
 
 
@@ -27,6 +28,7 @@ class ImageClassifier(L.LightningModule):
         channels_last: keep weights and activations in channels-last order, often faster on CPUs.
 
     Raises:
+        TypeError: the number of classes is no whole number.
         ValueError: fewer than two classes, or label smoothing out of its range.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -115,5 +117,4 @@ def classification_loss(output: Any, labels: Tensor, label_smoothing: float = 0.
 
 def check_num_classes(num_classes: int) -> None:
     """Refuse anything but an integer of at least 2."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes must be an integer of at least 2, got {num_classes!r}.")
+    check_integer("num_classes", num_classes, 10, least=2)

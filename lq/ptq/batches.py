@@ -112,9 +112,7 @@ def first_batches(batches: Iterable[Any], limit: int | None, who: str) -> Iterat
     """
     check_batches(batches, who)
     if limit is not None:
-        check_integer("limit", limit, 100)
-        if limit < 1:
-            raise ValueError(f"{who}: limit={limit} must be at least 1 batch, e.g. limit=100.")
+        check_integer(f"{who}: limit", limit, 100, least=1)
     empty = True
     for batch in islice(batches, limit):
         empty = False

@@ -49,9 +49,7 @@ class StaticOptions:
     def __post_init__(self) -> None:
         check_flag("batch_norm", self.batch_norm)
         check_flag("bias", self.bias)
-        check_integer("limit", self.limit, 100)
-        if self.limit < 1:
-            raise ValueError(f"limit={self.limit} must be at least 1 batch, e.g. limit=100.")
+        check_integer("limit", self.limit, 100, least=1)
 
 
 def quantize_static(

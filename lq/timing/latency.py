@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lq.checks import check_integer, check_number
 from lq.tracing.structure import tensors_of
 
 Call = Callable[..., Any]
@@ -110,6 +111,7 @@ def latency(
         Median, fastest and spread.
 
     Raises:
+        TypeError: if something is no number.
         ValueError: if a number is out of range.
 
     Example:
@@ -144,6 +146,7 @@ def compare_latency(
         The latencies, by name, all of the same number of calls.
 
     Raises:
+        TypeError: if something is no number.
         ValueError: if there is nothing to call or a number is out of range.
 
     Example:
@@ -154,9 +157,9 @@ def compare_latency(
     """
     if not fns:
         raise ValueError("fns is empty; give at least one function, e.g. {'fp32': model}.")
-    for name, value, least in (("threads", threads, 1), ("warmup", warmup, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r} must be an int of {least} or more.")
+    check_integer("threads", threads, 1, least=1)
+    check_integer("warmup", warmup, 5, least=0)
+    check_number("min_time", min_time, 1.0)
     if not min_time > 0:
         raise ValueError(f"min_time={min_time!r} must be above 0 seconds, e.g. 1.0.")
     tensors = tensors_of([args, kwargs or {}])

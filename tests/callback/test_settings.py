@@ -66,7 +66,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schedule": 3}, "schedule=3 .* must be a QATSchedule"),
     ({"schedule": {"begin": 3}}, "schedule has no setting 'begin'; it has start"),
     ({"schedule": {"lr": "0.01"}}, "lr='0.01' .* is not a number"),
-    ({"schedule": {"lr": NAN}}, "lr=nan is outside"),
+    ({"schedule": {"lr": NAN}}, "lr=nan is not a number"),
     ({"schedule": {"lr": 0}}, "trains nothing"),
     ({"schedule": {"lr_final": 2}}, "outside"),
     ({"schedule": {"start": -1}}, "start"),

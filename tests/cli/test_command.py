@@ -70,7 +70,7 @@ def test_saved_config_launches_the_same_run(run_lq, config, tmp_path):
     [
         ({"data": {"val_size": 5000}}, "val_size + test_size is 5360, but there are only 1797 digits"),
         ({"model": {"optimizer": {"lr": -1.0}}}, "optimizer lr must be above 0, got -1.0."),
-        ({"model": {"width": 0}}, "width must be an integer of at least 1, got 0."),
+        ({"model": {"width": 0}}, "width=0 must be at least 1; write e.g. width=16."),
     ],
 )
 def test_errors_of_ours_are_one_line(run_lq, config, capsys, changes, message):

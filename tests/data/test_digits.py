@@ -46,10 +46,10 @@ def test_workers_give_the_same_batches():
     ("arguments", "message"),
     [
         ({"val_size": 1797}, "only 1797 digits; keep some for training"),
-        ({"val_size": 0}, "val_size must be an integer of at least 1, got 0"),
-        ({"test_size": 0}, "test_size must be"),
-        ({"batch_size": 0}, "batch_size must be"),
-        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
+        ({"val_size": 0}, "val_size=0 must be at least 1"),
+        ({"test_size": 0}, "test_size=0 must be"),
+        ({"batch_size": 0}, "batch_size=0 must be"),
+        ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
     ],
 )
 def test_bad_arguments(arguments, message):

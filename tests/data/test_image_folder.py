@@ -31,5 +31,5 @@ def test_missing_folder_is_named(tmp_path, image_folder):
 
 
 def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="resize_size must be an integer of at least 224, got 100"):
+    with pytest.raises(ValueError, match="resize_size=100 must be at least 224"):
         ImageFolderDataModule("x", resize_size=100)

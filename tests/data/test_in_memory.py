@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lq.data.in_memory import check_at_least, random_crop_flip, seeded_split
+from lq.data.in_memory import random_crop_flip, seeded_split
 
 
 def slow_crop_flip(images, padding, flip, generator):
@@ -40,9 +40,3 @@ def test_split_is_disjoint_complete_and_the_same_for_the_same_seed():
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(10))
     assert first.equal(seeded_split([7, 3], seed=4)[0])
     assert not first.equal(seeded_split([7, 3], seed=5)[0])
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None])
-def test_check_names_what_came(value):
-    with pytest.raises(ValueError, match=r"batch_size must be an integer of at least 1, got"):
-        check_at_least("batch_size", value, 1)

@@ -52,5 +52,5 @@ def test_crops_lie_inside_and_are_normalized() -> None:
 
 @pytest.mark.parametrize("name", ["crops", "val_crops", "image_size", "batch_size"])
 def test_bad_numbers(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
         PhotographsDataModule(Brightness(), **{name: 0})

@@ -21,7 +21,7 @@ def test_inputs_go_where_the_model_is():
 
 def test_limits():
     assert list(first_batches(iter(range(5)), None, "x")) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match=r"x\(\): limit=0 must be at least 1 batch"):
+    with pytest.raises(ValueError, match=r"x\(\): limit=0 must be at least 1;"):
         list(first_batches([1], 0, "x()"))
     with pytest.raises(ValueError, match=r"x\(\) got no batch"):
         list(first_batches([], 3, "x()"))

@@ -49,9 +49,7 @@ class AutoBits:
 
     def __post_init__(self) -> None:
         limits_time = Budget.parse(self.budget).kind == LATENCY
-        check_integer("auto_bits: batches", self.batches, 2)
-        if self.batches < 1:
-            raise ValueError(f"auto_bits: batches={self.batches} must be at least 1.")
+        check_integer("auto_bits: batches", self.batches, 2, least=1)
         if self.widths is not None:
             _check_widths(self.widths)
             object.__setattr__(self, "widths", tuple(sorted(set(self.widths))))

@@ -68,15 +68,12 @@ class Gate:
     on_failure: str = "error"
 
     def __post_init__(self) -> None:
-        check_integer("batches", self.batches, 10)
-        check_integer("simulated", self.simulated, 32)
+        check_integer("batches", self.batches, 10, least=1)
+        check_integer("simulated", self.simulated, 32, least=1)
         check_flag("excuse_rounding", self.excuse_rounding)
         for name, example in _NUMBERS.items():
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), example)
-        for name in ("batches", "simulated"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in ("min_agreement", "min_detection_agreement"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
