@@ -19,7 +19,7 @@ from lq.deployment.gated_export import BIAS_ROUNDING
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import at_hand
 from lq.export.artifact.manifest import read_manifest
-from lq.ptq.batches import Call, first_batches, first_inputs, reusable, run_batch
+from lq.ptq.batches import RunBatch, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.dynamic import DYNAMIC_LAYERS, quantize_dynamic
 from lq.ptq.static import StaticOptions, prepare_static
 from lq.timing.latency import size_mb
@@ -108,7 +108,7 @@ def _has_rounded_biases(artifact: AnyPath) -> bool:
 
 
 def _static(
-    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call, limit: int
+    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: RunBatch, limit: int
 ) -> Iterable[tuple[str, fx.GraphModule]]:
     qconfig = as_qconfig(qconfig)
     weight = replace(qconfig.resolved_weight, learned_scale=False)

@@ -13,7 +13,7 @@ from lq.compat.deprecations import quiet_torchscript
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.conversion.int8 import Int8Layer
-from lq.ptq.batches import Call, run_batch
+from lq.ptq.batches import RunBatch, run_batch
 from lq.ptq.layers import QuantizedLayer, layers_of
 from lq.ptq.weights import folded_weights
 from lq.timing.latency import compare_latency
@@ -37,7 +37,7 @@ class CostRow(TypedDict):
 
 
 def layer_costs(
-    prepared: nn.Module, batch: Any, call: Call | None = None, threads: int = 1, min_time: float = 0.05
+    prepared: nn.Module, batch: Any, call: RunBatch | None = None, threads: int = 1, min_time: float = 0.05
 ) -> list[CostRow]:
     """Time of every layer in int8, and in float with a dequantization before and a quantization behind it.
 
@@ -85,7 +85,7 @@ def layer_costs(
     return rows
 
 
-def _macs(prepared: fx.GraphModule, batch: Any, call: Call) -> dict[str, int]:
+def _macs(prepared: fx.GraphModule, batch: Any, call: RunBatch) -> dict[str, int]:
     """Multiplications of every layer, over all its calls."""
     macs: dict[str, int] = {}
 
@@ -107,7 +107,7 @@ def _macs(prepared: fx.GraphModule, batch: Any, call: Call) -> dict[str, int]:
     return macs
 
 
-def _int8_inputs(int8: fx.GraphModule, batch: Any, call: Call) -> dict[str, Tensor]:
+def _int8_inputs(int8: fx.GraphModule, batch: Any, call: RunBatch) -> dict[str, Tensor]:
     """What every int8 kernel is called with."""
     inputs: dict[str, Tensor] = {}
 

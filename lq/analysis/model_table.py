@@ -19,7 +19,7 @@ from lq.export.artifact.signature import Signature
 from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original, with_traced_sizes
 from lq.metrics import ModelComparison, targets_of
 from lq.metrics.comparison import AnyMetric
-from lq.ptq.batches import Call, first_batches
+from lq.ptq.batches import RunBatch, first_batches
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import artifact_mb, fastest_float, float_forms
 from lq.tracing.batch import images_at_once
@@ -51,7 +51,7 @@ class CompareOptions:
     """
 
     metric: AnyMetric | None = None
-    call: Call | None = None
+    call: RunBatch | None = None
     target_fn: Callable[[Any], Any] | None = None
     calibration: int = 100
     limit: int | None = None
@@ -113,7 +113,7 @@ class ModelTable:
                     continue
                 self.add(f"{INT8}, {kind}", loaded, artifact_mb(kind, place))
 
-    def rows(self, test: Iterable[Any], call: Call) -> list[dict[str, Any]]:
+    def rows(self, test: Iterable[Any], call: RunBatch) -> list[dict[str, Any]]:
         """Measure everything."""
         args, kwargs = self.sample
         with torch.inference_mode(), int8_kernels():
@@ -127,7 +127,7 @@ class ModelTable:
         rows = [self._row(name, results, times) for name in self.models]
         return _with_recovered(rows, results)
 
-    def _judge(self, test: Iterable[Any], call: Call) -> dict[str, dict[str, float]]:
+    def _judge(self, test: Iterable[Any], call: RunBatch) -> dict[str, dict[str, float]]:
         pairs = [(FAKE, name) for name in self.models if FAKE in self.models and name.startswith(INT8)]
         own = self.options.own
         comparison = ModelComparison(list(self.models), self.options.metric, pairs, optional=own is not None)

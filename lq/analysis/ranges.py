@@ -13,12 +13,12 @@ from lq.analysis.tensors import evaluating, require_ranges, tensors_of
 from lq.backends.prepare import state_of
 from lq.core.layer import QATLayer
 from lq.core.weight_quantizer import along_channels
-from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.batches import RunBatch, first_batches, run_batch
 from lq.ptq.layers import layers_of
 
 
 def range_statistics(
-    prepared: nn.Module, batches: Iterable[Any], call: Call | None = None, limit: int = 8
+    prepared: nn.Module, batches: Iterable[Any], call: RunBatch | None = None, limit: int = 8
 ) -> list[RangeRow]:
     """Saturation, levels in use and dead tensors or channels, of the fake-quantized model.
 

@@ -15,7 +15,7 @@ from lq.checks import shown
 from lq.messages import some_of
 from lq.metrics import SQNR, ModelComparison, metric_name, targets_of
 from lq.metrics.comparison import AnyMetric
-from lq.ptq.batches import Call, run_batch
+from lq.ptq.batches import RunBatch, run_batch
 
 ACCURACY: Literal["accuracy"] = "accuracy"
 OneMetric = AnyMetric | Literal["accuracy"]
@@ -83,7 +83,7 @@ class Score:
 
     batches: Sequence[Any]
     metric: OneMetric | None = None
-    call: Call | None = None
+    call: RunBatch | None = None
     target_fn: Callable[[Any], Any] | None = None
     higher_is_better: bool | None = None
 

@@ -15,7 +15,7 @@ from lq.analysis.tensors import evaluating, require_ranges
 from lq.backends.prepare import plan_of
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
-from lq.ptq.batches import Call, first_batches
+from lq.ptq.batches import RunBatch, first_batches
 from lq.ptq.layers import layers_of
 from lq.ptq.switch import quantize_only
 
@@ -64,7 +64,7 @@ class SensitivityOptions:
         8
     """
 
-    call: Call | None = None
+    call: RunBatch | None = None
     target_fn: Callable[[Any], Any] | None = None
     higher_is_better: bool | None = None
     limit: int = 8

@@ -15,7 +15,7 @@ from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.conversion.int8 import Int8Layer
 from lq.metrics import SQNR, sqnr
-from lq.ptq.batches import Call, first_batches, run_batch
+from lq.ptq.batches import RunBatch, first_batches, run_batch
 from lq.ptq.layers import layers_of
 from lq.ptq.weights import folded_weights
 from lq.tracing.choice import behind_choices
@@ -48,7 +48,7 @@ class SqnrRow(TypedDict):
 
 
 def sqnr_per_layer(
-    prepared: nn.Module, batches: Iterable[Any], call: Call | None = None, limit: int = 8, int8: bool = False
+    prepared: nn.Module, batches: Iterable[Any], call: RunBatch | None = None, limit: int = 8, int8: bool = False
 ) -> list[SqnrRow]:
     r"""SQNR of every weight and activation, float against fake-quantized and, if wanted, against int8.
 
@@ -126,7 +126,7 @@ class _Listener:
         found = {t.name for t in self.tensors if any(modules[target] is t.quantizer for target in targets)}
         return found | ({"output"} if graph.output_node() in behind else set())
 
-    def take(self, batch: Any, call: Call) -> None:
+    def take(self, batch: Any, call: RunBatch) -> None:
         """Run one batch through all versions."""
         self.exact = {}
         versions: dict[str, nn.Module] = {"float": self.prepared, "fake": self.prepared}

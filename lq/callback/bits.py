@@ -15,7 +15,7 @@ from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.schedule import QATSchedule
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.deployment.evaluation import ValidationData
-from lq.export.exporters import Choice
+from lq.export.exporters import ExporterChoice
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import call_sample, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
@@ -51,7 +51,7 @@ class BitSearch:
     """
 
     wanted: AutoBits
-    exporters: Sequence[Choice] = ()
+    exporters: Sequence[ExporterChoice] = ()
     setting: ClassVar[str] = _WHO
     without_data: ClassVar[str] = "name the bits: QConfig(overrides={...})"
 

@@ -58,7 +58,7 @@ def names_files_of_others(trainer: Trainer) -> bool:
     return "weights_only" in settings and bool(settings["ckpt_path"]) and settings["weights_only"] is not False
 
 
-def check_state(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
+def require_qat_state(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
     """Refuse a checkpoint without the ranges of QAT, which a module with ``strict_loading = False`` would not miss.
 
     Args:

@@ -21,7 +21,7 @@ from lq.callback.averaging import check_averaging, check_finetuning, share_quant
 from lq.callback.bits import BitSearch, wanted_bits
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
-from lq.callback.checkpoint_to_load import check_state, checkpoint_to_load
+from lq.callback.checkpoint_to_load import checkpoint_to_load, require_qat_state
 from lq.callback.compilation import CompilationPause, is_compiled
 from lq.callback.coverage import Reach, check_reached, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
@@ -554,7 +554,7 @@ class QATCallback(Callback):
         entry.require_same_plan(self._name, self._applied)
         self._started, self._calibrated, self._float.results = entry.started, entry.calibrated, dict(entry.fp32)
         if not splits_weights(trainer):
-            check_state(checkpoint, pl_module)
+            require_qat_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.
         elif entry.started:
             set_phase(self._target(pl_module), fake_quant=True, observer=False, freeze_bn=True)

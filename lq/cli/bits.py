@@ -13,7 +13,7 @@ from lq.analysis.bits import AutoBits, choose_bits
 from lq.callback.preparation import choose_target
 from lq.cli.common import qat_callback
 from lq.cli.weights import read_checkpoint
-from lq.export.exporters import Choice
+from lq.export.exporters import ExporterChoice
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
 from lq.metrics.outputs import plain_targets_of
@@ -69,7 +69,7 @@ def choose_bits_of(
     target_fn = callback.target_fn or plain_targets_of
     samples = validation_samples(model, name, loaders, datamodule, target_fn, options.batches)
     options = replace(options, batches=len(samples) or options.batches)  # of every loader
-    own: list[Choice] = [chosen.choice for chosen in callback.export_settings.choices]
+    own: list[ExporterChoice] = [chosen.choice for chosen in callback.export_settings.choices]
     target = target_of(model, name)
     stored = own if exporters is None else exporters
     found = choose_bits(target, samples, callback.qconfig, options, call_sample, labels_of, stored)

@@ -28,11 +28,11 @@ def _check_range(kind: str, quant_min: int, quant_max: int) -> None:
         )
 
 
-AnyGrid = TypeVar("AnyGrid", bound="Grid")
+AnyGrid = TypeVar("AnyGrid", bound="GridSpec")
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridSpec:
     """A grid that knows which of its settings were given, so that it can be laid on top of another one.
 
     ``given`` holds their names. It is no field, so that grids with the same settings are equal.
@@ -88,7 +88,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class WeightSpec(Grid):
+class WeightSpec(GridSpec):
     """Symmetric integer grid of a weight; its scale follows the current weights or is learned.
 
     Args:
@@ -141,7 +141,7 @@ class WeightSpec(Grid):
 
 
 @dataclass(frozen=True)
-class ActivationSpec(Grid):
+class ActivationSpec(GridSpec):
     """Integer grid of an activation, one scale and zero point per tensor, ranges learned by an observer.
 
     Args:

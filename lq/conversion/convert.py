@@ -11,7 +11,7 @@ from torch import fx, nn
 from lq.backends.prepare import qconfig_of
 from lq.compat.deprecations import quiet_torchscript
 from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine
-from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.lowering import Lowering, TensorGrid, bare_layer, graph_with_ranges, same_layer
 from lq.conversion.wide import check_eight_bits
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
@@ -83,7 +83,7 @@ class _Value:
 
     real: fx.Node | None = None
     quantized: fx.Node | None = None
-    grid: Grid | None = None
+    grid: TensorGrid | None = None
 
 
 class _Int8Lowering(Lowering):
@@ -103,10 +103,10 @@ class _Int8Lowering(Lowering):
             kernel = self.graph.call_function(torch.clamp, (kernel, *grid.ends))
         return _Value(quantized=kernel, grid=grid)
 
-    def _quantize(self, x: fx.Node, grid: Grid) -> fx.Node:
+    def _quantize(self, x: fx.Node, grid: TensorGrid) -> fx.Node:
         return self.graph.call_function(torch.quantize_per_tensor, (x, grid.scale, grid.zero_point, torch.quint8))
 
-    def _kernel(self, source: fx.Node, relu: bool, grid: Grid) -> fx.Node | None:
+    def _kernel(self, source: fx.Node, relu: bool, grid: TensorGrid) -> fx.Node | None:
         """The int8 kernel that computes ``source`` and writes it on this grid, if there is one."""
         module = ops.module_of(source, self.modules)
         output = (grid.scale, grid.zero_point)
@@ -194,7 +194,7 @@ class _Int8Lowering(Lowering):
             value.real = self.graph.call_method("dequantize", (value.quantized,))
         return value.real
 
-    def _grid_of(self, arg: Any) -> Grid | None:
+    def _grid_of(self, arg: Any) -> TensorGrid | None:
         value = self.values.get(arg)
         return value.grid if isinstance(value, _Value) else None
 

@@ -24,7 +24,7 @@ from lq.tracing.names import free_name
 
 
 @dataclass(frozen=True)
-class Grid:
+class TensorGrid:
     """The quantized values of one tensor: ``real = scale * (q - zero_point)`` with q in [quant_min, quant_max]."""
 
     scale: float
@@ -32,7 +32,7 @@ class Grid:
     quant_min: int
     quant_max: int
 
-    def shifted_into(self, dtype: torch.dtype) -> Grid:
+    def shifted_into(self, dtype: torch.dtype) -> TensorGrid:
         """The same real values with integers that fit into ``torch.uint8`` or ``torch.int8``."""
         shift = 0
         if dtype == torch.uint8 and self.quant_min < 0:
@@ -164,12 +164,12 @@ class Lowering:
 
     # ---- helpers ------------------------------------------------------------------------------------------------
 
-    def grid(self, module: FakeQuantize) -> Grid:
+    def grid(self, module: FakeQuantize) -> TensorGrid:
         """Where a fake quantizer has rounded to."""
         spec, scale = self.state.specs[module.slot], self._scales[module.slot]
         if module.learned_scale is not None:
             scale = float(module.learned_scale(scale))
-        return Grid(scale, self._zero_points[module.slot], spec.quant_min, spec.quant_max)
+        return TensorGrid(scale, self._zero_points[module.slot], spec.quant_min, spec.quant_max)
 
     def batch_norm(self, node: fx.Node) -> BatchNorm | None:
         """The BatchNorm that a QAT layer has absorbed."""

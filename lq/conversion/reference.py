@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import register_decomposed
 from lq.conversion.int8 import room_for_bias
-from lq.conversion.lowering import Grid, Lowering, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.lowering import Lowering, TensorGrid, bare_layer, graph_with_ranges, same_layer
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
@@ -61,7 +61,7 @@ class _Value:
     """A float node, and the grid that its values lie on if they do."""
 
     real: fx.Node
-    grid: Grid | None = None
+    grid: TensorGrid | None = None
 
 
 class ReferenceLayer(nn.Module):
@@ -121,7 +121,7 @@ class _ReferenceLowering(Lowering):
             x = self.graph.call_function(torch.nn.functional.relu, (x,))
         return self._quantized(x, grid)
 
-    def _quantized(self, x: fx.Node, grid: Grid, is_inside: bool = False) -> _Value:
+    def _quantized(self, x: fx.Node, grid: TensorGrid, is_inside: bool = False) -> _Value:
         """Behind a quantize-dequantize pair; ``is_inside``: no value is beyond the ends of the grid.
 
         Runtimes saturate at the ends of the integer type. A grid that lacks only its lowest integer, as the symmetric

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lq.core.packed import Scalar
 from lq.core.saving import Saving
-from lq.core.straight_through import Rounding, in_any_dtype, in_float32, on_grid
+from lq.core.straight_through import RoundingValues, in_any_dtype, in_float32, on_grid
 
 # The scale of what is all zeros. Values in small units have smaller ones, down to that of values that float32 squares.
 EPS = torch.finfo(torch.float32).eps
@@ -64,7 +64,7 @@ def fake_quantize(
     high: Scalar,
     inplace: bool = False,
     saving: Saving | None = None,
-    rounding: Rounding | None = None,
+    rounding: RoundingValues | None = None,
     ends: Tensor | None = None,
 ) -> Tensor:
     """Round ``x`` to multiples of ``scale`` and saturate: ``clamp(round(x / scale), low, high) * scale``.

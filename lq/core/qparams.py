@@ -21,18 +21,18 @@ ACTIVATIONS: dict[str, tuple[float, float]] = {
 QParams = tuple[Scalar, Scalar, Scalar]
 
 # quant_min, quant_max, symmetric, and the ends of the absorbed activation: numbers for one slot, tensors for several.
-Grid = tuple[Any, Any, Any, Any, Any]
+SlotGrid = tuple[Any, Any, Any, Any, Any]
 
 # So fine a grid that rounding to it changes no float32 between 2^-41 and 2^63: that of a slot without a range.
 _NO_RANGE_SCALE = 2.0**-64
 
 
-def slot_grid(spec: ActivationSpec, activation: str) -> Grid:
+def slot_grid(spec: ActivationSpec, activation: str) -> SlotGrid:
     """The grid of one slot, in numbers."""
     return (spec.quant_min, spec.quant_max, spec.symmetric, *ACTIVATIONS[activation])
 
 
-def scale_zero_point(min_val: Tensor, max_val: Tensor, grid: Grid | Tensor) -> tuple[Tensor, Tensor]:
+def scale_zero_point(min_val: Tensor, max_val: Tensor, grid: SlotGrid | Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the range that is left behind the absorbed activation.
 
     Args:
@@ -49,7 +49,7 @@ def scale_zero_point(min_val: Tensor, max_val: Tensor, grid: Grid | Tensor) -> t
 
 
 @torch.no_grad()
-def step_and_ends(min_val: Tensor, max_val: Tensor, grid: Grid | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def step_and_ends(min_val: Tensor, max_val: Tensor, grid: SlotGrid | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``scale``, ``low`` and ``high`` of :func:`~lq.core.functional.fake_quantize`.
 
     Where a range is not finite, nothing is rounded, and nothing clipped but by the absorbed activation.

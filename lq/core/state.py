@@ -32,7 +32,7 @@ from lq.core.qparams import (
     slot_grid,
     step_and_ends,
 )
-from lq.core.straight_through import Rounding, exact, marking
+from lq.core.straight_through import RoundingValues, exact, marking
 
 STATE = "qat_state"  # the name under which a prepared module holds it
 
@@ -44,7 +44,7 @@ class _Known:
     version: object
     grids: tuple[Tensor, Tensor, Tensor]
     qparams: list[QParams]
-    roundings: dict[bool, list[Rounding]] = field(default_factory=dict)  # by whether those of float32
+    roundings: dict[bool, list[RoundingValues]] = field(default_factory=dict)  # by whether those of float32
 
 
 class QATState(Float32Buffers):
@@ -165,7 +165,7 @@ class QATState(Float32Buffers):
             return scale[slot], low[slot], high[slot]
         return self._read().qparams[slot]
 
-    def rounding(self, slot: int, dtype: torch.dtype) -> Rounding | None:
+    def rounding(self, slot: int, dtype: torch.dtype) -> RoundingValues | None:
         """What follows from :meth:`slot_qparams` for activations of a dtype; ``None`` where each site computes it.
 
         A GPU computes that of all slots at once, because it would launch a kernel for each number of each site.
@@ -175,7 +175,7 @@ class QATState(Float32Buffers):
         known, is_float32 = self._read(), dtype == torch.float32
         if is_float32 not in known.roundings:
             vectors = (marking if is_float32 else exact)(*known.grids)
-            known.roundings[is_float32] = list(map(Rounding, *(torch.as_tensor(v).unbind() for v in vectors)))
+            known.roundings[is_float32] = list(map(RoundingValues, *(torch.as_tensor(v).unbind() for v in vectors)))
         return known.roundings[is_float32][slot]
 
     def ready(self, slot: int) -> bool:

@@ -22,7 +22,7 @@ from lq.core.saving import Saving
 _MARK, _MARK_AT_ZERO = 1e-6, 1e-20
 
 
-class Rounding(NamedTuple):
+class RoundingValues(NamedTuple):
     """What the passes over an activation compute with beside the scale.
 
     Each is a number, a 0-dim tensor, or a vector with an entry for every grid.
@@ -49,15 +49,15 @@ def _zero(scale: Scalar) -> Scalar:
     return torch.zeros_like(scale) if isinstance(scale, Tensor) else 0.0
 
 
-def marking(scale: Scalar, low: Scalar, high: Scalar) -> Rounding:
+def marking(scale: Scalar, low: Scalar, high: Scalar) -> RoundingValues:
     """For float32: what saturates goes beyond the ends, and the *result* tells where a gradient passes."""
     below, above = _beyond(low, high, 0.5)
-    return Rounding(1.0 / scale, *_beyond(low, high, 1.0), below * scale, above * scale, _zero(scale))
+    return RoundingValues(1.0 / scale, *_beyond(low, high, 1.0), below * scale, above * scale, _zero(scale))
 
 
-def exact(scale: Scalar, low: Scalar, high: Scalar) -> Rounding:
+def exact(scale: Scalar, low: Scalar, high: Scalar) -> RoundingValues:
     """For any dtype: what saturates goes to the ends, and the *input* tells where a gradient passes."""
-    return Rounding(1.0 / scale, low, high, (low - 0.5) * scale, (high + 0.5) * scale, _zero(scale))
+    return RoundingValues(1.0 / scale, low, high, (low - 0.5) * scale, (high + 0.5) * scale, _zero(scale))
 
 
 def _beyond(low: Scalar, high: Scalar, share: float) -> tuple[Any, Any]:
@@ -76,7 +76,7 @@ class _Float32(torch.autograd.Function):
         scale: Scalar,
         low: Scalar,
         high: Scalar,
-        rounding: Rounding,
+        rounding: RoundingValues,
         inplace: bool,
         saving: Saving | None,
         ends: Tensor | None,
@@ -128,7 +128,7 @@ class _AnyDtype(torch.autograd.Function):
     """Computes in float32 whatever the dtype, and keeps the input for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Scalar, rounding: Rounding) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Scalar, rounding: RoundingValues) -> Tensor:
         ctx.save_for_backward(x)
         ctx.rounding = rounding
         return _rounded(x, *rounding[:3], scale, rounding.low, rounding.high)[0]
@@ -145,7 +145,7 @@ class _AnyDtypePacked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, rounding: Rounding, saving: Saving
+        ctx: Any, x: Tensor, scale: Scalar, low: Scalar, high: Scalar, rounding: RoundingValues, saving: Saving
     ) -> Tensor:
         bounds: Any = low, high
         integers = (x.float() * rounding.inverse).round_().clamp_(*bounds)
@@ -180,7 +180,7 @@ def _values_again(
     return _values(unpack(packed, grid_low - 1).float().clamp_(*bounds), scale, dtype)
 
 
-def _where_inside(grad: Tensor, x: Tensor, rounding: Rounding) -> Tensor:
+def _where_inside(grad: Tensor, x: Tensor, rounding: RoundingValues) -> Tensor:
     low, high = rounding.inside_low, rounding.inside_high
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         # One-dimensional, so that they are compared in float32 and not in the dtype of ``x``.
@@ -195,7 +195,7 @@ def in_float32(
     scale: Scalar,
     low: Scalar,
     high: Scalar,
-    rounding: Rounding | None = None,
+    rounding: RoundingValues | None = None,
     inplace: bool = False,
     saving: Saving | None = None,
     ends: Tensor | None = None,
@@ -213,7 +213,7 @@ def in_any_dtype(
     scale: Scalar,
     low: Scalar,
     high: Scalar,
-    rounding: Rounding | None = None,
+    rounding: RoundingValues | None = None,
     saving: Saving | None = None,
 ) -> Tensor:
     """Round a tensor of less than float32 that wants a gradient; ``rounding`` is that of :func:`exact`."""

@@ -22,7 +22,7 @@ from lq.deployment.settings import DEFAULT_EXPORTERS, ExportSettings
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import Int8Model
 from lq.export.artifact.signature import in_float32
-from lq.export.exporters import Choice
+from lq.export.exporters import ExporterChoice
 from lq.export.parity.gate import Gate
 from lq.lightning_module.target import prepared_graph
 from lq.metrics.detections import comparable
@@ -102,7 +102,7 @@ def export_artifact(
     prepared: nn.Module,
     batches: Iterable[Any],
     directory: AnyPath,
-    exporters: Sequence[Choice] = DEFAULT_EXPORTERS,
+    exporters: Sequence[ExporterChoice] = DEFAULT_EXPORTERS,
     gate: Gate | None = None,
     float_model: nn.Module | None = None,
     dynamic_axes: DynamicAxes | None = None,

@@ -14,7 +14,7 @@ from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
-from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.exporters import EXPORTERS, Chosen, ExporterChoice, chosen
 from lq.export.formats.shared import sharing
 from lq.messages import one_line
 from lq.metrics.detections import comparable, mismatch
@@ -23,7 +23,9 @@ from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs
 
 
-def rehearse(prepared: fx.GraphModule, example: Inputs, exporters: Sequence[Choice] = DEFAULT_EXPORTERS) -> list[str]:
+def rehearse(
+    prepared: fx.GraphModule, example: Inputs, exporters: Sequence[ExporterChoice] = DEFAULT_EXPORTERS
+) -> list[str]:
     """Export a copy with made-up ranges and run it, so that what would fail after the training fails before it.
 
     Args:

@@ -9,11 +9,11 @@ from typing import Any
 from lq.checks import shown
 from lq.deployment.destination import Destination
 from lq.export.artifact.directory import AnyPath
-from lq.export.exporters import EXPORTERS, Choice, Chosen, chosen
+from lq.export.exporters import EXPORTERS, Chosen, ExporterChoice, chosen
 from lq.export.parity.gate import Gate
 from lq.tracing.axes import Axes, DynamicAxes, checked_axes
 
-DEFAULT_EXPORTERS: tuple[Choice, ...] = ("torch",)
+DEFAULT_EXPORTERS: tuple[ExporterChoice, ...] = ("torch",)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExportSettings:
         ImportError: if an exporter needs a package that is not installed.
     """
 
-    exporters: Sequence[Choice] = DEFAULT_EXPORTERS
+    exporters: Sequence[ExporterChoice] = DEFAULT_EXPORTERS
     gate: Gate = field(default_factory=Gate)
     directory: AnyPath | Destination | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)

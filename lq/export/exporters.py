@@ -20,7 +20,7 @@ from lq.export.artifact.signature import Signature, in_float32
 from lq.tracing.choice import chooses_boxes
 from lq.tracing.structure import Inputs, in_plain_containers
 
-Choice = str | Mapping[str, Mapping[str, Any]]
+ExporterChoice = str | Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def check_no_boxes(prepared: fx.GraphModule, name: str) -> None:
         )
 
 
-def stored_bits(bits: int, exporters: Sequence[Choice]) -> int:
+def stored_bits(bits: int, exporters: Sequence[ExporterChoice]) -> int:
     """Bits that a weight takes in the files of exporters, where it takes the most.
 
     Args:
@@ -294,7 +294,7 @@ def _as_list(choices: Any) -> str:
     return f"[{shown(choices)}]" if choices and isinstance(choices, Mapping) else "['torch']"
 
 
-def chosen(choices: Sequence[Choice]) -> list[Chosen]:
+def chosen(choices: Sequence[ExporterChoice]) -> list[Chosen]:
     """The exporters of a configuration, checked.
 
     Args:
@@ -328,7 +328,7 @@ def chosen(choices: Sequence[Choice]) -> list[Chosen]:
     return [_checked(name, options) for name, options in pairs]
 
 
-def _pairs(choice: Choice) -> list[tuple[str, Mapping[str, Any]]]:
+def _pairs(choice: ExporterChoice) -> list[tuple[str, Mapping[str, Any]]]:
     if isinstance(choice, str):
         return [(choice, {})]
     if isinstance(choice, Mapping) and choice:

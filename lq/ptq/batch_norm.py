@@ -13,12 +13,12 @@ from lq.backends.prepare import set_phase
 from lq.compat.torch_private import BatchNorm
 from lq.console import BatchCounter
 from lq.core.modules import QATLayer
-from lq.ptq.batches import Call, run_batch
-from lq.ptq.layers import is_layer
+from lq.ptq.batches import RunBatch, run_batch
+from lq.ptq.layers import calls_layers
 
 
 @torch.no_grad()
-def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Any], call: Call | None = None) -> int:
+def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Any], call: RunBatch | None = None) -> int:
     """Measure the mean and variance of every BatchNorm anew, behind quantized weights; do it before ``calibrate``.
 
     Each statistic becomes the plain average over the batches.
@@ -51,7 +51,7 @@ def reestimate_batch_norm(prepared: nn.Module, batches: Iterable[Any], call: Cal
         norm.reset_running_stats()
         norm.momentum = None
     for part in prepared.modules():
-        if isinstance(part, (BatchNorm, QATLayer)) or is_layer(part):
+        if isinstance(part, (BatchNorm, QATLayer)) or calls_layers(part):
             part.train()
     try:
         with BatchCounter("lq: BatchNorm statistics") as counter:

@@ -16,7 +16,7 @@ from lq.tracing.any_batch import run_any_batch
 from lq.tracing.batch import fixed_batch
 from lq.tracing.structure import Inputs, on_device, tensors_of
 
-Call = Callable[[Any, Any], Any]
+RunBatch = Callable[[Any, Any], Any]
 
 
 def run_batch(model: Callable[..., Any], batch: Any) -> Any:
@@ -57,7 +57,7 @@ def run_batch(model: Callable[..., Any], batch: Any) -> Any:
 
 @torch.no_grad()
 def first_inputs(
-    model: nn.Module, part: nn.Module, batch: Any, call: Call = run_batch
+    model: nn.Module, part: nn.Module, batch: Any, call: RunBatch = run_batch
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a part of a model is called with for one batch.
 

@@ -11,13 +11,13 @@ from torch import Tensor, fx, nn
 
 from lq.backends.prepare import set_phase
 from lq.console import BatchCounter
-from lq.ptq.batches import Call, run_batch
+from lq.ptq.batches import RunBatch, run_batch
 from lq.ptq.layers import QuantizedLayer, layers_of, outputs_of
 from lq.ptq.switch import all_in_float
 
 
 @torch.no_grad()
-def correct_bias(prepared: nn.Module, batches: Iterable[Any], call: Call | None = None) -> dict[str, float]:
+def correct_bias(prepared: nn.Module, batches: Iterable[Any], call: RunBatch | None = None) -> dict[str, float]:
     r"""Take the mean error that rounded weights make out of every layer's output, layer by layer.
 
     .. math:: b \leftarrow b - \mathbb{E}[\hat y - y]

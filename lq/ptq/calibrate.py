@@ -13,13 +13,13 @@ from lq.backends.prepare import set_phase, state_of
 from lq.checks import check_integer, shown
 from lq.console import BatchCounter
 from lq.core.state import QATState
-from lq.ptq.batches import Call, check_batches, first_batches, run_batch
+from lq.ptq.batches import RunBatch, check_batches, first_batches, run_batch
 
 
 def calibrate(
     prepared: nn.Module,
     batches: Iterable[Any],
-    call: Call | None = None,
+    call: RunBatch | None = None,
     limit: int = 100,
     *,
     show_progress: bool = True,

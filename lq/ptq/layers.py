@@ -62,7 +62,7 @@ def _layers_in_place(prepared: nn.Module, modules: dict[str, nn.Module]) -> list
     return list(found.values())
 
 
-def is_layer(part: nn.Module) -> bool:
+def calls_layers(part: nn.Module) -> bool:
     """Whether a module of an instrumented one calls layers."""
     return any(site.layer is not None for site in _sites_of(part))
 

@@ -17,7 +17,7 @@ from lq.conversion.graph import as_graph
 from lq.lightning_module.copies import float_copy
 from lq.lightning_module.target import find_target, target_of
 from lq.ptq.batch_norm import reestimate_batch_norm
-from lq.ptq.batches import Call, check_batches, first_batches, first_inputs, reusable, run_batch
+from lq.ptq.batches import RunBatch, check_batches, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
 from lq.tracing.axes import DynamicAxes
@@ -56,7 +56,7 @@ def quantize_static(
     model: nn.Module,
     batches: Iterable[Any],
     qconfig: QConfig | str = "portable",
-    call: Call | None = None,
+    call: RunBatch | None = None,
     options: StaticOptions | None = None,
     dynamic_axes: DynamicAxes | None = None,
 ) -> nn.Module:
@@ -97,7 +97,7 @@ def prepare_static(
     model: nn.Module,
     batches: Iterable[Any],
     qconfig: QConfig | str = "portable",
-    call: Call | None = None,
+    call: RunBatch | None = None,
     options: StaticOptions | None = None,
 ) -> fx.GraphModule:
     """The fake-quantized model that :func:`quantize_static` converts, as a graph, for analysis.
@@ -137,7 +137,7 @@ def with_histograms(qconfig: QConfig | str) -> QConfig:
 
 
 def _prepared(
-    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: Call | None, options: StaticOptions
+    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: RunBatch | None, options: StaticOptions
 ) -> tuple[fx.GraphModule, nn.Module, str]:
     """The prepared graph, the copy of the model that holds what it was made of, and under which name."""
     check_module("model", model)
@@ -155,7 +155,7 @@ def prepare_and_calibrate(
     name: str,
     batches: Iterable[Any],
     qconfig: QConfig | str = "portable",
-    call: Call | None = None,
+    call: RunBatch | None = None,
     options: StaticOptions | None = None,
 ) -> Inputs:
     """Prepare a part of a float model in place, and calibrate it.
@@ -199,7 +199,7 @@ def _copied(model: nn.Module, target: str | None) -> tuple[nn.Module, str]:
     return float_copy(model).eval(), name
 
 
-def _go_through(prepared: nn.Module, batches: Iterable[Any], call: Call, options: StaticOptions) -> None:
+def _go_through(prepared: nn.Module, batches: Iterable[Any], call: RunBatch, options: StaticOptions) -> None:
     def again() -> Iterable[Any]:
         return first_batches(batches, options.limit, "quantize_static()")
 

@@ -19,8 +19,6 @@ from torch import nn
 from lq.checks import check_integer, check_number
 from lq.tracing.structure import tensors_of
 
-Call = Callable[..., Any]
-
 _MIN_ROUNDS = 5
 _TIMED_PER_TURN = 3
 
@@ -89,7 +87,7 @@ def size_mb(model: nn.Module | str | os.PathLike[str]) -> float:
 
 
 def latency(
-    fn: Call,
+    fn: Callable[..., Any],
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -122,7 +120,7 @@ def latency(
 
 
 def compare_latency(
-    fns: Mapping[str, Call],
+    fns: Mapping[str, Callable[..., Any]],
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -186,7 +184,7 @@ def _take_turns(clocks: Sequence[Callable[[], float]], warmup: int, min_time: fl
     return times
 
 
-def _timed(fn: Call, args: Sequence[Any], kwargs: Mapping[str, Any], devices: set[torch.device]) -> float:
+def _timed(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], devices: set[torch.device]) -> float:
     for device in devices:
         torch.accelerator.synchronize(device)
     start = time.perf_counter()

@@ -36,7 +36,7 @@ class LayerSite:
 
 
 @dataclass(frozen=True)
-class LayerCall:
+class CapturedLayer:
     """A call of a layer in an ATen graph: its input, weight and bias, and the other arguments by name."""
 
     kind: type[nn.Module]
@@ -54,7 +54,7 @@ _KINDS: dict[str, type[nn.Module]] = {
 }
 
 
-def layer_call(node: fx.Node) -> LayerCall | None:
+def layer_call(node: fx.Node) -> CapturedLayer | None:
     """The call of a layer that a node makes, if it makes one.
 
     Example:
@@ -70,16 +70,18 @@ def layer_call(node: fx.Node) -> LayerCall | None:
     name = node.target._schema.name.partition("::")[2]
     a = arguments(node.target, node.args, node.kwargs)
     if name == "addmm" and a["beta"] == 1 and a["alpha"] == 1:
-        return LayerCall(nn.Linear, a["mat1"], a["mat2"], a["self"], {}, transposed=True)
+        return CapturedLayer(nn.Linear, a["mat1"], a["mat2"], a["self"], {}, transposed=True)
     if name in ("matmul", "mm"):
-        return LayerCall(nn.Linear, a["self"], a["other" if name == "matmul" else "mat2"], None, {}, transposed=True)
+        return CapturedLayer(
+            nn.Linear, a["self"], a["other" if name == "matmul" else "mat2"], None, {}, transposed=True
+        )
     if name not in _KINDS:
         return None
     rest = {k: v for k, v in a.items() if k not in ("input", "weight", "bias")}
-    return LayerCall(_KINDS[name], a["input"], a["weight"], a["bias"], rest)
+    return CapturedLayer(_KINDS[name], a["input"], a["weight"], a["bias"], rest)
 
 
-def make_layer(call: LayerCall, weight: Tensor, bias: Tensor | None, site: LayerSite, state: QATState) -> QATLayer:
+def make_layer(call: CapturedLayer, weight: Tensor, bias: Tensor | None, site: LayerSite, state: QATState) -> QATLayer:
     """The QAT layer of a call.
 
     Args:
@@ -102,7 +104,7 @@ def make_layer(call: LayerCall, weight: Tensor, bias: Tensor | None, site: Layer
     return twin
 
 
-def _bare(call: LayerCall, weight: Tensor) -> nn.Module:
+def _bare(call: CapturedLayer, weight: Tensor) -> nn.Module:
     """A float layer of the weight's shape without memory for parameters."""
     if call.kind is nn.Linear:
         return nn.Linear(weight.shape[1], weight.shape[0], device="meta")

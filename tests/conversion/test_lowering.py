@@ -12,7 +12,7 @@ from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
-from lq.conversion.lowering import Grid, Lowering, bare_layer
+from lq.conversion.lowering import Lowering, TensorGrid, bare_layer
 from lq.conversion.reference import reference
 from lq.core.modules import QATConv2d
 from lq.ptq import calibrate
@@ -22,14 +22,16 @@ from lq.ptq.layers import layers_of
 @pytest.mark.parametrize(
     ("grid", "dtype", "ints"),
     [
-        (Grid(0.1, 100, 0, 255), torch.uint8, (100, 0, 255)),
-        (Grid(0.1, 100, 0, 255), torch.int8, (-28, -128, 127)),
-        (Grid(0.1, 0, -127, 127), torch.int8, (0, -127, 127)),
-        (Grid(0.1, 0, -127, 127), torch.uint8, (128, 1, 255)),
-        (Grid(0.1, 3, 0, 15), torch.int8, (3, 0, 15)),
+        (TensorGrid(0.1, 100, 0, 255), torch.uint8, (100, 0, 255)),
+        (TensorGrid(0.1, 100, 0, 255), torch.int8, (-28, -128, 127)),
+        (TensorGrid(0.1, 0, -127, 127), torch.int8, (0, -127, 127)),
+        (TensorGrid(0.1, 0, -127, 127), torch.uint8, (128, 1, 255)),
+        (TensorGrid(0.1, 3, 0, 15), torch.int8, (3, 0, 15)),
     ],
 )
-def test_shifting_changes_integers_and_no_value(grid: Grid, dtype: torch.dtype, ints: tuple[int, int, int]) -> None:
+def test_shifting_changes_integers_and_no_value(
+    grid: TensorGrid, dtype: torch.dtype, ints: tuple[int, int, int]
+) -> None:
     shifted = grid.shifted_into(dtype)
     assert (shifted.zero_point, shifted.quant_min, shifted.quant_max) == ints
     assert shifted.ends == grid.ends

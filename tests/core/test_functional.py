@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lq.core.functional import EPS, SMALLEST_SCALE, affine_qparams, fake_quantize
-from lq.core.straight_through import Rounding, exact, marking
+from lq.core.straight_through import RoundingValues, exact, marking
 
 GRIDS = [(0, 255), (0, 15), (-128, 127), (0, 127), (-8, 7)]
 
@@ -231,7 +231,7 @@ def test_what_follows_from_many_grids_at_once_is_the_same_to_the_bit(dtype: torc
     for scale, low, high, *rounding in zip(scales, lows, highs, *vectors, strict=True):
         x = (torch.randn(400) * 200 * scale).to(dtype)
         results = []
-        for given_rounding in (None, Rounding(*rounding)):
+        for given_rounding in (None, RoundingValues(*rounding)):
             leaf = x.clone().requires_grad_()
             out = fake_quantize(leaf, scale, low, high, rounding=given_rounding)
             out.backward(torch.ones_like(out))

@@ -17,7 +17,7 @@ from lq.config.specs import ActivationSpec
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.qparams import QParams
 from lq.core.state import QATState
-from lq.ptq.batches import Call
+from lq.ptq.batches import RunBatch
 from lq.ptq.switch import round_only
 
 
@@ -82,7 +82,7 @@ class Activations:
         self.quantizers: dict[str, FakeQuantize] = {t.name: t.quantizer for t in tensors_of(graph)}
         self._qparams = {width: _qparams(self.state, of_slots) for width, of_slots in specs.items()}
 
-    def choices(self, batch: object, run: Call, widths: Sequence[int]) -> list[ActivationChoices]:
+    def choices(self, batch: object, run: RunBatch, widths: Sequence[int]) -> list[ActivationChoices]:
         """The options of every activation, in execution order.
 
         Args:
@@ -116,7 +116,7 @@ class Activations:
         finally:
             self.state.pinned = before
 
-    def _counts(self, batch: object, run: Call) -> dict[str, int]:
+    def _counts(self, batch: object, run: RunBatch) -> dict[str, int]:
         counts: dict[str, int] = {}
 
         def count(name: str, x: torch.Tensor) -> None:

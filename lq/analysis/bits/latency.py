@@ -23,7 +23,7 @@ from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import Signature, smallest_call
 from lq.export.exporters import EXPORTERS
 from lq.lightning_module.copies import float_copy
-from lq.ptq.batches import Call
+from lq.ptq.batches import RunBatch
 from lq.ptq.calibrate import calibrate
 from lq.timing.rows import FP32
 from lq.timing.stopwatch import Stopwatch
@@ -110,7 +110,7 @@ def latency_meter(
         yield LatencyMeter(runtime, float_copy(model).eval(), qconfig, example, calibration, place, stopwatch)
 
 
-def calibrated_by(batches: Sequence[Any], run: Call, advance: Callable[[], None]) -> Callable[[nn.Module], None]:
+def calibrated_by(batches: Sequence[Any], run: RunBatch, advance: Callable[[], None]) -> Callable[[nn.Module], None]:
     """Ranges from one batch: which they are does not matter for the time; ``advance`` is called behind it."""
 
     def calibration(prepared: nn.Module) -> None:

@@ -15,7 +15,7 @@ from lq.config.presets import PRESETS
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.copies import deep_copy
-from lq.export.exporters import Choice, stored_bits
+from lq.export.exporters import ExporterChoice, stored_bits
 from lq.ptq.layers import layers_of
 from lq.tracing.structure import Inputs
 
@@ -120,7 +120,7 @@ def layer_choices(
     graph: fx.GraphModule,
     grids: Mapping[int, Grids],
     widths: Sequence[int],
-    exporters: Sequence[Choice],
+    exporters: Sequence[ExporterChoice],
 ) -> list[LayerChoices]:
     """The options of every layer of a prepared graph.
 

@@ -15,7 +15,7 @@ from lq.compat.float64 import as_float64
 from lq.config.specs import WeightSpec
 from lq.core.distillation import distillation_loss, is_class_scores
 from lq.core.weight_quantizer import WeightQuantizer
-from lq.ptq.batches import Call
+from lq.ptq.batches import RunBatch
 from lq.ptq.layers import QuantizedLayer, layers_of
 from lq.ptq.switch import quantize_only, round_only
 
@@ -51,7 +51,7 @@ class RoundingLoss:
         self,
         graph: fx.GraphModule,
         batches: Sequence[Any],
-        call: Call,
+        call: RunBatch,
         target_fn: Callable[[Any], Any],
         advance: Callable[[], None],
         kernels: bool = False,

@@ -31,10 +31,10 @@ from lq.compat.float64 import as_float64
 from lq.config.qconfig import QConfig, as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
-from lq.export.exporters import EXPORTERS, Choice
+from lq.export.exporters import EXPORTERS, ExporterChoice
 from lq.lightning_module.copies import float_copy
 from lq.metrics.outputs import plain_targets_of
-from lq.ptq.batches import Call, first_batches, first_inputs, run_batch
+from lq.ptq.batches import RunBatch, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
 from lq.tracing.exported_call import call_to_export
 
@@ -44,9 +44,9 @@ def choose_bits(
     batches: Iterable[Any],
     qconfig: QConfig | str = "portable",
     options: AutoBits | str | None = None,
-    call: Call | None = None,
+    call: RunBatch | None = None,
     target_fn: Callable[[Any], Any] | None = None,
-    exporters: Sequence[Choice] = ("torch",),
+    exporters: Sequence[ExporterChoice] = ("torch",),
     show_progress: bool = True,
 ) -> BitChoice:
     r"""Choose the bits of each weight, and of each activation if wanted, such that a budget is kept at the least loss.

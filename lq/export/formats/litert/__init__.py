@@ -24,7 +24,7 @@ from lq.export.formats.litert.ends import FLOAT32, Ends
 from lq.export.formats.litert.report import describe, floating
 from lq.export.formats.litert.runtime import interpreted
 from lq.export.formats.litert.tensors import FixedBatchError
-from lq.export.formats.litert.translation import Translation, translate
+from lq.export.formats.litert.translation import Translated, translate
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program, float_program
 from lq.fields import Field
@@ -116,7 +116,7 @@ def export(
     }
 
 
-def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translation, int | None]:
+def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translated, int | None]:
     """The graph for a batch of any size, or of the smallest where an operator wants to know it."""
     has_batch = batch_size(example) is not None  # the only dimension that a translation leaves open
     program, dynamic = export_program(prepared, example, signed=True, dynamic=has_batch, batch_alone=True)
@@ -128,7 +128,7 @@ def _translated(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[
     return translated_once(prepared, example, ends)
 
 
-def translated_once(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translation, int | None]:
+def translated_once(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tuple[Translated, int | None]:
     """The graph for one batch size, the smallest that the model takes, and that size.
 
     Raises:

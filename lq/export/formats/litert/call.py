@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lq.export.formats.litert.file import Array, Grid, Shape
+from lq.export.formats.litert.file import Array, LiteRTGrid, Shape
 from lq.export.formats.litert.tensors import Tensors, Value
 
 
@@ -73,7 +73,7 @@ _ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class Call:
+class OperatorCall:
     """What is to be written: an operation, its arguments, and where its result goes.
 
     Args:
@@ -89,7 +89,7 @@ class Call:
     name: str
     arguments: Mapping[str, Any]
     shape: Shape
-    grid: Grid | None = None
+    grid: LiteRTGrid | None = None
     bounds: Bounds = Bounds()
 
     def __getitem__(self, name: str) -> Any:
@@ -121,11 +121,11 @@ class Call:
     def _on_own_grid(self, constant: Tensor) -> int:
         """A number as the largest integer of a grid of its own."""
         real = float(constant)
-        grid = Grid.of(abs(real) / 127 or 1.0, 0)
+        grid = LiteRTGrid.of(abs(real) / 127 or 1.0, 0)
         integers = np.full(tuple(constant.shape), grid.integer(real), np.int8)
         return self.net.constant(integers, f"{self.name}/constant", grid)
 
-    def on(self, grid: Grid | None, name: str = "") -> Call:
+    def on(self, grid: LiteRTGrid | None, name: str = "") -> OperatorCall:
         """The same operation with a result on another grid."""
         return replace(self, grid=grid, name=f"{self.name}/{name}" if name else self.name)
 
@@ -151,7 +151,7 @@ class Call:
         return Value(target, order)
 
 
-Builder: TypeAlias = Callable[[Call], Any]
+Builder: TypeAlias = Callable[[OperatorCall], Any]
 
 
 def array(tensor: Tensor) -> Array:

@@ -25,7 +25,7 @@ _FLOAT_VERSIONS = {"BROADCAST_TO": 2, "FULLY_CONNECTED": 5, "TRANSPOSE_CONV": 3}
 
 
 @dataclass(frozen=True)
-class Grid:
+class LiteRTGrid:
     """Where the int8 values of a tensor lie: ``real = scale * (q - zero_point)``.
 
     Args:
@@ -39,7 +39,7 @@ class Grid:
     axis: int = 0
 
     @classmethod
-    def of(cls, scale: float, zero_point: int) -> Grid:
+    def of(cls, scale: float, zero_point: int) -> LiteRTGrid:
         """The grid of a whole tensor; the scale is rounded to float32, in which files keep it."""
         return cls((float(np.float32(scale)),), zero_point)
 
@@ -79,7 +79,7 @@ class FileTensor:
     name: str
     shape: Shape
     dtype: str = "float32"
-    grid: Grid | None = None
+    grid: LiteRTGrid | None = None
     content: Array | None = None
 
 
@@ -107,7 +107,7 @@ class File:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def constant(self, name: str, content: Array, grid: Grid | None = None) -> int:
+    def constant(self, name: str, content: Array, grid: LiteRTGrid | None = None) -> int:
         """Add a tensor with values."""
         return self.tensor(FileTensor(name, tuple(map(Size, content.shape)), content.dtype.name, grid, content))
 

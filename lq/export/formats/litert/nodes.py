@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from lq.compat.torch_private import OpOverload
 from lq.export.formats.litert.call import Bounds
-from lq.export.formats.litert.file import Grid, Shape, Size
+from lq.export.formats.litert.file import LiteRTGrid, Shape, Size
 from lq.tracing.aten import arguments
 
 QUANTIZE = "quantize_per_tensor"
@@ -54,7 +54,7 @@ def in_known_operations(program: ExportedProgram, known: frozenset[str]) -> Expo
 
 
 @dataclass
-class Constants:
+class ProgramConstants:
     """What a program holds.
 
     Args:
@@ -66,7 +66,7 @@ class Constants:
     layers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, program: ExportedProgram) -> Constants:
+    def of(cls, program: ExportedProgram) -> ProgramConstants:
         """The parameters, buffers and lifted constants of a program."""
         found = cls()
         for spec in program.graph_signature.input_specs:
@@ -80,13 +80,13 @@ class Constants:
         return found
 
 
-def grid_of(quantize: fx.Node) -> Grid:
+def grid_of(quantize: fx.Node) -> LiteRTGrid:
     """Where a quantization rounds to."""
     _, scale, zero_point, *_ = quantize.args
-    return Grid.of(scale, zero_point)  # type: ignore[arg-type]
+    return LiteRTGrid.of(scale, zero_point)  # type: ignore[arg-type]
 
 
-def grid_of_input(node: fx.Node) -> Grid:
+def grid_of_input(node: fx.Node) -> LiteRTGrid:
     """The one grid that an input is rounded to.
 
     Raises:

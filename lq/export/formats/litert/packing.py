@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lq.export.formats.litert.file import File, FileOperator, FileTensor, Grid
+from lq.export.formats.litert.file import File, FileOperator, FileTensor, LiteRTGrid
 
 _TYPES = {
     "float32": "FLOAT32", "uint8": "UINT8", "int8": "INT8", "int4": "INT4", "int16": "INT16", "int32": "INT32",
@@ -59,7 +59,7 @@ class _Quantization:
     The format has a zero point of eight bytes for each channel of a weight and of its bias, all of them 0.
     """
 
-    grid: Grid
+    grid: LiteRTGrid
     written: dict[Any, Any]
 
     def Pack(self, builder: Any) -> Any:  # noqa: N802 - the schema's objects call it so

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from lq.export.formats.litert.call import Bounds, Call
-from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.call import Bounds, OperatorCall
+from lq.export.formats.litert.file import LiteRTGrid
 from lq.export.formats.litert.operators import Operator
 from lq.export.formats.litert.operators.elementwise import clamp, clamped
 from lq.export.formats.litert.tensors import Value
@@ -32,7 +32,7 @@ class Pending:
     affine: tuple[Tensor, Tensor] | None = None
 
 
-def write_on_integers(known: Operator, call: Call, bounds: Bounds, grid: Grid) -> Value:
+def write_on_integers(known: Operator, call: OperatorCall, bounds: Bounds, grid: LiteRTGrid) -> Value:
     """An int8 operator with its result on a grid, within what the activations let pass."""
     if known.fuses and bounds.activation:
         return _built(known, replace(call, grid=grid, bounds=bounds))
@@ -40,7 +40,7 @@ def write_on_integers(known: Operator, call: Call, bounds: Bounds, grid: Grid) -
     return clamped(call, _built(known, call), bounds, grid)
 
 
-def write_in_float(known: Operator, call: Call, bounds: Bounds) -> Value:
+def write_in_float(known: Operator, call: OperatorCall, bounds: Bounds) -> Value:
     """A float operator, and the activations behind it."""
     if known.fuses and bounds.activation:
         return _built(known, replace(call, bounds=bounds))
@@ -51,7 +51,7 @@ def write_in_float(known: Operator, call: Call, bounds: Bounds) -> Value:
     return clamp(replace(call, arguments=limits, name=f"{call.name}/clamp"))
 
 
-def has_integers(call: Call) -> bool:
+def has_integers(call: OperatorCall) -> bool:
     """Whether all tensors of a call are int8, and its constants the weight of a layer or a single number."""
     if isinstance(call.get("weight"), Tensor):
         return False
@@ -64,7 +64,7 @@ def has_integers(call: Call) -> bool:
     return True
 
 
-def _built(known: Operator, call: Call) -> Value:
+def _built(known: Operator, call: OperatorCall) -> Value:
     made = known.build(call)
     assert isinstance(made, Value)
     return made

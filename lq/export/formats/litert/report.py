@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lq.export.formats.litert.translation import Translation
+from lq.export.formats.litert.translation import Translated
 from lq.tracing.plan import Plan
 
 _LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
 _OF_LAYERS = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear", "matmul", "bmm", "mm")
 
 
-def describe(made: Translation) -> dict[str, Any]:
+def describe(made: Translated) -> dict[str, Any]:
     """Layers that compute on integers by kind, what computes in float by name, and the number of transposes."""
     file = made.net.file
     int8 = Counter(
@@ -28,7 +28,7 @@ def describe(made: Translation) -> dict[str, Any]:
     }
 
 
-def floating(made: Translation, plan: Plan) -> str:
+def floating(made: Translated, plan: Plan) -> str:
     """Names of all that computes in float, each with the user's line, where the plan knows it, or with its kind."""
     rows = [(row.name, row.line) for row in plan.layers] + [(row.name, row.line) for row in plan.products]
     lines = {name: line for name, line in rows if line}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lq.export.formats.litert import orders
-from lq.export.formats.litert.file import Array, File, FileTensor, Grid, Shape, Size
+from lq.export.formats.litert.file import Array, File, FileTensor, LiteRTGrid, Shape, Size
 from lq.export.formats.litert.orders import CHANNELS_LAST
 
 
@@ -42,7 +42,7 @@ class Tensors:
     def __init__(self) -> None:
         self.file = File()
         self._moved: dict[tuple[Value, object], Value] = {}
-        self._constants: dict[tuple[bytes, str, tuple[int, ...], Grid | None], int] = {}
+        self._constants: dict[tuple[bytes, str, tuple[int, ...], LiteRTGrid | None], int] = {}
 
     # ---- what they are ------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class Tensors:
         """The file tensor of a value."""
         return self.file.tensors[value.tensor]
 
-    def grid(self, value: Value) -> Grid | None:
+    def grid(self, value: Value) -> LiteRTGrid | None:
         """Where the integers of a value lie; ``None`` for float."""
         return self.of(value).grid
 
@@ -64,15 +64,15 @@ class Tensors:
 
     # ---- new ones -----------------------------------------------------------------------------------------------
 
-    def new(self, name: str, shape: Sequence[Size], grid: Grid | None = None, dtype: str = "float32") -> int:
+    def new(self, name: str, shape: Sequence[Size], grid: LiteRTGrid | None = None, dtype: str = "float32") -> int:
         """A file tensor that an operator is going to write."""
         return self.file.tensor(FileTensor(name, tuple(shape), dtype if grid is None else "int8", grid))
 
-    def like(self, value: Value, name: str, grid: Grid | None = None) -> Value:
+    def like(self, value: Value, name: str, grid: LiteRTGrid | None = None) -> Value:
         """A value of the same shape and order, on a grid of its own or in float."""
         return replace(value, tensor=self.new(name, self.of(value).shape, grid))
 
-    def constant(self, content: Array, name: str, grid: Grid | None = None) -> int:
+    def constant(self, content: Array, name: str, grid: LiteRTGrid | None = None) -> int:
         """A file tensor with values; what is needed again, as by a layer that is called twice, is kept once."""
         key = (hashlib.sha256(content.tobytes()).digest(), content.dtype.name, content.shape, grid)
         if key not in self._constants:
@@ -202,7 +202,7 @@ class Tensors:
             self._moved[value, dtype] = replace(value, tensor=made)
         return self._moved[value, dtype]
 
-    def on_grid(self, value: Value, grid: Grid, name: str) -> Value:
+    def on_grid(self, value: Value, grid: LiteRTGrid, name: str) -> Value:
         """On a grid, from float or from another one."""
         if self.grid(value) == grid:
             return value
@@ -211,7 +211,7 @@ class Tensors:
             if self.grid(value) is None:
                 self.file.operator("QUANTIZE", [value.tensor], [made.tensor], "QuantizeOptions")
             else:  # XNNPACK's QUANTIZE knows the ratio of two grids to 8 bits only
-                one = self.constant(np.ones([1] * len(made.order), np.int8), "one", Grid.of(1.0, 0))
+                one = self.constant(np.ones([1] * len(made.order), np.int8), "one", LiteRTGrid.of(1.0, 0))
                 self.file.operator("MUL", [value.tensor, one], [made.tensor], "MulOptions")
             self._moved[value, grid] = made
         return self._moved[value, grid]

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from lq.export.formats.litert import nodes
-from lq.export.formats.litert.call import Call, UnsupportedError, Weight, array
+from lq.export.formats.litert.call import OperatorCall, UnsupportedError, Weight, array
 from lq.export.formats.litert.ends import Ends
-from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.file import LiteRTGrid
 from lq.export.formats.litert.nibbles import with_int4_weights
 from lq.export.formats.litert.operators import BATCH_NORMS, OPERATORS
 from lq.export.formats.litert.operators.normalization import affine, folded
@@ -27,7 +27,7 @@ _CONVOLUTIONS = ("conv1d", "conv2d")
 
 
 @dataclass
-class Translation:
+class Translated:
     """What a program has become.
 
     Args:
@@ -59,7 +59,7 @@ class Translation:
         return packed(file, {name: value.tensor for name, value in self.inputs.items()}, leaving, about)
 
 
-def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translation:
+def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translated:
     """Write a program operation by operation.
 
     Args:
@@ -79,12 +79,12 @@ def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translation
 class _Translator:
     def __init__(self, program: ExportedProgram, ends: Ends) -> None:
         self.program, self.ends = program, ends
-        self.constants = nodes.Constants.of(program)
-        self.done = Translation()
+        self.constants = nodes.ProgramConstants.of(program)
+        self.done = Translated()
         self.net = self.done.net
         self.values: dict[Any, Any] = {}
 
-    def run(self) -> Translation:
+    def run(self) -> Translated:
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 held = self.constants.tensors
@@ -206,7 +206,7 @@ class _Translator:
             self.values[node] = self._written(self.values[node], None)
         return self.values[node]
 
-    def _written(self, pending: Pending, grid: Grid | None) -> Value:
+    def _written(self, pending: Pending, grid: LiteRTGrid | None) -> Value:
         """The operation with its result on a grid if LiteRT can, else rounded to it afterwards."""
         name = nodes.operation(pending.node)
         known, call = OPERATORS[name], self._described(pending.node)
@@ -220,13 +220,13 @@ class _Translator:
         made = write_in_float(known, call, pending.bounds)
         return made if grid is None else self.net.on_grid(made, grid, f"{call.name}/quantize")
 
-    def _described(self, node: fx.Node) -> Call:
+    def _described(self, node: fx.Node) -> OperatorCall:
         given = nodes.named(node)
         resolved = {name: _mapped(argument, self._value) for name, argument in given.items()}
         example = node.meta["val"]
         example = example[0] if nodes.operation(node) in BATCH_NORMS[1:] else example
         shape = nodes.sizes_of(example) if isinstance(example, Tensor) else ()
-        return Call(self.net, self._name(node, given, resolved), resolved, shape)
+        return OperatorCall(self.net, self._name(node, given, resolved), resolved, shape)
 
     def _name(self, node: fx.Node, given: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
         """That of the layer, or else of the node."""
@@ -239,7 +239,7 @@ def _moves(node: fx.Node) -> bool:
     return known is not None and known.moves
 
 
-def _with_tensors(call: Call) -> Call:
+def _with_tensors(call: OperatorCall) -> OperatorCall:
     """With constants that are moved as tensors of the file."""
     arguments = {name: call.taken(a) if isinstance(a, Tensor) else a for name, a in call.arguments.items()}
     return replace(call, arguments=arguments)

@@ -20,7 +20,7 @@ from lq.export.formats.litert import translated_once
 from lq.export.formats.litert.call import UnsupportedError
 from lq.export.formats.litert.ends import INT8, Ends
 from lq.export.formats.litert.report import describe, floating
-from lq.export.formats.litert.translation import Translation
+from lq.export.formats.litert.translation import Translated
 from lq.export.formats.mcu.interpreter import RefusedError, arena_bytes, interpreted
 from lq.export.formats.output_names import output_names
 from lq.fields import Field
@@ -87,7 +87,7 @@ def export(
     }
 
 
-def _arena_bytes(path: Path, made: Translation) -> int:
+def _arena_bytes(path: Path, made: Translated) -> int:
     try:
         return arena_bytes(path)
     except RefusedError as error:

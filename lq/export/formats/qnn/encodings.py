@@ -15,7 +15,7 @@ from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import DISTRIBUTION
 from lq.export.formats.onnx_file import write_model
 from lq.export.formats.qnn.float_graph import without_pairs
-from lq.export.formats.qnn.grids import Grid
+from lq.export.formats.qnn.grids import QNNGrid
 
 FLOAT_FILE, ENCODINGS_FILE = "int8.qnn.float.onnx", "int8.qnn.encodings"
 VERSION = "1.0.0"
@@ -39,7 +39,7 @@ def write_encodings(path: Path) -> None:
     write_file(path.with_name(ENCODINGS_FILE), f"{json.dumps(content)}\n".encode())
 
 
-def encodings(activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -> dict[str, Any]:
+def encodings(activations: Mapping[str, QNNGrid], parameters: Mapping[str, QNNGrid]) -> dict[str, Any]:
     """The content of a file of encodings.
 
     The offset is that of unsigned integers, and its sign is the other one: ``value = scale * (integer + offset)`` with
@@ -50,7 +50,7 @@ def encodings(activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -
         parameters: grid by the name of a weight or bias.
 
     Example:
-        >>> made = encodings({"x": Grid((0.5,), (3,), 8, signed=False)}, {})
+        >>> made = encodings({"x": QNNGrid((0.5,), (3,), 8, signed=False)}, {})
         >>> entry, = made["activation_encodings"]
         >>> entry["name"], entry["enc_type"], entry["bw"], entry["is_sym"], entry["scale"], entry["offset"]
         ('x', 'PER_TENSOR', 8, False, [0.5], [-3])
@@ -63,7 +63,7 @@ def encodings(activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -
     }
 
 
-def _entry(name: str, grid: Grid) -> dict[str, Any]:
+def _entry(name: str, grid: QNNGrid) -> dict[str, Any]:
     return {
         "name": name,
         "dtype": "INT",

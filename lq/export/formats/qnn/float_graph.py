@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from lq.export.formats.qnn.grids import Grid, bias_grids, grid_of
+from lq.export.formats.qnn.grids import QNNGrid, bias_grids, grid_of
 from lq.tracing.names import free_name
 
 # Behind them there may have been a ReLU, of which a QDQ graph keeps a grid that begins at 0.
@@ -25,8 +25,8 @@ class FloatModel:
     """
 
     model: Any
-    activations: dict[str, Grid]
-    parameters: dict[str, Grid]
+    activations: dict[str, QNNGrid]
+    parameters: dict[str, QNNGrid]
 
 
 def without_pairs(model: Any) -> FloatModel:
@@ -54,7 +54,7 @@ def without_pairs(model: Any) -> FloatModel:
         >>> [(node.op_type, *node.input) for node in found.model.graph.node]
         [('Abs', 'x')]
         >>> found.activations
-        {'x': Grid(scale=(0.5,), zero_point=(3,), bits=8, signed=False, axis=None)}
+        {'x': QNNGrid(scale=(0.5,), zero_point=(3,), bits=8, signed=False, axis=None)}
     """
     import onnx
 
@@ -92,11 +92,11 @@ class _Stripping:
         for node in graph.node:
             for name in node.input:
                 self.takers.setdefault(name, []).append(node)
-        self.activations: dict[str, Grid] = {}
-        self.weights: dict[str, Grid] = {}
+        self.activations: dict[str, QNNGrid] = {}
+        self.weights: dict[str, QNNGrid] = {}
         self.stored: dict[str, Any] = {}  # weights in float
         self.stand_ins: dict[str, str] = {}  # for integers, and for tensors that are gone
-        self.placed: dict[tuple[str, Grid], str] = {}  # where a tensor has a grid
+        self.placed: dict[tuple[str, QNNGrid], str] = {}  # where a tensor has a grid
 
     def replaced(self, node: Any) -> Iterator[Any]:
         """What comes in the place of a node."""
@@ -145,7 +145,7 @@ class _Stripping:
                 yield helper.make_node(kind, [source], [name], name)
         self.stand_ins[node.output[0]] = self.placed[source, grid]
 
-    def _between(self, source: str, grid: Grid) -> str:
+    def _between(self, source: str, grid: QNNGrid) -> str:
         """The operator between a tensor and one that has the grid; none if the tensor itself can have it."""
         if grid.zero_point == (grid.lowest,) and self.makers.get(source) in _OF_BOTH_SIGNS:
             return "Relu"

@@ -10,7 +10,7 @@ _BIAS_BITS = 32
 
 
 @dataclass(frozen=True)
-class Grid:
+class QNNGrid:
     """Integers of a tensor: ``value = scale * (integer - zero_point)``.
 
     Args:
@@ -32,13 +32,13 @@ class Grid:
         """The smallest integer.
 
         Example:
-            >>> Grid((0.5,), (0,), 8, signed=True).lowest
+            >>> QNNGrid((0.5,), (0,), 8, signed=True).lowest
             -128
         """
         return -(2 ** (self.bits - 1)) if self.signed else 0
 
 
-def grid_of(node: Any, constants: Mapping[str, Any]) -> Grid:
+def grid_of(node: Any, constants: Mapping[str, Any]) -> QNNGrid:
     """The grid of a QuantizeLinear or DequantizeLinear.
 
     Args:
@@ -49,7 +49,7 @@ def grid_of(node: Any, constants: Mapping[str, Any]) -> Grid:
 
     scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    return Grid(
+    return QNNGrid(
         scale=tuple(scale.reshape(-1).tolist()),
         zero_point=tuple(zero.reshape(-1).tolist()),
         bits=8 * zero.dtype.itemsize,
@@ -58,7 +58,7 @@ def grid_of(node: Any, constants: Mapping[str, Any]) -> Grid:
     )
 
 
-def bias_grids(graph: Any, activations: Mapping[str, Grid], parameters: Mapping[str, Grid]) -> dict[str, Grid]:
+def bias_grids(graph: Any, activations: Mapping[str, QNNGrid], parameters: Mapping[str, QNNGrid]) -> dict[str, QNNGrid]:
     """The grids on which an NPU adds biases: input scale times weight scale, in 32 bits.
 
     Args:
@@ -69,7 +69,7 @@ def bias_grids(graph: Any, activations: Mapping[str, Grid], parameters: Mapping[
     Returns:
         grid by the name of a bias. One that is used otherwise, too, or by two layers that differ, has none.
     """
-    found: dict[str, list[Grid]] = {tensor.name: [] for tensor in graph.initializer if len(tensor.dims) == 1}
+    found: dict[str, list[QNNGrid]] = {tensor.name: [] for tensor in graph.initializer if len(tensor.dims) == 1}
     for bias, x, weight in _layers(graph.node):
         if bias in found and x in activations and weight in parameters:
             found[bias].append(_bias_grid(activations[x], parameters[weight]))
@@ -91,8 +91,8 @@ def _layers(nodes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
                     yield bias, products[product].input[0], products[product].input[1]
 
 
-def _bias_grid(x: Grid, weight: Grid) -> Grid:
+def _bias_grid(x: QNNGrid, weight: QNNGrid) -> QNNGrid:
     import numpy as np
 
     scales = np.float32(x.scale[0]) * np.array(weight.scale, np.float32)
-    return Grid(tuple(scales.tolist()), (0,) * scales.size, _BIAS_BITS, True, None if weight.axis is None else 0)
+    return QNNGrid(tuple(scales.tolist()), (0,) * scales.size, _BIAS_BITS, True, None if weight.axis is None else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lq.export.formats.qnn.grids import Grid, grid_of
+from lq.export.formats.qnn.grids import QNNGrid, grid_of
 
 _FINER = 256  # steps of 16 bits in one of 8
 
@@ -52,9 +52,9 @@ def widen_mixed(model: Any) -> bool:
 
 def _ends(
     node: Any, makers: Mapping[str, Any], takers: Mapping[str, list[Any]], constants: Mapping[str, Any]
-) -> dict[str, tuple[Any, Grid]]:
+) -> dict[str, tuple[Any, QNNGrid]]:
     """The activations that a node reads and writes on a grid; with the QuantizeLinear of those that it writes."""
-    found: dict[str, tuple[Any, Grid]] = {}
+    found: dict[str, tuple[Any, QNNGrid]] = {}
     for name in node.input:
         maker = makers.get(name)
         if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] not in constants:
@@ -66,7 +66,7 @@ def _ends(
     return found
 
 
-def _pair(graph: Any, name: str, grid: Grid) -> Iterator[Any]:
+def _pair(graph: Any, name: str, grid: QNNGrid) -> Iterator[Any]:
     """A tensor of 8 bits, quantized to 16."""
     import numpy as np
     from onnx import helper, numpy_helper

@@ -16,7 +16,7 @@ from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import WeightSpec
 from lq.conversion.graph import as_graph
 from lq.export.exporters import stored_bits
-from lq.export.formats.litert.file import File, FileTensor, Grid, Size
+from lq.export.formats.litert.file import File, FileTensor, LiteRTGrid, Size
 from lq.export.formats.litert.nibbles import with_int4_weights
 from lq.ptq.calibrate import calibrate
 from tests.export.nets import example_of, images, residual, round_trip
@@ -66,7 +66,7 @@ def test_it_halves_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_something_else_reads_stays_as_it_is() -> None:
-    file, grid = File(), Grid((0.1,))
+    file, grid = File(), LiteRTGrid((0.1,))
     content = np.arange(-4, 4, dtype=np.int8).reshape(2, 4)
     x = file.tensor(FileTensor("x", (Size(1), Size(4)), "int8", grid))
     shared, own = (file.constant(name, content, grid) for name in ("shared", "own"))

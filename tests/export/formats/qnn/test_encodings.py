@@ -19,7 +19,7 @@ from lq.export.exporters import chosen
 from lq.export.formats.onnx import write
 from lq.export.formats.qnn import FILE
 from lq.export.formats.qnn.encodings import ENCODINGS_FILE, FLOAT_FILE, encodings, write_encodings
-from lq.export.formats.qnn.grids import Grid
+from lq.export.formats.qnn.grids import QNNGrid
 from lq.metrics import sqnr
 from lq.timing.rows import artifact_mb
 from tests.attention_nets import sequences, transformer
@@ -152,16 +152,16 @@ def test_the_float_file_is_the_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "symmetric", "offset"),
     [
-        (Grid((0.25,), (3,), 8, signed=False), False, [-3]),
-        (Grid((0.25,), (0,), 8, signed=False), False, [0]),
-        (Grid((0.25,), (3,), 16, signed=False), False, [-3]),
-        (Grid((0.25,), (-3,), 8, signed=True), False, [-125]),
-        (Grid((0.25,), (0,), 8, signed=True), True, [-128]),
-        (Grid((0.25, 0.5), (0, 1), 8, signed=True, axis=0), False, [-128, -129]),
-        (Grid((0.25,), (0,), 32, signed=True), True, [-(2**31)]),
+        (QNNGrid((0.25,), (3,), 8, signed=False), False, [-3]),
+        (QNNGrid((0.25,), (0,), 8, signed=False), False, [0]),
+        (QNNGrid((0.25,), (3,), 16, signed=False), False, [-3]),
+        (QNNGrid((0.25,), (-3,), 8, signed=True), False, [-125]),
+        (QNNGrid((0.25,), (0,), 8, signed=True), True, [-128]),
+        (QNNGrid((0.25, 0.5), (0, 1), 8, signed=True, axis=0), False, [-128, -129]),
+        (QNNGrid((0.25,), (0,), 32, signed=True), True, [-(2**31)]),
     ],
 )
-def test_offsets_are_those_of_unsigned_integers(grid: Grid, symmetric: bool, offset: list[int]) -> None:
+def test_offsets_are_those_of_unsigned_integers(grid: QNNGrid, symmetric: bool, offset: list[int]) -> None:
     for key, made in (
         ("activation_encodings", encodings({"x": grid}, {})),
         ("param_encodings", encodings({}, {"x": grid})),

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from lq.export.formats.qnn.grids import Grid, bias_grids, grid_of
+from lq.export.formats.qnn.grids import QNNGrid, bias_grids, grid_of
 
 onnx = pytest.importorskip("onnx")
 np = pytest.importorskip("numpy")
 
-X, Y = Grid((0.5,), (3,), 8, signed=False), Grid((0.25,), (0,), 8, signed=False)
-W, ONE = Grid((0.5, 2.0), (0, 0), 8, signed=True, axis=1), Grid((4.0,), (0,), 8, signed=True)
-BIAS = Grid((0.25, 1.0), (0, 0), 32, signed=True, axis=0)
+X, Y = QNNGrid((0.5,), (3,), 8, signed=False), QNNGrid((0.25,), (0,), 8, signed=False)
+W, ONE = QNNGrid((0.5, 2.0), (0, 0), 8, signed=True, axis=1), QNNGrid((4.0,), (0,), 8, signed=True)
+BIAS = QNNGrid((0.25, 1.0), (0, 0), 32, signed=True, axis=0)
 
 
-def grids(nodes: str, weight: Grid = W) -> dict[str, Grid]:
+def grids(nodes: str, weight: QNNGrid = W) -> dict[str, QNNGrid]:
     constants = "float[2,2] w = {1, 2, 3, 4}, float[2] b = {1, 2}, float[1,2] matrix = {1, 2}"
     head = '<ir_version: 8, opset_import: ["" : 20]> g (float[1,2] x, float[1,2] y, float[1,2] u) => (float[1,2] o)'
     graph: Any = onnx.parser.parse_model(f"{head} <{constants}> {{ {nodes} }}").graph
@@ -34,16 +34,16 @@ def test_a_grid_is_read_from_scale_zero_point_and_axis() -> None:
         )
     }
 
-    def of(*names: str, **axis: int) -> Grid:
+    def of(*names: str, **axis: int) -> QNNGrid:
         return grid_of(onnx.helper.make_node("DequantizeLinear", ["x", *names], ["y"], **axis), constants)
 
-    assert of("scale", "zero", axis=1) == Grid((0.5,), (3,), 16, signed=False, axis=None)
-    assert of("scales", "zeros", axis=0) == Grid((0.5, 2.0), (0, -1), 8, signed=True, axis=0)
+    assert of("scale", "zero", axis=1) == QNNGrid((0.5,), (3,), 16, signed=False, axis=None)
+    assert of("scales", "zeros", axis=0) == QNNGrid((0.5, 2.0), (0, -1), 8, signed=True, axis=0)
     assert of("scales", "zeros").axis == 1
 
 
 def test_the_lowest_integer() -> None:
-    assert [Grid((1.0,), (0,), bits, signed).lowest for bits in (8, 16) for signed in (True, False)] == [
+    assert [QNNGrid((1.0,), (0,), bits, signed).lowest for bits in (8, 16) for signed in (True, False)] == [
         *(-128, 0),
         *(-32768, 0),
     ]
@@ -51,7 +51,7 @@ def test_the_lowest_integer() -> None:
 
 def test_input_scale_times_weight_scale() -> None:
     assert grids("o = Gemm(x, w, b)") == {"b": BIAS}
-    assert grids("o = Gemm(x, w, b)", ONE) == {"b": Grid((2.0,), (0,), 32, signed=True)}
+    assert grids("o = Gemm(x, w, b)", ONE) == {"b": QNNGrid((2.0,), (0,), 32, signed=True)}
 
 
 @pytest.mark.parametrize("added", ["p, b", "b, p"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lq.export.formats.litert.call import Builder, Call
+from lq.export.formats.litert.call import Builder, OperatorCall
 from lq.export.formats.litert.operators import attention, composed, elementwise, layers, normalization, pooling, shapes
 
 
@@ -29,7 +29,7 @@ class Operator:
     fuses: bool = False
     moves: bool = False
     clamps: bool = False
-    only_float: Callable[[Call], bool] = lambda _: False
+    only_float: Callable[[OperatorCall], bool] = lambda _: False
     rounds_twice: bool = False
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lq.export.formats.litert.call import Call, UnsupportedError
+from lq.export.formats.litert.call import OperatorCall, UnsupportedError
 from lq.export.formats.litert.file import Size
 from lq.export.formats.litert.operators.elementwise import binary, softmax
 from lq.export.formats.litert.operators.layers import matmul
@@ -18,7 +18,7 @@ _ADD, _SUB, _MUL = (binary(kind.upper(), f"{kind}Options") for kind in ("Add", "
 _UNREAD = torch.finfo(torch.float32).min / 2  # added to the score of what a mask leaves out
 
 
-def attention(call: Call) -> Value:
+def attention(call: OperatorCall) -> Value:
     """``softmax(query @ key^T * scale + mask) @ value``."""
     if call.get("enable_gqa"):
         raise UnsupportedError(f"{call.name} is attention with grouped queries")
@@ -27,7 +27,7 @@ def attention(call: Call) -> Value:
     within = replace(call, grid=None, shape=(*call.shape[:-2], rows, columns))
     rank = len(call.shape)
 
-    def step(name: str, **arguments: object) -> Call:
+    def step(name: str, **arguments: object) -> OperatorCall:
         return replace(within, name=f"{call.name}/{name}", arguments=arguments)
 
     turned = call.net.permute(key, [*range(rank - 2), rank - 1, rank - 2])
@@ -40,7 +40,7 @@ def attention(call: Call) -> Value:
     return matmul(replace(call, grid=None, arguments={"self": weights, "other": call["value"]}))
 
 
-def _mask(call: Call, rows: Size, columns: Size) -> Tensor | Value | None:
+def _mask(call: OperatorCall, rows: Size, columns: Size) -> Tensor | Value | None:
     """What is added to the scores."""
     given = call.get("attn_mask")
     if call.get("is_causal"):

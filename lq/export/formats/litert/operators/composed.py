@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.call import OperatorCall
 from lq.export.formats.litert.file import Size
 from lq.export.formats.litert.operators.elementwise import comparison, joined, select
 from lq.export.formats.litert.operators.normalization import batch_norm
@@ -14,7 +14,7 @@ from lq.export.formats.litert.tensors import Value
 _STRAIGHT = 16.0  # from here on the logarithm of a softplus is less than a float32 shows
 
 
-def elu(call: Call) -> Value:
+def elu(call: OperatorCall) -> Value:
     """``scale * (x if x > 0 else alpha * (exp(input_scale * x) - 1))``; LiteRT has it with ones alone."""
     x = call.value("self")
     alpha, scale, steepness = (float(call.get(name, 1)) for name in ("alpha", "scale", "input_scale"))
@@ -26,13 +26,13 @@ def elu(call: Call) -> Value:
     return _sum(call, _product(call, above, scale, "straight"), curved)
 
 
-def celu(call: Call) -> Value:
+def celu(call: OperatorCall) -> Value:
     """``max(x, 0) + min(0, alpha * (exp(x / alpha) - 1))``."""
     alpha = float(call.get("alpha") or 1)
     return elu(replace(call, arguments={**call.arguments, "alpha": alpha, "scale": 1.0, "input_scale": 1 / alpha}))
 
 
-def softplus(call: Call) -> Value:
+def softplus(call: OperatorCall) -> Value:
     """``log(1 + exp(beta * x)) / beta``, as ``max(x, 0) + log(1 + exp(-abs(x)))``, which does not overflow.
 
     Torch has ``x`` itself above a threshold, which makes a difference if that is low.
@@ -47,19 +47,19 @@ def softplus(call: Call) -> Value:
     return select(replace(call.on(None, "chosen"), arguments=chosen))
 
 
-def mish(call: Call) -> Value:
+def mish(call: OperatorCall) -> Value:
     """``x * tanh(softplus(x))``."""
     x = call.value("self")
     return joined(call, "MUL", x, _function(call, "TANH", _softplus(call, x)), "MulOptions")
 
 
-def log_sigmoid(call: Call) -> Value:
+def log_sigmoid(call: OperatorCall) -> Value:
     """``-softplus(-x)``."""
     negative = _function(call, "NEG", call.value("self"))
     return _function(call, "NEG", _softplus(call, negative), call.name)
 
 
-def group_norm(call: Call) -> Value:
+def group_norm(call: OperatorCall) -> Value:
     """``(x - mean) / sqrt(variance + eps)`` over the channels of a group and all positions, times weight, plus bias."""
     batch, channels, *positions = call.shape
     groups = call["num_groups"]
@@ -70,14 +70,14 @@ def group_norm(call: Call) -> Value:
     return _affine(call, call.net.reshape(normal, call.shape))
 
 
-def instance_norm(call: Call) -> Value:
+def instance_norm(call: OperatorCall) -> Value:
     """The same over the positions of each channel, or with the statistics of the training."""
     if not call.get("use_input_stats", True):
         return batch_norm(call)
     return _affine(call, _normalized(call, call.value("input"), list(range(2, len(call.shape)))))
 
 
-def _normalized(call: Call, x: Value, dimensions: list[int]) -> Value:
+def _normalized(call: OperatorCall, x: Value, dimensions: list[int]) -> Value:
     lying = call.net.settled(x)
     small = replace(call, shape=tuple(Size(1) if d in dimensions else size for d, size in enumerate(call.shape)))
     mean = reduced(small.on(None, "mean"), "MEAN", lying, dimensions, keep=True)
@@ -88,7 +88,7 @@ def _normalized(call: Call, x: Value, dimensions: list[int]) -> Value:
     return joined(call.on(None, "normalized"), "MUL", centred, _function(small, "RSQRT", steady), "MulOptions")
 
 
-def _affine(call: Call, x: Value) -> Value:
+def _affine(call: OperatorCall, x: Value) -> Value:
     for kind, name, options in (("MUL", "weight", "MulOptions"), ("ADD", "bias", "AddOptions")):
         if call.get(name) is not None:
             constant = call[name].reshape(-1, *[1] * (len(call.shape) - 2))
@@ -96,23 +96,23 @@ def _affine(call: Call, x: Value) -> Value:
     return x
 
 
-def _softplus(call: Call, x: Value) -> Value:
+def _softplus(call: OperatorCall, x: Value) -> Value:
     size = _function(call, "NEG", _function(call, "ABS", x))
     rest = _function(call, "LOG", _sum(call, _function(call, "EXP", size), call.taken(1.0), "one more"))
     return _sum(call, _function(call, "RELU", x), rest, "softplus")
 
 
-def _function(call: Call, kind: str, x: Value, name: str = "") -> Value:
+def _function(call: OperatorCall, kind: str, x: Value, name: str = "") -> Value:
     return replace(call, grid=None, name=name or f"{call.name}/{kind.lower()}").write(kind, [x.tensor], x)
 
 
-def _product(call: Call, x: Value, factor: float, name: str = "") -> Value:
+def _product(call: OperatorCall, x: Value, factor: float, name: str = "") -> Value:
     return x if factor == 1 else joined(call.on(None, name), "MUL", x, call.taken(factor), "MulOptions")
 
 
-def _sum(call: Call, left: Value, right: Value, name: str = "") -> Value:
+def _sum(call: OperatorCall, left: Value, right: Value, name: str = "") -> Value:
     return joined(call.on(None, name), "ADD", left, right, "AddOptions")
 
 
-def _difference(call: Call, left: Value, right: Value, name: str) -> Value:
+def _difference(call: OperatorCall, left: Value, right: Value, name: str) -> Value:
     return joined(call.on(None, name), "SUB", left, right, "SubOptions")

@@ -9,20 +9,20 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from lq.export.formats.litert.call import Bounds, Builder, Call, UnsupportedError, array
-from lq.export.formats.litert.file import Grid, Shape, Size
+from lq.export.formats.litert.call import Bounds, Builder, OperatorCall, UnsupportedError, array
+from lq.export.formats.litert.file import LiteRTGrid, Shape, Size
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import Value
 
 # What LiteRT's specification of int8 demands of these results.
-_UNIT = Grid.of(1 / 256, -128)
-_SIGNED_UNIT = Grid.of(1 / 128, 0)
+_UNIT = LiteRTGrid.of(1 / 256, -128)
+_SIGNED_UNIT = LiteRTGrid.of(1 / 128, 0)
 
 
 def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
     """An operator of two tensors, or of a tensor and a number."""
 
-    def build(call: Call) -> Value:
+    def build(call: OperatorCall) -> Value:
         left, right = (call.taken(call[name]) for name in ("self", "other"))
         if has_factor(call):
             scaled = replace(call, name=f"{call.name}/scaled", shape=call.net.shape(right), bounds=Bounds())
@@ -34,12 +34,12 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
     return build
 
 
-def has_factor(call: Call) -> bool:
+def has_factor(call: OperatorCall) -> bool:
     """Whether the second one of two tensors is multiplied by a number first."""
     return bool(call.get("alpha", 1) != 1)
 
 
-def divide(call: Call) -> Value:
+def divide(call: OperatorCall) -> Value:
     """A quotient, or the whole number below it."""
     rounding = call.get("rounding_mode")
     if rounding not in (None, "floor"):
@@ -52,7 +52,7 @@ def divide(call: Call) -> Value:
     return call.write("FLOOR", [quotient.tensor], quotient)
 
 
-def joined(call: Call, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
+def joined(call: OperatorCall, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
     """What an operator makes of two tensors that are broadcast to one shape."""
     order = _common_order(call, (left, right))
     tensors = [_broadcast(call, value, order) for value in (left, right)]
@@ -60,7 +60,7 @@ def joined(call: Call, kind: str, left: Value, right: Value, options: str = "", 
     return call.write_in(kind, tensors, order, options, **settings)
 
 
-def _common_order(call: Call, values: Sequence[Value]) -> tuple[int, ...]:
+def _common_order(call: OperatorCall, values: Sequence[Value]) -> tuple[int, ...]:
     """That of the largest of the tensors that have all dimensions."""
     rank = len(call.shape)
     full = [v for v in values if len(call.net.shape(v)) == rank and v.shape is None]
@@ -69,7 +69,7 @@ def _common_order(call: Call, values: Sequence[Value]) -> tuple[int, ...]:
     return max(full, key=lambda v: (call.net.of(v).content is None, math.prod(call.net.lengths(v)))).order
 
 
-def _broadcast(call: Call, value: Value, order: tuple[int, ...]) -> int:
+def _broadcast(call: OperatorCall, value: Value, order: tuple[int, ...]) -> int:
     """The tensor of a value in an order, with the leading dimensions that it lacks."""
     shape = call.net.shape(value)
     if not shape:
@@ -81,7 +81,7 @@ def _broadcast(call: Call, value: Value, order: tuple[int, ...]) -> int:
 def unary(kind: str) -> Builder:
     """A function of each element."""
 
-    def build(call: Call) -> Value:
+    def build(call: OperatorCall) -> Value:
         x = call.value("self")
         return call.write(kind, [x.tensor], x)
 
@@ -91,7 +91,7 @@ def unary(kind: str) -> Builder:
 def logical(kind: str, names: Sequence[str] = ("self", "other")) -> Builder:
     """An operator of truth values."""
 
-    def build(call: Call) -> Value:
+    def build(call: OperatorCall) -> Value:
         values = [call.taken(call[name]) for name in names]
         if any(call.net.of(value).dtype != "bool" for value in values):
             raise UnsupportedError(f"LiteRT has no operator for {call.name}, which is one of integers")
@@ -103,7 +103,7 @@ def logical(kind: str, names: Sequence[str] = ("self", "other")) -> Builder:
 def comparison(kind: str) -> Builder:
     """An operator that compares two tensors, or a tensor and a number, as floats if they are of two types."""
 
-    def build(call: Call) -> Value:
+    def build(call: OperatorCall) -> Value:
         values = [call.taken(call[name]) for name in ("self", "other")]
         if len({call.net.of(value).dtype for value in values}) > 1:
             values = [call.net.cast(value, "float32") for value in values]
@@ -112,17 +112,17 @@ def comparison(kind: str) -> Builder:
     return build
 
 
-def _truth(call: Call, kind: str, values: Sequence[Value]) -> Value:
+def _truth(call: OperatorCall, kind: str, values: Sequence[Value]) -> Value:
     order = _common_order(call, values)
     target = call.net.new(call.name, [call.shape[dimension] for dimension in order], dtype="bool")
     call.net.file.operator(kind, [_broadcast(call, value, order) for value in values], [target])
     return Value(target, order)
 
 
-def bounded(kind: str, grid: Grid) -> Builder:
+def bounded(kind: str, grid: LiteRTGrid) -> Builder:
     """A function whose int8 results lie on the one grid that the specification has for them."""
 
-    def build(call: Call) -> Value:
+    def build(call: OperatorCall) -> Value:
         x = call.value("self")
         if call.grid is None:
             return call.write(kind, [x.tensor], x)
@@ -135,29 +135,29 @@ sigmoid = bounded("LOGISTIC", _UNIT)
 tanh = bounded("TANH", _SIGNED_UNIT)
 
 
-def leaky_relu(call: Call) -> Value:
+def leaky_relu(call: OperatorCall) -> Value:
     """A ReLU with a slope."""
     x = call.value("self")
     return call.write("LEAKY_RELU", [x.tensor], x, "LeakyReluOptions", alpha=float(call["negative_slope"]))
 
 
-def gelu(call: Call) -> Value:
+def gelu(call: OperatorCall) -> Value:
     """GELU, exact or by tanh."""
     x = call.value("self")
     return call.write("GELU", [x.tensor], x, "GeluOptions", approximate=call.get("approximate") == "tanh")
 
 
-def silu(call: Call) -> Value:
+def silu(call: OperatorCall) -> Value:
     """``x * sigmoid(x)``."""
     x = call.value("self")
     gate = call.on(None if call.grid is None else _UNIT, "sigmoid").write("LOGISTIC", [x.tensor], x)
     return joined(call, "MUL", x, gate, "MulOptions")
 
 
-def hardsigmoid(call: Call) -> Value:
+def hardsigmoid(call: OperatorCall) -> Value:
     """``relu6(x + 3) / 6``: on integers the division is a change of the scale alone."""
     sum_of = replace(
-        call.on(None if call.grid is None else Grid.of(6 * call.grid.scale, call.grid.zero_point), "sum"),
+        call.on(None if call.grid is None else LiteRTGrid.of(6 * call.grid.scale, call.grid.zero_point), "sum"),
         bounds=Bounds(0.0, 6.0),
     )
     shifted = joined(sum_of, "ADD", sum_of.value("self"), sum_of.taken(3.0), "AddOptions")
@@ -165,12 +165,12 @@ def hardsigmoid(call: Call) -> Value:
     return joined(replace(call, bounds=Bounds()), "MUL", shifted, sixth, "MulOptions")
 
 
-def hardtanh(call: Call) -> Value:
+def hardtanh(call: OperatorCall) -> Value:
     """A clamp."""
     return clamp(replace(call, arguments={**call.arguments, "min": call["min_val"], "max": call["max_val"]}))
 
 
-def clamp(call: Call) -> Value:
+def clamp(call: OperatorCall) -> Value:
     """A clamp, as the ReLU that it may be; integers are clamped behind their rounding."""
     low, high = call.get("min"), call.get("max")
     if any(isinstance(limit, Value) or (isinstance(limit, Tensor) and limit.numel() > 1) for limit in (low, high)):
@@ -187,7 +187,7 @@ def clamp(call: Call) -> Value:
     return x
 
 
-def clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
+def clamped(call: OperatorCall, value: Value, bounds: Bounds, grid: LiteRTGrid) -> Value:
     """Integers within bounds, where their saturation goes beyond."""
     for kind, limit in (("MAXIMUM", bounds.low), ("MINIMUM", bounds.high)):
         integer = grid.integer(limit) if math.isfinite(limit) else None
@@ -201,7 +201,7 @@ def clamped(call: Call, value: Value, bounds: Bounds, grid: Grid) -> Value:
     return value
 
 
-def softmax(call: Call) -> Value:
+def softmax(call: OperatorCall) -> Value:
     """A softmax over one dimension, which has to lie last."""
     x = _with_last(call, call.value("self"), call["dim"])
     if call.grid is None:
@@ -210,13 +210,13 @@ def softmax(call: Call) -> Value:
     return call.net.on_grid(made, call.grid, call.name)
 
 
-def log_softmax(call: Call) -> Value:
+def log_softmax(call: OperatorCall) -> Value:
     """Its logarithm, likewise."""
     x = _with_last(call, call.value("self"), call["dim"])
     return call.write("LOG_SOFTMAX", [x.tensor], x, "LogSoftmaxOptions")
 
 
-def _with_last(call: Call, x: Value, dimension: int) -> Value:
+def _with_last(call: OperatorCall, x: Value, dimension: int) -> Value:
     """A tensor with a dimension last, as near to how it lies as can be."""
     rank = len(call.net.shape(x))
     dimension %= rank
@@ -227,7 +227,7 @@ def _with_last(call: Call, x: Value, dimension: int) -> Value:
     return x
 
 
-def prelu(call: Call) -> Value:
+def prelu(call: OperatorCall) -> Value:
     """A ReLU with a slope for each channel."""
     x = call.value("self")
     slope = call["weight"].reshape(-1, *[1] * (len(call.shape) - 2))
@@ -237,7 +237,7 @@ def prelu(call: Call) -> Value:
     return call.write("PRELU", [call.net.ordered(x, order).tensor, constant], call.net.ordered(x, order))
 
 
-def power(call: Call) -> Value:
+def power(call: OperatorCall) -> Value:
     """A power with a number as the exponent."""
     x = call.value("self")
     if call["exponent"] == 2:
@@ -245,14 +245,14 @@ def power(call: Call) -> Value:
     return call.write("POW", [x.tensor, call.taken(call["exponent"]).tensor], x)
 
 
-def select(call: Call) -> Value:
+def select(call: OperatorCall) -> Value:
     """One of two tensors, element by element."""
     values = [call.taken(call[name]) for name in ("condition", "self", "other")]
     order = _common_order(call, values)
     return call.write_in("SELECT_V2", [_broadcast(call, value, order) for value in values], order)
 
 
-def masked_fill(call: Call) -> Value:
+def masked_fill(call: OperatorCall) -> Value:
     """A number where a mask is set."""
     arguments = {"condition": call["mask"], "self": call["value"], "other": call["self"]}
     return select(replace(call, arguments=arguments))

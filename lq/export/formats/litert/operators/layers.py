@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lq.export.formats.litert.call import Call, UnsupportedError, Weight, array
-from lq.export.formats.litert.file import Grid, Size
+from lq.export.formats.litert.call import OperatorCall, UnsupportedError, Weight, array
+from lq.export.formats.litert.file import LiteRTGrid, Size
 from lq.export.formats.litert.operators.padding import Window, padded
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import FixedBatchError, Value
@@ -27,7 +27,7 @@ class _Filter:
     name: str
 
     @classmethod
-    def of(cls, call: Call) -> _Filter:
+    def of(cls, call: OperatorCall) -> _Filter:
         weight = call["weight"]
         if isinstance(weight, Weight) and call.grid is not None:
             return cls(weight.integers, weight.scales, weight.axis, weight.name)
@@ -40,14 +40,14 @@ class _Filter:
         """With other content."""
         return replace(self, content=content)
 
-    def add(self, call: Call, dimensions: Sequence[int], axis: int) -> int:
+    def add(self, call: OperatorCall, dimensions: Sequence[int], axis: int) -> int:
         """A constant of the file, its dimensions in another order."""
         content = array(self.content.permute(*dimensions))
-        grid = None if self.scales is None else Grid(tuple(self.scales.reshape(-1).tolist()), 0, axis)
+        grid = None if self.scales is None else LiteRTGrid(tuple(self.scales.reshape(-1).tolist()), 0, axis)
         return call.net.constant(content, f"{self.name}/weight", grid)
 
 
-def _bias(call: Call, x: Value, weight: _Filter, channels: int) -> int:
+def _bias(call: OperatorCall, x: Value, weight: _Filter, channels: int) -> int:
     given = call.get("bias")
     if given is not None and not isinstance(given, Tensor):
         raise UnsupportedError(f"{call.name} has a bias that is computed from its inputs")
@@ -59,10 +59,10 @@ def _bias(call: Call, x: Value, weight: _Filter, channels: int) -> int:
     assert grid is not None
     steps = array(weight.scales.reshape(-1).double()) * grid.scale
     integers = np.clip(np.round(array(bias.double()) / steps), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-    return call.net.constant(integers, name, Grid(tuple(steps.astype(np.float32).tolist())))
+    return call.net.constant(integers, name, LiteRTGrid(tuple(steps.astype(np.float32).tolist())))
 
 
-def conv(call: Call) -> Value:
+def conv(call: OperatorCall) -> Value:
     """A convolution of one or two dimensions."""
     x, weight = call.net.channels_last(call.value("input")), _Filter.of(call)
     rank = weight.content.dim()
@@ -96,13 +96,13 @@ def conv(call: Call) -> Value:
     return _written(call, kind, inputs, options, settings)
 
 
-def _in_two_dimensions(call: Call, x: Value) -> int:
+def _in_two_dimensions(call: OperatorCall, x: Value) -> int:
     """A tensor of height, width and channels, whose height is 1 where there is none."""
     lying = call.net.of(x).shape
     return call.net.reshape_axes(x.tensor, lying if len(lying) == 4 else (lying[0], Size(1), *lying[1:]))
 
 
-def _written(call: Call, kind: str, inputs: list[int], options: str, settings: dict[str, Any]) -> Value:
+def _written(call: OperatorCall, kind: str, inputs: list[int], options: str, settings: dict[str, Any]) -> Value:
     order = CHANNELS_LAST[len(call.shape)]
     if len(call.shape) == 4:
         return call.write_in(kind, inputs, order, options, **settings)
@@ -112,7 +112,7 @@ def _written(call: Call, kind: str, inputs: list[int], options: str, settings: d
     return Value(call.net.reshape_axes(target, lying), order)
 
 
-def conv_transpose(call: Call) -> Value:
+def conv_transpose(call: OperatorCall) -> Value:
     """A transposed convolution of one or two dimensions.
 
     LiteRT's has neither groups nor dilation, and pads differently: zeros in the kernel stand for the first two and for
@@ -152,7 +152,7 @@ def conv_transpose(call: Call) -> Value:
     return Value(call.net.reshape_axes(target, tuple(call.shape[dimension] for dimension in order)), order)
 
 
-def _dense(call: Call, weight: _Filter) -> _Filter:
+def _dense(call: OperatorCall, weight: _Filter) -> _Filter:
     """Without groups: zeros between outputs and the inputs of other groups."""
     groups = call["groups"]
     if groups == 1:
@@ -176,7 +176,7 @@ def _spread(content: Tensor, dilation: Sequence[int], more: Sequence[int]) -> Te
     return spread
 
 
-def linear(call: Call) -> Value:
+def linear(call: OperatorCall) -> Value:
     """A linear layer on the last dimension."""
     x, weight = call.value("input"), _Filter.of(call)
     if x.shape is not None:
@@ -190,7 +190,7 @@ def linear(call: Call) -> Value:
     return call.write_in("FULLY_CONNECTED", inputs, x.order, "FullyConnectedOptions", **settings)
 
 
-def _as_it_lies(call: Call, x: Value, weight: _Filter) -> tuple[Value, _Filter]:
+def _as_it_lies(call: OperatorCall, x: Value, weight: _Filter) -> tuple[Value, _Filter]:
     """An image flattened in the order in which it lies, and the weight's columns in the same."""
     assert x.shape is not None
     source = Value(x.tensor, x.order)
@@ -203,7 +203,7 @@ def _as_it_lies(call: Call, x: Value, weight: _Filter) -> tuple[Value, _Filter]:
     return Value(flat, (0, 1)), weight.changed(content)
 
 
-def matmul(call: Call) -> Value:
+def matmul(call: OperatorCall) -> Value:
     """A product of matrices, or of batches of them."""
     names = ("self", "mat2") if call.get("mat2") is not None else ("self", "other")
     (left, adjoint_left), (right, adjoint_right) = (_matrices(call, call.value(name)) for name in names)
@@ -212,7 +212,7 @@ def matmul(call: Call) -> Value:
     return call.write_in("BATCH_MATMUL", [left.tensor, right.tensor], order, "BatchMatMulOptions", **settings)
 
 
-def _matrices(call: Call, value: Value) -> tuple[Value, bool]:
+def _matrices(call: OperatorCall, value: Value) -> tuple[Value, bool]:
     """Matrices whose rows and columns may lie the other way round."""
     rank = len(call.net.shape(value))
     if rank < 2:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.call import OperatorCall
 from lq.export.formats.litert.file import Size
 from lq.export.formats.litert.operators.elementwise import joined
 from lq.export.formats.litert.tensors import Value
 
 
-def layer_norm(call: Call) -> Value:
+def layer_norm(call: OperatorCall) -> Value:
     """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimensions."""
     x = call.net.plain(call.value("input"))
     rank = len(call.net.shape(x))
@@ -41,7 +41,7 @@ def layer_norm(call: Call) -> Value:
     return result
 
 
-def batch_norm(call: Call) -> Value:
+def batch_norm(call: OperatorCall) -> Value:
     """A BatchNorm that stands alone: a factor and a summand for each channel."""
     factor, summand = (part.reshape(-1, *[1] * (len(call.shape) - 2)) for part in affine(call.arguments, call["eps"]))
     scaled = joined(call.on(None, "scaled"), "MUL", call.value("input"), call.taken(factor), "MulOptions")
@@ -65,7 +65,7 @@ def affine(constants: Mapping[str, Any], eps: float) -> tuple[Tensor, Tensor]:
     return factor.float(), summand.float()
 
 
-def folded(call: Call, factor: Tensor, summand: Tensor) -> Call:
+def folded(call: OperatorCall, factor: Tensor, summand: Tensor) -> OperatorCall:
     """A convolution with the BatchNorm behind it inside."""
     weight, bias = call["weight"], call.get("bias")
     own = {

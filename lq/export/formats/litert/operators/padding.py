@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lq.export.formats.litert.call import Call
+from lq.export.formats.litert.call import OperatorCall
 from lq.export.formats.litert.file import Size
 
 Pair = tuple[int, int]
@@ -46,7 +46,7 @@ class Window:
 
 
 def padded(
-    call: Call,
+    call: OperatorCall,
     tensor: int,
     window: Window,
     sizes: Pair,
@@ -82,7 +82,7 @@ def padded(
     return pad_axes(call, tensor, pads, fill), int(Padding.VALID)
 
 
-def pad_axes(call: Call, tensor: int, pads: Sequence[Pair], fill: int | float | None = None) -> int:
+def pad_axes(call: OperatorCall, tensor: int, pads: Sequence[Pair], fill: int | float | None = None) -> int:
     """A tensor with values added at its ends, axis by axis."""
     import numpy as np
 

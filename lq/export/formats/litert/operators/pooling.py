@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lq.export.formats.litert.call import Builder, Call, UnsupportedError
-from lq.export.formats.litert.file import Grid
+from lq.export.formats.litert.call import Builder, OperatorCall, UnsupportedError
+from lq.export.formats.litert.file import LiteRTGrid
 from lq.export.formats.litert.operators.padding import Pair, Window, pad_axes, padded
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import Value
@@ -19,7 +19,7 @@ from lq.export.formats.litert.tensors import Value
 _LAST = CHANNELS_LAST[4]
 
 
-def max_pool(call: Call) -> Value:
+def max_pool(call: OperatorCall) -> Value:
     """The largest value of each window, on the grid that they lie on."""
     call = call.on(call.net.grid(call["self"]))
     x = call.net.channels_last(call["self"])
@@ -30,7 +30,7 @@ def max_pool(call: Call) -> Value:
     return _pool(call, x, "MAX_POOL_2D", lowest)
 
 
-def avg_pool(call: Call) -> Value:
+def avg_pool(call: OperatorCall) -> Value:
     """The average of each window.
 
     On integers it is a depthwise convolution with ones, which rounds once to any grid; LiteRT's own average keeps the
@@ -46,12 +46,12 @@ def avg_pool(call: Call) -> Value:
     return call.write_in("MUL", inputs, _LAST, "MulOptions", fusedActivationFunction=call.activation)
 
 
-def divides_unevenly(call: Call) -> bool:
+def divides_unevenly(call: OperatorCall) -> bool:
     """Whether a window is not divided by its size: padding does not count, it is cut off, or a divisor is given."""
     return bool((_factors(call) != 1).any())
 
 
-def _factors(call: Call) -> Tensor:
+def _factors(call: OperatorCall) -> Tensor:
     """By what the mean of each whole window, zeros around the image included, is multiplied."""
     window, before = _window(call)
     sizes, out = call.net.lengths(call["self"])[2:], _out(call)
@@ -64,22 +64,24 @@ def _factors(call: Call) -> Tensor:
     return right / F.avg_pool2d(whole, window.kernel, window.stride)[..., : out[0], : out[1]]
 
 
-def _average(call: Call, x: Value, window: Window, before: Pair) -> Value:
+def _average(call: OperatorCall, x: Value, window: Window, before: Pair) -> Value:
     channels = call.shape[1].length
     given = call.net.grid(x)
     if call.grid is None or given is None:
         return _pool(call, x, "AVERAGE_POOL_2D", 0.0)
     area = window.kernel[0] * window.kernel[1]
     weights = np.ones((1, *window.kernel, channels), np.int8)
-    filters = call.net.constant(weights, f"{call.name}/weight", Grid((float(np.float32(1 / area)),) * channels, 0, 3))
-    steps = Grid((float(np.float32(given.scale / area)),) * channels)
+    filters = call.net.constant(
+        weights, f"{call.name}/weight", LiteRTGrid((float(np.float32(1 / area)),) * channels, 0, 3)
+    )
+    steps = LiteRTGrid((float(np.float32(given.scale / area)),) * channels)
     bias = call.net.constant(np.zeros(channels, np.int32), f"{call.name}/bias", steps)
     tensor, scheme = padded(call, x.tensor, window, _sizes(call, x), _out(call), before)
     settings = {**window.settings, "padding": scheme, "depthMultiplier": 1}
     return call.write_in("DEPTHWISE_CONV_2D", [tensor, filters, bias], _LAST, "DepthwiseConv2DOptions", **settings)
 
 
-def _pool(call: Call, x: Value, kind: str, fill: int | float) -> Value:
+def _pool(call: OperatorCall, x: Value, kind: str, fill: int | float) -> Value:
     window, before = _window(call)
     # What the scheme SAME adds does not count in LiteRT's averages; what torch pads does.
     same = kind != "AVERAGE_POOL_2D"
@@ -94,12 +96,12 @@ def _pool(call: Call, x: Value, kind: str, fill: int | float) -> Value:
     return call.write_in(kind, [tensor], _LAST, "Pool2DOptions", **settings)
 
 
-def _window(call: Call) -> tuple[Window, Pair]:
+def _window(call: OperatorCall) -> tuple[Window, Pair]:
     kernel = _pair(call["kernel_size"])
     return Window(kernel, _pair(call.get("stride") or kernel)), _pair(call.get("padding") or 0)
 
 
-def adaptive_avg_pool(call: Call) -> Value:
+def adaptive_avg_pool(call: OperatorCall) -> Value:
     """The averages of equal parts of an image."""
     size, out = call.net.lengths(call["self"])[2:], [size.length for size in call.shape[2:]]
     if list(size) == out:
@@ -111,14 +113,14 @@ def adaptive_avg_pool(call: Call) -> Value:
         raise UnsupportedError(f"{call.name} pools {tuple(size)} pixels to {tuple(out)}, which is no whole number each")
     kernel = size[0] // out[0], size[1] // out[1]
     given = {"kernel_size": kernel, "stride": kernel, "padding": 0}
-    call = Call(call.net, call.name, {**call.arguments, **given}, call.shape, call.grid)
+    call = OperatorCall(call.net, call.name, {**call.arguments, **given}, call.shape, call.grid)
     return _average(call, call.net.channels_last(call.value("self")), Window(kernel, kernel), (0, 0))
 
 
 def reduction(kind: str) -> Builder:
     """A mean, sum or maximum over some dimensions, or over all."""
 
-    def build(call: Call) -> Value:
+    def build(call: OperatorCall) -> Value:
         x = call.value("self")  # truth values as numbers, as a sum counts them
         rank = len(call.net.shape(x))
         dims = call.get("dim")
@@ -128,14 +130,14 @@ def reduction(kind: str) -> Builder:
     return build
 
 
-def running_sum(call: Call) -> Value:
+def running_sum(call: OperatorCall) -> Value:
     """Sums of all elements up to each one of a dimension; of truth values, which it counts, and integers as floats."""
     x = call.net.settled(call.value("self"))
     axis = call.net.integers([x.order.index(call["dim"] % len(call.shape))], "axis")
     return call.write("CUMSUM", [x.tensor, axis], x, "CumsumOptions")
 
 
-def reduced(call: Call, kind: str, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
+def reduced(call: OperatorCall, kind: str, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
     """The same over given dimensions."""
     x = call.net.settled(x)
     axes = call.net.integers(sorted(x.order.index(dimension) for dimension in dimensions), "axes")
@@ -147,12 +149,12 @@ def _without(order: Sequence[int], dimensions: Sequence[int]) -> tuple[int, ...]
     return tuple(d - sum(gone < d for gone in dimensions) for d in order if d not in dimensions)
 
 
-def resize_nearest(call: Call) -> Value:
+def resize_nearest(call: OperatorCall) -> Value:
     """To another size, each pixel as its nearest one."""
     return _resize(call.on(call.net.grid(call["input"])), "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
 
 
-def resize_bilinear(call: Call) -> Value:
+def resize_bilinear(call: OperatorCall) -> Value:
     """To another size; on integers on the grid of the input, and from there to that of the result."""
     aligned = bool(call["align_corners"])
     settings = {"alignCorners": aligned, "halfPixelCenters": not aligned}
@@ -161,7 +163,7 @@ def resize_bilinear(call: Call) -> Value:
     return made if call.grid is None else call.net.on_grid(made, call.grid, call.name)
 
 
-def _resize(call: Call, kind: str, options: str, **settings: bool) -> Value:
+def _resize(call: OperatorCall, kind: str, options: str, **settings: bool) -> Value:
     x = call.net.channels_last(call.value("input"))
     if len(call.shape) != 4:
         raise UnsupportedError(f"{call.name} resizes {len(call.shape) - 2} dimensions, not two")
@@ -171,7 +173,7 @@ def _resize(call: Call, kind: str, options: str, **settings: bool) -> Value:
     return call.write_in(kind, [x.tensor, out], _LAST, options, **settings)
 
 
-def _check_factors(call: Call, x: Value) -> None:
+def _check_factors(call: OperatorCall, x: Value) -> None:
     """Torch goes by the factors that it is given, LiteRT by the sizes that result."""
     factors = call.get("scale_factors") or [call.get("scales_h"), call.get("scales_w")]
     for factor, size, out in zip(factors, _sizes(call, x), _out(call), strict=True):
@@ -182,7 +184,7 @@ def _check_factors(call: Call, x: Value) -> None:
             )
 
 
-def pad(call: Call) -> Value:
+def pad(call: OperatorCall) -> Value:
     """Values around a tensor: zeros, on the grid that it lies on, another number, or its own mirrored."""
     x, mode = call["self"], call.get("mode", "constant")
     x = call.net.settled(x)
@@ -200,18 +202,18 @@ def pad(call: Call) -> Value:
     return Value(pad_axes(call, x.tensor, pads, fill or (None if grid is None else fill)), x.order)
 
 
-def _mirrored(call: Call, x: Value, pads: Sequence[Pair]) -> Value:
+def _mirrored(call: OperatorCall, x: Value, pads: Sequence[Pair]) -> Value:
     amounts = call.net.constant(np.array(pads, np.int32), "pads")
     call = call.on(call.net.grid(x))
     return call.write_in("MIRROR_PAD", [x.tensor, amounts], x.order, "MirrorPadOptions", mode=0)
 
 
-def _sizes(call: Call, x: Value) -> Pair:
+def _sizes(call: OperatorCall, x: Value) -> Pair:
     height, width = call.net.lengths(x)[2:]
     return height, width
 
 
-def _out(call: Call) -> Pair:
+def _out(call: OperatorCall) -> Pair:
     height, width = (size.length for size in call.shape[2:])
     return height, width
 

@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lq.export.formats.litert.call import Call, UnsupportedError, array
+from lq.export.formats.litert.call import OperatorCall, UnsupportedError, array
 from lq.export.formats.litert.file import Shape, Size
 from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
 
 
-def reshape(call: Call) -> Value:
+def reshape(call: OperatorCall) -> Value:
     """Any operation that says a new shape for the same elements."""
     return call.net.reshape(call["self"], call.shape)
 
 
-def identity(call: Call) -> Value:
+def identity(call: OperatorCall) -> Value:
     """Nothing."""
     found = next(iter(call.arguments.values()))
     assert isinstance(found, Value)
     return found
 
 
-def cast(call: Call) -> Value:
+def cast(call: OperatorCall) -> Value:
     """Another type, where there is one: the same for all floating types."""
     x, dtype = call["self"], call.get("dtype")
     assert isinstance(x, Value)
@@ -34,13 +34,13 @@ def cast(call: Call) -> Value:
     return call.net.cast(x, "float32" if dtype.is_floating_point else str(dtype).removeprefix("torch."))
 
 
-def permute(call: Call) -> Value:
+def permute(call: OperatorCall) -> Value:
     """Dimensions in another order."""
     rank = len(call.shape)
     return call.net.permute(call["self"], [dimension % rank for dimension in call["dims"]])
 
 
-def transpose(call: Call) -> Value:
+def transpose(call: OperatorCall) -> Value:
     """Two dimensions swapped."""
     rank = len(call.shape)
     names = ("dim0", "dim1") if call.get("dim0") is not None else ("axis0", "axis1")
@@ -50,12 +50,12 @@ def transpose(call: Call) -> Value:
     return call.net.permute(call["self"], dimensions)
 
 
-def matrix_transpose(call: Call) -> Value:
+def matrix_transpose(call: OperatorCall) -> Value:
     """A matrix turned over."""
     return call.net.permute(call["self"], list(range(len(call.shape)))[::-1])
 
 
-def movedim(call: Call) -> Value:
+def movedim(call: OperatorCall) -> Value:
     """Some dimensions moved to other places."""
     rank = len(call.shape)
     names = [call[name] if isinstance(call[name], list) else [call[name]] for name in ("source", "destination")]
@@ -84,7 +84,7 @@ def part(net: Tensors, value: Value, dimension: int, start: int, size: int, name
     return Value(target, value.order)
 
 
-def slice_of(call: Call) -> Value:
+def slice_of(call: OperatorCall) -> Value:
     """A slice along a dimension."""
     x, shape = call["self"], call.net.shape(call["self"])
     dimension = call["dim"] % len(shape)
@@ -97,7 +97,7 @@ def slice_of(call: Call) -> Value:
     return part(call.net, x, dimension, start, call.shape[dimension].length, call.name)
 
 
-def _strided(call: Call, dimension: int) -> Value:
+def _strided(call: OperatorCall, dimension: int) -> Value:
     x = call["self"]
     x = call.net.settled(x)
     axis, source = x.order.index(dimension), call.net.of(x)
@@ -113,7 +113,7 @@ def _strided(call: Call, dimension: int) -> Value:
     return own.write_in("STRIDED_SLICE", inputs, x.order, "StridedSliceOptions", beginMask=others, endMask=others)
 
 
-def select(call: Call) -> Value:
+def select(call: OperatorCall) -> Value:
     """One element along a dimension, which goes."""
     x, shape = call["self"], call.net.shape(call["self"])
     dimension = call["dim"] % len(shape)
@@ -121,13 +121,13 @@ def select(call: Call) -> Value:
     return call.net.reshape(part(call.net, x, dimension, index, 1, call.name), call.shape)
 
 
-def narrow(call: Call) -> Value:
+def narrow(call: OperatorCall) -> Value:
     """A run of elements along a dimension."""
     dimension = call["dim"] % len(call.shape)
     return part(call.net, call["self"], dimension, call["start"], call["length"], call.name)
 
 
-def split(call: Call) -> list[Value]:
+def split(call: OperatorCall) -> list[Value]:
     """Parts along a dimension."""
     shape = call.net.shape(call["self"])
     dimension = call.get("dim", 0) % len(shape)
@@ -138,7 +138,7 @@ def split(call: Call) -> list[Value]:
     return found
 
 
-def _parts(call: Call, whole: int) -> list[int]:
+def _parts(call: OperatorCall, whole: int) -> list[int]:
     given: Any = call.get("split_size", call.get("split_sizes"))
     if isinstance(given, list):
         return given
@@ -146,7 +146,7 @@ def _parts(call: Call, whole: int) -> list[int]:
     return [min(size, whole - start) for start in range(0, whole, size)]
 
 
-def unbind(call: Call) -> list[Value]:
+def unbind(call: OperatorCall) -> list[Value]:
     """All elements along a dimension, one by one."""
     shape = call.net.shape(call["self"])
     dimension = call.get("dim", 0) % len(shape)
@@ -158,7 +158,7 @@ def unbind(call: Call) -> list[Value]:
     return [call.net.reshape(one, rest) for one in parts]
 
 
-def cat(call: Call) -> Value:
+def cat(call: OperatorCall) -> Value:
     """Tensors behind each other; integers first come to the grid of the result."""
     values = [call.taken(tensor) for tensor in call["tensors"]]
     if call.grid is not None:
@@ -169,7 +169,7 @@ def cat(call: Call) -> Value:
     return call.write_in("CONCATENATION", tensors, order, "ConcatenationOptions", axis=axis)
 
 
-def expand(call: Call) -> Value:
+def expand(call: OperatorCall) -> Value:
     """Copies along dimensions of one element."""
     x = call["self"]
     shape = call.net.shape(x)
@@ -184,7 +184,7 @@ def expand(call: Call) -> Value:
     return call.on(call.net.grid(x)).write_in("BROADCAST_TO", inputs, x.order)
 
 
-def repeat(call: Call) -> Value:
+def repeat(call: OperatorCall) -> Value:
     """Copies behind each other."""
     x = call["self"]
     shape = call.net.shape(x)
@@ -193,7 +193,7 @@ def repeat(call: Call) -> Value:
     return call.on(call.net.grid(x)).write_in("TILE", inputs, x.order)
 
 
-def roll(call: Call) -> Value:
+def roll(call: OperatorCall) -> Value:
     """Elements that leave at one end come back at the other."""
     x = call["self"]
     shape = call.net.shape(x)
@@ -213,13 +213,13 @@ def roll(call: Call) -> Value:
     return x  # type: ignore[no-any-return]
 
 
-def embedding(call: Call) -> Value:
+def embedding(call: OperatorCall) -> Value:
     """Rows of a table."""
     table, indices = call.taken(call["weight"]), _places(call, call["indices"])
     return call.write_in("GATHER", [table.tensor, indices.tensor], tuple(range(len(call.shape))), "GatherOptions")
 
 
-def gather(call: Call) -> Value:
+def gather(call: OperatorCall) -> Value:
     """Elements of the last dimension at places that are computed, and differ from row to row."""
     x, places = call.net.plain(call.taken(call["self"])), _places(call, call["index"])
     shape, last = call.net.shape(x), len(call.shape) - 1
@@ -233,13 +233,13 @@ def gather(call: Call) -> Value:
     return Value(target, tuple(range(last + 1)))
 
 
-def _places(call: Call, given: Any) -> Value:
+def _places(call: OperatorCall, given: Any) -> Value:
     """Computed integers, which may be floats here."""
     places = call.net.plain(call.taken(given))
     return call.net.cast(places, "int32") if call.net.of(places).dtype == "float32" else places
 
 
-def index(call: Call) -> Value:
+def index(call: OperatorCall) -> Value:
     """Elements at constant places: of one dimension, or of the first ones together."""
     known = {dimension: given for dimension, given in enumerate(call["indices"]) if given is not None}
     if not all(isinstance(given, Tensor) and given.dtype != torch.bool for given in known.values()):
@@ -253,13 +253,13 @@ def index(call: Call) -> Value:
     return _along(call, *next(iter(places.items()))) if len(places) == 1 else _together(call, list(places.values()))
 
 
-def _along(call: Call, dimension: int, places: Tensor) -> Value:
+def _along(call: OperatorCall, dimension: int, places: Tensor) -> Value:
     x = call.net.settled(call["self"]) if places.dim() == 1 else call.net.plain(call["self"])
     order = x.order if places.dim() == 1 else tuple(range(len(call.shape)))
     return _gathered(call, "GATHER", x, places, order, "GatherOptions", axis=x.order.index(dimension))
 
 
-def _together(call: Call, places: Sequence[Tensor]) -> Value:
+def _together(call: OperatorCall, places: Sequence[Tensor]) -> Value:
     common = torch.broadcast_shapes(*(place.shape for place in places))  # type: ignore[no-untyped-call]
     joined = torch.stack([place.expand(common) for place in places], -1)
     x, order = call.net.plain(call["self"]), tuple(range(len(call.shape)))
@@ -267,7 +267,7 @@ def _together(call: Call, places: Sequence[Tensor]) -> Value:
 
 
 def _gathered(
-    call: Call, kind: str, x: Value, places: Tensor, order: tuple[int, ...], options: str, **settings: int
+    call: OperatorCall, kind: str, x: Value, places: Tensor, order: tuple[int, ...], options: str, **settings: int
 ) -> Value:
     source = call.net.of(x)
     target = call.net.new(call.name, [call.shape[dimension] for dimension in order], source.grid, source.dtype)
