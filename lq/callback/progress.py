@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.compat.packages import is_a
@@ -21,16 +21,49 @@ def is_dev_run(trainer: Trainer) -> bool:
 
 
 def position_of(trainer: Trainer, batch_idx: int) -> Position:
-    """The position of a training at the start of a batch of its current epoch."""
+    """The position of a training at the start of a batch of its current epoch.
+
+    How many optimizer steps an epoch has is unknown where the module makes them itself: none, one or several a batch.
+    """
     batches = trainer.num_training_batches
     endless = batches == float("inf")
+    is_known = not endless and not steps_itself(trainer)
     return Position(
         epoch=trainer.current_epoch + (0.0 if endless else batch_idx / batches),
         step=trainer.global_step,
         total_epochs=None if trainer.max_epochs in (-1, None) else float(trainer.max_epochs),
         total_steps=None if trainer.max_steps == -1 else float(trainer.max_steps),
-        steps_per_epoch=None if endless else float(math.ceil(batches / trainer.accumulate_grad_batches)),
+        steps_per_epoch=float(math.ceil(batches / trainer.accumulate_grad_batches)) if is_known else None,
     )
+
+
+def steps_itself(trainer: Trainer) -> bool:
+    """Whether the module calls its optimizers itself; every call is a step of ``trainer.global_step``."""
+    return not trainer.lightning_module.automatic_optimization
+
+
+def length_of(trainer: Trainer) -> Position:
+    """The length of a training, before the callback that changes the accumulation of gradients comes to act.
+
+    Where epochs have different numbers of steps, there is no ``steps_per_epoch``, but the sum of them.
+    """
+    length, batches = position_of(trainer, 0), trainer.num_training_batches
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+    if scheduler is None or length.steps_per_epoch is None:
+        return length
+    steps = [math.ceil(batches / factor) for factor in _factors(scheduler, trainer.max_epochs)]
+    if len(set(steps)) <= 1:
+        return replace(length, steps_per_epoch=float(steps[0]) if steps else None)
+    total = None if length.total_epochs is None else float(sum(steps))
+    limits = [limit for limit in (length.total_steps, total) if limit is not None]
+    return replace(length, total_steps=min(limits, default=None), steps_per_epoch=None)
+
+
+def _factors(scheduler: GradientAccumulationScheduler, epochs: int | None) -> list[int]:
+    """The factors of all epochs, or all factors if there is no last epoch."""
+    numbers = scheduler.epochs if epochs in (None, -1) else range(epochs or 0)
+    return [scheduler.get_accumulate_grad_batches(epoch) for epoch in numbers]
 
 
 def say(trainer: Trainer, text: str) -> None:
