@@ -13,6 +13,7 @@ from lq.compat.packages import is_a
 from lq.config.points import Point, Position
 from lq.config.schedule import Phase, QATSchedule
 from lq.console import is_terminal
+from lq.deployment.results import Deployment
 
 
 def is_dev_run(trainer: Trainer) -> bool:
@@ -163,6 +164,23 @@ def describe_learning_rate(schedule: QATSchedule, initial: float, has_schedulers
         f"learning rate of QAT: {start:.3g} ({100 * schedule.lr:g}% of the initial {initial:.3g}), falling to "
         f"{start * schedule.lr_final:.3g} along a cosine{instead}"
     )
+
+
+def describe_no_result(has_trained: bool, earlier: Deployment | None) -> str:
+    """The warning at the end of a fit in which QAT did not start.
+
+    Args:
+        has_trained: whether the fit made a step at all.
+        earlier: what an earlier fit made, if that still counts.
+
+    Example:
+        >>> describe_no_result(False, None)
+        'lq: no steps were left to train; nothing was quantized or exported.'
+    """
+    reason = "the training ended before QAT started" if has_trained else "no steps were left to train"
+    where = "" if earlier is None or earlier.directory is None else str(earlier.directory)
+    kept = f" The artifact of the earlier fit is in {where}." if where else ""
+    return f"lq: {reason}; nothing was quantized or exported.{kept}"
 
 
 def _singular(point: Point) -> str:

@@ -47,6 +47,7 @@ from lq.callback.processes import check_strategy, copy_on_first_process, splits_
 from lq.callback.progress import (
     close_progress_bar,
     describe_learning_rate,
+    describe_no_result,
     describe_phase,
     is_dev_run,
     is_told,
@@ -178,11 +179,12 @@ class QATCallback(Callback):
         self.save = save
         check_detail(log_ranges)
         self._ranges = RangeMonitor(log_ranges)
+        self.deployment: Deployment | None = None
         self._reset()
 
     def _reset(self) -> None:
-        """Forget the last run."""
-        self.deployment: Deployment | None = None
+        """Forget the last run, but for what it made, in case that there is nothing to train."""
+        self._earlier, self.deployment = self.deployment, None
         self._course = self.schedule
         self._destination: Destination | None = None
         self._example: Inputs | None = None
@@ -498,7 +500,9 @@ class QATCallback(Callback):
         """Convert the best weights, compare, export and print the table, on rank 0."""
         self._stop_listening()
         if not self._started:
-            rank_zero_warn("lq: the training ended before QAT started; nothing was quantized or exported.")
+            if self._phase is None:
+                self.deployment = self._earlier
+            self._warn(describe_no_result(self._phase is not None, self.deployment))
             return
         if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
