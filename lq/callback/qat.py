@@ -327,6 +327,8 @@ class QATCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the phase and the learning rate that belong to this position."""
         phase, target = self._phase_at(trainer, batch_idx), self._target(pl_module)
+        if self._phase is None and self._started and batch_idx == 0:
+            self._note_missed_epoch(trainer, pl_module)
         if phase.fake_quant and not self._started:
             self._started = True
             self._float.take_weights(pl_module, self._name)
@@ -414,6 +416,13 @@ class QATCallback(Callback):
 
     def _note(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
         self._history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **figures})
+
+    def _note_missed_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the scales after the epoch before, whose end Lightning left out when it resumed behind its batches."""
+        epoch, scales = trainer.current_epoch - 1, self._ranges.take(pl_module, self._name)
+        known = [row for row in self._history if row["epoch"] == epoch and row.keys() & scales.keys()]
+        if scales and not known:
+            self._history.append({"epoch": epoch, "step": trainer.global_step, **scales})
 
     # ---- validation -----------------------------------------------------------------------------------------------
 
