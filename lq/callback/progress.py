@@ -43,28 +43,42 @@ def steps_itself(trainer: Trainer) -> bool:
     return not trainer.lightning_module.automatic_optimization
 
 
-def length_of(trainer: Trainer) -> Position:
-    """The length of a training, before the callback that changes the accumulation of gradients comes to act.
+def check_length(trainer: Trainer, schedule: QATSchedule) -> tuple[str, ...]:
+    """Check a schedule against the length of a training, before its first step.
 
-    Where epochs have different numbers of steps, there is no ``steps_per_epoch``, but the sum of them.
+    Args:
+        trainer: of the fit.
+        schedule: that will be followed.
+
+    Returns:
+        Remarks worth a warning.
+
+    Raises:
+        ValueError: if the schedule and the length do not go together; see :meth:`QATSchedule.check`.
     """
-    length, batches = position_of(trainer, 0), trainer.num_training_batches
+    length, steps = position_of(trainer, 0), _steps_of_epochs(trainer)
+    total, counted_later = length.total_steps, steps_itself(trainer)
+    if len(set(steps)) <= 1:
+        per_epoch = steps[0] if steps else length.steps_per_epoch
+        return schedule.check(length.total_epochs, total, per_epoch, counted_later)
+    if length.total_epochs is None:
+        return schedule.check(None, total, None, counted_later=True)
+    total = min(float(sum(steps)), math.inf if total is None else total)
+    return schedule.check(length.total_epochs, total, None, counted_later, steps)
+
+
+def _steps_of_epochs(trainer: Trainer) -> list[float]:
+    """The steps of each epoch where a callback, which has not acted yet, sets the accumulation of gradients.
+
+    Without a last epoch, those of the epochs in which the accumulation changes.
+    """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     scheduler = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
-    if scheduler is None or length.steps_per_epoch is None:
-        return length
-    steps = [math.ceil(batches / factor) for factor in _factors(scheduler, trainer.max_epochs)]
-    if len(set(steps)) <= 1:
-        return replace(length, steps_per_epoch=float(steps[0]) if steps else None)
-    total = None if length.total_epochs is None else float(sum(steps))
-    limits = [limit for limit in (length.total_steps, total) if limit is not None]
-    return replace(length, total_steps=min(limits, default=None), steps_per_epoch=None)
-
-
-def _factors(scheduler: GradientAccumulationScheduler, epochs: int | None) -> list[int]:
-    """The factors of all epochs, or all factors if there is no last epoch."""
-    numbers = scheduler.epochs if epochs in (None, -1) else range(epochs or 0)
-    return [scheduler.get_accumulate_grad_batches(epoch) for epoch in numbers]
+    batches, last = trainer.num_training_batches, trainer.max_epochs
+    if scheduler is None or batches == float("inf"):
+        return []
+    epochs = scheduler.epochs if last in (None, -1) else range(last or 0)
+    return [float(math.ceil(batches / scheduler.get_accumulate_grad_batches(epoch))) for epoch in epochs]
 
 
 def say(trainer: Trainer, text: str) -> None:

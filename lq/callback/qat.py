@@ -45,17 +45,16 @@ from lq.callback.phases import PhaseSwitch, has_batch_norm, share_statistics, ta
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
 from lq.callback.progress import (
+    check_length,
     close_progress_bar,
     describe_learning_rate,
     describe_no_result,
     describe_phase,
     is_dev_run,
     is_told,
-    length_of,
     position_of,
     say,
     start_here,
-    steps_itself,
 )
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.scales import learned_scales, step_scales
@@ -298,18 +297,17 @@ class QATCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
-        length, self._scales = length_of(trainer), learned_scales(self._target(pl_module))
+        here, self._scales = position_of(trainer, 0), learned_scales(self._target(pl_module))
         if self.distill is not None:
             check_teaching(self.distill, pl_module, self._float.teacher())
-        if self._resumes_float and self._course.has_started(length):
+        if self._resumes_float and self._course.has_started(here):
             self._course = start_here(trainer, self._course)
         self._course = with_calibration(self._course, self._target(pl_module))
         if not self._calibrated:  # as this run went on before it was interrupted
             self._course = self._course.without_calibration()
-        ends = (length.total_epochs, length.total_steps, length.steps_per_epoch)
-        for note in self._course.check(*ends, counted_later=steps_itself(trainer)):
+        for note in check_length(trainer, self._course):
             rank_zero_warn(f"lq: {note}")
-        if not self._course.has_started(length):
+        if not self._course.has_started(here):
             check_early_stopping(trainer)
 
     # ---- during training ------------------------------------------------------------------------------------------
@@ -337,6 +335,8 @@ class QATCallback(Callback):
             if self._course.calibration:
                 self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
             phase = self._phase_at(trainer, batch_idx)
+            if not any(state_of(target).observed()):
+                self._course.check_start(phase)
         if self._reach_is_due and not is_compiled(pl_module):
             self._reach = Reach(target, self._name)
         self._reach_is_due = False

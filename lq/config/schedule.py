@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -131,6 +132,7 @@ class QATSchedule:
         total_steps: float | None = None,
         steps_per_epoch: float | None = None,
         counted_later: bool = False,
+        epochs: Sequence[float] = (),
     ) -> tuple[str, ...]:
         """Check the points against the length of a training, before its first step.
 
@@ -139,6 +141,7 @@ class QATSchedule:
             total_steps: optimizer steps after which training ends, None if there is no such limit.
             steps_per_epoch: optimizer steps in an epoch, None if unknown; converts between the units.
             counted_later: an epoch ends, and only its number of steps is unknown until it was trained.
+            epochs: optimizer steps in each epoch, where they differ and are known.
 
         Returns:
             Remarks worth a warning: points that this training never reaches, or that nobody knows whether it does.
@@ -163,13 +166,28 @@ class QATSchedule:
             )
         notes = [_unknown_end("start", self.start, end)] if is_unknown and end else []
         for name, point in self._later_points():
-            pair = _in_one_unit(point, start, length)
+            pair = _in_one_unit(point, start, length, epochs)
             if pair is not None:
                 self._check_order(name, *pair)
             if point.unit in ("epochs", "steps") and _is_over(point, length):
                 raw = getattr(self, name)
                 notes.append(f"{name}={raw!r} is never reached: the training ends after {end}.")
         return tuple(notes)
+
+    def check_start(self, phase: Phase) -> None:
+        """Check the first phase of QAT, of a target without ranges; not all schedules can be checked beforehand.
+
+        Args:
+            phase: that of the first step of QAT.
+
+        Raises:
+            ValueError: if observers are off already.
+        """
+        if not phase.observer and not self.calibration:
+            raise ValueError(
+                f"observer_off={self.observer_off!r} with start={self.start!r}: QAT starts now, and the observers have "
+                "stopped before; they would never see a batch. Give both points in the same unit, epochs or steps."
+            )
 
     def without_calibration(self) -> QATSchedule:
         """The schedule with observers that find the ranges in training.
@@ -307,6 +325,14 @@ def _check_share(name: str, value: object, of: str, usual: float = 0.01) -> None
         raise ValueError(f"{name}={value!r} is outside [0, 1]; it is a share of {of}, e.g. {name}={usual}.")
 
 
+def _in_steps(point: Point, epochs: Sequence[float]) -> float:
+    """A point in epochs or steps, in steps, where epochs have so many."""
+    if point.unit == "steps":
+        return point.value
+    whole = int(min(point.value, len(epochs)))
+    return sum(epochs[:whole]) + (point.value - whole) * (epochs[whole] if whole < len(epochs) else 0)
+
+
 def _describe_end(length: Position) -> str:
     ends = ((length.total_epochs, "epochs"), (length.total_steps, "steps"))
     told = " or ".join(f"{total:g} {unit}" for total, unit in ends if total is not None)
@@ -329,10 +355,12 @@ def _is_over(point: Point, length: Position) -> bool:
     return (point.fraction_of(length) or 0.0) >= 1
 
 
-def _in_one_unit(point: Point, start: Point, length: Position) -> tuple[float, float] | None:
+def _in_one_unit(
+    point: Point, start: Point, length: Position, epochs: Sequence[float] = ()
+) -> tuple[float, float] | None:
     """The values of both points in a common unit, None if the length does not allow that."""
     if length.steps_per_epoch is None and {point.unit, start.unit} == {"epochs", "steps"}:
-        return None
+        return (_in_steps(point, epochs), _in_steps(start, epochs)) if epochs else None
     steps = point.first_step(length), start.first_step(length)
     if steps[0] is not None and steps[1] is not None:
         return steps[0], steps[1]

@@ -237,3 +237,12 @@ def test_a_fit_that_ends_early_has_no_result(fit: Fit) -> None:
     with pytest.warns(UserWarning, match="ended before QAT started; nothing was quantized or exported.$"):
         fit(Tiny(), callback, Stop(), max_epochs=1)
     assert callback.deployment is None
+
+
+def test_a_second_fit_goes_on_with_the_ranges_of_the_first(fit: Fit) -> None:
+    module, callback = Tiny(), qat(start=0, observer_off=1)
+    trainer = fit(module, callback, max_epochs=2)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, train_loader(), val_loader())
+    assert trainer.current_epoch == 3
+    assert callback.deployment is not None

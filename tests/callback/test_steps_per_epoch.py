@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def test_a_resumed_run_is_in_the_same_phases(
             max_epochs=4,
             reload_dataloaders_every_n_epochs=int(own),
         )
-        trainer.fit(trained, *(() if own else (resumable(32), val_loader())), ckpt_path=ckpt_path)
+        train, val = (None, None) if own else (resumable(32), val_loader())
+        trainer.fit(trained, train, val, ckpt_path=ckpt_path)
         return phases, trained.state_dict()
 
     class Crash(L.Callback):
@@ -174,6 +176,41 @@ def test_a_resumed_run_is_in_the_same_phases(
 def test_a_start_that_never_comes_is_refused_where_accumulation_changes(fit: Fit) -> None:
     with pytest.raises(ValueError, match=r"start='10 steps', but the training ends after 4 epochs or 10 steps"):
         fit(NoNoise(), qat(start="10 steps"), *accumulating(), loaders=(resumable(32), val_loader()), max_epochs=4)
+
+
+def test_one_factor_for_all_epochs(fit: Fit) -> None:
+    with pytest.raises(ValueError, match=r"start='5 steps', but the training ends after 3 epochs \(3 steps\): nothing"):
+        fit(
+            NoNoise(),
+            qat(start="5 steps"),
+            GradientAccumulationScheduler({0: 4}),
+            loaders=(resumable(32), val_loader()),
+        )
+
+
+@pytest.mark.parametrize(("factors", "is_warned"), [({0: 4}, False), ({0: 4, 1: 2}, True)])
+def test_a_training_that_is_limited_by_steps(fit: Fit, factors: dict[int, int], is_warned: bool) -> None:
+    phases = Phases()
+    with pytest.warns(UserWarning, match="start=2: whether") if is_warned else nullcontext():
+        fit(
+            NoNoise(),
+            qat(start=2),
+            GradientAccumulationScheduler(factors),
+            phases,
+            loaders=(resumable(32), val_loader()),
+            max_epochs=-1,
+            max_steps=6,
+        )
+    rows = list(phases.rows.values())
+    assert rows[0][:2] == (2 + is_warned, 0)
+    assert all(before[4] >= after[4] for before, after in pairwise(rows))
+
+
+def test_observers_that_stop_before_the_start_are_refused_when_that_shows(fit: Fit) -> None:
+    with pytest.raises(
+        ValueError, match=r"observer_off='9 steps' with start=2: QAT starts now, and the observers have"
+    ):
+        fit(TwoSteps(), qat(start=2, observer_off="9 steps"), loaders=(resumable(32), val_loader()))
 
 
 def test_the_end_is_told_in_steps_too(fit: Fit) -> None:

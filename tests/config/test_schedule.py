@@ -212,6 +212,12 @@ def test_check_remarks_on_points_that_never_come():
 def test_check_compares_only_what_can_be_compared():
     assert QATSchedule(start="20 steps", freeze_bn=1, observer_off=2, lr=None).check() == ()
     assert QATSchedule(start="8 steps", freeze_bn=2).check(4, 10) == (), "epochs may have 4, 4, 1 and 1 steps"
+    assert QATSchedule(start="8 steps", freeze_bn=2).check(4, 10, epochs=(4, 4, 1, 1)) == ()
+    with pytest.raises(ValueError, match="freeze_bn=2 with start='9 steps': it lies before"):
+        QATSchedule(start="9 steps", freeze_bn=2).check(4, 10, epochs=(4, 4, 1, 1))
+    with pytest.raises(ValueError, match="observer_off='7 steps' with start=2: it lies before"):
+        QATSchedule(start=2, observer_off="7 steps").check(4, 10, epochs=(4, 4, 1, 1))
+    QATSchedule(start="8 steps", freeze_bn=9).check(4, 10, epochs=(4, 4, 1, 1))
 
 
 def test_check_says_what_shows_only_in_training():
