@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.compat.packages import is_a
 from lq.config.points import Point, Position
 from lq.config.schedule import Phase, QATSchedule
 from lq.console import is_terminal
+from lq.deployment.results import Deployment
 
 
 def is_dev_run(trainer: Trainer) -> bool:
@@ -21,16 +22,63 @@ def is_dev_run(trainer: Trainer) -> bool:
 
 
 def position_of(trainer: Trainer, batch_idx: int) -> Position:
-    """The position of a training at the start of a batch of its current epoch."""
+    """The position of a training at the start of a batch of its current epoch.
+
+    How many optimizer steps an epoch has is unknown where the module makes them itself: none, one or several a batch.
+    """
     batches = trainer.num_training_batches
     endless = batches == float("inf")
+    is_known = not endless and not steps_itself(trainer)
     return Position(
         epoch=trainer.current_epoch + (0.0 if endless else batch_idx / batches),
         step=trainer.global_step,
         total_epochs=None if trainer.max_epochs in (-1, None) else float(trainer.max_epochs),
         total_steps=None if trainer.max_steps == -1 else float(trainer.max_steps),
-        steps_per_epoch=None if endless else float(math.ceil(batches / trainer.accumulate_grad_batches)),
+        steps_per_epoch=float(math.ceil(batches / trainer.accumulate_grad_batches)) if is_known else None,
     )
+
+
+def steps_itself(trainer: Trainer) -> bool:
+    """Whether the module calls its optimizers itself; every call is a step of ``trainer.global_step``."""
+    return not trainer.lightning_module.automatic_optimization
+
+
+def check_length(trainer: Trainer, schedule: QATSchedule) -> tuple[str, ...]:
+    """Check a schedule against the length of a training, before its first step.
+
+    Args:
+        trainer: of the fit.
+        schedule: that will be followed.
+
+    Returns:
+        Remarks worth a warning.
+
+    Raises:
+        ValueError: if the schedule and the length do not go together; see :meth:`QATSchedule.check`.
+    """
+    length, steps = position_of(trainer, 0), _steps_of_epochs(trainer)
+    total, counted_later = length.total_steps, steps_itself(trainer)
+    if len(set(steps)) <= 1:
+        per_epoch = steps[0] if steps else length.steps_per_epoch
+        return schedule.check(length.total_epochs, total, per_epoch, counted_later)
+    if length.total_epochs is None:
+        return schedule.check(None, total, None, counted_later=True)
+    total = min(float(sum(steps)), math.inf if total is None else total)
+    return schedule.check(length.total_epochs, total, None, counted_later, steps)
+
+
+def _steps_of_epochs(trainer: Trainer) -> list[float]:
+    """The steps of each epoch where a callback, which has not acted yet, sets the accumulation of gradients.
+
+    Without a last epoch, those of the epochs in which the accumulation changes.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+    batches, last = trainer.num_training_batches, trainer.max_epochs
+    if scheduler is None or batches == float("inf"):
+        return []
+    epochs = scheduler.epochs if last in (None, -1) else range(last or 0)
+    return [float(math.ceil(batches / scheduler.get_accumulate_grad_batches(epoch))) for epoch in epochs]
 
 
 def say(trainer: Trainer, text: str) -> None:
@@ -130,6 +178,23 @@ def describe_learning_rate(schedule: QATSchedule, initial: float, has_schedulers
         f"learning rate of QAT: {start:.3g} ({100 * schedule.lr:g}% of the initial {initial:.3g}), falling to "
         f"{start * schedule.lr_final:.3g} along a cosine{instead}"
     )
+
+
+def describe_no_result(has_trained: bool, earlier: Deployment | None) -> str:
+    """The warning at the end of a fit in which QAT did not start.
+
+    Args:
+        has_trained: whether the fit made a step at all.
+        earlier: what an earlier fit made, if that still counts.
+
+    Example:
+        >>> describe_no_result(False, None)
+        'lq: no steps were left to train; nothing was quantized or exported.'
+    """
+    reason = "the training ended before QAT started" if has_trained else "no steps were left to train"
+    where = "" if earlier is None or earlier.directory is None else str(earlier.directory)
+    kept = f" The artifact of the earlier fit is in {where}." if where else ""
+    return f"lq: {reason}; nothing was quantized or exported.{kept}"
 
 
 def _singular(point: Point) -> str:

@@ -45,8 +45,10 @@ from lq.callback.phases import PhaseSwitch, has_batch_norm, share_statistics, ta
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
 from lq.callback.progress import (
+    check_length,
     close_progress_bar,
     describe_learning_rate,
+    describe_no_result,
     describe_phase,
     is_dev_run,
     is_told,
@@ -64,7 +66,7 @@ from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
 from lq.compat.lightning_private import validation_loaders_of
 from lq.config.qconfig import QConfig, as_qconfig
-from lq.config.schedule import Phase, QATSchedule
+from lq.config.schedule import Began, Phase, QATSchedule
 from lq.conversion.wide import check_eight_bits
 from lq.core.lsq import LearnedScale
 from lq.deployment.destination import Destination
@@ -176,11 +178,12 @@ class QATCallback(Callback):
         self.save = save
         check_detail(log_ranges)
         self._ranges = RangeMonitor(log_ranges)
+        self.deployment: Deployment | None = None
         self._reset()
 
     def _reset(self) -> None:
-        """Forget the last run."""
-        self.deployment: Deployment | None = None
+        """Forget the last run, but for what it made, in case that there is nothing to train."""
+        self._earlier, self.deployment = self.deployment, None
         self._course = self.schedule
         self._destination: Destination | None = None
         self._example: Inputs | None = None
@@ -188,6 +191,7 @@ class QATCallback(Callback):
         self._started, self._calibrated = False, True
         self._coverage_is_due, self._reach_is_due = True, True
         self._reach: Reach | None = None
+        self._began: Began | None = None
         self._history: list[dict[str, float]] = []
         self._float.reset()
         self._ranges.reset()
@@ -293,28 +297,36 @@ class QATCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
-        length, self._scales = position_of(trainer, 0), learned_scales(self._target(pl_module))
+        here, self._scales = position_of(trainer, 0), learned_scales(self._target(pl_module))
         if self.distill is not None:
             check_teaching(self.distill, pl_module, self._float.teacher())
-        if self._resumes_float and self._course.phase(length).fake_quant:
+        if self._resumes_float and self._course.has_started(here):
             self._course = start_here(trainer, self._course)
         self._course = with_calibration(self._course, self._target(pl_module))
         if not self._calibrated:  # as this run went on before it was interrupted
             self._course = self._course.without_calibration()
-        for note in self._course.check(length.total_epochs, length.total_steps, length.steps_per_epoch):
+        for note in check_length(trainer, self._course):
             rank_zero_warn(f"lq: {note}")
-        if not self._course.phase(length).fake_quant:
+        if not self._course.has_started(here):
             check_early_stopping(trainer)
 
     # ---- during training ------------------------------------------------------------------------------------------
 
+    def _phase_at(self, trainer: Trainer, batch_idx: int) -> Phase:
+        """What holds for a batch of the current epoch; where QAT began is found once, and part of checkpoints."""
+        position = position_of(trainer, batch_idx)
+        self._began = self._began or self._course.began(position)
+        return self._course.phase(position, self._began)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the learning rate of the first step before monitors read it."""
-        self._rates.apply(trainer.optimizers, self._course.phase(position_of(trainer, 0)).lr_scale)
+        self._rates.apply(trainer.optimizers, self._phase_at(trainer, 0).lr_scale)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the phase and the learning rate that belong to this position."""
-        phase, target = self._course.phase(position_of(trainer, batch_idx)), self._target(pl_module)
+        phase, target = self._phase_at(trainer, batch_idx), self._target(pl_module)
+        if self._phase is None and self._started and batch_idx == 0:
+            self._note_missed_epoch(trainer, pl_module)
         if phase.fake_quant and not self._started:
             self._started = True
             self._float.take_weights(pl_module, self._name)
@@ -322,7 +334,9 @@ class QATCallback(Callback):
             self._calibrated = self._course == wanted
             if self._course.calibration:
                 self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
-            phase = self._course.phase(position_of(trainer, batch_idx))
+            phase = self._phase_at(trainer, batch_idx)
+            if not any(state_of(target).observed()):
+                self._course.check_start(phase)
         if self._reach_is_due and not is_compiled(pl_module):
             self._reach = Reach(target, self._name)
         self._reach_is_due = False
@@ -384,7 +398,7 @@ class QATCallback(Callback):
                 self._warn(check_reached(target, self._name))
             if self._example is None:
                 check_example(trainer, pl_module, self._name)
-        self._rates.apply(trainer.optimizers, self._course.phase(position_of(trainer, batch_idx + 1)).lr_scale)
+        self._rates.apply(trainer.optimizers, self._phase_at(trainer, batch_idx + 1).lr_scale)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the phase, and report batches that the observers had to skip."""
@@ -402,6 +416,13 @@ class QATCallback(Callback):
 
     def _note(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
         self._history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **figures})
+
+    def _note_missed_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the scales after the epoch before, whose end Lightning left out when it resumed behind its batches."""
+        epoch, scales = trainer.current_epoch - 1, self._ranges.take(pl_module, self._name)
+        known = [row for row in self._history if row["epoch"] == epoch and row.keys() & scales.keys()]
+        if scales and not known:
+            self._history.append({"epoch": epoch, "step": trainer.global_step, **scales})
 
     # ---- validation -----------------------------------------------------------------------------------------------
 
@@ -488,7 +509,9 @@ class QATCallback(Callback):
         """Convert the best weights, compare, export and print the table, on rank 0."""
         self._stop_listening()
         if not self._started:
-            rank_zero_warn("lq: the training ended before QAT started; nothing was quantized or exported.")
+            if self._phase is None:
+                self.deployment = self._earlier
+            self._warn(describe_no_result(self._phase is not None, self.deployment))
             return
         if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
@@ -538,7 +561,15 @@ class QATCallback(Callback):
             return
         plan, ptq = plan_of(self._target(pl_module)).to_dict(), {} if self._start is None else self._start.results
         checkpoint[KEY] = CheckpointEntry(
-            self._name, self._applied, self._started, self._float.results, plan, self._history, ptq, self._calibrated
+            self._name,
+            self._applied,
+            self._started,
+            self._float.results,
+            plan,
+            self._history,
+            ptq,
+            self._calibrated,
+            self._began,
         ).to_dict()
         if self.distill is not None and self._started and self._float.is_usable:
             checkpoint[TEACHER] = self._float.teacher().state_dict()
@@ -553,6 +584,7 @@ class QATCallback(Callback):
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
         self._started, self._calibrated, self._float.results = entry.started, entry.calibrated, dict(entry.fp32)
+        self._began = entry.began
         if not splits_weights(trainer):
             require_qat_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.

@@ -80,11 +80,16 @@ class RangeMonitor:
 
     def log_epoch(self, module: LightningModule, name: str) -> dict[str, float]:
         """Log how far the scales have moved since the last epoch, and return them."""
+        before, figures = self.scales, self.take(module, name)
+        if before and figures:
+            _log(module, {"scale_drift_max": scale_drift(before, self.scales)})
+        return figures
+
+    def take(self, module: LightningModule, name: str) -> dict[str, float]:
+        """Remember the scales of now, between two epochs, and return them."""
         if self.detail is None:
             return {}
-        before, self.scales = self.scales, activation_scales(target_of(module, name))
-        if before:
-            _log(module, {"scale_drift_max": scale_drift(before, self.scales)})
+        self.scales = activation_scales(target_of(module, name))
         return {f"{SCALE}{tensor}": scale for tensor, scale in self.scales.items()}
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from lq.backends.prepare import prepare_again
 from lq.config.qconfig import QConfig
+from lq.config.schedule import Began
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.fields import Field
 from lq.instrument.record import initialize_lazy
@@ -35,6 +36,7 @@ class CheckpointEntry:
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
         ptq: figures of the model quantized without training, if QAT started from that.
         calibrated: whether ranges could be calibrated before QAT, where that was wanted.
+        began: where QAT began, if it has and the schedule gives that in epochs or steps.
 
     Example:
         >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
@@ -50,6 +52,7 @@ class CheckpointEntry:
     history: Sequence[Mapping[str, float]] = ()
     ptq: Mapping[str, float] = field(default_factory=dict)
     calibrated: bool = True
+    began: Began | None = None
 
     @property
     def example(self) -> Inputs | None:
@@ -60,7 +63,8 @@ class CheckpointEntry:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
         plain = {**dataclasses.asdict(self), "qconfig": self.qconfig.as_given(), "history": list(self.history)}
-        return {"format_version": FORMAT_VERSION, **plain}
+        began = {} if self.began is None else {"epochs": self.began.epochs, "steps": self.began.steps}
+        return {"format_version": FORMAT_VERSION, **plain, "began": began}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], where: str = f"checkpoint: {KEY}") -> CheckpointEntry:
@@ -91,6 +95,7 @@ class CheckpointEntry:
             tuple({name: _figure(value) for name, value in row.items()} for row in given.get("history", ()).each()),
             {name: _figure(value) for name, value in given.get("ptq", {}).items()},
             given.get("calibrated", True).flag(),
+            _began(given.get("began", {})),
         )
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:
@@ -163,6 +168,11 @@ def _check_grids(given: Field) -> None:
             if key not in known:
                 raise ValueError(f"{grid.where} has {key!r}, which no grid has. Install the lq that wrote it.")
             _CHECKS[type(known[key])](value)
+
+
+def _began(given: Field) -> Began | None:
+    """Where QAT began; older checkpoints do not say it, and those from before the start cannot."""
+    return Began(given["epochs"].number(), given["steps"].number()) if given.mapping() else None
 
 
 def _figure(given: Field) -> float:

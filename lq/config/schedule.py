@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lq.checks import check_integer, check_number
 from lq.config.points import Point, Position
 
-__all__ = ["Phase", "Position", "QATSchedule"]
+__all__ = ["Began", "Phase", "Position", "QATSchedule"]
 
 # The static quantization tutorial trains 8 epochs, freezes BatchNorm after epoch 2 (from epoch 3 on, counted
 # from 0) and switches the observers off after epoch 3 (from epoch 4 on).
@@ -51,13 +53,21 @@ class Phase:
         return _NAMES[self.index]
 
 
+class Began(NamedTuple):
+    """Where QAT began: epochs and optimizer steps that were over by then."""
+
+    epochs: float
+    steps: float
+
+
 @dataclass(frozen=True)
 class QATSchedule:
     r"""The course of a quantization-aware training as a pure function of progress.
 
     A point is an int (epochs that are over, so 3 means from the fourth epoch on), a float in [0, 1] (share
-    of the whole training) or text: ``"3 epochs"``, ``"500 steps"``, ``"30%"``. With :math:`p` the share of
-    the part after ``start`` that is done, the learning rate is the initial one times
+    of the whole training) or text: ``"3 epochs"``, ``"500 steps"``, ``"30%"``. Steps are those of the optimizers,
+    as ``trainer.global_step`` counts them. With :math:`p` the share of the part after ``start`` that is done, the
+    learning rate is the initial one times
 
     .. math:: \text{lr} \cdot (\text{lr_final} + (1 - \text{lr_final}) \cdot (1 + \cos \pi p) / 2)
 
@@ -121,6 +131,8 @@ class QATSchedule:
         total_epochs: float | None = None,
         total_steps: float | None = None,
         steps_per_epoch: float | None = None,
+        counted_later: bool = False,
+        epochs: Sequence[float] = (),
     ) -> tuple[str, ...]:
         """Check the points against the length of a training, before its first step.
 
@@ -128,9 +140,11 @@ class QATSchedule:
             total_epochs: epochs after which training ends, None if there is no such limit.
             total_steps: optimizer steps after which training ends, None if there is no such limit.
             steps_per_epoch: optimizer steps in an epoch, None if unknown; converts between the units.
+            counted_later: an epoch ends, and only its number of steps is unknown until it was trained.
+            epochs: optimizer steps in each epoch, where they differ and are known.
 
         Returns:
-            Remarks worth a warning: points that this training never reaches.
+            Remarks worth a warning: points that this training never reaches, or that nobody knows whether it does.
 
         Raises:
             ValueError: if a point is a share of a training that has no end, if ``start`` is not before the end, or if
@@ -141,23 +155,39 @@ class QATSchedule:
             ('observer_off=9 is never reached: the training ends after 5 epochs.',)
         """
         length = Position(0, 0, total_epochs, total_steps, steps_per_epoch)
-        if self._needs_end():
-            self._start_share(length)
         start, end = Point.parse("start", self.start), _describe_end(length)
+        is_unknown = counted_later and start.fraction_of(length) is None
+        if self._needs_end():
+            self._start_share(length, Began(0, 0) if is_unknown else None)
         if _is_over(start, length):
             raise ValueError(
                 f"start={self.start!r}, but the training ends after {end}: nothing would be quantized. "
                 "Start earlier or train longer."
             )
-        notes = []
+        notes = [_unknown_end("start", self.start, end)] if is_unknown and end else []
         for name, point in self._later_points():
-            pair = _in_one_unit(point, start, length)
+            pair = _in_one_unit(point, start, length, epochs)
             if pair is not None:
                 self._check_order(name, *pair)
             if point.unit in ("epochs", "steps") and _is_over(point, length):
                 raw = getattr(self, name)
                 notes.append(f"{name}={raw!r} is never reached: the training ends after {end}.")
         return tuple(notes)
+
+    def check_start(self, phase: Phase) -> None:
+        """Check the first phase of QAT, of a target without ranges; not all schedules can be checked beforehand.
+
+        Args:
+            phase: that of the first step of QAT.
+
+        Raises:
+            ValueError: if observers are off already.
+        """
+        if not phase.observer and not self.calibration:
+            raise ValueError(
+                f"observer_off={self.observer_off!r} with start={self.start!r}: QAT starts now, and the observers have "
+                "stopped before; they would never see a batch. Give both points in the same unit, epochs or steps."
+            )
 
     def without_calibration(self) -> QATSchedule:
         """The schedule with observers that find the ranges in training.
@@ -169,11 +199,45 @@ class QATSchedule:
         held = self.calibration and self.observer_off is not None and self.observer_off == self.start
         return replace(self, calibration=0, observer_off=None if held else self.observer_off)
 
-    def phase(self, position: Position) -> Phase:
+    def has_started(self, position: Position) -> bool:
+        """Whether QAT has begun at this position.
+
+        Example:
+            >>> QATSchedule(start="3 steps").has_started(Position(epoch=0.5, step=2))
+            False
+        """
+        return Point.parse("start", self.start).reached(position)
+
+    def began(self, position: Position) -> Began | None:
+        """Where QAT began, seen from a position of the training, best from the first one after ``start``.
+
+        Epochs may have different numbers of steps, and how many is known only of those that are over. So a start in
+        one unit is converted to the other one once, by the steps and epochs until now, and has to be kept then.
+
+        Args:
+            position: where the training stands.
+
+        Returns:
+            None before the start, and for a start that is a share of the training, which needs no conversion.
+
+        Example:
+            >>> QATSchedule(start="20 steps").began(Position(epoch=2.5, step=20))
+            Began(epochs=2.5, steps=20.0)
+        """
+        start = Point.parse("start", self.start)
+        if start.unit == "fraction" or not start.reached(position):
+            return None
+        per_epoch = position.step / position.epoch if position.epoch else 0.0
+        if start.unit == "epochs":
+            return Began(start.value, start.value * per_epoch)
+        return Began(start.value / per_epoch if per_epoch else position.epoch, start.value)
+
+    def phase(self, position: Position, began: Began | None = None) -> Phase:
         """What holds for the step that begins at this position.
 
         Args:
             position: where the training stands; the same position always gives the same phase.
+            began: what :meth:`began` gave when QAT began; None converts the start by ``position.steps_per_epoch``.
 
         Returns:
             The phase.
@@ -182,43 +246,43 @@ class QATSchedule:
             ValueError: if the position lacks a total that a point or the learning rate needs; :meth:`check`
                 finds that before the training starts.
         """
-        start = Point.parse("start", self.start)
-        if not start.reached(position):
+        if not self.has_started(position):
             return Phase(fake_quant=False, observer=False, freeze_bn=False)
+        annealing = self._annealing(position, began)
         return Phase(
             fake_quant=True,
-            observer=not self._resolve("observer_off", _OBSERVER_OFF_SHARE, position).reached(position),
-            freeze_bn=self._resolve("freeze_bn", _FREEZE_BN_SHARE, position).reached(position),
-            lr_scale=None if self.lr is None else self.lr * self._annealing(position),
-            scale_lr=None if self.scale_lr is None else self.scale_lr * self._annealing(position),
+            observer=not self._resolve("observer_off", _OBSERVER_OFF_SHARE, position, began).reached(position),
+            freeze_bn=self._resolve("freeze_bn", _FREEZE_BN_SHARE, position, began).reached(position),
+            lr_scale=None if self.lr is None else self.lr * annealing,
+            scale_lr=None if self.scale_lr is None else self.scale_lr * annealing,
         )
 
-    def _annealing(self, position: Position) -> float:
+    def _annealing(self, position: Position, began: Began | None) -> float:
         """Factor on the learning rates at ``start``."""
         if self.lr is None:
             return 1.0
-        start = self._start_share(position)
+        start = self._start_share(position, began)
         done = position.fraction or 0.0
         part = max(done - start, 0.0) / (1 - start) if start < 1 else 1.0
         return self.lr_final + (1 - self.lr_final) * (1 + math.cos(math.pi * part)) / 2
 
-    def _resolve(self, name: str, default_share: float, position: Position) -> Point:
+    def _resolve(self, name: str, default_share: float, position: Position, began: Began | None) -> Point:
         raw: int | float | str | None = getattr(self, name)
         if raw is not None:
             return Point.parse(name, raw, never=True)
         if name == "observer_off" and self.calibration:
             return Point.parse("start", self.start)  # which has been reached by whoever asks
-        start = self._start_share(position)
+        start = self._start_share(position, began)
         return Point(start + default_share * (1 - start), "fraction")
 
-    def _start_share(self, length: Position) -> float:
+    def _start_share(self, length: Position, began: Began | None = None) -> float:
         """Where QAT starts in a training that must have an end."""
         if length.fraction is None:
             raise ValueError(
                 f"{', '.join(self._needs_end())}: a share of the training needs its end. Set max_epochs or "
                 "max_steps in the Trainer, or give the points in epochs or steps and lr=None."
             )
-        share = Point.parse("start", self.start).fraction_of(length)
+        share = Point.parse("start", self.start).fraction_of(length) if began is None else length.share(*began)
         if share is None:
             raise ValueError(
                 f"start={self.start!r} cannot be compared with the end of the training, after "
@@ -260,9 +324,26 @@ def _check_share(name: str, value: float, of: str, usual: float = 0.01) -> None:
         raise ValueError(f"{name}={value!r} is outside [0, 1]; it is a share of {of}, e.g. {name}={usual}.")
 
 
+def _in_steps(point: Point, epochs: Sequence[float]) -> float:
+    """A point in epochs or steps, in steps, where epochs have so many."""
+    if point.unit == "steps":
+        return point.value
+    whole = int(min(point.value, len(epochs)))
+    return sum(epochs[:whole]) + (point.value - whole) * (epochs[whole] if whole < len(epochs) else 0)
+
+
 def _describe_end(length: Position) -> str:
     ends = ((length.total_epochs, "epochs"), (length.total_steps, "steps"))
-    return " or ".join(f"{total:g} {unit}" for total, unit in ends if total is not None)
+    told = " or ".join(f"{total:g} {unit}" for total, unit in ends if total is not None)
+    is_converted = length.total_steps is None and length.last_step is not None
+    return f"{told} ({length.last_step:g} steps)" if is_converted else told
+
+
+def _unknown_end(name: str, raw: int | float | str, end: str) -> str:
+    return (
+        f"{name}={raw!r}: whether that is before the end of the training, after {end}, shows only in training, because "
+        "the number of optimizer steps in an epoch is unknown. A start in the unit of the limit would be checked now."
+    )
 
 
 def _is_over(point: Point, length: Position) -> bool:
@@ -273,8 +354,12 @@ def _is_over(point: Point, length: Position) -> bool:
     return (point.fraction_of(length) or 0.0) >= 1
 
 
-def _in_one_unit(point: Point, start: Point, length: Position) -> tuple[float, float] | None:
+def _in_one_unit(
+    point: Point, start: Point, length: Position, epochs: Sequence[float] = ()
+) -> tuple[float, float] | None:
     """The values of both points in a common unit, None if the length does not allow that."""
+    if length.steps_per_epoch is None and {point.unit, start.unit} == {"epochs", "steps"}:
+        return (_in_steps(point, epochs), _in_steps(start, epochs)) if epochs else None
     steps = point.first_step(length), start.first_step(length)
     if steps[0] is not None and steps[1] is not None:
         return steps[0], steps[1]

@@ -206,3 +206,43 @@ def test_one_callback_may_train_several_modules(fit: Fit) -> None:
     assert "fp32" in callback.deployment.results
     fit(Other(), callback, max_epochs=1)
     assert "fp32" not in callback.deployment.results, "nobody has a float copy of that one"
+
+
+def test_a_fit_without_steps_keeps_the_result_of_the_one_before(fit: Fit) -> None:
+    module, callback = Tiny(), qat()
+    trainer = fit(module, callback, max_epochs=1)
+    deployment = callback.deployment
+    assert deployment is not None
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="no steps were left to train; nothing.* earlier fit is in ") as caught:
+            trainer.fit(module, train_loader(), val_loader())
+        assert any(str(deployment.directory) in str(warning.message) for warning in caught)
+        assert callback.deployment is deployment
+
+
+def test_a_fit_without_steps_says_so(fit: Fit) -> None:
+    callback = qat()
+    with pytest.warns(UserWarning, match="no steps were left to train; nothing was quantized or exported.$"):
+        fit(Tiny(), callback, max_epochs=0)
+    assert callback.deployment is None
+
+
+def test_a_fit_that_ends_early_has_no_result(fit: Fit) -> None:
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    callback = qat(start="2 steps")
+    fit(Tiny(), callback, max_epochs=1)
+    with pytest.warns(UserWarning, match="ended before QAT started; nothing was quantized or exported.$"):
+        fit(Tiny(), callback, Stop(), max_epochs=1)
+    assert callback.deployment is None
+
+
+def test_a_second_fit_goes_on_with_the_ranges_of_the_first(fit: Fit) -> None:
+    module, callback = Tiny(), qat(start=0, observer_off=1)
+    trainer = fit(module, callback, max_epochs=2)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, train_loader(), val_loader())
+    assert trainer.current_epoch == 3
+    assert callback.deployment is not None

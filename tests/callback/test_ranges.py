@@ -17,7 +17,16 @@ from lq.console import FOR_LOGGERS as PREFIX
 from lq.report.history import read_history
 from lq.report.plots import plot_learning_rate, plot_metric, plot_scale_drift
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, keeper, make_trainer, train_loader, val_loader
+from tests.tiny import (
+    RESUMES_MID_EPOCH,
+    NoNoise,
+    Tiny,
+    keeper,
+    make_trainer,
+    resumable,
+    train_loader,
+    val_loader,
+)
 
 SUMMARY = {"qat/ranges/saturated_max", "qat/ranges/used_levels_min", "qat/ranges/dead", "qat/ranges/scale_drift_max"}
 SCHEDULE = QATSchedule(start=1, observer_off="never", lr=0.5)
@@ -104,6 +113,56 @@ def test_the_history_goes_on_where_a_run_was_broken_off(tmp_path: Path) -> None:
         assert plot(history).axes
     first = next(row for row in read_history(trainer.log_dir or "") if "qat/ranges/scale_drift_max" in row)
     assert first["epoch"] == 3, "the scales of the epoch before are known"
+
+
+class Crash(L.Callback):
+    """Dies before a batch of the fourth epoch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (3, self.batch):
+            raise RuntimeError("the power went out")
+
+
+def _drifts(trainer: L.Trainer) -> dict[float, float]:
+    key = "qat/ranges/scale_drift_max"
+    return {row["epoch"]: row[key] for row in read_history(trainer.log_dir or "") if key in row}
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize(
+    "settings", [{"every_n_train_steps": 1}, {"every_n_train_steps": 3}, {"monitor": "val_loss", "save_top_k": -1}]
+)
+def test_a_run_that_was_broken_off_logs_the_same_drift(tmp_path: Path, settings: dict[str, Any], batch: int) -> None:
+    """Also if the checkpoint is of the last batch of an epoch, whose end Lightning then leaves out."""
+    if not RESUMES_MID_EPOCH:
+        pytest.skip("this Lightning cannot resume in the middle of an epoch")
+
+    def run(folder: str, *more: Any, ckpt_path: Path | None = None) -> dict[float, float]:
+        torch.manual_seed(1)
+        kept = keeper(tmp_path / folder / "kept", **settings)
+        trainer = make_trainer(tmp_path / folder, callback(), kept, *more, max_epochs=6)
+        try:
+            trainer.fit(NoNoise(), resumable(), val_loader(), ckpt_path=ckpt_path)
+        except RuntimeError:
+            assert more
+        trainer.save_checkpoint(tmp_path / folder / "end.ckpt")
+        return _drifts(trainer)
+
+    whole = run("whole")
+    assert set(whole) == {2, 3, 4, 5}
+    run("first", Crash(batch))
+    again = run("second", ckpt_path=tmp_path / "first" / "kept" / "last.ckpt")
+    assert again.items() <= whole.items()
+    assert {3, 4, 5} <= set(again)
+    rows = [
+        [(row["epoch"], row["step"], row["qat/scale/input_1"]) for row in history if "qat/scale/input_1" in row]
+        for history in (Checkpoint.read(tmp_path / folder / "end.ckpt").entry.history for folder in ("whole", "second"))
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_an_exception_leaves_no_hooks(fit: Fit) -> None:

@@ -16,6 +16,7 @@ from lq.backends.prepare import plan_of, prepare
 from lq.checkpoints.checkpoint import Checkpoint, check_state
 from lq.checkpoints.entry import CheckpointEntry, quoted
 from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.schedule import Began
 from lq.config.specs import WeightSpec
 from lq.fields import Field
 from tests.tiny import make_net
@@ -48,6 +49,16 @@ def test_a_quantizer_that_a_file_names_is_not_imported() -> None:
     assert "this" not in sys.modules
 
 
+def test_where_qat_began_is_plain_data_that_older_checkpoints_lack() -> None:
+    entry = CheckpointEntry("", QConfig(), began=Began(0.75, 3.0))
+    plain = entry.to_dict()
+    assert plain["began"] == {"epochs": 0.75, "steps": 3.0}
+    assert CheckpointEntry.from_dict(plain) == entry
+    assert CheckpointEntry.from_dict(CheckpointEntry("", QConfig()).to_dict()).began is None
+    del plain["began"]
+    assert CheckpointEntry.from_dict(plain).began is None
+
+
 def test_targets_are_named() -> None:
     assert (quoted("model"), quoted("")) == ("'model'", "the LightningModule itself")
 
@@ -72,6 +83,8 @@ def plain() -> dict[str, Any]:
         ({"started": 1}, r"started is 1"),
         ({"fp32": {"a": "b"}}, r"fp32\.a is 'b'"),
         ({"history": [{"a": []}]}, r"history\[0\]\.a is a list"),
+        ({"began": {"epochs": "1", "steps": 3}}, r"began\.epochs is '1'"),
+        ({"began": {"epochs": 1.0}}, r"began lacks 'steps'"),
         ({"plan": 3}, r"plan is 3"),
         ({"plan": None}, r"plan is None"),
         ({"qconfig": 3}, r"qconfig is 3"),

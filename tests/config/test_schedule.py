@@ -211,6 +211,53 @@ def test_check_remarks_on_points_that_never_come():
 
 def test_check_compares_only_what_can_be_compared():
     assert QATSchedule(start="20 steps", freeze_bn=1, observer_off=2, lr=None).check() == ()
+    assert QATSchedule(start="8 steps", freeze_bn=2).check(4, 10) == (), "epochs may have 4, 4, 1 and 1 steps"
+    assert QATSchedule(start="8 steps", freeze_bn=2).check(4, 10, epochs=(4, 4, 1, 1)) == ()
+    with pytest.raises(ValueError, match="freeze_bn=2 with start='9 steps': it lies before"):
+        QATSchedule(start="9 steps", freeze_bn=2).check(4, 10, epochs=(4, 4, 1, 1))
+    with pytest.raises(ValueError, match="observer_off='7 steps' with start=2: it lies before"):
+        QATSchedule(start=2, observer_off="7 steps").check(4, 10, epochs=(4, 4, 1, 1))
+    QATSchedule(start="8 steps", freeze_bn=9).check(4, 10, epochs=(4, 4, 1, 1))
+
+
+def test_check_says_what_shows_only_in_training():
+    (note,) = QATSchedule(start="20 steps").check(4, counted_later=True)
+    assert "start='20 steps': whether that is before the end of the training, after 4 epochs" in note
+    assert QATSchedule(start=2).check(4, counted_later=True) == ()
+    assert QATSchedule(start="20 steps").check(None, 40, counted_later=True) == ()
+
+
+def test_the_end_is_told_in_both_units():
+    with pytest.raises(ValueError, match=r"the training ends after 3 epochs \(3 steps\): nothing"):
+        QATSchedule(start="5 steps").check(3, steps_per_epoch=1)
+
+
+@pytest.mark.parametrize(
+    ("start", "at", "began"),
+    [
+        (0, Position(0, 0, 4), (0, 0)),
+        ("3 steps", Position(0.75, 3, 4), (0.75, 3)),
+        ("3 steps", Position(1.5, 6, 4), (0.75, 3)),  # seen late
+        ("3 steps", Position(0.5, 4, 4), (0.375, 3)),  # two steps a batch
+        ("3 steps", Position(0, 3, 4), (0, 3)),  # a stream without a length
+        (2, Position(2, 9, None, 20), (2, 9)),
+        (2, Position(2, 0, 4), (2, 0)),
+        ("3 steps", Position(0.5, 2, 4), None),
+        (0.25, Position(1, 4, 4), None),
+    ],
+)
+def test_where_qat_began(start, at, began):
+    schedule = QATSchedule(start=start)
+    assert schedule.began(at) == began
+    if began is not None and at.fraction == at.share(*began):
+        assert schedule.phase(at, schedule.began(at)).lr_scale == schedule.lr
+
+
+def test_a_start_that_is_known_does_not_depend_on_the_steps_of_an_epoch():
+    schedule = QATSchedule(start="3 steps")
+    began = schedule.began(Position(0.75, 3, 4))
+    phases = {schedule.phase(Position(2, 8, 4, steps_per_epoch=steps), began) for steps in (4.0, 1.0, None)}
+    assert len(phases) == 1
 
 
 class Host:
