@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -358,3 +358,17 @@ def quiet_export() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def computed_as_exported(operation: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """What an operation returns of the values in a ``torch.export`` program; C++ code alone makes open sizes constants.
+
+    Example:
+        >>> computed_as_exported(torch.ops.aten.neg.default, torch.ones(1))
+        tensor([-1.])
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._guards import detect_fake_mode
+
+    with detect_fake_mode((args, kwargs)) or nullcontext(), enable_python_dispatcher():
+        return operation(*args, **kwargs)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from lq.compat.torch_private import ANTIALIASED
+from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_resizing import rewrite_circular_padding, rewrite_resizing
@@ -37,7 +37,7 @@ class Rewriter:
         values = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
         with self.graph.inserting_before(self.node):
             made = self.graph.call_function(operation, args, kwargs)
-        made.meta = {**self.node.meta, "val": operation(*values[0], **values[1])}
+        made.meta = {**self.node.meta, "val": computed_as_exported(operation, *values[0], **values[1])}
         return made
 
     def constant(self, value: Tensor) -> fx.Node:
