@@ -95,8 +95,8 @@ def test_the_file_and_lq_json_hold_the_names(segments: tuple[nn.Module, Any]) ->
     assert (entry["shape"], entry["sizes"]) == (["batch", 3, "height", "width"], [4, 3, 16, 20])
 
 
-def test_the_gate_compares_another_size_too(segments: tuple[nn.Module, Any]) -> None:
-    assert {kind: parity.samples for kind, parity in segments[1].parity.items()} == dict.fromkeys(KINDS, 8)
+def test_the_gate_compares_two_other_sizes_too(segments: tuple[nn.Module, Any]) -> None:
+    assert {kind: parity.samples for kind, parity in segments[1].parity.items()} == dict.fromkeys(KINDS, 12)
 
 
 def test_what_does_not_fit_is_said_with_the_names(segments: tuple[nn.Module, Any]) -> None:
