@@ -107,6 +107,7 @@ CALLS: dict[str, Any] = {
     "joined in depth": lambda x: torch.dstack([x, -x]),
     "means along one side of any size": lambda x: F.adaptive_avg_pool2d(x, (None, 1)),
     "attention of any length": lambda x: attends(x.flatten(2).mT, is_causal=True),
+    "clamped": lambda x: x.clamp(-1, 0.5) + torch.clip(x, min=0, max=0.5) + (x + 1).clamp_(max=1, min=-0.5),
     "means of places": lambda x: x.flip(2).scatter_reduce(2, (3 * x).long().clamp(0, 6), x, "mean"),
     "means of places alone": lambda x: x.flip(2).scatter_reduce(
         2, (3 * x).long().clamp(0, 6), x, "mean", include_self=False
