@@ -150,9 +150,25 @@ def _in_plain_memory(model: fx.GraphModule) -> fx.GraphModule:
 def _returning_tensors_alone(model: fx.GraphModule) -> fx.GraphModule:
     """With ``None`` for the numbers and texts among its outputs, which files do not hold: the signature has them."""
     output = model.graph.output_node()
-    output.args = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
+    held = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
+    output.args = _in_plain_tuples(held)
     model.recompile()
     return model
+
+
+def _in_plain_tuples(value: Any) -> Any:
+    """Without the classes of named tuples, which torch.export cannot write.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> _in_plain_tuples([namedtuple("Pair", "a b")(1, 2)])
+        [(1, 2)]
+    """
+    if isinstance(value, tuple):
+        return tuple(map(_in_plain_tuples, value))
+    if isinstance(value, list):
+        return list(map(_in_plain_tuples, value))
+    return {key: _in_plain_tuples(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def _doubled(tensor: Tensor) -> Tensor:
