@@ -198,6 +198,8 @@ class Pooled(nn.Module):
             F.avg_pool2d(y, 3, 3, 1, ceil_mode=True),
             F.avg_pool2d(y, 2, divisor_override=3),
             F.avg_pool1d(y.flatten(1, 2), 2, 2, ceil_mode=True).unflatten(1, (4, -1)),
+            F.max_pool1d(y.flatten(1, 2), 2, 2, 1).unflatten(1, (4, -1)),
+            F.max_pool1d(y.flatten(1, 2), 3, 2, 1, ceil_mode=True).unflatten(1, (4, -1)),
             F.max_pool2d(y, 2, 2, 1, ceil_mode=True),
             F.max_pool2d(y, 2, 3, 1, ceil_mode=True),
             F.max_pool2d(y, 3, 3, 1, ceil_mode=True),

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from lq.backends.prepare import plan_of
-from lq.compat.torch_private import quiet_export, recurrent_layers_of_any_length, tree_map
+from lq.compat.torch_private import layers_of_any_length, quiet_export, tree_map
 from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import in_order
@@ -72,7 +72,7 @@ def float_program(
     """
     example = in_order(model, example)
     axes = open_axes(model, example, asked=not batch_alone) if dynamic else []
-    with quiet_export(), recurrent_layers_of_any_length(), any_number_of_results(), torch.no_grad():
+    with quiet_export(), layers_of_any_length(), any_number_of_results(), torch.no_grad():
         if any(axes):
             try:
                 return _with_open_axes(model, example, axes)
