@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -241,23 +241,41 @@ def noting_constant_sizes(note: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def recurrent_layers_of_any_length() -> Iterator[None]:
-    """Let exports leave open how many steps a recurrent layer makes; PyTorch makes a number of it.
+def layers_of_any_length() -> Iterator[None]:
+    """Let exports leave open how long the input of a recurrent layer or ``max_pool1d`` is; PyTorch makes it a number.
 
-    It composes such a layer of its steps to find the shapes of its results, though the graph keeps the layer.
+    It composes a recurrent layer of its steps to find the shapes of its results, though the graph keeps the layer.
     """
     aten, key = torch.ops.aten, torch._C.DispatchKey.CompositeImplicitAutograd
     operations = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
-    originals = [operation.py_kernels[key] for operation in operations]
+    originals = {operation: operation.py_kernels[key] for operation in operations}
+    kernels: dict[Any, Callable[..., Any]] = {aten.max_pool1d.default: _pooled_in_a_row}
+    kernels |= {operation: partial(_recurrent_shapes, original) for operation, original in originals.items()}
     try:
-        for operation, original in zip(operations, originals, strict=True):
-            operation.py_kernels[key] = partial(_recurrent_shapes, original)
+        for operation, kernel in kernels.items():
+            operation.py_kernels[key] = kernel
             operation._dispatch_cache.clear()
         yield
     finally:
-        for operation, original in zip(operations, originals, strict=True):
-            operation.py_kernels[key] = original
+        for operation in kernels:
+            operation.py_kernels.pop(key, None)
+            operation.py_kernels.update({key: originals[operation]} if operation in originals else {})
             operation._dispatch_cache.clear()
+
+
+def _pooled_in_a_row(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: list[int] = [],  # noqa: B006
+    padding: int | list[int] = 0,
+    dilation: int | list[int] = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """``max_pool1d`` of an image of one row, whose shape C++ code does not make a constant."""
+    along = [[first, *(each if isinstance(each, list) else [each])] for first, each in ((0, padding), (1, dilation))]
+    sizes = [1, *kernel_size], [1, *(stride or kernel_size)]
+    pooled: Tensor = torch.ops.aten.max_pool2d.default(x.unsqueeze(-2), *sizes, *along, ceil_mode)
+    return pooled.squeeze(-2)
 
 
 def _recurrent_shapes(decompose: Callable[..., Any], x: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -358,3 +376,17 @@ def quiet_export() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def computed_as_exported(operation: OpOverload, *args: Any, **kwargs: Any) -> Any:
+    """What an operation returns of the values in a ``torch.export`` program; C++ code alone makes open sizes constants.
+
+    Example:
+        >>> computed_as_exported(torch.ops.aten.neg.default, torch.ones(1))
+        tensor([-1.])
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._guards import detect_fake_mode
+
+    with detect_fake_mode((args, kwargs)) or nullcontext(), enable_python_dispatcher():
+        return operation(*args, **kwargs)

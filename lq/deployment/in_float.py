@@ -138,4 +138,5 @@ def _reason(layers: Sequence[str], reasons: Mapping[str, str]) -> str:
 def _share(plan: Plan, work: int) -> str:
     if plan.share is None or not work:
         return ""
-    return f"; {plan.share - work / plan.work:.0%} of the work runs in int8, not {plan.share:.0%}"
+    share, planned = f"{plan.share - work / plan.work:.0%}", f"{plan.share:.0%}"
+    return f"; {share} of the work runs in int8, not {planned}" if share != planned else ""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from lq.tracing.axes import asked_axes, other_sizes
+from lq.tracing.axes import asked_axes, odd_sizes, other_sizes
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, map_tensors
@@ -24,18 +24,29 @@ def output_of(prepared: fx.GraphModule, example: Inputs) -> Any:
 
 
 def calls_of_other_sizes(prepared: fx.GraphModule, example: Inputs) -> list[tuple[Inputs, Any]]:
-    """A call that differs from an example along the dynamic axes, with what a model returns of it; none without such.
+    """Calls that differ from an example along the dynamic axes, with what a model returns of them; none without such.
 
     Args:
         prepared: in evaluation mode.
         example: inputs of one call.
+
+    Returns:
+        one of about the same sizes, which are odd, and one that is twice or half as large, as far as the model takes
+        them.
     """
     axes = asked_axes(prepared)
-    for call in other_sizes(prepared, example, axes) if axes else ():
-        try:
-            return [(call, output_of(prepared, call))]
-        except Exception:
-            logging.getLogger(__name__).debug("not of this size", exc_info=True)
+    if not axes:
+        return []
+    others = (_taken(prepared, call) for call in other_sizes(prepared, example, axes))
+    return [*_taken(prepared, odd_sizes(prepared, example, axes)), *next(filter(None, others), [])]
+
+
+def _taken(prepared: fx.GraphModule, call: Inputs) -> list[tuple[Inputs, Any]]:
+    """A call and its output, or nothing if the model does not take its sizes."""
+    try:
+        return [(call, output_of(prepared, call))]
+    except Exception:
+        logging.getLogger(__name__).debug("not of this size", exc_info=True)
     return []
 
 

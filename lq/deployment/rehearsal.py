@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,8 +70,8 @@ def _tried(
             info = choice.export(prepared, example, place)
             model = choice.exporter.load(place, signature, info)
             model(*call[0], **call[1])
-            for (args, kwargs), expected in others:
-                wrong = mismatch(comparable(expected), comparable(model(*args, **kwargs)))
+            for other, expected in others:
+                wrong = _difference(model, other, expected)
                 if wrong:
                     raise ValueError(f"for inputs of another size, as dynamic_axes wants them, {wrong}")
             return info
@@ -82,6 +82,14 @@ def _tried(
             f"The int8 model of {plan_of(prepared).model} cannot be exported as {choice.name!r}, so the run stops "
             f"before the training: {one_line(error, None)}.{_remedy(choice.name, error)}"
         ) from error
+
+
+def _difference(model: Callable[..., Any], call: Inputs, expected: Any) -> str:
+    """What is wrong with the output of a call, or why there is none; "" if nothing is."""
+    try:
+        return mismatch(comparable(expected), comparable(model(*call[0], **call[1])))
+    except Exception as error:  # whatever the runtime raises
+        return one_line(error)
 
 
 def _remedy(name: str, error: Exception) -> str:

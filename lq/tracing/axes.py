@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -189,15 +189,30 @@ def other_sizes(model: nn.Module, example: Inputs, axes: Axes) -> Iterator[Input
         >>> [args[0].shape for args, _ in calls]
         [torch.Size([1, 16]), torch.Size([1, 4])]
     """
+    return (_resized(model, example, axes, resized) for resized in (_doubled, _halved))
+
+
+def odd_sizes(model: nn.Module, example: Inputs, axes: Axes) -> Inputs:
+    """The same call with odd sizes of some dimensions, which leave a remainder where strides and windows halve them.
+
+    Args:
+        model: what is called.
+        example: inputs of one call.
+        axes: which dimensions.
+
+    Example:
+        >>> args, _ = odd_sizes(nn.Identity(), ((torch.zeros(1, 8, 2),), {}), {"input": {1: "length", 2: "width"}})
+        >>> args[0].shape
+        torch.Size([1, 7, 3])
+    """
+    return _resized(model, example, axes, _odd)
+
+
+def _resized(model: nn.Module, example: Inputs, axes: Axes, resized: Callable[[Tensor, int], Tensor]) -> Inputs:
     tensors = named_tensors(model, example).items()
     dims = {id(tensor): axes.get(name, {}) for name, tensor in tensors}
-
-    def along_all(resized: Callable[[Tensor, int], Tensor], tensor: Tensor) -> Tensor:
-        return reduce(resized, dims.get(id(tensor), {}), tensor)
-
-    for resized in (_doubled, _halved):
-        args, kwargs = map_tensors(example, partial(along_all, resized))
-        yield args, kwargs
+    args, kwargs = map_tensors(example, lambda tensor: reduce(resized, dims.get(id(tensor), {}), tensor))
+    return args, kwargs
 
 
 def _doubled(tensor: Tensor, dim: int) -> Tensor:
@@ -206,3 +221,10 @@ def _doubled(tensor: Tensor, dim: int) -> Tensor:
 
 def _halved(tensor: Tensor, dim: int) -> Tensor:
     return tensor.narrow(dim, 0, max(2, tensor.shape[dim] // 2))
+
+
+def _odd(tensor: Tensor, dim: int) -> Tensor:
+    """The next smaller one, as that costs least; a size of 1 may be broadcast."""
+    size = tensor.shape[dim]
+    smaller = size - 1 - size % 2
+    return tensor.narrow(dim, 0, smaller) if smaller > 1 else _doubled(tensor, dim).narrow(dim, 0, 2 * size - 1)

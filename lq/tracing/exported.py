@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
-from lq.compat.torch_private import quiet_export, recurrent_layers_of_any_length
+from lq.compat.torch_private import layers_of_any_length, quiet_export
 from lq.compat.torchvision_private import boxes_without_branches
 from lq.core.kept import as_it_was
 from lq.tracing.axes import Axes, axes_of, named_tensors
@@ -262,6 +262,6 @@ def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, argument
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch.export warns of, logs and prints about attempts that are repeated in another way."""
-    with quiet_export(), recurrent_layers_of_any_length(), warnings.catch_warnings():
+    with quiet_export(), layers_of_any_length(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

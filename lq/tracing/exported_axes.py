@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from lq.tracing.axes import Axes, named_tensors, other_sizes
+from lq.tracing.axes import Axes, named_tensors, odd_sizes, other_sizes
 from lq.tracing.closeness import difference
 from lq.tracing.no_graph import line_in, said
 from lq.tracing.structure import Inputs, tensors_of
@@ -50,7 +51,7 @@ def named_open_axes(
 
 
 def check_other_sizes(target: nn.Module, example: Inputs, axes: Axes, module: Run, graph: Run) -> None:
-    """Compare a module and its graph on inputs twice or half as large.
+    """Compare a module and its graph on inputs of odd sizes, if both take them, and on those twice or half as large.
 
     Args:
         target: the module.
@@ -60,8 +61,9 @@ def check_other_sizes(target: nn.Module, example: Inputs, axes: Axes, module: Ru
         graph: what the graph computes.
 
     Raises:
-        ValueError: if the module takes neither, or they differ.
+        ValueError: if the module takes none twice or half as large, or they differ.
     """
+    _check_odd_sizes(target, example, axes, module, graph)
     failure: Exception | None = None
     for call in other_sizes(target, example, axes):
         tensors = tensors_of(call)
@@ -70,19 +72,35 @@ def check_other_sizes(target: nn.Module, example: Inputs, axes: Axes, module: Ru
         except Exception as error:
             failure = failure or error
             continue
-        wrong = next(filter(None, map(difference, expected, graph(tensors))), None)
-        if wrong is not None:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-            raise ValueError(
-                f"{type(target).__name__} has no graph for the sizes that dynamic_axes wants: for inputs of the shapes "
-                f"{shapes} the graph differs {wrong} from what the module computes."
-            )
+        _check_same(target, tensors, expected, graph(tensors))
         return
     assert failure is not None
     raise ValueError(
         f"dynamic_axes: {type(target).__name__} itself takes inputs neither twice nor half as large as the example: "
         f"{said(failure)}."
     ) from failure
+
+
+def _check_odd_sizes(target: nn.Module, example: Inputs, axes: Axes, module: Run, graph: Run) -> None:
+    tensors = tensors_of(odd_sizes(target, example, axes))
+    try:
+        expected, got = module([tensor.clone() for tensor in tensors]), graph(tensors)
+    except Exception:
+        logging.getLogger(__name__).debug("not of odd sizes", exc_info=True)
+    else:
+        _check_same(target, tensors, expected, got)
+
+
+def _check_same(
+    target: nn.Module, tensors: Sequence[Tensor], expected: Sequence[Tensor], got: Sequence[Tensor]
+) -> None:
+    wrong = next(filter(None, map(difference, expected, got)), None)
+    if wrong is not None:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(
+            f"{type(target).__name__} has no graph for the sizes that dynamic_axes wants: for inputs of the shapes "
+            f"{shapes} the graph differs {wrong} from what the module computes."
+        )
 
 
 def _constant(target: nn.Module, name: str, dim: int, size: int, stacks: Sequence[traceback.StackSummary]) -> str:

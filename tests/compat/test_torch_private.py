@@ -194,7 +194,7 @@ def test_recurrent_layers_are_exported_for_any_length(kind: Any) -> None:
     net, given = kind(3, 4, batch_first=True), (torch.rand(2, 6, 3),)
     shapes = {"input": {1: torch.export.Dim.AUTO}}
     for open_ in (True, False):
-        with private.recurrent_layers_of_any_length() if open_ else nullcontext():
+        with private.layers_of_any_length() if open_ else nullcontext():
             program = torch.export.export(net, given, dynamic_shapes=shapes, strict=False)
         (x,) = (node for node in program.graph.nodes if node.name == "input")
         assert is_concrete_int(x.meta["val"].shape[1]) is not open_

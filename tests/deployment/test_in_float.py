@@ -121,6 +121,10 @@ def test_an_attention_in_float_is_two_products_of_a_runtime() -> None:
     assert len(float_notes(Plan("Net", "portable", rows, (), products=(row,)), info)) == 1
 
 
+def test_a_share_that_is_the_same_when_rounded_is_left_out() -> None:
+    assert float_notes(plan(a=1, b=989), {"x": {"float_layers": ["a"]}}) == ["x: a runs in float"]
+
+
 def test_long_lists_are_cut() -> None:
     rows = {f"a{i}": 1 for i in range(8)}
     (note,) = float_notes(plan(**rows), {"x": {"float_layers": list(rows)}})

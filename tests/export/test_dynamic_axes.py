@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import lq
 from lq.conversion.graph import as_graph
 from lq.deployment.rehearsal import rehearse
+from lq.metrics.fidelity import sqnr
 from lq.timing.bench import bench
 from tests.tiny import quicken_deployment
 
@@ -94,8 +95,8 @@ def test_the_file_and_lq_json_hold_the_names(segments: tuple[nn.Module, Any]) ->
     assert (entry["shape"], entry["sizes"]) == (["batch", 3, "height", "width"], [4, 3, 16, 20])
 
 
-def test_the_gate_compares_another_size_too(segments: tuple[nn.Module, Any]) -> None:
-    assert {kind: parity.samples for kind, parity in segments[1].parity.items()} == dict.fromkeys(KINDS, 8)
+def test_the_gate_compares_two_other_sizes_too(segments: tuple[nn.Module, Any]) -> None:
+    assert {kind: parity.samples for kind, parity in segments[1].parity.items()} == dict.fromkeys(KINDS, 12)
 
 
 def test_what_does_not_fit_is_said_with_the_names(segments: tuple[nn.Module, Any]) -> None:
@@ -180,3 +181,39 @@ def test_a_file_that_holds_the_length_all_the_same_is_refused_before_a_training(
     graph = as_graph(prepared, axes={"x": {1: "length"}})
     with pytest.raises(ValueError, match=r"'onnx', so the run stops before the training: for inputs of another size"):
         rehearse(graph, ((torch.rand(4, 12, 8),), {}), ["onnx"])
+
+
+class Pooled(nn.Module):
+    """Poolings that ONNX counts in other ways than PyTorch, or that torch.onnx refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.conv(x)
+        pooled = [
+            F.avg_pool2d(y, 2, ceil_mode=True),
+            F.avg_pool2d(y, 3, 2, 1, ceil_mode=True),
+            F.avg_pool2d(y, 3, 3, 1, ceil_mode=True),
+            F.avg_pool2d(y, 2, divisor_override=3),
+            F.avg_pool1d(y.flatten(1, 2), 2, 2, ceil_mode=True).unflatten(1, (4, -1)),
+            F.max_pool1d(y.flatten(1, 2), 2, 2, 1).unflatten(1, (4, -1)),
+            F.max_pool1d(y.flatten(1, 2), 3, 2, 1, ceil_mode=True).unflatten(1, (4, -1)),
+            F.max_pool2d(y, 2, 2, 1, ceil_mode=True),
+            F.max_pool2d(y, 2, 3, 1, ceil_mode=True),
+            F.max_pool2d(y, 3, 3, 1, ceil_mode=True),
+            F.adaptive_avg_pool2d(y, (None, 1)),
+        ]
+        return [self.head(one) for one in pooled]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_pooling_is_that_of_pytorch_at_sizes_that_leave_a_remainder(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    prepared, done = exported(Pooled(), torch.randn(2, 3, 16, 16), tmp_path, [kind], {"x": [2, 3]})
+    int8, x = lq.load(done.directory, kind), torch.randn(2, 3, 15, 13)
+    with torch.no_grad():
+        for place, (expected, got) in enumerate(zip(prepared(x), int8(x), strict=True)):
+            assert got.shape == expected.shape, place
+            assert sqnr(expected, got) > 45, place

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lq
 from lq.conversion.graph import as_graph
+from lq.deployment.outputs import calls_of_other_sizes
 from lq.tracing.axes import asked_axes, checked_axes
 
 
@@ -40,6 +41,20 @@ class Branches(Net):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return y * 2 if x.shape[2] > 10 else y
+
+
+class OfEvenSizes(Net):
+    """What is written for images of an even size, ``how`` saying what becomes of others."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.how == "another branch":
+            return y * 2 if x.shape[2] % 2 else y
+        return y + nn.functional.interpolate(nn.functional.max_pool2d(y, 2), scale_factor=2.0)
 
 
 class OneSize(Net):
@@ -75,6 +90,21 @@ def test_a_branch_on_a_size_does_not_pass_unnoticed() -> None:
         ValueError, match=r"of the shapes \(2, 3, 16, 12\) the graph differs by .* from what the module"
     ):
         opened(Branches(), {"x": [2]})
+
+
+def test_a_branch_for_odd_sizes_does_not_pass_unnoticed() -> None:
+    with pytest.raises(ValueError, match=r"of the shapes \(2, 3, 7, 12\) the graph differs by .* from what the module"):
+        opened(OfEvenSizes("another branch"), {"x": [2]})
+
+
+def test_a_module_that_refuses_odd_sizes_itself_is_compared_at_others() -> None:
+    net, x = OfEvenSizes("an error"), torch.rand(2, 3, 8, 12)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        net(x[:, :, :7])
+    graph = opened(net, {"x": [2]})
+    assert [args[0].shape[2] for (args, _), _ in calls_of_other_sizes(graph.eval(), ((x,), {}))] == [16]
+    free = opened(Net(), {"x": [2]})
+    assert [args[0].shape[2] for (args, _), _ in calls_of_other_sizes(free.eval(), ((x,), {}))] == [7, 16]
 
 
 def test_a_module_that_takes_one_size_says_so_itself() -> None:

@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 
 from lq.backends.prepare import state_of
 from lq.checks import check_integer
-from lq.compat.torch_private import quiet_export, recurrent_layers_of_any_length
+from lq.compat.torch_private import layers_of_any_length, quiet_export
 from lq.compat.torchvision_private import any_number_of_results
 from lq.export.artifact.scratch import scratch
 from lq.export.artifact.signature import FlatModel, Signature
@@ -158,7 +158,7 @@ def write_program(program: ExportedProgram, path: Path) -> None:
 
 
 def _model_of(program: ExportedProgram, opset: int) -> Any:
-    with quiet_export(), recurrent_layers_of_any_length(), any_number_of_results():
+    with quiet_export(), layers_of_any_length(), any_number_of_results():
         program = rewrite(program)
         try:
             made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)

@@ -23,12 +23,16 @@ def rewrite_adaptive_pooling(write: Write, node: fx.Node) -> fx.Node | None:
     Returns:
         the result, of several the first, or ``None`` where torch.onnx translates it itself, or the places of maxima
         are read.
+
+    Raises:
+        ValueError: if the number of results is open, and not the size of the input.
     """
     x, wanted = node.args
     name: str = node.target._schema.name  # type: ignore[union-attr]  # "aten::adaptive_max_pool2d"
     dimensions, is_maximum = int(name[-2]), "max" in name
     given = x.meta["val"].shape[-dimensions:]  # type: ignore[union-attr]
     outputs: list[Any] = [wanted] * dimensions if isinstance(wanted, int) else list(wanted)  # type: ignore[arg-type]
+    outputs = [_number(size, out) for size, out in zip(given, outputs, strict=True)]
     is_open = not all(isinstance(size, int) for size in given)
     if is_maximum and _reads_places(node):
         return None
@@ -42,6 +46,20 @@ def rewrite_adaptive_pooling(write: Write, node: fx.Node) -> fx.Node | None:
     for dim, (size, out) in enumerate(zip(given, outputs, strict=True), start=-dimensions):
         made = _along(write, made, dim, size, out, is_maximum)
     return made  # type: ignore[no-any-return]
+
+
+def _number(size: Any, out: Any) -> Any:
+    """How many results there are along a dimension: the size itself where it stays, as for ``None``."""
+    if isinstance(out, int):
+        return out
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy
+
+    if statically_known_true(out.meta["val"] == size):
+        return size
+    raise ValueError(
+        "ONNX has no adaptive pooling to a height, width or length that is dynamic. Write its size as a number, or as "
+        "None, which keeps that of the input, or leave that dimension out of dynamic_axes"
+    )
 
 
 def _along(write: Write, x: Any, dim: int, size: Any, out: Any, is_maximum: bool) -> Any:

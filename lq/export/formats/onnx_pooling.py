@@ -18,7 +18,7 @@ class Windows(NamedTuple):
     """The windows along one dimension.
 
     Args:
-        size: of the input.
+        size: of the input; ``None`` where it is open.
         kernel: of a window.
         stride: from one to the next.
         padding: on either side.
@@ -26,37 +26,46 @@ class Windows(NamedTuple):
 
     Example:
         >>> windows = Windows(size=7, kernel=2, stride=2, padding=0)
-        >>> windows.whole, windows.begun
-        (3, 4)
-        >>> Windows(size=7, kernel=2, stride=2, padding=1).begun  # the fifth would begin in the padding
-        4
+        >>> windows.missing, windows.may_exceed
+        (1, False)
+        >>> windows = Windows(size=7, kernel=2, stride=2, padding=1)  # a fifth would begin in the padding
+        >>> windows.missing, windows.may_exceed
+        (0, True)
     """
 
-    size: int
+    size: int | None
     kernel: int
     stride: int
     padding: int
     dilation: int = 1
 
     @property
-    def _room(self) -> int:
-        return self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
-
-    @property
-    def whole(self) -> int:
-        """How many lie in the input and its padding."""
-        return self._room // self.stride + 1
-
-    @property
-    def begun(self) -> int:
-        """How many there are with ``ceil_mode``: none begins behind the input."""
-        count = -(-self._room // self.stride) + 1
-        return count - ((count - 1) * self.stride >= self.size + self.padding)
-
-    @property
     def missing(self) -> int:
-        """How much the last one reaches beyond the padding."""
-        return max(0, (self.begun - self.whole) * self.stride - self._room % self.stride)
+        """How much to add behind the padding, for as many whole windows as there are with ``ceil_mode``."""
+        if self.size is None:
+            return self._most
+        room = self._room(self.size)
+        return max(0, (room + self._most) // self.stride * self.stride - room)
+
+    @property
+    def may_exceed(self) -> bool:
+        """Whether ONNX may count one more with ``ceil_mode``: one that begins behind the input, as no other does."""
+        if self.size is None:
+            return self._most < self.stride - 1
+        room = self._room(self.size)
+        return -(-room // self.stride) > (room + self._most) // self.stride
+
+    @property
+    def _most(self) -> int:
+        """How much may be missing, whatever the size: less than a step, and no window that begins behind the input."""
+        return min(self._reach - self.padding, self.stride - 1)
+
+    @property
+    def _reach(self) -> int:
+        return self.dilation * (self.kernel - 1)
+
+    def _room(self, size: int) -> int:
+        return size + 2 * self.padding - self._reach - 1
 
 
 def rewrite_average_pooling(write: Write, node: fx.Node) -> fx.Node | None:
@@ -67,47 +76,50 @@ def rewrite_average_pooling(write: Write, node: fx.Node) -> fx.Node | None:
         node: a call of ``avg_pool1d``, ``avg_pool2d`` or ``avg_pool3d``.
 
     Returns:
-        the result, or ``None`` where the call can stay or its sizes are open.
+        the result, or ``None`` where the call can stay.
     """
     given, windows = _arguments(node), _windows(node)
     divisor, counts_padding = given.get("divisor_override"), given["count_include_pad"]
-    if windows is None or not (given["ceil_mode"] or divisor):
+    if not (given["ceil_mode"] or divisor):
         return None
     x, kernel, stride = node.args[0], [one.kernel for one in windows], [one.stride for one in windows]
     padding, nothing = [one.padding for one in windows], [0] * len(windows)
     is_cut = given["ceil_mode"] and any(one.missing for one in windows)
+    whole = [(one.padding, one.padding + one.missing * is_cut) for one in windows]
     if divisor:
-        x = _padded(write, x, [(one.padding, one.padding + one.missing * is_cut) for one in windows])
-        mean = write(node.target, x, kernel, stride, nothing)
+        mean = write(node.target, _padded(write, x, whole), kernel, stride, nothing)
         return write(aten.mul.Tensor, mean, math.prod(kernel) / divisor)
     if not is_cut:
         return write(node.target, x, kernel, stride, padding, False, counts_padding)
+    if any(one.may_exceed for one in windows):
+        counted = _padded(write, _ones(write, x, len(windows)), _sides(windows), float(counts_padding))
+        counted = _padded(write, counted, [(0, one.missing) for one in windows])
+        means = (write(node.target, of, kernel, stride, nothing) for of in (_padded(write, x, whole), counted))
+        return write(aten.div.Tensor, *means)
     if not counts_padding:
         return None
     # What lies beyond the padding is not counted. ONNX counts it, unless the padding is not counted either.
-    x = _padded(write, x, [(one.padding, one.padding) for one in windows])
-    out = write(node.target, x, kernel, stride, nothing, True, False)
-    for dim, one in enumerate(windows, start=-len(windows)):
-        if out.meta["val"].shape[dim] > one.begun:  # windows that begin in the padding
-            out = write(aten.slice.Tensor, out, dim, 0, one.begun)
-    return out
+    return write(node.target, _padded(write, x, _sides(windows)), kernel, stride, nothing, True, False)
 
 
 def rewrite_max_pooling(write: Write, node: fx.Node) -> fx.Node | None:
-    """Max pooling with ``ceil_mode`` that has no window more for it; ONNX counts those that begin in the padding.
+    """Max pooling with ``ceil_mode`` without it, where ONNX may have a window more that begins in the padding.
 
     Args:
         write: to write calls.
         node: a call of ``max_pool1d``, ``max_pool2d`` or ``max_pool3d``.
 
     Returns:
-        the result, or ``None`` where the call can stay or its sizes are open.
+        the result, or ``None`` where the call can stay.
     """
-    windows = _windows(node)
-    if windows is None or not _arguments(node)["ceil_mode"] or any(one.begun > one.whole for one in windows):
+    given, windows = _arguments(node), _windows(node)
+    is_cut = any(one.missing for one in windows)
+    if not given["ceil_mode"] or (is_cut and not any(one.may_exceed for one in windows)):
         return None
-    lists = ([one[part] for one in windows] for part in range(1, 5))
-    return write(node.target, node.args[0], *lists)
+    x: Any = node.args[0]
+    lowest = torch.finfo(x.meta["val"].dtype).min
+    padded = _padded(write, x, [(0, one.missing) for one in windows], lowest)
+    return write(node.target, padded, *([one[part] for one in windows] for part in range(1, 5)))
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -117,15 +129,14 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _windows(node: fx.Node) -> list[Windows] | None:
+def _windows(node: fx.Node) -> list[Windows]:
     given = _arguments(node)
     sizes = given["self"].meta["val"].shape[-_dimensions(node) :]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
+    known = [size if isinstance(size, int) else None for size in sizes]
     kernel = _each(given["kernel_size"], len(sizes))
     stride = _each(given["stride"], len(sizes)) or kernel
     others = (_each(given.get(name, 1), len(sizes)) for name in ("padding", "dilation"))
-    return [Windows(*one) for one in zip(sizes, kernel, stride, *others, strict=True)]
+    return [Windows(*one) for one in zip(known, kernel, stride, *others, strict=True)]
 
 
 def _dimensions(node: fx.Node) -> int:
@@ -137,6 +148,17 @@ def _each(value: int | list[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-def _padded(write: Write, x: Any, sides: list[tuple[int, int]]) -> Any:
+def _sides(windows: list[Windows]) -> list[tuple[int, int]]:
+    return [(one.padding, one.padding) for one in windows]
+
+
+def _ones(write: Write, x: Any, dimensions: int) -> fx.Node:
+    """A one for each place of one channel of one sample."""
+    for dim in range(x.meta["val"].dim() - dimensions):
+        x = write(aten.slice.Tensor, x, dim, 0, 1)
+    return write(aten.ones_like.default, x)
+
+
+def _padded(write: Write, x: Any, sides: list[tuple[int, int]], value: float = 0.0) -> Any:
     pads = [size for side in reversed(sides) for size in side]
-    return write(aten.constant_pad_nd.default, x, pads, 0.0) if any(pads) else x
+    return write(aten.constant_pad_nd.default, x, pads, value) if any(pads) else x

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from lq.compat.torch_private import ANTIALIASED
+from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_resizing import rewrite_circular_padding, rewrite_resizing
@@ -37,7 +37,7 @@ class Rewriter:
         values = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
         with self.graph.inserting_before(self.node):
             made = self.graph.call_function(operation, args, kwargs)
-        made.meta = {**self.node.meta, "val": operation(*values[0], **values[1])}
+        made.meta = {**self.node.meta, "val": computed_as_exported(operation, *values[0], **values[1])}
         return made
 
     def constant(self, value: Tensor) -> fx.Node:
@@ -190,6 +190,16 @@ def _averaged(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return write.call(aten.div.Tensor, total(x, source), count)
 
 
+def _clamped(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """A clamp of floats to a whole number and a fraction; torch.onnx finds no operation that takes both."""
+    x: Any = node.args[0]
+    given = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
+    bounds = [given.get(name) for name in ("min", "max")]
+    if {type(bound) for bound in bounds} != {int, float} or not x.meta["val"].is_floating_point():
+        return None
+    return write.call(node.target, x, *map(float, bounds))  # type: ignore[arg-type]
+
+
 def _projected(write: Rewriter, node: fx.Node) -> None:
     """An LSTM with ``proj_size``, which torch.onnx writes as one without."""
     hidden, cell = (state.meta["val"] for state in node.args[1])  # type: ignore[union-attr]
@@ -214,6 +224,10 @@ def no_translation(operation: str) -> str:
 
 
 _REWRITINGS: dict[Any, Rewriting] = {
+    aten.clamp.default: _clamped,
+    aten.clamp_.default: _clamped,
+    aten.clip.default: _clamped,
+    aten.clip_.default: _clamped,
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: _attended,
     aten.adaptive_avg_pool1d.default: _by_calls(rewrite_adaptive_pooling),

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from lq.backends.prepare import plan_of
-from lq.compat.torch_private import quiet_export, recurrent_layers_of_any_length, tree_map
+from lq.compat.torch_private import layers_of_any_length, quiet_export, tree_map
 from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import in_order
@@ -72,7 +72,7 @@ def float_program(
     """
     example = in_order(model, example)
     axes = open_axes(model, example, asked=not batch_alone) if dynamic else []
-    with quiet_export(), recurrent_layers_of_any_length(), any_number_of_results(), torch.no_grad():
+    with quiet_export(), layers_of_any_length(), any_number_of_results(), torch.no_grad():
         if any(axes):
             try:
                 return _with_open_axes(model, example, axes)
@@ -150,9 +150,25 @@ def _in_plain_memory(model: fx.GraphModule) -> fx.GraphModule:
 def _returning_tensors_alone(model: fx.GraphModule) -> fx.GraphModule:
     """With ``None`` for the numbers and texts among its outputs, which files do not hold: the signature has them."""
     output = model.graph.output_node()
-    output.args = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
+    held = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
+    output.args = _in_plain_tuples(held)
     model.recompile()
     return model
+
+
+def _in_plain_tuples(value: Any) -> Any:
+    """Without the classes of named tuples, which torch.export cannot write.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> _in_plain_tuples([namedtuple("Pair", "a b")(1, 2)])
+        [(1, 2)]
+    """
+    if isinstance(value, tuple):
+        return tuple(map(_in_plain_tuples, value))
+    if isinstance(value, list):
+        return list(map(_in_plain_tuples, value))
+    return {key: _in_plain_tuples(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
+from torch.export import Dim
 
 from lq.backends.prepare import prepare
 from lq.deployment.deploy import export_artifact
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
-from lq.export.formats.onnx_program import Rewriter
+from lq.export.formats.onnx_program import Rewriter, rewrite
 from lq.ptq import calibrate
 from tests.tiny import quicken_deployment
 
@@ -123,3 +124,50 @@ def test_int8_pooling_of_a_runtime_is_that_of_training(
     calibrate(prepared, [x], show_progress=False)
     done = export_artifact(prepared, [x], tmp_path / "int8", ["onnx"])
     assert done.parity["onnx"].sqnr_db > 60
+
+
+class Pool(nn.Module):
+    def __init__(self, operation: Any, *args: Any) -> None:
+        super().__init__()
+        self.operation, self.args = operation, args
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.operation(x, *self.args)
+        return out
+
+
+def rewritten_for_open_sizes(operation: Any, *args: Any) -> list[fx.Node]:
+    """Calls of the operation in what a call became, which computes the same for sizes that leave all remainders."""
+    pool, sizes = Pool(operation, *args), {0: Dim("batch"), 2: Dim.AUTO, 3: Dim.AUTO}
+    program = rewrite(torch.export.export(pool, (torch.rand(2, 3, 12, 12),), dynamic_shapes=(sizes,)))
+    for shape in ((1, 3, 12, 7), (3, 3, 8, 9), (2, 3, 10, 11)):
+        x = torch.rand(shape)
+        torch.testing.assert_close(program.graph_module(x)[0], pool(x))
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    numbers = [size for node in nodes for size in node.meta["val"].shape if isinstance(size, int)]
+    assert max(numbers) == 3, "sizes became constants"
+    return [node for node in nodes if node.target is operation]
+
+
+OPEN = [
+    (kernel, stride, padding)
+    for kernel, stride in (([2, 2], [2, 2]), ([3, 3], [2, 2]), ([3, 3], [3, 3]), ([2, 1], [3, 2]), ([3, 2], [2, 1]))
+    for padding in ([0, 0], [1, 0])
+]
+
+
+@pytest.mark.parametrize("divisor", [None, 3])
+def test_average_pooling_of_open_sizes_is_the_same(divisor: int | None) -> None:
+    for call, ceils, counts in itertools.product(OPEN, (True, False), (True, False)):
+        for node in rewritten_for_open_sizes(aten.avg_pool2d.default, *call, ceils, counts, divisor):
+            _, _, _, _, ceil, counted, override = (*node.args, *([0, 0], False, True, None)[len(node.args) - 3 :])
+            assert not (ceil and counted)
+            assert override is None
+
+
+def test_max_pooling_of_open_sizes_is_the_same() -> None:
+    kept = 0
+    for call, dilation, ceils in itertools.product(OPEN, (1, 2), (True, False)):
+        (node,) = rewritten_for_open_sizes(aten.max_pool2d.default, *call, [dilation] * 2, ceils)
+        kept += len(node.args) > 5 and bool(node.args[5])
+    assert 0 < kept < len(OPEN) * 2

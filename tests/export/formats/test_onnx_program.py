@@ -82,6 +82,10 @@ def test_adaptive_pooling_over_three_dimensions(size: Any, tmp_path: Path) -> No
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
+def attends(x: Tensor, **how: Any) -> Tensor:
+    return F.scaled_dot_product_attention(x, 2 * x, -x, **how)
+
+
 CALLS: dict[str, Any] = {
     "circular padding": lambda x: F.pad(x, (1, 2, 0, 3), mode="circular"),
     "circular padding and cutting": lambda x: F.pad(x, (-1, 2, 1, -2), mode="circular"),
@@ -101,6 +105,9 @@ CALLS: dict[str, Any] = {
     "rows of places": lambda x: x[..., torch.tensor([[0, -2], [3, 3]])].mean(-1),
     "joined": lambda x: torch.hstack([x, -x]),
     "joined in depth": lambda x: torch.dstack([x, -x]),
+    "means along one side of any size": lambda x: F.adaptive_avg_pool2d(x, (None, 1)),
+    "attention of any length": lambda x: attends(x.flatten(2).mT, is_causal=True),
+    "clamped": lambda x: x.clamp(-1, 0.5) + torch.clip(x, min=0, max=0.5) + (x + 1).clamp_(max=1, min=-0.5),
     "means of places": lambda x: x.flip(2).scatter_reduce(2, (3 * x).long().clamp(0, 6), x, "mean"),
     "means of places alone": lambda x: x.flip(2).scatter_reduce(
         2, (3 * x).long().clamp(0, 6), x, "mean", include_self=False
@@ -149,6 +156,11 @@ def test_calls_of_any_size_in_other_words(what: str, tmp_path: Path) -> None:
 def test_what_onnx_would_compute_wrongly_of_any_size_is_refused(what: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no antialiased resizing .* leave that dimension out of dynamic_axes"):
         write_of_any_size(Calls(CALLS[what]), tmp_path / "x.onnx")
+
+
+def test_adaptive_pooling_to_a_size_that_is_open_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no adaptive pooling to a height, .* that dimension out of dynamic_axes"):
+        write_of_any_size(Calls(lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, 1))), tmp_path / "x.onnx")
 
 
 def test_what_is_beyond_torch_onnx_is_refused(tmp_path: Path) -> None:

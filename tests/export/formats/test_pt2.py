@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from lq.export.formats import pt2
 from lq.metrics import sqnr
@@ -48,6 +48,31 @@ def test_keywords_in_any_order(tmp_path: Path) -> None:
         expected = prepared(x, other=y)["logits"]
         for got in (model(x, other=y), model(other=y, image=x)):
             torch.testing.assert_close(got["logits"], expected)
+
+
+class Found(NamedTuple):
+    scores: Tensor
+    boxes: Tensor
+
+
+class Finds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.boxes = nn.Linear(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Found:
+        return Found(self.scores(x), self.boxes(x))
+
+
+def test_a_named_tuple_comes_back_as_a_tuple(tmp_path: Path) -> None:
+    example = example_of(torch.rand(4, 4))
+    prepared = calibrated(Finds(), example)
+    model = round_trip("pt2", prepared, example, tmp_path)[0]
+    x = torch.rand(3, 4)
+    with torch.no_grad():
+        expected, got = prepared(x), model(x)
+    assert isinstance(expected, Found)
+    torch.testing.assert_close(got, tuple(expected))
 
 
 def test_what_the_program_would_not_read_is_refused(exported: tuple[fx.GraphModule, Any, Path]) -> None:
