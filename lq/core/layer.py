@@ -7,11 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lq.compat.torch_private import BatchNorm
 from lq.config.specs import WeightSpec
-from lq.core.folding import fold_batch_norm
+from lq.core.folding import fold_batch_norm, folding_pays, normalize_frozen
 from lq.core.lsq import LearnedScale
 from lq.core.state import QATState
 from lq.core.weight_quantizer import WeightQuantizer, along_channels
@@ -76,14 +75,13 @@ class QATLayer(nn.Module):
         if bn is None:
             return self.compute(x, self._quantized(), self.bias)
         norm = cast(BatchNorm, bn)
-        # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
         # Evaluation does not ask for the phase, or torch.compile would compile it for each.
-        if not self.training or (self.state.freeze_bn and x.numel() >= self.weight.numel()):
+        if not self.training or (self.state.freeze_bn and folding_pays(x, self.weight)):
             factor, bias = self.folding(norm)
             return self.compute(x, self._quantized(factor, fold=True), bias.to(self.weight.dtype))
         grid_factor = None if self.weight_spec.per_channel else self.folding(norm)[0]
         y = self.compute(x, self._quantized(grid_factor), self.bias)
-        return _normalize_frozen(y, norm) if self.state.freeze_bn else cast(Tensor, bn(y))
+        return normalize_frozen(norm, y) if self.state.freeze_bn else cast(Tensor, bn(y))
 
     def _quantized(self, factor: Tensor | None = None, fold: bool = False) -> Tensor:
         """The weight on its grid; as :meth:`WeightQuantizer.quantized`."""
@@ -127,10 +125,6 @@ class QATLayer(nn.Module):
     def extra_repr(self) -> str:
         """The float layer's, and the grid of the weight."""
         return f"{super().extra_repr()}, weight={self.weight_spec}"
-
-
-def _normalize_frozen(y: Tensor, bn: BatchNorm) -> Tensor:
-    return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, training=False, eps=bn.eps)
 
 
 def _kind(layer: QATLayer) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lq.core.fake_quantize import FakeQuantize
-from lq.core.folding import fold_batch_norm
+from lq.core.folding import fold_batch_norm, folding_pays, normalize_frozen
 from lq.core.marks import activate, rounding_mark, weight_mark
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.places import Call, Instrument, Place
@@ -211,9 +210,8 @@ def _quantized(
     alone = call.outermost is place and not place.is_root  # so that its BatchNorm is called apart, if it is
     if norm is None or alone or not _may_fold(place.module, norm) or x.dim() != weight.dim():
         return quantizer.quantized(weight, training), bias
-    # Folding costs passes over the weight, in training also backward; it pays where the activation is the larger.
     # Evaluation does not ask for the phase, or torch.compile would compile it for each.
-    if not training or (frozen and not site.apart and x.numel() >= weight.numel()):
+    if not training or (frozen and not site.apart and folding_pays(x, weight)):
         call.folded.add(site.index)
         scales, moved = fold_batch_norm(norm, bias)
         return quantizer.quantized(weight, training, scales, fold=True), moved.to(weight.dtype)
@@ -230,16 +228,11 @@ def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: An
     state = instrument.state
     assert state is not None
     if instrument.marking:
-        return func(*args, **kwargs) if place.whole is None else _statistics(place.module, first_argument(args, kwargs))
+        x = first_argument(args, kwargs)
+        return func(*args, **kwargs) if place.whole is None else normalize_frozen(place.module, x)
     if site.folds_with in call.folded:
         call.folded.discard(site.folds_with)
         return first_argument(args, kwargs)
     if state.fake_quant and state.freeze_bn and place.module.training:
-        return _statistics(place.module, first_argument(args, kwargs))
+        return normalize_frozen(place.module, first_argument(args, kwargs))
     return func(*args, **kwargs)
-
-
-def _statistics(norm: Any, x: Tensor) -> Tensor:
-    return F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=getattr(norm, "eps", 1e-5)
-    )
