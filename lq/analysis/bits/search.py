@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from lq.analysis.bits.activations import Activations
+from lq.analysis.bits.activations import ActivationChoices, Activations
 from lq.analysis.bits.budget import LATENCY, Budget
 from lq.analysis.bits.choice import BitChoice
 from lq.analysis.bits.costs import activation_capacity, float_bytes
 from lq.analysis.bits.latency import calibrated_by
 from lq.analysis.bits.layers import (
+    LayerChoices,
     at_width,
     grids_of,
     layer_choices,
@@ -37,6 +38,7 @@ from lq.metrics.outputs import plain_targets_of
 from lq.ptq.batches import RunBatch, first_batches, first_inputs, run_batch
 from lq.ptq.calibrate import calibrate
 from lq.tracing.exported_call import call_to_export
+from lq.tracing.structure import Inputs
 
 
 def choose_bits(
@@ -102,23 +104,16 @@ def choose_bits(
     example = first_inputs(twin, twin, kept[0], run)
     of_activations = options.activation_bits is not None
     grids = grids_of(twin, qconfig, widths, example, of_activations)
-    weights_are = fingerprint(twin)
-    in_float = float_bytes(twin)
+    weights_are, in_float = fingerprint(twin), float_bytes(twin)
     whole = at_width(qconfig, max(grids), of_activations)
-    prepare(twin, whole, *copy.deepcopy(example))
-    if of_activations:
-        state_of(twin).observe_by("histogram")
-    calibrate(twin, kept, run, len(kept), show_progress=False)
-    graph = as_graph(twin, call_to_export(twin, example))
+    graph = _calibrated(twin, whole, example, kept, run, of_activations)
     layers = layer_choices(graph, grids, widths, exporters)
-    trials = sum(option.spec is not None for layer in layers for option in layer.options) + len(widths) + 2
     activations, tensors = None, []
     if options.activation_bits is not None:
         activations = Activations(graph, {width: at.activations for width, at in grids.items()})
         tensors = activations.choices(kept[0], run, widths)
         activation_capacity(tensors, options.activation_bits)  # before any loss is measured
-        trials += sum(len(tensor.options) for tensor in tensors) + len(widths) + 2
-    total = trials * len(kept) + (MOST_MEASURED if budget.kind == LATENCY else 0)
+    total = _losses(layers, tensors, widths) * len(kept) + (MOST_MEASURED if budget.kind == LATENCY else 0)
     counter = BatchCounter(f"lq: bits of {len(layers)} layers", total, shown=show_progress)
     ranges = calibrated_by(kept, run, counter.advance)
     with counter, torch.no_grad(), costs_of(budget, whole, graph, layers, in_float, model, example, ranges) as costs:
@@ -132,6 +127,24 @@ def choose_bits(
             return found
         of_tensors = ActivationSelection(tensors, loss, file, widths, options.activation_bits)
         return replace(found, activations=of_tensors.found(found.weights))
+
+
+def _calibrated(
+    twin: nn.Module, qconfig: QConfig, example: Inputs, batches: Sequence[Any], run: RunBatch, histograms: bool
+) -> fx.GraphModule:
+    """A float module as a graph with ranges; those of every width can be found in histograms."""
+    prepare(twin, qconfig, *copy.deepcopy(example))
+    if histograms:
+        state_of(twin).observe_by("histogram")
+    calibrate(twin, batches, run, len(batches), show_progress=False)
+    return as_graph(twin, call_to_export(twin, example))
+
+
+def _losses(layers: Sequence[LayerChoices], tensors: Sequence[ActivationChoices], widths: Sequence[int]) -> int:
+    """How many losses are measured at most: of each option, of all at each width, and of what is chosen."""
+    options = [sum(option.spec is not None for layer in layers for option in layer.options)]
+    options += [sum(len(tensor.options) for tensor in tensors)] if tensors else []
+    return sum(options) + len(options) * (len(widths) + 2)
 
 
 def _key(weights_are: str, loss: RoundingLoss) -> dict[str, Any]:
