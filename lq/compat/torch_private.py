@@ -33,6 +33,7 @@ from torch.utils._pytree import treespec_loads as treespec_loads
 BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 InstanceNorm = torch.nn.modules.instancenorm._InstanceNorm
 
+GLOBAL_FORWARD_HOOKS = torch.nn.modules.module._global_forward_hooks  # of register_module_forward_hook
 NAMESPACE_NN: Any = torch._C._nn
 ANTIALIASED: tuple[Any, ...] = (
     torch.ops.aten._upsample_bilinear2d_aa.vec,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lq.compat.torch_private import GLOBAL_FORWARD_HOOKS
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.folding import fold_batch_norm, folding_pays, normalize_frozen
 from lq.core.marks import activate, rounding_mark, weight_mark
@@ -160,7 +161,7 @@ def _rounded(instrument: Instrument, call: Call, site: Site, quantizer: FakeQuan
 
 def _is_heard(makers: tuple[nn.Module, ...]) -> bool:
     """Whether a hook of the user's may have kept the tensor."""
-    return any(maker._forward_hooks for maker in makers)
+    return bool(GLOBAL_FORWARD_HOOKS) or any(maker._forward_hooks for maker in makers)
 
 
 def _activation(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
@@ -221,7 +222,7 @@ def _quantized(
 
 def _may_fold(layer: nn.Module, norm: nn.Module) -> bool:
     """A layer with a hook of the user's is not folded, so that the hook sees what it always saw."""
-    return not (layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+    return not (GLOBAL_FORWARD_HOOKS or layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
 
 
 def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:

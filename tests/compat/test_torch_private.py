@@ -14,6 +14,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -270,3 +271,11 @@ def test_distributed_checkpoints_have_a_placeholder_and_paths() -> None:
     assert private.stands_for_extra_state(_EXTRA_STATE())
     paths = {"a.b": ("a", "b"), "a.c.0": ("a", "c", 0)}
     assert private.unflatten_state_dict({"a.b": 1, "a.c.0": 2}, paths) == {"a": {"b": 1, "c": [2]}}
+
+
+def test_hooks_of_all_modules_are_known() -> None:
+    assert not private.GLOBAL_FORWARD_HOOKS
+    handle = register_module_forward_hook(lambda *_: None)
+    assert len(private.GLOBAL_FORWARD_HOOKS) == 1
+    handle.remove()
+    assert not private.GLOBAL_FORWARD_HOOKS

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 from lq.backends.prepare import prepare, set_phase
@@ -135,3 +136,27 @@ def test_gradients_are_those_without_the_hook(saves: bool, x: Tensor) -> None:
         found.append([p.grad for p in twin.parameters()])
         assert not instrument_of(twin).unplanned  # type: ignore[union-attr]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("freeze_bn", [False, True])
+def test_what_a_hook_of_all_modules_keeps_stays_as_it_was(freeze_bn: bool) -> None:
+    net, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+        torch.randn(2, 3, 8, 8),
+    )
+    prepared = prepare(net, "portable", (x,))
+    calibrate(prepared, [x], show_progress=False)
+    set_phase(prepared.train(), fake_quant=True, observer=False, freeze_bn=freeze_bn)
+    kept: list[tuple[str, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            kept.append((type(module).__name__, output, output.detach().clone()))
+
+    handle = register_module_forward_hook(keep)
+    try:
+        prepared(x)
+    finally:
+        handle.remove()
+    assert len(kept) == 3
+    assert all(torch.equal(output, then) for _, output, then in kept)
