@@ -276,16 +276,17 @@ class QATState(Float32Buffers):
     def update(self) -> None:
         """Move every range by this step's batch, over all processes: one vectorised update, one collective.
 
-        Moving average: ``range += averaging_constant * (batch - range)``, the first batch that is not all zeros taken
+        Moving average: ``range += averaging_constant * (batch - range)``, the first batch with more than one value taken
         as it is. A batch whose range is not finite is counted in ``nonfinite`` and otherwise ignored. Histograms, if
         there are any, are a second update, with two collectives.
         """
         low, high, nonfinite = self._reduced_batch()
-        batch = torch.stack([low, high])
-        usable = (low <= high) & ~nonfinite
+        batch = torch.stack([low, torch.maximum(low, high)])  # behind a ReLU that lets nothing pass there are zeros
+        usable = (low < torch.inf) & ~nonfinite
         current = torch.stack([self.min_val, self.max_val])
-        # Zeros alone are no range to move slowly from: branches whose last weight starts at 0 would saturate for long.
-        first = torch.isinf(current) | (current == 0.0).all(dim=0)
+        # Nothing yet, or one value alone, such as 0, from which a range would move slowly: branches whose last weight
+        # starts at 0 would saturate for long.
+        first = self.min_val >= self.max_val
         constant, is_minmax = self._running[0], self._running[1].bool()
         averaged = current + constant * (batch - current)
         widest = torch.stack([torch.minimum(current[0], batch[0]), torch.maximum(current[1], batch[1])])
@@ -313,11 +314,9 @@ class QATState(Float32Buffers):
             infinity = torch.full((), torch.inf, device=self.min_val.device)
             pairs = [(infinity, -infinity) if ends is None else tuple(ends) for ends in self._batch]
             lows, highs = map(torch.stack, zip(*pairs, strict=True))
-        floors = self._grid[3]
         if from_kernels:  # which do not know of a ReLU, behind which the lowest value does not matter
+            floors = self._grid[3]
             lows = torch.where((floors == 0.0) & (lows < torch.inf), floors, lows)
-        # Behind a ReLU that lets nothing pass there are zeros.
-        highs = torch.where((floors == 0.0) & (highs > -torch.inf), highs.clamp(min=0.0), highs)
         ends = torch.stack([-lows, highs])
         ran = ~(ends == -torch.inf).all(dim=0)
         # How a maximum over processes treats NaN is not defined; infinity is safe.

@@ -13,6 +13,7 @@ from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
 from lq.export.parity.worker import Worker
+from lq.metrics.outputs import floating_tensors
 from lq.tracing.structure import Inputs
 from tests.export.nets import TwoInputs, calibrated, example_of, images
 from tests.export.places import new_directory
@@ -42,7 +43,7 @@ CALLS: list[Inputs] = [
 ]  # fmt: skip
 
 
-def test_another_process_that_knows_nothing_of_this_one_computes_the_main_outputs(
+def test_another_process_that_knows_nothing_of_this_one_computes_the_outputs(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(artifact)
@@ -54,7 +55,10 @@ def test_another_process_that_knows_nothing_of_this_one_computes_the_main_output
         outputs = worker.run(artifact, "torch", CALLS)
     assert dict(os.environ) == before
     for output, (args, kwargs) in zip(outputs, CALLS, strict=True):
-        assert torch.equal(output, model(*args, **kwargs)["logits"])
+        expected = model(*args, **kwargs)
+        main, *others = output if isinstance(output, tuple) else (output,)
+        assert torch.equal(main, expected["logits"])
+        assert len(others) == len(floating_tensors(expected)) - 1
 
 
 def test_a_model_that_fails_there_gives_its_error_and_the_process_goes_on(artifact: Path) -> None:
