@@ -276,9 +276,9 @@ class QATState(Float32Buffers):
     def update(self) -> None:
         """Move every range by this step's batch, over all processes: one vectorised update, one collective.
 
-        Moving average: ``range += averaging_constant * (batch - range)``. Where there is no range yet, or one of a single
-        value, the batch is taken as it is. A batch whose range is not finite is counted in ``nonfinite`` and otherwise
-        ignored. Histograms, if there are any, are a second update, with two collectives.
+        Moving average: ``range += averaging_constant * (batch - range)``. Where there is no range yet, or one of a
+        single value, the batch is taken as it is. A batch whose range is not finite is counted in ``nonfinite`` and
+        otherwise ignored. Histograms, if there are any, are a second update, with two collectives.
         """
         low, high, nonfinite = self._reduced_batch()
         batch = torch.stack([low, torch.maximum(low, high)])  # behind a ReLU that lets nothing pass there are zeros
