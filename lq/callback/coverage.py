@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning.pytorch import Trainer
 from torch import nn
 
 from lq.instrument.attach import attach_again, instrument_of
@@ -37,36 +38,33 @@ def take_in_exchanged(target: nn.Module) -> str | None:
 
 
 class Reach:
-    """Hears whether the first training batch calls the target or a part of it, long before QAT starts, if need be.
+    """Hears whether the steps of the first epoch call the target or a part of it, long before QAT starts, if need be.
 
     Args:
+        trainer: in training.
         target: the prepared target.
         name: of it.
-
-    Example:
-        >>> Reach(nn.ReLU(), "model").check()
-        Traceback (most recent call last):
-        ...
-        ValueError: The first training step did not call the target, model, so nothing would be trained for int8. ...
     """
 
-    def __init__(self, target: nn.Module, name: str) -> None:
-        self.name, self.called = name, False
+    def __init__(self, trainer: Trainer, target: nn.Module, name: str) -> None:
+        self.trainer, self.name, self.called = trainer, name, False
         parts = [part for part in target.modules() if part is target or is_instrumented(part)]
         self._listeners = [Listener(part, before=self._note) for part in parts]
 
     def _note(self, *_: object) -> None:
-        self.called = True
+        if self.trainer.training:  # and not in a validation in between
+            self.called = True
+            self.remove()
 
     def check(self) -> None:
-        """Stop listening.
+        """Stop listening at the end of the epoch, which all processes reach.
 
         Raises:
-            ValueError: if there was no call.
+            ValueError: if no process has heard a call.
         """
         self.remove()
-        if not self.called:
-            raise _not_called(self.name)
+        if not self.trainer.strategy.reduce_boolean_decision(self.called, all=False):
+            raise _not_called(self.name, "Nothing in the first epoch of training called")
 
     def remove(self) -> None:
         """Stop listening."""
@@ -74,10 +72,10 @@ class Reach:
             listener.remove()
 
 
-def _not_called(name: str) -> ValueError:
+def _not_called(name: str, what: str = "The first training step did not call") -> ValueError:
     return ValueError(
-        f"The first training step did not call the target, {name or 'the module itself'}, so nothing would be "
-        "trained for int8. Name the part that training_step calls: QATCallback(target=...)."
+        f"{what} the target, {name or 'the module itself'}, so nothing would be trained for int8. Name the part that "
+        "training_step calls: QATCallback(target=...)."
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 
+from lq.backends.in_place import like
 from lq.compat.lightning_private import validation_loaders_of
 from lq.compat.packages import overrides
 from lq.core.modes import modes_kept
@@ -78,10 +80,15 @@ def declared_example(module: LightningModule, name: str) -> Inputs | None:
         try:
             # What is compiled would be compiled for the float model.
             with modes_kept(module), isolate_rng(), torch.compiler.set_stance("force_eager"):
-                return first_inputs(owner.eval(), part, copy.deepcopy(declared), _call)
+                return first_inputs(owner.eval(), part, _like(part, copy.deepcopy(declared)), _call)
         except Exception:  # whatever the user's code cannot do before the training
             continue
     return None
+
+
+def _like(part: nn.Module, declared: Any) -> Any:
+    """Inputs as Lightning's precision plugin would give them to the part, on its device."""
+    return like(part, ((declared,), {}))[0][0]
 
 
 def _call(owner: Any, declared: Any) -> Any:

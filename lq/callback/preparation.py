@@ -7,6 +7,7 @@ from collections.abc import Callable
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lq.backends.in_place import like
 from lq.backends.prepare import is_planned, prepare, qconfig_of
 from lq.callback.checkpoint_to_load import Known
 from lq.callback.compilation import check_target_is_not_compiled
@@ -122,13 +123,17 @@ def _preparation(
 
     Lazy layers, which a copy of the float model needs first, are initialized.
     """
-    plain, example, part = checkpoint_of_run().get(KEY), declared_example(module, name), target_of(module, name)
+    plain, part = checkpoint_of_run().get(KEY), target_of(module, name)
     if plain is not None:
         entry = CheckpointEntry.from_dict(plain)
-        _initialize_lazy(part, name, example or entry.example)
+        if has_lazy_layers(part):
+            _initialize_lazy(part, name, declared_example(module, name) or entry.example)
         return lambda part: entry.prepare(part, name, qconfig)
+    example = declared_example(module, name)
     if example is None and trainer.state.fn == "fit":
         example = first_example(trainer, module, name, validation, required=qconfig.backend == "pt2e")
+    if example is not None:
+        example = like(part, example)  # configure_model builds in the precision of the training
     _initialize_lazy(part, name, example)
     return lambda part: prepare(part, qconfig, *(example or ()))
 

@@ -297,7 +297,9 @@ class QATCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule against the length of this training, which is known by now."""
-        here, self._scales = position_of(trainer, 0), learned_scales(self._target(pl_module))
+        target = self._target(pl_module)
+        state_of(target).train(target.training)  # of a target that the sanity check has called first
+        here, self._scales = position_of(trainer, 0), learned_scales(target)
         if self.distill is not None:
             check_teaching(self.distill, pl_module, self._float.teacher())
         if self._resumes_float and self._course.has_started(here):
@@ -338,7 +340,7 @@ class QATCallback(Callback):
             if not any(state_of(target).observed()):
                 self._course.check_start(phase)
         if self._reach_is_due and not is_compiled(pl_module):
-            self._reach = Reach(target, self._name)
+            self._reach = Reach(trainer, target, self._name)
         self._reach_is_due = False
         self._switch.apply(target, phase)
         self._rates.apply(trainer.optimizers, phase.lr_scale)
@@ -379,9 +381,6 @@ class QATCallback(Callback):
         And undo what a scheduler of the module did, so that monitors and checkpoints see the rate that is used next.
         """
         target = self._target(pl_module)
-        if self._reach is not None:
-            self._reach.check()
-            self._reach = None
         state_of(target).end_of_step()
         self._switch.end_step()
         # Nothing else shares buffers there, as DDP does, and a checkpoint holds those of one process.
@@ -402,6 +401,9 @@ class QATCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the phase, and report batches that the observers had to skip."""
+        if self._reach is not None:
+            self._reach.check()
+            self._reach = None
         if self._phase is None:
             return
         figures = {"qat/phase": float(self._phase.index)}

@@ -260,15 +260,18 @@ def _prepare(module: nn.Module, entry: CheckpointEntry) -> None:
 def _check_fit(state: Mapping[str, Any], module: nn.Module, complaint: str) -> None:
     """Say how the architectures differ, before torch says it key by key."""
     ours = module.state_dict()
-    missing, extra = (some_of(sorted(names)) for names in (ours.keys() - state.keys(), state.keys() - ours.keys()))
+    missing, extra = ours.keys() - state.keys(), state.keys() - ours.keys()
+    if not _is_strict(module):  # without ranges there is nothing to quantize by
+        missing, extra = {key for key in missing if f"{STATE}." in key}, set()
     shapes = [
         f"{key} {tuple(state[key].shape)} (here {tuple(value.shape)})"
         for key, value in ours.items()
         if _shape(value) is not None and _shape(state.get(key)) not in (None, _shape(value)) and f"{STATE}." not in key
     ]
-    found = {"other shapes": some_of(sorted(shapes))}
-    if _is_strict(module):
-        found = {"it lacks": missing, "it has besides": extra, **found}
+    found = {
+        what: some_of(sorted(keys))
+        for what, keys in (("it lacks", missing), ("it has besides", extra), ("other shapes", shapes))
+    }
     if any(found.values()):
         differences = "; ".join(f"{what} {names}" for what, names in found.items() if names)
         raise ValueError(f"{complaint}: {differences}. Build the module as it was trained.")

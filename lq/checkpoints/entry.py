@@ -14,7 +14,7 @@ from lq.config.qconfig import QConfig
 from lq.config.schedule import Began
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.fields import Field
-from lq.instrument.record import initialize_lazy
+from lq.instrument.record import has_lazy_layers, initialize_lazy
 from lq.tracing.inputs import made_inputs
 from lq.tracing.structure import Inputs
 
@@ -58,7 +58,10 @@ class CheckpointEntry:
     def example(self) -> Inputs | None:
         """Inputs like those of the call that was planned, all zeros; ``None`` if the plan does not say."""
         inputs = self.plan.get("inputs")
-        return None if inputs is None else made_inputs(inputs)
+        try:
+            return None if inputs is None else made_inputs(inputs)
+        except (KeyError, TypeError):  # of a class that earlier versions have written down
+            return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that loads with ``weights_only=True``."""
@@ -128,7 +131,7 @@ class CheckpointEntry:
             ValueError: if the checkpoint has another target or qconfig.
         """
         self.require_same_plan(target, qconfig)
-        if self.example is not None:
+        if has_lazy_layers(module) and self.example is not None:
             initialize_lazy(module, *self.example)
         try:
             return prepare_again(module, self.qconfig, self.plan)

@@ -34,6 +34,7 @@ BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 InstanceNorm = torch.nn.modules.instancenorm._InstanceNorm
 
 GLOBAL_FORWARD_HOOKS = torch.nn.modules.module._global_forward_hooks  # of register_module_forward_hook
+GLOBAL_PRE_HOOKS = torch.nn.modules.module._global_forward_pre_hooks  # of register_module_forward_pre_hook
 NAMESPACE_NN: Any = torch._C._nn
 ANTIALIASED: tuple[Any, ...] = (
     torch.ops.aten._upsample_bilinear2d_aa.vec,

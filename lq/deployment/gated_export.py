@@ -84,12 +84,12 @@ def gated_export(
         save(trained, place / PREPARED_NAME)
         infos = _export(deployment, prepared, settings.choices, example, place)
         write_manifest(place, {**entries, "artifacts": infos})
+        _load(deployment, infos, place)
         batch = fixed_batch(prepared)
         deployment.notes += batch_notes(batch_size(example), infos) if batch is None else [batch.note]
         deployment.notes += size_notes(prepared, example, infos)
         deployment.notes += _rounding_notes(rounding, settings.choices)
         deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
-        _load(deployment, infos, place)
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.
         quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].simulator}
         compared = compare(quick, gate.batches)
@@ -143,8 +143,8 @@ def _larger(
     prepared: fx.GraphModule, calls: Sequence[tuple[Inputs, Comparable]], infos: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[Inputs, Comparable]]:
     """For the files that take any batch, a call with more samples than the others and its output."""
-    found = larger_call(prepared, [call for call, _ in calls])
     kinds = [kind for kind, info in infos.items() if info.get("dynamic_batch") is not False]
+    found = larger_call(prepared, [call for call, _ in calls]) if kinds else None
     return {} if found is None else dict.fromkeys(kinds, (found[0], comparable(found[1])))
 
 
@@ -220,6 +220,8 @@ def _load(deployment: Deployment, infos: dict[str, dict[str, Any]], place: Path)
     for kind in list(infos):
         try:
             deployment.models[kind] = load(place, kind)
+        except (OSError, MemoryError):
+            raise  # of the machine
         except Exception as error:
             del infos[kind]
             _remove(kind, place)

@@ -81,7 +81,7 @@ class Gatekeeper:
             other_complaint: what else speaks against it, or "".
         """
         inputs, expected = self._compared(choice)
-        parity, excuse = self._measured(choice, place, inputs, expected)
+        parity, excuse = self._measured(choice, place, inputs, expected, self.gate)
         self.notes += [f"{choice.name}: {note}" for note in (excuse, parity.note) if note]
         if parity.passed and choice.name in self.larger:
             inputs, complaint = self._of_larger(choice, place)
@@ -94,14 +94,16 @@ class Gatekeeper:
     def _of_larger(self, choice: Chosen, place: Path) -> tuple[list[Inputs], str]:
         """The larger call, and what speaks against the file in it."""
         call, output = self.larger[choice.name]
-        complaint = self._measured(choice, place, [call], [output])[0].complaint
+        # Its samples are those of another call: what is close to a tie there counts twice here.
+        gate = replace(self.gate, min_agreement=None, min_detection_agreement=None)
+        complaint = self._measured(choice, place, [call], [output], gate)[0].complaint
         return [call], complaint and f"{complaint}, for a larger batch, of {batch_size(call)} samples"
 
     def _measured(
-        self, choice: Chosen, place: Path, inputs: Sequence[Inputs], expected: Sequence[Comparable]
+        self, choice: Chosen, place: Path, inputs: Sequence[Inputs], expected: Sequence[Comparable], gate: Gate
     ) -> tuple[Parity, str]:
         """The comparison of one artifact without a complaint that rounding explains, and that explanation or ""."""
-        parity = check(place, choice.name, inputs, expected, self.gate, self.worker)
+        parity = check(place, choice.name, inputs, expected, gate, self.worker)
         if self._boxes is not None and parity.detections:
             parity = self._boxes.measured(choice, parity)
         return self._excused(parity)
@@ -134,7 +136,7 @@ class Gatekeeper:
         if self.by_chance:
             return replace(parity, complaint=f"{parity.complaint}: {CHANCE}"), ""
         reason = ""
-        if self.noise is not None and parity.is_explained_by(self.noise):
+        if self.noise is not None and parity.is_explained_by(self.noise, self.gate):
             reason = (
                 f"rounding alone explains that: computed in float64, the fake-quantized model itself reaches "
                 f"{_reached(self.noise)}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lq.compat.torch_private import GLOBAL_FORWARD_HOOKS
+from lq.compat.torch_private import GLOBAL_FORWARD_HOOKS, GLOBAL_PRE_HOOKS
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.folding import fold_batch_norm, folding_pays, normalize_frozen
 from lq.core.marks import activate, rounding_mark, weight_mark
@@ -222,7 +222,8 @@ def _quantized(
 
 def _may_fold(layer: nn.Module, norm: nn.Module) -> bool:
     """A layer with a hook of the user's is not folded, so that the hook sees what it always saw."""
-    return not (GLOBAL_FORWARD_HOOKS or layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+    of_all = GLOBAL_FORWARD_HOOKS or GLOBAL_PRE_HOOKS
+    return not (of_all or layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
 
 
 def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:

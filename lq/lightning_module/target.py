@@ -50,7 +50,7 @@ def _precision_of(trainer: Trainer | None) -> Iterator[None]:
     if trainer is None:
         yield
         return
-    with trainer.strategy.tensor_init_context(), trainer.precision_plugin.module_init_context():
+    with trainer.precision_plugin.module_init_context():
         yield
 
 

@@ -116,7 +116,7 @@ def validation_samples(
     Raises:
         ValueError: if the validation step does not call the target, or ``target_fn`` finds no labels.
     """
-    twin = detached_copy(module)
+    twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
     collector = _Collect(LastCall(target_of(twin, name)), target_fn)
     chosen = loaders if batches is None else spread(loaders, batches)
     validate_alone(twin, chosen, datamodule, batches, collector)
@@ -151,7 +151,7 @@ def samples_of(
     Raises:
         ValueError: if the validation step does not call the target.
     """
-    twin = detached_copy(module)
+    twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
     collector = _Collect(LastCall(target_of(twin, name)), lambda batch: None)
     remaining = iter(batches)
     while some := list(islice(remaining, _AT_ONCE)):

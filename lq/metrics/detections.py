@@ -57,8 +57,8 @@ def comparable(output: Any) -> Comparable:
     found = detections_in(output)
     if found is not None:
         return found
-    main = main_tensor(output)
-    others = [tensor for tensor in floating_tensors(output) if tensor is not main]
+    main, others = main_tensor(output), floating_tensors(output)
+    del others[next(i for i, tensor in enumerate(others) if tensor is main)]  # once, as it may be returned twice
     return (main, *others) if others else main
 
 

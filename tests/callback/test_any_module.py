@@ -318,9 +318,36 @@ def test_a_target_that_no_step_calls_is_refused_long_before_a_late_start(fit: Fi
             return F.cross_entropy(self.other(batch[0]), batch[1])
 
     module = Other()
-    with pytest.raises(ValueError, match="The first training step did not call the target, model"):
+    with pytest.raises(ValueError, match="Nothing in the first epoch of training called the target, model"):
         fit(module, QATCallback(target="model", schedule=QATSchedule(start=2)))
-    assert module.steps == 1
+    assert module.steps == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_first_batch_without_a_call_of_the_target_is_no_reason_to_stop(fit: Fit) -> None:
+    class Skips(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx == 0 and self.current_epoch == 0 else super().training_step(batch, batch_idx)
+
+    module = Skips()
+    fit(module, QATCallback(schedule=QATSchedule(start=1)))
+    assert all(state_of(module.model).observed())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_sanity_check_may_be_the_first_call_of_layers_that_are_built_late(fit: Fit, precision: str) -> None:
+    class Built(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = None
+
+        def configure_model(self) -> None:
+            if self.model is None:
+                self.model = Attends().model
+
+    module = Built()
+    fit(module, QATCallback(), precision=precision)
+    assert all(state_of(module.model).observed())
 
 
 class Attends(Tiny):

@@ -366,3 +366,18 @@ def test_a_module_whose_checkpoints_lack_keys_on_purpose(tmp_path: Path) -> None
     assert not any(key.startswith("frozen.") for key in torch.load(path, weights_only=True)["state_dict"])
     loaded = load_checkpoint(path, Partial())
     assert torch.equal(loaded.model[0].weight, module.model[0].weight)
+
+
+def test_ranges_are_required_however_loosely_a_module_loads(tmp_path: Path) -> None:
+    class Loose(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.strict_loading = False
+
+    path = trained(tmp_path, Loose(), QATCallback())
+    checkpoint = torch.load(path, weights_only=True)
+    for key in [key for key in checkpoint["state_dict"] if ".qat_state." in key]:
+        del checkpoint["state_dict"][key]
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"it lacks model\.qat_state"):
+        load_checkpoint(path, Loose())

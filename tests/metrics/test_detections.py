@@ -127,3 +127,8 @@ def test_a_comparison_of_detectors_has_an_agreement_and_no_noise() -> None:
     assert results["fake"] == results["int8"] == {}
     assert list(results["int8_vs_fake"]) == ["agreement"]
     assert math.isclose(results["int8_vs_fake"]["agreement"], 1.8 / 2.0, rel_tol=1e-6)
+
+
+def test_a_tensor_that_is_returned_twice_is_compared_twice() -> None:
+    x = torch.ones(2, 3)
+    assert len(comparable({"logits": x, "last": x})) == 2

@@ -112,7 +112,7 @@ class Signature:
             raise ValueError(
                 f"forward was called with {unknown[0]}={named[unknown[0]]!r}, and a file cannot hold a "
                 f"{type(named[unknown[0]]).__name__}. Make it an attribute of the module, or give text, numbers, or "
-                "lists, tuples and dicts of those."
+                "lists, tuples and dicts (with text as keys) of those."
             )
         fixed = fixed_batch(model)
         specs = []

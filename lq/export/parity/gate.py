@@ -21,6 +21,7 @@ from lq.tracing.structure import Inputs
 
 ENOUGH_DB = 25.0
 _TWICE_DB = 20 * math.log10(2)
+_NOTHING = 1e-6
 ON_FAILURE = ("error", "warn")
 _NUMBERS = {"min_agreement": 0.99, "min_detection_agreement": 0.8, "min_sqnr_db": 25, "max_metric_change": 0.005}
 
@@ -115,6 +116,7 @@ class Parity:
         first_layer: the first layer at which the two differ, if there is a complaint.
         note: a note on the comparison.
         detections: whether it is of a detector, whose SQNR and error are those before boxes are chosen.
+        outputs: of several outputs the SQNR of each, in dB, the main one first.
 
     Example:
         >>> Parity(samples=512, sqnr_db=38.2, max_abs_error=0.1, agreement=0.998).passed
@@ -129,22 +131,30 @@ class Parity:
     first_layer: str = ""
     note: str = ""
     detections: bool = False
+    outputs: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether the file passes the gate."""
         return not self.complaint
 
-    def is_explained_by(self, noise: Parity) -> bool:
+    def is_explained_by(self, noise: Parity, gate: Gate | None = None) -> bool:
         """Whether the difference is at most twice the one that rounding alone makes.
 
-        SQNR decides; how many predictions change follows from it.
+        SQNR decides; how many predictions change follows from it. Of several outputs each is looked at, but for those
+        that pass the gate anyway.
 
         Example:
             >>> Parity(100, 24.0, 0.2, agreement=0.97).is_explained_by(Parity(100, 28.0, 0.1, agreement=0.99))
             True
         """
-        return self.sqnr_db >= noise.sqnr_db - _TWICE_DB
+        if len(self.outputs) != len(noise.outputs):
+            return False
+        main, *others = zip(self.outputs or (self.sqnr_db,), noise.outputs or (noise.sqnr_db,), strict=True)
+        least = math.inf if gate is None or gate.min_sqnr_db is None else gate.min_sqnr_db
+        agrees = gate is not None and not gate.complaint(replace(self, sqnr_db=math.inf))
+        pairs = [(main, least if agrees else math.inf), *((pair, least) for pair in others)]
+        return all(own >= enough or own >= of_noise - _TWICE_DB for (own, of_noise), enough in pairs)
 
     @property
     def fidelity(self) -> dict[str, float]:
@@ -154,7 +164,8 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "passed": self.passed}
+        plain = {**asdict(self), "passed": self.passed}
+        return plain if self.outputs else {key: value for key, value in plain.items() if key != "outputs"}
 
 
 def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gate) -> Parity:
@@ -188,11 +199,16 @@ def measure(expected: Sequence[Comparable], got: Sequence[Comparable], gate: Gat
     else:
         parity = replace(_closeness(samples, tensors, others), agreement=_agreement(tensors, others))
     parity = replace(parity, complaint=gate.complaint(parity))
+    outputs = [parity.sqnr_db]
     for a, b in _further(expected, got):
         finite = _finite(a, b)
         if any(map(torch.numel, finite[0])):
-            parity = _worse(parity, _closeness(samples, *finite), tuple(a[0].shape), gate)
-    return parity
+            other = _closeness(samples, *finite)
+            if other.max_abs_error <= _NOTHING and not any(map(torch.any, finite[0])):
+                other = replace(other, sqnr_db=math.inf)  # zeros have no power to compare with
+            outputs.append(other.sqnr_db)
+            parity = _worse(parity, other, tuple(a[0].shape), gate)
+    return replace(parity, outputs=tuple(outputs) if len(outputs) > 1 else ())
 
 
 def _closeness(samples: int, expected: Sequence[Tensor], got: Sequence[Tensor]) -> Parity:
@@ -202,7 +218,7 @@ def _closeness(samples: int, expected: Sequence[Tensor], got: Sequence[Tensor]) 
 
 def _worse(parity: Parity, other: Parity, shape: tuple[int, ...], gate: Gate) -> Parity:
     """The main output with the figures of a further one that is farther away."""
-    if not other.sqnr_db < parity.sqnr_db:
+    if other.sqnr_db >= parity.sqnr_db:  # not so if one is no number
         return parity
     complaint = gate.complaint(other)
     about = f"{complaint} in the output of shape {shape}" if complaint else ""

@@ -162,3 +162,22 @@ def test_a_model_that_fails_where_no_process_can_be_started_is_a_complaint(monke
     parity = check(Path("int8"), "torch", [((torch.ones(2, 3),), {})], [torch.ones(2, 3)], Gate(), NoProcess())
     assert parity.complaint == "NotImplementedError: no such kernel"
     assert "there is no memory" in parity.note
+
+
+def test_each_output_needs_an_excuse_of_its_own() -> None:
+    far = Parity(100, 12.0, 1.0, agreement=0.95, outputs=(26.0, 12.0))
+    assert not far.is_explained_by(Parity(100, 14.0, 1.0, agreement=1.0, outputs=(90.0, 14.0)), Gate())
+    assert far.is_explained_by(Parity(100, 14.0, 1.0, agreement=0.96, outputs=(28.0, 14.0)), Gate())
+    third = Parity(100, 10.0, 1.0, agreement=1.0, outputs=(60.0, 20.0, 10.0))
+    assert not third.is_explained_by(Parity(100, 11.0, 1.0, agreement=1.0, outputs=(90.0, 90.0, 11.0)), Gate())
+
+
+def test_an_output_that_is_no_number_never_passes() -> None:
+    x = torch.randn(8, 5)
+    assert not measure([(x, x)], [(x, x * math.nan)], Gate()).passed
+
+
+def test_zeros_need_not_be_so_to_the_last_bit() -> None:
+    x, zeros = torch.randn(8, 5), torch.zeros(8, 3)
+    assert measure([(x, zeros)], [(x, zeros + 1e-9)], Gate()).passed
+    assert not measure([(x, zeros)], [(x, zeros + 1e-3)], Gate()).passed

@@ -60,7 +60,7 @@ class _Interpreter:
     def _opened(self, shapes: Sequence[tuple[int, ...]] = ()) -> Any:
         """An interpreter for inputs of these shapes; without any they are those of the file.
 
-        There is one for each of them: XNNPACK may keep a buffer of the size that it has allocated first.
+        Other shapes get a new one: XNNPACK may keep a buffer of the size that it has allocated first.
         """
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
