@@ -26,6 +26,7 @@ from lq.metrics import targets_of
 from lq.metrics.outputs import plain_targets_of
 from lq.report.measure import measure
 from lq.report.page import Findings, write_page, write_picture
+from lq.report.plots.style import check_matplotlib
 from lq.report.table import print_table
 
 
@@ -58,8 +59,10 @@ def report_on(
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 
     Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
         ValueError: if the checkpoint does not fit, or the data have no batch.
     """
+    check_matplotlib()
     callback = qat_callback(trainer)
     subject = _load(model, callback, ckpt_path, float_ckpt_path, weights_only)
     findings = _findings(model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,12 @@ def test_a_checkpoint_is_read_once(
     trainer.export(WithAllData(), ckpt_path=path)
     trainer.analyze(WithAllData(), ckpt_path=path, out=str(tmp_path / "a"), batches=1)
     assert reads.count(path) == 3
+
+
+def test_without_matplotlib_nothing_is_measured(
+    tmp_path: Path, quick_measure: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"Pictures need matplotlib: pip install 'lightning-qat\[plots\]'"):
+        quiet_trainer(tmp_path).report(Scaling(), out=str(tmp_path / "page.html"))
+    assert not quick_measure

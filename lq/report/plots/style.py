@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ _SETTINGS: Any = {
 }
 
 
+def check_matplotlib() -> None:
+    """Refuse to begin what will end in pictures without matplotlib.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lightning-qat[plots]'.")
+
+
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Any]]:
     """A figure and its axes in one list; sizes in inches.
 
@@ -44,11 +55,10 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         >>> len(axes)
         2
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lightning-qat[plots]'.") from error
+    check_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
