@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal
@@ -19,45 +19,26 @@ from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, check_finetuning, share_quantization_state
 from lq.callback.bits import BitSearch, wanted_bits
-from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import checkpoint_to_load, require_qat_state
 from lq.callback.compilation import CompilationPause, is_compiled
-from lq.callback.coverage import Reach, check_reached, take_in_exchanged, take_unplanned
+from lq.callback.course import Course
+from lq.callback.coverage import take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
 from lq.callback.destination import choose_destination
 from lq.callback.distillation import Distillation, Teacher, check_teaching
 from lq.callback.example import check_example, example_without_training, validation_loaders
 from lq.callback.exclusions import ExclusionSearch, as_auto_exclude
-from lq.callback.first_call import check_first_call, watch_first_call
+from lq.callback.first_call import check_first_call
+from lq.callback.first_steps import FirstSteps
 from lq.callback.float_reference import FloatReference
-from lq.callback.forward_check import ForwardCheck
-from lq.callback.learning_rate import InitialLearningRates
-from lq.callback.monitors import (
-    check_early_stopping,
-    check_monitor,
-    counting_figure,
-    higher_is_better,
-    require_figure,
-    serve_monitors,
-)
-from lq.callback.phases import PhaseSwitch, has_batch_norm, share_statistics, take_nonfinite
+from lq.callback.history import History
+from lq.callback.monitors import check_monitor, counting_figure, higher_is_better, require_figure, serve_monitors
+from lq.callback.phases import share_statistics, take_nonfinite
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
-from lq.callback.progress import (
-    check_length,
-    close_progress_bar,
-    describe_learning_rate,
-    describe_no_result,
-    describe_phase,
-    is_dev_run,
-    is_told,
-    position_of,
-    say,
-    start_here,
-)
+from lq.callback.progress import close_progress_bar, describe_no_result, is_dev_run
 from lq.callback.ranges import RangeMonitor, check_detail
-from lq.callback.scales import learned_scales, step_scales
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings
 from lq.callback.sizes import SizeWatch
@@ -66,15 +47,13 @@ from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
 from lq.compat.lightning_private import validation_loaders_of
 from lq.config.qconfig import QConfig, as_qconfig
-from lq.config.schedule import Began, Phase, QATSchedule
+from lq.config.schedule import QATSchedule
 from lq.conversion.wide import check_eight_bits
-from lq.core.lsq import LearnedScale
 from lq.deployment.destination import Destination
 from lq.deployment.evaluation import Results, ValidationData
 from lq.deployment.results import Deployment
 from lq.export.artifact.scratch import scratch_beside
 from lq.export.parity.gate import Gate
-from lq.instrument.listen import Listener
 from lq.lightning_module.target import is_target_prepared, target_of
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.plan import Plan
@@ -184,23 +163,13 @@ class QATCallback(Callback):
     def _reset(self) -> None:
         """Forget the last run, but for what it made, in case that there is nothing to train."""
         self._earlier, self.deployment = self.deployment, None
-        self._course = self.schedule
+        self._course, self._history = Course(self.schedule), History()
         self._destination: Destination | None = None
         self._example: Inputs | None = None
-        self._phase: Phase | None = None
-        self._started, self._calibrated = False, True
-        self._coverage_is_due, self._reach_is_due = True, True
-        self._reach: Reach | None = None
-        self._began: Began | None = None
-        self._history: list[dict[str, float]] = []
         self._float.reset()
         self._ranges.reset()
-        self._rates = InitialLearningRates([])
-        self._switch = PhaseSwitch()
-        self._scales: list[LearnedScale] = []
+        self._first = FirstSteps()
         self._round: ValidationRound | None = None
-        self._first_call: Listener | None = None
-        self._forward: ForwardCheck | None = None
         self._sizes = SizeWatch(self.export_settings.axes, rank_zero_warn)
         self._start: StartingPoint | None = None
         self._teacher: Teacher | None = None
@@ -218,8 +187,8 @@ class QATCallback(Callback):
         self._check_callbacks(trainer)
         if stage == "fit":
             self._reset()
-            if is_dev_run(trainer):  # a few steps, which shall try all that a run does
-                self._course = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
+            if is_dev_run(trainer):
+                self._course.shorten()
             self._destination = choose_destination(trainer, self.export_dir)
         self._name = choose_target(pl_module, self.target, trainer)
         validation = self._validation_data(trainer, None)
@@ -242,9 +211,8 @@ class QATCallback(Callback):
         if stage == "fit":
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
             self._announce_plan()
-            if self._name and self.target is None:  # who names a part knows that it is one
-                self._forward = ForwardCheck(pl_module, self._name, rank_zero_warn)
-            self._first_call = watch_first_call(pl_module, self._name, lambda inputs: self._check(pl_module, inputs))
+            check = partial(self._check, pl_module)
+            self._first.watch(pl_module, self._name, check, is_chosen=self.target is not None)
 
     def _search(self) -> Search[Exclusions | BitChoice] | None:
         if self.auto_bits is not None:
@@ -287,8 +255,7 @@ class QATCallback(Callback):
         check_still_prepared(pl_module, self._name)
         target = self._target(pl_module)
         state_of(target).train(target.training)  # of a target that a validation before the fit has called first
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._rates = InitialLearningRates(trainer.optimizers, schedulers)
+        self._course.note_rates(trainer)
         self._warn(take_in_exchanged(target))
 
     def _warn(self, note: str | None) -> None:
@@ -299,53 +266,25 @@ class QATCallback(Callback):
         """Check the schedule against the length of this training, which is known by now."""
         target = self._target(pl_module)
         state_of(target).train(target.training)  # of a target that the sanity check has called first
-        here, self._scales = position_of(trainer, 0), learned_scales(target)
         if self.distill is not None:
             check_teaching(self.distill, pl_module, self._float.teacher())
-        if self._resumes_float and self._course.has_started(here):
-            self._course = start_here(trainer, self._course)
-        self._course = with_calibration(self._course, self._target(pl_module))
-        if not self._calibrated:  # as this run went on before it was interrupted
-            self._course = self._course.without_calibration()
-        for note in check_length(trainer, self._course):
-            rank_zero_warn(f"lq: {note}")
-        if not self._course.has_started(here):
-            check_early_stopping(trainer)
+        self._course.begin(trainer, target, is_of_float=self._resumes_float)
 
     # ---- during training ------------------------------------------------------------------------------------------
 
-    def _phase_at(self, trainer: Trainer, batch_idx: int) -> Phase:
-        """What holds for a batch of the current epoch; where QAT began is found once, and part of checkpoints."""
-        position = position_of(trainer, batch_idx)
-        self._began = self._began or self._course.began(position)
-        return self._course.phase(position, self._began)
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the learning rate of the first step before monitors read it."""
-        self._rates.apply(trainer.optimizers, self._phase_at(trainer, 0).lr_scale)
+        self._course.set_rates(trainer, 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the phase and the learning rate that belong to this position."""
-        phase, target = self._phase_at(trainer, batch_idx), self._target(pl_module)
-        if self._phase is None and self._started and batch_idx == 0:
-            self._note_missed_epoch(trainer, pl_module)
-        if phase.fake_quant and not self._started:
-            self._started = True
-            self._float.take_weights(pl_module, self._name)
-            wanted, self._course = self._course, calibrate_at_start(trainer, pl_module, self._name, self._course)
-            self._calibrated = self._course == wanted
-            if self._course.calibration:
-                self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
-            phase = self._phase_at(trainer, batch_idx)
-            if not any(state_of(target).observed()):
-                self._course.check_start(phase)
-        if self._reach_is_due and not is_compiled(pl_module):
-            self._reach = Reach(trainer, target, self._name)
-        self._reach_is_due = False
-        self._switch.apply(target, phase)
-        self._rates.apply(trainer.optimizers, phase.lr_scale)
-        self._announce(trainer, target, phase)
-        self._phase = phase
+        course, target = self._course, self._target(pl_module)
+        if course.phase is None and course.has_started and batch_idx == 0:
+            self._history.note_missed_epoch(trainer, self._ranges.take(pl_module, self._name))
+        if not course.has_started and course.phase_at(trainer, batch_idx).fake_quant:
+            self._begin_qat(trainer, pl_module, batch_idx)
+        self._first.begin_step(trainer, pl_module, target, self._name)
+        phase = course.enter(trainer, target, batch_idx)
         self._listen_eagerly(pl_module, self._example is None)
         if self.distill is not None and phase.fake_quant:
             if self._teacher is None:
@@ -353,25 +292,24 @@ class QATCallback(Callback):
                 self._teacher = Teacher(self.distill, trainer, pl_module, target, teacher, self.target_fn)
             self._teacher.begin(batch)
 
+    def _begin_qat(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
+        course = self._course
+        self._float.take_weights(pl_module, self._name)
+        course.start(trainer, pl_module, self._name)
+        if course.schedule.calibration:
+            self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
+        if not any(state_of(self._target(pl_module)).observed()):
+            course.schedule.check_start(course.phase_at(trainer, batch_idx))
+
     def _listen_eagerly(self, pl_module: LightningModule, listening: bool) -> None:
         if listening and is_compiled(pl_module):
             self._pause.begin()
         else:
             self._pause.end()
 
-    def _announce(self, trainer: Trainer, target: nn.Module, phase: Phase) -> None:
-        if self._phase is None and self._rates.first is not None:
-            say(trainer, describe_learning_rate(self._course, self._rates.first, bool(trainer.lr_scheduler_configs)))
-        if self._phase is None or phase.index != self._phase.index:
-            normalized = has_batch_norm(target)
-            if is_told(phase, self._phase, normalized):
-                say(trainer, describe_phase(trainer, self._course, phase, normalized))
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Set the learning rate again, which a scheduler may have moved since the batch started; train the scales."""
-        if self._phase is not None:
-            self._rates.apply(trainer.optimizers, self._phase.lr_scale)
-            step_scales(self._scales, optimizer, self._phase.scale_lr)
+        self._course.begin_optimizer_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -380,51 +318,32 @@ class QATCallback(Callback):
 
         And undo what a scheduler of the module did, so that monitors and checkpoints see the rate that is used next.
         """
-        target = self._target(pl_module)
-        state_of(target).end_of_step()
-        self._switch.end_step()
+        course, target = self._course, self._target(pl_module)
+        course.end_step(target)
         # Nothing else shares buffers there, as DDP does, and a checkpoint holds those of one process.
         if splits_weights(trainer) and not state_of(target).freeze_bn:
             share_statistics(target)
         if self._teacher is not None:
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-        if self._forward is not None:  # a module that trains without its forward would be listened to for ever
-            self._forward.remove()
-            self._forward = None
-        if self._coverage_is_due and self._phase is not None and self._phase.fake_quant:
-            self._coverage_is_due = False
-            if not is_compiled(pl_module):
-                self._warn(check_reached(target, self._name))
-            if self._example is None:
+        self._first.end_step()
+        if course.phase is not None and course.phase.fake_quant:
+            is_first = self._first.check_calls(pl_module, target, self._name)
+            if is_first and self._example is None:
                 check_example(trainer, pl_module, self._name)
-        self._rates.apply(trainer.optimizers, self._phase_at(trainer, batch_idx + 1).lr_scale)
+        course.set_rates(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the phase, and report batches that the observers had to skip."""
-        if self._reach is not None:
-            self._reach.check()
-            self._reach = None
-        if self._phase is None:
+        self._first.end_epoch()
+        if self._course.phase is None:
             return
-        figures = {"qat/phase": float(self._phase.index)}
-        if self._phase.lr_scale is not None:
-            figures["qat/lr_scale"] = self._phase.lr_scale
+        figures = self._course.figures
         # The same in all processes; reducing them says so to Lightning.
         pl_module.log_dict(figures, sync_dist=True)
-        scales = self._ranges.log_epoch(pl_module, self._name) if self._started else {}
-        self._note(trainer, {**figures, **scales})
+        scales = self._ranges.log_epoch(pl_module, self._name) if self._course.has_started else {}
+        self._history.note(trainer, {**figures, **scales})
         self._warn(take_nonfinite(self._target(pl_module)))
         self._warn(take_unplanned(self._target(pl_module)))
-
-    def _note(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
-        self._history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **figures})
-
-    def _note_missed_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the scales after the epoch before, whose end Lightning left out when it resumed behind its batches."""
-        epoch, scales = trainer.current_epoch - 1, self._ranges.take(pl_module, self._name)
-        known = [row for row in self._history if row["epoch"] == epoch and row.keys() & scales.keys()]
-        if scales and not known:
-            self._history.append({"epoch": epoch, "step": trainer.global_step, **scales})
 
     # ---- validation -----------------------------------------------------------------------------------------------
 
@@ -444,7 +363,7 @@ class QATCallback(Callback):
         )
 
     def _versions_due(self, trainer: Trainer) -> list[str]:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._started:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._course.has_started:
             return []
         every = self.int8_every_n_epochs
         return ["fp32", "int8"] if every is not None and (trainer.current_epoch + 1) % every == 0 else ["fp32"]
@@ -453,7 +372,7 @@ class QATCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Look at the ranges in the first batch."""
-        if trainer.state.fn == "fit" and self._started and (batch_idx, dataloader_idx) == (0, 0):
+        if trainer.state.fn == "fit" and self._course.has_started and (batch_idx, dataloader_idx) == (0, 0):
             self._ranges.listen(pl_module, self._name)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -475,7 +394,7 @@ class QATCallback(Callback):
         if trainer.state.fn != "fit":
             return
         if figures:
-            self._note(trainer, figures)
+            self._history.note(trainer, figures)
         serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -496,24 +415,24 @@ class QATCallback(Callback):
 
     def _stop_listening(self) -> None:
         self._sizes.stop()
-        for listener in (self._first_call, self._forward, self._teacher, self._reach):
-            if listener is not None:
-                listener.remove()
+        self._first.remove()
+        if self._teacher is not None:
+            self._teacher.remove()
         if self._round is not None:
             self._round.stop()
         self._ranges.stop()
-        self._first_call = self._round = self._teacher = self._reach = None
-        self._scales = []
+        self._round = self._teacher = None
         self._pause.end()
-        self._switch.thaw()
+        self._course.stop()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Convert the best weights, compare, export and print the table, on rank 0."""
         self._stop_listening()
-        if not self._started:
-            if self._phase is None:
+        if not self._course.has_started:
+            has_trained = self._course.phase is not None
+            if not has_trained:
                 self.deployment = self._earlier
-            self._warn(describe_no_result(self._phase is not None, self.deployment))
+            self._warn(describe_no_result(has_trained, self.deployment))
             return
         if self._loaders is None:  # no validation ran
             self._loaders = validation_loaders(trainer)
@@ -535,7 +454,7 @@ class QATCallback(Callback):
             settings=replace(self.export_settings, directory=self._destination),
             schedule=self.schedule,
             start=self._start,
-            history=self._history,
+            history=self._history.rows,
         )
         return self.deployment.results
 
@@ -562,18 +481,19 @@ class QATCallback(Callback):
         if not is_planned(self._target(pl_module)):
             return
         plan, ptq = plan_of(self._target(pl_module)).to_dict(), {} if self._start is None else self._start.results
+        course = self._course
         checkpoint[KEY] = CheckpointEntry(
             self._name,
             self._applied,
-            self._started,
+            course.has_started,
             self._float.results,
             plan,
-            self._history,
+            self._history.rows,
             ptq,
-            self._calibrated,
-            self._began,
+            course.is_calibrated,
+            course.began,
         ).to_dict()
-        if self.distill is not None and self._started and self._float.is_usable:
+        if self.distill is not None and course.has_started and self._float.is_usable:
             checkpoint[TEACHER] = self._float.teacher().state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -585,16 +505,16 @@ class QATCallback(Callback):
         check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
-        self._started, self._calibrated, self._float.results = entry.started, entry.calibrated, dict(entry.fp32)
-        self._began = entry.began
+        self._course.resume(entry)
+        self._float.results = dict(entry.fp32)
         if not splits_weights(trainer):
             require_qat_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.
         elif entry.started:
             set_phase(self._target(pl_module), fake_quant=True, observer=False, freeze_bn=True)
-        self._history = [dict(row) for row in entry.history]
-        self._ranges.resume(self._history)
-        self._float.has_weights = not self._started
+        self._history = History(entry.history)
+        self._ranges.resume(self._history.rows)
+        self._float.has_weights = not entry.started
         self._start = StartingPoint(entry.ptq) if entry.ptq else None
         if TEACHER in checkpoint:
             self._float.take_teacher(checkpoint[TEACHER])

@@ -154,7 +154,7 @@ def _float_checkpoint(tmp_path: Path) -> Path:
 def test_a_float_checkpoint_starts_qat_for_what_is_left(tmp_path: Path) -> None:
     path, callback = _float_checkpoint(tmp_path), QATCallback()
     make_trainer(tmp_path, callback, max_epochs=5).fit(Tiny(), train_loader(), val_loader(), ckpt_path=path)
-    assert callback._course.start == "9 steps"
+    assert callback._course.schedule.start == "9 steps"
     assert callback.deployment is not None
     assert callback.deployment.parity["torch"].passed
 
