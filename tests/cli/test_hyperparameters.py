@@ -137,9 +137,12 @@ def test_its_hyperparameters_count_and_are_said(run_lq: Any, trained: Make, caps
     assert "lr=0.1 (not 0.3)" in said
 
 
-def test_what_is_no_argument_does_not_count(run_lq: Any, trained: Make) -> None:
+def test_what_is_no_argument_does_not_count(run_lq: Any, trained: Make, capsys: Any) -> None:
     checkpoint = trained(change={"note": "a run of mine", "nested": {"a": 1}})
     run_lq("ptq", "--config", "my.yaml", "--ckpt_path", checkpoint)
+    said = capsys.readouterr().err
+    assert "do not fit" not in said
+    assert "note" not in said
 
 
 def test_what_does_not_fit_leaves_those_of_the_configuration(run_lq: Any, trained: Make, capsys: Any) -> None:
@@ -206,9 +209,12 @@ def test_a_checkpoint_of_a_qat_run_is_tested_as_it_was_trained(
     assert "val_loss" in capsys.readouterr().out
 
 
-def test_those_that_the_command_line_saves_still_count(run_lq: Any, trained: Make, tmp_path: Path) -> None:
+def test_those_that_the_command_line_saves_still_count(run_lq: Any, trained: Make, capsys: Any) -> None:
     checkpoint = trained(change={"_class_path": "script_of_mine.Net", "_instantiator": "anything", "width": 8})
     run_lq("test", "--config", "my.yaml", "--ckpt_path", checkpoint)
+    captured = capsys.readouterr()
+    assert "do not fit" not in captured.err
+    assert "val_loss" in captured.out
 
 
 def test_files_that_are_no_plain_checkpoints_have_none(tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def test_inference_mode_does_not_poison_training() -> None:
     with torch.inference_mode():
         net.eval()(images(1))
     net.train()(images(1)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
