@@ -340,7 +340,7 @@ def test_a_file_that_cannot_be_loaded_costs_itself_alone(tmp_path: Path, monkeyp
             raise ValueError("no such engine here")
         return load(place, kind, *args)
 
-    monkeypatch.setattr("lq.deployment.gated_export.load", fails)
+    monkeypatch.setattr("lq.deployment.delivery.load", fails)
     deployment = delivered(ExportSettings(["torch", "pt2"], Gate(), Destination(tmp_path / "int8")))
     assert list(deployment.models) == ["torch"]
     assert deployment.failures == ["'pt2' was written, but cannot be loaded (no such engine here)"]
