@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -34,6 +35,12 @@ PAGES = {
     },
 }
 ORIGINS = {uri: path for path, uri in PAGES.items() if path.endswith(".md") and path != "README.md"}
+
+# What Material takes from the network to search in pages that are opened as files, and what does so here.
+SHIM, OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "search_in_files.js"
+_FOREIGN = re.compile(
+    r'<(?:script|img|iframe)[^>]* src="(https?:)?//[^>]*>|<link[^>]*rel="stylesheet"[^>]*href="https?:[^>]*>'
+)
 
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -71,6 +78,24 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = _FENCE.split(markdown)
     parts[::2] = [_LINK.sub(lambda match: _link(match, uri), part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Let nothing in a page come from elsewhere."""
+    return _offline(output, page.file.dest_uri)
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """Nor in what is no page, such as the one of an error."""
+    return _offline(output_content, template_name)
+
+
+def _offline(output: str, uri: str) -> str:
+    output = output.replace(SHIM, posixpath.relpath(OWN_SHIM, posixpath.dirname(uri) or "."))
+    foreign = _FOREIGN.search(output)
+    if foreign is not None:
+        raise PluginError(f"{uri} does not work offline: {foreign[0]}")
+    return output
 
 
 def _link(match: re.Match[str], uri: str) -> str:
