@@ -211,8 +211,10 @@ def _quantized(
     alone = call.outermost is place and not place.is_root  # so that its BatchNorm is called apart, if it is
     if norm is None or alone or not _may_fold(place.module, norm) or x.dim() != weight.dim():
         return quantizer.quantized(weight, training), bias
-    # Evaluation does not ask for the phase, or torch.compile would compile it for each.
-    if not training or (frozen and not site.apart and folding_pays(x, weight)):
+    # The BatchNorm alone may be in training mode, to adapt to new data. Evaluation does not ask for the phase, or
+    # torch.compile would compile it for each.
+    moving = training or norm.training
+    if not moving or (frozen and not site.apart and folding_pays(x, weight)):
         call.folded.add(site.index)
         scales, moved = fold_batch_norm(norm, bias)
         return quantizer.quantized(weight, training, scales, fold=True), moved.to(weight.dtype)
