@@ -14,6 +14,7 @@ from lq.compat.torch_private import BatchNorm
 from lq.config.qconfig import Named, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
+from lq.instrument.keepers import kept_calls, left_and_entered
 from lq.tracing import ops
 from lq.tracing.ends import Ends
 from lq.tracing.labels import Calls, is_of_torch, labels_of
@@ -63,7 +64,9 @@ class SitePlanner:
         self._counts = Counter((at.place, at.operation) for _, at in named)
         self._labels = labels_of(calls, self.modules)
         self.training = self._in_training(calls, training)
-        self._apart = self._apart_in_training(training)
+        there = self._as_in_evaluation(training)
+        self._apart = self._apart_in_training(there)
+        self._kept = kept_calls([*self.calls.items(), *((node, at) for at, node in there.items())])
 
     # ---- naming -------------------------------------------------------------------------------------------------
 
@@ -105,9 +108,18 @@ class SitePlanner:
                 found.append((*key, tuple(pairs)))
         return tuple(found)
 
-    def _apart_in_training(self, training: Calls) -> set[CallAt]:
+    def _as_in_evaluation(self, training: Calls) -> dict[CallAt, fx.Node]:
+        """The calls in training, by those in evaluation that they are."""
+        numbers = {(place, name): dict(pairs) for place, name, pairs in self.training}
+        found = {}
+        for node, at in self._named(training):
+            nth = numbers.get((at.place, at.operation), {at.nth: at.nth}).get(at.nth)
+            if node is not None and nth is not None:
+                found[replace(at, nth=nth)] = node
+        return found
+
+    def _apart_in_training(self, there: Mapping[CallAt, fx.Node]) -> set[CallAt]:
         """The calls of BatchNorms that read something else in training than the layer they belong to."""
-        there = {at: node for node, at in self._named(training) if node is not None}
         at_both = [(self.calls[layer.node], self.calls[layer.bn]) for layer in self.layers if layer.bn is not None]
         known = [(there[at], there[norm], norm) for at, norm in at_both if at in there and norm in there]
         return {norm for layer, reader, norm in known if layer not in reader.all_input_nodes}
@@ -213,8 +225,10 @@ class SitePlanner:
         if layer.kind.startswith("conv_transpose"):
             spec = per_tensor(spec)  # the int8 kernels know no more
         norm = None if layer.bn is None else self.calls[layer.bn]
-        axis = LAYERS[layer.kind].channel_axis
-        return LayerAt(layer.name, self.calls[layer.node], spec, axis, norm, held, quantizer, norm in self._apart)
+        axis, call = LAYERS[layer.kind].channel_axis, self.calls[layer.node]
+        keepers = ((), ()) if layer.bn is None else left_and_entered(layer.node, layer.bn)
+        seen = norm in self._apart, call in self._kept
+        return LayerAt(layer.name, call, spec, axis, norm, held, quantizer, *seen, *keepers)
 
     def _row(self, layer: Layer, at: LayerAt) -> LayerPlan:
         fused: tuple[str, ...] = ()
@@ -251,16 +265,14 @@ class SitePlanner:
     def _result(self, rounding: Rounding, slot: int) -> TensorAt:
         node, source = rounding.node, rounding.source
         absorbs = node is not source
-        layer = self.by_output.get(source)
-        makers = [self.calls[n].place for n in ((layer.node, layer.bn) if layer else (source,)) if n in self.calls]
+        left, entered = left_and_entered(source, node) if absorbs and ops.SEEN in source.meta else ((), ())
+        owned = rounding.owned and self.calls.get(source) not in self._kept
         writers = [w for w in node.meta.get("writers", ()) if w is not node and not self._is_fresh(w)]
         # In training a dropout between the two makes another tensor, of which nobody knows what made it.
         expects = absorbs and rounding.owned and not source.meta.get(DROPPED)
         behind = self.calls.get(source) if expects else None
         cloned = any(w not in (rounding.node, rounding.source) for w in writers)
-        return TensorAt(
-            slot, self.calls[node], (), absorbs, behind, rounding.owned, tuple(m for m in makers if m), cloned
-        )
+        return TensorAt(slot, self.calls[node], (), absorbs, behind, owned, left, cloned, entered)
 
 
 def per_tensor(spec: Any) -> Any:
