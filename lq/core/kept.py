@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -67,7 +66,7 @@ class _Held:
             if isinstance(value, Tensor):
                 self._tensors[id(value)] = value
             elif depth and type(value) in _CONTAINERS:
-                self.containers.append((value, copy.copy(value)))
+                self.containers.append((value, value.copy()))
                 self._collect(value.values() if isinstance(value, dict) else value, depth - 1)
             elif depth and type(value) is tuple:
                 self._collect(value, depth - 1)
