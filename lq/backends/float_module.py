@@ -12,7 +12,7 @@ from torch import fx, nn
 from lq.checks import check_module
 from lq.compat.users_code import is_users_code
 from lq.core.own_class import Converted
-from lq.core.state import STATE
+from lq.core.state import STATE, QATState
 from lq.tracing.structure import Inputs
 from lq.tracing.stubs import prepared_by_torch_ao
 
@@ -27,7 +27,7 @@ def check_float_module(module: Any) -> None:
 
     Raises:
         TypeError: if it is no module.
-        ValueError: if it wraps one, or was converted or prepared before.
+        ValueError: if it wraps one, or it or a part of it was converted or prepared before.
 
     Example:
         >>> check_float_module(nn.DataParallel(nn.Linear(2, 2)))
@@ -49,6 +49,12 @@ def check_float_module(module: Any) -> None:
         )
     if hasattr(module, STATE):
         raise ValueError(f"{kind} already has an attribute {STATE!r}; rename it, lq needs that name.")
+    inner = next((name.rpartition(".")[0] for name, part in module.named_modules() if isinstance(part, QATState)), None)
+    if inner is not None:
+        raise ValueError(
+            f"{kind} holds a part that was prepared before, {inner!r}, and would round its values twice. Prepare that "
+            "part alone, or a copy of the whole that was made before."
+        )
     if any(isinstance(part, Converted) for part in module.modules()):
         raise ValueError(f"{kind} is an int8 model, from lq.convert. Give the float model that it was made from.")
     found = prepared_by_torch_ao(module)

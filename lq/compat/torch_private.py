@@ -35,6 +35,10 @@ InstanceNorm = torch.nn.modules.instancenorm._InstanceNorm
 
 GLOBAL_FORWARD_HOOKS = torch.nn.modules.module._global_forward_hooks  # of register_module_forward_hook
 GLOBAL_PRE_HOOKS = torch.nn.modules.module._global_forward_pre_hooks  # of register_module_forward_pre_hook
+_GLOBAL_BACKWARD_HOOKS = (  # of register_module_full_backward_hook, and of the one that runs before
+    torch.nn.modules.module._global_backward_hooks,
+    torch.nn.modules.module._global_backward_pre_hooks,
+)
 NAMESPACE_NN: Any = torch._C._nn
 ANTIALIASED: tuple[Any, ...] = (
     torch.ops.aten._upsample_bilinear2d_aa.vec,
@@ -178,6 +182,18 @@ def has_operations_of(namespace: str) -> bool:
         (True, False)
     """
     return any(name.startswith(f"{namespace}::") for name in torch._C._dispatch_get_all_op_names())
+
+
+def is_watched_in_backward(module: nn.Module) -> bool:
+    """Whether a hook of the backward pass makes views of a module's inputs and outputs.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> handle = layer.register_full_backward_hook(print)
+        >>> is_watched_in_backward(layer), is_watched_in_backward(nn.ReLU())
+        (True, False)
+    """
+    return bool(module._backward_hooks or module._backward_pre_hooks) or any(_GLOBAL_BACKWARD_HOOKS)
 
 
 def was_compiled(module: nn.Module) -> bool:

@@ -36,7 +36,7 @@ class FakeQuantize(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The step of the grid, learned or observed: float32 of shape (), without a gradient."""
-        observed = torch.as_tensor(self.state.slot_qparams(self.slot)[0])
+        observed = torch.as_tensor(self.state.slot_qparams(self.slot)[0], dtype=torch.float32)
         return observed if self.learned_scale is None else self.learned_scale(observed).detach()
 
     @property

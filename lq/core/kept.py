@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lq.core.modes import modes_kept
+from lq.core.sharding import is_shard
+
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
+_DEPTH = 3  # of containers within each other; what users keep may hold itself
 
 
 @contextmanager
 def as_it_was(root: nn.Module) -> Iterator[None]:
     """Within the block a module may run; afterwards it is as before, whatever its ``forward`` has changed.
 
-    Modes, the values of buffers, attributes and what is in lists, dicts and sets among these are given back, to every
-    module within it, and so are the states of the random generators of Python and torch, on the CPU and on NVIDIA's
-    GPUs. What the user has compiled runs as it is written, as compiled code shows nobody what it calls.
+    Modes, attributes, the values of parameters, buffers and other tensors among these, and what is in lists, dicts and
+    the like, are given back to every module within it, and so are the states of the random generators of Python and
+    torch, on the CPU and on NVIDIA's GPUs. What the user has compiled runs as it is written, as compiled code shows
+    nobody what it calls.
 
     Example:
         >>> class Counting(nn.Module):
@@ -35,25 +41,48 @@ def as_it_was(root: nn.Module) -> Iterator[None]:
         0
     """
     modules = [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    attributes = [dict(module.__dict__) for module in modules]
-    containers = [(value, copy.copy(value)) for own in attributes for value in own.values() if _is_container(value)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in root.buffers() if not buffer.is_meta]
+    held = _Held([module.__dict__ for module in modules], root.buffers())
     python, devices = random.getstate(), sorted({p.device.index for p in root.parameters() if p.is_cuda})
     try:
         with torch.random.fork_rng(devices=devices), modes_kept(root), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         random.setstate(python)
-        for module, before in zip(modules, attributes, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(before)
-        for container, content in containers:
+        held.give_back()
+
+
+class _Held:
+    """What is in the attributes of modules, and in some tensors besides."""
+
+    def __init__(self, attributes: list[dict[str, Any]], tensors: Iterable[Tensor]) -> None:
+        self.containers: list[tuple[Any, Any]] = [(own, dict(own)) for own in attributes]
+        self._tensors = {id(tensor): tensor for tensor in tensors}
+        for own in attributes:
+            self._collect(own.values(), _DEPTH)
+        self.values = [(t, t.detach().clone()) for t in self._tensors.values() if _holds_values(t)]
+
+    def _collect(self, held: Iterable[Any], depth: int) -> None:
+        for value in held:
+            if isinstance(value, Tensor):
+                self._tensors[id(value)] = value
+            elif depth and type(value) in _CONTAINERS:
+                self.containers.append((value, value.copy()))
+                self._collect(value.values() if isinstance(value, dict) else value, depth - 1)
+            elif depth and type(value) is tuple:
+                self._collect(value, depth - 1)
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Make everything what it was."""
+        for container, content in self.containers:
             container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+        for tensor, value in self.values:
+            if tensor.shape != value.shape:
+                tensor.data = value
+            elif value.layout is not torch.strided or not torch.equal(tensor, value):
+                tensor.copy_(value)  # not where nothing has changed: a graph may wait for its backward pass
 
 
-def _is_container(value: Any) -> bool:
-    return type(value) in (list, dict, set)
+def _holds_values(tensor: Tensor) -> bool:
+    return not (tensor.is_meta or is_lazy(tensor) or is_shard(tensor))

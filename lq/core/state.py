@@ -9,7 +9,7 @@ first batch is not quantized, since its own range would be another one in every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,14 +94,15 @@ class QATState(Float32Buffers):
         self._forget()
         self._unsearched = False
         count = len(names)
-        self.register_buffer("min_val", torch.full((count,), torch.inf))
-        self.register_buffer("max_val", torch.full((count,), -torch.inf))
+        # Not in the default type: in Lightning's "bf16-true" that is bfloat16 during a step.
+        self.register_buffer("min_val", torch.full((count,), torch.inf, dtype=torch.float32))
+        self.register_buffer("max_val", torch.full((count,), -torch.inf, dtype=torch.float32))
         self.fix_ranges()
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
         self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
-        self.register_buffer("_grid", torch.tensor(self._grids).reshape(count, 5).T.contiguous(), persistent=False)
+        self.register_buffer("_grid", _columns(self._grids, 5), persistent=False)
         running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
-        self.register_buffer("_running", torch.tensor(running).reshape(count, 2).T.contiguous(), persistent=False)
+        self.register_buffer("_running", _columns(running, 2), persistent=False)
         limits = [ACTIVATIONS[activation] for activation in activations]
         self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
 
@@ -311,7 +312,7 @@ class QATState(Float32Buffers):
         if len(from_kernels) == len(self._batch):
             lows, highs = torch.stack(from_kernels).unbind(1)
         else:
-            infinity = torch.full((), torch.inf, device=self.min_val.device)
+            infinity = torch.full((), torch.inf, dtype=torch.float32, device=self.min_val.device)
             pairs = [(infinity, -infinity) if ends is None else tuple(ends) for ends in self._batch]
             lows, highs = map(torch.stack, zip(*pairs, strict=True))
         if from_kernels:  # which do not know of a ReLU, behind which the lowest value does not matter
@@ -377,3 +378,8 @@ class QATState(Float32Buffers):
         """Number of slots and the flags."""
         flags = f"fake_quant={self.fake_quant}, observer={self.observer}, freeze_bn={self.freeze_bn}"
         return f"slots={len(self.names)}, {flags}"
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> Tensor:
+    """Rows of numbers as float32, column after column."""
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), width).T.contiguous()

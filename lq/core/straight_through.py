@@ -184,7 +184,7 @@ def _where_inside(grad: Tensor, x: Tensor, rounding: RoundingValues) -> Tensor:
     low, high = rounding.inside_low, rounding.inside_high
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         # One-dimensional, so that they are compared in float32 and not in the dtype of ``x``.
-        low, high = (torch.as_tensor(end, device=x.device).reshape(1) for end in (low, high))
+        low, high = (torch.as_tensor(end, dtype=torch.float32, device=x.device).reshape(1) for end in (low, high))
         return torch.where((x > low) & (x < high), grad, cast(Tensor, rounding.outside))
     out: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
     return out

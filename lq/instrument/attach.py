@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -113,10 +113,15 @@ class _Attaching:
         if layer.norm is None:
             return
         norm = self._site(layer.norm)
-        norm.folds_with, site.apart = site.index, layer.apart
+        norm.folds_with, site.apart, site.kept = site.index, layer.apart, layer.kept
         site.norm = self.places[layer.norm.place].module
+        site.left = self._modules(layer.left) or (self.places[layer.call.place].module,)
+        site.entered = self._modules(layer.entered) or (site.norm,)
         if isinstance(site.norm, BatchNorm) and site.norm.num_batches_tracked is not None:
             self._site(CallAt(layer.norm.place, "add", 0)).counter = True
+
+    def _modules(self, paths: Iterable[str]) -> tuple[nn.Module, ...]:
+        return tuple(self.modules[path] for path in paths)
 
     def _weight(self, layer: Any) -> torch.Tensor | None:
         if not layer.spec.learned_scale:
@@ -137,7 +142,7 @@ class _Attaching:
             site.inputs = (*site.inputs, (tensor.argument, quantizer, tensor.cloned))
             return
         site.output, site.absorbs, site.owned, site.clones = quantizer, tensor.absorbs, tensor.owned, tensor.cloned
-        site.makers = tuple(self.modules[maker] for maker in tensor.makers)
+        site.left, site.entered = self._modules(tensor.makers), self._modules(tensor.entered)
         if tensor.absorbs:
             row = self.rows[self.places[tensor.call.place].path, tensor.call.operation]
             row.left_alone = Site(-1, site.function, absorbs=True)

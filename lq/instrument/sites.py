@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lq.compat.torch_private import GLOBAL_FORWARD_HOOKS, GLOBAL_PRE_HOOKS
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.folding import fold_batch_norm, folding_pays, normalize_frozen
 from lq.core.marks import activate, rounding_mark, weight_mark
 from lq.core.weight_quantizer import WeightQuantizer
+from lq.instrument.keepers import is_heard
 from lq.instrument.places import Call, Instrument, Place
 from lq.tracing.layer_calls import LAYERS, argument, first_argument, with_argument
+from lq.tracing.memory import is_same_memory
 from lq.tracing.structure import tensors_of
 
 _FRESH: Mapping[Any, Any] = {
@@ -38,6 +39,7 @@ class Site:
         layer: quantizer of the weight.
         norm: the BatchNorm behind a layer, which it takes in where that is less work.
         apart: whether something lies between the two in training.
+        kept: whether a module keeps what lies between the two as an attribute.
         folds_with: index of the layer's site, at the site of its BatchNorm.
         counter: whether the call counts batches for a BatchNorm that may be frozen.
         output: quantizer of the result; of an activation it absorbs that.
@@ -46,7 +48,8 @@ class Site:
         expects: whether a layer or join makes that input.
         gives: at a layer or join in front of an activation that absorbs: the site of that.
         owned: whether nobody else needs the tensor that is rounded.
-        makers: modules whose hooks might keep it.
+        left: modules whose output is what lies between a layer and its BatchNorm, or what an activation reads.
+        entered: modules whose input that is.
         clones: whether somebody writes into the result later, which a backward pass needs.
         fresh: whether a join that is written in place makes a new tensor.
         number: of the layer, in the plan.
@@ -59,6 +62,7 @@ class Site:
     layer: WeightQuantizer | None = None
     norm: nn.Module | None = None
     apart: bool = False
+    kept: bool = False
     folds_with: int | None = None
     counter: bool = False
     output: FakeQuantize | None = None
@@ -66,7 +70,8 @@ class Site:
     expects: bool = False
     gives: Site | None = None
     owned: bool = False
-    makers: tuple[nn.Module, ...] = ()
+    left: tuple[nn.Module, ...] = ()
+    entered: tuple[nn.Module, ...] = ()
     clones: bool = False
     fresh: bool = False
     number: int = -1
@@ -149,29 +154,23 @@ def _activated_in_place(x: Tensor, activation: str) -> Tensor:
     return x if activation == "none" else x.copy_(activate(x, activation))
 
 
-def _rounded(instrument: Instrument, call: Call, site: Site, quantizer: FakeQuantize, x: Any) -> Any:
+def _rounded(
+    instrument: Instrument, call: Call, site: Site, quantizer: FakeQuantize, x: Any, given: bool = False
+) -> Any:
+    """``x`` on its grid; ``given`` is one that came from outside, or of which somebody has another view."""
     if not isinstance(x, Tensor):
         return x
     # A checkpoint computes again from what it was given, which is not ours to overwrite.
     takes_its_input = site.absorbs or site.folds_with is not None
-    kept = takes_its_input and (call.checkpointed or call.recomputing)
-    out = _quantize(instrument, call, quantizer, x, site.owned and not kept and not _is_heard(site.makers))
+    kept = given or (takes_its_input and (call.checkpointed or call.recomputing))
+    out = _quantize(instrument, call, quantizer, x, site.owned and not kept and not is_heard(site.left, site.entered))
     return out.clone() if site.clones else out
-
-
-def _is_heard(makers: tuple[nn.Module, ...]) -> bool:
-    """Whether a hook of the user's may have kept the tensor."""
-    return bool(GLOBAL_FORWARD_HOOKS) or any(maker._forward_hooks for maker in makers)
 
 
 def _activation(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
     """An activation behind a value that is still to be rounded; what made the value says on which grid."""
-    x, owner = args[0] if args else kwargs["input"], None
-    for i, (tensor, wanted) in enumerate(call.pending):
-        if tensor is x:
-            owner = wanted
-            del call.pending[i]
-            break
+    x = first_argument(args, kwargs)
+    owner, given = _waiting(call, x)
     if owner is None:
         # Who made the input of a part that is called alone, or computed again by a checkpoint, cannot be seen, and for
         # dynamo it may be another object. While marks are set torch.export runs the code itself: objects are what they
@@ -184,7 +183,19 @@ def _activation(instrument: Instrument, call: Call, place: Place, site: Site, fu
             return func(*args, **kwargs)
         owner = site
     assert owner.output is not None
-    return _rounded(instrument, call, owner, owner.output, x)
+    return _rounded(instrument, call, owner, owner.output, x, given)
+
+
+def _waiting(call: Call, x: Tensor) -> tuple[Site | None, bool]:
+    """The site that rounds a tensor which a layer or join has made, and whether ``x`` is another view of that.
+
+    Hooks of the backward pass hand on a view of what they watch.
+    """
+    is_same = [tensor is x for tensor, _ in call.pending]
+    found = next((i for i, same in enumerate(is_same) if same), None)
+    if found is None and not torch.compiler.is_compiling():
+        found = next((i for i, (tensor, _) in enumerate(call.pending) if is_same_memory(tensor, x)), None)
+    return (None, True) if found is None else (call.pending.pop(found)[1], not is_same[found])
 
 
 def _layer(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
@@ -209,21 +220,19 @@ def _quantized(
 ) -> tuple[Tensor, Any]:
     norm, training = site.norm, place.module.training
     alone = call.outermost is place and not place.is_root  # so that its BatchNorm is called apart, if it is
-    if norm is None or alone or not _may_fold(place.module, norm) or x.dim() != weight.dim():
+    # Whoever sees what lies between the two sees what it always was.
+    seen = site.kept or is_heard(site.left, site.entered)
+    if norm is None or alone or seen or x.dim() != weight.dim():
         return quantizer.quantized(weight, training), bias
-    # Evaluation does not ask for the phase, or torch.compile would compile it for each.
-    if not training or (frozen and not site.apart and folding_pays(x, weight)):
+    # The BatchNorm alone may be in training mode, to adapt to new data. Evaluation does not ask for the phase, or
+    # torch.compile would compile it for each.
+    moving = training or norm.training
+    if not moving or (frozen and not site.apart and folding_pays(x, weight)):
         call.folded.add(site.index)
         scales, moved = fold_batch_norm(norm, bias)
         return quantizer.quantized(weight, training, scales, fold=True), moved.to(weight.dtype)
     factor = None if quantizer.spec.per_channel else fold_batch_norm(norm, bias)[0]
     return quantizer.quantized(weight, training, factor), bias
-
-
-def _may_fold(layer: nn.Module, norm: nn.Module) -> bool:
-    """A layer with a hook of the user's is not folded, so that the hook sees what it always saw."""
-    of_all = GLOBAL_FORWARD_HOOKS or GLOBAL_PRE_HOOKS
-    return not (of_all or layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
 
 
 def _norm(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:

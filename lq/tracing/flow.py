@@ -63,7 +63,7 @@ class Flow:
         path = [node]
         while not self.is_written(node):
             parent = node.args[0] if node.args else None
-            absorbed = isinstance(parent, fx.Node) and parent in (self.outputs.keys() | self.joins)
+            absorbed = parent in self.outputs or parent in self.joins
             is_relu = ops.relu_kind(node) is not None
             if not isinstance(parent, fx.Node):
                 break

@@ -160,7 +160,7 @@ class LayerFinder:
             return "its bias depends on the input"
         if recorded(node) == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
             return "addmm() with alpha or beta is no linear layer"
-        return _padding_without_kernel(node, weight)
+        return _shape_of_no_linear_layer(node, weight, bias) or _padding_without_kernel(node, weight)
 
     def _batch_norm_behind(self, node: fx.Node) -> fx.Node | None:
         """The BatchNorm call that is a layer's only reader, if it can be one with it."""
@@ -200,6 +200,19 @@ def weight_of(node: fx.Node) -> Any:
 def _groups(node: fx.Node) -> Any:
     at = _GROUPS[recorded(node)]
     return node.args[at] if len(node.args) > at else node.kwargs.get("groups", 1)
+
+
+def _shape_of_no_linear_layer(node: fx.Node, weight: fx.Node, bias: Any) -> str | None:
+    """Why no linear layer has such a weight or bias, though the function takes it; convolutions take no others."""
+    call, shape = LAYERS[recorded(node)], weight.meta.get("shape")
+    if call.kind is not nn.Linear or shape is None:
+        return None
+    if len(shape) != 2:
+        return f"its weight has the shape {shape}, and that of a linear layer has two dimensions"
+    wanted, given = (shape[call.channel_axis],), bias.meta.get("shape") if isinstance(bias, fx.Node) else None
+    if given is not None and given != wanted:
+        return f"its bias has the shape {given}, and that of a linear layer would have {wanted}"
+    return None
 
 
 def _padding_without_kernel(node: fx.Node, weight: fx.Node) -> str | None:

@@ -54,6 +54,19 @@ def views_of(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+def is_same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are views of the same values in the same order.
+
+    Example:
+        >>> x = torch.zeros(2, 2)
+        >>> is_same_memory(x, x.view_as(x)), is_same_memory(x, x.T), is_same_memory(x, x.clone())
+        (True, False, False)
+    """
+    if a.shape != b.shape or not address(a) or address(a) != address(b):
+        return False
+    return bool(a.stride() == b.stride() and a.storage_offset() == b.storage_offset() and a.dtype == b.dtype)
+
+
 def address(tensor: Tensor) -> int:
     """Where the memory of a tensor begins; 0 if it has none of its own."""
     if tensor.layout is not torch.strided:

@@ -36,6 +36,7 @@ from lq.tracing.work import multiply_accumulates
 
 LEAF = "lq_leaf"  # of a call that is all that a module of torch does: the name of that module
 TENSOR = "lq_tensor"  # of a tensor of which nobody saw how it was made: itself
+KEPT = "lq_kept"  # whether a module holds the tensor, after the call, as an attribute
 DROPPED = "lq_dropped"  # whether a dropout, which does nothing in evaluation, makes another tensor of it in training
 CLOSED = "closed"  # in the place of all that a module calls, where nobody has looked into it
 
@@ -182,10 +183,18 @@ class Recorder(TorchFunctionMode):
         """End the graph."""
         self.graph.output(tuple(self._node(t) for t in tensors_of(output)))
         give_input_by_position(self.graph)
+        self._note_kept()
         # Plain attributes that the call has left as they were, such as the anchors of a detector, are constants.
         as_before = [held for module, held in self._attributes if _identities(held) == _identities(_attributes(module))]
         constants = {identity for held in as_before for identity in _identities(held)}
         self.unknown = [line for tensor, line in self._unknown if id(tensor) not in constants]
+
+    def _note_kept(self) -> None:
+        """Note which tensors the modules hold now; not those that an activation has overwritten since."""
+        modules = [module for module, _ in self._attributes]
+        for tensor in [t for module in modules for t in (*_attributes(module), *module._buffers.values())]:
+            if id(tensor) in self._nodes and id(tensor) not in self._stale:
+                self._nodes[id(tensor)].meta[KEPT] = True
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._kept.append(tensor)

@@ -38,6 +38,9 @@ class LayerAt:
         weight: dotted name of the weight, "" if it is computed.
         quantizer: name in the state of what quantizes the weight.
         apart: whether something lies between it and its BatchNorm in training, such as a dropout.
+        kept: whether a module keeps what lies between it and its BatchNorm as an attribute.
+        left: dotted names of the modules whose output that is.
+        entered: of those whose input it is.
     """
 
     name: str
@@ -48,6 +51,9 @@ class LayerAt:
     weight: str = ""
     quantizer: str = ""
     apart: bool = False
+    kept: bool = False
+    left: tuple[str, ...] = ()
+    entered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class TensorAt:
         absorbs: whether the call is an activation that the rounding's clamp computes.
         behind: the call in front of that activation, if a layer or join makes the value.
         owned: whether nobody else needs the tensor.
-        makers: dotted names of the modules whose hooks may keep it.
+        makers: dotted names of the modules whose output it is in front of the activation; their hooks may keep it.
+        entered: of those whose input it is then.
         cloned: whether somebody writes into the result later, or the call into the argument.
     """
 
@@ -73,6 +80,7 @@ class TensorAt:
     owned: bool = False
     makers: tuple[str, ...] = ()
     cloned: bool = False
+    entered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class Sites:
                     "call": CallAt(**row["call"]),
                     "spec": WeightSpec(**row["spec"]),
                     "norm": _call(row["norm"]),
+                    **{name: tuple(row.get(name, ())) for name in ("left", "entered")},  # older checkpoints have none
                 }
             )
             for row in plain["layers"]
@@ -134,6 +143,7 @@ class Sites:
                     "argument": tuple(row["argument"]),
                     "behind": _call(row["behind"]),
                     "makers": tuple(row["makers"]),
+                    "entered": tuple(row.get("entered", ())),
                 }
             )
             for row in plain["tensors"]

@@ -18,7 +18,7 @@ from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation
 from lq.tracing.labels import Calls
 from lq.tracing.ops import CALLED, SAME_GRID, SEEN
-from lq.tracing.recording import CLOSED, Seen, users_line
+from lq.tracing.recording import CLOSED, KEPT, Seen, users_line
 from lq.tracing.stubs import functional_that_calls, mark_functional, stub_function
 
 _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -183,11 +183,13 @@ def read_calls(root: nn.Module, stubs: bool = False) -> tuple[fx.Graph, Calls, C
     try:
         with as_it_was(root):
             graph = reader.trace(root.eval())
+            _note_kept(root)
     except Exception as error:
         raise NotPlainError(str(error)) from error
     try:
         with as_it_was(root):
             in_training.trace(root.train())
+            _note_kept(root)
     except Exception:  # as where a call in training cannot be recorded
         in_training.calls.clear()
     for node in graph.nodes:
@@ -195,6 +197,14 @@ def read_calls(root: nn.Module, stubs: bool = False) -> tuple[fx.Graph, Calls, C
             _check_result_is_read(node)
     give_input_by_position(graph)
     return graph, reader.calls, in_training.calls
+
+
+def _note_kept(root: nn.Module) -> None:
+    """Note which values the modules hold as attributes, or in lists of those, once they have been read."""
+    for value in (value for module in root.modules() for value in vars(module).values()):
+        for held in value if type(value) in (list, tuple) else (value,):
+            if isinstance(held, fx.Proxy):
+                held.node.meta[KEPT] = True
 
 
 def _check_result_is_read(node: fx.Node) -> None:

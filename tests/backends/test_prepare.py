@@ -118,6 +118,18 @@ def test_the_name_of_the_state_is_reserved():
         prepare(net)
 
 
+def test_what_holds_a_prepared_part_is_not_prepared_as_well():
+    net, x = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2)), torch.randn(4, 2)
+    inner = prepare(net[0], example_args=(x,))
+    with pytest.raises(ValueError, match=r"Sequential holds a part that was prepared before, '0', and would round"):
+        prepare(net, example_args=(x,))
+    assert is_prepared(inner)
+    assert not is_prepared(net)
+    set_phase(inner, fake_quant=True, observer=True, freeze_bn=False)
+    net.train()(x)
+    assert all(state_of(inner).observed())
+
+
 def test_overrides_reach_weights_and_activations():
     four = LayerQConfig(WeightSpec(-7, 7), ActivationSpec(0, 15))
     prepared = prepare(make_net(), QConfig(overrides={"3": four, "type:Linear": LayerQConfig(WeightSpec(-127, 127))}))

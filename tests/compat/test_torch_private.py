@@ -14,7 +14,11 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn import functional as F
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -279,3 +283,18 @@ def test_hooks_of_all_modules_are_known() -> None:
     assert len(private.GLOBAL_FORWARD_HOOKS) == 1
     handle.remove()
     assert not private.GLOBAL_FORWARD_HOOKS
+
+
+def test_hooks_of_the_backward_pass_are_known() -> None:
+    module = nn.ReLU()
+    for register in (
+        module.register_full_backward_hook,
+        module.register_full_backward_pre_hook,
+        register_module_full_backward_hook,
+        register_module_full_backward_pre_hook,
+    ):
+        assert not private.is_watched_in_backward(module)
+        handle = register(lambda *_: None)
+        assert private.is_watched_in_backward(module)
+        handle.remove()
+    assert not private.is_watched_in_backward(module)

@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.config.specs import ActivationSpec
+from lq.core.fake_quantize import FakeQuantize
 from lq.core.float32 import Float32Buffers
+from lq.core.state import QATState
 
 
 class Ranges(Float32Buffers):
@@ -37,3 +40,38 @@ def test_a_checkpoint_without_them_loads_strictly_and_leaves_them():
 def test_a_checkpoint_with_only_some_of_them_is_refused():
     with pytest.raises(RuntimeError, match="count"):
         nn.Sequential(Ranges()).load_state_dict({"0.low": torch.zeros(1)}, strict=True)
+
+
+def found_with(default: torch.dtype) -> dict[str, Tensor]:
+    """What a state finds and rounds by, of the same values, while another type is the default."""
+    observers = ["moving_average_minmax", "minmax", "histogram", "mse", "entropy", "percentile"]
+    specs = [ActivationSpec(observer=observer) for observer in observers]
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0)) + 0.3
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        state = QATState(observers, specs, ["none"] * len(specs))
+        for batch in (x, 1.7 * x):
+            for slot in range(len(specs)):
+                state.observe(slot, batch)
+            state.update()
+        scale, zero_point = state.scale_zero_point()
+        quantizer = FakeQuantize(state, 0)
+        state.fake_quant = True
+        return dict(state.named_buffers()) | {
+            "scale": scale,
+            "zero_point": zero_point,
+            "of one": quantizer.scale,
+            "rounded": quantizer.eval()(x),
+        }
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_ranges_are_the_same_whatever_type_is_the_default(default: torch.dtype) -> None:
+    """Lightning's "bf16-true" makes bfloat16 the default of every step."""
+    expected, found = found_with(torch.float32), found_with(default)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name

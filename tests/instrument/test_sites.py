@@ -311,3 +311,25 @@ def test_a_batch_norm_is_not_folded_past_what_training_puts_in_between(
     assert sqnr(expected.clamp(max=range_of_plan), found) > 25
     found.sum().backward()
     assert net.conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("name", ["conv", "norm"])
+def test_a_batch_norm_learns_statistics_whatever_the_mode_of_its_layer_is(name: str) -> None:
+    """As users do who let a BatchNorm follow a new domain, all else in evaluation, or who freeze it alone."""
+    torch.manual_seed(0)
+    net, x = Between(lambda y: y), torch.randn(8, 1, 6, 6)
+    prepared: Any = prepare(net, example_args=(x,))
+    calibrate(prepared, [x])
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=False)
+    prepared.train().get_submodule(name).eval()
+    norm = prepared.norm
+    before, moves = norm.running_mean.clone(), norm.training
+    with torch.no_grad():
+        y = F.conv2d(x, net.conv.weight, net.conv.bias)
+        expected = F.relu(F.batch_norm(y, before.clone(), norm.running_var.clone(), norm.weight, norm.bias, moves))
+        assert sqnr(expected.clamp(max=state_of(prepared).max_val[-1]), prepared(x)) > 25
+    assert torch.equal(norm.running_mean, before) == (not moves)
+    set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)
+    before = norm.running_mean.clone()
+    prepared(x).sum().backward()
+    assert torch.equal(norm.running_mean, before), "frozen statistics move in no mode"

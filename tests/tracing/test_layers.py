@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lq.backends.prepare import plan_of, prepare
 from lq.config.qconfig import QConfig
@@ -66,6 +69,22 @@ class Hypernetwork(nn.Linear):
         return nn.functional.linear(x, self.weight * x.mean())
 
 
+class Shaped(nn.Module):
+    """A function of linear layers with a weight or bias of a shape that these do not have."""
+
+    def __init__(self, function: Any, weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.randn(weight))
+        self.bias = None if bias is None else nn.Parameter(torch.randn(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight, self.bias)
+
+
+def add_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight)
+
+
 class Net(nn.Module):
     """A layer, and something odd."""
 
@@ -85,6 +104,11 @@ class Net(nn.Module):
         (lambda: nn.Conv2d(4, 4, 4, padding="same"), "pads one side more"),
         (lambda: nn.LSTM(4, 4), "recurrent layers"),
         (lambda: Hypernetwork(4, 4), "its weight depends on the input"),
+        (lambda: Shaped(F.linear, (4,), None), "its weight has the shape (4,)"),
+        (lambda: Shaped(F.linear, (5, 4), (1, 5)), "its bias has the shape (1, 5), and that of a linear layer would"),
+        (lambda: Shaped(F.linear, (5, 4), (1,)), "its bias has the shape (1,)"),
+        (lambda: Shaped(add_product, (4, 5), (2, 5)), "its bias has the shape (2, 5)"),
+        (lambda: Shaped(add_product, (4, 5), ()), "its bias has the shape ()"),
     ],
 )
 def test_what_stays_float_says_why(make, reason: str):
@@ -96,6 +120,12 @@ def test_what_stays_float_says_why(make, reason: str):
     assert row.name.startswith("odd")
     assert row.weight is None
     assert reason in row.reason
+
+
+@pytest.mark.parametrize(("function", "weight"), [(F.linear, (5, 4)), (add_product, (4, 5))])
+def test_a_bias_for_each_output_makes_a_linear_layer(function: Any, weight: tuple[int, ...]) -> None:
+    prepared = prepare(Net(Shaped(function, weight, (5,))), example_args=(torch.randn(2, 4),))
+    assert len(plan_of(prepared).quantized) == 2
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")

@@ -45,10 +45,12 @@ class ClippedRanges(HistogramBank):
         for name in sorted({spec.observer for spec in ours}):
             members = [row for row, spec in enumerate(ours) if spec.observer == name]
             self._parts.append((name, slice(members[0], members[-1] + 1)))
-        grid = torch.tensor([(float(s.quant_min), s.quant_max, s.symmetric) for s in ours]).reshape(-1, 3).T
+        rows = [(s.quant_min, s.quant_max, s.symmetric) for s in ours]
+        grid = torch.tensor(rows, dtype=torch.float32).reshape(-1, 3).T
+        percentile = torch.tensor([s.percentile for s in ours], dtype=torch.float32)
         self.register_buffer("_slots", torch.tensor(slots, dtype=torch.int64), persistent=False)
         self.register_buffer("_grid", grid.contiguous(), persistent=False)
-        self.register_buffer("_percentile", torch.tensor([s.percentile for s in ours]), persistent=False)
+        self.register_buffer("_percentile", percentile, persistent=False)
 
     @torch.no_grad()
     def write(self, low: Tensor, high: Tensor) -> None:

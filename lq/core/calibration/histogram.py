@@ -59,8 +59,8 @@ class HistogramBank(Float32Buffers):
         self._batch: list[Histogram | None] = [None] * len(self.limits)
         count = len(self.limits)
         self.register_buffer("counts", torch.zeros(count, bins, dtype=torch.int64))
-        self.register_buffer("low", torch.full((count,), torch.inf))
-        self.register_buffer("high", torch.full((count,), -torch.inf))
+        self.register_buffer("low", torch.full((count,), torch.inf, dtype=torch.float32))
+        self.register_buffer("high", torch.full((count,), -torch.inf, dtype=torch.float32))
 
     def histogram(self) -> Histogram:
         """What all updates so far took in."""
@@ -105,7 +105,7 @@ class HistogramBank(Float32Buffers):
         self._batch = [None] * len(self.limits)
 
     def _stacked_batch(self) -> Histogram:
-        nothing = torch.full((), torch.inf, device=self.low.device)
+        nothing = torch.full((), torch.inf, dtype=torch.float32, device=self.low.device)
         absent = Histogram(torch.zeros_like(self.counts[0]), nothing, -nothing)
         counts, low, high = zip(*(noted or absent for noted in self._batch), strict=True)
         return Histogram(torch.stack(counts), torch.stack(low), torch.stack(high))

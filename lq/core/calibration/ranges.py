@@ -63,7 +63,7 @@ def _without_top(counts: Tensor, low: Tensor, high: Tensor, cut: Tensor) -> Tens
     index = (above <= cut).sum(dim=1, keepdim=True).clamp(max=counts.shape[1] - 1)
     inside = from_top.gather(1, index)
     gone = cut - (above.gather(1, index) - inside)
-    return high - (high - low) / counts.shape[1] * (index + gone / inside.clamp(min=1))[:, 0]
+    return high - (high - low) / counts.shape[1] * (index + gone.float() / inside.clamp(min=1))[:, 0]
 
 
 def quantization_error(histogram: Histogram, grid: Grid, low: Tensor, high: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def quantization_error(histogram: Histogram, grid: Grid, low: Tensor, high: Tens
     bottom, top = quant_min - zero_point, quant_max - zero_point
     nearest = torch.clamp(real.round(), bottom[..., None], top[..., None])
     integral = (real - nearest).pow_(3).div_(3).add_(nearest, alpha=1 / 12)
-    share = counts / counts.sum(dim=1, keepdim=True)
+    share = counts.float() / counts.sum(dim=1, keepdim=True)  # integers would give the default type
     return torch.einsum("mcb,mb->mc", integral.diff(dim=-1), share) * scale**3 / width
 
 
@@ -180,12 +180,12 @@ def _coarse(histogram: Histogram) -> Tensor:
     """Factors 1, 0.84, 0.71, ... of the whole range, down to that of one bin."""
     counts = histogram.counts
     steps = 4 * (counts.shape[1].bit_length() - 1) + 1
-    return torch.arange(steps, device=counts.device).div(-4).exp2()
+    return torch.arange(steps, dtype=torch.float32, device=counts.device).div(-4).exp2()
 
 
 def _around(device: torch.device) -> Tensor:
     """Factors around 1, up to the neighbours among the coarse ones."""
-    return torch.arange(-16, 17, device=device).div(64).exp2()
+    return torch.arange(-16, 17, dtype=torch.float32, device=device).div(64).exp2()
 
 
 def _best(histogram: Histogram, grid: Grid, lows: Tensor, highs: Tensor) -> Range:
