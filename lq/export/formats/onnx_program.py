@@ -13,7 +13,12 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
-from lq.export.formats.onnx_resizing import rewrite_circular_padding, rewrite_resizing
+from lq.export.formats.onnx_resizing import (
+    check_resizing,
+    rewrite_circular_padding,
+    rewrite_nearest_resizing,
+    rewrite_resizing,
+)
 
 aten = torch.ops.aten
 Rewriting = Callable[["Rewriter", fx.Node], "fx.Node | None"]
@@ -153,6 +158,10 @@ def _resized(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewrite_resizing(write.call, write.constant, node)
 
 
+def _resized_to_nearest(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_nearest_resizing(write.call, write.constant, node)
+
+
 def _joined(write: Rewriter, node: fx.Node) -> fx.Node | None:
     """``hstack``, ``vstack`` and ``dstack`` of tensors with enough dimensions; torch.onnx makes loops of them."""
     kind, tensors = node.target._schema.name[-6:], node.args[0]  # type: ignore[union-attr]
@@ -246,6 +255,12 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _by_calls(rewrite_circular_padding),
     aten.index.Tensor: _selected,
     aten.upsample_bicubic2d.vec: _resized,
+    aten.upsample_bilinear2d.vec: _resized,
+    aten.upsample_linear1d.vec: lambda _, node: check_resizing(node),
+    aten.upsample_trilinear3d.vec: lambda _, node: check_resizing(node),
+    aten.upsample_nearest1d.vec: _resized_to_nearest,
+    aten.upsample_nearest2d.vec: _resized_to_nearest,
+    aten.upsample_nearest3d.vec: _resized_to_nearest,
     **dict.fromkeys(ANTIALIASED, _resized),
     aten.avg_pool1d.default: _by_calls(rewrite_average_pooling),
     aten.avg_pool2d.default: _by_calls(rewrite_average_pooling),
