@@ -19,7 +19,7 @@ from lq.tracing.axes import ANY, BATCH, named_after, named_tensors, open_axes
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import images_of
 from lq.tracing.samples import batch_size, one_sample
-from lq.tracing.structure import Inputs, in_plain_containers, map_tensors
+from lq.tracing.structure import Inputs, in_plain_containers, in_plain_tuples, map_tensors
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
@@ -120,7 +120,7 @@ class Signature:
             shape = tuple(axes.get(dim, size) for dim, size in enumerate(tensor.shape))
             dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
             specs.append(TensorSpec(name, shape, dtype, tuple(tensor.shape)))
-        leaves, spec = tree_flatten(output)
+        leaves, spec = tree_flatten(in_plain_tuples(output))
         found = () if fixed is None else (fixed.size, fixed.images, fixed.independent)
         structure = _dumps(spec, len(leaves))
         return cls(parameters, constants, tuple(specs), structure, tuple(map(_constant, leaves)), *found)
@@ -401,7 +401,7 @@ def _constant(leaf: Any) -> Any:
 
 
 def _dumps(spec: Any, count: int) -> str:
-    # A class that torch cannot write down, or that would have to be imported: what it holds comes as a tuple.
+    # What torch cannot write down, as keys that are tuples, or would have to import: what it holds comes as a tuple.
     try:
         text = treespec_dumps(spec)
     except Exception:
