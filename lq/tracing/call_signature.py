@@ -188,20 +188,26 @@ def _take_apart(graph: fx.Graph, node: fx.Node, value: Any, found: dict[int, fx.
 def output_of(graph: fx.Graph, structure: Any, results: list[Any]) -> Any:
     """What the graph returns: the structure with results in the places of leaves, of classes that fx has.
 
-    Mappings of other classes and dataclasses become dicts, and what fx cannot write down becomes ``None``.
+    Named tuples and ordered dicts are calls, as fx cannot write down all places in which they may be. Mappings of other
+    classes and dataclasses become dicts, and what fx cannot write down becomes ``None``.
 
     Example:
         >>> output_of(fx.Graph(), {"loss": None, "logits": (Leaf(0), 3)}, ["node"])
         {'loss': None, 'logits': ('node', 3)}
     """
 
+    def called(function: Any, *parts: Any) -> fx.Node:
+        node = graph.call_function(function, parts)
+        node.meta["is_wrapped"] = True  # unpickling traces the code once more, and has to keep the call
+        return node
+
     def made(value: Any) -> Any:
         if isinstance(value, Leaf):
             return results[value.index]
         if type(value) is OrderedDict:
-            node = graph.call_function(ordered_dict, ([(key, made(part)) for key, part in value.items()],))
-            node.meta["is_wrapped"] = True  # unpickling traces the code once more, and has to keep the call
-            return node
+            return called(ordered_dict, [(key, made(part)) for key, part in value.items()])
+        if _is_named_tuple(type(value)):
+            return called(type(value), *map(made, value))
         if isinstance(value, Mapping):
             return {key: made(part) for key, part in value.items()}
         if is_record(value):
@@ -211,3 +217,28 @@ def output_of(graph: fx.Graph, structure: Any, results: list[Any]) -> Any:
         return value if isinstance(value, _PLAIN) else None
 
     return made(structure)
+
+
+def opened_output(output: Any) -> Any:
+    """What a graph returns, of :func:`output_of` or a copy, with dicts and tuples in the places of its calls.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> opened_output([output_of(graph, OrderedDict(loss=None, logits=(Leaf(0), 3)), ["node"])])
+        [{'loss': None, 'logits': ('node', 3)}]
+    """
+    if isinstance(output, fx.Node):
+        if output.target is ordered_dict:
+            pairs: Any = output.args[0]
+            return {key: opened_output(part) for key, part in pairs}
+        return tuple(map(opened_output, output.args)) if _is_named_tuple(output.target) else output
+    if isinstance(output, dict):
+        return {key: opened_output(part) for key, part in output.items()}
+    if isinstance(output, (tuple, list)):
+        parts = map(opened_output, output)
+        return tuple(parts) if isinstance(output, tuple) else list(parts)
+    return output
+
+
+def _is_named_tuple(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")

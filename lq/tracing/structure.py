@@ -158,6 +158,19 @@ def in_plain_containers(value: Any) -> Any:
     return value
 
 
+def in_plain_tuples(value: Any) -> Any:
+    """``value`` with plain tuples in the places of named ones.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> in_plain_tuples({"found": [namedtuple("Pair", "a b")(1, 2)]})
+        {'found': [(1, 2)]}
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return tuple(map(in_plain_tuples, value))
+    return map_structure(value, in_plain_tuples)
+
+
 def is_record(value: Any) -> bool:
     """Whether ``value`` is an instance of a dataclass."""
     return dataclasses.is_dataclass(value) and not isinstance(value, (type, Leaf))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from lq.tracing.axes import ANY, BATCH, named_after, named_tensors, open_axes
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import images_of
 from lq.tracing.samples import batch_size, one_sample
-from lq.tracing.structure import Inputs, in_plain_containers, map_tensors
+from lq.tracing.structure import Inputs, in_plain_containers, in_plain_tuples, map_tensors
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
@@ -120,7 +122,7 @@ class Signature:
             shape = tuple(axes.get(dim, size) for dim, size in enumerate(tensor.shape))
             dtype = str(in_float32(model, tensor).dtype).removeprefix("torch.")
             specs.append(TensorSpec(name, shape, dtype, tuple(tensor.shape)))
-        leaves, spec = tree_flatten(output)
+        leaves, spec = tree_flatten(in_plain_tuples(output))
         found = () if fixed is None else (fixed.size, fixed.images, fixed.independent)
         structure = _dumps(spec, len(leaves))
         return cls(parameters, constants, tuple(specs), structure, tuple(map(_constant, leaves)), *found)
@@ -298,12 +300,19 @@ class FlatModel:
         run: the runtime.
         signature: of the original model.
         at_once: the largest batch that the runtime takes; a larger one is run in parts. ``None`` is any.
+        one_call_at_a_time: let threads wait for each other, as inputs and outputs lie in the runtime's own memory.
     """
 
     def __init__(
-        self, run: Callable[[list[Tensor]], list[Tensor]], signature: Signature, at_once: int | None = None
+        self,
+        run: Callable[[list[Tensor]], list[Tensor]],
+        signature: Signature,
+        at_once: int | None = None,
+        *,
+        one_call_at_a_time: bool = False,
     ) -> None:
         self.run, self.signature, self.at_once = run, signature, at_once
+        self._turn: AbstractContextManager[Any] = Lock() if one_call_at_a_time else nullcontext()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors on the CPU, in the structure that the original model takes and returns."""
@@ -311,7 +320,8 @@ class FlatModel:
         parts = (
             [tensors] if self.at_once is None else zip(*(torch.split(t, self.at_once) for t in tensors), strict=True)
         )
-        results = [self.run([t.contiguous() for t in part]) for part in parts]
+        with self._turn:
+            results = [self.run([t.contiguous() for t in part]) for part in parts]
         return self.signature.restore(
             [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*results, strict=True)]
         )
@@ -401,7 +411,7 @@ def _constant(leaf: Any) -> Any:
 
 
 def _dumps(spec: Any, count: int) -> str:
-    # A class that torch cannot write down, or that would have to be imported: what it holds comes as a tuple.
+    # What torch cannot write down, as keys that are tuples, or would have to import: what it holds comes as a tuple.
     try:
         text = treespec_dumps(spec)
     except Exception:

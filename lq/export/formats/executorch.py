@@ -79,7 +79,7 @@ def load(
             # A copy: the outputs lie in the runtime's own memory, which the next call overwrites.
             return [out.clone() for out in method.execute(given) if isinstance(out, Tensor)]
 
-    return FlatModel(run, signature, at_once=at_once)
+    return FlatModel(run, signature, at_once=at_once, one_call_at_a_time=True)
 
 
 def _one_dequantization_each(program: ExportedProgram) -> None:

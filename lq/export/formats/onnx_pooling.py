@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -102,15 +103,18 @@ def rewrite_average_pooling(write: Write, node: fx.Node) -> fx.Node | None:
     return write(node.target, _padded(write, x, _sides(windows)), kernel, stride, nothing, True, False)
 
 
-def rewrite_max_pooling(write: Write, node: fx.Node) -> fx.Node | None:
+def rewrite_max_pooling(write: Write, node: fx.Node) -> fx.Node | tuple[fx.Node, ...] | None:
     """Max pooling with ``ceil_mode`` without it, where ONNX may have a window more that begins in the padding.
 
     Args:
         write: to write calls.
-        node: a call of ``max_pool1d``, ``max_pool2d`` or ``max_pool3d``.
+        node: a call of ``max_pool1d``, ``max_pool2d`` or ``max_pool3d``, or of one that also returns the places.
 
     Returns:
-        the result, or ``None`` where the call can stay.
+        the result, or the results, or ``None`` where the call can stay.
+
+    Raises:
+        ValueError: if places in a tensor of open size are read.
     """
     given, windows = _arguments(node), _windows(node)
     is_cut = any(one.missing for one in windows)
@@ -119,7 +123,32 @@ def rewrite_max_pooling(write: Write, node: fx.Node) -> fx.Node | None:
     x: Any = node.args[0]
     lowest = torch.finfo(x.meta["val"].dtype).min
     padded = _padded(write, x, [(0, one.missing) for one in windows], lowest)
-    return write(node.target, padded, *([one[part] for one in windows] for part in range(1, 5)))
+    made = write(node.target, padded, *([one[part] for one in windows] for part in range(1, 5)))
+    if not isinstance(node.meta["val"], tuple):
+        return made
+    values, places = (write(operator.getitem, made, number) for number in (0, 1))
+    return values, _in_unpadded(write, places, windows)
+
+
+def _in_unpadded(write: Write, places: fx.Node, windows: list[Windows]) -> fx.Node:
+    """Places in a padded image, counted row by row, as those in the image itself."""
+    if not any(one.missing for one in windows[1:]):
+        return places  # as many in each row
+    if any(one.size is None for one in windows[1:]):
+        raise ValueError(
+            "ONNX has no max pooling with ceil_mode and return_indices of a height, width or length that is dynamic. "
+            "Leave ceil_mode out, or leave that dimension out of dynamic_axes"
+        )
+    made, factor = None, 1
+    for one in reversed(windows):
+        assert one.size is not None
+        place = write(aten.remainder.Scalar, places, one.size + one.missing)
+        step = write(aten.mul.Tensor, place, factor)
+        made = step if made is None else write(aten.add.Tensor, made, step)
+        places = write(aten.div.Tensor_mode, places, one.size + one.missing, rounding_mode="floor")
+        factor *= one.size
+    assert made is not None
+    return made
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -140,7 +169,8 @@ def _windows(node: fx.Node) -> list[Windows]:
 
 
 def _dimensions(node: fx.Node) -> int:
-    return int(node.target._schema.name[-2])  # type: ignore[union-attr]  # "aten::avg_pool2d"
+    name: str = node.target._schema.name  # type: ignore[union-attr]  # "aten::avg_pool2d"
+    return int(name.removesuffix("_with_indices")[-2])
 
 
 def _each(value: int | list[int], count: int) -> list[int]:

@@ -13,11 +13,17 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
-from lq.export.formats.onnx_resizing import rewrite_circular_padding, rewrite_resizing
+from lq.export.formats.onnx_resizing import (
+    check_resizing,
+    rewrite_circular_padding,
+    rewrite_nearest_resizing,
+    rewrite_resizing,
+)
 
 aten = torch.ops.aten
-Rewriting = Callable[["Rewriter", fx.Node], "fx.Node | None"]
-"""Returns what replaces a call, or its first result where it has several."""
+Made = fx.Node | tuple[fx.Node, ...]
+Rewriting = Callable[["Rewriter", fx.Node], Made | None]
+"""Returns what replaces a call; of one with several results all, or the first if nothing reads the others."""
 
 
 class Rewriter:
@@ -83,12 +89,16 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _replace(node: fx.Node, made: fx.Node) -> None:
+def _replace(node: fx.Node, made: Made) -> None:
     if isinstance(node.meta["val"], tuple):
-        for first in list(node.users):
-            first.replace_all_uses_with(made)
-            node.graph.erase_node(first)
+        results = made if isinstance(made, tuple) else (made,)
+        for result in list(node.users):
+            place: Any = result.args[1]
+            if result.users:
+                result.replace_all_uses_with(results[place])
+            node.graph.erase_node(result)
     else:
+        assert isinstance(made, fx.Node)
         node.replace_all_uses_with(made)
     node.graph.erase_node(node)
 
@@ -144,13 +154,17 @@ def _with_one_batch(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str,
     return write.call(aten.reshape.default, out, [-1, *inner, factors[2].meta["val"].shape[-1]])
 
 
-def _by_calls(rewriting: Callable[[Callable[..., fx.Node], fx.Node], fx.Node | None]) -> Rewriting:
+def _by_calls(rewriting: Callable[[Callable[..., fx.Node], fx.Node], Made | None]) -> Rewriting:
     """One that needs nothing but to write calls."""
     return lambda write, node: rewriting(write.call, node)
 
 
 def _resized(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewrite_resizing(write.call, write.constant, node)
+
+
+def _resized_to_nearest(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    return rewrite_nearest_resizing(write.call, write.constant, node)
 
 
 def _joined(write: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -246,6 +260,12 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.pad.default: _by_calls(rewrite_circular_padding),
     aten.index.Tensor: _selected,
     aten.upsample_bicubic2d.vec: _resized,
+    aten.upsample_bilinear2d.vec: _resized,
+    aten.upsample_linear1d.vec: lambda _, node: check_resizing(node),
+    aten.upsample_trilinear3d.vec: lambda _, node: check_resizing(node),
+    aten.upsample_nearest1d.vec: _resized_to_nearest,
+    aten.upsample_nearest2d.vec: _resized_to_nearest,
+    aten.upsample_nearest3d.vec: _resized_to_nearest,
     **dict.fromkeys(ANTIALIASED, _resized),
     aten.avg_pool1d.default: _by_calls(rewrite_average_pooling),
     aten.avg_pool2d.default: _by_calls(rewrite_average_pooling),
@@ -253,4 +273,7 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.max_pool1d.default: _by_calls(rewrite_max_pooling),
     aten.max_pool2d.default: _by_calls(rewrite_max_pooling),
     aten.max_pool3d.default: _by_calls(rewrite_max_pooling),
+    aten.max_pool1d_with_indices.default: _by_calls(rewrite_max_pooling),
+    aten.max_pool2d_with_indices.default: _by_calls(rewrite_max_pooling),
+    aten.max_pool3d_with_indices.default: _by_calls(rewrite_max_pooling),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 Write = Callable[..., fx.Node]
+_LARGEST_POWER = 256  # of two: multiples of 1/256 are exact in float32, however they are computed
+_TIE = 1e-3  # what is farther from a whole number is on the same side of it in every runtime
 
 
 def rewrite_circular_padding(write: Write, node: fx.Node) -> fx.Node | None:
@@ -46,12 +50,12 @@ def rewrite_resizing(write: Write, constant: Callable[[Tensor], fx.Node], node: 
     """Resizing as a product of matrices, one for each dimension.
 
     ONNX Runtime 1.32 has no cubic resizing to less pixels, OpenVINO 2026.4 leaves antialiasing out, and with that
-    torch.onnx leaves out ``align_corners``.
+    torch.onnx leaves out ``align_corners``. By a factor, runtimes may make one pixel more or less than PyTorch.
 
     Args:
         write: to write calls.
         constant: to write a tensor.
-        node: a call of ``upsample_bicubic2d``, or of one with antialiasing.
+        node: a call of ``upsample_bilinear2d``, ``upsample_bicubic2d``, or of one with antialiasing.
 
     Returns:
         the result, or ``None`` where the call can stay or its sizes are open.
@@ -60,27 +64,118 @@ def rewrite_resizing(write: Write, constant: Callable[[Tensor], fx.Node], node: 
         ValueError: for antialiasing of open sizes with settings that torch.onnx leaves out.
     """
     x: Any = node.args[0]
-    given, wanted = (value.meta["val"].shape[-2:] for value in (x, node))
-    is_plain = "_aa" not in str(node.target)
+    given, wanted = _sizes(node)
+    is_plain, is_cubic = "_aa" not in str(node.target), "bicubic" in str(node.target)
     if not all(isinstance(size, int) for size in (*given, *wanted)):
-        if not is_plain and (node.args[2] or (len(node.args) > 3 and node.args[3] is not None)):
+        if not is_plain and (node.args[2] or _factors(node)):
             raise ValueError(
                 "ONNX has no antialiased resizing by a factor, or with align_corners, of a height or width that is "
                 "dynamic. Write it as interpolate(x, size=...) without align_corners, or leave that dimension out of "
                 "dynamic_axes"
             )
         return None
-    if is_plain and all(out >= size for out, size in zip(wanted, given, strict=True)):
+    has_kernel = not is_cubic or all(out >= size for out, size in zip(wanted, given, strict=True))
+    if is_plain and has_kernel and _has_certain_sizes(node):
         return None
     rows, columns = (_matrix(node, dim, given[dim], wanted[dim]) for dim in (0, 1))
     made = write(aten.matmul.default, x, constant(columns.T.contiguous()))
     return write(aten.matmul.default, constant(rows), made)
 
 
+def check_resizing(node: fx.Node) -> None:
+    """Refuse linear resizing, of one or three dimensions, by a factor whose result may have other sizes in a runtime.
+
+    Raises:
+        ValueError: naming what to write.
+    """
+    if not _has_certain_sizes(node):
+        given, wanted = (tuple(sizes) for sizes in _sizes(node))
+        raise ValueError(
+            f"ONNX cannot resize {given} by a factor to {wanted}: with float32 the sizes come out larger or smaller. "
+            f"Write interpolate(x, size={wanted}), or recompute_scale_factor=True"
+        )
+
+
+def rewrite_nearest_resizing(write: Write, constant: Callable[[Tensor], fx.Node], node: fx.Node) -> fx.Node | None:
+    """Resizing to the nearest pixels as indices of these, where the runtimes may round to others than PyTorch.
+
+    A pixel of the result may come from right between two, as every fifth one does from 90 pixels to 50. Which of the
+    two that is depends on how a runtime divides.
+
+    Args:
+        write: to write calls.
+        constant: to write a tensor.
+        node: a call of ``upsample_nearest1d``, ``2d`` or ``3d``.
+
+    Returns:
+        the result, or ``None`` where all agree or the sizes are open.
+    """
+    given, wanted = _sizes(node)
+    if not all(isinstance(size, int) for size in (*given, *wanted)):
+        return None
+    factors: Sequence[float | None] = _factors(node) or [None] * len(given)
+    settings = list(zip(given, wanted, factors, strict=True))
+    if all(_is_certain(*one) for one in settings) and _has_certain_sizes(node):
+        return None
+    made: Any = node.args[0]
+    for dim, (size, out, factor) in enumerate(settings, start=2):
+        places = _nearest(size, out, factor)
+        if places != list(range(size)):
+            made = write(aten.index_select.default, made, dim, constant(torch.tensor(places)))
+    result: fx.Node = made
+    return result
+
+
+def _nearest(size: int, out: int, factor: float | None) -> list[int]:
+    """From which pixel each one of the result comes, along one dimension."""
+    settings = ([out], None) if factor is None else (None, [factor])
+    places: Tensor = aten.upsample_nearest1d.vec(torch.arange(float(size))[None, None], *settings)
+    return [int(place) for place in places.flatten()]
+
+
+def _is_certain(size: int, out: int, factor: float | None) -> bool:
+    """Whether every runtime takes the same pixels along one dimension as PyTorch does."""
+    scale = Fraction(out, size) if factor is None else Fraction(factor)
+    positions = [place / scale for place in range(out)]
+    if _is_exact(scale):
+        return _nearest(size, out, factor) == [min(math.floor(position), size - 1) for position in positions]
+    return not any(map(_is_near_tie, positions[1:]))
+
+
+def _has_certain_sizes(node: fx.Node) -> bool:
+    """Whether a resizing by factors has as many pixels in every runtime as PyTorch makes."""
+    factors = _factors(node)
+    pairs = () if factors is None else zip(_sizes(node)[0], map(Fraction, factors), strict=True)
+    return all(
+        _is_exact(factor) or not isinstance(size, int) or not _is_near_tie(size * factor) for size, factor in pairs
+    )
+
+
+def _is_exact(scale: Fraction) -> bool:
+    return scale.denominator <= _LARGEST_POWER and scale.denominator.bit_count() == 1
+
+
+def _is_near_tie(position: Fraction) -> bool:
+    return abs(position - round(position)) < _TIE
+
+
+def _sizes(node: fx.Node) -> tuple[list[Any], list[Any]]:
+    """Heights and widths, or the like, of the input and of the result."""
+    x: Any = node.args[0]
+    given, wanted = (list(value.meta["val"].shape[2:]) for value in (x, node))
+    return given, wanted
+
+
+def _factors(node: fx.Node) -> Sequence[float] | None:
+    last = node.args[-1] if len(node.args) == len(node.target._schema.arguments) else None  # type: ignore[union-attr]
+    found: Sequence[float] | None = node.kwargs.get("scale_factors", last)  # type: ignore[assignment]
+    return found
+
+
 def _matrix(node: fx.Node, dim: int, size: int, wanted: int) -> Tensor:
     """What the call does along one dimension: its results for inputs that are 1 at one place each."""
     given: tuple[Any, ...] = node.args
-    aligned, factors = given[2], given[3] if len(given) > 3 else None
+    aligned, factors = given[2], _factors(node)
     out, scales = [size, size], [1.0, 1.0]
     out[dim] = wanted
     settings: tuple[Any, ...] = (out, aligned, None)

@@ -156,7 +156,7 @@ def compiled_model(path: Path, signature: Signature, threads: int | None) -> Fla
         # A copy: the arrays are the runtime's own memory, which the next call overwrites.
         return [torch.from_numpy(out.copy()) for out in compiled([t.numpy() for t in tensors]).values()]
 
-    return FlatModel(run, signature)
+    return FlatModel(run, signature, one_call_at_a_time=True)
 
 
 def _compile(path: Path, threads: int | None) -> Any:

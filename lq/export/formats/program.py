@@ -17,6 +17,7 @@ from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
 from lq.export.artifact.signature import in_order
 from lq.tracing.axes import ANY, BATCH, asked_axes, open_axes
+from lq.tracing.call_signature import opened_output
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, map_tensors, tensors_of
 
@@ -150,25 +151,24 @@ def _in_plain_memory(model: fx.GraphModule) -> fx.GraphModule:
 def _returning_tensors_alone(model: fx.GraphModule) -> fx.GraphModule:
     """With ``None`` for the numbers and texts among its outputs, which files do not hold: the signature has them."""
     output = model.graph.output_node()
-    held = fx.node.map_aggregate(output.args, lambda leaf: leaf if isinstance(leaf, fx.Node) else None)
-    output.args = _in_plain_tuples(held)
+    output.args = (_as_writable(opened_output(output.args[0])),)
     model.recompile()
     return model
 
 
-def _in_plain_tuples(value: Any) -> Any:
-    """Without the classes of named tuples, which torch.export cannot write.
+def _as_writable(value: Any) -> Any:
+    """Without what torch.export cannot write, or not read again: constants, and keys that are neither text nor int.
 
     Example:
-        >>> from collections import namedtuple
-        >>> _in_plain_tuples([namedtuple("Pair", "a b")(1, 2)])
-        [(1, 2)]
+        >>> _as_writable({"loss": 1.5, "by_place": {(0, 1): None}})
+        {'loss': None, 'by_place': (None,)}
     """
-    if isinstance(value, tuple):
-        return tuple(map(_in_plain_tuples, value))
-    if isinstance(value, list):
-        return list(map(_in_plain_tuples, value))
-    return {key: _in_plain_tuples(one) for key, one in value.items()} if type(value) is dict else value
+    if isinstance(value, dict):
+        parts = {key: _as_writable(part) for key, part in value.items()}
+        return parts if all(type(key) in (str, int) for key in parts) else tuple(parts.values())
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_as_writable, value))
+    return value if isinstance(value, fx.Node) else None
 
 
 def _doubled(tensor: Tensor) -> Tensor:

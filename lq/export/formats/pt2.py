@@ -68,8 +68,7 @@ class ProgramModel:
         values = {**self.signature.constants, **self.signature.arguments(args, kwargs)}
         positional = [values[name] for name in self.signature.parameters[: self.info["positional"]]]
         output = self.module(*positional, **{name: values[name] for name in self.info["named"]})
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        return output if len(tensors) == len(self.signature.leaves) else self.signature.restore(tensors)
+        return self.signature.restore([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 
 
 def load(

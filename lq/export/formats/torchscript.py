@@ -28,6 +28,7 @@ from lq.export.artifact.signature import Signature, in_order, smallest_call
 from lq.export.formats.libraries import import_libraries, libraries_of
 from lq.export.formats.low_bits import stored_archive
 from lq.fields import Field
+from lq.tracing.call_signature import opened_output
 from lq.tracing.structure import Flattener, Inputs, restore, tensors_of
 
 FILE = "int8.pt"
@@ -192,9 +193,11 @@ def check_file(directory: Path) -> None:
 
 
 def _has_type(output: Any) -> bool:
-    """Whether TorchScript can return this: it wants one type for all values of a list or dict."""
+    """Whether TorchScript can return this: it wants one type for all values of a list or dict, and for all keys."""
     if isinstance(output, tuple):
         return all(_has_type(value) for value in output)
+    if isinstance(output, dict) and {type(key) for key in output} not in ({str}, {int}):
+        return False
     values = output.values() if isinstance(output, dict) else output if isinstance(output, list) else [output]
     return all(isinstance(value, Tensor) for value in values)
 
@@ -209,7 +212,7 @@ def _flattened(model: fx.GraphModule) -> fx.GraphModule:
     twin = copy.deepcopy(model)
     output = next(node for node in twin.graph.nodes if node.op == "output")
     tensors: list[fx.Node] = []
-    fx.map_arg(output.args[0], tensors.append)
+    fx.map_arg(opened_output(output.args[0]), tensors.append)
     output.args = (tuple(tensors),)
     twin.recompile()
     return twin

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -155,6 +157,20 @@ def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
     model = FlatModel(run, signature(X, mask=X), at_once=3)
     assert torch.equal(model(X, mask=X + 1), 2 * X + 1)
     assert sizes == [3, 1]
+
+
+def test_threads_wait_for_each_other_where_a_runtime_has_one_memory() -> None:
+    memory: list[Tensor] = []
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        memory[:] = tensors
+        time.sleep(0.01)
+        return [memory[0] + 1]
+
+    model = FlatModel(run, signature(X), one_call_at_a_time=True)
+    with ThreadPoolExecutor(4) as pool:
+        for number, got in enumerate(pool.map(model, [X + number for number in range(8)])):
+            assert torch.equal(got, X + number + 1)
 
 
 @pytest.mark.parametrize("size", [(4, 4), [4, 4], torch.Size([4, 4]), {"height": [4, None]}, torch.float16, "same"])

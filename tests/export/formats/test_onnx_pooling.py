@@ -13,8 +13,10 @@ from torch.export import Dim
 
 from lq.backends.prepare import prepare
 from lq.deployment.deploy import export_artifact
+from lq.export.formats.onnx import write_program
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_program import Rewriter, rewrite
+from lq.export.formats.program import float_program
 from lq.ptq import calibrate
 from tests.tiny import quicken_deployment
 
@@ -171,3 +173,39 @@ def test_max_pooling_of_open_sizes_is_the_same() -> None:
         (node,) = rewritten_for_open_sizes(aten.max_pool2d.default, *call, [dilation] * 2, ceils)
         kept += len(node.args) > 5 and bool(node.args[5])
     assert 0 < kept < len(OPEN) * 2
+
+
+def with_places(dimensions: int) -> Any:
+    return getattr(aten, f"max_pool{dimensions}d_with_indices").default
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "shape"), [(1, (2, 3, 11)), (2, (2, 3, 8, 9)), (2, (2, 3, 9, 7)), (3, (2, 3, 5, 7, 8))]
+)
+def test_places_of_maxima_are_the_same(dimensions: int, shape: tuple[int, ...]) -> None:
+    changed = 0
+    for kernel, stride, padding in ((2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 3, 1), (2, 3, 0)):
+        settings = ([number] * dimensions for number in (kernel, stride, padding, 1))
+        pool, x = Pool(with_places(dimensions), *settings, True), torch.rand(shape)
+        program = rewrite(torch.export.export(pool, (x,)))
+        nodes = [node for node in program.graph.nodes if node.target is with_places(dimensions)]
+        changed += not any(len(node.args) > 5 for node in nodes)
+        torch.testing.assert_close(program.module()(x), pool(x))
+    assert changed
+
+
+def test_places_of_maxima_in_onnxruntime(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pool = Pool(with_places(2), [2, 2], [2, 2], [1, 1], [1, 1], True)
+    program, _ = float_program(pool.eval(), ((torch.rand(2, 3, 7, 9),), {}))
+    write_program(program, tmp_path / "x.onnx")
+    session, x = onnxruntime.InferenceSession(tmp_path / "x.onnx"), torch.rand(5, 3, 7, 9)
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(tuple(map(torch.from_numpy, got)), pool(x))
+
+
+def test_places_of_maxima_in_open_sizes_are_refused() -> None:
+    pool, sizes = Pool(with_places(2), [3, 3], [3, 3], [1, 1], [1, 1], True), {0: Dim("batch"), 3: Dim.AUTO}
+    program = torch.export.export(pool, (torch.rand(2, 3, 12, 12),), dynamic_shapes=(sizes,))
+    with pytest.raises(ValueError, match="no max pooling with ceil_mode and return_indices of a height"):
+        rewrite(program)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def test_any_batch_size_agrees_with_the_prepared_model(exported: Exported, count
         expected = prepared(images(count))
     # 48 dB over 50 samples: it adds the residual before the branch is rounded.
     assert sqnr(expected, model(images(count))) >= 30
+
+
+def test_threads_may_call_one_model(exported: Exported) -> None:
+    model, batches = exported[1], [images(8, seed=seed) for seed in range(4)]
+    expected = [model(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for got, wanted in zip(pool.map(model, batches), expected, strict=True):
+                assert torch.equal(got, wanted)
 
 
 def test_every_layer_runs_on_integers(exported: Exported) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from lq.export.artifact.signature import FlatModel, Signature
 from lq.export.formats.litert.file import Array
 from lq.export.formats.litert.orders import CHANNELS_LAST
 
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
 _IMAGE = 4
+_MOST_OPENED = 4  # each holds buffers of its own
 
 
 def interpreted(
@@ -36,31 +39,40 @@ def interpreted(
         channels_last: whether images of the file have their channels last.
         largest_batch: what the file takes at once; ``None`` is any.
     """
-    return FlatModel(_Interpreter(path, threads, xnnpack, channels_last), signature, at_once=largest_batch)
+    run = _Interpreter(path, threads, xnnpack, channels_last)
+    return FlatModel(run, signature, at_once=largest_batch, one_call_at_a_time=True)
 
 
 class _Interpreter:
     def __init__(self, path: Path, threads: int | None, xnnpack: bool, channels_last: bool) -> None:
         self.content, self.threads, self.xnnpack = path.read_bytes(), threads, xnnpack
         self.channels_last = channels_last
-        self.interpreter = self._opened()
+        first = self._opened()
+        self.inputs = first.get_input_details()
+        shapes = tuple(tuple(details["shape"].tolist()) for details in self.inputs)
+        self.opened: dict[Shapes, Any] = {shapes: first}  # the one that was used last is the last
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        inputs = self.interpreter.get_input_details()
-        arrays = [entering(t, details, self.channels_last) for t, details in zip(tensors, inputs, strict=True)]
-        shapes = [values.shape for values in arrays]
-        if shapes != [tuple(details["shape"]) for details in inputs]:
-            self.interpreter = self._opened(shapes)
-        for details, values in zip(inputs, arrays, strict=True):
-            self.interpreter.set_tensor(details["index"], values)
-        self.interpreter.invoke()
-        outputs = self.interpreter.get_output_details()
-        return [leaving(self.interpreter.get_tensor(d["index"]), d, self.channels_last) for d in outputs]
+        arrays = [entering(t, details, self.channels_last) for t, details in zip(tensors, self.inputs, strict=True)]
+        interpreter = self._for(tuple(values.shape for values in arrays))
+        for details, values in zip(self.inputs, arrays, strict=True):
+            interpreter.set_tensor(details["index"], values)
+        interpreter.invoke()
+        outputs = interpreter.get_output_details()
+        return [leaving(interpreter.get_tensor(d["index"]), d, self.channels_last) for d in outputs]
 
-    def _opened(self, shapes: Sequence[tuple[int, ...]] = ()) -> Any:
+    def _for(self, shapes: Shapes) -> Any:
+        """The interpreter for inputs of these shapes, one of the last few or a new one."""
+        found = self.opened.pop(shapes, None) or self._opened(shapes)
+        self.opened[shapes] = found
+        if len(self.opened) > _MOST_OPENED:
+            del self.opened[next(iter(self.opened))]
+        return found
+
+    def _opened(self, shapes: Shapes = ()) -> Any:
         """An interpreter for inputs of these shapes; without any they are those of the file.
 
-        Other shapes get a new one: XNNPACK may keep a buffer of the size that it has allocated first.
+        Each has one of its own: XNNPACK may keep a buffer of the size that it has allocated first.
         """
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 

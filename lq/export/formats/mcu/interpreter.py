@@ -77,7 +77,7 @@ def interpreted(
         interpreter.invoke()
         return [_output(interpreter, index, channels_last) for index in range(signature.outputs)]
 
-    return FlatModel(run, signature, at_once=largest_batch)
+    return FlatModel(run, signature, at_once=largest_batch, one_call_at_a_time=True)
 
 
 def _output(interpreter: Any, index: int, channels_last: bool) -> Tensor:

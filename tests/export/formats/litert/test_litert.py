@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import chosen
 from lq.export.formats.litert import FILE
+from lq.export.formats.litert.runtime import interpreted
 from lq.metrics import sqnr
 from tests.export.formats.litert.ran import Ran, in_litert, steps_apart
 from tests.export.nets import IMAGES, Residual, TwoInputs, calibrated, example_of, images, round_trip
@@ -82,6 +84,31 @@ def test_a_batch_that_grows_reads_no_buffer_of_a_smaller_one(tmp_path: Path) -> 
     ran = in_litert(Product(), x[:2], tmp_path, "tensorrt")
     for size in (1, 32, 2, 32):
         assert sqnr(*ran.outputs(x[:size])) > 40, size
+
+
+def test_batch_sizes_that_come_again_find_their_interpreter(
+    ran: Ran, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ai_edge_litert import interpreter
+
+    opened = []
+
+    class Counted(interpreter.Interpreter):  # type: ignore[misc, unused-ignore]
+        def __init__(self, **settings: Any) -> None:
+            opened.append(settings)
+            super().__init__(**settings)
+
+    expected = {size: ran.model(images(size)) for size in (1, 4, 7)}
+    monkeypatch.setattr(interpreter, "Interpreter", Counted)
+    model = interpreted(directory / FILE, Signature.of(ran.prepared, example_of(IMAGES), expected[4]), 1)
+    for size in (4, 1, 4, 1, 7, 4):
+        assert torch.equal(model(images(size)), expected[size])
+    assert len(opened) == 3
+    for size in range(11, 16):
+        model(images(size))
+    assert len(opened) == 3 + 5
+    assert torch.equal(model(images(4)), expected[4])
+    assert len(opened) == 3 + 5 + 1, "interpreters of sizes that are long gone are kept"
 
 
 def test_the_file_may_go_once_it_is_loaded(tmp_path: Path) -> None:
