@@ -452,7 +452,9 @@ class QATCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Look at the ranges in the first batch."""
+        """Make the versions that are compared, and look at the ranges, in the first batch."""
+        if self._round is not None:
+            self._round.begin()
         if trainer.state.fn == "fit" and self._started and (batch_idx, dataloader_idx) == (0, 0):
             self._ranges.listen(pl_module, self._name)
 
