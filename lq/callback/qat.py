@@ -23,7 +23,7 @@ from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import checkpoint_to_load, require_qat_state
 from lq.callback.compilation import CompilationPause, is_compiled
-from lq.callback.coverage import Reach, check_reached, take_in_exchanged, take_unplanned
+from lq.callback.coverage import Reach, check_reached, shows_calls, take_in_exchanged, take_unplanned
 from lq.callback.deployment import deploy_best
 from lq.callback.destination import choose_destination
 from lq.callback.distillation import Distillation, Teacher, check_teaching
@@ -391,7 +391,8 @@ class QATCallback(Callback):
         if self._forward is not None:  # a module that trains without its forward would be listened to for ever
             self._forward.remove()
             self._forward = None
-        if self._coverage_is_due and self._phase is not None and self._phase.fake_quant:
+        in_qat = self._phase is not None and self._phase.fake_quant
+        if self._coverage_is_due and in_qat and shows_calls(target, outputs):
             self._coverage_is_due = False
             if not is_compiled(pl_module):
                 self._warn(check_reached(target, self._name))
