@@ -133,6 +133,32 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
     return replace(schedule, start=start, freeze_bn=start if is_past else freezes)
 
 
+def keep_start(schedule: QATSchedule, start: int | float | str | None) -> QATSchedule:
+    """The schedule of a run that goes on from a checkpoint in which QAT has begun, which happens only once.
+
+    Args:
+        schedule: the user's.
+        start: the setting with which QAT began; ``None`` if nobody knows.
+
+    Returns:
+        the same with that start; a line in the log says so if the user's was another.
+
+    Example:
+        >>> keep_start(QATSchedule(start=5), "2 epochs").start, keep_start(QATSchedule(start=5), None).start
+        ('2 epochs', 5)
+    """
+    if start is None:
+        return schedule
+    (mine, theirs) = (Point.parse("start", raw) for raw in (schedule.start, start))
+    if mine == theirs or not (mine.value or theirs.value):
+        return schedule
+    rank_zero_info(
+        f"lq: in this checkpoint QAT has begun, with schedule.start={start!r}, and goes on from there; start="
+        f"{schedule.start!r} changes nothing. For another start, begin anew from the float checkpoint."
+    )
+    return replace(schedule, start=start)
+
+
 def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase, has_batch_norm: bool = True) -> str:
     """The line that announces a phase, with what becomes of BatchNorm statistics where there are any."""
     done = (Point(trainer.current_epoch, "epochs"), Point(trainer.global_step, "steps"))

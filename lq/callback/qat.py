@@ -52,6 +52,7 @@ from lq.callback.progress import (
     describe_phase,
     is_dev_run,
     is_told,
+    keep_start,
     position_of,
     say,
     start_here,
@@ -309,7 +310,7 @@ class QATCallback(Callback):
             self._course = self._course.without_calibration()
         for note in check_length(trainer, self._course):
             rank_zero_warn(f"lq: {note}")
-        if not self._course.has_started(here):
+        if not (self._started or self._course.has_started(here)):
             check_early_stopping(trainer)
 
     # ---- during training ------------------------------------------------------------------------------------------
@@ -575,6 +576,7 @@ class QATCallback(Callback):
             ptq,
             self._calibrated,
             self._began,
+            self.schedule.start,
         ).to_dict()
         if self.distill is not None and self._started and self._float.is_usable:
             checkpoint[TEACHER] = self._float.teacher().state_dict()
@@ -590,6 +592,8 @@ class QATCallback(Callback):
         entry.require_same_plan(self._name, self._applied)
         self._started, self._calibrated, self._float.results = entry.started, entry.calibrated, dict(entry.fp32)
         self._began = entry.began
+        if entry.started and trainer.state.fn == "fit":
+            self._course = keep_start(self._course, entry.start)
         if not splits_weights(trainer):
             require_qat_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.
