@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -58,6 +59,9 @@ def check_length(trainer: Trainer, schedule: QATSchedule) -> tuple[str, ...]:
     """
     length, steps = position_of(trainer, 0), _steps_of_epochs(trainer)
     total, counted_later = length.total_steps, steps_itself(trainer)
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        # The next loader may be longer or shorter.
+        return schedule.check(length.total_epochs, total, length.steps_per_epoch, counted_later=True)
     if len(set(steps)) <= 1:
         per_epoch = steps[0] if steps else length.steps_per_epoch
         return schedule.check(length.total_epochs, total, per_epoch, counted_later)
@@ -72,8 +76,8 @@ def _steps_of_epochs(trainer: Trainer) -> list[float]:
 
     Without a last epoch, those of the epochs in which the accumulation changes.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    scheduler = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((c for c in callbacks if is_a(c, GradientAccumulationScheduler)), None)
     batches, last = trainer.num_training_batches, trainer.max_epochs
     if scheduler is None or batches == float("inf"):
         return []

@@ -140,7 +140,8 @@ class QATSchedule:
             total_epochs: epochs after which training ends, None if there is no such limit.
             total_steps: optimizer steps after which training ends, None if there is no such limit.
             steps_per_epoch: optimizer steps in an epoch, None if unknown; converts between the units.
-            counted_later: an epoch ends, and only its number of steps is unknown until it was trained.
+            counted_later: an epoch ends, and only its number of steps is unknown until it was trained;
+                ``steps_per_epoch`` is that of the first one, and says what is to be expected.
             epochs: optimizer steps in each epoch, where they differ and are known.
 
         Returns:
@@ -154,7 +155,8 @@ class QATSchedule:
             >>> QATSchedule(observer_off=9).check(total_epochs=5)
             ('observer_off=9 is never reached: the training ends after 5 epochs.',)
         """
-        length = Position(0, 0, total_epochs, total_steps, steps_per_epoch)
+        expected = Position(0, 0, total_epochs, total_steps, steps_per_epoch)
+        length = replace(expected, steps_per_epoch=None) if counted_later else expected
         start, end = Point.parse("start", self.start), _describe_end(length)
         is_unknown = counted_later and start.fraction_of(length) is None
         if self._needs_end():
@@ -164,7 +166,8 @@ class QATSchedule:
                 f"start={self.start!r}, but the training ends after {end}: nothing would be quantized. "
                 "Start earlier or train longer."
             )
-        notes = [_unknown_end("start", self.start, end)] if is_unknown and end else []
+        is_doubtful = is_unknown and (steps_per_epoch is None or _is_over(start, expected))
+        notes = [_unknown_end("start", self.start, end)] if is_doubtful and end else []
         for name, point in self._later_points():
             pair = _in_one_unit(point, start, length, epochs)
             if pair is not None:

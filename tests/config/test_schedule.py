@@ -227,6 +227,15 @@ def test_check_says_what_shows_only_in_training():
     assert QATSchedule(start="20 steps").check(None, 40, counted_later=True) == ()
 
 
+def test_only_a_start_that_is_not_to_be_expected_is_doubtful():
+    assert QATSchedule(start="7 steps").check(4, None, 2, counted_later=True) == ()
+    (note,) = QATSchedule(start="9 steps").check(4, None, 2, counted_later=True)
+    assert note.startswith("start='9 steps': whether")
+    assert QATSchedule(start=1, freeze_bn="30 steps").check(4, None, 2, counted_later=True) == ()
+    with pytest.raises(ValueError, match=r"start='9 steps', but the training ends after 4 epochs or 8 steps: nothing"):
+        QATSchedule(start="9 steps").check(4, 8, 2, counted_later=True)
+
+
 def test_the_end_is_told_in_both_units():
     with pytest.raises(ValueError, match=r"the training ends after 3 epochs \(3 steps\): nothing"):
         QATSchedule(start="5 steps").check(3, steps_per_epoch=1)
