@@ -19,6 +19,7 @@ from lq.callback.progress import (
     describe_learning_rate,
     describe_phase,
     is_told,
+    keep_start,
     position_of,
     say,
     start_here,
@@ -41,6 +42,7 @@ class Course:
         has_started: whether QAT has.
         is_calibrated: ``False`` after a calibration that failed.
         began: where QAT did.
+        given_start: the setting with which it did, or will.
     """
 
     def __init__(self, schedule: QATSchedule) -> None:
@@ -48,6 +50,7 @@ class Course:
         self.phase: Phase | None = None
         self.has_started, self.is_calibrated = False, True
         self.began: Began | None = None
+        self.given_start = schedule.start
         self._rates = InitialLearningRates([])
         self._switch = PhaseSwitch()
         self._scales: list[LearnedScale] = []
@@ -56,9 +59,17 @@ class Course:
         """Begin at once, for a run of a few steps, which shall try all that a long one does."""
         self.schedule = replace(self.schedule, start=0, freeze_bn=None, observer_off=None)
 
-    def resume(self, entry: CheckpointEntry) -> None:
-        """Take up the course of an interrupted run."""
+    def resume(self, entry: CheckpointEntry, trains: bool) -> None:
+        """Take up the course of an interrupted run.
+
+        Args:
+            entry: of its checkpoint.
+            trains: whether it goes on; a validation does not.
+        """
         self.has_started, self.is_calibrated, self.began = entry.started, entry.calibrated, entry.began
+        if trains and entry.started:
+            self.schedule = keep_start(self.schedule, entry.start)
+            self.given_start = self.schedule.start
 
     # ---- before the first step --------------------------------------------------------------------------------------
 
@@ -86,7 +97,7 @@ class Course:
             self.schedule = self.schedule.without_calibration()
         for note in check_length(trainer, self.schedule):
             rank_zero_warn(f"lq: {note}")
-        if not self.schedule.has_started(here):
+        if not (self.has_started or self.schedule.has_started(here)):
             check_early_stopping(trainer)
 
     # ---- in training ------------------------------------------------------------------------------------------------

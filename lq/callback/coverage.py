@@ -79,6 +79,17 @@ def _not_called(name: str, what: str = "The first training step did not call") -
     )
 
 
+def shows_calls(target: nn.Module, outputs: object) -> bool:
+    """Whether a training step shows what training calls: one that skips its batch calls and returns nothing.
+
+    Args:
+        target: the prepared target.
+        outputs: of the step; there are none in manual optimization, where steps may take turns.
+    """
+    instrument = instrument_of(target)
+    return bool(outputs) or instrument is None or bool(instrument.ran)
+
+
 def check_reached(target: nn.Module, name: str) -> str | None:
     """Check after the first training batch that the sites of the plan have run.
 

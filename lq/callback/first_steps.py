@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lq.callback.compilation import is_compiled
-from lq.callback.coverage import Reach, check_reached
+from lq.callback.coverage import Reach, check_reached, shows_calls
 from lq.callback.first_call import watch_first_call
 from lq.callback.forward_check import ForwardCheck
 from lq.instrument.listen import Listener
@@ -54,21 +54,28 @@ class FirstSteps:
             self._forward.remove()
             self._forward = None
 
-    def check_calls(self, module: LightningModule, target: nn.Module, name: str) -> bool:
+    def check_calls(self, module: LightningModule, target: nn.Module, name: str, outputs: object) -> bool:
         """After a step of QAT: have the calls run that were planned?
 
+        Args:
+            module: the LightningModule.
+            target: prepared.
+            name: of it.
+            outputs: of the step.
+
         Returns:
-            whether this was the first such step.
+            whether this was the first such step that shows it.
 
         Raises:
             ValueError: if none has.
         """
-        is_first, self._calls_are_due = self._calls_are_due, False
-        if is_first and not is_compiled(module):
-            note = check_reached(target, name)
-            if note is not None:
-                rank_zero_warn(note)
-        return is_first
+        if not (self._calls_are_due and shows_calls(target, outputs)):
+            return False
+        self._calls_are_due = False
+        note = None if is_compiled(module) else check_reached(target, name)
+        if note is not None:
+            rank_zero_warn(note)
+        return True
 
     def end_epoch(self) -> None:
         """After the first epoch.

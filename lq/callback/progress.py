@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -58,6 +59,9 @@ def check_length(trainer: Trainer, schedule: QATSchedule) -> tuple[str, ...]:
     """
     length, steps = position_of(trainer, 0), _steps_of_epochs(trainer)
     total, counted_later = length.total_steps, steps_itself(trainer)
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        # The next loader may be longer or shorter.
+        return schedule.check(length.total_epochs, total, length.steps_per_epoch, counted_later=True)
     if len(set(steps)) <= 1:
         per_epoch = steps[0] if steps else length.steps_per_epoch
         return schedule.check(length.total_epochs, total, per_epoch, counted_later)
@@ -72,8 +76,8 @@ def _steps_of_epochs(trainer: Trainer) -> list[float]:
 
     Without a last epoch, those of the epochs in which the accumulation changes.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    scheduler = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    scheduler = next((c for c in callbacks if is_a(c, GradientAccumulationScheduler)), None)
     batches, last = trainer.num_training_batches, trainer.max_epochs
     if scheduler is None or batches == float("inf"):
         return []
@@ -131,6 +135,32 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
         and Point.parse("freeze_bn", freezes).reached(position_of(trainer, 0))
     )
     return replace(schedule, start=start, freeze_bn=start if is_past else freezes)
+
+
+def keep_start(schedule: QATSchedule, start: int | float | str | None) -> QATSchedule:
+    """The schedule of a run that goes on from a checkpoint in which QAT has begun, which happens only once.
+
+    Args:
+        schedule: the user's.
+        start: the setting with which QAT began; ``None`` if nobody knows.
+
+    Returns:
+        the same with that start; a line in the log says so if the user's was another.
+
+    Example:
+        >>> keep_start(QATSchedule(start=5), "2 epochs").start, keep_start(QATSchedule(start=5), None).start
+        ('2 epochs', 5)
+    """
+    if start is None:
+        return schedule
+    (mine, theirs) = (Point.parse("start", raw) for raw in (schedule.start, start))
+    if mine == theirs or not (mine.value or theirs.value):
+        return schedule
+    rank_zero_info(
+        f"lq: in this checkpoint QAT has begun, with schedule.start={start!r}, and goes on from there; start="
+        f"{schedule.start!r} changes nothing. For another start, begin anew from the float checkpoint."
+    )
+    return replace(schedule, start=start)
 
 
 def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase, has_batch_norm: bool = True) -> str:

@@ -327,7 +327,7 @@ class QATCallback(Callback):
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         self._first.end_step()
         if course.phase is not None and course.phase.fake_quant:
-            is_first = self._first.check_calls(pl_module, target, self._name)
+            is_first = self._first.check_calls(pl_module, target, self._name, outputs)
             if is_first and self._example is None:
                 check_example(trainer, pl_module, self._name)
         course.set_rates(trainer, batch_idx + 1)
@@ -371,7 +371,9 @@ class QATCallback(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Look at the ranges in the first batch."""
+        """Make the versions that are compared, and look at the ranges, in the first batch."""
+        if self._round is not None:
+            self._round.begin()
         if trainer.state.fn == "fit" and self._course.has_started and (batch_idx, dataloader_idx) == (0, 0):
             self._ranges.listen(pl_module, self._name)
 
@@ -492,6 +494,7 @@ class QATCallback(Callback):
             ptq,
             course.is_calibrated,
             course.began,
+            course.given_start,
         ).to_dict()
         if self.distill is not None and course.has_started and self._float.is_usable:
             checkpoint[TEACHER] = self._float.teacher().state_dict()
@@ -505,7 +508,7 @@ class QATCallback(Callback):
         check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
         entry.require_same_plan(self._name, self._applied)
-        self._course.resume(entry)
+        self._course.resume(entry, trains=trainer.state.fn == "fit")
         self._float.results = dict(entry.fp32)
         if not splits_weights(trainer):
             require_qat_state(checkpoint, pl_module)

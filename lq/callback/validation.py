@@ -26,8 +26,6 @@ from lq.tracing.structure import Inputs
 class ValidationRound:
     """One validation of a run: what the target computes, beside FP32 and int8 where they are due.
 
-    Made when the validation starts, while the module holds nothing of it yet.
-
     Args:
         trainer: of the run.
         module: the running LightningModule.
@@ -50,39 +48,55 @@ class ValidationRound:
         example: Inputs | None = None,
         axes: Axes | None = None,
     ) -> None:
-        self.trainer, self.name, self.reference = trainer, name, reference
+        self.trainer, self.module, self.name, self.reference = trainer, module, name, reference
+        self.validation, self.due, self.example, self.axes = validation, versions, example, axes
         self.versions: dict[str, nn.Module] = {}
-        if "fp32" in versions and reference.model is not None and reference.is_due:
-            self.versions["fp32"] = reference.model.to(module.device).eval()
         self._twin: LightningModule | None = None
+        self._comparison: ValidationComparison | None = None
+
+    def begin(self) -> None:
+        """Make the versions, unless they are there: before the first batch, when the module holds nothing of it yet.
+
+        And not at the start of the validation, behind which averages take the place of weights.
+        """
+        if self._comparison is not None:
+            return
+        module, reference = self.module, self.reference
+        if "fp32" in self.due and reference.model is not None and reference.is_due:
+            self.versions["fp32"] = reference.model.to(module.device).eval()
         with torch.inference_mode(False), torch.no_grad():
             is_split = is_sharded(module)  # then all processes have to give their parts
-            if "int8" in versions:
-                prepared = prepared_graph(detached_copy(module) if is_split else module, name, example, axes)
-                try:
-                    check_weights(prepared)
-                except ValueError as error:  # the best checkpoint, from before, can still be delivered
-                    rank_zero_warn(f"lq: no figures of int8: {error}")
-                else:
-                    self.versions["int8"] = convert(prepared)
-            if self.versions and (trainer.is_global_zero or is_split):
+            if "int8" in self.due:
+                self._add_int8(detached_copy(module) if is_split else module)
+            if self.versions and (self.trainer.is_global_zero or is_split):
                 self._twin = detached_copy(module).float()
         self._comparison = ValidationComparison(
-            target_of(module, name),
+            target_of(module, self.name),
             self.versions,
-            validation.metric,
-            validation.target_fn,
+            self.validation.metric,
+            self.validation.target_fn,
             sync=True,
             device=module.device,
         )
 
+    def _add_int8(self, module: LightningModule) -> None:
+        prepared = prepared_graph(module, self.name, self.example, self.axes)
+        try:
+            check_weights(prepared)
+        except ValueError as error:  # the best checkpoint, from before, can still be delivered
+            rank_zero_warn(f"lq: no figures of int8: {error}")
+        else:
+            self.versions["int8"] = convert(prepared)
+
     def update(self, batch: Any) -> None:
         """Take the call that ``validation_step`` made for this batch."""
-        self._comparison.update(batch)
+        if self._comparison is not None:
+            self._comparison.update(batch)
 
     def stop(self) -> None:
         """Stop listening, and compute nothing: that would wait for other processes."""
-        self._comparison.stop()
+        if self._comparison is not None:
+            self._comparison.stop()
 
     def finish(self, validation: ValidationData) -> Results:
         """The figures of all versions, by those: the metric's, and what the module's own validation logs.
@@ -96,6 +110,8 @@ class ValidationRound:
         Returns:
             the figures; none of its own of a version that the user's code cannot be run with, which a warning says.
         """
+        self.begin()  # in a process without a batch
+        assert self._comparison is not None
         results = self._comparison.finish()
         if self.reference.model is not None:
             self.reference.model.cpu()

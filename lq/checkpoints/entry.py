@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lq.backends.prepare import prepare_again
+from lq.config.points import Point
 from lq.config.qconfig import QConfig
 from lq.config.schedule import Began
 from lq.config.specs import ActivationSpec, WeightSpec
@@ -36,7 +37,8 @@ class CheckpointEntry:
         history: rows of what was logged so far, for the pictures at the end; see :mod:`lq.report.plots.training`.
         ptq: figures of the model quantized without training, if QAT started from that.
         calibrated: whether ranges could be calibrated before QAT, where that was wanted.
-        began: where QAT began, if it has and the schedule gives that in epochs or steps.
+        began: where QAT began, if it has.
+        start: the setting of the schedule that said where.
 
     Example:
         >>> entry = CheckpointEntry("model", QConfig("x86_vnni"), started=True)
@@ -53,6 +55,7 @@ class CheckpointEntry:
     ptq: Mapping[str, float] = field(default_factory=dict)
     calibrated: bool = True
     began: Began | None = None
+    start: int | float | str | None = None
 
     @property
     def example(self) -> Inputs | None:
@@ -99,6 +102,7 @@ class CheckpointEntry:
             {name: _figure(value) for name, value in given.get("ptq", {}).items()},
             given.get("calibrated", True).flag(),
             _began(given.get("began", {})),
+            _start(given.get("start", None)),
         )
 
     def require_same_plan(self, target: str, qconfig: QConfig) -> None:
@@ -176,6 +180,18 @@ def _check_grids(given: Field) -> None:
 def _began(given: Field) -> Began | None:
     """Where QAT began; older checkpoints do not say it, and those from before the start cannot."""
     return Began(given["epochs"].number(), given["steps"].number()) if given.mapping() else None
+
+
+def _start(given: Field) -> int | float | str | None:
+    """A point of a schedule; older checkpoints have none."""
+    if given.value is None:
+        return None
+    try:
+        Point.parse("start", given.value)
+    except (TypeError, ValueError) as error:
+        raise given.error("a point of a training") from error
+    start: int | float | str = given.value
+    return start
 
 
 def _figure(given: Field) -> float:

@@ -16,6 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler, SequentialSampler
 
+from lq.compat.packages import is_a
+
 # Attributes of a LightningModule that belong to its run.
 TRAINER = "_trainer"
 _METRICS = "_metric_attributes"
@@ -59,7 +61,7 @@ def users_sampler(sampler: DistributedSampler[Any]) -> Any:
         'SequentialSampler'
     """
     shared: Any = sampler.dataset
-    return shared._sampler if isinstance(sampler, DistributedSamplerWrapper) else SequentialSampler(shared)
+    return shared._sampler if is_a(sampler, DistributedSamplerWrapper) else SequentialSampler(shared)
 
 
 def validation_loaders_of(trainer: Trainer) -> Any:

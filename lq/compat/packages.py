@@ -23,7 +23,7 @@ def _counterpart(kind: type, owner: Any) -> type:
 
 
 def _module_name(kind: type) -> str:
-    return kind.__module__.replace("lightning.pytorch", _OTHER, 1)
+    return kind.__module__.replace("lightning.pytorch", _OTHER, 1).replace("lightning.fabric", "lightning_fabric", 1)
 
 
 def _is_of_other(owner: Any) -> bool:

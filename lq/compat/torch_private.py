@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch.jit._trace import TracerWarning as TracerWarning
@@ -237,6 +237,27 @@ def inductor_settings() -> Any:
     from torch._inductor import config
 
     return config
+
+
+def let_go_of_export(graph: fx.Graph) -> None:
+    """Let Python free what ``torch.export`` knew of a graph when nobody has the graph any more.
+
+    Its symbolic sizes hold tensors and calls whose shapes hold the sizes from C++, where no garbage collector looks
+    (torch 2.14). Besides, caches hold the sizes of many exports. Each would stay for the rest of the process.
+
+    Args:
+        graph: whose nodes have values; it stays as it is.
+    """
+    from torch._guards import detect_fake_mode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
+
+    mode = detect_fake_mode([node.meta.get("val") for node in graph.nodes])
+    sizes = None if mode is None else mode.shape_env
+    for name in ("tracked_fakes", "fake_tensor_cache"):
+        (getattr(sizes, name, None) or []).clear()
+    for method in vars(ShapeEnv).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
 
 
 @contextmanager

@@ -140,7 +140,8 @@ class QATSchedule:
             total_epochs: epochs after which training ends, None if there is no such limit.
             total_steps: optimizer steps after which training ends, None if there is no such limit.
             steps_per_epoch: optimizer steps in an epoch, None if unknown; converts between the units.
-            counted_later: an epoch ends, and only its number of steps is unknown until it was trained.
+            counted_later: an epoch ends, and only its number of steps is unknown until it was trained;
+                ``steps_per_epoch`` is that of the first one, and says what is to be expected.
             epochs: optimizer steps in each epoch, where they differ and are known.
 
         Returns:
@@ -154,7 +155,8 @@ class QATSchedule:
             >>> QATSchedule(observer_off=9).check(total_epochs=5)
             ('observer_off=9 is never reached: the training ends after 5 epochs.',)
         """
-        length = Position(0, 0, total_epochs, total_steps, steps_per_epoch)
+        expected = Position(0, 0, total_epochs, total_steps, steps_per_epoch)
+        length = replace(expected, steps_per_epoch=None) if counted_later else expected
         start, end = Point.parse("start", self.start), _describe_end(length)
         is_unknown = counted_later and start.fraction_of(length) is None
         if self._needs_end():
@@ -164,7 +166,8 @@ class QATSchedule:
                 f"start={self.start!r}, but the training ends after {end}: nothing would be quantized. "
                 "Start earlier or train longer."
             )
-        notes = [_unknown_end("start", self.start, end)] if is_unknown and end else []
+        is_doubtful = is_unknown and (steps_per_epoch is None or _is_over(start, expected))
+        notes = [_unknown_end("start", self.start, end)] if is_doubtful and end else []
         for name, point in self._later_points():
             pair = _in_one_unit(point, start, length, epochs)
             if pair is not None:
@@ -211,22 +214,25 @@ class QATSchedule:
     def began(self, position: Position) -> Began | None:
         """Where QAT began, seen from a position of the training, best from the first one after ``start``.
 
-        Epochs may have different numbers of steps, and how many is known only of those that are over. So a start in
-        one unit is converted to the other one once, by the steps and epochs until now, and has to be kept then.
+        It has to be kept then. Epochs may have different numbers of steps, and how many is known only of those that are
+        over, so a start in one unit is converted to the other one by the steps and epochs until now. And a run that was
+        resumed may be a longer training, of which a start that is a share comes later.
 
         Args:
             position: where the training stands.
 
         Returns:
-            None before the start, and for a start that is a share of the training, which needs no conversion.
+            None before the start.
 
         Example:
             >>> QATSchedule(start="20 steps").began(Position(epoch=2.5, step=20))
             Began(epochs=2.5, steps=20.0)
         """
         start = Point.parse("start", self.start)
-        if start.unit == "fraction" or not start.reached(position):
+        if not start.reached(position):
             return None
+        if start.unit == "fraction":
+            return Began(position.epoch, position.step)
         per_epoch = position.step / position.epoch if position.epoch else 0.0
         if start.unit == "epochs":
             return Began(start.value, start.value * per_epoch)
@@ -237,7 +243,8 @@ class QATSchedule:
 
         Args:
             position: where the training stands; the same position always gives the same phase.
-            began: what :meth:`began` gave when QAT began; None converts the start by ``position.steps_per_epoch``.
+            began: what :meth:`began` gave when QAT began, which then is on, wherever ``start`` is; None goes by
+                ``start``, converted by ``position.steps_per_epoch``.
 
         Returns:
             The phase.
@@ -246,7 +253,7 @@ class QATSchedule:
             ValueError: if the position lacks a total that a point or the learning rate needs; :meth:`check`
                 finds that before the training starts.
         """
-        if not self.has_started(position):
+        if began is None and not self.has_started(position):
             return Phase(fake_quant=False, observer=False, freeze_bn=False)
         annealing = self._annealing(position, began)
         return Phase(
@@ -271,7 +278,7 @@ class QATSchedule:
         if raw is not None:
             return Point.parse(name, raw, never=True)
         if name == "observer_off" and self.calibration:
-            return Point.parse("start", self.start)  # which has been reached by whoever asks
+            return Point(0.0, "epochs")  # in place of the start, which has been reached by whoever asks
         start = self._start_share(position, began)
         return Point(start + default_share * (1 - start), "fraction")
 
@@ -282,7 +289,10 @@ class QATSchedule:
                 f"{', '.join(self._needs_end())}: a share of the training needs its end. Set max_epochs or "
                 "max_steps in the Trainer, or give the points in epochs or steps and lr=None."
             )
-        share = Point.parse("start", self.start).fraction_of(length) if began is None else length.share(*began)
+        start = Point.parse("start", self.start)
+        share = start.fraction_of(length) if began is None else length.share(*began)
+        if began is not None and share is not None and start.unit == "fraction":
+            share = min(share, start.value)  # as it was wanted: QAT begins with the first step behind it
         if share is None:
             raise ValueError(
                 f"start={self.start!r} cannot be compared with the end of the training, after "

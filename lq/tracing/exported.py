@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 import lq.core.marks  # noqa: F401  # registers what the graphs hold
-from lq.compat.torch_private import layers_of_any_length, quiet_export
+from lq.compat.torch_private import layers_of_any_length, let_go_of_export, quiet_export
 from lq.compat.torchvision_private import boxes_without_branches
 from lq.core.kept import as_it_was
 from lq.tracing.axes import Axes, axes_of, named_tensors
@@ -135,6 +135,7 @@ def export(
         exported = _read(target, program, graph, arguments, flat.returned.structure)
         batch = _fixed_batch(exported, flat, flattener.tensors, stacks)
         exported = replace(exported, batch=batch, constant_sizes=_constant_sizes(exported))
+        let_go_of_export(graph)
         if not axes:
             return exported
         named = named_open_axes(target, example, axes, exported.inputs, stacks)

@@ -323,15 +323,41 @@ def test_a_target_that_no_step_calls_is_refused_long_before_a_late_start(fit: Fi
     assert module.steps == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*returned `None`")
-def test_a_first_batch_without_a_call_of_the_target_is_no_reason_to_stop(fit: Fit) -> None:
-    class Skips(Tiny):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return None if batch_idx == 0 and self.current_epoch == 0 else super().training_step(batch, batch_idx)
+class Skips(Tiny):
+    """Leaves out its first batch, as one of broken samples."""
 
-    module = Skips()
-    fit(module, QATCallback(schedule=QATSchedule(start=1)))
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 0 and self.current_epoch == 0 else super().training_step(batch, batch_idx)
+
+
+class TakesTurns(Tiny):
+    """Trains something else first."""
+
+    def __init__(self, turns: int = 2) -> None:
+        super().__init__()
+        self.automatic_optimization, self.turns = False, turns
+        self.other = make_net()
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        network = self.model if batch_idx % self.turns == 1 else self.other
+        optimizer.zero_grad()
+        self.manual_backward(F.cross_entropy(network(batch[0]), batch[1]))
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("kind", [Skips, TakesTurns])
+def test_a_first_batch_without_a_call_of_the_target_is_no_reason_to_stop(fit: Fit, kind: Any, start: int) -> None:
+    module = kind()
+    fit(module, QATCallback(target="model", schedule=QATSchedule(start=start)))
     assert all(state_of(module.model).observed())
+
+
+def test_a_whole_epoch_is_one_also_if_steps_return_nothing(fit: Fit) -> None:
+    with pytest.raises(ValueError, match="Nothing in the first epoch of training called the target, model"):
+        fit(TakesTurns(turns=1), QATCallback(target="model"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])

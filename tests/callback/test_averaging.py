@@ -59,6 +59,27 @@ def test_averaged_weights_on_the_ranges_of_the_training(fit: Fit, form: str, sta
     assert callback.deployment.parity["torch"].passed
 
 
+class Halves(callbacks.Callback):
+    """Validates with other weights than those that are trained, as averages of one's own do."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.model[5].weight.data /= 2
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.model[5].weight.data *= 2
+
+
+@needs_averaging
+@pytest.mark.parametrize("averaging", [lambda: callbacks.EMAWeightAveraging(decay=0.9), Halves], ids=["EMA", "own"])
+def test_int8_models_during_the_fit_have_the_weights_that_are_validated(fit: Fit, averaging: Any) -> None:
+    callback = QATCallback(schedule=QATSchedule(lr=1.0, lr_final=1.0), int8_every_n_epochs=1)
+    metrics: dict[str, Any] = {}  # of the last validation; the end of the fit has figures of its own
+    note = callbacks.LambdaCallback(on_validation_end=lambda trainer, _: metrics.update(trainer.callback_metrics))
+    fit(Tiny(), callback, averaging(), note, max_epochs=2)
+    assert metrics["qat/int8_vs_fake/sqnr_db"] > 30
+    assert metrics["qat/int8/val_loss"] == pytest.approx(float(metrics["val_loss"]), abs=0.01)
+
+
 @needs_averaging
 def test_learned_scales_are_not_averaged_with_the_zero_that_they_start_from(fit: Fit) -> None:
     learned = QConfig(weight=WeightSpec(learned_scale=True), activation=ActivationSpec(learned_scale=True))

@@ -39,8 +39,8 @@ def test_an_epoch_that_calls_the_target(step: Callable[..., FirstSteps]) -> None
     module = prepared()
     first = step(module, module)
     first.end_epoch()
-    assert first.check_calls(module, module.model, "model")
-    assert not first.check_calls(module, module.model, "model")
+    assert first.check_calls(module, module.model, "model", {"loss": 0.0})
+    assert not first.check_calls(module, module.model, "model", {"loss": 0.0})
 
 
 def test_an_epoch_that_calls_something_else_is_an_error(step: Callable[..., FirstSteps]) -> None:
@@ -51,7 +51,7 @@ def test_an_epoch_that_calls_something_else_is_an_error(step: Callable[..., Firs
 def test_a_step_of_qat_that_calls_something_else_is_an_error(step: Callable[..., FirstSteps]) -> None:
     module = prepared()
     with pytest.raises(ValueError, match="first training step did not call the target, model"):
-        step(module, torch.relu).check_calls(module, module.model, "model")
+        step(module, torch.relu).check_calls(module, module.model, "model", {"loss": 0.0})
 
 
 def test_nothing_listens_any_more_once_it_is_removed(step: Callable[..., FirstSteps]) -> None:

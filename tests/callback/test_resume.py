@@ -234,3 +234,51 @@ def test_a_checkpoint_without_ranges_is_refused_however_loosely_it_is_loaded(fit
     module.strict_loading = False
     with pytest.raises(ValueError, match=r"lacks model\.qat_state\.max_val: the ranges of QAT"):
         fit(module, qat(), keeper(tmp_path / "unused"), ckpt_path=tmp_path / "less.ckpt")
+
+
+class Rates(L.Callback):
+    """Whether each step is quantized, and its learning rate."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.rows: dict[int, tuple[bool, float]] = {}
+        self.stop = stop
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == self.stop:
+            raise RuntimeError("the power went out")
+        quantized = state_of(pl_module.model).fake_quant
+        self.rows[trainer.global_step] = quantized, trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def _stopped_and_resumed(folder: Path, first: dict[str, Any], second: dict[str, Any], epochs: int) -> Rates:
+    trainer = make_trainer(folder, qat(**first), Rates(stop=3), keeper(folder / "kept"), max_epochs=4)
+    with pytest.raises(RuntimeError, match="the power went out"):
+        trainer.fit(Tiny(), train_loader(), val_loader())
+    rates = Rates()
+    trainer = make_trainer(folder, qat(**second), rates, max_epochs=epochs)
+    trainer.fit(Tiny(), train_loader(), val_loader(), ckpt_path=folder / "kept" / "last.ckpt")
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("start", [1, 2, 5])
+def test_another_start_changes_nothing_where_qat_has_begun(
+    tmp_path: Path, start: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Rates()
+    make_trainer(tmp_path, qat(start=2), whole, max_epochs=6).fit(Tiny(), train_loader(), val_loader())
+    with caplog.at_level("INFO"):
+        resumed = _stopped_and_resumed(tmp_path, {"start": 2}, {"start": start}, 6)
+    assert resumed.rows.items() <= whole.rows.items()
+    assert min(resumed.rows) == 9
+    told = f"QAT has begun, with schedule.start=2, and goes on from there; start={start} changes nothing"
+    assert (told in caplog.text) is (start != 2)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_qat_stays_on_in_a_longer_training_of_which_its_start_is_a_share(tmp_path: Path) -> None:
+    resumed = _stopped_and_resumed(tmp_path, {"start": 0.5}, {"start": 0.5}, 12)
+    assert all(quantized for quantized, _ in resumed.rows.values())
+    rates = [rate for _, rate in resumed.rows.values()]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(0.001, rel=0.05), "QAT has a tenth of its way behind it"

@@ -19,6 +19,8 @@ from lq.backends.prepare import state_of
 from tests.callback.conftest import Fit
 from tests.tiny import RESUMES_MID_EPOCH, NoNoise, Tiny, keeper, make_data, make_trainer, qat, resumable, val_loader
 
+OWN = ("forward", "training_step", "validation_step", "configure_optimizers")
+
 Row = tuple[int, int, bool, bool, float]
 
 
@@ -96,6 +98,20 @@ def test_with_loaders_of_other_lengths(fit: Fit) -> None:
     rows = phases.check()
     assert trainer.global_step == 14
     assert rows[0][:2] == (3, 1)
+
+
+def test_a_late_start_in_steps_with_loaders_of_other_lengths(fit: Fit) -> None:
+    phases = Phases()
+    with pytest.warns(UserWarning, match="start='9 steps': whether that is before the end .* after 4 epochs, shows"):
+        fit(
+            Grows(),
+            qat(start="9 steps"),
+            phases,
+            loaders=(None, None),
+            max_epochs=4,
+            reload_dataloaders_every_n_epochs=1,
+        )
+    assert phases.check()[0][0] == 9
 
 
 def test_steps_of_all_optimizers_count(fit: Fit) -> None:
@@ -176,6 +192,18 @@ def test_a_resumed_run_is_in_the_same_phases(
 def test_a_start_that_never_comes_is_refused_where_accumulation_changes(fit: Fit) -> None:
     with pytest.raises(ValueError, match=r"start='10 steps', but the training ends after 4 epochs or 10 steps"):
         fit(NoNoise(), qat(start="10 steps"), *accumulating(), loaders=(resumable(32), val_loader()), max_epochs=4)
+
+
+def test_so_it_is_with_the_other_package_of_lightning(tmp_path: Path) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    kind: Any = type("Lit", (other.LightningModule,), {name: getattr(Tiny, name) for name in OWN})
+    module = kind()
+    module.model, module.scheduler, module.lr = NoNoise().model, None, 0.1
+    callbacks = [qat(start="10 steps"), other.callbacks.GradientAccumulationScheduler({0: 1, 2: 4})]
+    settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 4, "log_every_n_steps": 1}
+    trainer = other.Trainer(**settings, default_root_dir=tmp_path, callbacks=callbacks)
+    with pytest.raises(ValueError, match=r"start='10 steps', but the training ends after 4 epochs or 10 steps"):
+        trainer.fit(module, resumable(32), val_loader())
 
 
 def test_one_factor_for_all_epochs(fit: Fit) -> None:

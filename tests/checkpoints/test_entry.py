@@ -59,6 +59,14 @@ def test_where_qat_began_is_plain_data_that_older_checkpoints_lack() -> None:
     assert CheckpointEntry.from_dict(plain).began is None
 
 
+@pytest.mark.parametrize("start", [2, 0.5, "30%", None])
+def test_so_is_the_start(start: Any) -> None:
+    plain = CheckpointEntry("", QConfig(), start=start).to_dict()
+    assert CheckpointEntry.from_dict(plain).start == start
+    del plain["start"]
+    assert CheckpointEntry.from_dict(plain).start is None
+
+
 def test_targets_are_named() -> None:
     assert (quoted("model"), quoted("")) == ("'model'", "the LightningModule itself")
 
@@ -85,6 +93,8 @@ def plain() -> dict[str, Any]:
         ({"history": [{"a": []}]}, r"history\[0\]\.a is a list"),
         ({"began": {"epochs": "1", "steps": 3}}, r"began\.epochs is '1'"),
         ({"began": {"epochs": 1.0}}, r"began lacks 'steps'"),
+        ({"start": "noon"}, r"start is 'noon'"),
+        ({"start": [1]}, r"start is a list"),
         ({"plan": 3}, r"plan is 3"),
         ({"plan": None}, r"plan is None"),
         ({"qconfig": 3}, r"qconfig is 3"),

@@ -1,5 +1,6 @@
 """A probe for each private name of PyTorch: which one a new version has changed is the name of the test that fails."""
 
+import gc
 import logging
 import sys
 import warnings
@@ -191,6 +192,27 @@ def test_sizes_that_become_constants_are_noted() -> None:
         seen.clear()
         torch.export.export(nn.Linear(2, 1), (torch.ones(3, 2),), dynamic_shapes=({0: batch},), strict=False)
     assert not seen
+
+
+def test_exports_that_were_let_go_of_are_freed() -> None:
+    def sizes() -> int:
+        gc.collect()
+        return sum(type(thing).__name__ == "ShapeEnv" for thing in gc.get_objects())
+
+    def export(let_go: bool) -> None:
+        batch = torch.export.Dim.AUTO  # type: ignore[attr-defined]
+        program = torch.export.export(nn.Linear(2, 1), (torch.ones(3, 2),), dynamic_shapes=({0: batch},), strict=False)
+        if let_go:
+            private.let_go_of_export(program.graph)
+
+    export(let_go=True)
+    before = sizes()
+    for _ in range(3):
+        export(let_go=True)
+    assert sizes() == before
+    export(let_go=False)
+    export(let_go=True)
+    assert sizes() > before, "torch does it itself: let_go_of_export is not needed any more"
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")

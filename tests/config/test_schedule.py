@@ -227,6 +227,15 @@ def test_check_says_what_shows_only_in_training():
     assert QATSchedule(start="20 steps").check(None, 40, counted_later=True) == ()
 
 
+def test_only_a_start_that_is_not_to_be_expected_is_doubtful():
+    assert QATSchedule(start="7 steps").check(4, None, 2, counted_later=True) == ()
+    (note,) = QATSchedule(start="9 steps").check(4, None, 2, counted_later=True)
+    assert note.startswith("start='9 steps': whether")
+    assert QATSchedule(start=1, freeze_bn="30 steps").check(4, None, 2, counted_later=True) == ()
+    with pytest.raises(ValueError, match=r"start='9 steps', but the training ends after 4 epochs or 8 steps: nothing"):
+        QATSchedule(start="9 steps").check(4, 8, 2, counted_later=True)
+
+
 def test_the_end_is_told_in_both_units():
     with pytest.raises(ValueError, match=r"the training ends after 3 epochs \(3 steps\): nothing"):
         QATSchedule(start="5 steps").check(3, steps_per_epoch=1)
@@ -243,7 +252,8 @@ def test_the_end_is_told_in_both_units():
         (2, Position(2, 9, None, 20), (2, 9)),
         (2, Position(2, 0, 4), (2, 0)),
         ("3 steps", Position(0.5, 2, 4), None),
-        (0.25, Position(1, 4, 4), None),
+        (0.25, Position(1, 4, 4), (1, 4)),
+        (0.25, Position(0.75, 3, 4), None),
     ],
 )
 def test_where_qat_began(start, at, began):
@@ -258,6 +268,23 @@ def test_a_start_that_is_known_does_not_depend_on_the_steps_of_an_epoch():
     began = schedule.began(Position(0.75, 3, 4))
     phases = {schedule.phase(Position(2, 8, 4, steps_per_epoch=steps), began) for steps in (4.0, 1.0, None)}
     assert len(phases) == 1
+
+
+def test_a_share_begins_where_it_was_wanted_and_not_with_the_step_behind_it():
+    schedule, at = QATSchedule(start=0.3), Position(1.25, 5, 4)
+    assert schedule.phase(at, schedule.began(at)) == schedule.phase(at)
+
+
+def test_what_has_begun_stays_on_in_a_longer_training():
+    schedule, longer = QATSchedule(start=0.5, calibration=32), Position(2.5, 10, 40)
+    began = schedule.began(Position(2, 8, 4))
+    assert schedule.phase(longer) == Phase(fake_quant=False, observer=False, freeze_bn=False)
+    phase = schedule.phase(longer, began)
+    assert phase.fake_quant
+    assert not phase.observer, "they were calibrated"
+    assert schedule.phase(Position(2, 8, 40), began).lr_scale == schedule.lr
+    assert not schedule.phase(Position(2, 8, 40), began).freeze_bn
+    assert schedule.phase(Position(2 + 38 * 3 / 8, 65, 40), began).freeze_bn
 
 
 class Host:

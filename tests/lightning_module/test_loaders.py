@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -65,9 +65,13 @@ def test_the_users_sampler_chooses_the_samples() -> None:
     assert spread(weighted, 1) is weighted
 
 
-def test_only_the_sharing_of_lightning_is_taken_away() -> None:
+@pytest.mark.parametrize("package", ["lightning.fabric", "lightning_fabric"])
+def test_only_the_sharing_of_lightning_is_taken_away(package: str) -> None:
+    pytest.importorskip("pytorch_lightning")
+    wrapper: Any = importlib.import_module(f"{package}.utilities.distributed").DistributedSamplerWrapper
+
     def share(of: Any) -> Any:
-        return DistributedSamplerWrapper(of, num_replicas=2, rank=0, shuffle=False)
+        return wrapper(of, num_replicas=2, rank=0, shuffle=False)
 
     split = SubsetRandomSampler(range(900, 1000))
     loaders = [
