@@ -53,6 +53,7 @@ from lq.callback.progress import (
     is_dev_run,
     is_told,
     position_of,
+    require_epochs_left,
     say,
     start_here,
 )
@@ -581,6 +582,8 @@ class QATCallback(Callback):
         if KEY not in checkpoint:
             rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
+            if trainer.state.fn == "fit":
+                require_epochs_left(trainer, checkpoint)
             return
         check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
