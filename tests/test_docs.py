@@ -3,14 +3,17 @@
 import ast
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import lightning as L
 import pytest
+import torch
 import yaml
 
 import lq
@@ -72,6 +75,16 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             if "lightning-qat[" not in str(error):  # an extra that this machine has no packages for
                 raise
             pytest.skip(str(error))
+
+
+def test_the_script_for_several_processes_runs_in_two(tmp_path):
+    (script,) = [block for block in blocks(ROOT / "docs/how_to/functions.md", "py") if "init_process_group" in block]
+    (tmp_path / "train_ddp.py").write_text(script)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_ddp.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert lq.load(tmp_path / "int8")(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 @each_page

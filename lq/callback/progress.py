@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lq.compat.lightning_private import epochs_behind
 from lq.compat.packages import is_a
 from lq.config.points import Point, Position
 from lq.config.schedule import Phase, QATSchedule
@@ -107,6 +109,26 @@ def close_progress_bar(trainer: Trainer, module: LightningModule) -> None:
         bar.teardown(trainer, module, stage="fit")  # Lightning does so a moment later
 
 
+def require_epochs_left(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of the float model after which no epoch is left to train.
+
+    Args:
+        trainer: that is about to fit.
+        checkpoint: of the float model.
+
+    Raises:
+        ValueError: saying how to start from the weights alone.
+    """
+    done, limit = epochs_behind(checkpoint), trainer.max_epochs
+    if limit not in (None, -1) and done >= limit:
+        raise ValueError(
+            f"The float checkpoint was written after {done} epochs, and ckpt_path continues its training, of which "
+            f"max_epochs={limit} leaves nothing for QAT. Load the weights alone, "
+            "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path, or set "
+            f"max_epochs={done + max(1, done // 10)}."
+        )
+
+
 def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
     """The schedule of a run that goes on from a float checkpoint: QAT gets what is left of the training.
 
@@ -116,17 +138,8 @@ def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
 
     Returns:
         the same with the start at the present position.
-
-    Raises:
-        ValueError: if nothing is left of the training.
     """
     start = f"{trainer.global_step} steps"
-    if trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs:
-        raise ValueError(
-            f"The float checkpoint was written after {trainer.current_epoch} epochs, and max_epochs="
-            f"{trainer.max_epochs}: nothing is left for QAT. Give the Trainer more epochs, or load the weights only, "
-            "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path."
-        )
     say(trainer, f"this is a checkpoint of the float model: QAT starts here, after {start}")
     freezes = schedule.freeze_bn
     is_past = (

@@ -37,7 +37,7 @@ from lq.callback.monitors import check_monitor, counting_figure, higher_is_bette
 from lq.callback.phases import share_statistics, take_nonfinite
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
-from lq.callback.progress import close_progress_bar, describe_no_result, is_dev_run
+from lq.callback.progress import close_progress_bar, describe_no_result, is_dev_run, require_epochs_left
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings
@@ -504,6 +504,8 @@ class QATCallback(Callback):
         if KEY not in checkpoint:
             rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
+            if trainer.state.fn == "fit":
+                require_epochs_left(trainer, checkpoint)
             return
         check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])

@@ -51,22 +51,29 @@ class SizeWatch:
         target = self._target
         if target is None or image_list(call) is not None:
             return
+        others = self._fixed_sizes_that_differ(target, call)
+        if others:
+            name = next(iter(others))
+            known, shape = (tuple(named_tensors(target, inputs)[name].shape) for inputs in (self._example, call))
+            self._told = True
+            self.stop()
+            self.tell(_note(name, known, shape, others))
+
+    def _fixed_sizes_that_differ(self, target: nn.Module, call: Inputs) -> dict[str, list[int]]:
+        """Dimensions by input, beside the batch and those that the files leave open."""
+        assert self._example is not None
         known, axes = named_tensors(target, self._example), axes_of(target, self._example, self.axes)
+        found = {}
         for name, tensor in named_tensors(target, call).items():
-            if name not in known or known[name].dim() != tensor.dim():
-                continue
-            sizes = enumerate(zip(known[name].shape, tensor.shape, strict=True))
-            others = [dim for dim, (a, b) in sizes if dim and a != b and dim not in axes.get(name, {})]
-            if others:
-                self._told = True
-                self.stop()
-                self.tell(_note(name, tuple(known[name].shape), tuple(tensor.shape), others))
-                return
+            if name in known and known[name].dim() == tensor.dim():
+                sizes = enumerate(zip(known[name].shape, tensor.shape, strict=True))
+                found[name] = [dim for dim, (a, b) in sizes if dim and a != b and dim not in axes.get(name, {})]
+        return {name: dims for name, dims in found.items() if dims}
 
 
-def _note(name: str, known: tuple[int, ...], shape: tuple[int, ...], others: list[int]) -> str:
+def _note(name: str, known: tuple[int, ...], shape: tuple[int, ...], others: dict[str, list[int]]) -> str:
     return (
         f"lq: validation calls the target with {name} of shape {shape}, and the example has {known}. The exported "
         "files take the sizes of the example alone, so they will not be compared on such batches. "
-        f"QATCallback(dynamic_axes={{{name!r}: {others}}}) leaves these sizes open."
+        f"QATCallback(dynamic_axes={others}) leaves these sizes open."
     )

@@ -111,3 +111,18 @@ def settings_of_run(trainer: Trainer) -> Mapping[str, Any] | None:
     while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):
         frame = frame.f_back
     return None if frame is None else {k: v for k, v in frame.f_locals.items() if k in ("ckpt_path", "weights_only")}
+
+
+def epochs_behind(checkpoint: Mapping[str, Any]) -> int:
+    """The number of epochs whose batches a training had behind it when it wrote a checkpoint.
+
+    Example:
+        >>> epochs_behind({"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 8}}}}, "epoch": 7})
+        8
+        >>> epochs_behind({"state_dict": {}})
+        0
+    """
+    progress: Any = checkpoint
+    for key in ("loops", "fit_loop", "epoch_progress", "current"):
+        progress = progress.get(key, {})
+    return int(progress.get("processed", 0))

@@ -264,7 +264,8 @@ def without_range(prepared: nn.Module) -> set[str]:
     unseen = {name for name, has_range in zip(state.names, finite, strict=True) if not has_range}
     if not any(state.observed()):
         raise ValueError(
-            "No fake quantizer has seen a batch, so there are no ranges to convert with: "
-            "train with observers on, or run calibration batches in training mode, first."
+            "No fake quantizer has seen a batch, so there are no ranges to convert with. Before the training, write "
+            "lq.set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False), which lq.prepare leaves to you; "
+            "without a training, lq.calibrate(prepared, batches)."
         )
     return unseen

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from lq.tracing.axes import asked_axes, odd_sizes, other_sizes
 from lq.tracing.batch import fixed_batch
@@ -41,10 +41,13 @@ def calls_of_other_sizes(prepared: fx.GraphModule, example: Inputs) -> list[tupl
     return [*_taken(prepared, odd_sizes(prepared, example, axes)), *next(filter(None, others), [])]
 
 
+@torch.no_grad()
 def _taken(prepared: fx.GraphModule, call: Inputs) -> list[tuple[Inputs, Any]]:
     """A call and its output, or nothing if the model does not take its sizes."""
+    args, kwargs = copy.deepcopy(call)
     try:
-        return [(call, output_of(prepared, call))]
+        # The ``__call__`` of a graph prints a traceback of each error on stderr, also of one that is caught.
+        return [(call, nn.Module.__call__(prepared, *args, **kwargs))]
     except Exception:
         logging.getLogger(__name__).debug("not of this size", exc_info=True)
     return []
@@ -64,8 +67,4 @@ def larger_call(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> tuple[Inpu
     if len(sizes) != 1 or sizes & {None, 0} or fixed_batch(prepared) is not None:
         return None
     args, kwargs = map_tensors(calls[0], lambda t: torch.cat([t, t.flip(0), t[:1]]) if t.dim() else t)
-    try:
-        return (args, kwargs), output_of(prepared, (args, kwargs))
-    except Exception:
-        logging.getLogger(__name__).debug("not of this size", exc_info=True)
-        return None
+    return next(iter(_taken(prepared, (args, kwargs))), None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from lq.messages import some_of
 from lq.tracing.axes import Axes, named_tensors, odd_sizes, other_sizes
 from lq.tracing.closeness import difference
 from lq.tracing.no_graph import line_in, said
@@ -45,7 +46,8 @@ def named_open_axes(
         shape = placeholders[id(tensors[name])].meta["val"].shape
         for dim, label in dims.items():
             if is_concrete_int(shape[dim]):
-                raise ValueError(_constant(target, name, dim, int(shape[dim]), stacks))
+                also = _of_the_same_size(tensors, axes, int(shape[dim]))
+                raise ValueError(_constant(target, name, dim, int(shape[dim]), stacks) + also)
             found.setdefault(name, {})[dim] = labels.setdefault(shape[dim].node.expr, label)
     return found
 
@@ -110,3 +112,18 @@ def _constant(target: nn.Module, name: str, dim: int, size: int, stacks: Sequenc
         f"it: {line} makes it a constant, {size}. {name}.shape[{dim}] in the place of len(...), int(...) or a number "
         "leaves it open; a linear layer over it, or a parameter of that size, cannot."
     )
+
+
+def _of_the_same_size(tensors: Mapping[str, Tensor], axes: Axes, size: int) -> str:
+    """What to write if other inputs, which may have to be as long, are not named: a mask beside tokens."""
+    found = {
+        name: [dim for dim in range(1, tensor.dim()) if tensor.shape[dim] == size]
+        for name, tensor in tensors.items()
+        if name not in axes
+    }
+    others = {name: dims for name, dims in found.items() if dims}
+    if not others:
+        return ""
+    together = {name: list(dims) for name, dims in axes.items()} | others
+    has = "has" if len(others) == 1 else "have"
+    return f" {some_of(others)} {has} this size, too; if they change together, write dynamic_axes={together}."

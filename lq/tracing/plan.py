@@ -178,7 +178,9 @@ class Plan:
             absorbs = "" if tensor.absorbs == "none" else f", absorbs {tensor.absorbs}"
             rows.append(f"  fake quantizer {tensor.name} behind {tensor.after}: {tensor.grid}{absorbs}")
         if self.float_ops:
-            rows.append(f"  in float: {', '.join(self.float_ops)}")
+            kinds = dict(self.modules)
+            names = (f"{name} ({kinds[name]})" if name in kinds else name for name in self.float_ops)
+            rows.append(f"  in float: {', '.join(names)}")
         total = self.work
         rows += [f"  {row.work / total:.1%} of the work in float: {_in_float(row)}" for row in self.in_float[:5]]
         rows += [f"  {note}" for note in (self.about_ends, *self.notes) if note]

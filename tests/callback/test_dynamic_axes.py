@@ -116,6 +116,20 @@ def test_without_it_other_sizes_are_left_out_of_the_comparison_and_refused(fit: 
         lq.load(done.directory)(torch.rand(2, 1, 20, 8))
 
 
+class Masked(Segmenter):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x) * (torch.ones_like(x) if mask is None else mask)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self(batch[0], mask=torch.ones_like(batch[0]))
+
+
+def test_the_axes_to_write_are_those_of_all_inputs(fit: Fit) -> None:
+    with pytest.warns(UserWarning, match=r"with x of shape .* QATCallback\(dynamic_axes=({.*}\)) leaves") as told:
+        fit(Masked(), QATCallback(target=""), loaders=(loader((12, 16)), loader()), max_epochs=1)
+    assert any("dynamic_axes={'x': [2, 3], 'mask': [2, 3]})" in str(warning.message) for warning in told)
+
+
 def test_formats_of_one_size_are_compared_on_that(fit: Fit) -> None:
     qat = QATCallback(exporters=["torch", "litert"], dynamic_axes={"x": [2, 3]})
     fit(Segmenter(), qat, loaders=(loader((12, 16)), loader()), max_epochs=1)

@@ -191,6 +191,15 @@ def test_float_checkpoint_is_where_qat_starts(tmp_path: Path) -> None:
     _assert_equal(dict(float_model.state_dict()), dict(trained.model.state_dict()))
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_float_checkpoint_that_leaves_no_epochs_for_qat_is_refused(tmp_path: Path, epochs: int) -> None:
+    trainer = make_trainer(tmp_path, keeper(tmp_path / "float"), max_epochs=2)
+    trainer.fit(Tiny(), train_loader(), val_loader())
+    trainer = make_trainer(tmp_path, qat(), keeper(tmp_path / "qat"), max_epochs=epochs)
+    with pytest.raises(ValueError, match=f"after 2 epochs, .* max_epochs={epochs} leaves nothing .* max_epochs=3"):
+        trainer.fit(Tiny(), train_loader(), val_loader(), ckpt_path=tmp_path / "float" / "last.ckpt", **WEIGHTS_ONLY)
+
+
 def test_float_weights_loaded_before_the_fit(fit: Fit) -> None:
     trained, module, callback = NoNoise(), NoNoise(), qat()
     fit(trained, max_epochs=1)

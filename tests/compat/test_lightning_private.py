@@ -13,7 +13,7 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from torchmetrics import Accuracy
 
 from lq.compat import lightning_private as private
-from tests.tiny import WEIGHTS_ONLY, Tiny, train_loader, val_loader
+from tests.tiny import WEIGHTS_ONLY, Tiny, keeper, make_trainer, train_loader, val_loader
 
 
 def quiet_trainer(folder: Path, *callbacks: Callback) -> Trainer:
@@ -119,3 +119,16 @@ def test_figures_of_several_loaders_are_known_in_the_sanity_check(tmp_path: Path
     )  # fmt: skip
     trainer.fit(Logs(), train_loader(), [val_loader(), val_loader()])
     assert seen[0] == (True, ["loss/dataloader_idx_0", "loss/dataloader_idx_1"])
+
+
+def test_a_checkpoint_knows_its_epochs(tmp_path: Path) -> None:
+    seen = []
+
+    class Looks(Callback):
+        def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            seen.append((checkpoint["epoch"], private.epochs_behind(checkpoint)))
+
+    trainer = make_trainer(tmp_path, Looks(), keeper(tmp_path / "kept"), max_epochs=2)
+    trainer.fit(Tiny(), train_loader(), val_loader())
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    assert sorted(set(seen)) == [(0, 1), (1, 2), (2, 2)]

@@ -107,7 +107,7 @@ def test_convert_leaves_the_prepared_model_alone():
 
 
 def test_without_ranges_there_is_nothing_to_convert():
-    with pytest.raises(ValueError, match="No fake quantizer has seen a batch"):
+    with pytest.raises(ValueError, match=r"No fake quantizer has seen a batch.*lq\.set_phase\(.*lq\.calibrate\("):
         convert(prepare(nn.Sequential(nn.Linear(2, 2))))
     with pytest.raises(ValueError, match="is not prepared for QAT"):
         convert(nn.Sequential(nn.Linear(2, 2)))  # type: ignore[arg-type]

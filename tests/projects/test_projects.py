@@ -6,6 +6,7 @@ import importlib
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,17 @@ def test_works_is_gate_and_figures() -> None:
 def test_the_page_hides_no_failure() -> None:
     failed = Outcome("two", "2.0", "Other", gate="SQNR 3 dB | too low", fp32=math.nan)
     text = page([WORKS, failed, Outcome("three", "", "all", error="no\nwheel")])
-    assert "1 of 3 pass the gate" in text
+    assert "1 of 3 do" in text
     assert "- **two, Other**: SQNR 3 dB | too low" in text
     assert "- **three, all**: no wheel" in text
     assert len({row.count(" | ") for row in table([WORKS, failed])}) == 1
+
+
+def test_notes_are_sentences() -> None:
+    note = "A detector finds little.; the file takes one image; x.shape[0] leaves it open; torch: fc runs in float"
+    given = replace(WORKS, arguments="target='a'", note=note)
+    said = "A detector finds little. The file takes one image. x.shape[0] leaves it open. torch: fc runs in float."
+    assert f"- **one, Task**: `QATCallback(target='a')`. {said}" in page([given])
 
 
 def test_a_new_outcome_replaces_the_old_one() -> None:

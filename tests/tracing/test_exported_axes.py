@@ -85,6 +85,13 @@ def test_the_line_that_makes_a_size_a_constant_is_named(net: type[Net], line: st
         opened(net(), {"x": [2]})
 
 
+def test_an_input_that_has_to_change_with_another_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"mask has this size, too; .* write dynamic_axes={'x': \[2\], 'mask': \[1\]}\."
+    ):
+        opened(Pair(), {"x": [2]}, torch.rand(2, 8, 12))
+
+
 def test_a_branch_on_a_size_does_not_pass_unnoticed() -> None:
     with pytest.raises(
         ValueError, match=r"of the shapes \(2, 3, 16, 12\) the graph differs by .* from what the module"
@@ -97,7 +104,7 @@ def test_a_branch_for_odd_sizes_does_not_pass_unnoticed() -> None:
         opened(OfEvenSizes("another branch"), {"x": [2]})
 
 
-def test_a_module_that_refuses_odd_sizes_itself_is_compared_at_others() -> None:
+def test_a_module_that_refuses_odd_sizes_itself_is_compared_at_others(capsys: pytest.CaptureFixture[str]) -> None:
     net, x = OfEvenSizes("an error"), torch.rand(2, 3, 8, 12)
     with pytest.raises(RuntimeError, match="must match the size"):
         net(x[:, :, :7])
@@ -105,6 +112,7 @@ def test_a_module_that_refuses_odd_sizes_itself_is_compared_at_others() -> None:
     assert [args[0].shape[2] for (args, _), _ in calls_of_other_sizes(graph.eval(), ((x,), {}))] == [16]
     free = opened(Net(), {"x": [2]})
     assert [args[0].shape[2] for (args, _), _ in calls_of_other_sizes(free.eval(), ((x,), {}))] == [7, 16]
+    assert capsys.readouterr().err == "", "no traceback of what was only tried"
 
 
 def test_a_module_that_takes_one_size_says_so_itself() -> None:

@@ -17,7 +17,7 @@ def test_the_plan_prints_and_is_plain_data():
         "  5  Linear  stays float: exclude '5'",
         "  fake quantizer fq_input_1 behind input_1: uint8 [0, 255] affine, moving_average_minmax",
         "  fake quantizer fq_0 behind 0: uint8 [0, 255] affine, moving_average_minmax, absorbs relu6",
-        "  in float: 3, 5",
+        "  in float: 3 (Softmax), 5 (Linear)",
     ]
     plain = plan.to_dict()
     assert json.loads(json.dumps(plain))["layers"][0]["fused"] == ["BatchNorm2d", "ReLU6"]

@@ -308,23 +308,33 @@ def _summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 BEGIN, END = "<!-- zoo -->", "<!-- end of zoo -->"
 
+PUBLISHED = """\
+## Published models
+
+These models are used as their packages publish them, with random weights. {tried}.
+
+- *prepared*: `lq.prepare` takes the model.
+- *exported*: the files of the exporters ({exporters}) pass the parity gate. If quantization itself changes the output
+  of an untrained model by more than the gate allows, this change is the threshold.
+- *work in int8*: the share of the multiply-accumulates of layers. The two products inside attention are not counted.
+
+```
+python -m tests.zoo.trial --exporters torch onnx --markdown docs/matrix.md
+```
+"""
+
+
+RESUMED = "Models that had failed were tried again after a change of lq (`--resume`); the others were not."
+TITLES = "| package | models | prepared | exported | work in int8, median | work in int8, lowest |"
+
 
 def markdown(outcomes: Sequence[Outcome], exporters: Sequence[str], resumed: bool = False) -> str:
     """A table with a row for each package, and the entries that failed with the reason."""
-    lines = [
-        "## Published models",
-        "",
-        f"Written by `python -m tests.zoo.trial --markdown`, exporters: {', '.join(exporters)}.",
-    ]
-    lines += [f"{len(outcomes)} of the catalogue's {len(CATALOGUE)} models were tried. Work is multiply-accumulates of"]
-    lines += ["layers, attention's two products aside."]
+    tried = f"{len(outcomes)} of the catalogue's {len(CATALOGUE)} models were tried"
+    lines = [PUBLISHED.format(exporters=", ".join(f"`{name}`" for name in exporters), tried=tried)]
     if resumed:
-        lines += ["What had failed was tried again after it was mended (`--resume`); the rest was not."]
-    lines += [""]
-    lines += [
-        "| package | tried | prepared | exported | work in int8, median | least |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+        lines += [RESUMED, ""]
+    lines += [TITLES, "| --- | --- | --- | --- | --- | --- |"]
     for package in [*dict.fromkeys(outcome.package for outcome in outcomes), "all"]:
         rows = [outcome for outcome in outcomes if package in (outcome.package, "all")]
         shares = [row.share_int8 for row in rows if row.share_int8 is not None]
