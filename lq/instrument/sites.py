@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.folding import fold_batch_norm, folding_pays, normalize_frozen
 from lq.core.marks import activate, rounding_mark, weight_mark
+from lq.core.memory import is_same_memory
 from lq.core.weight_quantizer import WeightQuantizer
 from lq.instrument.keepers import is_heard
 from lq.instrument.places import Call, Instrument, Place
 from lq.tracing.layer_calls import LAYERS, argument, first_argument, with_argument
-from lq.tracing.memory import is_same_memory
 from lq.tracing.structure import tensors_of
 
 _FRESH: Mapping[Any, Any] = {

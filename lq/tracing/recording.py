@@ -22,12 +22,13 @@ from lq.compat.torch_private import (
     tree_leaves,
     without_torch_functions,
 )
+from lq.core.memory import address
 from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
 from lq.tracing.layer_calls import PARAMETER, first_argument
-from lq.tracing.memory import address, may_give_its_input, views_of
+from lq.tracing.memory import may_give_its_input, views_of
 from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.structure import tensors_of

@@ -6,6 +6,7 @@ import copy
 from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -105,3 +106,18 @@ def test_what_holds_itself_is_given_back() -> None:
     assert held[0] == 1
     assert held[1] is held
     assert len(held) == 2
+
+
+def test_large_parameters_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lq.core.kept._COPIED", 0)
+    net, copied = nn.BatchNorm1d(4), list[int]()
+    real = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda t: copied.append(t.numel()) or real(t))  # type: ignore[func-returns-value]
+    weight = net.weight.detach().clone()
+    copied.clear()
+    with as_it_was(net):
+        net.weight.data = torch.zeros(4)
+        net.running_mean.add_(1)  # type: ignore[union-attr]
+    assert copied == [4, 4, 1]  # the buffers
+    assert torch.equal(net.weight, weight)
+    assert not net.running_mean.any()  # type: ignore[union-attr, operator]
