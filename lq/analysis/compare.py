@@ -11,7 +11,8 @@ from torch import fx, nn
 
 from lq.analysis.model_table import FAKE, HISTOGRAM, INT8, CompareOptions, ModelTable
 from lq.analysis.tensors import evaluating
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 from lq.conversion.bias import round_biases
 from lq.conversion.convert import convert
 from lq.core.copies import deep_copy

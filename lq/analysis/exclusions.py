@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from lq.analysis.costs import CostRow
 from lq.analysis.sensitivity import SensitivityRow
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 
 HARMLESS_DB = 30.0  # the noise has a thousandth of the signal's power
 HARMLESS_LOSS = 0.002

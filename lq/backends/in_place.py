@@ -12,7 +12,8 @@ from lq.backends.plan_calls import plan_calls
 from lq.backends.planning import warn_of
 from lq.backends.pt2e.capture import several
 from lq.backends.rehearsal import rehearse_sites
-from lq.config.qconfig import QConfig, matches
+from lq.config.patterns import matches
+from lq.config.qconfig import QConfig
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, defer, detach, instrument_of
 from lq.instrument.places import Instrument, kept_example

@@ -11,7 +11,8 @@ from lq.backends.float_module import as_inputs, check_float_module, check_weight
 from lq.backends.in_place import prepare_in_place, prepare_without_inputs
 from lq.backends.plan_calls import architecture
 from lq.checks import check_flag
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 from lq.core.state import STATE, QATState
 from lq.instrument.attach import attach, detach
 from lq.messages import some_of

@@ -46,7 +46,8 @@ from lq.callback.validation import ValidationRound, figures_of, log_at_the_end
 from lq.checkpoints.entry import KEY, TEACHER, CheckpointEntry
 from lq.checks import as_dataclass
 from lq.compat.lightning_private import validation_loaders_of
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 from lq.config.schedule import QATSchedule
 from lq.conversion.wide import check_eight_bits
 from lq.deployment.destination import Destination

@@ -5,20 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from lq.checks import as_dataclass, check_flag, shown
+from lq.config.patterns import Named, matches
 from lq.config.presets import PRESETS
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
-from lq.messages import one_line, some_of
-
-Named = tuple[str, nn.Module | None]
+from lq.messages import some_of
 
 BACKENDS = ("fx", "eager", "pt2e")
 KEPT = ("ends", "nothing")
@@ -402,56 +398,3 @@ def _with_grids(qconfig: QConfig) -> dict[str, Any]:
 def _specs_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"weight": WeightSpec, "activation": ActivationSpec}
     return {name: None if plain[name] is None else kind(**plain[name]) for name, kind in kinds.items()}
-
-
-def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
-    """A preset's name, a YAML file of the fields, a :class:`QConfig` or a mapping, as a :class:`QConfig`.
-
-    Example:
-        >>> as_qconfig({"preset": "x86_vnni", "exclude": ["fc"]}).exclude
-        ('fc',)
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is something else, or the file holds something else.
-    """
-    if isinstance(value, QConfig):
-        return value
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        return as_dataclass(QConfig, _read(value), value)
-    if isinstance(value, str):
-        return QConfig(preset=value)
-    if isinstance(value, Mapping):
-        return as_dataclass(QConfig, value, "qconfig")
-    raise ValueError(f"qconfig must be a preset's name or a QConfig, got {_described(value)}")
-
-
-def _described(value: object) -> str:
-    hint = " Inputs of a call are example_args=(x,)." if isinstance(value, (Tensor, tuple)) else ""
-    return f"{type(value).__name__}: {shown(value)}.{hint}"
-
-
-def _read(file: str) -> Any:
-    """The settings in a YAML file; nothing in it is executed."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(
-            f"qconfig={file!r}: there is no such file. Give the YAML file that `lq bits` wrote, or one of the presets "
-            f"{', '.join(PRESETS)}."
-        )
-    try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of text, numbers and nesting without end
-        raise ValueError(f"{file} is no YAML file of plain settings: {one_line(error, None)}") from error
-
-
-def matches(pattern: str, name: str, module: nn.Module | None) -> bool:
-    """Whether a glob or ``type:ClassName`` pattern matches a module.
-
-    Example:
-        >>> matches("layer1.*", "layer1.0.conv1", None), matches("type:Linear", "fc", nn.Linear(2, 2))
-        (True, True)
-    """
-    if pattern.startswith("type:"):
-        wanted = pattern.removeprefix("type:")
-        return module is not None and any(cls.__name__ == wanted for cls in type(module).__mro__)
-    return fnmatchcase(name, pattern)

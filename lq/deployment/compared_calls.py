@@ -10,7 +10,8 @@ from torch import fx
 
 from lq.deployment.outputs import calls_of_other_sizes, larger_call, output_of
 from lq.deployment.results import Compared
-from lq.export.artifact.signature import Signature, fits_batch
+from lq.export.artifact.calls import fits_batch
+from lq.export.artifact.signature import Signature
 from lq.metrics.detections import Comparable, comparable
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import each_image

@@ -18,9 +18,9 @@ from lq.deployment.handover import hand_over
 from lq.deployment.in_float import batch_notes, float_notes, size_notes, unused_notes
 from lq.deployment.results import Compare, Compared, Deployment
 from lq.deployment.settings import ExportSettings
+from lq.export.artifact.calls import smallest_call
 from lq.export.artifact.int8_model import load
 from lq.export.artifact.manifest import write_manifest
-from lq.export.artifact.signature import smallest_call
 from lq.export.exporters import EXPORTERS
 from lq.export.formats.shared import sharing
 from lq.export.parity.gate import metric_complaint

@@ -19,9 +19,9 @@ from lq.deployment.evaluation import ValidationData, compare_on_validation_data
 from lq.deployment.gated_export import gated_export
 from lq.deployment.results import Compared, Deployment
 from lq.deployment.settings import DEFAULT_EXPORTERS, ExportSettings
+from lq.export.artifact.calls import in_float32
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.int8_model import Int8Model
-from lq.export.artifact.signature import in_float32
 from lq.export.exporters import ExporterChoice
 from lq.export.parity.gate import Gate
 from lq.lightning_module.target import prepared_graph

@@ -12,8 +12,9 @@ from lq.backends.prepare import plan_of, state_of
 from lq.deployment.in_float import batch_notes, float_notes, size_notes
 from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
+from lq.export.artifact.calls import smallest_call
 from lq.export.artifact.scratch import scratch
-from lq.export.artifact.signature import Signature, smallest_call
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS, Chosen, ExporterChoice, chosen
 from lq.export.formats.shared import sharing
 from lq.messages import one_line

@@ -16,7 +16,8 @@ from torch import fx, nn
 
 from lq.checks import shown
 from lq.conversion.wide import check_eight_bits
-from lq.export.artifact.signature import Signature, in_float32
+from lq.export.artifact.calls import in_float32
+from lq.export.artifact.signature import Signature
 from lq.tracing.choice import chooses_boxes
 from lq.tracing.structure import Inputs, in_plain_containers
 

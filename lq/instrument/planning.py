@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.config.qconfig import Named, QConfig
+from lq.config.patterns import Named
+from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
 from lq.instrument.keepers import left_and_entered

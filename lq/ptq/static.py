@@ -11,7 +11,8 @@ from torch import fx, nn
 from lq.backends.prepare import is_prepared, prepare
 from lq.checks import as_dataclass, check_flag, check_integer, check_module
 from lq.compat.packages import is_lightning_module
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 from lq.conversion.convert import convert
 from lq.conversion.graph import as_graph
 from lq.lightning_module.copies import float_copy

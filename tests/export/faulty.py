@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.flat_model import FlatModel
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS, Exporter
 from lq.tracing.structure import Inputs
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import lq.core.marks  # noqa: F401
 from lq.backends.prepare import set_phase
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modes import modes_kept

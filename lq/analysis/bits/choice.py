@@ -10,7 +10,8 @@ from typing import Any, TypedDict
 from lq.analysis.bits.activations import ActivationOption
 from lq.analysis.bits.budget import Budget
 from lq.analysis.bits.layers import LayerOption
-from lq.config.qconfig import LayerQConfig, QConfig, as_qconfig
+from lq.config.qconfig import LayerQConfig, QConfig
+from lq.config.reading import as_qconfig
 from lq.config.specs import ActivationSpec, AnyGrid, WeightSpec
 
 

@@ -18,9 +18,10 @@ from lq.backends.prepare import prepare
 from lq.config.qconfig import QConfig
 from lq.conversion.graph import as_graph
 from lq.deployment.outputs import output_of
+from lq.export.artifact.calls import smallest_call
 from lq.export.artifact.manifest import write_manifest
 from lq.export.artifact.scratch import scratch
-from lq.export.artifact.signature import Signature, smallest_call
+from lq.export.artifact.signature import Signature
 from lq.export.exporters import EXPORTERS
 from lq.lightning_module.copies import float_copy
 from lq.ptq.batches import RunBatch

@@ -29,7 +29,8 @@ from lq.analysis.resume import ResultFile, fingerprint
 from lq.backends.prepare import prepare, state_of
 from lq.checks import check_module
 from lq.compat.float64 import as_float64
-from lq.config.qconfig import QConfig, as_qconfig
+from lq.config.qconfig import QConfig
+from lq.config.reading import as_qconfig
 from lq.console import BatchCounter
 from lq.conversion.graph import as_graph
 from lq.export.exporters import EXPORTERS, ExporterChoice

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lq.compat.torch_private import tree_flatten, tree_leaves, tree_map, tree_unflatten, treespec_dumps, treespec_loads
-from lq.conversion.on_cpu import other_float_types
+from lq.export.artifact.calls import in_float32
+from lq.export.artifact.plain import as_plain, holds_tensors, is_plain, is_plain_data
+from lq.export.artifact.tensor_spec import TensorSpec
 from lq.export.artifact.treespec import load_treespec, nothing_to_import
 from lq.fields import Field
-from lq.tracing.axes import ANY, BATCH, named_after, named_tensors, open_axes
+from lq.tracing.axes import named_after, named_tensors, open_axes
 from lq.tracing.batch import FixedBatch, fixed_batch
 from lq.tracing.images import images_of
-from lq.tracing.samples import batch_size, one_sample
-from lq.tracing.structure import Inputs, in_plain_containers, in_plain_tuples, map_tensors
+from lq.tracing.structure import Inputs, in_plain_containers, in_plain_tuples
 
 _TENSOR = "tensor"
 _HALVES = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input tensor.
-
-    Args:
-        name: of the argument, numbered where that holds several.
-        shape: its sizes, each a number or, where it may be any, a name: "batch", which all inputs share, "any", which
-            is independent of the others, or that of a dynamic axis (:func:`lq.tracing.axes.checked_axes`).
-        dtype: as torch calls it.
-        sizes: those of the example; left out they are those of ``shape``, and 1 for names.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-    sizes: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        sizes = self.sizes or tuple(1 if isinstance(size, str) else size for size in self.shape)
-        object.__setattr__(self, "sizes", sizes)
-
-    @property
-    def static(self) -> TensorSpec:
-        """The same with the example's sizes in the place of dynamic axes."""
-        pairs = zip(self.shape, self.sizes, strict=True)
-        return replace(self, shape=tuple(name if name in (BATCH, ANY) else size for name, size in pairs))
-
-    def fits(self, tensor: Tensor) -> bool:
-        """Whether a tensor has this shape and type."""
-        same = all(isinstance(want, str) or want == got for want, got in zip(self.shape, tensor.shape, strict=False))
-        return tensor.dim() == len(self.shape) and same and str(tensor.dtype) == f"torch.{self.dtype}"
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}({', '.join(map(str, self.shape))})"
 
 
 @dataclass(frozen=True)
@@ -105,11 +67,11 @@ class Signature:
         named = in_plain_containers(named_after(parameters, *example))
         defaults = {name: p.default for name, p in declared.items() if p.default is not p.empty}
         constants = {
-            name: _as_plain(value)
+            name: as_plain(value)
             for name, value in {**defaults, **named}.items()
-            if not _holds_tensors(value) and (name in named or _is_plain_data(value))
+            if not holds_tensors(value) and (name in named or is_plain_data(value))
         }
-        unknown = [name for name, value in constants.items() if not _is_plain_data(value)]
+        unknown = [name for name, value in constants.items() if not is_plain_data(value)]
         if unknown:
             raise ValueError(
                 f"forward was called with {unknown[0]}={named[unknown[0]]!r}, and a file cannot hold a "
@@ -135,7 +97,7 @@ class Signature:
         """
         named = in_plain_containers(named_after(self.parameters, args, kwargs))
         for name, value in named.items():
-            if _holds_tensors(value):
+            if holds_tensors(value):
                 known = any(spec.name == name or spec.name.startswith(f"{name}_") for spec in self.inputs)
                 if not known and (name in kwargs or name in self.parameters):
                     remedy = "; leave it out in evaluation" if name in self.constants else ""
@@ -144,12 +106,12 @@ class Signature:
                 raise ValueError(
                     f"{name} is a {type(value).__name__}, but the exported model takes tensors: torch.as_tensor(x)."
                 )
-            elif _as_plain(value) != self.constants.get(name):
+            elif as_plain(value) != self.constants.get(name):
                 how = f"with {name}={self.constants[name]!r}" if name in self.constants else f"without {name}"
                 raise ValueError(
                     f"the model was exported {how}, which is fixed in it, but was called with {name}={value!r}."
                 )
-        return {name: self._in_float32(value) for name, value in named.items() if _holds_tensors(value)}
+        return {name: self._in_float32(value) for name, value in named.items() if holds_tensors(value)}
 
     def _in_float32(self, held: Any) -> Any:
         """With float32 in the place of types that no int8 model takes, whatever the original one was trained in."""
@@ -278,7 +240,7 @@ class Signature:
         signature = cls(
             tuple(name.text() for name in given["parameters"].each()),
             {name: _checked_data(value) for name, value in given["constants"].items()},
-            tuple(_checked_spec(entry) for entry in given["inputs"].each()),
+            tuple(TensorSpec.read(entry) for entry in given["inputs"].each()),
             given["output"].text(),
             tuple(_checked_constant(leaf) for leaf in given["leaves"].each()),
             None if given["fixed_batch"].value is None else given["fixed_batch"].integer(1),
@@ -293,121 +255,8 @@ class Signature:
         return replace(signature, spec=spec)
 
 
-class FlatModel:
-    """A runtime that takes and returns lists of tensors, callable as the original model is.
-
-    Args:
-        run: the runtime.
-        signature: of the original model.
-        at_once: the largest batch that the runtime takes; a larger one is run in parts. ``None`` is any.
-        one_call_at_a_time: let threads wait for each other, as inputs and outputs lie in the runtime's own memory.
-    """
-
-    def __init__(
-        self,
-        run: Callable[[list[Tensor]], list[Tensor]],
-        signature: Signature,
-        at_once: int | None = None,
-        *,
-        one_call_at_a_time: bool = False,
-    ) -> None:
-        self.run, self.signature, self.at_once = run, signature, at_once
-        self._turn: AbstractContextManager[Any] = Lock() if one_call_at_a_time else nullcontext()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Tensors on the CPU, in the structure that the original model takes and returns."""
-        tensors = [t.detach().cpu().contiguous() for t in self.signature.tensors(args, kwargs)]
-        parts = (
-            [tensors] if self.at_once is None else zip(*(torch.split(t, self.at_once) for t in tensors), strict=True)
-        )
-        with self._turn:
-            results = [self.run([t.contiguous() for t in part]) for part in parts]
-        return self.signature.restore(
-            [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*results, strict=True)]
-        )
-
-
-def fits_batch(call: Inputs, batch: FixedBatch | None) -> bool:
-    """Whether a graph that takes one batch size alone takes that of a call.
-
-    Example:
-        >>> fits_batch(((torch.zeros(8, 3),), {}), FixedBatch(4)), fits_batch(((torch.zeros(8, 3),), {}), None)
-        (False, True)
-    """
-    if batch is None:
-        return True
-    images = images_of(call) if batch.images else None
-    return batch.size == (batch_size(call) if images is None else len(images))
-
-
-def in_order(model: nn.Module, example: Inputs) -> Inputs:
-    """The same call with its keywords in the order of the parameters and without gaps: the tracers confuse others."""
-    args, kwargs = example
-    parameters = inspect.signature(model.forward).parameters
-    order = {name: position for position, name in enumerate(parameters)}
-    last = max((order[name] for name in kwargs if name in order), default=0)
-    skipped = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in kwargs and len(args) <= order[name] < last and parameter.default is not parameter.empty
-    }
-    given = {**skipped, **kwargs}
-    return args, dict(sorted(given.items(), key=lambda item: order.get(item[0], len(order))))
-
-
-def in_float32(model: nn.Module, example: Any) -> Any:
-    """Tensors as the int8 model of ``model`` takes them: float32 in the place of other types of its parameters.
-
-    Example:
-        >>> in_float32(nn.Linear(4, 2).bfloat16(), [torch.ones(1, dtype=torch.bfloat16)])
-        [tensor([1.])]
-    """
-    replaced = other_float_types(model)
-    if not replaced:
-        return example
-    return map_tensors(example, lambda t: t.float() if t.dtype in replaced else t)
-
-
-def smallest_call(model: nn.Module, example: Inputs) -> Inputs:
-    """The example cut to a batch of one, or whole where the model's code has fixed its batch."""
-    if fixed_batch(model) is not None:
-        return example
-    sample = one_sample(example)
-    try:
-        with torch.no_grad():
-            model(*copy.deepcopy(sample[0]), **copy.deepcopy(sample[1]))
-    except Exception:
-        return example
-    return sample
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _is_plain_data(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain_data, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain_data(inner) for key, inner in value.items())
-    return _is_plain(value)
-
-
-def _as_plain(value: Any) -> Any:
-    """What is no tensor as JSON has it, which knows no tuples and no types."""
-    if isinstance(value, (list, tuple)):
-        return list(map(_as_plain, value))
-    if isinstance(value, dict):
-        return {key: _as_plain(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, (torch.dtype, torch.device, torch.memory_format)) else value
-
-
 def _constant(leaf: Any) -> Any:
-    return _TENSOR if isinstance(leaf, Tensor) else leaf if _is_plain(leaf) else None
+    return _TENSOR if isinstance(leaf, Tensor) else leaf if is_plain(leaf) else None
 
 
 def _dumps(spec: Any, count: int) -> str:
@@ -420,34 +269,12 @@ def _dumps(spec: Any, count: int) -> str:
 
 
 def _checked_constant(given: Field) -> Any:
-    if not _is_plain(given.value):
+    if not is_plain(given.value):
         raise given.error("text, a number, true, false or null")
     return given.value
 
 
 def _checked_data(given: Field) -> Any:
-    if not _is_plain_data(given.value):
+    if not is_plain_data(given.value):
         raise given.error("text, a number, true, false, null, or lists and mappings of those")
     return given.value
-
-
-def _checked_spec(given: Field) -> TensorSpec:
-    dtype = given["dtype"]
-    if not isinstance(getattr(torch, dtype.text(), None), torch.dtype):
-        raise dtype.error("a type of torch, such as 'float32'")
-    shape = tuple(_checked_size(size) for size in given["shape"].each())
-    sizes = given.get("sizes", [])
-    found = tuple(size.integer(0) for size in sizes.each())
-    if found and len(found) != len(shape):
-        raise sizes.error(f"a list of {len(shape)} numbers, as many as 'shape' has")
-    return TensorSpec(given["name"].text(), shape, dtype.text(), found)
-
-
-def _checked_size(given: Field) -> int | str:
-    if given.value is None:  # as earlier versions wrote the batch
-        return BATCH
-    if isinstance(given.value, str):
-        if not given.value.isidentifier():
-            raise given.error(f"a number, {BATCH!r}, {ANY!r} or another name")
-        return given.value
-    return given.integer(0)

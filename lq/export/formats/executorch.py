@@ -21,8 +21,9 @@ from torch.export import ExportedProgram
 
 from lq.compat.torch_private import quiet_export
 from lq.export.artifact.files import write_file
+from lq.export.artifact.flat_model import FlatModel
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.signature import Signature
 from lq.export.formats.parts import call_of_one_part
 from lq.export.formats.program import contiguous, export_program
 from lq.fields import Field

@@ -27,8 +27,9 @@ from lq.backends.prepare import state_of
 from lq.checks import check_integer
 from lq.compat.torch_private import layers_of_any_length, quiet_export
 from lq.compat.torchvision_private import any_number_of_results
+from lq.export.artifact.flat_model import FlatModel
 from lq.export.artifact.scratch import scratch
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.signature import Signature
 from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
 from lq.export.formats.onnx_float import keep_float_layers

@@ -22,8 +22,9 @@ from torch import Tensor, fx, nn
 
 from lq.backends.prepare import plan_of
 from lq.export.artifact.files import write_file
+from lq.export.artifact.flat_model import FlatModel
 from lq.export.artifact.scratch import scratch
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.signature import Signature
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.low_bits import fits_in_four_bits, lowest_bits, two_in_a_byte
 from lq.export.formats.openvino_graph import compare_exactly, keep_in_float

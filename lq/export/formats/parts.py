@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from lq.backends.prepare import state_of
-from lq.export.artifact.signature import smallest_call
+from lq.export.artifact.calls import smallest_call
 from lq.tracing.batch import fixed_batch
 from lq.tracing.chance import depends_on_chance
 from lq.tracing.samples import batch_size

@@ -15,7 +15,7 @@ from lq.backends.prepare import plan_of
 from lq.compat.torch_private import layers_of_any_length, quiet_export, tree_map
 from lq.compat.torchvision_private import any_number_of_results
 from lq.conversion.reference import reference
-from lq.export.artifact.signature import in_order
+from lq.export.artifact.calls import in_order
 from lq.tracing.axes import ANY, BATCH, asked_axes, open_axes
 from lq.tracing.call_signature import opened_output
 from lq.tracing.samples import batch_size

@@ -21,10 +21,11 @@ from lq.compat.torch_private import (
     register_decomposed,
     tree_leaves,
 )
+from lq.export.artifact.calls import in_order
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.program_check import check_program
-from lq.export.artifact.signature import Signature, in_order
+from lq.export.artifact.signature import Signature
 from lq.export.formats.libraries import import_libraries, libraries_of
 from lq.export.formats.low_bits import stored_archive
 from lq.export.formats.program import export_program

@@ -21,10 +21,11 @@ from lq.compat.deprecations import quiet_properties, quiet_torchscript
 from lq.compat.torch_private import TracerWarning, is_traced, tree_leaves
 from lq.conversion.convert import convert, in_float
 from lq.conversion.int8 import Int8Layer
+from lq.export.artifact.calls import in_order, smallest_call
 from lq.export.artifact.files import write_file
 from lq.export.artifact.manifest import MANIFEST_NAME
 from lq.export.artifact.program_check import read_archive
-from lq.export.artifact.signature import Signature, in_order, smallest_call
+from lq.export.artifact.signature import Signature
 from lq.export.formats.libraries import import_libraries, libraries_of
 from lq.export.formats.low_bits import stored_archive
 from lq.fields import Field

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lq.export.artifact.signature import FlatModel, Signature, TensorSpec
+from lq.export.artifact.signature import Signature
 
 
 class Net(nn.Module):
@@ -93,12 +91,6 @@ def test_misfit_names_shape_and_type() -> None:
     assert "mask is float32(3,)" in found
 
 
-def test_a_tensor_fits_by_shape_and_type() -> None:
-    assert TensorSpec("x", ("batch", 2), "float32").fits(torch.ones(9, 2))
-    assert not TensorSpec("x", (4, 2), "float32").fits(torch.ones(9, 2))
-    assert not TensorSpec("x", ("batch", 2), "float32").fits(torch.ones(2))
-
-
 Pair = namedtuple("Pair", "left right")
 
 
@@ -134,43 +126,6 @@ def test_signature_survives_json() -> None:
     taken = signature(X, {"left": X}, mask=X, output={"a": X})
     again = Signature.from_dict(json.loads(json.dumps(taken.to_dict())))
     assert again == taken
-
-
-def test_flat_model_returns_what_the_original_returns() -> None:
-    def run(tensors: list[Tensor]) -> list[Tensor]:
-        return [tensors[0] * 2, tensors[1] + 1]
-
-    model = FlatModel(run, signature(X, mask=X, output={"a": X, "b": (X, None)}))
-    found = model(mask=X, image=X.T.contiguous().T)
-    assert torch.equal(found["a"], 2 * X)
-    assert torch.equal(found["b"][0], X + 1)
-    assert found["b"][1] is None
-
-
-def test_a_batch_that_is_too_large_is_run_in_parts() -> None:
-    sizes = []
-
-    def run(tensors: list[Tensor]) -> list[Tensor]:
-        sizes.append(len(tensors[0]))
-        return [tensors[0] + tensors[1]]
-
-    model = FlatModel(run, signature(X, mask=X), at_once=3)
-    assert torch.equal(model(X, mask=X + 1), 2 * X + 1)
-    assert sizes == [3, 1]
-
-
-def test_threads_wait_for_each_other_where_a_runtime_has_one_memory() -> None:
-    memory: list[Tensor] = []
-
-    def run(tensors: list[Tensor]) -> list[Tensor]:
-        memory[:] = tensors
-        time.sleep(0.01)
-        return [memory[0] + 1]
-
-    model = FlatModel(run, signature(X), one_call_at_a_time=True)
-    with ThreadPoolExecutor(4) as pool:
-        for number, got in enumerate(pool.map(model, [X + number for number in range(8)])):
-            assert torch.equal(got, X + number + 1)
 
 
 @pytest.mark.parametrize("size", [(4, 4), [4, 4], torch.Size([4, 4]), {"height": [4, None]}, torch.float16, "same"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lq.backends.prepare import prepare
 from lq.conversion.graph import as_graph
-from lq.export.artifact.signature import smallest_call
+from lq.export.artifact.calls import smallest_call
 from lq.export.exporters import Chosen, chosen
 from lq.export.parity.bisection import before_detections, first_difference
 from lq.ptq import calibrate

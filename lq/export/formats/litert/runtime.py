@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.flat_model import FlatModel
+from lq.export.artifact.signature import Signature
 from lq.export.formats.litert.file import Array
 from lq.export.formats.litert.orders import CHANNELS_LAST
 

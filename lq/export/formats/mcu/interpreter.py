@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.flat_model import FlatModel
+from lq.export.artifact.signature import Signature
 from lq.export.formats.litert.runtime import entering, leaving
 
 _PLENTY = 2**30  # bytes, which the system hands out when they are used

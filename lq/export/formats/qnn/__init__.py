@@ -16,8 +16,9 @@ from torch import Tensor, fx
 
 from lq.checks import check_flag, check_integer
 from lq.conversion.wide import wide_activations
+from lq.export.artifact.flat_model import FlatModel
 from lq.export.artifact.manifest import MANIFEST_NAME
-from lq.export.artifact.signature import FlatModel, Signature
+from lq.export.artifact.signature import Signature
 from lq.export.formats import onnx as onnx_export
 from lq.export.formats.onnx import OPSET
 from lq.export.formats.onnx_file import write_model

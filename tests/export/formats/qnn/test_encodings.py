@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import lq
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec
-from lq.export.artifact.signature import smallest_call
+from lq.export.artifact.calls import smallest_call
 from lq.export.exporters import chosen
 from lq.export.formats.onnx import write
 from lq.export.formats.qnn import FILE
