@@ -1,4 +1,4 @@
-"""Who may keep a value on its way from the call that makes it to the one that reads it: hooks, and attributes."""
+"""Whose hooks may keep a value on its way from the call that makes it to the one that reads it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from torch import fx, nn
 
 from lq.compat.torch_private import GLOBAL_FORWARD_HOOKS, GLOBAL_PRE_HOOKS, is_watched_in_backward
 from lq.tracing.layers import seen_of
-from lq.tracing.recording import KEPT
-from lq.tracing.sites import CallAt
 
 
 def left_and_entered(made: fx.Node, read: fx.Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -32,11 +30,6 @@ def left_and_entered(made: fx.Node, read: fx.Node) -> tuple[tuple[str, ...], tup
     """
     left, entered = seen_of(made).stack, seen_of(read).stack
     return tuple(path for path in left if path not in entered), tuple(path for path in entered if path not in left)
-
-
-def kept_calls(calls: Iterable[tuple[fx.Node, CallAt]]) -> set[CallAt]:
-    """The recorded calls whose results a module has kept as an attribute."""
-    return {at for node, at in calls if node.meta.get(KEPT)}
 
 
 def is_heard(left: Iterable[nn.Module], entered: Iterable[nn.Module]) -> bool:

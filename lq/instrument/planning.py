@@ -10,22 +10,21 @@ from typing import Any
 
 from torch import fx, nn
 
-from lq.compat.torch_private import BatchNorm
 from lq.config.qconfig import Named, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.core.own_class import own_class
-from lq.instrument.keepers import kept_calls, left_and_entered
+from lq.instrument.keepers import left_and_entered
+from lq.instrument.naming import Naming
 from lq.tracing import ops
 from lq.tracing.ends import Ends
-from lq.tracing.labels import Calls, is_of_torch, labels_of
+from lq.tracing.labels import Calls, labels_of
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
 from lq.tracing.names import free_name
-from lq.tracing.opened import OPENABLE
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
-from lq.tracing.recording import CLOSED, DROPPED, Seen
-from lq.tracing.sites import CallAt, LayerAt, Sites, TensorAt
+from lq.tracing.recording import DROPPED
+from lq.tracing.sites import LayerAt, Sites, TensorAt
 
 
 class SitePlanner:
@@ -58,79 +57,12 @@ class SitePlanner:
         self._calls_of_layers = _numbered(layers)
         self.ends = Ends(layers, roundings) if qconfig.keep == "ends" else None
         self._rounded = {node for rounding in roundings for node in (rounding.node, rounding.source)}
-        self.places = self._places(calls, training)
-        named = list(self._named(calls))
-        self.calls = {node: at for node, at in named if node is not None}
-        self._counts = Counter((at.place, at.operation) for _, at in named)
+        counting = self._rounded | {user for rounding in roundings for user in rounding.users}
+        counting |= {n for layer in layers for n in (layer.node, layer.bn) if n is not None}
+        self._naming = Naming(self.modules, calls, training, counting, (path for path, _, _ in self.opened))
+        self.calls, self._kept = self._naming.calls, self._naming.kept()
+        self._apart = self._naming.apart((layer.node, layer.bn) for layer in layers if layer.bn is not None)
         self._labels = labels_of(calls, self.modules)
-        self.training = self._in_training(calls, training)
-        there = self._as_in_evaluation(training)
-        self._apart = self._apart_in_training(there)
-        self._kept = kept_calls([*self.calls.items(), *((node, at) for at, node in there.items())])
-
-    # ---- naming -------------------------------------------------------------------------------------------------
-
-    def _places(self, calls: Calls, training: Calls) -> dict[str, None]:
-        """The target, whatever lies on the way to a call that counts, and modules that may call other things later."""
-        found: dict[str, None] = {"": None}
-        counts = {n for layer in self.layers for n in (layer.node, layer.bn) if n is not None}
-        for rounding in self.roundings:
-            counts |= {rounding.node, rounding.source, *rounding.users}
-        for seen, node in [*calls, *training]:
-            if node in counts:
-                found |= dict.fromkeys(seen.stack)
-            elif seen.operation in (CLOSED, *OPENABLE.values()) or self._calls_more(seen.stack[-1]):
-                found[seen.stack[-1]] = None
-        return found | dict.fromkeys(path for path, _, _ in self.opened)
-
-    def _calls_more(self, path: str) -> bool:
-        """Whether a module may call other functions another time; a BatchNorm counts batches in training."""
-        return not is_of_torch(self.modules[path]) or isinstance(self.modules[path], BatchNorm)
-
-    def _place(self, seen: Seen) -> str:
-        return next(path for path in reversed(seen.stack) if path in self.places)
-
-    def _named(self, calls: Calls) -> Iterable[tuple[fx.Node | None, CallAt]]:
-        counts: Counter[tuple[str, str]] = Counter()
-        for seen, node in calls:
-            key = (self._place(seen), seen.operation)
-            yield node, CallAt(*key, counts[key])
-            counts[key] += 1
-
-    def _in_training(self, calls: Calls, training: Calls) -> tuple[tuple[str, str, tuple[tuple[int, int], ...]], ...]:
-        """Of operations that a place calls more or less often in training: which call there is which in evaluation."""
-        found = []
-        there = self._lines(training)
-        for key, lines in self._lines(calls).items():
-            if key in there and there[key] != lines:
-                known: dict[tuple[str, int], int] = {line: nth for nth, line in enumerate(lines)}
-                pairs = [(nth, known[line]) for nth, line in enumerate(there[key]) if line in known]
-                found.append((*key, tuple(pairs)))
-        return tuple(found)
-
-    def _as_in_evaluation(self, training: Calls) -> dict[CallAt, fx.Node]:
-        """The calls in training, by those in evaluation that they are."""
-        numbers = {(place, name): dict(pairs) for place, name, pairs in self.training}
-        found = {}
-        for node, at in self._named(training):
-            nth = numbers.get((at.place, at.operation), {at.nth: at.nth}).get(at.nth)
-            if node is not None and nth is not None:
-                found[replace(at, nth=nth)] = node
-        return found
-
-    def _apart_in_training(self, there: Mapping[CallAt, fx.Node]) -> set[CallAt]:
-        """The calls of BatchNorms that read something else in training than the layer they belong to."""
-        at_both = [(self.calls[layer.node], self.calls[layer.bn]) for layer in self.layers if layer.bn is not None]
-        known = [(there[at], there[norm], norm) for at, norm in at_both if at in there and norm in there]
-        return {norm for layer, reader, norm in known if layer not in reader.all_input_nodes}
-
-    def _lines(self, calls: Calls) -> dict[tuple[str, str], list[tuple[str, int]]]:
-        """Of each operation in each place the lines that call it, numbered if one does so more than once."""
-        found: dict[tuple[str, str], list[tuple[str, int]]] = {}
-        for seen, _ in calls:
-            lines = found.setdefault((self._place(seen), seen.operation), [])
-            lines.append((seen.line, sum(line == seen.line for line, _ in lines)))
-        return found
 
     # ---- the plan -----------------------------------------------------------------------------------------------
 
@@ -161,16 +93,16 @@ class SitePlanner:
         tensors = [t for r, slot in zip(self.roundings, slots, strict=True) for t in self._tensors(r, slot)]
         fresh = tuple(at for node, at in self.calls.items() if self._is_fresh(node))
         plan = Sites(
-            tuple(path for path in self.modules if path in self.places),
+            tuple(path for path in self.modules if path in self._naming.places),
             tuple(names[i] for i in firsts),
             tuple(specs),
             tuple(self.roundings[i].activation for i in firsts),
             tuple(layers),
             tuple(tensors),
             fresh,
-            self.training,
+            self._naming.differing,
             self.opened,
-            tuple((*row, count) for row, count in self._counts.items()),
+            tuple((*row, count) for row, count in self._naming.counts.items()),
         )
         rows = [self._row(layer, at) for layer, at in zip(self.layers, layers, strict=True)]
         tensor_rows = tuple(
