@@ -143,6 +143,7 @@ class _Attaching:
             return
         site.output, site.absorbs, site.owned, site.clones = quantizer, tensor.absorbs, tensor.owned, tensor.cloned
         site.left, site.entered = self._modules(tensor.makers), self._modules(tensor.entered)
+        site.returned = tensor.returned
         if tensor.absorbs:
             row = self.rows[self.places[tensor.call.place].path, tensor.call.operation]
             row.left_alone = Site(-1, site.function, absorbs=True)

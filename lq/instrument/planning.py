@@ -21,6 +21,7 @@ from lq.tracing.ends import Ends
 from lq.tracing.labels import Calls, labels_of
 from lq.tracing.layer_calls import LAYERS
 from lq.tracing.layers import RECURRENT_LAYERS, Layer, weight_of
+from lq.tracing.memory import is_returned
 from lq.tracing.names import free_name
 from lq.tracing.place import Rounding
 from lq.tracing.plan import LayerPlan, TensorPlan
@@ -205,7 +206,9 @@ class SitePlanner:
         expects = absorbs and rounding.owned and not source.meta.get(DROPPED)
         behind = self.calls.get(source) if expects else None
         cloned = any(w not in (rounding.node, rounding.source) for w in writers)
-        return TensorAt(slot, self.calls[node], (), absorbs, behind, owned, left, cloned, entered)
+        return TensorAt(
+            slot, self.calls[node], (), absorbs, behind, owned, left, cloned, entered, returned=is_returned(node)
+        )
 
 
 def per_tensor(spec: Any) -> Any:

@@ -51,6 +51,7 @@ class Site:
         left: modules whose output is what lies between a layer and its BatchNorm, or what an activation reads.
         entered: modules whose input that is.
         clones: whether somebody writes into the result later, which a backward pass needs.
+        returned: whether the target returns the result, into which a loss may write.
         fresh: whether a join that is written in place makes a new tensor.
         number: of the layer, in the plan.
         change: what replaces the result of a layer, for a while.
@@ -73,6 +74,7 @@ class Site:
     left: tuple[nn.Module, ...] = ()
     entered: tuple[nn.Module, ...] = ()
     clones: bool = False
+    returned: bool = False
     fresh: bool = False
     number: int = -1
     change: Callable[[Tensor], Tensor] | None = None
@@ -164,7 +166,9 @@ def _rounded(
     takes_its_input = site.absorbs or site.folds_with is not None
     kept = given or (takes_its_input and (call.checkpointed or call.recomputing))
     out = _quantize(instrument, call, quantizer, x, site.owned and not kept and not is_heard(site.left, site.entered))
-    return out.clone() if site.clones else out
+    # The backward pass of a rounding in float32 reads its result.
+    returned = site.returned and out.requires_grad and out.dtype == torch.float32
+    return out.clone() if site.clones or returned else out
 
 
 def _activation(instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: Any, kwargs: Any) -> Any:

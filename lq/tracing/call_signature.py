@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lq.checks import shown
 from lq.compat.torch_private import is_traced
 from lq.tracing.inputs import named_arguments
 from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
@@ -36,8 +37,8 @@ def require_fixed(name: str, fixed: Any, given: Any) -> None:
     Raises:
         ValueError: if it is another one.
     """
-    if given is not fixed and not (isinstance(given, _PLAIN) and given == fixed):
-        value = repr(given) if isinstance(given, _PLAIN) else f"a {type(given).__name__}"
+    if given is not fixed and not (_is_plain(given) and _as_tuples(given) == _as_tuples(fixed)):
+        value = shown(given) if _is_plain(given) else f"a {type(given).__name__}"
         raise ValueError(
             f"the model was converted with {name}={fixed!r}, which is fixed in it, but was called with {name}={value}. "
             f"Prepare it with inputs that have that {name}."
@@ -78,6 +79,20 @@ _SIZES = "lq_sizes"  # in the ``meta`` of an input tensor
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a graph can hold a value: numbers, text and the like, and lists, tuples and dicts of those."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, _PLAIN)
+
+
+def _as_tuples(value: Any) -> Any:
+    """The same with tuples in the place of lists, which mean the same to most code."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(part) for key, part in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
 def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """Add a placeholder for every argument of ``target.forward``, and what takes containers apart.
 
@@ -104,12 +119,12 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
     has_default = False
     for name, _, default in rows:
         has_default = has_default or default is not inspect.Parameter.empty
-        given = () if not has_default else (default if isinstance(default, _PLAIN) else None,)
+        given = () if not has_default else (_as_tuples(default) if _is_plain(default) else None,)
         nodes.append(graph.create_node("placeholder", name, args=given, name=name))
     found: dict[int, fx.Node] = {}
     for node, (_, value, _) in zip(nodes, rows, strict=True):
-        if isinstance(value, _PLAIN):
-            node.meta[_FIXED] = value
+        if _is_plain(value):
+            node.meta[_FIXED] = _as_tuples(value)
         _take_apart(graph, node, value, found)
     return [found[index] for index in range(len(found))]
 

@@ -45,9 +45,24 @@ def views_of(node: fx.Node) -> list[fx.Node]:
     found, waiting = [], [node]
     while waiting:
         current = waiting.pop()
-        seen = current.meta.get(SEEN)
-        is_view = (seen is not None and seen.operation in _VIEWS) or current.target is operator.getitem
-        if is_view and current.args and isinstance(current.args[0], fx.Node):
+        if _is_view(current) and current.args and isinstance(current.args[0], fx.Node):
             found.append(current.args[0])
             waiting.append(current.args[0])
     return found
+
+
+def is_returned(node: fx.Node) -> bool:
+    """Whether a recorded call returns a value, or a view of it, so that others may write into its memory.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: (x * 2)[0]).graph
+        >>> [is_returned(node) for node in graph.nodes]
+        [False, True, True, False]
+    """
+    readers = [user for user in node.users if user.op == "output" or (_is_view(user) and user.args[:1] == (node,))]
+    return any(user.op == "output" or is_returned(user) for user in readers)
+
+
+def _is_view(node: fx.Node) -> bool:
+    seen = node.meta.get(SEEN)
+    return (seen is not None and seen.operation in _VIEWS) or node.target is operator.getitem

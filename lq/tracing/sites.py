@@ -69,6 +69,7 @@ class TensorAt:
         owned: whether nobody else needs the tensor.
         makers: dotted names of the modules whose output it is in front of the activation; their hooks may keep it.
         entered: of those whose input it is then.
+        returned: whether the target returns it, or a view of it, so that others may write into it.
         cloned: whether somebody writes into the result later, or the call into the argument.
     """
 
@@ -81,6 +82,7 @@ class TensorAt:
     makers: tuple[str, ...] = ()
     cloned: bool = False
     entered: tuple[str, ...] = ()
+    returned: bool = False
 
 
 @dataclass(frozen=True)

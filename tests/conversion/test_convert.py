@@ -264,6 +264,37 @@ def test_arguments_that_are_fixed_in_it_are_refused_as_others():
             int8(x, **other)
 
 
+class ToSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, size: Any = (4, 4), settings: dict[str, Any] | None = None) -> Tensor:
+        y = F.interpolate(self.conv(x), size)
+        return y * 2 if settings is not None and settings["double"] else y
+
+
+def test_lists_and_dicts_without_tensors_are_fixed_as_well() -> None:
+    x, given = torch.randn(2, 3, 8, 8), {"size": (5, 5), "settings": {"double": True, "of": [1, 2]}}
+    prepared = prepare(ToSize(), example_args=(x,), example_kwargs=given)
+    calibrate(prepared, [{"x": x, **given}], show_progress=False)
+    expected = prepared.eval()(x, **given)
+    for int8 in (convert(prepared), copy.deepcopy(convert(prepared))):
+        same = {"size": [5, 5], "settings": {"of": (1, 2), "double": True}}
+        assert sqnr(expected, int8(x, **given)) > 40
+        assert torch.equal(int8(x, **same), int8(x, **given))
+        others: list[dict[str, Any]] = [
+            {"size": (6, 6)},
+            {"size": 5},
+            {"settings": None},
+            {"settings": {"double": False, "of": [1, 2]}},
+        ]
+        for other in others:
+            (name,) = other
+            with pytest.raises(ValueError, match=rf"converted with {name}=.*, which is fixed in it, but was called"):
+                int8(x, **{**given, **other})
+
+
 class Resizes(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -190,3 +190,50 @@ def test_what_an_activation_has_overwritten_is_calibrated_and_converted_as_it_is
         fake, int8 = prepared(x.clone()), convert(prepared)(x.clone())
     assert sqnr(exact, fake) > 25
     assert sqnr(fake, int8) > 35
+
+
+OUTPUTS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "of a layer": lambda net, x: net.b(net.a(x)),
+    "of a ReLU": lambda net, x: F.relu(net.a(x)),
+    "of an addition": lambda net, x: net.a(x) + net.b(x),
+    "a view": lambda net, x: net.a(x).flatten(1).view(-1)[2:],
+}
+WRITERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamp": lambda y: y.clamp_(-0.2, 0.2),
+    "mask": lambda y: y.masked_fill_(y > 0.1, 0.0),
+    "shape": lambda y: y.unsqueeze_(0),
+    "part": lambda y: y[1:].mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_loss_may_write_into_what_the_target_returns(output: str, writer: str, training: bool) -> None:
+    """As it may in float, where no layer needs its result for the backward pass."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 6)
+    prepared = prepare(Net(OUTPUTS[output]), example_args=(x,))
+    calibrate(prepared, [x], show_progress=False)
+    set_phase(prepared.train(training), fake_quant=True, observer=False, freeze_bn=False)
+    gradients = []
+    for copied in (True, False):
+        prepared.zero_grad()
+        y = prepared(x)
+        y = y.clone() if copied else y
+        WRITERS[writer](y)
+        y.square().sum().backward()
+        gradients.append([p.grad for p in prepared.parameters() if p.grad is not None])
+    assert len(gradients[0]) >= 2
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_evaluation_without_gradients_copies_no_output() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    prepared = prepare(Net(OUTPUTS["of a layer"]), example_args=(x,))
+    calibrate(prepared, [x], show_progress=False)
+    seen: list[Tensor] = []
+    state_of(prepared).get_submodule("fq_b").register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        assert prepared.eval()(x) is seen[-1]
+    assert prepared(x) is not seen[-1]
