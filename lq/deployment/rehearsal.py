@@ -44,14 +44,18 @@ def rehearse(
     state.load_state_dict({**state.state_dict(), **made_up})
     state.fix_ranges()
     prepared.eval()
-    signature = Signature.of(prepared, example, output_of(prepared, example))
-    call, others = smallest_call(prepared, example), calls_of_other_sizes(prepared, example)
+    output = output_of(prepared, example)
+    signature, smallest = Signature.of(prepared, example, output), smallest_call(prepared, example)
+    calls = [(smallest, output_of(prepared, smallest))]
+    whole = [(example, output)] if batch_size(example) != batch_size(smallest) else []
+    others = calls_of_other_sizes(prepared, example)
     selected = chosen(exporters)
     with sharing(len(selected) > 1):
-        infos = {
-            choice.name: _tried(prepared, example, choice, signature, call, () if choice.exporter.static else others)
-            for choice in selected
-        }
+        infos = {}
+        for choice in selected:
+            taken = calls if choice.exporter.simulator else [*calls, *whole]  # a simulator takes a second for a sample
+            resized = () if choice.exporter.static else others
+            infos[choice.name] = _tried(prepared, example, choice, signature, taken, resized)
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
     return [*notes, *size_notes(prepared, example, infos), *float_notes(plan_of(prepared), infos)]
 
@@ -61,15 +65,21 @@ def _tried(
     example: Inputs,
     choice: Chosen,
     signature: Signature,
-    call: Inputs,
+    calls: Sequence[tuple[Inputs, Any]],
     others: Sequence[tuple[Inputs, Any]],
 ) -> dict[str, Any]:
-    """What an exporter says of its files, which have been run, also on inputs of another size."""
+    """What an exporter says of its files, which have been run, also on inputs of another size.
+
+    What they compute is compared by its shape: with ranges that are made up numbers say little.
+    """
     try:
         with scratch() as place, torch.no_grad():
             info = choice.export(prepared, example, place)
             model = choice.exporter.load(place, signature, info)
-            model(*call[0], **call[1])
+            for call, expected in calls:
+                wrong = mismatch(comparable(expected), comparable(model(*call[0], **call[1])))
+                if wrong:
+                    raise ValueError(f"for a batch of {batch_size(call)}, {wrong}")
             for other, expected in others:
                 wrong = _difference(model, other, expected)
                 if wrong:
