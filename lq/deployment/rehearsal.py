@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lq.messages import one_line
 from lq.metrics.detections import comparable, mismatch
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, map_tensors
 
 
 def rehearse(
@@ -44,20 +45,27 @@ def rehearse(
     state.load_state_dict({**state.state_dict(), **made_up})
     state.fix_ranges()
     prepared.eval()
-    output = output_of(prepared, example)
-    signature, smallest = Signature.of(prepared, example, output), smallest_call(prepared, example)
-    calls = [(smallest, output_of(prepared, smallest))]
-    whole = [(example, output)] if batch_size(example) != batch_size(smallest) else []
-    others = calls_of_other_sizes(prepared, example)
+    signature = Signature.of(prepared, example, output_of(prepared, example))
+    calls, others = _calls(prepared, example), calls_of_other_sizes(prepared, example)
     selected = chosen(exporters)
     with sharing(len(selected) > 1):
         infos = {}
         for choice in selected:
-            taken = calls if choice.exporter.simulator else [*calls, *whole]  # a simulator takes a second for a sample
             resized = () if choice.exporter.static else others
-            infos[choice.name] = _tried(prepared, example, choice, signature, taken, resized)
+            infos[choice.name] = _tried(prepared, example, choice, signature, calls, resized)
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
     return [*notes, *size_notes(prepared, example, infos), *float_notes(plan_of(prepared), infos)]
+
+
+def _calls(prepared: fx.GraphModule, example: Inputs) -> list[tuple[Inputs, Any]]:
+    """The smallest call and its output, and one of two samples, as a file may hold the size of either; if it may be."""
+    smallest = smallest_call(prepared, example)
+    found = [(smallest, output_of(prepared, smallest))]
+    if batch_size(smallest) == 1 and fixed_batch(prepared) is None:
+        args, kwargs = map_tensors(example, lambda t: torch.cat([t, t])[:2] if t.dim() else t)
+        with suppress(Exception):  # of a model that takes no other batch it is no fault of a file
+            found.append(((args, kwargs), output_of(prepared, (args, kwargs))))
+    return found
 
 
 def _tried(

@@ -279,7 +279,7 @@ class Turned(nn.Module):
         return F.grid_sample(x, grid, align_corners=False)
 
 
-def test_a_rehearsal_runs_whole_batches() -> None:
+def test_a_rehearsal_runs_several_samples() -> None:
     prepared = nets.calibrated(Turned(), EXAMPLE)
     rehearse(prepared, EXAMPLE, ["pt2"])
     with pytest.raises(ValueError, match="cannot be exported as 'torch', so the run stops before the training"):
@@ -289,9 +289,9 @@ def test_a_rehearsal_runs_whole_batches() -> None:
 def test_a_rehearsal_compares_shapes() -> None:
     prepared = residual()
     with pytest.raises(
-        ValueError, match=r"'faulty', .*: for a batch of 4, its output has shape \(2, 4\) instead of \(4"
+        ValueError, match=r"'faulty', .*: for a batch of 2, its output has shape \(1, 4\) instead of \(2"
     ):
-        rehearse(prepared, EXAMPLE, [{"faulty": {"loses": 2}}])
+        rehearse(prepared, EXAMPLE, [{"faulty": {"loses": 1}}])
 
 
 def test_an_older_artifact_stays_if_the_new_one_fails(tmp_path: Path) -> None:
