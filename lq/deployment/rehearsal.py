@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from lq.messages import one_line
 from lq.metrics.detections import comparable, mismatch
 from lq.tracing.batch import fixed_batch
 from lq.tracing.samples import batch_size
-from lq.tracing.structure import Inputs
+from lq.tracing.structure import Inputs, map_tensors
 
 
 def rehearse(
@@ -46,15 +47,26 @@ def rehearse(
     state.fix_ranges()
     prepared.eval()
     signature = Signature.of(prepared, example, output_of(prepared, example))
-    call, others = smallest_call(prepared, example), calls_of_other_sizes(prepared, example)
+    calls, others = _calls(prepared, example), calls_of_other_sizes(prepared, example)
     selected = chosen(exporters)
     with sharing(len(selected) > 1):
-        infos = {
-            choice.name: _tried(prepared, example, choice, signature, call, () if choice.exporter.static else others)
-            for choice in selected
-        }
+        infos = {}
+        for choice in selected:
+            resized = () if choice.exporter.static else others
+            infos[choice.name] = _tried(prepared, example, choice, signature, calls, resized)
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
     return [*notes, *size_notes(prepared, example, infos), *float_notes(plan_of(prepared), infos)]
+
+
+def _calls(prepared: fx.GraphModule, example: Inputs) -> list[tuple[Inputs, Any]]:
+    """The smallest call and its output, and one of two samples, as a file may hold the size of either; if it may be."""
+    smallest = smallest_call(prepared, example)
+    found = [(smallest, output_of(prepared, smallest))]
+    if batch_size(smallest) == 1 and fixed_batch(prepared) is None:
+        args, kwargs = map_tensors(example, lambda t: torch.cat([t, t])[:2] if t.dim() else t)
+        with suppress(Exception):  # of a model that takes no other batch it is no fault of a file
+            found.append(((args, kwargs), output_of(prepared, (args, kwargs))))
+    return found
 
 
 def _tried(
@@ -62,15 +74,21 @@ def _tried(
     example: Inputs,
     choice: Chosen,
     signature: Signature,
-    call: Inputs,
+    calls: Sequence[tuple[Inputs, Any]],
     others: Sequence[tuple[Inputs, Any]],
 ) -> dict[str, Any]:
-    """What an exporter says of its files, which have been run, also on inputs of another size."""
+    """What an exporter says of its files, which have been run, also on inputs of another size.
+
+    What they compute is compared by its shape: with ranges that are made up numbers say little.
+    """
     try:
         with scratch() as place, torch.no_grad():
             info = choice.export(prepared, example, place)
             model = choice.exporter.load(place, signature, info)
-            model(*call[0], **call[1])
+            for call, expected in calls:
+                wrong = mismatch(comparable(expected), comparable(model(*call[0], **call[1])))
+                if wrong:
+                    raise ValueError(f"for a batch of {batch_size(call)}, {wrong}")
             for other, expected in others:
                 wrong = _difference(model, other, expected)
                 if wrong:

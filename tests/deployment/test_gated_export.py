@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from lq.backends.prepare import prepare
 from lq.config.qconfig import QConfig
@@ -29,7 +30,7 @@ from lq.export.parity.worker import Worker
 from lq.metrics import main_tensor, sqnr
 from lq.metrics.detections import comparable
 from lq.ptq import calibrate
-from tests.export import faulty
+from tests.export import faulty, nets
 from tests.export.nets import Residual, example_of, images, residual
 from tests.tiny import quicken_deployment
 
@@ -208,7 +209,7 @@ import pytest
 from lq.deployment.gated_export import gated_export
 from lq.deployment.results import Compared
 from lq.deployment.settings import ExportSettings
-from tests.export import faulty
+from tests.export import faulty, nets
 from tests.export.nets import example_of, images, residual
 
 faulty.register(pytest.MonkeyPatch())
@@ -263,6 +264,34 @@ def test_a_rehearsal_fails_before_the_training_does() -> None:
         ValueError, match=r"exported as 'faulty', so the run stops before the training: .*this cannot be e"
     ):
         rehearse(residual(), EXAMPLE, [{"faulty": {"fails": "export"}}])
+
+
+class Turned(nn.Module):
+    """Of which a trace makes the batch size a constant, which ``torch.export`` does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        grid = F.affine_grid(x.mean((2, 3)).unflatten(1, (2, 3)), x.shape, align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False)
+
+
+def test_a_rehearsal_runs_several_samples() -> None:
+    prepared = nets.calibrated(Turned(), EXAMPLE)
+    rehearse(prepared, EXAMPLE, ["pt2"])
+    with pytest.raises(ValueError, match="cannot be exported as 'torch', so the run stops before the training"):
+        rehearse(prepared, EXAMPLE, ["torch"])
+
+
+def test_a_rehearsal_compares_shapes() -> None:
+    prepared = residual()
+    with pytest.raises(
+        ValueError, match=r"'faulty', .*: for a batch of 2, its output has shape \(1, 4\) instead of \(2"
+    ):
+        rehearse(prepared, EXAMPLE, [{"faulty": {"loses": 1}}])
 
 
 def test_an_older_artifact_stays_if_the_new_one_fails(tmp_path: Path) -> None:

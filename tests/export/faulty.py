@@ -35,10 +35,11 @@ def export(
     fails: str = "",
     factor: float = 0.5,
     most: int | None = None,
+    loses: int = 0,
 ) -> dict[str, Any]:
     """Write the model; the weights of ``layer`` shall be halved, or multiplied by ``factor``.
 
-    Of more than ``most`` samples it shall return zeros.
+    Of more than ``most`` samples it shall return zeros; of several it shall lose the last ``loses``.
     """
     if fails == "disk":
         raise OSError(28, "No space left on device")
@@ -48,7 +49,7 @@ def export(
     if fails == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     torch.save(prepared, directory / FILE)
-    return {"layer": layer, "factor": factor, "most": most}
+    return {"layer": layer, "factor": factor, "most": most, "loses": loses}
 
 
 def load(
@@ -59,10 +60,11 @@ def load(
     if info["layer"] in dict(model.named_modules()) and info["layer"]:
         with torch.no_grad():
             model.get_submodule(info["layer"]).weight.mul_(info["factor"])
-    most = info["most"]
+    most, loses = info["most"], info["loses"]
 
     def run(tensors: list[Tensor]) -> list[Tensor]:
         output: Tensor = model(*tensors)
+        output = output[: max(1, len(output) - loses)]
         return [output if most is None else torch.cat([output[:most], torch.zeros_like(output[most:])])]
 
     return FlatModel(run, signature)

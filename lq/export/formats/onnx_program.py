@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
+from lq.export.formats.onnx_attention import rewrite_attention
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_resizing import (
     check_resizing,
@@ -57,6 +58,13 @@ class Rewriter:
         held = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(made.name), target=name, persistent=None)
         self.program.graph_signature.input_specs.insert(0, held)
         return made
+
+    def held(self, node: fx.Node) -> Tensor | None:
+        """The tensor that the program holds for a node; ``None`` if that is computed."""
+        assert self.program is not None
+        specs = self.program.graph_signature.input_specs
+        target = next((spec.target for spec in specs if getattr(spec.arg, "name", None) == node.name), None)
+        return None if target is None else {**self.program.state_dict, **self.program.constants}.get(target)
 
 
 def rewrite(program: ExportedProgram) -> ExportedProgram:
@@ -114,44 +122,6 @@ def _copied(write: Rewriter, node: fx.Node) -> fx.Node | None:
     if not all(isinstance(size, int) for size in wanted.shape):
         return write.call(aten.expand_as.default, source, target)
     return write.call(aten.expand.default, source, list(wanted.shape))
-
-
-def _attended(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    """Attention of three dimensions, without heads, or of five and more, as over windows: torch.onnx takes four."""
-    query, key, value, *others = node.args
-    shapes = [factor.meta["val"].shape for factor in (query, key, value)]  # type: ignore[union-attr]
-    mask = others[0] if others else node.kwargs.get("attn_mask")
-    kwargs = {**dict(zip(("dropout_p", "is_causal"), others[1:], strict=False)), **node.kwargs, "attn_mask": mask}
-    if {len(shape) for shape in shapes} == {3}:
-        return _with_one_head(write, (query, key, value), kwargs)
-    if len(shapes[0]) > 4 and all(shape[:-2] == shapes[0][:-2] for shape in shapes):
-        return _with_one_batch(write, (query, key, value), kwargs)
-    return None
-
-
-def _with_one_head(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-    mask = kwargs["attn_mask"]
-    if isinstance(mask, fx.Node) and mask.meta["val"].dim() == 3:
-        kwargs["attn_mask"] = write.call(aten.unsqueeze.default, mask, 1)
-    factors = tuple(write.call(aten.unsqueeze.default, factor, 1) for factor in factors)
-    out = write.call(aten.scaled_dot_product_attention.default, *factors, **kwargs)
-    return write.call(aten.squeeze.dim, out, 1)
-
-
-def _with_one_batch(write: Rewriter, factors: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node | None:
-    """All dimensions in front of the heads as one."""
-    mask, leading = kwargs["attn_mask"], factors[0].meta["val"].shape[:-3]
-    last, inner = len(leading) - 1, factors[0].meta["val"].shape[1:-1]
-    if not all(isinstance(size, int) for size in inner):
-        return None
-    if isinstance(mask, fx.Node) and mask.meta["val"].dim() > 3:
-        given = mask.meta["val"].shape[:-3]
-        if given != leading and any(size != 1 for size in given):
-            return None
-        kwargs["attn_mask"] = write.call(aten.flatten.using_ints, mask, 0, len(given) - 1)
-    flat = (write.call(aten.flatten.using_ints, factor, 0, last) for factor in factors)
-    out = write.call(aten.scaled_dot_product_attention.default, *flat, **kwargs)
-    return write.call(aten.reshape.default, out, [-1, *inner, factors[2].meta["val"].shape[-1]])
 
 
 def _by_calls(rewriting: Callable[[Callable[..., fx.Node], fx.Node], Made | None]) -> Rewriting:
@@ -243,7 +213,7 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.clip.default: _clamped,
     aten.clip_.default: _clamped,
     aten.copy.default: _copied,
-    aten.scaled_dot_product_attention.default: _attended,
+    aten.scaled_dot_product_attention.default: lambda write, node: rewrite_attention(write.call, write.held, node),
     aten.adaptive_avg_pool1d.default: _by_calls(rewrite_adaptive_pooling),
     aten.adaptive_avg_pool2d.default: _by_calls(rewrite_adaptive_pooling),
     aten.adaptive_avg_pool3d.default: _by_calls(rewrite_adaptive_pooling),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lq.export.formats.litert.file import Array, LiteRTGrid, Shape
-from lq.export.formats.litert.tensors import Tensors, Value
+from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
 
 
 class UnsupportedError(ValueError):
@@ -112,6 +112,8 @@ class OperatorCall:
             argument = argument.real()
         if isinstance(argument, (int, float)):
             argument = torch.tensor(float(argument))
+        if argument is None:  # a size; numbers are constants
+            raise FixedBatchError(f"{self.name} computes with the size of the batch")
         assert isinstance(argument, Tensor)
         order = tuple(range(argument.dim()))
         if self.grid is None or not argument.is_floating_point():

@@ -96,7 +96,7 @@ def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) ->
     values: Array = tensor.numpy()
     if channels_last and values.ndim == _IMAGE:
         values = values.transpose(CHANNELS_LAST[_IMAGE])
-    if details["dtype"] is np.int8 and values.dtype != np.int8:
+    if _is_on_grid(details) and values.dtype != np.int8:
         scale, zero_point = _grid(details)
         values = np.clip(np.round(values / scale) + zero_point, -128, 127).astype(np.int8)
     return np.ascontiguousarray(values)
@@ -105,12 +105,17 @@ def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) ->
 def leaving(values: Array, details: Mapping[str, Any], channels_last: bool) -> Tensor:
     """An output as torch has it; arguments as for :func:`entering`."""
     values = np.asarray(values)  # of no dimensions it is a number
-    if details["dtype"] is np.int8:
+    if _is_on_grid(details):
         scale, zero_point = _grid(details)
         values = (values.astype(np.float32) - zero_point) * scale
     if channels_last and values.ndim == _IMAGE:
         values = np.ascontiguousarray(values.transpose(np.argsort(CHANNELS_LAST[_IMAGE])))
     return torch.from_numpy(values)
+
+
+def _is_on_grid(details: Mapping[str, Any]) -> bool:
+    """Whether int8 values stand for others, and are not the values themselves."""
+    return details["dtype"] is np.int8 and len(details["quantization_parameters"]["scales"]) > 0
 
 
 def _grid(details: Mapping[str, Any]) -> tuple[Any, int]:

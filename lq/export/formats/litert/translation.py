@@ -92,8 +92,15 @@ class _Translator:
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "output":
-                self.done.outputs = [self._value(source) for source in node.args[0] if isinstance(source, fx.Node)]
+                self.done.outputs = [self._output(source) for source in node.args[0] if isinstance(source, fx.Node)]
         return self.done
+
+    def _output(self, node: fx.Node) -> Value:
+        """A result in its own type: integers may have been computed as floats."""
+        value, dtype = self._value(node), node.meta["val"].dtype
+        if isinstance(value, Tensor):
+            value = Value(self.net.constant(array(value), node.name), tuple(range(value.dim())))
+        return value if dtype.is_floating_point else self.net.cast(value, str(dtype).removeprefix("torch."))
 
     def _input(self, node: fx.Node) -> Value | None:
         example = node.meta.get("val")

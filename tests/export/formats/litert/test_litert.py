@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,47 @@ def test_a_batch_that_grows_reads_no_buffer_of_a_smaller_one(tmp_path: Path) -> 
     ran = in_litert(Product(), x[:2], tmp_path, "tensorrt")
     for size in (1, 32, 2, 32):
         assert sqnr(*ran.outputs(x[:size])) > 40, size
+
+
+INTEGERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "count": lambda y: (y > 0.1).sum(1),
+    "quotients": lambda y: (y > 0.1).sum(1) // 2,
+    "running count": lambda y: (y > 0).int().cumsum(1),
+    "choice": lambda y: torch.where(y > 0, (10 * y).long(), 7),
+    "truth": lambda y: y > 0,
+    "bytes": lambda y: (8 * y).to(torch.int8),
+}
+
+
+@pytest.mark.parametrize("what", INTEGERS)
+def test_integers_come_out_as_such(what: str, tmp_path: Path) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.layer(x)
+            return y, INTEGERS[what](y)
+
+    expected, got = in_litert(Counts(), torch.randn(16, 6), tmp_path).outputs(torch.randn(8, 6))
+    assert got[1].dtype == expected[1].dtype
+    assert torch.equal(got[1], expected[1])
+
+
+def test_computing_with_the_batch_size_is_refused(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x) * x.shape[0]
+            return y
+
+    with pytest.raises(ValueError, match="depend on other samples of the batch, from mul"):
+        in_litert(Scaled(), torch.randn(16, 6), tmp_path)
 
 
 def test_batch_sizes_that_come_again_find_their_interpreter(

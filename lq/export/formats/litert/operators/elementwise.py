@@ -246,8 +246,9 @@ def power(call: OperatorCall) -> Value:
 
 
 def select(call: OperatorCall) -> Value:
-    """One of two tensors, element by element."""
-    values = [call.taken(call[name]) for name in ("condition", "self", "other")]
+    """One of two tensors, element by element; integers as floats, as which they are computed."""
+    condition, *values = (call.taken(call[name]) for name in ("condition", "self", "other"))
+    values = [condition, *(value if call.grid else call.net.cast(value, "float32") for value in values)]
     order = _common_order(call, values)
     return call.write_in("SELECT_V2", [_broadcast(call, value, order) for value in values], order)
 
