@@ -120,6 +120,7 @@ def validation_samples(
     collector = _Collect(LastCall(target_of(twin, name)), target_fn)
     chosen = loaders if batches is None else spread(loaders, batches)
     validate_alone(twin, chosen, datamodule, batches, collector)
+    collector.tap.check()
     return collector.samples
 
 
@@ -129,7 +130,10 @@ class _Collect(Callback):
         self.samples: list[Sample] = []
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        given, keywords, _ = self.tap.take()
+        call = self.tap.take()
+        if call is None:  # a batch that the step skips
+            return
+        given, keywords, _ = call
         with torch.inference_mode(False):  # so that they can be used outside of it
             self.samples.append(Sample(on_cpu((given, keywords)), on_cpu(self.target_fn(args[1]))))
 
@@ -156,6 +160,7 @@ def samples_of(
     remaining = iter(batches)
     while some := list(islice(remaining, _AT_ONCE)):
         validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)
+        collector.tap.check()
         yield from collector.samples
         collector.samples.clear()
 
@@ -196,7 +201,10 @@ def first_validation_call(
         raise ValueError(
             "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
         )
-    args, kwargs, _ = tap.take()
+    call = tap.take()
+    tap.check()
+    assert call is not None
+    args, kwargs, _ = call
     return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), validation_loaders_of(trainer)
 
 

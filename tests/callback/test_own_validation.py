@@ -322,3 +322,31 @@ def test_a_model_checkpoint_says_what_counts_and_which_way(tmp_path: Path) -> No
     make_trainer(tmp_path, callback, checkpoint, max_epochs=1).fit(Tiny(), train_loader(), val_loader())
     assert callback.exclusions is not None
     assert "quantization takes val_loss from" in callback.exclusions.verdict
+
+
+class SkipsInValidation(Tiny):
+    """Gives only some batches to the target."""
+
+    def __init__(self, skipped: tuple[int, ...]) -> None:
+        super().__init__()
+        self.skipped = skipped
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx in self.skipped:
+            self.log("mean", batch[0].mean())
+        else:
+            super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_validation_step_may_skip_batches(fit: Fit, skipped: int) -> None:
+    callback = QATCallback(int8_every_n_epochs=1)
+    fit(SkipsInValidation((skipped,)), callback, loaders=(train_loader(), val_loader()), max_epochs=2)
+    found = results(callback)
+    assert found["torch"]["val_loss"] == pytest.approx(found["fake"]["val_loss"], abs=0.01)
+    assert found["torch_vs_fake"]["sqnr_db"] > 30
+
+
+def test_but_not_all(fit: Fit) -> None:
+    with pytest.raises(ValueError, match="did not call the quantized target"):
+        fit(SkipsInValidation((0, 1)), QATCallback(), loaders=(train_loader(), val_loader()))
