@@ -267,6 +267,32 @@ def test_a_figure_that_is_never_logged_is_refused_before_the_first_step(fit: Fit
     assert steps == []
 
 
+class QuietAtFirst(Tiny):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
+        else:
+            self(batch[0])
+
+
+def test_a_figure_need_not_be_logged_in_the_sanity_check(fit: Fit) -> None:
+    callback = QATCallback(monitor="val_loss", mode="min")
+    fit(QuietAtFirst(), callback, max_epochs=1)
+    assert callback.deployment is not None
+    with pytest.raises(ValueError, match=r"monitor='val_f1': the validation of QuietAtFirst logs no such figure"):
+        fit(QuietAtFirst(), QATCallback(monitor="val_f1"), max_epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_barebones_trainer_logs_no_figure_and_the_comparison_has_it(tmp_path: Path) -> None:
+    callback = QATCallback(monitor="val_loss", mode="min")
+    trainer = L.Trainer(
+        barebones=True, accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, callbacks=[callback]
+    )
+    trainer.fit(Tiny(), train_loader(), val_loader())
+    assert "val_loss" in results(callback)["torch"]
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
