@@ -25,7 +25,7 @@ from lq.compat.lightning_private import validation_loaders_of
 from lq.compat.packages import is_lightning_module, of_package
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.last_call import LastCall, on_cpu
-from lq.lightning_module.loaders import spread, undistributed
+from lq.lightning_module.loaders import generators_kept, spread, undistributed
 from lq.lightning_module.target import target_of
 from lq.metrics.comparison import keep_local
 from lq.tracing.exported_call import call_to_export
@@ -64,7 +64,8 @@ def validate_alone(
     """Run ``validation_step`` over the validation data of all processes, in this one alone.
 
     It draws the same random numbers of Python, NumPy and torch (on the CPU) in each call, so that the figures of two
-    models can be compared, and those that the training draws stay what they would be.
+    models can be compared, and those that the training draws stay what they would be. The same holds for generators of
+    the user's own, such as that of a loader that shuffles.
 
     Args:
         module: a copy of the user's module that nothing else uses.
@@ -81,7 +82,7 @@ def validate_alone(
         metric.reset()
     _without_prepare_data(module)
     loaders = undistributed(loaders)
-    with quiet_lightning(), isolate_rng(include_cuda=False):
+    with quiet_lightning(), isolate_rng(include_cuda=False), generators_kept(loaders):
         _seed()
         trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}

@@ -13,14 +13,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from torchmetrics import MeanMetric
 
 from lq.callback import QATCallback
 from lq.config.schedule import QATSchedule
 from lq.export.parity.gate import Gate
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Tiny, make_data, make_trainer, qat, train_loader, val_loader
 
 
 def results(callback: QATCallback) -> dict[str, dict[str, float]]:
@@ -376,3 +376,18 @@ def test_a_validation_step_may_skip_batches(fit: Fit, skipped: int) -> None:
 def test_but_not_all(fit: Fit) -> None:
     with pytest.raises(ValueError, match="did not call the quantized target"):
         fit(SkipsInValidation((0, 1)), QATCallback(), loaders=(train_loader(), val_loader()))
+
+
+@pytest.mark.parametrize("owner", ["loader", "sampler"])
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+def test_versions_are_compared_on_the_same_samples_of_a_loader_that_shuffles(fit: Fit, owner: str) -> None:
+    data, callback = make_data(64, seed=1), QATCallback(int8_every_n_epochs=1)
+    generator = torch.Generator()
+    if owner == "loader":
+        shuffled = DataLoader(data, batch_size=6, shuffle=True, generator=generator)
+    else:
+        shuffled = DataLoader(data, batch_size=6, sampler=RandomSampler(data, generator=generator))
+    fit(Tiny(), callback, loaders=(train_loader(), shuffled), max_epochs=1, limit_val_batches=1)
+    found = results(callback)
+    assert found["torch_vs_fake"]["sqnr_db"] > 40
+    assert found["torch"]["val_loss"] == pytest.approx(found["fake"]["val_loss"], abs=0.005)
