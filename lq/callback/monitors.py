@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.checks import shown
 from lq.compat.lightning_private import logged_by_loaders
@@ -81,6 +82,8 @@ def require_figure(trainer: Trainer, module: LightningModule, monitor: str | Non
 def check_early_stopping(trainer: Trainer) -> None:
     """Refuse to let EarlyStopping wait for a figure that comes only when QAT has started.
 
+    And say what it does with one of the module, whose best value is that of the float model.
+
     Raises:
         ValueError: if it would end the training, or see the placeholder that a ModelCheckpoint needs.
     """
@@ -90,6 +93,12 @@ def check_early_stopping(trainer: Trainer) -> None:
                 f"EarlyStopping(monitor={callback.monitor!r}): this metric is not logged before QAT starts. Monitor a "
                 "metric that your validation_step logs; once QAT has started, it is that of the fake-quantized model. "
                 "Or write EarlyStopping(..., strict=False), with no ModelCheckpoint on the same metric."
+            )
+        if not callback.monitor.startswith(_PREFIX):
+            rank_zero_info(
+                f"lq: EarlyStopping(monitor={callback.monitor!r}) looks at the float model until QAT starts, and then "
+                "compares the fake-quantized one with the best float value. So it may end the training before QAT "
+                "starts, or soon after. Give it enough patience, or train the float model in a fit of its own."
             )
 
 
