@@ -22,14 +22,22 @@ from lq.messages import one_line
 
 LAST = "the last step"
 
+Kept = frozenset[tuple[str, float]]
 
-def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
+
+def kept_so_far(trainer: Trainer) -> Kept:
+    """The checkpoints that ModelCheckpoints of a Trainer hold, with their scores."""
+    return frozenset((path, float(score)) for c in _monitoring(trainer) for path, score in c.best_k_models.items())
+
+
+def load_best(trainer: Trainer, module: LightningModule, name: str, of_others: Kept = frozenset()) -> str:
     """Load the best quantization-aware weights that a monitoring ModelCheckpoint kept into ``module``.
 
     Args:
         trainer: of the run that ended.
         module: a copy of the trained module, holding the last weights.
         name: of its target.
+        of_others: what was kept of other modules, by a ModelCheckpoint that serves several fits.
 
     Returns:
         Where the weights are from: a checkpoint's path, or "the last step" if there is no such checkpoint.
@@ -37,13 +45,20 @@ def load_best(trainer: Trainer, module: LightningModule, name: str) -> str:
     key = f"{name}.qat_state._extra_state" if name else "qat_state._extra_state"
     only_plain = names_files_of_others(trainer)
     early: list[str] = []
+    foreign = {path for path, _ in of_others & kept_so_far(trainer)}
     for path in _best_first(trainer):
         try:
             saved = _state_of(path, only_plain)
-            if saved.get(key, {}).get("fake_quant", False):
-                _load(module, saved, path)
-                return path
-            early.append(path)
+            if not saved.get(key, {}).get("fake_quant", False):
+                early.append(path)
+                continue
+            if path in foreign:
+                raise ValueError(
+                    f"{path}, which ModelCheckpoint still holds, is of a module that was fitted before. Give each "
+                    "module a ModelCheckpoint of its own."
+                )
+            _load(module, saved, path)
+            return path
         except ValueError as error:
             rank_zero_warn(f"lq: {error} lq takes the next best weights, or the last ones if there are no others.")
     if early:
@@ -115,14 +130,18 @@ def _load(module: LightningModule, saved: dict[str, Any], path: str) -> None:
 
 def _best_first(trainer: Trainer) -> Iterator[str]:
     """Paths or URLs of what the first ModelCheckpoint with a monitor has kept."""
-    found: list[Any] = [c for c in trainer.checkpoint_callbacks if is_a(c, ModelCheckpoint)]
-    checkpoints = [c for c in found if c.monitor]
+    checkpoints = _monitoring(trainer)
     if not checkpoints:
         return
     kept = checkpoints[0].best_k_models
     ranked = sorted(kept, key=lambda path: float(kept[path]), reverse=checkpoints[0].mode == "max")
     best = checkpoints[0].best_model_path
     yield from (path for path in dict.fromkeys([best, *ranked]) if path and _exists(path))
+
+
+def _monitoring(trainer: Trainer) -> list[Any]:
+    found: list[Any] = [c for c in trainer.checkpoint_callbacks if is_a(c, ModelCheckpoint)]
+    return [c for c in found if c.monitor]
 
 
 def _exists(path: str) -> bool:

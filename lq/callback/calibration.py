@@ -18,7 +18,7 @@ from lq.callback.processes import copy_on_first_process
 from lq.callback.progress import has_room_for_bar, is_dev_run, say
 from lq.config.presets import PRESETS
 from lq.config.schedule import QATSchedule
-from lq.lightning_module.loaders import loader_beside, spread, training_loaders
+from lq.lightning_module.loaders import generators_kept, loader_beside, spread, training_loaders
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, call_sample, samples_of
 from lq.messages import one_line
@@ -137,8 +137,9 @@ def training_samples(trainer: Trainer, module: LightningModule, name: str, limit
 
 def _batches(loaders: Any, limit: int) -> Iterator[Any]:
     """Batches from all over the data, from copies of the loaders: the training is in the middle of those."""
-    for loader in training_loaders(spread(loaders, limit)):
-        yield from _beside(loader)
+    with generators_kept(loaders):
+        for loader in training_loaders(spread(loaders, limit)):
+            yield from _beside(loader)
 
 
 def _beside(loader: Any) -> Any:

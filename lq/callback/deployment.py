@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.analysis.sqnr import sqnr_per_layer
-from lq.callback.best import load_best
+from lq.callback.best import Kept, load_best
 from lq.callback.calibration import BATCHES, training_samples
 from lq.callback.candidates import StartingPoint, choose_weights
 from lq.compat.packages import is_a
@@ -41,6 +41,7 @@ def deploy_best(
     schedule: QATSchedule,
     start: StartingPoint | None = None,
     history: Sequence[Mapping[str, float]] = (),
+    of_others: Kept = frozenset(),
 ) -> Deployment:
     """Deploy the best weights of a fit that is over, and say what came out.
 
@@ -55,11 +56,12 @@ def deploy_best(
         schedule: for the manifest.
         start: what QAT started from, if that was calibrated: the best of it and of what was trained is deployed.
         history: of the training, for the pictures.
+        of_others: checkpoints that were kept of other modules.
 
     Returns:
         the deployment.
     """
-    weights = load_best(trainer, twin, name)
+    weights = load_best(trainer, twin, name, of_others)
     if start is not None and validation.loaders is not None:
         baseline = replace(baseline, ptq=start.results)
         weights = _choose(trainer, twin, name, validation, start, baseline, weights)

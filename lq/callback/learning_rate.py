@@ -28,23 +28,27 @@ class InitialLearningRates:
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[object] = ()) -> None:
-        self._initial = [[_initial(group) for group in optimizer.param_groups] for optimizer in optimizers]
+        self._initial = [(optimizer, _rates_of(optimizer)) for optimizer in optimizers]
         for scheduler in schedulers:
             if isinstance(scheduler, CyclicLR):
                 index = next(i for i, optimizer in enumerate(optimizers) if optimizer is scheduler.optimizer)
-                self._initial[index] = [float(peak) for peak in scheduler.max_lrs]
+                self._initial[index] = scheduler.optimizer, [float(peak) for peak in scheduler.max_lrs]
 
     @property
     def first(self) -> float | None:
         """That of the first group, None without an optimizer."""
-        return next((group for groups in self._initial for group in groups), None)
+        return next((rate for _, rates in self._initial for rate in rates), None)
 
     def apply(self, optimizers: Sequence[Optimizer], scale: float | None) -> None:
         """Set every learning rate to ``scale`` times its initial one; None leaves them alone.
 
-        A group that came on the way, of a finetuning callback, has the rate of now, and falls with the others.
+        A group that came on the way, of a finetuning callback, has the rate of now, and falls with the others. An
+        optimizer that took the place of another one has initial rates of its own.
         """
-        for optimizer, known in zip(optimizers, self._initial, strict=True):
+        before = self._initial
+        self._initial = [next((own for own in before if own[0] is o), None) or (o, _rates_of(o)) for o in optimizers]
+        for optimizer, known in self._initial:
+            del known[len(optimizer.param_groups) :]
             new = optimizer.param_groups[len(known) :]
             known += [_initial(group) if scale is None else float(group["lr"]) / (scale or 1) for group in new]
             if scale is None:
@@ -54,6 +58,10 @@ class InitialLearningRates:
                     group["lr"].fill_(initial * scale)
                 else:
                     group["lr"] = initial * scale
+
+
+def _rates_of(optimizer: Optimizer) -> list[float]:
+    return [_initial(group) for group in optimizer.param_groups]
 
 
 def _initial(group: dict[str, Any]) -> float:

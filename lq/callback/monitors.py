@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.checks import shown
 from lq.compat.lightning_private import logged_by_loaders
@@ -60,16 +61,17 @@ def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) ->
 def require_figure(trainer: Trainer, module: LightningModule, monitor: str | None) -> None:
     """Check, when a validation is over, that the figure that was asked for is logged and a number.
 
-    The sanity check, which comes before the first step, is such a validation.
+    The sanity check, which comes before the first step, is such a validation, unless the module logs nothing there.
+    A barebones Trainer logs nothing at all; the comparison at the end, which has a Trainer of its own, does.
 
     Raises:
         ValueError: if it is not.
     """
-    if monitor is None or trainer.state.fn != "fit":
+    if monitor is None or trainer.state.fn != "fit" or trainer.barebones:
         return
     logged = {*trainer.callback_metrics, *logged_by_loaders(trainer)}
     logged = {name for name in logged if not name.startswith(_PREFIX)}
-    if monitor not in logged:
+    if monitor not in logged and (logged or not trainer.sanity_checking):
         raise ValueError(
             f"monitor={monitor!r}: the validation of {type(module).__name__} logs no such figure. It logs "
             f"{', '.join(sorted(logged)) or 'nothing'}; write self.log({monitor!r}, ...) in validation_step, or name "
@@ -80,6 +82,8 @@ def require_figure(trainer: Trainer, module: LightningModule, monitor: str | Non
 def check_early_stopping(trainer: Trainer) -> None:
     """Refuse to let EarlyStopping wait for a figure that comes only when QAT has started.
 
+    And say what it does with one of the module, whose best value is that of the float model.
+
     Raises:
         ValueError: if it would end the training, or see the placeholder that a ModelCheckpoint needs.
     """
@@ -89,6 +93,12 @@ def check_early_stopping(trainer: Trainer) -> None:
                 f"EarlyStopping(monitor={callback.monitor!r}): this metric is not logged before QAT starts. Monitor a "
                 "metric that your validation_step logs; once QAT has started, it is that of the fake-quantized model. "
                 "Or write EarlyStopping(..., strict=False), with no ModelCheckpoint on the same metric."
+            )
+        if not callback.monitor.startswith(_PREFIX):
+            rank_zero_info(
+                f"lq: EarlyStopping(monitor={callback.monitor!r}) looks at the float model until QAT starts, and then "
+                "compares the fake-quantized one with the best float value. So it may end the training before QAT "
+                "starts, or soon after. Give it enough patience, or train the float model in a fit of its own."
             )
 
 

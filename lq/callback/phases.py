@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import distributed, nn
 
 from lq.backends.prepare import set_phase, state_of
@@ -30,8 +31,8 @@ class PhaseSwitch:
     """
 
     def __init__(self) -> None:
-        self._frozen: list[nn.Module] = []
-        self._freezes = False
+        self._frozen: dict[nn.Module, int] = {}  # and how many batches each had seen by then
+        self._freezes = self._looked = False
         self._target: nn.Module | None = None
 
     def apply(self, target: nn.Module, phase: Phase) -> None:
@@ -48,8 +49,24 @@ class PhaseSwitch:
             share_statistics(target)
         self._freezes = phase.freeze_bn
         if phase.freeze_bn:
-            found = [m for m in target.modules() if isinstance(m, BatchNorm) and m.training]
-            self._frozen += [module.eval() for module in found]
+            found = {name: m for name, m in target.named_modules() if isinstance(m, BatchNorm) and m.training}
+            self._tell_of_moving(found)
+            for module in found.values():
+                self._frozen.setdefault(module.eval(), _seen(module))
+
+    def _tell_of_moving(self, norms: dict[str, BatchNorm]) -> None:
+        """Warn of those that somebody trains after all; those in layers stay frozen in training mode, too."""
+        again = {name: norm for name, norm in norms.items() if norm in self._frozen}
+        if self._looked or not again:
+            return
+        self._looked = True  # once, as it waits for the GPU
+        moving = [name for name, norm in again.items() if _seen(norm) > self._frozen[norm]]
+        if moving:
+            rank_zero_warn(
+                f"lq: the statistics of {some_of(moving)} are frozen now, but still move, because training_step puts "
+                "these BatchNorms back into training mode. Call train() in on_train_epoch_start instead, or let them "
+                "move: QATSchedule(freeze_bn='never')."
+            )
 
     def end_step(self) -> None:
         """Let observers follow the mode of the target again, until the next step."""
@@ -64,7 +81,11 @@ class PhaseSwitch:
         self.end_step()
         for module in self._frozen:
             module.train()
-        self._frozen = []
+        self._frozen = {}
+
+
+def _seen(norm: BatchNorm) -> int:
+    return 0 if norm.num_batches_tracked is None else int(norm.num_batches_tracked)
 
 
 @torch.no_grad()

@@ -15,9 +15,11 @@ from torchmetrics import Metric, MetricCollection
 from lq.analysis.auto_exclude import AutoExclude
 from lq.analysis.bits import AutoBits, BitChoice
 from lq.analysis.exclusions import Exclusions
+from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
 from lq.callback.averaging import check_averaging, check_finetuning, share_quantization_state
+from lq.callback.best import Kept, kept_so_far
 from lq.callback.bits import BitSearch, wanted_bits
 from lq.callback.candidates import StartingPoint, judge_start
 from lq.callback.checkpoint_to_load import checkpoint_to_load, require_qat_state
@@ -175,6 +177,7 @@ class QATCallback(Callback):
         self._start: StartingPoint | None = None
         self._teacher: Teacher | None = None
         self._resumes_float = False
+        self._of_others: Kept = frozenset()
         self._loaders: Any = None
         self._pause.end()
 
@@ -210,6 +213,7 @@ class QATCallback(Callback):
         self.plan = plan_of(target) if is_planned(target) else None
         set_saving(target, self.save)
         if stage == "fit":
+            self._of_others = frozenset() if has_ranges(target) else kept_so_far(trainer)
             state_of(target).waits = True  # for on_train_batch_end, which all processes reach
             self._announce_plan()
             check = partial(self._check, pl_module)
@@ -458,6 +462,7 @@ class QATCallback(Callback):
             schedule=self.schedule,
             start=self._start,
             history=self._history.rows,
+            of_others=self._of_others,
         )
         return self.deployment.results
 
@@ -513,6 +518,7 @@ class QATCallback(Callback):
         entry.require_same_plan(self._name, self._applied)
         self._course.resume(entry, trains=trainer.state.fn == "fit")
         self._float.results = dict(entry.fp32)
+        self._of_others = frozenset()  # the ModelCheckpoints are those of this run
         if not splits_weights(trainer):
             require_qat_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.

@@ -101,8 +101,11 @@ class ValidationComparison:
         self.tap = LastCall(target)
 
     def update(self, batch: Any) -> None:
-        """Take the call that ``validation_step`` made for this batch."""
-        args, kwargs, output = self.tap.take()
+        """Take the call that ``validation_step`` made for this batch, if it did not skip that."""
+        taken = self.tap.take()
+        if taken is None:
+            return
+        args, kwargs, output = taken
         call = self.read(args, kwargs)
         self.tap.forget()  # calls that found out what is read
         outputs = {"fake": output}
@@ -124,8 +127,13 @@ class ValidationComparison:
         self.comparison.drop(name)
 
     def finish(self) -> Results:
-        """Stop listening and compute; empty if no batch was seen."""
+        """Stop listening and compute; empty if no batch was seen.
+
+        Raises:
+            ValueError: if no batch was given to the target.
+        """
         self.stop()
+        self.tap.check()
         return {} if self.comparison.is_empty else self.comparison.compute()
 
     def stop(self) -> None:

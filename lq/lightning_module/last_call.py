@@ -10,31 +10,39 @@ from lq.conversion.on_cpu import as_float32
 from lq.instrument.listen import Listener
 from lq.tracing.structure import map_tensors
 
+Call = tuple[tuple[Any, ...], dict[str, Any], Any]
+
 
 class LastCall:
     """Remembers the last call of a module: arguments, keywords and output."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._call: Call | None = None
+        self._misses, self._is_called = 0, False
         self._listener = Listener(module, after=self._note)
 
     def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self._call = args, kwargs, output
 
-    def take(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        """The last call since the previous ``take``.
+    def take(self) -> Call | None:
+        """The last call since the previous ``take``; ``None`` if there was none, as in a step that skips its batch."""
+        call, self._call = self._call, None
+        self._misses += call is None
+        self._is_called = self._is_called or call is not None
+        return call
+
+    def check(self) -> None:
+        """Check, when all steps are over, that some have called the module.
 
         Raises:
-            ValueError: if there was none.
+            ValueError: if there were steps, and none has.
         """
-        if self._call is None:
+        if self._misses and not self._is_called:
             raise ValueError(
                 "validation_step did not call the quantized target, so there is nothing to compare. Name the part that "
                 "it does call, QATCallback(target=...); or call the target itself, as in self.model(x), where it calls "
                 "a method, as in self.model.loss(x)."
             )
-        call, self._call = self._call, None
-        return call
 
     def forget(self) -> None:
         """Take no notice of the calls so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,35 @@ def training_loaders(loaders: Any) -> list[Any]:
     if isinstance(loaders, (list, tuple)):
         return [loader for each in loaders for loader in training_loaders(each)]
     return [loaders]
+
+
+@contextmanager
+def generators_kept(loaders: Any) -> Iterator[None]:
+    """Within the block loaders may draw from random generators of the user's own, which then are what they were.
+
+    So the next pass draws the same samples.
+
+    Example:
+        >>> loader = DataLoader(range(100), shuffle=True, generator=torch.Generator())
+        >>> with generators_kept(loader):
+        ...     first = next(iter(loader))
+        >>> torch.equal(first, next(iter(loader)))
+        True
+    """
+    owners = [owner for loader in training_loaders(loaders) for owner in _owners(loader)]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    before = [(each, each.get_state()) for each in found if isinstance(each, torch.Generator)]
+    try:
+        yield
+    finally:
+        for each, state in before:
+            each.set_state(state)
+
+
+def _owners(loader: Any) -> list[Any]:
+    """What may have a generator."""
+    drawn = getattr(loader, "batch_sampler", None)
+    return [loader, getattr(loader, "sampler", None), drawn, getattr(drawn, "sampler", None)]
 
 
 def _each(loaders: Any, change: Callable[[DataLoader[Any]], DataLoader[Any]]) -> Any:

@@ -25,7 +25,7 @@ from lq.compat.lightning_private import validation_loaders_of
 from lq.compat.packages import is_lightning_module, of_package
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.last_call import LastCall, on_cpu
-from lq.lightning_module.loaders import spread, undistributed
+from lq.lightning_module.loaders import generators_kept, spread, undistributed
 from lq.lightning_module.target import target_of
 from lq.metrics.comparison import keep_local
 from lq.tracing.exported_call import call_to_export
@@ -64,7 +64,8 @@ def validate_alone(
     """Run ``validation_step`` over the validation data of all processes, in this one alone.
 
     It draws the same random numbers of Python, NumPy and torch (on the CPU) in each call, so that the figures of two
-    models can be compared, and those that the training draws stay what they would be.
+    models can be compared, and those that the training draws stay what they would be. The same holds for generators of
+    the user's own, such as that of a loader that shuffles.
 
     Args:
         module: a copy of the user's module that nothing else uses.
@@ -81,7 +82,7 @@ def validate_alone(
         metric.reset()
     _without_prepare_data(module)
     loaders = undistributed(loaders)
-    with quiet_lightning(), isolate_rng(include_cuda=False):
+    with quiet_lightning(), isolate_rng(include_cuda=False), generators_kept(loaders):
         _seed()
         trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}
@@ -120,6 +121,7 @@ def validation_samples(
     collector = _Collect(LastCall(target_of(twin, name)), target_fn)
     chosen = loaders if batches is None else spread(loaders, batches)
     validate_alone(twin, chosen, datamodule, batches, collector)
+    collector.tap.check()
     return collector.samples
 
 
@@ -129,7 +131,10 @@ class _Collect(Callback):
         self.samples: list[Sample] = []
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        given, keywords, _ = self.tap.take()
+        call = self.tap.take()
+        if call is None:  # a batch that the step skips
+            return
+        given, keywords, _ = call
         with torch.inference_mode(False):  # so that they can be used outside of it
             self.samples.append(Sample(on_cpu((given, keywords)), on_cpu(self.target_fn(args[1]))))
 
@@ -156,6 +161,7 @@ def samples_of(
     remaining = iter(batches)
     while some := list(islice(remaining, _AT_ONCE)):
         validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)
+        collector.tap.check()
         yield from collector.samples
         collector.samples.clear()
 
@@ -196,7 +202,10 @@ def first_validation_call(
         raise ValueError(
             "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
         )
-    args, kwargs, _ = tap.take()
+    call = tap.take()
+    tap.check()
+    assert call is not None
+    args, kwargs, _ = call
     return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), validation_loaders_of(trainer)
 
 

@@ -101,6 +101,16 @@ def test_calibration_uses_no_random_number_of_the_training(fit: Fit) -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_nor_of_a_generator_of_its_loader(fit: Fit) -> None:
+    drawn = []
+    for calibration in (0, 4):
+        loader = DataLoader(make_data(), batch_size=8, shuffle=True, generator=torch.Generator())
+        callback = QATCallback(schedule=QATSchedule(calibration=calibration, start=1))
+        fit(NoNoise(), callback, loaders=(loader, train_loader()))
+        drawn.append(loader.generator.get_state())
+    assert torch.equal(*drawn)
+
+
 def test_an_observer_of_the_users_choice_stays(fit: Fit) -> None:
     watch = Watch()
     qconfig = QConfig(activation=ActivationSpec(0, 15, observer="minmax"))

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import CyclicLR, LinearLR, OneCycleLR
 
 from lq.callback.learning_rate import InitialLearningRates
+from tests.callback.conftest import Fit
+from tests.tiny import Tiny, qat
 
 
 def optimizer() -> torch.optim.Optimizer:
@@ -57,3 +61,37 @@ def test_a_group_that_came_before_qat_has_its_share() -> None:
     assert made.param_groups[-1]["lr"] == 0.02
     known.apply([made], 0.01)
     assert made.param_groups[-1]["lr"] == pytest.approx(0.0002)
+
+
+def test_an_optimizer_in_the_place_of_another_has_its_share_of_its_own_rates() -> None:
+    first, second = optimizer(), torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    known = InitialLearningRates([first])
+    known.apply([first], 0.01)
+    for scale in (0.01, 0.005):
+        known.apply([second], scale)
+        assert [group["lr"] for group in second.param_groups] == pytest.approx([0.5 * scale])
+    known.apply([second, optimizer()], 0.1)
+
+
+def test_an_optimizer_may_lose_a_group() -> None:
+    made = optimizer()
+    known = InitialLearningRates([made])
+    del made.param_groups[1:]
+    known.apply([made], 0.01)
+    assert [group["lr"] for group in made.param_groups] == pytest.approx([0.001])
+
+
+def test_optimizers_may_be_made_anew_in_the_middle_of_a_fit(fit: Fit) -> None:
+    class Again(Tiny):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.lr = 0.5
+                self.trainer.strategy.setup_optimizers(self.trainer)
+
+        def configure_optimizers(self) -> Any:
+            parameters = list(self.parameters())
+            groups = [{"params": parameters[:1]}, {"params": parameters[1:]}] if self.lr < 0.5 else parameters
+            return torch.optim.SGD(groups, lr=self.lr)
+
+    trainer = fit(Again(), qat(lr=0.1, lr_final=1.0), max_epochs=2)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0.05])

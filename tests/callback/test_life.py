@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,23 @@ def test_batch_norms_that_no_layer_absorbs_freeze_too(fit: Fit) -> None:
     moved = [not torch.equal(a, b) for a, b in pairwise(Statistics.means)]
     assert moved == [True, True] + [False] * 6
     assert module.model.get_submodule("0").training, "the next training would find it frozen"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_batch_norms_that_a_step_puts_back_into_training_mode_are_named(fit: Fit, inside: bool) -> None:
+    class Trains(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            norm = torch.nn.BatchNorm2d(1)
+            self.model = self.model if inside else torch.nn.Sequential(norm, *self.model)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.train()
+            return super().training_step(batch, batch_idx)
+
+    module = Trains()
+    with nullcontext() if inside else pytest.warns(UserWarning, match="statistics of 0 are frozen now, but still move"):
+        fit(module, qat(freeze_bn=1, observer_off="never"), max_epochs=2)
 
 
 def test_after_the_fit_the_module_is_fake_quantized_and_trainable(fit: Fit) -> None:

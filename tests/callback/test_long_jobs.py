@@ -308,6 +308,15 @@ def test_early_stopping_by_a_figure_of_qat_before_it_starts_is_refused(fit: Fit)
     assert_deployed(callback)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_early_stopping_that_compares_with_the_float_model_is_told_of(
+    fit: Fit, start: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        fit(Tiny(), qat(start=start), EarlyStopping("val_loss", patience=9))
+    assert ("EarlyStopping(monitor='val_loss') looks at the float model until QAT starts" in caplog.text) is bool(start)
+
+
 def test_checkpoint_by_a_figure_that_never_comes_says_so(fit: Fit, tmp_path: Any) -> None:
     kept = ModelCheckpoint(tmp_path / "kept", monitor="qat/fake/acuracy", mode="max")
     with pytest.raises(ValueError, match=r"'qat/fake/acuracy'\): QAT logs no such figure\. It logs qat/fake/accu"):

@@ -13,14 +13,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from torchmetrics import MeanMetric
 
 from lq.callback import QATCallback
 from lq.config.schedule import QATSchedule
 from lq.export.parity.gate import Gate
 from tests.callback.conftest import Fit
-from tests.tiny import Tiny, make_trainer, qat, train_loader, val_loader
+from tests.tiny import Tiny, make_data, make_trainer, qat, train_loader, val_loader
 
 
 def results(callback: QATCallback) -> dict[str, dict[str, float]]:
@@ -267,6 +267,32 @@ def test_a_figure_that_is_never_logged_is_refused_before_the_first_step(fit: Fit
     assert steps == []
 
 
+class QuietAtFirst(Tiny):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            super().validation_step(batch, batch_idx)
+        else:
+            self(batch[0])
+
+
+def test_a_figure_need_not_be_logged_in_the_sanity_check(fit: Fit) -> None:
+    callback = QATCallback(monitor="val_loss", mode="min")
+    fit(QuietAtFirst(), callback, max_epochs=1)
+    assert callback.deployment is not None
+    with pytest.raises(ValueError, match=r"monitor='val_f1': the validation of QuietAtFirst logs no such figure"):
+        fit(QuietAtFirst(), QATCallback(monitor="val_f1"), max_epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_barebones_trainer_logs_no_figure_and_the_comparison_has_it(tmp_path: Path) -> None:
+    callback = QATCallback(monitor="val_loss", mode="min")
+    trainer = L.Trainer(
+        barebones=True, accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, callbacks=[callback]
+    )
+    trainer.fit(Tiny(), train_loader(), val_loader())
+    assert "val_loss" in results(callback)["torch"]
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
@@ -322,3 +348,46 @@ def test_a_model_checkpoint_says_what_counts_and_which_way(tmp_path: Path) -> No
     make_trainer(tmp_path, callback, checkpoint, max_epochs=1).fit(Tiny(), train_loader(), val_loader())
     assert callback.exclusions is not None
     assert "quantization takes val_loss from" in callback.exclusions.verdict
+
+
+class SkipsInValidation(Tiny):
+    """Gives only some batches to the target."""
+
+    def __init__(self, skipped: tuple[int, ...]) -> None:
+        super().__init__()
+        self.skipped = skipped
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx in self.skipped:
+            self.log("mean", batch[0].mean())
+        else:
+            super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_validation_step_may_skip_batches(fit: Fit, skipped: int) -> None:
+    callback = QATCallback(int8_every_n_epochs=1)
+    fit(SkipsInValidation((skipped,)), callback, loaders=(train_loader(), val_loader()), max_epochs=2)
+    found = results(callback)
+    assert found["torch"]["val_loss"] == pytest.approx(found["fake"]["val_loss"], abs=0.01)
+    assert found["torch_vs_fake"]["sqnr_db"] > 30
+
+
+def test_but_not_all(fit: Fit) -> None:
+    with pytest.raises(ValueError, match="did not call the quantized target"):
+        fit(SkipsInValidation((0, 1)), QATCallback(), loaders=(train_loader(), val_loader()))
+
+
+@pytest.mark.parametrize("owner", ["loader", "sampler"])
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+def test_versions_are_compared_on_the_same_samples_of_a_loader_that_shuffles(fit: Fit, owner: str) -> None:
+    data, callback = make_data(64, seed=1), QATCallback(int8_every_n_epochs=1)
+    generator = torch.Generator()
+    if owner == "loader":
+        shuffled = DataLoader(data, batch_size=6, shuffle=True, generator=generator)
+    else:
+        shuffled = DataLoader(data, batch_size=6, sampler=RandomSampler(data, generator=generator))
+    fit(Tiny(), callback, loaders=(train_loader(), shuffled), max_epochs=1, limit_val_batches=1)
+    found = results(callback)
+    assert found["torch_vs_fake"]["sqnr_db"] > 40
+    assert found["torch"]["val_loss"] == pytest.approx(found["fake"]["val_loss"], abs=0.005)

@@ -10,15 +10,25 @@ def test_tap_gives_the_last_call_once() -> None:
     tap, x = LastCall(net), torch.randn(2, 1, 6, 6)
     net(torch.zeros(2, 1, 6, 6))
     y = net(x)
-    args, kwargs, output = tap.take()
+    call = tap.take()
+    assert call is not None
+    args, kwargs, output = call
     assert args[0] is x
     assert kwargs == {}
     assert output is y
-    with pytest.raises(ValueError, match=r"did not call the quantized target.*QATCallback\(target="):
-        tap.take()
+    assert tap.take() is None
+    tap.check()
     tap.remove()
     net(x)
     assert not net._forward_hooks
+
+
+def test_only_steps_none_of_which_calls_are_an_error() -> None:
+    tap = LastCall(make_net())
+    tap.check()
+    assert tap.take() is None
+    with pytest.raises(ValueError, match=r"did not call the quantized target.*QATCallback\(target="):
+        tap.check()
 
 
 def test_on_cpu_copies_and_casts() -> None:
