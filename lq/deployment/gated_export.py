@@ -17,7 +17,7 @@ from lq.conversion.bias import round_biases
 from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import as_destination, hand_over, workplace
-from lq.deployment.in_float import batch_notes, float_notes, size_notes, unused_notes
+from lq.deployment.in_float import batch_notes, float_notes, loss_notes, size_notes, unused_notes
 from lq.deployment.outputs import calls_of_other_sizes, larger_call, output_of
 from lq.deployment.provenance import provenance
 from lq.deployment.results import Compare, Compared, Deployment
@@ -90,6 +90,7 @@ def gated_export(
         deployment.notes += size_notes(prepared, example, infos)
         deployment.notes += _rounding_notes(rounding, settings.choices)
         deployment.notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, float_model)
+        deployment.notes += loss_notes(prepared)
         # A simulator takes a second for a sample: what it runs is compared by the gate alone.
         quick = {kind: model for kind, model in deployment.models.items() if not EXPORTERS[kind].simulator}
         compared = compare(quick, gate.batches)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lq.backends.prepare import plan_of, state_of
-from lq.deployment.in_float import batch_notes, float_notes, size_notes
+from lq.deployment.in_float import batch_notes, float_notes, loss_notes, size_notes
 from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.scratch import scratch
@@ -53,7 +53,8 @@ def rehearse(
             for choice in selected
         }
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
-    return [*notes, *size_notes(prepared, example, infos), *float_notes(plan_of(prepared), infos)]
+    notes += size_notes(prepared, example, infos) + float_notes(plan_of(prepared), infos)
+    return notes + loss_notes(prepared)
 
 
 def _tried(
