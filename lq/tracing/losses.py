@@ -12,7 +12,7 @@ _LOSSES = ("_loss", "_loss_nd", "_loss2d", "cross_entropy", "binary_cross_entrop
 
 
 def inputs_of_losses(graph: fx.Graph) -> list[str]:
-    """Names of the inputs that are read to compute a loss, and for nothing else.
+    """Names of the inputs whose values are read to compute a loss, and for nothing else.
 
     Args:
         graph: of a model that returns a loss beside its outputs; of one that returns nothing else, all inputs count as
@@ -26,7 +26,8 @@ def inputs_of_losses(graph: fx.Graph) -> list[str]:
     """
     losses = [node for node in graph.nodes if _is_loss(node)]
     outputs = [node for node in graph.nodes if node.op == "output"]
-    read = _above(outputs, without=losses)
+    sizes = [node for node in graph.nodes if node.op == "call_method" and node.target == "size"]
+    read = _above(outputs, without=[*losses, *sizes])
     taught = _above(losses) - read
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     return [str(node.target) for node in inputs if node in taught] if not read.isdisjoint(inputs) else []

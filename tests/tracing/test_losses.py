@@ -42,6 +42,7 @@ def test_labels_are_found_in_the_graph_that_is_exported() -> None:
     [
         (lambda x, y: (x + 1, F.mse_loss(x, y)), ["y"]),
         (lambda x, y: (x + 1, F.binary_cross_entropy_with_logits(x, y.float())), ["y"]),
+        (lambda x, y: (x[: y.size(0)], F.mse_loss(x, y)), ["y"]),
         (lambda x, y: (x + y, F.mse_loss(x, y)), []),  # it is an input as well
         (lambda x, y: F.mse_loss(x, y), []),  # the loss is all that there is
         (lambda x, y: x + 1, []),  # nothing reads it
