@@ -125,6 +125,27 @@ def test_commands_that_are_named_exist(page):
 
 
 @each_page
+def test_functions_and_classes_that_are_named_exist(page):
+    called = set(re.findall(r"(?<![\w.])lq\.(\w+)\(", page.read_text()))
+    assert called <= set(lq.__all__)
+
+
+def test_the_table_for_users_of_torch_ao_names_what_there_is():
+    import torch.ao.nn.intrinsic.qat
+    import torch.ao.quantization.quantize_fx
+
+    pt2e = pytest.importorskip("torchao.quantization.pt2e")
+    quantize_pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    stock = torch.ao.quantization
+    homes = (stock, stock.quantize_fx, stock.MinMaxObserver, torch.ao.nn.intrinsic.qat, pt2e, quantize_pt2e)
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/how_to/torch_ao.md").read_text(), re.MULTILINE)
+    names = {name for row in rows for name in re.findall(r"`(\w+)[`(]", row)}
+    names -= {"qint8", "quant_min", "quant_max", "per_channel_symmetric", "_LearnableFakeQuantize", "FloatFunctional"}
+    assert len(names) > 25
+    assert [name for name in sorted(names) if not any(hasattr(home, name) for home in homes)] == []
+
+
+@each_page
 def test_links_lead_somewhere(page):
     for link in LINK.findall(FENCE.sub("", page.read_text())):
         path, _, anchor = link.partition("#")

@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Use, str]] = {
     "qconfig: bits": (lambda _: lq.prepare(net(), 8), "must be a preset's name or a QConfig, got int: 8"),
     "qconfig: torch's": (
         lambda _: lq.prepare(net(), torch.ao.quantization.get_default_qconfig()),
-        "must be a preset's name or a QConfig",
+        r"must be a preset's name or a QConfig, got torch.ao's QConfig\. Write lq\.QConfig\(weight=",
     ),
     "qconfig: nothing left": (lambda _: lq.prepare(net(), lq.QConfig(exclude=("*",))), "shorten exclude"),
     "qconfig: no such layer": (lambda _: lq.prepare(net(), lq.QConfig(exclude=("fc",))), "matches no module"),
@@ -205,6 +205,7 @@ CASES: dict[str, tuple[Use, str]] = {
         lambda p: lq.export_artifact(prepared(), [X], p / "a", ["tflite"]),
         "unknown exporter",
     ),
+    "export as nothing": (lambda p: lq.export_artifact(prepared(), [X], p / "a", []), "would leave no model; write"),
     "export as text": (lambda p: lq.export_artifact(prepared(), [X], p / "a", "onnx"), r"write \['onnx'\]"),
     "export nowhere": (lambda _: lq.export_artifact(prepared(), [X], None), "must be a path or a URL"),
     "export to no name": (lambda _: lq.export_artifact(prepared(), [X], ""), "directory='' .* must be a path or a URL"),

@@ -71,7 +71,7 @@ def check_first_call(
     if batch is not None:
         (rank_zero_info if batch.images else rank_zero_warn)(f"lq: {batch.note}.")
     for note in rehearse(prepared, example, settings.exporters):
-        rank_zero_info(f"lq: int8 model {note}")
+        rank_zero_info(f"lq: {note}")
 
 
 def _about_types(weights: Mapping[str, Any]) -> str | None:

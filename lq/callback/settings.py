@@ -29,8 +29,6 @@ def as_export_settings(
         >>> as_export_settings(["torch"], {"min_sqnr_db": 30}).gate.min_sqnr_db
         30
     """
-    if isinstance(exporters, (list, tuple)) and not exporters:
-        raise ValueError("exporters=[] would leave no model; write exporters=['torch'], or leave the argument out.")
     listed = isinstance(exporters, Sequence) and not isinstance(exporters, str)
     exporters = tuple(exporters) if listed else exporters
     return ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), dynamic_axes=dynamic_axes)

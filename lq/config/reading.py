@@ -38,8 +38,14 @@ def as_qconfig(value: QConfig | str | Mapping[str, Any]) -> QConfig:
 
 
 def _described(value: object) -> str:
+    kind = type(value)
+    if kind.__module__.startswith(("torch.ao.", "torchao.")):
+        return (
+            f"torch.ao's {kind.__name__}. Write lq.QConfig(weight=lq.WeightSpec(...), "
+            "activation=lq.ActivationSpec(...), exclude=[...], overrides={...})."
+        )
     hint = " Inputs of a call are example_args=(x,)." if isinstance(value, (Tensor, tuple)) else ""
-    return f"{type(value).__name__}: {shown(value)}.{hint}"
+    return f"{kind.__name__}: {shown(value)}.{hint}"
 
 
 def _read(file: str) -> Any:

@@ -15,7 +15,7 @@ from lq.deployment.compared_calls import ComparedCalls
 from lq.deployment.destination import Destination
 from lq.deployment.gatekeeper import Gatekeeper
 from lq.deployment.handover import hand_over
-from lq.deployment.in_float import batch_notes, float_notes, size_notes, unused_notes
+from lq.deployment.in_float import batch_notes, float_notes, loss_notes, size_notes, unused_notes
 from lq.deployment.results import Compare, Compared, Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.calls import smallest_call
@@ -97,6 +97,7 @@ class Delivery:
         notes = batch_notes(batch_size(self.example), infos) if batch is None else [batch.note]
         notes += size_notes(prepared, self.example, infos)
         notes += float_notes(plan_of(prepared), infos) + unused_notes(prepared, self.float_model)
+        notes += loss_notes(prepared)
         self.deployment.notes += notes
 
     def run(self, compare: Compare) -> Compared:

@@ -1,4 +1,4 @@
-"""What to say beside the table of what an artifact holds: layers in float, weights left out, fixed batches."""
+"""What to say beside the table of what an artifact holds: layers in float, weights left out, fixed batches, labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lq.export.exporters import EXPORTERS
 from lq.messages import some_of
 from lq.tracing.attention import ATTENTION
 from lq.tracing.axes import asked_axes, named_tensors
+from lq.tracing.losses import inputs_of_losses
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
 
@@ -109,6 +110,29 @@ def unused_notes(prepared: nn.Module, float_model: nn.Module | None) -> list[str
         return []
     share = f"{1 - used / total:.0%}"
     return [f"the output does not depend on {share} of the weights: FP32's size counts them, the files leave them out"]
+
+
+def loss_notes(prepared: nn.Module) -> list[str]:
+    """That the files take labels or the like, which an application does not have.
+
+    Args:
+        prepared: the graph that is exported; nothing is known of another module.
+
+    Returns:
+        a line if it computes a loss.
+
+    Example:
+        >>> loss_notes(nn.Linear(4, 4))
+        []
+    """
+    names = inputs_of_losses(prepared.graph) if isinstance(prepared, fx.GraphModule) else []
+    if not names:
+        return []
+    listed = " and ".join(names)
+    return [
+        f"the files take {listed}, too, from which the model computes its loss. For files without, call the model "
+        f"without {listed} in validation_step, and compute the loss from its outputs"
+    ]
 
 
 def _unplanned(plan: Plan, layers: Sequence[str]) -> tuple[list[str], int]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from lq.backends.prepare import plan_of, state_of
-from lq.deployment.in_float import batch_notes, float_notes, size_notes
+from lq.deployment.in_float import batch_notes, float_notes, loss_notes, size_notes
 from lq.deployment.outputs import calls_of_other_sizes, output_of
 from lq.deployment.settings import DEFAULT_EXPORTERS
 from lq.export.artifact.calls import smallest_call
@@ -55,7 +55,8 @@ def rehearse(
             resized = () if choice.exporter.static else others
             infos[choice.name] = _tried(prepared, example, choice, signature, calls, resized)
     notes = [] if fixed_batch(prepared) else batch_notes(batch_size(example), infos)
-    return [*notes, *size_notes(prepared, example, infos), *float_notes(plan_of(prepared), infos)]
+    notes += size_notes(prepared, example, infos) + float_notes(plan_of(prepared), infos)
+    return notes + loss_notes(prepared)
 
 
 def _calls(prepared: fx.GraphModule, example: Inputs) -> list[tuple[Inputs, Any]]:

@@ -53,6 +53,8 @@ class Deployment:
         failures: errors of single exporters, whose files are not in the artifact.
 
     Example:
+        >>> print(Deployment(parity={"onnx": Parity(512, 54.2, 0.1, agreement=0.998)}, directory="int8"))
+        artifact in int8: onnx (99.80 % agreement, 54.2 dB)
         >>> Deployment(failures=["'onnx' does not run"]).raise_failures()
         Traceback (most recent call last):
         RuntimeError: 'onnx' does not run. The trained weights are safe; nothing was written.
@@ -67,6 +69,11 @@ class Deployment:
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        where = "no artifact" if self.directory is None else f"artifact in {self.directory}"
+        files = ", ".join(f"{kind} ({_closeness(parity)})" for kind, parity in self.parity.items())
+        return "\n".join([f"{where}: {files}" if files else where, *self.notes, *self.failures])
+
     def raise_failures(self) -> None:
         """Raise an error if an exporter failed.
 
@@ -80,3 +87,8 @@ class Deployment:
                 # Without a directory of its own all of it is there: the artifact of an earlier run stayed.
                 where = kept if self.directory is None else f"{kept}, {where}"
             raise RuntimeError(f"{'; '.join(self.failures)}. The trained weights are safe; {where}.")
+
+
+def _closeness(parity: Parity) -> str:
+    agreement = "" if parity.agreement is None else f"{parity.agreement:.2%} agreement, ".replace("%", " %")
+    return f"{agreement}{parity.sqnr_db:.1f} dB"

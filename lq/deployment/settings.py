@@ -31,7 +31,8 @@ class ExportSettings:
 
     Raises:
         TypeError: for ``dynamic_axes`` of another form.
-        ValueError: for an unknown exporter or option, or for dynamic axes where no exporter's files can have any.
+        ValueError: for no exporter, an unknown exporter or option, or for dynamic axes where no exporter's files can
+            have any.
         ImportError: if an exporter needs a package that is not installed.
     """
 
@@ -43,6 +44,8 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         choices = chosen(self.exporters)
+        if not choices:
+            raise ValueError("exporters=[] would leave no model; write exporters=['torch'], or leave the argument out.")
         if self.axes and all(choice.exporter.static for choice in choices):
             names = ", ".join(choice.name for choice in choices)
             able = ", ".join(exporter.name for exporter in EXPORTERS.values() if not exporter.static)

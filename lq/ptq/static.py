@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from lq.backends.prepare import is_prepared, prepare
 from lq.checks import as_dataclass, check_flag, check_integer, check_module
-from lq.compat.packages import is_lightning_module
+from lq.compat.packages import is_lightning_module, overrides
 from lq.config.qconfig import QConfig
 from lq.config.reading import as_qconfig
 from lq.conversion.convert import convert
@@ -21,7 +21,7 @@ from lq.ptq.batch_norm import reestimate_batch_norm
 from lq.ptq.batches import RunBatch, check_batches, first_batches, first_inputs, reusable, run_batch
 from lq.ptq.bias import correct_bias
 from lq.ptq.calibrate import calibrate
-from lq.tracing.axes import DynamicAxes
+from lq.tracing.axes import Axes, DynamicAxes, checked_axes
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
@@ -86,8 +86,9 @@ def quantize_static(
         >>> bool((int8(x) - model(x)).abs().max() < 0.05)
         True
     """
-    prepared, owner, name = _prepared(model, batches, qconfig, call, as_dataclass(StaticOptions, options, "options"))
-    int8 = convert(prepared, dynamic_axes)
+    settings, axes = as_dataclass(StaticOptions, options, "options"), checked_axes(dynamic_axes)
+    prepared, owner, name = _prepared(model, batches, qconfig, call, settings, axes)
+    int8 = convert(prepared)
     if not name:
         return int8
     owner.set_submodule(name, int8)
@@ -138,7 +139,12 @@ def with_histograms(qconfig: QConfig | str) -> QConfig:
 
 
 def _prepared(
-    model: nn.Module, batches: Iterable[Any], qconfig: QConfig | str, call: RunBatch | None, options: StaticOptions
+    model: nn.Module,
+    batches: Iterable[Any],
+    qconfig: QConfig | str,
+    call: RunBatch | None,
+    options: StaticOptions,
+    axes: Axes | None = None,
 ) -> tuple[fx.GraphModule, nn.Module, str]:
     """The prepared graph, the copy of the model that holds what it was made of, and under which name."""
     check_module("model", model)
@@ -146,9 +152,15 @@ def _prepared(
     if is_prepared(model):
         raise ValueError("The model is prepared already: lq.calibrate(prepared, batches), then lq.convert(prepared).")
     owner, name = _copied(model, options.target)
+    if call is None and name and not overrides(owner, "forward"):
+        raise ValueError(
+            f"{type(model).__name__} has no forward() to run a batch with. Give the part itself, "
+            f"lq.quantize_static(module.{name}, ...), or call=lambda module, batch: module.{name}(batch[0]), with what "
+            f"{name} takes of a batch."
+        )
     example = prepare_and_calibrate(owner, name, batches, qconfig, call, options)
     part = target_of(owner, name)
-    return as_graph(part, call_to_export(part, example)), owner, name
+    return as_graph(part, call_to_export(part, example), axes=axes or {}), owner, name
 
 
 def prepare_and_calibrate(

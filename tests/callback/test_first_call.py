@@ -65,8 +65,7 @@ def test_what_files_hold_in_float_is_said_before_and_behind(fit: Fit, caplog: py
     with caplog.at_level("INFO"):
         fit(Decoding(), QATCallback(), loaders=(loader, loader), max_epochs=1)
     said = [record.getMessage() for record in caplog.records]
-    early = next(i for i, line in enumerate(said) if "int8 model torch: 2 runs in float" in line)
-    late = next(i for i, line in enumerate(said) if line.startswith("lq: torch: 2 runs in float"))
+    early, late = (i for i, line in enumerate(said) if line.startswith("lq: torch: 2 runs in float"))
     assert early < next(i for i, line in enumerate(said) if "from the start" in line) < late
 
 

@@ -146,3 +146,22 @@ def test_sizes_that_the_code_has_fixed_are_told_before_the_training() -> None:
     assert [note.partition(",")[0] for note in notes] == [
         "onnx: the file takes inputs of exactly the sizes of the example"
     ]
+
+
+class WithLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.fc(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_labels_are_said_to_be_inputs_of_the_files(tmp_path: Path) -> None:
+    batch = {"x": torch.rand(8, 4), "labels": torch.arange(8) % 3}
+    prepared = lq.prepare(WithLoss(), example_kwargs=batch)
+    lq.calibrate(prepared, [batch], call=lambda net, given: net(**given), show_progress=False)
+    done = lq.export_artifact(prepared, [batch], tmp_path / "int8", ["torch"])
+    assert [note for note in done.notes if note.startswith("the files take labels, too")] == done.notes
+    assert rehearse(as_graph(prepared), ((), batch)) == done.notes

@@ -123,3 +123,25 @@ def test_a_prepared_model_is_refused(data):
 def test_an_empty_loader_is_refused(options):
     with pytest.raises(ValueError, match="got no batch"):
         quantize_static(make_net(), [], options=options)
+
+
+def test_heights_and_widths_can_be_left_open():
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), torch.rand(8, 1, 12, 12)
+    int8 = quantize_static(net, x.split(4), dynamic_axes={"input": [2, 3]})
+    other = torch.rand(2, 1, 9, 16)
+    with torch.no_grad():
+        assert sqnr(net(other), int8(other)) > 20  # calibrated on images of another size
+    with pytest.raises(ValueError, match="dynamic_axes"):
+        quantize_static(net, x.split(4))(other)
+
+
+def test_a_lightning_module_without_forward_needs_a_call(data):
+    class Plain(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = make_net()
+
+    with pytest.raises(ValueError, match=r"Plain has no forward\(\).*quantize_static\(module\.net, \.\.\.\), or call="):
+        quantize_static(Plain(), [data])
+    quantized = quantize_static(Plain(), [data], call=lambda module, batch: module.net(batch))
+    assert any(isinstance(m, Int8Layer) for m in quantized.net.modules())
