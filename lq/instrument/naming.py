@@ -53,6 +53,11 @@ class Naming:
         both = [*self.calls.items(), *((node, at) for at, node in self.in_training.items())]
         return {at for node, at in both if node.meta.get(KEPT)}
 
+    def is_written_in_training(self, call: CallAt) -> bool:
+        """Whether something writes into the result of a call in training that is no call of evaluation."""
+        there, known = self.in_training.get(call), self.in_training.values()
+        return there is not None and any(w not in known for w in there.meta.get("writers", ()))
+
     def apart(self, pairs: Iterable[tuple[fx.Node, fx.Node]]) -> set[CallAt]:
         """Of calls and their readers the readers that read something else in training."""
         there = self.in_training
@@ -103,9 +108,9 @@ class Naming:
 
     def _as_in_evaluation(self, training: Calls) -> dict[CallAt, fx.Node]:
         numbers = {(place, name): dict(pairs) for place, name, pairs in self.differing}
-        found = {}
+        names, found = set(self.calls.values()), {}
         for node, at in self._named(training):
             nth = numbers.get((at.place, at.operation), {at.nth: at.nth}).get(at.nth)
-            if node is not None and nth is not None:
+            if node is not None and nth is not None and replace(at, nth=nth) in names:
                 found[replace(at, nth=nth)] = node
         return found

@@ -206,6 +206,7 @@ class SitePlanner:
         expects = absorbs and rounding.owned and not source.meta.get(DROPPED)
         behind = self.calls.get(source) if expects else None
         cloned = any(w not in (rounding.node, rounding.source) for w in writers)
+        cloned = cloned or self._naming.is_written_in_training(self.calls[node])
         return TensorAt(
             slot, self.calls[node], (), absorbs, behind, owned, left, cloned, entered, returned=is_returned(node)
         )

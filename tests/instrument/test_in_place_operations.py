@@ -228,6 +228,35 @@ def test_a_loss_may_write_into_what_the_target_returns(output: str, writer: str,
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def scaled(net: Net, y: Tensor) -> Tensor:
+    return y.mul_(0.5) if net.training else y
+
+
+def masked_through_a_view(net: Net, y: Tensor) -> Tensor:
+    if net.training:
+        y.flatten(1)[:, ::2] = 0.0
+    return y
+
+
+@pytest.mark.parametrize(("change", "given"), [(scaled, True), (scaled, False), (masked_through_a_view, True)])
+def test_training_alone_may_write_into_what_a_layer_returns(
+    change: Callable[[Net, Tensor], Tensor], given: bool
+) -> None:
+    """As layers do that drop blocks in place."""
+    torch.manual_seed(0)
+    net, x = Net(lambda net, x: net.b(change(net, net.a(x)))), torch.randn(2, 4, 6, 6)
+    prepared = prepare(net, example_args=(x,)) if given else prepare(net)
+    calibrate(prepared, [x], show_progress=False)
+    set_phase(prepared.train(), fake_quant=True, observer=False, freeze_bn=False)
+    y = prepared(x)
+    y.sum().backward()
+    with torch.no_grad():
+        changed = change(net, F.conv2d(x, net.a.weight, net.a.bias, padding=1))
+        expected = F.conv2d(changed, net.b.weight, net.b.bias, padding=1)
+    assert sqnr(expected, y) > 25
+    assert net.a.weight.grad is not None
+
+
 def test_evaluation_without_gradients_copies_no_output() -> None:
     x = torch.randn(2, 4, 6, 6)
     prepared = prepare(Net(OUTPUTS["of a layer"]), example_args=(x,))
