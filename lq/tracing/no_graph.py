@@ -84,9 +84,22 @@ def said(error: Exception) -> str:
 
 def _where(error: BaseException) -> str:
     frames = [(f.filename, f.lineno or 0, f.name, f.line or "") for f in traceback.extract_tb(error.__traceback__)]
-    for file, line, name in re.findall(r'File "([^"]+)", line (\d+), in (\S+)', str(error)):
-        frames.append((file, int(line), name, linecache.getline(file, int(line)).strip()))
-    return _line_of(frames) or "somewhere inside of it"
+    return _line_of([*frames, *_frames_in(str(error))]) or "somewhere inside of it"
+
+
+def line_in_text(trace: str) -> str:
+    r"""The same as :func:`line_in` for a stack that is written down, as nodes of graphs have it.
+
+    Example:
+        >>> line_in_text('File "no_such_net.py", line 12, in forward\n    n = len(x)')
+        'no_such_net.py:12, in forward'
+    """
+    return _line_of(_frames_in(trace))
+
+
+def _frames_in(trace: str) -> list[tuple[str, int, str, str]]:
+    found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', trace)
+    return [(file, int(line), name, linecache.getline(file, int(line)).strip()) for file, line, name in found]
 
 
 def line_in(stack: traceback.StackSummary) -> str:

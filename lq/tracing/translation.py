@@ -16,6 +16,7 @@ from lq.tracing.aten_calls import Call
 from lq.tracing.captured_layers import LayerSite, layer_call, make_batch_norm, make_layer
 from lq.tracing.exported import Exported
 from lq.tracing.holder import Holder
+from lq.tracing.origin import note_origin
 from lq.tracing.reading import Constants, is_weight_mark, module_stack, norm_behind
 
 _CHECKS = (
@@ -190,4 +191,5 @@ class Translation:
             name = target._schema.name.partition("::")[2]
         new = self.graph.create_node(op, target, args, kwargs, name=name or None)
         new.meta["nn_module_stack"] = stack
+        note_origin(new, old)
         return new

@@ -34,11 +34,12 @@ from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
 from lq.export.formats.onnx_float import keep_float_layers
 from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_weights, tidy
-from lq.export.formats.onnx_program import no_translation, rewrite
+from lq.export.formats.onnx_program import RefusedCallError, no_translation, rewrite
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program, float_program
 from lq.export.formats.shared import is_shared, made_once
 from lq.tracing.axes import asked_axes, open_axes
+from lq.tracing.origin import line_of_call
 from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, tensors_of
 
@@ -129,7 +130,11 @@ def write(
     check_options(opset)
     sizes = tuple(tuple(tensor.shape) for tensor in tensors_of(example))
     key = ("onnx", id(prepared), sizes, opset, dynamic)
-    made, any_batch = made_once(key, lambda: _exported(prepared, example, opset, dynamic))
+    try:
+        made, any_batch = made_once(key, lambda: _exported(prepared, example, opset, dynamic))
+    except RefusedCallError as error:
+        line = line_of_call(prepared, error.operation, error.number)
+        raise ValueError(f"{error}. The call is in {line}" if line else str(error)) from error
     model = copy.deepcopy(made) if is_shared() else made
     tidy(model, output_names(prepared, example), open_axes(prepared, example))
     if for_onnxruntime:
@@ -164,17 +169,19 @@ def _model_of(program: ExportedProgram, opset: int) -> Any:
         try:
             made = torch.onnx.export(program, dynamo=True, opset_version=opset, external_data=False, verbose=False)
         except torch.onnx.OnnxExporterError as error:
-            raise ValueError(f"torch.onnx {_innermost(error)}") from error
+            raise _innermost(error) from error
     assert made is not None
     return made.model_proto
 
 
-def _innermost(error: BaseException) -> str:
+def _innermost(error: BaseException) -> ValueError:
     """What an error of torch.onnx comes down to: the outer ones say how to report it."""
     while error.__cause__ is not None:
         error = error.__cause__
     operation = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
-    return no_translation(operation[1]) if operation else f"failed: {str(error).partition(chr(10))[0]}"
+    if operation is None:
+        return ValueError(f"torch.onnx failed: {str(error).partition(chr(10))[0]}")
+    return RefusedCallError(f"torch.onnx {no_translation(operation[1])}", operation[1].split(".")[1])
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,26 @@ from lq.export.formats.onnx_resizing import (
     rewrite_nearest_resizing,
     rewrite_resizing,
 )
+from lq.tracing.origin import operation_of
 
 aten = torch.ops.aten
 Made = fx.Node | tuple[fx.Node, ...]
 Rewriting = Callable[["Rewriter", fx.Node], Made | None]
 """Returns what replaces a call; of one with several results all, or the first if nothing reads the others."""
+
+
+class RefusedCallError(ValueError):
+    """A call that a file cannot hold.
+
+    Args:
+        reason: what is wrong, and what to do.
+        operation: as :func:`lq.tracing.origin.operation_of` has it.
+        number: of the call among those of this operation.
+    """
+
+    def __init__(self, reason: str, operation: str, number: int = 0) -> None:
+        super().__init__(reason)
+        self.operation, self.number = operation, number
 
 
 class Rewriter:
@@ -77,7 +93,7 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
         the program.
 
     Raises:
-        ValueError: if it has calls that torch.onnx can do nothing with.
+        RefusedCallError: if it has calls that torch.onnx can do nothing with.
 
     Example:
         >>> class Attends(torch.nn.Module):
@@ -87,10 +103,14 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
         >>> [node.target.name() for node in program.graph.nodes if node.op == "call_function"][2:]
         ['aten::unsqueeze', 'aten::scaled_dot_product_attention', 'aten::squeeze.dim']
     """
-    module = program.graph_module
+    module, counts = program.graph_module, Counter[str]()
     for node in list(module.graph.nodes):
-        rewriting = _REWRITINGS.get(node.target)
-        made = None if rewriting is None else rewriting(Rewriter(module.graph, node, program), node)
+        rewriting, operation = _REWRITINGS.get(node.target), operation_of(node)
+        try:
+            made = None if rewriting is None else rewriting(Rewriter(module.graph, node, program), node)
+        except ValueError as error:
+            raise RefusedCallError(str(error), operation, counts[operation]) from error
+        counts[operation] += 1
         if made is not None:
             _replace(node, made)
     module.recompile()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import lq
+from lq.conversion.graph import as_graph
 from lq.core.layer import QATLayer
 from lq.export.exporters import chosen
-from lq.export.formats.onnx import FILE, TENSORRT_FILE, check_symmetric
+from lq.export.formats.onnx import FILE, TENSORRT_FILE, check_symmetric, write
 from lq.metrics import sqnr
 from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
 
@@ -264,3 +266,38 @@ def test_what_onnx_lacks_is_told_in_a_line(net: nn.Module, what: str, tmp_path: 
     lq.calibrate(prepared, [x])
     with pytest.raises(RuntimeError, match=rf"'onnx' \(torch\.onnx has no translation of {what}: write it.*'pt2'"):
         lq.export_artifact(prepared, [x], tmp_path / "int8", ["onnx"])
+
+
+class Pools(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.layer(x), (None, 1))
+        return F.adaptive_avg_pool2d(x, (x.shape[2] // 2, 1))
+
+
+class Largest(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).cummax(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("net", "line", "axes"),
+    [(Pools(), "(x.shape[2] // 2, 1))", {"x": {2: "height"}}), (Largest(), ".cummax(1)[0]", {})],
+)
+def test_a_call_that_the_file_cannot_hold_is_named_with_its_line(
+    net: nn.Module, line: str, axes: dict[str, Any], tmp_path: Path
+) -> None:
+    example = example_of(torch.rand(4, 3, 8, 8))
+    prepared = lq.prepare(net.eval(), example_args=example[0])
+    lq.calibrate(prepared, [example[0][0]], show_progress=False)
+    graph = as_graph(prepared, example, axes=axes).eval()
+    place = rf"test_onnx\.py:\d+, in forward: `return .*{re.escape(line)}`$"
+    with pytest.raises(ValueError, match=f"The call is in .*{place}"):
+        write(graph, example, tmp_path / "x.onnx")

@@ -46,7 +46,7 @@ def interpreted(
 
 class _Interpreter:
     def __init__(self, path: Path, threads: int | None, xnnpack: bool, channels_last: bool) -> None:
-        self.content, self.threads, self.xnnpack = path.read_bytes(), threads, xnnpack
+        self.path, self.content, self.threads, self.xnnpack = path, path.read_bytes(), threads, xnnpack
         self.channels_last = channels_last
         first = self._opened()
         self.inputs = first.get_input_details()
@@ -78,7 +78,11 @@ class _Interpreter:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         resolver = OpResolverType.AUTO if self.xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        made = Interpreter(model_content=self.content, num_threads=self.threads, experimental_op_resolver_type=resolver)
+        settings = {"num_threads": self.threads, "experimental_op_resolver_type": resolver}
+        try:
+            made = Interpreter(model_content=self.content, **settings)
+        except ValueError as error:
+            raise ValueError(f"{self.path} cannot be loaded by LiteRT: {error}") from error
         for details, shape in zip(made.get_input_details(), shapes, strict=False):
             made.resize_tensor_input(details["index"], shape, strict=True)
         made.allocate_tensors()

@@ -408,3 +408,11 @@ def test_what_tensors_share_is_written_once(tmp_path: Path) -> None:
     # For each channel a bias, its scale and that of the weight; zero points of eight bytes once for both.
     parameters = weights + channels * (4 + 4 + 4 + 8)
     assert (tmp_path / FILE).stat().st_size < parameters + 5_000, "names, shapes and operators of four layers"
+
+
+@pytest.mark.parametrize("content", [b"", b"half a mod", b"\x1c\0\0\0TFL3" + b"\0" * 100])
+def test_bytes_that_are_no_model_are_named(content: bytes, ran: Ran, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    signature = Signature.of(ran.prepared, example_of(IMAGES), ran.model(IMAGES))
+    with pytest.raises(ValueError, match=rf"{FILE} cannot be loaded by LiteRT"):
+        interpreted(tmp_path / FILE, signature, 1)
