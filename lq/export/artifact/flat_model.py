@@ -35,8 +35,13 @@ class FlatModel:
         self._turn: AbstractContextManager[Any] = Lock() if one_call_at_a_time else nullcontext()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Tensors on the CPU, in the structure that the original model takes and returns."""
+        """Tensors on the CPU, in the structure that the original model takes and returns.
+
+        Raises:
+            ValueError: if a tensor has another type than the runtime takes, which some would convert without a word.
+        """
         tensors = [t.detach().cpu().contiguous() for t in self.signature.tensors(args, kwargs)]
+        self.signature.check_types(tensors)
         parts = (
             [tensors] if self.at_once is None else zip(*(torch.split(t, self.at_once) for t in tensors), strict=True)
         )

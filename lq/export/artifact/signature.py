@@ -135,6 +135,30 @@ class Signature:
             raise ValueError(f"the exported model takes {self}, but was called {how}.")
         return found
 
+    def check_types(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse tensors of another type than the model was exported for.
+
+        Args:
+            tensors: of a call, in the order of ``inputs``.
+
+        Raises:
+            ValueError: naming the first, and how to convert it.
+
+        Example:
+            >>> net = nn.Linear(4, 2)
+            >>> signature = Signature.of(net, ((torch.zeros(1, 4),), {}), torch.zeros(1, 2))
+            >>> signature.check_types([torch.zeros(1, 4, dtype=torch.uint8)])
+            Traceback (most recent call last):
+            ValueError: the exported model takes input as float32, but got uint8. Convert it: input.to(torch.float32).
+        """
+        for spec, tensor in zip(self.inputs, tensors, strict=True):
+            given = str(tensor.dtype).removeprefix("torch.")
+            if given != spec.dtype:
+                raise ValueError(
+                    f"the exported model takes {spec.name} as {spec.dtype}, but got {given}. Convert it: "
+                    f"{spec.name}.to(torch.{spec.dtype})."
+                )
+
     def restore(self, tensors: Sequence[Tensor]) -> Any:
         """The output as the original model returns it, from its tensors.
 

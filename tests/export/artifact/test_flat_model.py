@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +59,10 @@ def test_threads_wait_for_each_other_where_a_runtime_has_one_memory() -> None:
     with ThreadPoolExecutor(4) as pool:
         for number, got in enumerate(pool.map(model, [X + number for number in range(8)])):
             assert torch.equal(got, X + number + 1)
+
+
+def test_tensors_of_another_type_are_refused_before_a_runtime_converts_them() -> None:
+    model = FlatModel(lambda tensors: tensors, signature(X))
+    with pytest.raises(ValueError, match=r"takes image as float32, but got uint8. Convert it: image.to\(torch.float32"):
+        model(X.to(torch.uint8))
+    assert torch.equal(model(X.half()), X)  # halves are what a module may have been trained in
