@@ -8,7 +8,7 @@ outputs are compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from lq.console import BatchCounter
 from lq.conversion.on_cpu import as_float32
 from lq.deployment.results import Compared
+from lq.deployment.same_data import SameData
 from lq.export.formats.torchscript import int8_kernels
 from lq.lightning_module.last_call import LastCall, on_cpu
 from lq.lightning_module.stand_in import StandIn, as_float_model
@@ -50,6 +51,7 @@ class ValidationData:
         show_progress: whether to show how far the comparison is.
         monitor: the one figure that counts, of those that the module logs; ``None`` is the metric's.
         higher_is_better: which way that is better; ``None`` if nobody says.
+        watchers: further callbacks of every pass.
     """
 
     loaders: Any = None
@@ -60,6 +62,7 @@ class ValidationData:
     show_progress: bool = True
     monitor: str | None = None
     higher_is_better: bool | None = None
+    watchers: tuple[Callback, ...] = ()
 
 
 class ValidationComparison:
@@ -206,11 +209,11 @@ def logged_by(
     Raises:
         ValueError: if the validation step calls parts of the target only, so that nothing can stand in for it.
     """
-    counter = _Counter(f"lq: validating {version}", validation.show_progress)
+    callbacks = *validation.watchers, _Counter(f"lq: validating {version}", validation.show_progress)
     if stand_in is None:
-        return validate_alone(module, validation.loaders, validation.datamodule, validation.limit, counter)
+        return validate_alone(module, validation.loaders, validation.datamodule, validation.limit, *callbacks)
     with StandIn(target_of(module, name), stand_in) as answering:
-        logged = validate_alone(module, validation.loaders, validation.datamodule, validation.limit, counter)
+        logged = validate_alone(module, validation.loaders, validation.datamodule, validation.limit, *callbacks)
     if not answering.calls:
         raise ValueError(f"validation_step calls parts of {name or 'the module'} one by one, and never all of it")
     return logged
@@ -243,14 +246,16 @@ def compare_on_validation_data(
     """
     target = target_of(module, name)
     comparison = ValidationComparison(target, others, validation.metric, validation.target_fn, sync=False, keep=keep)
-    counter = _Counter("lq: comparing", validation.show_progress)
+    same = SameData()
+    validation = replace(validation, watchers=(*validation.watchers, same))
     own = validate_alone(
         module,
         validation.loaders,
         validation.datamodule,
         validation.limit,
+        *validation.watchers,
         _CompareDuringValidation(comparison),
-        counter,
+        _Counter("lq: comparing", validation.show_progress),
     )
     results = comparison.finish()
     if not results:
@@ -265,6 +270,7 @@ def compare_on_validation_data(
                 results[version] = figures | results[version]
             except Exception as error:  # what validation_step does with an output may suit the target's alone
                 notes.append(f"{version} could not be evaluated by {type(module).__name__}.validation_step: {error}")
+        notes += [same.note] if same.note else []
     elif not results["fake"]:
         notes.append(
             f"{type(module).__name__}.validation_step logs nothing, so the table has no figure of what the model is "
