@@ -123,9 +123,8 @@ def require_epochs_left(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None
     if limit not in (None, -1) and done >= limit:
         raise ValueError(
             f"The float checkpoint was written after {done} epochs, and ckpt_path continues its training, of which "
-            f"max_epochs={limit} leaves nothing for QAT. Load the weights alone, "
-            "module.load_state_dict(torch.load(path)['state_dict']), and fit without ckpt_path, or set "
-            f"max_epochs={done + max(1, done // 10)}."
+            f"max_epochs={limit} leaves nothing for QAT. Write QATCallback(float_ckpt_path=...) in the place of "
+            f"ckpt_path, which loads the weights alone, or set max_epochs={done + max(1, done // 10)}."
         )
 
 

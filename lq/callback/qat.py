@@ -34,6 +34,7 @@ from lq.callback.exclusions import ExclusionSearch, as_auto_exclude
 from lq.callback.first_call import check_first_call
 from lq.callback.first_steps import FirstSteps
 from lq.callback.float_reference import FloatReference
+from lq.callback.float_start import start_from
 from lq.callback.history import History
 from lq.callback.monitors import check_monitor, counting_figure, higher_is_better, require_figure, serve_monitors
 from lq.callback.phases import share_statistics, take_nonfinite
@@ -102,6 +103,8 @@ class QATCallback(Callback):
             ``qat/ranges/``; "tensors" also logs those of each activation, to the loggers; ``None`` logs neither.
         save: as what a step keeps quantized tensors for its backward pass: "floats", or "bytes", which takes a fraction
             of the memory, gives the same gradients to the bit, and takes longer; see :func:`lq.set_saving`.
+        float_ckpt_path: checkpoint of the float training, whose weights the module takes before QAT. A run that goes on
+            from a checkpoint of its own does not read it.
 
     ``qconfig``, ``schedule``, ``gate``, ``auto_exclude``, ``auto_bits`` and ``distill`` may be mappings of their
     settings, as in YAML.
@@ -135,8 +138,9 @@ class QATCallback(Callback):
         distill: Distillation | None = None,
         log_ranges: Literal["summary", "tensors"] | None = "summary",
         save: Literal["floats", "bytes"] = "floats",
+        float_ckpt_path: str | None = None,
     ) -> None:
-        check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir)
+        check_settings(target, metric, target_fn, int8_every_n_epochs, export_dir, float_ckpt_path)
         check_monitor(monitor, mode)
         self.target = target
         self.qconfig = as_qconfig(qconfig)
@@ -157,7 +161,7 @@ class QATCallback(Callback):
         self._float = FloatReference()
         self._pause = CompilationPause()
         check_saving(save)
-        self.save = save
+        self.save, self.float_ckpt_path = save, float_ckpt_path
         check_detail(log_ranges)
         self._ranges = RangeMonitor(log_ranges)
         self.deployment: Deployment | None = None
@@ -197,6 +201,8 @@ class QATCallback(Callback):
         self._name = choose_target(pl_module, self.target, trainer)
         validation = self._validation_data(trainer, None)
         checkpoint = cache(partial(checkpoint_to_load, trainer, "QATCallback"))
+        if self.float_ckpt_path is not None:
+            start_from(self.float_ckpt_path, pl_module, self._name, checkpoint)
         applied, found = choose_qconfig(
             trainer, pl_module, self._name, self.qconfig, self._search(), validation, checkpoint
         )

@@ -34,7 +34,9 @@ def as_export_settings(
     return ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), dynamic_axes=dynamic_axes)
 
 
-def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs: Any, export_dir: Any) -> None:
+def check_settings(
+    target: Any, metric: Any, target_fn: Any, int8_every_n_epochs: Any, export_dir: Any, float_ckpt_path: Any
+) -> None:
     """Refuse what is not what its name says.
 
     Raises:
@@ -60,6 +62,8 @@ def check_settings(target: Any, metric: Any, target_fn: Any, int8_every_n_epochs
             raise ValueError(f"int8_every_n_epochs={int8_every_n_epochs} must be at least 1, or None for the end only.")
     if export_dir is not None:
         check_path("export_dir", export_dir, "runs/int8")
+    if float_ckpt_path is not None:
+        check_path("float_ckpt_path", float_ckpt_path, "runs/float.ckpt")
 
 
 def check_searches(auto_exclude: object, auto_bits: AutoBits | None, exporters: Collection[str]) -> None:
