@@ -53,6 +53,7 @@ def test_a_validation_before_the_fit_takes_them_too(tmp_path: Path, float_ckpt: 
     assert torch.equal(seen.weight, weight)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_that_is_resumed_does_not_read_it(fit: Fit, float_ckpt: tuple[str, Tensor], tmp_path: Path) -> None:
     path, weight = float_ckpt
     kept = keeper(tmp_path / "kept")
