@@ -16,6 +16,7 @@ from lq.callback import QATCallback
 from lq.callback.preparation import choose_target
 from lq.checkpoints.entry import CheckpointEntry
 from lq.cli.common import check_float, history_of, qat_callback, run_of
+from lq.cli.values import check_counts, check_file
 from lq.cli.weights import read_checkpoint, read_qat
 from lq.deployment.evaluation import ValidationData, logged_by
 from lq.lightning_module.copies import detached_copy, float_copy
@@ -63,6 +64,9 @@ def report_on(
         ValueError: if the checkpoint does not fit, or the data have no batch.
     """
     check_matplotlib()
+    check_counts(batches=batches, calibration=calibration)
+    check_file("out", out, "report.html")
+    check_file("picture", picture, "report.png")
     callback = qat_callback(trainer)
     subject = _load(model, callback, ckpt_path, float_ckpt_path, weights_only)
     findings = _findings(model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
@@ -93,6 +97,11 @@ def _load(
     """Give the module the weights of the checkpoints, and prepare it if it was trained with fake quantization."""
     before = read_checkpoint(float_ckpt_path, weights_only)
     checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
+    if checkpoint is not None and not checkpoint.is_qat:
+        raise ValueError(
+            f"{ckpt_path} is a checkpoint of a float model: give it as --float_ckpt_path, alone for a report on "
+            "post-training quantization, or with a --ckpt_path of a QAT run."
+        )
     entry = None if checkpoint is None else checkpoint.entry
     name = choose_target(model, callback.target if entry is None else entry.target)
     if before is not None:

@@ -12,15 +12,42 @@ from lq.checkpoints.checkpoint import Checkpoint
 from lq.checkpoints.entry import FORMAT_VERSION, KEY
 from lq.checkpoints.sharded import is_sharded_checkpoint
 from lq.export.artifact.int8_model import load_prepared_state
-from lq.export.artifact.manifest import read_manifest
+from lq.export.artifact.manifest import MANIFEST_NAME, read_manifest
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
 from lq.messages import some_of
 
 
 def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
-    """The checkpoint that a subcommand was given, if any; plain data only, unless the user says otherwise."""
-    return None if ckpt_path is None else Checkpoint.read(ckpt_path, weights_only is not False)
+    """The checkpoint of the float model that a subcommand was given, if any.
+
+    Args:
+        ckpt_path: of the file.
+        weights_only: ``False`` reads files that hold more than plain data.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is an artifact, or cannot be read.
+
+    Example:
+        >>> read_checkpoint(None, None)
+    """
+    if ckpt_path is None:
+        return None
+    if is_artifact(ckpt_path):
+        raise ValueError(f"{ckpt_path} is an artifact of a QAT run or of lq ptq; give a checkpoint of the float model.")
+    return Checkpoint.read(ckpt_path, weights_only is not False)
+
+
+def is_artifact(path: str) -> bool:
+    """Whether a path is the local directory of an artifact.
+
+    Example:
+        >>> is_artifact("runs/x/version_0/checkpoints/last.ckpt")
+        False
+    """
+    place = local_path(path)
+    return place is not None and (place / MANIFEST_NAME).is_file()
 
 
 def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Checkpoint:
