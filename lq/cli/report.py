@@ -13,6 +13,7 @@ from torch import nn
 from lq.analysis import CompareOptions
 from lq.backends.prepare import qconfig_of
 from lq.callback import QATCallback
+from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.checkpoints.entry import CheckpointEntry
 from lq.cli.common import check_float, history_of, qat_callback, run_of
@@ -69,11 +70,11 @@ def report_on(
     check_file("picture", picture, "report.png")
     callback = qat_callback(trainer)
     subject = _load(model, callback, ckpt_path, float_ckpt_path, weights_only)
-    findings = _findings(model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
+    findings = _findings(trainer, model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
     print_table(findings.comparison)
     if subject.entry is not None:
         check_float(subject.entry.fp32, findings.comparison[0]["metrics"])
-    title = type(subject.float_model).__name__
+    title = type(model).__name__ if not subject.name else f"{type(model).__name__}, target {subject.name}"
     rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
     if picture is not None:
         rank_zero_info(f"lq: picture in {write_picture(picture, title, findings)}")
@@ -113,6 +114,7 @@ def _load(
 
 
 def _findings(
+    trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule | None,
     callback: QATCallback,
@@ -129,8 +131,16 @@ def _findings(
     labels = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)
     test = validation_samples(model, name, loaders, datamodule, labels, batches)
     validation = ValidationData(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)
-    limit, own = batches and len(test), _own_figures(model, name, validation)
-    how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=limit, own=own)
+    how = CompareOptions(
+        callback.metric,
+        call_sample,
+        labels_of,
+        calibration,
+        limit=batches and len(test),
+        own=_own_figures(model, name, validation),
+        monitor=counting_figure(trainer, callback.monitor),
+        higher_is_better=higher_is_better(trainer, callback.monitor, callback.mode),
+    )
     qconfig = callback.qconfig if qat is None else qconfig_of(qat)
     history = history_of(run_of(artifact, ckpt_path), entry)
     return measure(subject.float_model, train, test, qconfig, qat, artifact, history, how)

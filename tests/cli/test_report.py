@@ -39,6 +39,14 @@ class Scaling(OwnLayout):
         return {**batch, "image": batch["image"] * 100}
 
 
+class TwoFigures(OwnLayout):
+    """Logs another figure before the one that counts."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("first", float(batch_idx))
+        super().validation_step(batch, batch_idx)
+
+
 def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, quick_measure: list[Any]) -> None:
     module = Scaling()
     quiet_trainer(tmp_path).report(module, out=str(tmp_path / "page.html"), batches=2, calibration=1)
@@ -52,6 +60,15 @@ def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, q
     assert findings.comparison[0]["metrics"] == pytest.approx({"accuracy": accuracy, "val_loss": loss})
     assert all("val_loss" in row["metrics"] for row in findings.comparison)
     assert "Judged on 2 batches" in (tmp_path / "page.html").read_text()
+    assert "<h1>Scaling, target model</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_the_figure_that_counts_is_that_of_the_callback(tmp_path: Path, quick_measure: list[Any]) -> None:
+    trainer = quiet_trainer(tmp_path, QATCallback(monitor="val_loss", mode="min"))
+    trainer.report(TwoFigures(), out=str(tmp_path / "page.html"), batches=2, calibration=1)
+    (*_, options), findings = quick_measure
+    assert (options.monitor, options.higher_is_better) == ("val_loss", False)
+    assert all(list(row["metrics"])[:2] == ["val_loss", "first"] for row in findings.comparison)
 
 
 @pytest.mark.filterwarnings("ignore:lq. QAT did not start from these float weights")  # with weights of its own
