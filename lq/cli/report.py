@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from lq.callback import QATCallback
 from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.common import check_float, history_of, qat_callback, run_of
+from lq.cli.common import history_of, other_float, qat_callback, run_of
 from lq.cli.values import check_counts, check_file
 from lq.cli.weights import read_checkpoint, read_qat
 from lq.deployment.evaluation import ValidationData, logged_by
@@ -72,8 +73,11 @@ def report_on(
     subject = _load(model, callback, ckpt_path, float_ckpt_path, weights_only)
     findings = _findings(trainer, model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
     print_table(findings.comparison)
-    if subject.entry is not None:
-        check_float(subject.entry.fp32, findings.comparison[0]["metrics"])
+    known = {} if subject.entry is None else subject.entry.fp32
+    caution = other_float(known, findings.comparison[0]["metrics"])
+    if caution:
+        rank_zero_warn(f"lq: {caution}")
+        findings = replace(findings, notes=f"{caution}\n\n{findings.notes}")
     title = type(model).__name__ if not subject.name else f"{type(model).__name__}, target {subject.name}"
     rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
     if picture is not None:
@@ -96,7 +100,7 @@ def _load(
     weights_only: bool | None,
 ) -> _Subject:
     """Give the module the weights of the checkpoints, and prepare it if it was trained with fake quantization."""
-    before = read_checkpoint(float_ckpt_path, weights_only)
+    before = read_checkpoint(float_ckpt_path, weights_only, "float_ckpt_path")
     checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
     if checkpoint is not None and not checkpoint.is_qat:
         raise ValueError(

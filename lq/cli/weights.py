@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.callback.preparation import choose_target
 from lq.checkpoints.checkpoint import Checkpoint
@@ -18,12 +18,13 @@ from lq.fields import Field
 from lq.messages import some_of
 
 
-def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
-    """The checkpoint of the float model that a subcommand was given, if any.
+def read_checkpoint(ckpt_path: str | None, weights_only: bool | None, option: str = "ckpt_path") -> Checkpoint | None:
+    """The checkpoint of the float model that a subcommand was given, if any; a line says what no checkpoint means.
 
     Args:
         ckpt_path: of the file.
         weights_only: ``False`` reads files that hold more than plain data.
+        option: that names it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -33,6 +34,7 @@ def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpo
         >>> read_checkpoint(None, None)
     """
     if ckpt_path is None:
+        rank_zero_info(f"lq: no --{option}: the weights of the float model are those that its class begins with")
         return None
     if is_artifact(ckpt_path):
         raise ValueError(f"{ckpt_path} is an artifact of a QAT run or of lq ptq; give a checkpoint of the float model.")

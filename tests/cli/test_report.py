@@ -95,3 +95,16 @@ def test_without_matplotlib_nothing_is_measured(
     with pytest.raises(ModuleNotFoundError, match=r"Pictures need matplotlib: pip install 'lightning-qat\[plots\]'"):
         quiet_trainer(tmp_path).report(Scaling(), out=str(tmp_path / "page.html"))
     assert not quick_measure
+
+
+def test_the_page_says_that_its_float_rows_are_of_another_model(
+    tmp_path: Path, trained: tuple[Path, QATCallback], quick_measure: list[Any]
+) -> None:
+    module = WithAllData()
+    with torch.no_grad():
+        module.model[5].bias[0] = 100.0  # says that every image is of this class
+    with pytest.warns(UserWarning, match="lq: QAT did not start from these float weights"):
+        quiet_trainer(tmp_path).report(module, ckpt_path=str(trained[0]), out=str(tmp_path / "page.html"))
+    text = (tmp_path / "page.html").read_text()
+    assert "<p>QAT did not start from these float weights, so the rows FP32 and PTQ are meaningless: " in text
+    assert text.index("QAT did not start") < text.index("Judged on")

@@ -42,3 +42,17 @@ def test_a_report_takes_a_float_checkpoint_as_another_option(tmp_path: Path) -> 
     torch.save({"state_dict": WithAllData().state_dict()}, tmp_path / "float.ckpt")
     with pytest.raises(ValueError, match=r"float\.ckpt is a checkpoint of a float model: give it as --float_ckpt_path"):
         quiet_trainer(tmp_path).report(WithAllData(), ckpt_path=str(tmp_path / "float.ckpt"))
+
+
+@pytest.mark.parametrize("subcommand", ["ptq", "bits", "analyze", "report"])
+def test_without_a_checkpoint_a_line_says_so(
+    run_lq: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, subcommand: str
+) -> None:
+    if subcommand == "report":
+        pytest.importorskip("matplotlib")
+    monkeypatch.setattr(WithAllData, "train_dataloader", lambda self: [])
+    monkeypatch.setattr(WithAllData, "val_dataloader", lambda self: [])
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):  # without data
+        run_lq(subcommand, "--model", "tests.cli.runs.WithAllData")
+    option = "float_ckpt_path" if subcommand == "report" else "ckpt_path"
+    assert f"lq: no --{option}: the weights of the float model are those that its class" in caplog.text
