@@ -62,6 +62,26 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
     return [*_required(args), *_with_class_of_help(args)]
 
 
+def subcommand_first(args: Sequence[str], subcommand: str) -> list[str]:
+    """The arguments with options that stand before the subcommand behind it, where the parser wants them.
+
+    A configuration of all subcommands, ``fit: {...}``, belongs before it.
+
+    Args:
+        args: of the command line.
+        subcommand: one of them.
+
+    Example:
+        >>> subcommand_first(["--model", "my_module.Net", "fit", "--data", "my_module.Data"], "fit")
+        ['fit', '--model', 'my_module.Net', '--data', 'my_module.Data']
+    """
+    at = list(args).index(subcommand)
+    before, after = list(args[:at]), list(args[at + 1 :])
+    if any(subcommand in _settings_in(file) for file in _values(before, "--config", "-c")):
+        return list(args)
+    return [subcommand, *before, *after]
+
+
 def _check_there(*paths: str | None) -> None:
     """Say that a file is missing, rather than that nothing beside it says what the model is."""
     for given in filter(None, paths):

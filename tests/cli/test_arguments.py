@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lq.cli.arguments import completed, config_of, typed_arguments
+from lq.cli.arguments import completed, config_of, subcommand_first, typed_arguments
 
 SOURCE = """
 class Base:
@@ -116,6 +116,16 @@ def test_what_a_class_demands_comes_from_the_float_checkpoint_of_a_report(checkp
     torch.save({"hyper_parameters": {"depth": 7}}, tmp_path / "qat.ckpt")
     both = completed("report", [*given, "--ckpt_path", str(tmp_path / "qat.ckpt")])
     assert json.loads(both[1])["model"]["init_args"] == {**wanted, "depth": 7}, "the one of the run comes first"
+
+
+def test_options_before_the_subcommand_are_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: mine.Net\n")
+    given = ["--config", str(file), "fit", "--model.width", "3"]
+    assert subcommand_first(given, "fit") == ["fit", "--config", str(file), "--model.width", "3"]
+    assert subcommand_first(["fit", *NET], "fit") == ["fit", *NET]
+    file.write_text("fit: {model: mine.Net}\n")
+    assert subcommand_first(given, "fit") == given
 
 
 def test_a_class_stands_before_its_arguments(checkpoint: str) -> None:
