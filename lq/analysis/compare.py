@@ -60,7 +60,7 @@ def compare(
     Returns:
         rows for :func:`lq.report.table.print_table`. ``recovered`` is the share of PTQ's loss that QAT regains,
         ``(QAT - PTQ) / (FP32 - PTQ)`` with PTQ per channel with histograms; it is left out where that loss is below
-        0.5 % of the float metric.
+        0.5 % of the float metric, or PTQ is better than float.
 
     Raises:
         ValueError: if there are no data, or the metric does not fit them.

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torchmetrics import Metric
 
+from lq.analysis.score import ACCURACY
 from lq.analysis.tensors import finite_output
 from lq.console import BatchCounter
 from lq.export.artifact.directory import AnyPath
@@ -18,7 +20,7 @@ from lq.export.artifact.manifest import read_manifest
 from lq.export.artifact.signature import Signature
 from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original, with_traced_sizes
 from lq.metrics import ModelComparison, targets_of
-from lq.metrics.comparison import AnyMetric
+from lq.metrics.comparison import AnyMetric, metric_name
 from lq.ptq.batches import RunBatch, first_batches
 from lq.timing.latency import Latency, compare_latency, size_mb
 from lq.timing.rows import artifact_mb, fastest_float, float_forms
@@ -44,6 +46,8 @@ class CompareOptions:
         seconds: to time each model for, at least.
         others: more models to judge, by name.
         own: model -> figures that the user's own code computes of it, besides the metric.
+        monitor: which of the user's own figures counts; it is shown first, and what QAT recovers is measured by it.
+        higher_is_better: which way that is better; None if nobody says.
 
     Example:
         >>> CompareOptions(limit=10, call=lambda model, batch: model(batch["image"])).calibration
@@ -59,6 +63,8 @@ class CompareOptions:
     seconds: float = 1.0
     others: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     own: Callable[[Callable[..., Any]], Mapping[str, float]] | None = None
+    monitor: str | None = None
+    higher_is_better: bool | None = None
 
 
 class ModelTable:
@@ -125,7 +131,16 @@ class ModelTable:
             times[FP32] = fastest
         results = self._judge(test, call)
         rows = [self._row(name, results, times) for name in self.models]
-        return _with_recovered(rows, results)
+        return _with_recovered(rows, results, self._higher_is_better(next(iter(results[FP32]), None)))
+
+    def _higher_is_better(self, name: str | None) -> bool | None:
+        """Which way a figure is better, as far as anybody says so."""
+        metric = self.options.metric
+        if name is not None and name == self.options.monitor:
+            return self.options.higher_is_better
+        if metric is None:
+            return True if name == ACCURACY else None
+        return metric.higher_is_better if isinstance(metric, Metric) and metric_name(metric) == name else None
 
     def _judge(self, test: Iterable[Any], call: RunBatch) -> dict[str, dict[str, float]]:
         pairs = [(FAKE, name) for name in self.models if FAKE in self.models and name.startswith(INT8)]
@@ -141,7 +156,11 @@ class ModelTable:
         results = comparison.compute()
         if own is not None:
             results |= {name: {**own(model), **results[name]} for name, model in self.models.items()}
-        return results
+        counts = self.options.monitor
+        return {
+            name: {**({counts: figures[counts]} if counts in figures else {}), **figures}
+            for name, figures in results.items()
+        }
 
     def _row(self, name: str, results: Mapping[str, Any], times: Mapping[str, Latency]) -> dict[str, Any]:
         row: dict[str, Any] = {"model": name, "metrics": results[name], "size_mb": self.sizes.get(name)}
@@ -151,24 +170,30 @@ class ModelTable:
         return row | {key: fidelity[key] for key in ("agreement", "sqnr_db") if key in fidelity}
 
 
-def _with_recovered(rows: list[dict[str, Any]], results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def _with_recovered(
+    rows: list[dict[str, Any]], results: Mapping[str, Mapping[str, float]], higher: bool | None
+) -> list[dict[str, Any]]:
     for row in rows:
         if HISTOGRAM in results and str(row["model"]).startswith("QAT"):
-            row["recovered"] = recovered(results[FP32], results[HISTOGRAM], results[row["model"]])
+            row["recovered"] = recovered(results[FP32], results[HISTOGRAM], results[row["model"]], higher)
     return rows
 
 
-def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping[str, float]) -> float | None:
+def recovered(
+    exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping[str, float], higher_is_better: bool | None = None
+) -> float | None:
     """Share of the loss of PTQ that QAT regains, by the first metric: ``(QAT - PTQ) / (FP32 - PTQ)``.
 
     Args:
         exact: metrics of the float model.
         ptq: of the model quantized after training.
         qat: of the model trained with quantization.
+        higher_is_better: which way the metric is better; None if nobody says.
 
     Returns:
         1 if nothing is lost any more, above it if QAT is better than float; None if PTQ lost less than 0.5 % of the
-        float metric, of which a share would say nothing, or a version has no such metric.
+        float metric, of which a share would say nothing, or a version has no such metric. None, too, where float lies
+        between PTQ and QAT and nobody says which of the two is better than float.
 
     Example:
         >>> round(recovered({"accuracy": 0.92}, {"accuracy": 0.82}, {"accuracy": 0.91}), 3)
@@ -178,7 +203,12 @@ def recovered(exact: Mapping[str, float], ptq: Mapping[str, float], qat: Mapping
     if name is None or name not in ptq or name not in qat:
         return None
     gap = exact[name] - ptq[name]
-    return (qat[name] - ptq[name]) / gap if gap and abs(gap) >= _SMALL_GAP * abs(exact[name]) else None
+    if not gap or abs(gap) < _SMALL_GAP * abs(exact[name]):
+        return None
+    share = (qat[name] - ptq[name]) / gap
+    if higher_is_better is None:
+        return share if share <= 1 else None
+    return share if (gap > 0) == higher_is_better else None
 
 
 def _of_detector(run: Callable[..., Any], int8: fx.GraphModule, sample: Inputs, count: int) -> Callable[..., Any]:

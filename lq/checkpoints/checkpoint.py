@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import pickle
 from collections.abc import Mapping
@@ -79,8 +80,12 @@ class Checkpoint:
             )
         try:
             content = torch.load(path, map_location="cpu", weights_only=weights_only)
-        except OSError:
-            raise
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # torch.load seeks before the beginning of a file that was cut off
+                raise
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint: it is damaged, or was not copied whole."
+            ) from error
         except Exception as error:  # readers of pickles and archives raise whatever foreign bytes lead them to
             if isinstance(error, pickle.UnpicklingError) and weights_only:
                 raise ValueError(

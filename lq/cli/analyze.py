@@ -12,6 +12,7 @@ from lq.analysis import SensitivityOptions, analyze_layers
 from lq.analysis.own_score import needs_figure, own_score
 from lq.analysis.score import single_metric
 from lq.cli.common import prepared_target, qat_callback, validation_data_of
+from lq.cli.values import check_counts, check_folder
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.target import prepared_graph
 from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, validation_samples
@@ -53,11 +54,11 @@ def analyze_layers_of(
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 
     Raises:
-        ValueError: if the checkpoint does not fit, the data have no batch or do not fit the metric, or nobody says
-            which figure counts.
+        ValueError: if an option is out of range, the checkpoint does not fit, the data have no batch or do not fit the
+            metric, or nobody says which figure counts.
     """
-    if batches < 1:
-        raise ValueError(f"--batches {batches} must be at least 1.")
+    check_counts(batches=batches, calibration=calibration)
+    check_folder("out", out)
     callback, judged = qat_callback(trainer), by == "metric"
     name = prepared_target(model, datamodule, callback, ckpt_path, weights_only, calibration)
     labels = targets_of if callback.metric is not None else plain_targets_of

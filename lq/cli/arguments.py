@@ -13,8 +13,11 @@ import yaml
 from lq.cli.hyperparameters import SAVED_AS, argument_names, hyperparameters_of
 from lq.cli.import_paths import imported
 from lq.export.artifact.remote import local_path
+from lq.messages import one_line
 
 CONFIG = "config.yaml"
+# What Lightning takes for a path.
+_NAMES_OF_CHECKPOINTS = ("best", "last", "hpc", "registry")
 
 
 def completed(subcommand: str, args: Sequence[str]) -> list[str]:
@@ -59,10 +62,30 @@ def completed(subcommand: str, args: Sequence[str]) -> list[str]:
     return [*_required(args), *_with_class_of_help(args)]
 
 
+def subcommand_first(args: Sequence[str], subcommand: str) -> list[str]:
+    """The arguments with options that stand before the subcommand behind it, where the parser wants them.
+
+    A configuration of all subcommands, ``fit: {...}``, belongs before it.
+
+    Args:
+        args: of the command line.
+        subcommand: one of them.
+
+    Example:
+        >>> subcommand_first(["--model", "my_module.Net", "fit", "--data", "my_module.Data"], "fit")
+        ['fit', '--model', 'my_module.Net', '--data', 'my_module.Data']
+    """
+    at = list(args).index(subcommand)
+    before, after = list(args[:at]), list(args[at + 1 :])
+    if any(subcommand in _settings_in(file) for file in _values(before, "--config", "-c")):
+        return list(args)
+    return [subcommand, *before, *after]
+
+
 def _check_there(*paths: str | None) -> None:
     """Say that a file is missing, rather than that nothing beside it says what the model is."""
     for given in filter(None, paths):
-        path = local_path(given)
+        path = None if given in _NAMES_OF_CHECKPOINTS else local_path(given)
         if path is not None and not path.exists():
             raise FileNotFoundError(f"there is no {given}")
 
@@ -97,17 +120,23 @@ def config_of(ckpt_path: str | None, artifact: str | None = None) -> Path | None
 
 def _classless(config: str | Path) -> set[str]:
     """Of ``model`` and ``data``, those for which a file has arguments, but no class."""
-    content = _yaml(Path(config).read_text(encoding="utf-8")) if Path(config).is_file() else None
-    settings = content if isinstance(content, dict) else {}
+    settings = _settings_in(config)
     return {key for key in SAVED_AS if isinstance(settings.get(key), dict) and "class_path" not in settings[key]}
 
 
 def _classes_first(args: list[str]) -> list[str]:
-    """``--model`` and ``--data`` in front of files that have arguments for them, but no class."""
+    """``--model`` and ``--data`` in front of their arguments, also of those in files that name no class."""
     files = list(_values(args, "--config", "-c"))
-    wanted = [key for key in SAVED_AS if any(key in _classless(file) for file in files)]
+    wanted = [key for key in SAVED_AS if _argument_first(key, args) or any(key in _classless(file) for file in files)]
     named = {key: next(_values(args, f"--{key}"), None) for key in wanted}
     return [*(f"--{key}={path}" for key, path in named.items() if path is not None), *args]
+
+
+def _argument_first(key: str, args: list[str]) -> bool:
+    """Whether an argument of a class stands before the class."""
+    options = [arg.partition("=")[0] for arg in args]
+    first = next((option for option in options if option == f"--{key}" or option.startswith(f"--{key}.")), None)
+    return first is not None and first not in (f"--{key}", f"--{key}.class_path", f"--{key}.help")
 
 
 def _required(args: list[str]) -> list[str]:
@@ -121,13 +150,18 @@ def _required(args: list[str]) -> list[str]:
 
 
 def _known_of(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The setting ``model`` or ``data``, with what its class demands and the checkpoint alone knows."""
-    path, setting = settings["ckpt_path"], settings[key]
+    """The setting ``model`` or ``data``, with what its class demands and the checkpoints alone know."""
+    paths, setting = settings["checkpoints"], settings[key]
     kind = imported(setting["class_path"])
-    if not isinstance(path, str) or not isinstance(kind, type):
+    if not paths or not isinstance(kind, type):
         return {}
     lacking = [name for name in argument_names(kind, demanded=True) if name not in setting["init_args"]]
-    known = hyperparameters_of(path, settings["weights_only"] is not False, key) if lacking else {}
+    if not lacking:
+        return {}
+    _check_there(*paths)
+    known: dict[str, Any] = {}
+    for path in paths:
+        known = hyperparameters_of(path, settings["weights_only"] is not False, key) | known
     found = {name: known[name] for name in lacking if name in known}
     return {"class_path": setting["class_path"], "init_args": found} if found else {}
 
@@ -143,12 +177,12 @@ def _settings(args: list[str]) -> dict[str, Any]:
     """What files and options say of the checkpoint and the classes, later ones over earlier ones."""
     found: dict[str, Any] = {}
     for text in _values(args, "--config", "-c"):
-        content = _yaml(Path(text).read_text(encoding="utf-8") if Path(text).is_file() else "")
-        found |= content if isinstance(content, dict) else {}
+        found |= _settings_in(text)
     weights_only = next(_values(args, "--weights_only"), None)
+    paths = [next(_values(args, f"--{key}"), found.get(key)) for key in ("ckpt_path", "float_ckpt_path")]
     return {
         **{key: _class_setting(key, found.get(key), args) for key in SAVED_AS},
-        "ckpt_path": next(_values(args, "--ckpt_path"), found.get("ckpt_path")),
+        "checkpoints": [path for path in paths if isinstance(path, str)],
         "weights_only": found.get("weights_only") if weights_only is None else _yaml(weights_only),
     }
 
@@ -169,6 +203,27 @@ def _values(args: Sequence[str], *options: str) -> Iterator[str]:
             yield value
         elif arg in options and index + 1 < len(args):
             yield args[index + 1]
+
+
+def _settings_in(file: str | Path) -> dict[str, Any]:
+    """What a file says; nothing if there is none, which the parser says.
+
+    Raises:
+        ValueError: if it is no YAML of settings.
+    """
+    if not Path(file).is_file():
+        return {}
+    wanted = "give a YAML file of settings, such as those that a fit leaves in its log_dir as config.yaml"
+    try:
+        with Path(file).open(encoding="utf-8") as stream:  # whose name is in the error
+            content = yaml.safe_load(stream)
+    except UnicodeDecodeError:
+        raise ValueError(f"--config {file} is no text: {wanted}. A checkpoint is a --ckpt_path.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {file} cannot be read: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {file} holds no settings: {wanted}.")
+    return content
 
 
 def _yaml(text: str) -> Any:

@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lq.callback.preparation import choose_target
 from lq.cli.common import qat_callback
+from lq.cli.values import check_counts, check_file
 from lq.lightning_module.target import target_of
 from lq.report.bench import print_bench
 from lq.timing.bench import bench
@@ -48,10 +49,14 @@ def bench_artifact(
         weights_only: read its hyperparameters only if they are plain data; null is true.
 
     Raises:
-        ValueError: if there is no artifact, or as :func:`lq.bench`.
+        ValueError: if there is no artifact, an option is out of range, or as :func:`lq.bench`.
     """
     if artifact is None:
         raise ValueError("bench needs an artifact: --artifact runs/.../int8")
+    check_counts(threads=threads)
+    if not min_time > 0:
+        raise ValueError(f"--min_time {min_time} must be above 0 seconds, e.g. 1.0.")
+    check_file("json_file", json_file, "bench.json")
     target = None
     if model is None:
         rank_zero_info("lq: no module (--model my_module.Net): the rows of the float model are left out")
@@ -71,4 +76,6 @@ def bench_artifact(
     print_bench(measured.rows, measured.notes)
     if json_file is not None:
         content = {"rows": measured.rows, "notes": measured.notes, "chips": measured.chips}
-        Path(json_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        file = Path(json_file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

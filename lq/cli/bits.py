@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lq.analysis.bits import AutoBits, choose_bits
 from lq.callback.preparation import choose_target
 from lq.cli.common import qat_callback
+from lq.cli.values import check_counts, check_folder
 from lq.cli.weights import read_checkpoint
 from lq.export.exporters import ExporterChoice
 from lq.lightning_module.target import target_of
@@ -58,6 +59,8 @@ def choose_bits_of(
     Raises:
         ValueError: if the budget cannot be read or kept, the checkpoint does not fit, or the data have no batch.
     """
+    check_counts(batches=batches)
+    check_folder("out", out)
     allowed = None if widths is None else tuple(widths)
     options = AutoBits(budget, allowed, batches, Path(out) / "losses.json", activation_bits)
     callback = qat_callback(trainer)

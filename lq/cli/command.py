@@ -64,7 +64,7 @@ def _run(args: list[str]) -> None:
 def _run_lightning(subcommand: str | None, args: list[str]) -> None:
     import torch
 
-    from lq.cli.arguments import completed
+    from lq.cli.arguments import completed, subcommand_first
     from lq.cli.lightning_cli import LQCLI
 
     for message in _NOISE:
@@ -80,6 +80,7 @@ def _run_lightning(subcommand: str | None, args: list[str]) -> None:
     everything = "--help-all" in args
     args = ["--help" if arg == "--help-all" else arg for arg in args]
     if subcommand is not None:
+        args = subcommand_first(args, subcommand)
         at = args.index(subcommand) + 1
         args = [*args[:at], *completed(subcommand, args[at:])]
     sys.argv[1:] = args  # Lightning starts the other processes of a run with these

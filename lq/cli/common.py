@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lq.callback import QATCallback
@@ -18,7 +17,7 @@ from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.weights import read_qat
+from lq.cli.weights import read_checkpoint, read_qat
 from lq.config.qconfig import QConfig
 from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
@@ -81,7 +80,7 @@ def prepared_target(
     Returns:
         the target's name.
     """
-    checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
+    checkpoint = read_checkpoint(None, None) if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
     if checkpoint is not None and checkpoint.is_qat:
         checkpoint.load_qat(model)
         return checkpoint.entry.target
@@ -129,15 +128,30 @@ def export_settings_of(
     return replace(own, exporters=chosen, directory=directory, manifest=manifest, dynamic_axes=axes)
 
 
-def check_float(known: Mapping[str, float], found: Mapping[str, float]) -> None:
-    """Warn if the float model is not the one that QAT started from, as after float epochs in the same fit."""
+def other_float(known: Mapping[str, float], found: Mapping[str, float]) -> str:
+    """What to know if the float model is not the one that QAT started from, as after float epochs in the same fit.
+
+    Args:
+        known: figures of the one that QAT started from.
+        found: figures of the float model.
+
+    Returns:
+        a sentence or two; empty if nothing speaks against the model.
+
+    Example:
+        >>> other_float({"acc": 0.99}, {"acc": 0.1})
+        'QAT did not start from these float weights, so the rows FP32 and PTQ are meaningless: acc 0.1 (then 0.99). ...'
+        >>> other_float({"acc": 0.99}, {"acc": 0.98})
+        ''
+    """
     off = [name for name in known if name in found and abs(known[name] - found[name]) > 0.05 * abs(known[name])]
-    if off:
-        here = ", ".join(f"{name} {found[name]:.4g} (then {known[name]:.4g})" for name in off)
-        rank_zero_warn(
-            "lq: QAT did not start from these float weights, so the rows FP32 and PTQ are meaningless: "
-            f"{here}. Give the float checkpoint that it started from: --float_ckpt_path."
-        )
+    if not off:
+        return ""
+    here = ", ".join(f"{name} {found[name]:.4g} (then {known[name]:.4g})" for name in off)
+    return (
+        f"QAT did not start from these float weights, so the rows FP32 and PTQ are meaningless: {here}. Give the float "
+        "checkpoint that it started from, or the last one of the float epochs: --float_ckpt_path."
+    )
 
 
 def run_of(artifact: str | None, ckpt_path: str | None) -> Path | None:

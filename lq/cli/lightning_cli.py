@@ -19,8 +19,9 @@ from lq.cli.arguments import typed_arguments
 from lq.cli.help import Formatter
 from lq.cli.hyperparameters import hyperparameters_of, model_settings, same, with_attributes
 from lq.cli.parser import Parser
-from lq.cli.subcommands import OWN_SUBCOMMANDS
+from lq.cli.subcommands import OF_LIGHTNING, OWN_SUBCOMMANDS
 from lq.cli.trainer import QATTrainer
+from lq.cli.weights import is_artifact
 from lq.compat.parsers import Instantiator, move_last_group_first, options_of_subcommand
 from lq.console import LineProgress, is_terminal
 from lq.messages import one_line
@@ -90,7 +91,7 @@ class LQCLI(LightningCLI):
         stands in the command line comes before both.
         """
         settings = self.config.get(self.config.get("subcommand") or "") or {}
-        path, model = settings.get("ckpt_path"), settings.get("model")
+        path, model = settings.get("ckpt_path") or settings.get("float_ckpt_path"), settings.get("model")
         if not path or not model or not model.get("class_path"):
             return
         base = model.as_dict()
@@ -124,12 +125,17 @@ class LQCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Add the callbacks that the configuration leaves out: for the progress, and for a checkpoint of a QAT run."""
         settings = self.config[self.subcommand]
-        trainer = settings["trainer"]
+        trainer, path = settings["trainer"], settings.get("ckpt_path")
+        if self.subcommand in OF_LIGHTNING and path is not None and is_artifact(path):
+            raise ValueError(
+                f"{path} is an artifact, which lq {self.subcommand} cannot load: give a checkpoint of the run, such as "
+                "checkpoints/last.ckpt. lq report --artifact evaluates the files of an artifact."
+            )
         added: list[Callback] = []
         if not is_terminal() and trainer["enable_progress_bar"] is not False:
             added += [] if _has(trainer["callbacks"], ProgressBar) else [LineProgress()]
         if self.subcommand in ("validate", "test", "predict") and not _has(trainer["callbacks"], QATCallback):
-            added += _callback_of(settings.get("ckpt_path"), settings.get("weights_only"))
+            added += _callback_of(path, settings.get("weights_only"))
         if added:
             self.trainer_defaults["callbacks"] = added
 

@@ -29,7 +29,7 @@ _CLASS = re.compile(r"class_path '([^']+)'")
 _UNKNOWN_ARGUMENT = re.compile(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected")
 _UNKNOWN_KEY = re.compile(r"""Key "([^"]+)" is not expected|does not accept option '([^']+)'""")
 _LACKING = re.compile(r"the following arguments are required: (.+)")
-_EXPECTED = re.compile(r"Expected an? (?:<class ')?(\w[\w.\[\], ]*)")
+_EXPECTED = re.compile(r"Expected an? (?:<class ')?(typing\.Literal\[[^\]]*\]|\w[\w.\[\], ]*)")
 _GIVEN = re.compile(r"^ *Given value: (.+)$", re.MULTILINE)
 _SETTINGS = re.compile(r"Subtypes: \[<class 'lq\.[\w.]*\.(\w+)'>")
 _LIST = "collections.abc.Sequence"
@@ -139,13 +139,19 @@ def _about_value(key: str, message: str) -> str:
     given = re.search(r"Got value: (.+)|val='([^']*)'", message) or _GIVEN.search(message)
     if key and kinds and given and kinds != ["null"]:
         value = next(filter(None, given.groups()))
-        said = f"--{key} {value!r} must be {' or '.join(_WORDS.get(kind, kind) for kind in kinds)}"
+        said = f"--{key} {value!r} must be {' or '.join(map(_in_words, kinds))}"
         return f"{said}: --{key} '[{value}]'" if _LIST in kinds and not value.startswith("{") else said
     settings = _SETTINGS.search(message)
     if key and settings and given:
         return f"--{key} {next(filter(None, given.groups()))!r} must be a mapping of the settings of {settings[1]}"
     text = " ".join(message.split())
     return text if len(text) <= _ENOUGH else f"{text[:_ENOUGH]} ... (--debug shows all of it)"
+
+
+def _in_words(kind: str) -> str:
+    """A type as somebody would say it; of a few fixed values, these."""
+    values = kind.removeprefix("typing.Literal[").removesuffix("]").split(", ") if "Literal[" in kind else []
+    return " or ".join(values) or _WORDS.get(kind, kind)
 
 
 def _base_of(key: str) -> type:

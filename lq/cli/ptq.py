@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lq.callback.preparation import choose_target
 from lq.cli.common import calibrate_target, export_settings_of, qat_callback
 from lq.cli.deployment import deploy_with_validation
+from lq.cli.values import check_counts
 from lq.cli.weights import read_checkpoint
 from lq.deployment.deploy import Baseline
 from lq.deployment.results import Deployment
@@ -58,6 +59,7 @@ def quantize_after_training(
         ValueError: if the checkpoint does not fit, or the data have no batch.
         RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
     """
+    check_counts(batches=batches)
     callback = qat_callback(trainer)
     name = choose_target(model, callback.target)
     checkpoint = read_checkpoint(ckpt_path, weights_only)

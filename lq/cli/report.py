@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ from torch import nn
 from lq.analysis import CompareOptions
 from lq.backends.prepare import qconfig_of
 from lq.callback import QATCallback
+from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.common import check_float, history_of, qat_callback, run_of
+from lq.cli.common import history_of, other_float, qat_callback, run_of
+from lq.cli.values import check_counts, check_file
 from lq.cli.weights import read_checkpoint, read_qat
 from lq.deployment.evaluation import ValidationData, logged_by
 from lq.lightning_module.copies import detached_copy, float_copy
@@ -63,13 +66,19 @@ def report_on(
         ValueError: if the checkpoint does not fit, or the data have no batch.
     """
     check_matplotlib()
+    check_counts(batches=batches, calibration=calibration)
+    check_file("out", out, "report.html")
+    check_file("picture", picture, "report.png")
     callback = qat_callback(trainer)
     subject = _load(model, callback, ckpt_path, float_ckpt_path, weights_only)
-    findings = _findings(model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
+    findings = _findings(trainer, model, datamodule, callback, subject, artifact, ckpt_path, calibration, batches)
     print_table(findings.comparison)
-    if subject.entry is not None:
-        check_float(subject.entry.fp32, findings.comparison[0]["metrics"])
-    title = type(subject.float_model).__name__
+    known = {} if subject.entry is None else subject.entry.fp32
+    caution = other_float(known, findings.comparison[0]["metrics"])
+    if caution:
+        rank_zero_warn(f"lq: {caution}")
+        findings = replace(findings, notes=f"{caution}\n\n{findings.notes}")
+    title = type(model).__name__ if not subject.name else f"{type(model).__name__}, target {subject.name}"
     rank_zero_info(f"lq: report in {write_page(out, title, findings)}")
     if picture is not None:
         rank_zero_info(f"lq: picture in {write_picture(picture, title, findings)}")
@@ -91,8 +100,13 @@ def _load(
     weights_only: bool | None,
 ) -> _Subject:
     """Give the module the weights of the checkpoints, and prepare it if it was trained with fake quantization."""
-    before = read_checkpoint(float_ckpt_path, weights_only)
+    before = read_checkpoint(float_ckpt_path, weights_only, "float_ckpt_path")
     checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
+    if checkpoint is not None and not checkpoint.is_qat:
+        raise ValueError(
+            f"{ckpt_path} is a checkpoint of a float model: give it as --float_ckpt_path, alone for a report on "
+            "post-training quantization, or with a --ckpt_path of a QAT run."
+        )
     entry = None if checkpoint is None else checkpoint.entry
     name = choose_target(model, callback.target if entry is None else entry.target)
     if before is not None:
@@ -104,6 +118,7 @@ def _load(
 
 
 def _findings(
+    trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule | None,
     callback: QATCallback,
@@ -120,8 +135,16 @@ def _findings(
     labels = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)
     test = validation_samples(model, name, loaders, datamodule, labels, batches)
     validation = ValidationData(loaders if batches is None else spread(loaders, batches), datamodule, limit=batches)
-    limit, own = batches and len(test), _own_figures(model, name, validation)
-    how = CompareOptions(callback.metric, call_sample, labels_of, calibration, limit=limit, own=own)
+    how = CompareOptions(
+        callback.metric,
+        call_sample,
+        labels_of,
+        calibration,
+        limit=batches and len(test),
+        own=_own_figures(model, name, validation),
+        monitor=counting_figure(trainer, callback.monitor),
+        higher_is_better=higher_is_better(trainer, callback.monitor, callback.mode),
+    )
     qconfig = callback.qconfig if qat is None else qconfig_of(qat)
     history = history_of(run_of(artifact, ckpt_path), entry)
     return measure(subject.float_model, train, test, qconfig, qat, artifact, history, how)

@@ -5,22 +5,51 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lq.callback.preparation import choose_target
 from lq.checkpoints.checkpoint import Checkpoint
 from lq.checkpoints.entry import FORMAT_VERSION, KEY
 from lq.checkpoints.sharded import is_sharded_checkpoint
 from lq.export.artifact.int8_model import load_prepared_state
-from lq.export.artifact.manifest import read_manifest
+from lq.export.artifact.manifest import MANIFEST_NAME, read_manifest
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
 from lq.messages import some_of
 
 
-def read_checkpoint(ckpt_path: str | None, weights_only: bool | None) -> Checkpoint | None:
-    """The checkpoint that a subcommand was given, if any; plain data only, unless the user says otherwise."""
-    return None if ckpt_path is None else Checkpoint.read(ckpt_path, weights_only is not False)
+def read_checkpoint(ckpt_path: str | None, weights_only: bool | None, option: str = "ckpt_path") -> Checkpoint | None:
+    """The checkpoint of the float model that a subcommand was given, if any; a line says what no checkpoint means.
+
+    Args:
+        ckpt_path: of the file.
+        weights_only: ``False`` reads files that hold more than plain data.
+        option: that names it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is an artifact, or cannot be read.
+
+    Example:
+        >>> read_checkpoint(None, None)
+    """
+    if ckpt_path is None:
+        rank_zero_info(f"lq: no --{option}: the weights of the float model are those that its class begins with")
+        return None
+    if is_artifact(ckpt_path):
+        raise ValueError(f"{ckpt_path} is an artifact of a QAT run or of lq ptq; give a checkpoint of the float model.")
+    return Checkpoint.read(ckpt_path, weights_only is not False)
+
+
+def is_artifact(path: str) -> bool:
+    """Whether a path is the local directory of an artifact.
+
+    Example:
+        >>> is_artifact("runs/x/version_0/checkpoints/last.ckpt")
+        False
+    """
+    place = local_path(path)
+    return place is not None and (place / MANIFEST_NAME).is_file()
 
 
 def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,10 +38,16 @@ def frontier_table(rows: Sequence[Row], loss: str) -> Table:
     headers = ["latency\nms"] * timed + ["size\nMB", "bits per\nweight", "expected\nloss", "measured\nloss"]
     caption = f"loss: {loss}" + ("\nlatency: expected where a line has no name" if timed else "")
     table = _table("weights", headers, caption)
+    places = _decimals(max(row["size_mb"] for row in rows))
     for row in rows:
         costs = [f"{row['latency_ms']:.3f}"] if timed else []
-        _add(table, row, [*costs, f"{row['size_mb']:.3f}", f"{row['effective_bits']:.2f}"])
+        _add(table, row, [*costs, f"{row['size_mb']:.{places}f}", f"{row['effective_bits']:.2f}"])
     return table
+
+
+def _decimals(largest: float) -> int:
+    """How many decimals show three digits of the largest size, so that small models differ; at least three."""
+    return max(3, 2 - math.floor(math.log10(largest))) if largest > 0 else 3
 
 
 def activation_table(rows: Sequence[Row], loss: str) -> Table:

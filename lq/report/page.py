@@ -11,7 +11,7 @@ from typing import Any
 from lq.report.html import Section, write_report
 from lq.report.pictures import training_pictures
 from lq.report.plots import plot_models, plot_overview, plot_sensitivity, plot_sqnr, plot_tradeoff
-from lq.report.table import number
+from lq.report.table import distinct_metrics, number
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -93,7 +93,7 @@ def _comparison(findings: Findings) -> Section | None:
     rows = findings.comparison
     if not rows:
         return None
-    names = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
+    names = distinct_metrics(rows)
     extras = [(key, label, form) for key, label, form in _COLUMNS if any(row.get(key) is not None for row in rows)]
     if len({row["threads"] for row in rows if row.get("threads") is not None}) == 1:
         extras = [column for column in extras if column[0] != "threads"]  # the notes say it
@@ -108,7 +108,7 @@ def _comparison(findings: Findings) -> Section | None:
             (plot_models(rows), "The dashed line is FP32; an arrow at the edge marks a model that is far from it.")
         )
     if names and any(row.get(key) is not None for row in rows for key in ("latency_ms", "size_mb")):
-        words = "Up and to the left is better. Models without a measured cost are not shown."
+        words = "Models further to the left cost less. Those without a measured cost are not shown."
         figures.append((plot_tradeoff(rows), words))
     return Section("Comparison", findings.notes, rows=table, figures=figures)
 

@@ -67,7 +67,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None, *, transpose
     """
     _check(rows)
     threads = sorted({row["threads"] for row in rows if row.get("threads") is not None})
-    names = _distinct(rows)
+    names = distinct_metrics(rows)
     headers = ["\nmodel", *(f"\n{name}" for name in names)]
     headers += ["size\nMB", f"latency\n{_unit(threads)}"]
     show_recovered = any(row.get("recovered") is not None for row in rows)
@@ -109,8 +109,13 @@ def print_table(rows: Sequence[Row], console: Console | None = None, title: str 
     wide_enough(console, _width(table, console)).print(table)
 
 
-def _distinct(rows: Sequence[Row]) -> list[str]:
-    """The names of the metrics, without those whose figures another one has already."""
+def distinct_metrics(rows: Sequence[Row]) -> list[str]:
+    """The names of the metrics, without those whose figures another one has already.
+
+    Example:
+        >>> distinct_metrics([{"model": "FP32", "metrics": {"val_acc": 0.9, "accuracy": 0.9, "val_loss": 0.3}}])
+        ['val_acc', 'val_loss']
+    """
     found: dict[str, list[float | None]] = {}
     for name in dict.fromkeys(name for row in rows for name in row.get("metrics") or {}):
         column = [(row.get("metrics") or {}).get(name) for row in rows]

@@ -216,6 +216,16 @@ def test_into_a_module_whose_memory_was_never_filled(tmp_path: Path) -> None:
     assert torch.isfinite(loaded(X)).all()
 
 
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9])
+def test_a_file_that_was_cut_off_is_told_as_damaged(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "float.ckpt"
+    torch.save({"state_dict": {f"layer{n}": torch.rand(64, 8) for n in range(20)}}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"float\.ckpt cannot be read as a checkpoint"):
+        Checkpoint.read(path)
+
+
 def test_float_checkpoint_is_refused(tmp_path: Path) -> None:
     path = trained(tmp_path, Tiny())
     with pytest.raises(ValueError, match=r"last\.ckpt is a checkpoint of a float model.*train or calibrate"):

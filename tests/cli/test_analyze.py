@@ -69,7 +69,7 @@ def test_analyze_finds_a_planted_layer_of_a_float_checkpoint(
         ({"batches": 0}, "--batches 0 must be at least 1"),
         ({"batches": -1}, "--batches -1 must be at least 1"),
         ({"direction": "both"}, "direction='both' is unknown"),
-        ({"calibration": 0}, "limit=0 must be at least 1"),
+        ({"calibration": 0}, "--calibration 0 must be at least 1"),
         ({"ckpt_path": "nowhere.ckpt"}, "there is no checkpoint nowhere.ckpt"),
     ],
 )

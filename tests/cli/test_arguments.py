@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lq.cli.arguments import completed, config_of, typed_arguments
+from lq.cli.arguments import completed, config_of, subcommand_first, typed_arguments
 
 SOURCE = """
 class Base:
@@ -18,6 +18,7 @@ class Net(Base):
     def __init__(self, depth, kind="plain", **kwargs): ...
 """
 NET = ["--model", "mine_to_complete.Net"]
+EASY, WANTING = ["--model", "torch.nn.ReLU"], ["--model", "torch.nn.Linear"]  # which demands arguments
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_the_settings_of_a_run_are_those_beside_it(tmp_path: Path, capsys: pytes
     found = run / "config.yaml"
     for given in (["--ckpt_path", f"{run}/checkpoints/last.ckpt"], ["--artifact", f"{run}/int8"]):
         assert completed("bench", given) == ["--config", str(found), *given]
-        assert completed("bench", [*given, *NET]) == [*given, *NET]
+        assert completed("bench", [*given, *EASY]) == [*given, *EASY]
         assert completed("fit", given) == given, "a fit has settings of its own"
     assert f"settings of {found}" in capsys.readouterr().err
     assert config_of(str(tmp_path / "elsewhere.ckpt")) is None
@@ -99,5 +100,52 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, option: str) -> None:
     missing = str(tmp_path / "lsat.ckpt")
     with pytest.raises(FileNotFoundError, match=r"there is no .*lsat\.ckpt"):
         completed("bench", [option, missing])
-    assert completed("bench", [option, missing, *NET]) == [option, missing, *NET]
+    assert completed("bench", [option, missing, *EASY]) == [option, missing, *EASY]
+    if option == "--ckpt_path":  # rather than that the class demands what it would hold
+        with pytest.raises(FileNotFoundError, match=r"there is no .*lsat\.ckpt"):
+            completed("fit", [option, missing, *WANTING])
+    for subcommand, name in (("validate", "best"), ("fit", "last"), ("bench", "memory://run/x.ckpt")):
+        assert completed(subcommand, ["--ckpt_path", name, *WANTING]) == ["--ckpt_path", name, *WANTING]
     assert completed("bench", [option, "memory://run/int8"]) == [option, "memory://run/int8"]
+
+
+def test_what_a_class_demands_comes_from_the_float_checkpoint_of_a_report(checkpoint: str, tmp_path: Path) -> None:
+    given = ["--float_ckpt_path", checkpoint, *NET]
+    wanted = {"depth": 3, "width": 4}
+    assert json.loads(completed("report", given)[1])["model"]["init_args"] == wanted
+    torch.save({"hyper_parameters": {"depth": 7}}, tmp_path / "qat.ckpt")
+    both = completed("report", [*given, "--ckpt_path", str(tmp_path / "qat.ckpt")])
+    assert json.loads(both[1])["model"]["init_args"] == {**wanted, "depth": 7}, "the one of the run comes first"
+
+
+def test_options_before_the_subcommand_are_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: mine.Net\n")
+    given = ["--config", str(file), "fit", "--model.width", "3"]
+    assert subcommand_first(given, "fit") == ["fit", "--config", str(file), "--model.width", "3"]
+    assert subcommand_first(["fit", *NET], "fit") == ["fit", *NET]
+    file.write_text("fit: {model: mine.Net}\n")
+    assert subcommand_first(given, "fit") == given
+
+
+def test_a_class_stands_before_its_arguments(checkpoint: str) -> None:
+    late = ["--model.width=3", "--model.depth", "2", *NET, "--data", "mine.Data", "--data.size", "2"]
+    assert completed("fit", late) == [f"--model={NET[1]}", *late]
+    early = [*NET, "--model.width", "3", "--model.depth", "2"]
+    assert completed("fit", early) == early
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02PK", r"my\.yaml is no text: give a YAML file.*A checkpoint is a --ckpt_path"),
+        (b"model: {class_path: a\ndata: [", r"my\.yaml cannot be read: .*line 2"),
+        (b"", r"my\.yaml holds no settings: give a YAML file"),
+        (b"- a\n- b", r"my\.yaml holds no settings: give a YAML file"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "my.yaml").write_bytes(content)
+    for subcommand in ("fit", "export"):
+        with pytest.raises(ValueError, match=message):
+            completed(subcommand, ["--config", str(tmp_path / "my.yaml")])

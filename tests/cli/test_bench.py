@@ -17,7 +17,7 @@ def test_bench_prints_and_writes(
 ) -> None:
     deployment = trained[1].deployment
     assert deployment is not None
-    out = tmp_path / "bench.json"
+    out = tmp_path / "new" / "bench.json"
     quiet_trainer(tmp_path).bench(
         Tiny(), artifact=str(deployment.directory), batch_sizes=[1, 2], min_time=0.01, compile=False, json_file=str(out)
     )

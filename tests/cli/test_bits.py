@@ -116,7 +116,7 @@ def test_batches_of_every_loader_count(tmp_path: Path, monkeypatch: pytest.Monke
         ({"budget": "size=1B"}, "less than the widths allow: it can be from size=0.000"),
         ({"budget": "size=1GB"}, "is no limit: the float model has size=0.00"),
         ({"widths": [9]}, "width 9 must be from 2 to 8 bits"),
-        ({"batches": 0}, "batches=0 must be at least 1"),
+        ({"batches": 0}, "--batches 0 must be at least 1"),
         ({"exporters": ["onx"]}, "unknown exporter 'onx'"),
         ({"ckpt_path": "nowhere.ckpt"}, "there is no checkpoint nowhere.ckpt"),
     ],

@@ -78,6 +78,9 @@ def told(run_lq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
          "--trainer.callbacks.gate '0.9' must be a mapping of the settings of Gate"),
         ([*QAT, "--trainer.callbacks.int8_every_n_epochs", "x"],
          "--trainer.callbacks.int8_every_n_epochs 'x' must be int or null"),
+        (["analyze", *NET, "--model.width", "3", "--by", "mteric"], "--by 'mteric' must be 'sqnr' or 'metric'"),
+        ([*QAT, "--trainer.callbacks.log_ranges", "all"],
+         "--trainer.callbacks.log_ranges 'all' must be 'summary' or 'tensors' or null"),
         (["fit", "--trainer.max_epochs", "x"], "--trainer.max_epochs 'x' must be int or null"),
     ],
 )  # fmt: skip
@@ -92,7 +95,7 @@ def test_in_the_command_line(told: Any, args: list[str], message: str) -> None:
         ("model: {class_path: to_err.Net, init_args: {widht: 8}}", "has no argument 'widht'; did you mean 'width'?"),
         ("modell: {class_path: to_err.Net}", "did you mean 'model'?"),
         ("trainer: {max_epoch: 3}", "there is no setting 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
-        ("just text", "--config is no YAML file of settings"),
+        ("just text", "--config my.yaml holds no settings: give a YAML file of settings"),
     ],
 )  # fmt: skip
 def test_in_a_configuration(told: Any, config: str, message: str) -> None:

@@ -39,6 +39,14 @@ class Scaling(OwnLayout):
         return {**batch, "image": batch["image"] * 100}
 
 
+class TwoFigures(OwnLayout):
+    """Logs another figure before the one that counts."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("first", float(batch_idx))
+        super().validation_step(batch, batch_idx)
+
+
 def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, quick_measure: list[Any]) -> None:
     module = Scaling()
     quiet_trainer(tmp_path).report(module, out=str(tmp_path / "page.html"), batches=2, calibration=1)
@@ -52,6 +60,15 @@ def test_report_judges_what_the_users_step_gives_to_the_target(tmp_path: Path, q
     assert findings.comparison[0]["metrics"] == pytest.approx({"accuracy": accuracy, "val_loss": loss})
     assert all("val_loss" in row["metrics"] for row in findings.comparison)
     assert "Judged on 2 batches" in (tmp_path / "page.html").read_text()
+    assert "<h1>Scaling, target model</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_the_figure_that_counts_is_that_of_the_callback(tmp_path: Path, quick_measure: list[Any]) -> None:
+    trainer = quiet_trainer(tmp_path, QATCallback(monitor="val_loss", mode="min"))
+    trainer.report(TwoFigures(), out=str(tmp_path / "page.html"), batches=2, calibration=1)
+    (*_, options), findings = quick_measure
+    assert (options.monitor, options.higher_is_better) == ("val_loss", False)
+    assert all(list(row["metrics"])[:2] == ["val_loss", "first"] for row in findings.comparison)
 
 
 @pytest.mark.filterwarnings("ignore:lq. QAT did not start from these float weights")  # with weights of its own
@@ -78,3 +95,16 @@ def test_without_matplotlib_nothing_is_measured(
     with pytest.raises(ModuleNotFoundError, match=r"Pictures need matplotlib: pip install 'lightning-qat\[plots\]'"):
         quiet_trainer(tmp_path).report(Scaling(), out=str(tmp_path / "page.html"))
     assert not quick_measure
+
+
+def test_the_page_says_that_its_float_rows_are_of_another_model(
+    tmp_path: Path, trained: tuple[Path, QATCallback], quick_measure: list[Any]
+) -> None:
+    module = WithAllData()
+    with torch.no_grad():
+        module.model[5].bias[0] = 100.0  # says that every image is of this class
+    with pytest.warns(UserWarning, match="lq: QAT did not start from these float weights"):
+        quiet_trainer(tmp_path).report(module, ckpt_path=str(trained[0]), out=str(tmp_path / "page.html"))
+    text = (tmp_path / "page.html").read_text()
+    assert "<p>QAT did not start from these float weights, so the rows FP32 and PTQ are meaningless: " in text
+    assert text.index("QAT did not start") < text.index("Judged on")

@@ -23,6 +23,14 @@ def test_a_line_for_each_row_and_the_choice():
     assert printed[-1].strip() == "2 bits: " + "a, " * 100 + "b"
 
 
+def test_sizes_of_a_small_model_differ():
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    sizes = {"all 2 bits": 0.000152, "chosen": 0.000304, "all 8 bits": 0.000608}
+    rows = [{**ROWS[0], "name": name, "size_mb": size} for name, size in sizes.items()]
+    print_bits(rows, "KL divergence", "", console)
+    assert all(str(size) in console.file.getvalue() for size in ("0.000152", "0.000304", "0.000608"))
+
+
 def test_the_yaml_is_a_qconfig_and_the_rest_is_there(tmp_path, monkeypatch):
     settings = {"preset": "portable", "overrides": {"fc": {"weight": {"quant_min": -7, "quant_max": 7}}}}
     files = write_bits(tmp_path / "new", settings, ROWS, "KL divergence", "lq bits --budget size=0.42MB")

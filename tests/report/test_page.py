@@ -65,6 +65,14 @@ def test_threads_have_a_column_where_they_differ(tmp_path, threads, shown):
     assert (">threads</th>" in text) == shown
 
 
+def test_figures_that_say_the_same_are_one_column(tmp_path):
+    rows = [{**row, "metrics": {"val_acc": n / 4, "accuracy": n / 4, "loss": 0.3}} for n, row in enumerate(COMPARISON)]
+    text = write_page(tmp_path / "report.html", "x", Findings(comparison=rows)).read_text()
+    assert ">val_acc</th>" in text
+    assert ">loss</th>" in text
+    assert ">accuracy</th>" not in text
+
+
 def test_one_picture_for_a_readme(tmp_path):
     loss = [{"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}]
     path = write_picture(tmp_path / "docs" / "x.png", "Net", Findings(comparison=COMPARISON, sensitivity=loss))

@@ -115,7 +115,8 @@ def _engines() -> list[str]:
 
 def _exporter(exporter: Exporter, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     packages = [*exporter.needs, *([_RUNTIMES[exporter.name]] if exporter.name in _RUNTIMES else [])]
-    installed = {package: installed_version(package) for package in dict.fromkeys(packages)}
+    names = dict.fromkeys(package.replace("_", "-") for package in packages)  # modules as pip calls them
+    installed = {name: installed_version(name) for name in names}
     row: dict[str, Any] = {"files": list(exporter.files), "packages": installed, "works": None}
     try:
         exporter.check_installed()

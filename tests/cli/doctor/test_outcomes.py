@@ -51,6 +51,12 @@ def test_a_look_names_all_and_claims_nothing() -> None:
     assert len(names_of_trials()) == len(PRESETS) + len(EXPORTERS)
 
 
+def test_a_package_is_named_once() -> None:
+    for row in looked()["exporters"]:
+        names = [name.replace("_", "-") for name in row["packages"]]
+        assert len(names) == len(set(names)), row["name"]
+
+
 def test_an_engine_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "_engines", lambda: ["qnnpack"])
     portable = looked()["presets"][0]

@@ -29,6 +29,15 @@ def test_versions_stand_at_the_end_of_their_epochs_and_phases_are_shaded():
     assert shades(figure) == {"fake quantization": (0, 1), "BatchNorm frozen, observers off": (1, 2)}
 
 
+def test_a_figure_of_the_module_is_a_line_over_all_epochs_of_qat():
+    rows = [{"epoch": epoch, "step": 10 * epoch, "val_loss": 1 / (1 + epoch)} for epoch in range(4)]
+    rows += [{"epoch": epoch, "step": 10 * epoch, "qat/phase": float(epoch > 0)} for epoch in range(4)]
+    end = {"epoch": 3, "step": 31, "qat/fake/val_loss": 0.2, "qat/int8/val_loss": 0.21}  # of the comparison at the end
+    line = lines(plot_metric([*rows, end], "val_loss"))["fake-quantized, last 0.2000"]
+    assert list(line.get_xdata()) == [2, 3, 4]
+    assert list(line.get_ydata()) == pytest.approx([1 / 2, 1 / 3, 0.2])
+
+
 def test_every_phase_of_the_schedule_has_a_name():
     flags = [(fake, observer, freeze) for fake in (0, 1) for observer in (0, 1) for freeze in (0, 1)]
     from lq.report.plots.training import PHASES
