@@ -26,6 +26,7 @@ SAME_GRID = frozenset(
         "expand_as", "ravel", "quant_stub", "dequant_stub", "index",
     }
 )  # fmt: skip
+_MAXIMA = frozenset(name for name in SAME_GRID if "max_pool" in name)
 _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split"})
 _AVERAGES = frozenset(
     {
@@ -85,8 +86,12 @@ def relu_kind(node: fx.Node) -> str | None:
 
 
 def is_same_grid(node: fx.Node) -> bool:
-    """Whether the node's output, of several the first, holds only values of its first input (in evaluation)."""
-    if returns_indices(node):
+    """Whether the node's output, of several the first, holds only values of its first input (in evaluation).
+
+    A maximum that is there to drop what a mask or a padding put in, as -1e9 or -inf, does not count: the range of its
+    input is that of the numbers that it drops.
+    """
+    if returns_indices(node) or _drops_a_filling(node):
         return False
     if node.target is operator.getitem and not recorded(node) and isinstance(node.args[1], int):
         if gives_places(node.args[0]) and node.args[1] != 0:  # type: ignore[arg-type]
@@ -94,6 +99,25 @@ def is_same_grid(node: fx.Node) -> bool:
         # What it selects from may be no tensor: the outputs of an LSTM, a tuple among the inputs.
         return is_same_grid(node.args[0])  # type: ignore[arg-type]
     return operation_of(node) in SAME_GRID
+
+
+def _drops_a_filling(node: fx.Node) -> bool:
+    """Whether the node is a maximum of a tensor into which other values were put."""
+    if operation_of(node) not in _MAXIMA:
+        return False
+    source = node.args[0]
+    while isinstance(source, fx.Node) and operation_of(source) in SAME_GRID and source.args:
+        source = source.args[0]
+    return isinstance(source, fx.Node) and _fills(source)
+
+
+def _fills(node: fx.Node) -> bool:
+    """Whether the node puts values in that may be far from those of its input."""
+    name = operation_of(node)
+    if name != "pad":
+        return name in ("masked_fill", "where")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    return value not in (None, 0)
 
 
 def returns_several(node: fx.Node) -> bool:

@@ -20,6 +20,8 @@ _PRODUCTS = {
     "bmm": ("input", "mat2"),
     "addmm": ("", "mat1", "mat2"),
     "baddbmm": ("", "batch1", "batch2"),
+    "grouped_mm": ("mat_a", "mat_b"),  # the experts of a mixture: every token by the matrix of its own
+    "_grouped_mm": ("self", "mat2"),
 }
 # Every value of the result is a sum over all axes that are not in it.
 _CONTRACTIONS = {"tensordot": ("a", "b"), "inner": ("input", "other"), "mv": ("input", "vec")}
@@ -27,6 +29,7 @@ _OPERANDS = {
     **_PRODUCTS,
     **_CONTRACTIONS,
     "linear": ("input", "weight"),
+    "deform_conv2d": ("input", "weight"),  # torchvision's
     "bilinear": ("input1", "input2", "weight"),
     "scaled_dot_product_attention": ("query", "key", "value"),
 }

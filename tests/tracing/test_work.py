@@ -26,6 +26,15 @@ class Net(nn.Module):
         return self.fc(self.body(self, x))
 
 
+def _multiplies_groups() -> bool:
+    try:
+        torch._grouped_mm(torch.ones(8, 4), torch.ones(1, 4, 4), torch.tensor([8], dtype=torch.int32))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+GROUPED = _multiplies_groups()
 OF_LSTM = sum(p.numel() for p in nn.LSTM(4, 2, 2, bidirectional=True).parameters() if p.dim() == 2)
 
 
@@ -38,6 +47,12 @@ OF_LSTM = sum(p.numel() for p in nn.LSTM(4, 2, 2, bidirectional=True).parameters
         (lambda n, x: torch.einsum("bi,hio->bho", [x, n.three]).mean(1), 64, "einsum"),
         (lambda n, x: torch.tensordot(x, n.w, 1), 16, "tensordot"),
         (lambda n, x: F.bilinear(x, x, n.three), 64, "bilinear"),
+        pytest.param(
+            lambda n, x: torch._grouped_mm(x, n.three, torch.tensor([1, 3, 4, 8], dtype=torch.int32)),
+            16,
+            "_grouped_mm",
+            marks=pytest.mark.skipif(not GROUPED, reason="this version of PyTorch multiplies no groups of floats"),
+        ),
         (lambda n, x: n.w @ x[:4], 16 * 4 / 8, "matmul"),
         (lambda n, x: x @ n.basis, 16, "matmul"),
         (lambda n, x: n.lstm(x[:, None])[0][:, 0], OF_LSTM, "lstm"),
@@ -103,3 +118,19 @@ def test_a_product_that_is_called_by_keywords_is_planned() -> None:
             return torch.baddbmm(x, batch1=y, batch2=y.mT @ y)
 
     assert plan_of(prepare(Alibi(), example_args=(torch.randn(2, 3, 4),))).layers[0].name == "layer"
+
+
+class Deformable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        ops = pytest.importorskip("torchvision.ops")
+        self.offset, self.deformed = nn.Conv2d(2, 18, 3, padding=1), ops.DeformConv2d(2, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.deformed(x, self.offset(x))
+        return y
+
+
+def test_a_deformable_convolution_is_counted_as_a_convolution() -> None:
+    plan = plan_of(prepare(Deformable(), example_args=(torch.randn(1, 2, 8, 8),)))
+    assert [(row.name, row.work) for row in plan.in_float] == [("deformed.deform_conv2d", 64 * 4 * 2 * 9)]

@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_attention import rewrite_attention
+from lq.export.formats.onnx_numbers import rewrite_angle, rewrite_clamp, rewrite_stack, rewrite_subtraction
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_resizing import (
     check_resizing,
@@ -194,16 +195,6 @@ def _averaged(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return write.call(aten.div.Tensor, total(x, source), count)
 
 
-def _clamped(write: Rewriter, node: fx.Node) -> fx.Node | None:
-    """A clamp of floats to a whole number and a fraction; torch.onnx finds no operation that takes both."""
-    x: Any = node.args[0]
-    given = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
-    bounds = [given.get(name) for name in ("min", "max")]
-    if {type(bound) for bound in bounds} != {int, float} or not x.meta["val"].is_floating_point():
-        return None
-    return write.call(node.target, x, *map(float, bounds))  # type: ignore[arg-type]
-
-
 def _projected(write: Rewriter, node: fx.Node) -> None:
     """An LSTM with ``proj_size``, which torch.onnx writes as one without."""
     hidden, cell = (state.meta["val"] for state in node.args[1])  # type: ignore[union-attr]
@@ -228,10 +219,14 @@ def no_translation(operation: str) -> str:
 
 
 _REWRITINGS: dict[Any, Rewriting] = {
-    aten.clamp.default: _clamped,
-    aten.clamp_.default: _clamped,
-    aten.clip.default: _clamped,
-    aten.clip_.default: _clamped,
+    aten.clamp.default: _by_calls(rewrite_clamp),
+    aten.clamp_.default: _by_calls(rewrite_clamp),
+    aten.clip.default: _by_calls(rewrite_clamp),
+    aten.clip_.default: _by_calls(rewrite_clamp),
+    aten.rsub.Scalar: _by_calls(rewrite_subtraction),
+    aten.stack.default: _by_calls(rewrite_stack),
+    aten.atan2.default: _by_calls(rewrite_angle),
+    aten.arctan2.default: _by_calls(rewrite_angle),
     aten.copy.default: _copied,
     aten.scaled_dot_product_attention.default: lambda write, node: rewrite_attention(write.call, write.held, node),
     aten.adaptive_avg_pool1d.default: _by_calls(rewrite_adaptive_pooling),

@@ -1,0 +1,57 @@
+"""Arithmetic of tensors and numbers of several types, as torch.onnx (torch 2.15) can translate it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+Call = Callable[..., fx.Node]
+"""Writes a call of an operation; see :class:`lq.export.formats.onnx_program.Rewriter`."""
+
+
+def rewrite_clamp(call: Call, node: fx.Node) -> fx.Node | None:
+    """A clamp of floats to a whole number and a fraction; torch.onnx finds no operation that takes both."""
+    x: Any = node.args[0]
+    given = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
+    bounds = [given.get(name) for name in ("min", "max")]
+    if {type(bound) for bound in bounds} != {int, float} or not x.meta["val"].is_floating_point():
+        return None
+    return call(node.target, x, *map(float, bounds))  # type: ignore[arg-type]
+
+
+def rewrite_subtraction(call: Call, node: fx.Node) -> fx.Node | None:
+    """``1.0 - mask`` of an integer mask; torch.onnx finds no operation that takes a fraction and integers."""
+    x: Any = node.args[0]
+    wanted = node.meta["val"].dtype
+    if x.meta["val"].dtype == wanted:
+        return None
+    return call(node.target, call(aten.to.dtype, x, wanted), *node.args[1:], **node.kwargs)
+
+
+def rewrite_stack(call: Call, node: fx.Node) -> fx.Node | None:
+    """A stack of several types, for which torch.onnx writes no conversion."""
+    tensors: Any = node.args[0]
+    wanted = node.meta["val"].dtype
+    if all(tensor.meta["val"].dtype == wanted for tensor in tensors):
+        return None
+    converted = [call(aten.to.dtype, tensor, wanted) for tensor in tensors]
+    return call(node.target, converted, *node.args[1:], **node.kwargs)
+
+
+def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:
+    """``atan2``; that of torch.onnx is -pi, not pi, for ``y = 0`` and negative ``x``, and NaN if both are 0.
+
+    The sign of a zero does not count.
+    """
+    wanted = node.meta["val"].dtype
+    y, x = (v if v.meta["val"].dtype == wanted else call(aten.to.dtype, v, wanted) for v in node.args)  # type: ignore
+    slope = call(aten.atan.default, call(aten.div.Tensor, y, x))
+    half = call(aten.where.ScalarSelf, call(aten.lt.Scalar, y, 0.0), -math.pi, call(aten.full_like.default, y, math.pi))
+    angle = call(aten.where.self, call(aten.lt.Scalar, x, 0.0), call(aten.add.Tensor, slope, half), slope)
+    at_zero = call(aten.logical_and.default, call(aten.eq.Scalar, x, 0.0), call(aten.eq.Scalar, y, 0.0))
+    return call(aten.where.ScalarSelf, at_zero, 0.0, angle)
