@@ -43,7 +43,7 @@ def analyze_layers_of(
         model: the LightningModule in float.
         datamodule: its training data calibrate, its validation data judge.
         ckpt_path: a checkpoint or artifact of a QAT run, or a checkpoint of the float model, which is quantized after
-            training; null takes the weights as the model has them.
+            training; null takes float_ckpt_path of the callback, or the weights as the model has them.
         by: what layers are ranked by: the SQNR of the output, or the figure that counts ("metric"): the metric of the
             QATCallback, what its monitor or that of a ModelCheckpoint names among the figures of the module's own
             validation, or multiclass accuracy where batches are inputs and class numbers.

@@ -50,7 +50,8 @@ def choose_bits_of(
             latency.
         activation_bits: mean bits of an activation's value: the bits of each activation are chosen, too; null leaves
             them as the qconfig says.
-        ckpt_path: a checkpoint of the float model; null takes the weights as the model has them.
+        ckpt_path: a checkpoint of the float model; null takes float_ckpt_path of the callback, or the weights as the
+            model has them.
         batches: validation batches to measure on, of each data loader.
         exporters: in whose files the weights are stored; null is as the callback has.
         out: directory to write to.
@@ -65,7 +66,7 @@ def choose_bits_of(
     options = AutoBits(budget, allowed, batches, Path(out) / "losses.json", activation_bits)
     callback = qat_callback(trainer)
     name = choose_target(model, callback.target)
-    checkpoint = read_checkpoint(ckpt_path, weights_only)
+    checkpoint = read_checkpoint(ckpt_path or callback.float_ckpt_path, weights_only)
     if checkpoint is not None:
         checkpoint.load_float(model)
     _, loaders = first_validation_call(model, name, datamodule)

@@ -72,15 +72,19 @@ def prepared_target(
         model: the LightningModule in float.
         datamodule: its training data calibrate.
         callback: names target and qconfig, if there is no QAT checkpoint.
-        ckpt_path: checkpoint or artifact of a QAT run, or checkpoint of the float model; None takes the weights as they
-            are.
+        ckpt_path: checkpoint or artifact of a QAT run, or checkpoint of the float model; None takes that of the
+            callback, or the weights as they are.
         weights_only: ``False`` reads files that hold more than plain data.
         calibration: batches to calibrate with.
 
     Returns:
         the target's name.
     """
-    checkpoint = read_checkpoint(None, None) if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
+    checkpoint = (
+        read_checkpoint(callback.float_ckpt_path, weights_only)
+        if ckpt_path is None
+        else read_qat(ckpt_path, weights_only, model)
+    )
     if checkpoint is not None and checkpoint.is_qat:
         checkpoint.load_qat(model)
         return checkpoint.entry.target

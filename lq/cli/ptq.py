@@ -49,7 +49,7 @@ def quantize_after_training(
         dynamic_axes: dimensions of inputs whose size the files leave open, as in {x: [2, 3]} or
             {x: {2: height, 3: width}}; null is as the callback has.
         export_dir: directory or URL of the artifact; null is ptq-int8 in the default root directory.
-        ckpt_path: a float checkpoint; null takes the weights as the model has them.
+        ckpt_path: a float checkpoint; null takes float_ckpt_path of the callback, or the weights as the model has them.
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 
     Returns:
@@ -62,7 +62,7 @@ def quantize_after_training(
     check_counts(batches=batches)
     callback = qat_callback(trainer)
     name = choose_target(model, callback.target)
-    checkpoint = read_checkpoint(ckpt_path, weights_only)
+    checkpoint = read_checkpoint(ckpt_path or callback.float_ckpt_path, weights_only)
     if checkpoint is not None:
         checkpoint.load_float(model)
     directory = f"{trainer.default_root_dir.rstrip('/')}/ptq-int8" if export_dir is None else export_dir

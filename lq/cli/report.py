@@ -58,7 +58,8 @@ def report_on(
         picture: PNG file for the result and its reason in one picture; null writes none.
         calibration: training batches to calibrate with.
         batches: validation batches to judge on, of each data loader; null takes all.
-        float_ckpt_path: the float checkpoint that QAT started from; null takes the weights as the model has them.
+        float_ckpt_path: the float checkpoint that QAT started from; null takes that of the callback, or the weights as
+            the model has them.
         weights_only: refuse checkpoints that hold more than plain data; null is true.
 
     Raises:
@@ -100,7 +101,7 @@ def _load(
     weights_only: bool | None,
 ) -> _Subject:
     """Give the module the weights of the checkpoints, and prepare it if it was trained with fake quantization."""
-    before = read_checkpoint(float_ckpt_path, weights_only, "float_ckpt_path")
+    before = read_checkpoint(float_ckpt_path or callback.float_ckpt_path, weights_only, "float_ckpt_path")
     checkpoint = None if ckpt_path is None else read_qat(ckpt_path, weights_only, model)
     if checkpoint is not None and not checkpoint.is_qat:
         raise ValueError(

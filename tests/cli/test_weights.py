@@ -56,3 +56,19 @@ def test_without_a_checkpoint_a_line_says_so(
         run_lq(subcommand, "--model", "tests.cli.runs.WithAllData")
     option = "float_ckpt_path" if subcommand == "report" else "ckpt_path"
     assert f"lq: no --{option}: the weights of the float model are those that its class" in caplog.text
+
+
+@pytest.mark.parametrize("subcommand", ["ptq", "bits", "analyze", "report"])
+def test_without_a_checkpoint_that_of_the_callback_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subcommand: str
+) -> None:
+    if subcommand == "report":
+        pytest.importorskip("matplotlib")
+    monkeypatch.setattr(WithAllData, "train_dataloader", lambda self: [])
+    monkeypatch.setattr(WithAllData, "val_dataloader", lambda self: [])
+    before, module = WithAllData(), WithAllData()
+    torch.save({"state_dict": before.state_dict()}, tmp_path / "float.ckpt")
+    trainer = quiet_trainer(tmp_path, QATCallback(float_ckpt_path=str(tmp_path / "float.ckpt")))
+    with pytest.raises(ValueError, match=r"batch|empty|data"):  # there are none
+        getattr(trainer, subcommand)(module)
+    assert torch.equal(module.model[0].weight, before.model[0].weight)
