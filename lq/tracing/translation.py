@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import OpOverload
@@ -123,7 +124,7 @@ class Translation:
             same = dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
             call = Call(None, args) if same else Call("to", (args[0], dtype))
         else:
-            call = aten.python_call(node.target, args, kwargs)
+            call = aten.python_call(*_into_equal_parts(node, args), kwargs)
         new = call.args[0]
         if call.target is not None:
             new = self._named(node, call.op, call.target, call.args, dict(call.kwargs))
@@ -193,3 +194,19 @@ class Translation:
         new.meta["nn_module_stack"] = stack
         note_origin(new, old)
         return new
+
+
+def _into_equal_parts(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A split, or chunks, of an open size such as that of the batch, so that it says how many equal parts it makes.
+
+    Of another call a trace makes a constant of the size, and torch.export of all sizes that it was computed from.
+    """
+    if node.target not in (torch.ops.aten.split.Tensor, torch.ops.aten.chunk.default):
+        return node.target, args
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings sympy
+
+    parts, dim = node.meta["val"], args[2] if len(args) > 2 else 0
+    sizes = [part.shape[dim] for part in parts]
+    if isinstance(sizes[0], int) or not all(statically_known_true(size == sizes[0]) for size in sizes):
+        return node.target, args
+    return torch.ops.aten.tensor_split.sections, (args[0], len(parts), dim)
