@@ -126,6 +126,8 @@ SENTENCES: Mapping[str, str] = {
     "test_checkpoint_by_a_figure_of_qat": "ModelCheckpoint can monitor `qat/fake/accuracy`, also with a delayed start.",
     "test_early_stopping_by_a_figure_of_qat_before_it_starts_is_refused": "With a delayed start, EarlyStopping on a "
     "`qat/...` metric raises an error, unless it has `strict=False`.",
+    "test_early_stopping_that_compares_with_the_float_model_is_told_of": "With a delayed start, EarlyStopping on a "
+    "metric of the module compares QAT with the best float value; a line in the log says so.",
     "test_checkpoint_by_a_figure_that_never_comes_says_so": "A misspelt `qat/...` metric in `monitor` raises an error.",
     "test_checkpoint_by_a_figure_of_some_epochs": "With `int8_every_n_epochs=2`, ModelCheckpoint can monitor "
     "`qat/int8/accuracy`.",
