@@ -52,7 +52,9 @@ class PhaseSwitch:
             found = {name: m for name, m in target.named_modules() if isinstance(m, BatchNorm) and m.training}
             self._tell_of_moving(found)
             for module in found.values():
-                self._frozen.setdefault(module.eval(), _seen(module))
+                module.eval()
+                if module not in self._frozen:  # to look waits for the GPU, and some come again in each step
+                    self._frozen[module] = _seen(module)
 
     def _tell_of_moving(self, norms: dict[str, BatchNorm]) -> None:
         """Warn of those that somebody trains after all; those in layers stay frozen in training mode, too."""
