@@ -68,10 +68,9 @@ def as_graph(
     plan = plan_of(prepared)
     sites = plan.sites
     assert sites is not None
-    if example is None and instrument.example is not None:
-        example = ReadArguments(prepared)(*instrument.example)
-    elif example is None and plan.inputs is not None:
-        example = made_inputs(plan.inputs)
+    if example is None:
+        example = first_call_of(prepared)
+        example = example and ReadArguments(prepared)(*example)
     if example is None:
         raise ValueError(
             f"{type(prepared).__name__} has not been called since it was prepared, and without inputs it cannot be "
@@ -103,6 +102,29 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def first_call_of(prepared: nn.Module) -> Inputs | None:
+    """The inputs that a module was planned with, or else was first called with; of a checkpoint, zeros like them.
+
+    Returns:
+        positional and keyword arguments, on the CPU; ``None`` for a graph, a float module, and one not called yet.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> args, kwargs = first_call_of(prepare(nn.ReLU6(), example_args=(torch.ones(2),)))
+        >>> args, kwargs
+        ((tensor([1., 1.]),), {})
+    """
+    instrument = instrument_of(prepared)
+    if instrument is None:
+        return None
+    if instrument.example is not None:
+        args, kwargs = instrument.example
+        return args, kwargs
+    inputs = plan_of(prepared).inputs
+    return None if inputs is None else made_inputs(inputs)
 
 
 def _first_with_work(plan: Plan) -> str:

@@ -26,13 +26,12 @@ from lq.export.exporters import ExporterChoice
 from lq.export.parity.gate import Gate
 from lq.lightning_module.target import prepared_graph
 from lq.metrics.detections import comparable
-from lq.ptq.batches import check_batches
+from lq.ptq.batches import call_of_batch, check_batches
 from lq.timing.rows import FP32, PTQ
 from lq.tracing.axes import DynamicAxes
 from lq.tracing.batch import images_at_once
 from lq.tracing.exported_call import call_to_export, without_unread
 from lq.tracing.images import each_image
-from lq.tracing.inputs import inputs_of
 from lq.tracing.structure import Inputs, tensors_of
 
 
@@ -111,7 +110,8 @@ def export_artifact(
 
     Args:
         prepared: from :func:`lq.prepare`, trained or calibrated; it is not changed.
-        batches: inputs for the parity gate: tensors, tuples of positional arguments, or mappings of keywords.
+        batches: data for the parity gate, e.g. a DataLoader; how its batches are read, labels included, is said in
+            :func:`~lq.ptq.batches.call_of_batch`.
         directory: of the artifact, or a URL that fsspec knows.
         exporters: names, or ``{name: options}``.
         gate: how closely each file has to agree with ``prepared``; ``None`` is the default.
@@ -145,7 +145,7 @@ def export_artifact(
     settings = ExportSettings(exporters, as_dataclass(Gate, gate, "gate"), directory, dynamic_axes=dynamic_axes)
     kept: list[Inputs] = []
     for given in batches:
-        kept.append(inputs_of(prepared, in_float32(prepared, given)))
+        kept.append(call_of_batch(prepared, in_float32(prepared, given)))
         _check_call(prepared, kept[-1])
         if len(kept) == settings.gate.batches:
             break
@@ -171,8 +171,8 @@ def _check_call(prepared: nn.Module, call: Inputs) -> None:
         inspect.signature(prepared.forward).bind(*call[0], **call[1])
     except TypeError as error:
         raise ValueError(
-            f"a batch does not fit {type(prepared).__name__}.forward: {error}. A tuple holds its positional arguments; "
-            "where a loader gives labels too, give the inputs alone: [x for x, y in loader]."
+            f"a batch does not fit {type(prepared).__name__}.forward: {error}. Give tensors, tuples that begin with "
+            "its positional arguments, or mappings of its keyword arguments."
         ) from None
     if not any(x.numel() for x in tensors_of(call)):
         raise ValueError("a batch has no sample; give batches of at least one.")

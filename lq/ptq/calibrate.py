@@ -30,7 +30,7 @@ def calibrate(
         prepared: from :func:`lq.prepare`.
         batches: data, e.g. a DataLoader.
         call: how to run one batch, ``call(prepared, batch)``; by default as in
-            :func:`~lq.ptq.batches.run_batch`: the first element of ``(x, y)`` is the input.
+            :func:`~lq.ptq.batches.call_of_batch`: the first element of ``(x, y)`` is the input.
         limit: batches to use; about 100 calibrate a model (Krishnamoorthi, arXiv:1806.08342).
         show_progress: whether to show how far it is.
 

@@ -124,30 +124,3 @@ def made_inputs(plain: Any) -> Any:
     if "dict" in plain:
         return {key: made_inputs(inner) for key, inner in plain["dict"]}
     return plain["constant"]
-
-
-def inputs_of(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of one call that a batch holds.
-
-    Args:
-        module: that is called.
-        batch: a tuple of positional arguments; a mapping of keywords, where ``forward`` takes them; or the only
-            argument.
-
-    Returns:
-        positional and keyword arguments.
-
-    Example:
-        >>> inputs_of(nn.ReLU(), {"input": 1}), inputs_of(nn.ReLU(), {"image": 1})
-        (((), {'input': 1}), (({'image': 1},), {}))
-    """
-    if isinstance(batch, tuple):
-        return batch, {}
-    if isinstance(batch, Mapping):
-        try:
-            inspect.signature(module.forward).bind(**batch)
-        except TypeError:
-            pass
-        else:
-            return (), dict(batch)
-    return (batch,), {}
