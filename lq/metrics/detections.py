@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lq.metrics.outputs import floating_tensors, main_tensor
+from lq.metrics.outputs import main_first
 
 Detections: TypeAlias = list[dict[str, Tensor]]
 Comparable: TypeAlias = Tensor | Detections | tuple[Tensor, ...]  # of several tensors the main one comes first
@@ -57,8 +57,7 @@ def comparable(output: Any) -> Comparable:
     found = detections_in(output)
     if found is not None:
         return found
-    main, others = main_tensor(output), floating_tensors(output)
-    del others[next(i for i, tensor in enumerate(others) if tensor is main)]  # once, as it may be returned twice
+    main, *others = main_first(output)
     return (main, *others) if others else main
 
 

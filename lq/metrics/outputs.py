@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lq.tracing.structure import tensors_of
@@ -29,24 +30,40 @@ def main_tensor(output: Any) -> Tensor:
         >>> main_tensor({"loss": torch.tensor(0.1), "logits": torch.zeros(2, 10)}).shape
         torch.Size([2, 10])
     """
+    return main_first(output)[0]
+
+
+def main_first(output: Any) -> list[Tensor]:
+    """All floating tensors of an output, the one that :func:`main_tensor` gives first.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> import torch
+        >>> [tuple(t.shape) for t in main_first({"loss": torch.tensor(0.1), "logits": torch.zeros(2, 10)})]
+        [(2, 10), ()]
+    """
     floating = floating_tensors(output)
     if not floating:
         raise ValueError(
             f"the output, {describe(output)}, holds no floating tensor to compare; "
             "the target must return scores, e.g. logits of shape (N, C)."
         )
-    return next((tensor for tensor in floating if tensor.ndim >= 2), floating[0])
+    main = next((i for i, tensor in enumerate(floating) if tensor.ndim >= 2), 0)
+    return [floating.pop(main), *floating]
 
 
 def floating_tensors(output: Any) -> list[Tensor]:
-    """The floating tensors of an output, in order.
+    """The floating tensors of an output, in order; complex ones as their real and imaginary parts, of shape (..., 2).
 
     Example:
         >>> import torch
         >>> [tuple(t.shape) for t in floating_tensors((torch.zeros(2), {"count": torch.tensor(3), "x": torch.ones(1)}))]
         [(2,), (1,)]
     """
-    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    tensors = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_of(output)]
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def plain_targets_of(batch: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lq.deployment.deploy import export_artifact
 from lq.tracing.structure import tensors_of
 from tests.export.nets import calibrated, example_of, round_trip
 
@@ -81,3 +82,24 @@ def test_a_graph_returns_named_tuples_also_after_a_pickle() -> None:
     prepared = calibrated(Returns("named tuple in a dict"), example_of(torch.rand(4, 4)))
     for graph in (prepared, pickle.loads(pickle.dumps(prepared))):
         assert isinstance(graph(torch.rand(3, 4))["both"], Pair)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pt2", "onnx"])
+def test_complex_outputs_come_back_and_are_compared(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(RUNTIMES[kind])
+
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(self.layer(x))
+
+    x = torch.rand(8, 4)
+    prepared = calibrated(Spectrum(), example_of(x))
+    done = export_artifact(prepared, [x], tmp_path / "int8", [kind])
+    got, expected = done.models[kind](x), prepared(x)
+    assert done.parity[kind].passed
+    assert got.is_complex() is (kind != "onnx")
+    torch.testing.assert_close(got if got.is_complex() else torch.view_as_complex(got), expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._pytree import register_pytree_node
 
-from lq.metrics.outputs import describe, main_tensor, targets_of
+from lq.metrics.outputs import describe, main_first, main_tensor, targets_of
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 LOGITS = torch.zeros(4, 10)
@@ -77,3 +77,10 @@ class Registered:
 def test_main_tensor_looks_into_registered_classes():
     register_pytree_node(Registered, lambda r: ([r.logits], None), lambda parts, _: Registered(*parts))
     assert main_tensor([Registered(LOGITS)]) is LOGITS
+
+
+def test_complex_outputs_are_compared_by_their_real_and_imaginary_parts():
+    output = {"wave": torch.complex(torch.ones(2), torch.full((2,), 3.0)).conj(), "loss": torch.tensor(0.1)}
+    wave, loss = main_first(output)
+    assert wave.tolist() == [[1, -3], [1, -3]]
+    assert loss == 0.1
