@@ -77,15 +77,22 @@ def check_weights(module: nn.Module) -> None:
     """Refuse weights, and statistics of BatchNorm, that are no numbers.
 
     Raises:
-        ValueError: naming the first of them with NaN or infinity.
+        ValueError: naming the first of them with NaN or infinity, or on the meta device.
 
     Example:
         >>> check_weights(nn.Linear(2, 2))
     """
     statistics = [named for named in module.named_buffers() if named[0].endswith(("running_mean", "running_var"))]
     for name, held in [*module.named_parameters(), *statistics]:
-        if not nn.parameter.is_lazy(held) and held.is_floating_point() and not _is_finite(held):
-            owner = "the model" if isinstance(module, fx.GraphModule) else type(module).__name__
+        if nn.parameter.is_lazy(held) or not held.is_floating_point():
+            continue
+        owner = "the model" if isinstance(module, fx.GraphModule) else type(module).__name__
+        if held.device.type == "meta":
+            raise ValueError(
+                f"{name} of {owner} is on the meta device, where it has no values to plan with. Give it some first: "
+                "module.to_empty(device='cpu'), then load_state_dict() or reset_parameters()."
+            )
+        if not _is_finite(held):
             raise ValueError(
                 f"{name} of {owner} holds NaN or infinity, so there is nothing to quantize. Load a "
                 "checkpoint from before the training diverged."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,7 +119,8 @@ class QConfig:
         self._take_mappings()
         if not isinstance(self.preset, str) or self.preset not in PRESETS:
             known = "; ".join(f"{name!r}: {preset.about}" for name, preset in PRESETS.items())
-            raise ValueError(f"Unknown qconfig preset {self.preset!r}. Choose one of {known}.")
+            meant = "".join(f" Did you mean {name!r}?" for name in get_close_matches(str(self.preset), PRESETS, n=1))
+            raise ValueError(f"Unknown qconfig preset {self.preset!r}.{meant} Choose one of {known}.")
         if self.keep not in KEPT:
             raise ValueError(
                 f"Unknown keep={self.keep!r}. Write keep='ends' to leave the first and last layers the bits of the "

@@ -97,7 +97,12 @@ def test_layers_on_the_module_itself_and_single_layers():
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("*",)), r"0 \(Linear\): exclude '\*'. Widen include"),
         (nn.Sequential(nn.LSTM(2, 2)), "portable", r"0 \(LSTM\): recurrent layers compute in float unless"),
         (nn.Sequential(nn.Linear(2, 2)), QConfig(exclude=("1",)), "pattern '1' matches no module"),
-        (nn.Sequential(nn.Linear(2, 2)), "x86-vnni", "Unknown qconfig preset"),
+        (nn.Sequential(nn.Linear(2, 2)), "x86-vnni", "Unknown qconfig preset 'x86-vnni'. Did you mean 'x86_vnni'"),
+        (
+            nn.Sequential(nn.Linear(2, 2, device="meta")),
+            "portable",
+            r"0.weight of Sequential is on the meta device",
+        ),
     ],
 )
 def test_where_nothing_can_be_quantized_it_says_so(net: nn.Module, qconfig: QConfig | str, message: str):
