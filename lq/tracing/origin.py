@@ -26,13 +26,13 @@ def operation_of(node: fx.Node) -> str:
     return str(getattr(node.target, "_opname", node.target))
 
 
-def line_of_call(graph: fx.GraphModule, operation: str, number: int = 0) -> str:
+def line_of_call(graph: fx.GraphModule, operation: str, number: int | None = 0) -> str:
     """The line that makes a call, "file:line, in function: `code`"; "" if it is not known.
 
     Args:
         graph: as it was captured.
         operation: of :func:`operation_of`.
-        number: of the call among those of this operation.
+        number: of the call among those of this operation; ``None`` if all come from one line, or it is not known.
 
     Example:
         >>> import torch
@@ -41,4 +41,6 @@ def line_of_call(graph: fx.GraphModule, operation: str, number: int = 0) -> str:
     """
     origins = (node.meta.get(_KEY, ("", "")) for node in graph.graph.nodes)
     lines = [line for name, line in origins if name == operation]
+    if number is None:
+        return lines[0] if len(set(lines)) == 1 else ""
     return lines[number] if number < len(lines) else ""

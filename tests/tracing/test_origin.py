@@ -26,3 +26,14 @@ def test_each_call_has_its_line() -> None:
     assert lines[1].endswith("in forward: `return F.adaptive_avg_pool2d(x, (2, 1))`")
     assert lines[2] == ""
     assert line_of_call(graph, "no_such_operation") == ""
+
+
+class PoolsOnce(Pools):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.layer(x), 4)
+
+
+def test_a_call_of_unknown_number_has_a_line_if_there_is_no_other() -> None:
+    once, twice = (calibrated(net, example_of(torch.rand(4, 3, 8, 8))) for net in (PoolsOnce(), Pools()))
+    assert "`return F.adaptive_avg_pool2d(self.layer(x), 4)`" in line_of_call(once, "adaptive_avg_pool2d", None)
+    assert line_of_call(twice, "adaptive_avg_pool2d", None) == line_of_call(once, "no_such_operation", None) == ""

@@ -176,12 +176,16 @@ def _model_of(program: ExportedProgram, opset: int) -> Any:
 
 def _innermost(error: BaseException) -> ValueError:
     """What an error of torch.onnx comes down to: the outer ones say how to report it."""
+    said = [str(error)]
     while error.__cause__ is not None:
         error = error.__cause__
-    operation = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
-    if operation is None:
-        return ValueError(f"torch.onnx failed: {str(error).partition(chr(10))[0]}")
-    return RefusedCallError(f"torch.onnx {no_translation(operation[1])}", operation[1].split(".")[1])
+        said.append(str(error))
+    operation = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", said[-1])
+    if operation is not None:
+        return RefusedCallError(f"torch.onnx {no_translation(operation[1])}", operation[1].split(".")[1])
+    reason = f"torch.onnx failed: {said[-1].partition(chr(10))[0].rstrip('.')}"
+    call = re.search(r"Error when translating node .*?\[target=torch\.ops\.aten\.(\w+)", " ".join(said))
+    return ValueError(reason) if call is None else RefusedCallError(reason, call[1], None)
 
 
 def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None) -> dict[str, Any]:

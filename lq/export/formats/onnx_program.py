@@ -36,10 +36,10 @@ class RefusedCallError(ValueError):
     Args:
         reason: what is wrong, and what to do.
         operation: as :func:`lq.tracing.origin.operation_of` has it.
-        number: of the call among those of this operation.
+        number: of the call among those of this operation; ``None`` if it is not known.
     """
 
-    def __init__(self, reason: str, operation: str, number: int = 0) -> None:
+    def __init__(self, reason: str, operation: str, number: int | None = 0) -> None:
         super().__init__(reason)
         self.operation, self.number = operation, number
 

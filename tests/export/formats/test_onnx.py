@@ -278,6 +278,15 @@ class Pools(nn.Module):
         return F.adaptive_avg_pool2d(x, (x.shape[2] // 2, 1))
 
 
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.histc(self.layer(x), 4)
+
+
 class Largest(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +298,11 @@ class Largest(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "line", "axes"),
-    [(Pools(), "(x.shape[2] // 2, 1))", {"x": {2: "height"}}), (Largest(), ".cummax(1)[0]", {})],
+    [
+        (Pools(), "(x.shape[2] // 2, 1))", {"x": {2: "height"}}),
+        (Largest(), ".cummax(1)[0]", {}),
+        (Counts(), "torch.histc(self.layer(x), 4)", {}),
+    ],
 )
 def test_a_call_that_the_file_cannot_hold_is_named_with_its_line(
     net: nn.Module, line: str, axes: dict[str, Any], tmp_path: Path
