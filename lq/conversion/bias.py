@@ -62,12 +62,12 @@ def _round(layer: QATLayer, bn: Any, input_scale: float) -> None:
 
 
 def _quantizer_of(arg: Any, modules: dict[str, nn.Module]) -> FakeQuantize | None:
-    """The fake quantizer that a tensor comes from, through operations that keep its values."""
+    """The fake quantizer that a tensor comes from, through operations whose results are on its grid."""
     while isinstance(arg, fx.Node):
         module = ops.module_of(arg, modules)
         if isinstance(module, FakeQuantize):
             return module
-        if not ops.is_same_grid(arg):
+        if not ops.is_same_grid(arg) and ops.relu_kind(arg) != "relu":  # 0 is on every grid
             return None
         arg = arg.args[0]
     return None

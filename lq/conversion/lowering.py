@@ -33,12 +33,14 @@ class TensorGrid:
     quant_max: int
 
     def shifted_into(self, dtype: torch.dtype) -> TensorGrid:
-        """The same real values with integers that fit into ``torch.uint8`` or ``torch.int8``."""
-        shift = 0
-        if dtype == torch.uint8 and self.quant_min < 0:
-            shift = 128
-        elif dtype == torch.int8 and self.quant_max > 127:
-            shift = -128
+        """The same real values with integers that fit into a type.
+
+        A grid that does not fit moves by 128, as between int8 and uint8, or by the nearest shift with which it fits.
+        """
+        info, shift = torch.iinfo(dtype), 0
+        if self.quant_min < info.min or self.quant_max > info.max:
+            shift = 128 if self.quant_min < info.min else -128
+            shift = min(max(shift, info.min - self.quant_min), info.max - self.quant_max)
         moved = (self.zero_point + shift, self.quant_min + shift, self.quant_max + shift)
         return replace(self, zero_point=moved[0], quant_min=moved[1], quant_max=moved[2])
 

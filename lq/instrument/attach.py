@@ -228,10 +228,10 @@ def attach_again(target: nn.Module) -> dict[str, str]:
     modules = {path: target.get_submodule(path) for path in instrument.sites.places}
     new = {path: type(module).__name__ for path, module in modules.items() if not is_instrumented(module)}
     if new:
-        example = instrument.example
+        since = instrument.first_later_hook(target)
         detach(target)
         attach(target, instrument.sites, instrument.state)
         found = instrument_of(target)
         assert found is not None
-        found.example = example
+        found.example, found.hooks_before = instrument.example, since
     return new

@@ -86,7 +86,8 @@ def avg_pool(function: Any) -> Callable[[Named], Call]:
 
 def mean(a: Named) -> Call:
     """The mean over all dimensions or some."""
-    dims = () if a.get("dim") is None else (a["dim"], a["keepdim"])
+    # Of no dimensions torch.mean makes all, but it takes no ``None`` beside ``keepdim``.
+    dims = (a["dim"] or [], a["keepdim"]) if a.get("dim") or a.get("keepdim") else ()
     return Call(torch.mean, (a["self"], *dims), {} if a["dtype"] is None else {"dtype": a["dtype"]})
 
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 from lq.tracing.ops import recorded
 
 Argument = tuple[int, str]  # its position, and its name as a keyword
+INPUT: Argument = (0, "input")  # of most functions
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LayerCall:
 
     kind: type[nn.Module]
     channel_axis: int = 0
-    input: Argument = (0, "input")
+    input: Argument = INPUT
     weight: Argument = (1, "weight")
     bias: Argument = (2, "bias")
 

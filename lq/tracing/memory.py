@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import fx
 
+from lq.tracing.layer_calls import INPUT, argument
 from lq.tracing.ops import SEEN
 
-# Operations whose result may lie in the memory of their first input.
+SHARED = "lq_shared"  # of a recorded call: whether its result lay in the memory of its first input
+# Operations whose result may lie there, if it did in the recorded call or not.
 _VIEWS = frozenset(
     {
         "view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk", "split",
         "unbind", "narrow", "select", "expand", "unflatten", "T", "mT", "detach", "contiguous", "swapaxes", "movedim",
-        "dropout", "to", "float", "quant_stub", "dequant_stub",
+        "dropout", "to", "float", "quant_stub", "dequant_stub", "ravel", "reshape_as", "type_as",
     }
 )  # fmt: skip
 # Those that hand their input back where there is nothing to do.
@@ -45,9 +47,10 @@ def views_of(node: fx.Node) -> list[fx.Node]:
     found, waiting = [], [node]
     while waiting:
         current = waiting.pop()
-        if _is_view(current) and current.args and isinstance(current.args[0], fx.Node):
-            found.append(current.args[0])
-            waiting.append(current.args[0])
+        source = argument(INPUT, current.args, current.kwargs)
+        if _is_view(current) and isinstance(source, fx.Node):
+            found.append(source)
+            waiting.append(source)
     return found
 
 
@@ -65,4 +68,5 @@ def is_returned(node: fx.Node) -> bool:
 
 def _is_view(node: fx.Node) -> bool:
     seen = node.meta.get(SEEN)
-    return (seen is not None and seen.operation in _VIEWS) or node.target is operator.getitem
+    listed = seen is not None and seen.operation in _VIEWS
+    return listed or node.meta.get(SHARED, False) or node.target is operator.getitem

@@ -27,8 +27,8 @@ from lq.core.own_class import is_plain_leaf
 from lq.tracing.arguments import give_input_by_position
 from lq.tracing.functions import is_frozen_batch_norm, operation, writes
 from lq.tracing.inputs import input_tensors
-from lq.tracing.layer_calls import PARAMETER, first_argument
-from lq.tracing.memory import may_give_its_input, views_of
+from lq.tracing.layer_calls import INPUT, PARAMETER, argument, first_argument
+from lq.tracing.memory import SHARED, may_give_its_input, views_of
 from lq.tracing.opened import OPENABLE, OPENED, number_of_steps, step_by_step
 from lq.tracing.ops import CALLED, SEEN
 from lq.tracing.structure import tensors_of
@@ -285,6 +285,8 @@ class Recorder(TorchFunctionMode):
             written = args[0] if same or (args and writes(func)) else kwargs.get("out")
         if isinstance(written, Tensor):
             self._mark_overwritten(written, node)
+        else:
+            node.meta[SHARED] = _share_memory(argument(INPUT, args, kwargs), results)
         for index, tensor in enumerate(results):
             result = node
             if isinstance(out, (tuple, list)):
@@ -323,6 +325,11 @@ class Recorder(TorchFunctionMode):
         node = self.graph.call_function(overwritten, (before, by))
         node.meta["constant"] = bool(before.meta.get("constant") and by.meta["constant"])
         self._nodes[id(tensor)] = node
+
+
+def _share_memory(source: Any, results: list[Tensor]) -> bool:
+    where = address(source) if isinstance(source, Tensor) else 0
+    return where != 0 and any(address(result) == where for result in results)
 
 
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min"})

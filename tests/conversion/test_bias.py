@@ -103,6 +103,27 @@ def test_doing_it_twice_changes_nothing_more() -> None:
         torch.testing.assert_close(prepared.state_dict()[name], value, rtol=1e-6, atol=1e-7)
 
 
+class PreActivation(nn.Module):
+    """A layer reads what another one wrote, behind a ReLU of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        logits: Tensor = self.head(x + self.body(F.relu(x)))
+        return logits
+
+
+def test_a_layer_behind_a_relu_of_its_own_is_rounded_too() -> None:
+    prepared = calibrated(PreActivation())
+    before = off_grid(prepared)
+    round_biases(prepared)
+    assert before["body"] > 0.1
+    assert off_grid(prepared)["body"] < 0.02
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()

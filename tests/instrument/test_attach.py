@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lq.backends.prepare import is_planned, plan_of, prepare, state_of
 from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
+from lq.conversion.graph import as_graph
 from lq.instrument.attach import attach, attach_again, detach, instrument_of
 from lq.instrument.classes import place_of
 from lq.lightning_module.target import float_state
@@ -44,6 +45,21 @@ def test_modules_that_were_exchanged_are_taken_in() -> None:
     assert attach_again(net) == {"blocks.0.bn1": "BatchNorm2d", "blocks.1.bn1": "BatchNorm2d"}
     assert instrument_of(net).example is example  # type: ignore[union-attr]
     assert_same(before, step(net, images(1)))
+
+
+def test_hooks_from_before_an_exchange_stay_unknown_to_the_plan() -> None:
+    """Their calls would otherwise be taken for those of the module."""
+    net = ready(Net(), images(), frozen=True)
+    for block in net.blocks:
+        block.conv1.register_forward_hook(lambda module, args, out: torch.relu(out) + 100)
+    expected, graph = net.eval()(images(1)).detach(), as_graph(net).code
+    for block in net.blocks:
+        new = nn.BatchNorm2d(4)
+        new.load_state_dict(block.bn1.state_dict())
+        block.bn1 = new.eval()
+    assert len(attach_again(net)) == 2
+    assert torch.equal(net(images(1)), expected)
+    assert as_graph(net).code == graph
 
 
 class Scripted(nn.Module):

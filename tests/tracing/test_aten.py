@@ -82,3 +82,22 @@ def test_the_batch_stays_dynamic(build: Any, exporter: str, tmp_path: Path, monk
     more = torch.cat([x, x.flip(0), x[:1]])
     with torch.no_grad():
         assert sqnr(prepared(more), lq.load(tmp_path / "int8")(more)) > 30
+
+
+class KeepsDimensions(nn.Module):
+    """The mean of all values, with as many dimensions as its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean: Tensor = self.fc(x).mean(dim=None, keepdim=True)
+        return mean
+
+
+def test_a_mean_of_all_dimensions_keeps_them() -> None:
+    x = torch.randn(3, 4)
+    prepared = lq.prepare(KeepsDimensions().eval(), example_args=(x,))
+    lq.calibrate(prepared, [x])
+    assert lq.convert(prepared)(x).shape == prepared.eval()(x).shape == (1, 1)
