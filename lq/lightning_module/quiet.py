@@ -35,6 +35,7 @@ def quiet_trainer(module: LightningModule, **settings: Any) -> Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,  # it would end that of the run, which is still on the screen
+        log_every_n_steps=1,  # Lightning warns of trainings that are shorter than an interval
         **settings,
     )
     return made
