@@ -9,7 +9,7 @@ from _pytest.doctest import DoctestItem
 @pytest.fixture(autouse=True)
 def _quick_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(request.node, DoctestItem) and request.node.name.startswith(
-        ("lq.deployment", "lq.export", "lq.timing")
+        ("lq.callback.deployment", "lq.deployment", "lq.export", "lq.timing")
     ):
         from tests.tiny import quicken_deployment
 

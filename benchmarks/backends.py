@@ -29,7 +29,7 @@ from lq.callback import QATCallback
 from lq.config.qconfig import QConfig
 from lq.config.schedule import QATSchedule
 from lq.data import DigitsDataModule
-from lq.lightning_module.validation import quiet_lightning
+from lq.lightning_module.quiet import quiet_lightning
 from lq.models.annotated import AnnotatedMobileNetV2
 from lq.models.image_classifier import ImageClassifier
 from lq.models.optimizer import OptimizerConfig

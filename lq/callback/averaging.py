@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 from lq.backends.prepare import is_prepared, state_of
 from lq.compat.packages import is_a
 from lq.core.lsq import LearnedScale
-from lq.lightning_module.target import target_of
 
 try:
     from lightning.pytorch.callbacks import WeightAveraging as _WeightAveraging
@@ -28,6 +27,14 @@ def check_averaging(own: Callback, trainer: Trainer) -> None:
     Raises:
         ValueError: if one copies the model before QAT prepares it, resets BatchNorm statistics, masks weights, or
             cannot average what a prepared model holds.
+
+    Example:
+        >>> from lq.callback import QATCallback
+        >>> own = QATCallback()
+        >>> check_averaging(own, Trainer(barebones=True, callbacks=[own, StochasticWeightAveraging(0.01)]))
+        Traceback (most recent call last):
+        ...
+        ValueError: StochasticWeightAveraging cannot be used with QATCallback: it sets a learning rate of its own ...
     """
     callbacks = _callbacks(trainer)
     if any(is_a(c, StochasticWeightAveraging) for c in callbacks):
@@ -96,6 +103,17 @@ def check_finetuning(own: Callback, trainer: Trainer) -> None:
 
     Raises:
         ValueError: if one comes before QATCallback.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import BackboneFinetuning
+        >>> from lq.callback import QATCallback
+        >>> own = QATCallback()
+        >>> trainer = Trainer(barebones=True, callbacks=[BackboneFinetuning(), own])
+        >>> trainer.state.fn = "fit"  # as trainer.fit(...) sets it
+        >>> check_finetuning(own, trainer)
+        Traceback (most recent call last):
+        ...
+        ValueError: BackboneFinetuning restores the learning rates of this checkpoint before QATCallback has noted ...
     """
     callbacks = _callbacks(trainer)
     before = callbacks[: callbacks.index(own)]
@@ -107,27 +125,53 @@ def check_finetuning(own: Callback, trainer: Trainer) -> None:
         )
 
 
-def share_quantization_state(trainer: Trainer, module: LightningModule, name: str) -> None:
-    """Give averaged copies of the model the ranges and the phase of the running one.
+def averages_of(trainer: Trainer) -> list[nn.Module]:
+    """The averaged copies of the running module that callbacks such as ``EMAWeightAveraging`` hold.
+
+    Args:
+        trainer: of a run; before its ``setup`` there are none.
+
+    Example:
+        >>> averages_of(Trainer(barebones=True))
+        []
+    """
+    # Lightning (2.6) has no public name for the averaged model.
+    found = (getattr(callback, "_average_model", None) for callback in _averaging(_callbacks(trainer)))
+    return [average.module for average in found if average is not None]
+
+
+def share_quantization_state(target: nn.Module, average: nn.Module) -> None:
+    """Give an averaged copy of a prepared target the ranges and the phase of the running one.
 
     An average of ranges is none: before its first batch a range is infinite, and so would stay every mean with it.
+
+    Args:
+        target: the running one.
+        average: its copy.
+
+    Example:
+        >>> import copy
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq.calibrate import calibrate
+        >>> target = prepare(nn.Sequential(nn.Linear(2, 1)))
+        >>> average = copy.deepcopy(target)
+        >>> _ = calibrate(target, [torch.tensor([[0.0, 4.0]])])
+        >>> share_quantization_state(target, average)
+        >>> state_of(average).max_val[0], state_of(average).fake_quant
+        (tensor(4.), True)
     """
-    for callback in _averaging(_callbacks(trainer)):
-        # Lightning (2.6) has no public name for the averaged model.
-        average = getattr(callback, "_average_model", None)
-        if average is not None:
-            state, running = state_of(target_of(average.module, name)), state_of(target_of(module, name))
-            state.load_state_dict(running.state_dict())
-            _share_learned_scales(average.module, module, name)
-            # And what a state dict does not hold: constants with infinities, the mean of which is NaN.
-            for copied, buffer in zip(state.buffers(), running.buffers(), strict=True):
-                copied.data.copy_(buffer.data)
+    state, running = state_of(average), state_of(target)
+    state.load_state_dict(running.state_dict())
+    _share_learned_scales(target, average)
+    # And what a state dict does not hold: constants with infinities, the mean of which is NaN.
+    for copied, buffer in zip(state.buffers(), running.buffers(), strict=True):
+        copied.data.copy_(buffer.data)
 
 
-def _share_learned_scales(average: nn.Module, module: nn.Module, name: str) -> None:
+def _share_learned_scales(target: nn.Module, average: nn.Module) -> None:
     """A start that was searched for is 0 before, which a slow average would remember for a thousand steps."""
-    running = dict(target_of(module, name).named_modules())
-    for key, copied in target_of(average, name).named_modules():
+    running = dict(target.named_modules())
+    for key, copied in average.named_modules():
         own = running.get(key)
         if isinstance(copied, LearnedScale) and isinstance(own, LearnedScale):
             copied.load_state_dict(own.state_dict())

@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lq.callback.checkpoint_to_load import names_files_of_others
 from lq.checkpoints.checkpoint import check_state
 from lq.checkpoints.sharded import is_sharded_checkpoint, read_state
+from lq.compat.lightning_private import settings_of_run
 from lq.compat.packages import is_a
 from lq.core.checkpoint import part_of_state
 from lq.fields import Field
@@ -26,7 +27,14 @@ Kept = frozenset[tuple[str, float]]
 
 
 def kept_so_far(trainer: Trainer) -> Kept:
-    """The checkpoints that ModelCheckpoints of a Trainer hold, with their scores."""
+    """The checkpoints that ModelCheckpoints of a Trainer hold, with their scores.
+
+    Example:
+        >>> keeper = ModelCheckpoint(monitor="val_loss")
+        >>> keeper.best_k_models = {"epoch=3.ckpt": torch.tensor(0.25)}
+        >>> kept_so_far(Trainer(accelerator="cpu", logger=False, callbacks=[keeper, ModelCheckpoint()]))
+        frozenset({('epoch=3.ckpt', 0.25)})
+    """
     return frozenset((path, float(score)) for c in _monitoring(trainer) for path, score in c.best_k_models.items())
 
 
@@ -41,9 +49,24 @@ def load_best(trainer: Trainer, module: LightningModule, name: str, of_others: K
 
     Returns:
         Where the weights are from: a checkpoint's path, or "the last step" if there is no such checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> module, keeper = LightningModule(), ModelCheckpoint(monitor="val_loss")
+        >>> module.model = prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> set_phase(module.model, fake_quant=True, observer=False, freeze_bn=True)
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[keeper])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": module.state_dict()}, f"{folder}/best.ckpt")
+        ...     keeper.best_k_models = {f"{folder}/best.ckpt": torch.tensor(0.25)}
+        ...     load_best(trainer, module, "model").removeprefix(folder)
+        '/best.ckpt'
+        >>> load_best(trainer, module, "model")
+        'the last step'
     """
     key = f"{name}.qat_state._extra_state" if name else "qat_state._extra_state"
-    only_plain = names_files_of_others(trainer)
+    only_plain = names_files_of_others(settings_of_run(trainer))
     early: list[str] = []
     foreign = {path for path, _ in of_others & kept_so_far(trainer)}
     for path in _best_first(trainer):

@@ -48,6 +48,14 @@ class BitSearch:
     Args:
         wanted: the budget.
         exporters: in whose files the weights are stored.
+
+    Example:
+        >>> search = BitSearch(AutoBits("size=2.5MB"))
+        >>> four = QConfig(overrides={"0": {"weight": {"quant_min": -7, "quant_max": 7}}})
+        >>> search.extends(four, QConfig()), search.extends(QConfig(), four)
+        (True, False)
+        >>> search.on_one_batch().wanted.batches
+        1
     """
 
     wanted: AutoBits

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -79,6 +79,20 @@ def calibrate_at_start(trainer: Trainer, module: LightningModule, name: str, sch
 
     Returns:
         the schedule that is followed from now on.
+
+    Example:
+        >>> from lightning.pytorch import Callback
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class Calibrate(Callback):
+        ...     def on_train_start(self, trainer, module):
+        ...         calibrate_at_start(trainer, module, "model", QATSchedule(calibration=4))
+        >>> module = ImageClassifier(prepare(nn.Sequential(nn.Linear(1, 2))), num_classes=2)
+        >>> loader = DataLoader([(torch.tensor([float(i)]), 0) for i in range(8)], batch_size=1)
+        >>> quiet_trainer(module, max_epochs=1, callbacks=[Calibrate()]).fit(module, loader, loader)
+        >>> state_of(module.model).max_val[0]
+        tensor(7.)
     """
     if not schedule.calibration:
         return schedule
@@ -110,9 +124,10 @@ def _ranges(trainer: Trainer, twin: LightningModule, name: str, limit: int) -> t
         raise ValueError("the target is planned at its first call; give the module an example_input_array")
     state.waits = False
     state.observe_by("histogram")
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     calibrate(
         prepared,
-        training_samples(trainer, twin, name, limit),
+        training_samples(twin, name, trainer.train_dataloader, datamodule, limit),
         call_sample,
         limit,
         show_progress=has_room_for_bar(trainer),
@@ -121,18 +136,32 @@ def _ranges(trainer: Trainer, twin: LightningModule, name: str, limit: int) -> t
     return state.min_val.clone(), state.max_val.clone()
 
 
-def training_samples(trainer: Trainer, module: LightningModule, name: str, limit: int) -> Iterator[Sample]:
-    """What reaches the target when ``validation_step`` gets training batches.
+def training_samples(
+    module: LightningModule, name: str, loaders: Any, datamodule: LightningDataModule | None, limit: int
+) -> Iterator[Sample]:
+    """What reaches the target when ``validation_step`` gets training batches, from all over the data.
 
     Args:
-        trainer: of the fit.
         module: a LightningModule; a copy runs.
         name: of its target.
+        loaders: of the training, which may be in the middle of them; copies run.
+        datamodule: whose transfer hooks belong to them.
         limit: batches at most.
+
+    Yields:
+        a sample for each batch, without labels.
+
+    Raises:
+        ValueError: if the validation step does not call the target, or the data can be gone through only once.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(nn.Linear(1, 2), num_classes=2)
+        >>> loader = DataLoader([(torch.tensor([float(i)]), 0) for i in range(10)], batch_size=1, shuffle=True)
+        >>> [sample.inputs[0][0].item() for sample in training_samples(module, "model", loader, None, limit=4)]
+        [0.0, 3.0, 6.0, 9.0]
     """
-    batches = islice(_batches(trainer.train_dataloader, limit), limit)
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return samples_of(module, name, batches, datamodule)
+    return samples_of(module, name, islice(_batches(loaders, limit), limit), datamodule)
 
 
 def _batches(loaders: Any, limit: int) -> Iterator[Any]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lq.analysis.score import single_metric
 from lq.backends.prepare import set_phase, state_of
-from lq.callback.example import validation_loaders
 from lq.callback.processes import copy_on_first_process
 from lq.callback.progress import has_room_for_bar
 from lq.core.lsq import LearnedScale
@@ -38,6 +37,14 @@ class StartingPoint:
     Args:
         results: its figures on the validation data.
         ranges: lowest and highest value of every slot, on the CPU; ``None`` in a run that was resumed.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> module = LightningModule()
+        >>> module.model = prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> judge_start(quiet_trainer(module), module, "model", ValidationData(loaders=None))
+        StartingPoint(results={}, ranges=(tensor([inf, inf]), tensor([-inf, -inf])))
     """
 
     results: Mapping[str, float] = field(default_factory=dict)
@@ -51,16 +58,29 @@ def judge_start(trainer: Trainer, module: LightningModule, name: str, validation
         trainer: of the fit; all processes have to call this.
         module: the LightningModule, its target calibrated.
         name: of the target.
-        validation: how its validation runs, the data apart.
+        validation: the validation data.
 
     Returns:
         the starting point; without figures if there are no validation data, or they need the run itself.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> from lq.ptq.calibrate import calibrate
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.tensor([0.0, 9.0])
+        >>> module = ImageClassifier(prepare(net), num_classes=2)
+        >>> _ = net[0].weight.data.copy_(torch.eye(2)), calibrate(net, [x[None]])
+        >>> validation = ValidationData(DataLoader([(x, 1), (x, 0)]))
+        >>> judge_start(quiet_trainer(module), module, "model", validation).results["val/accuracy"]
+        0.5
     """
-    loaders, state = validation_loaders(trainer), state_of(target_of(module, name))
+    state = state_of(target_of(module, name))
     ranges = state.min_val.detach().cpu().clone(), state.max_val.detach().cpu().clone()
-    if loaders is None:
+    if validation.loaders is None:
         return StartingPoint(ranges=ranges)
-    validation = replace(validation, loaders=loaders, show_progress=has_room_for_bar(trainer))
+    validation = replace(validation, show_progress=has_room_for_bar(trainer))
     try:
         results = copy_on_first_process(trainer, module, lambda twin: _results(twin.float(), name, validation))
         return StartingPoint(results, ranges)
@@ -95,6 +115,27 @@ def choose_weights(
 
     Returns:
         where those are from that it has now.
+
+    Example:
+        >>> import warnings
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.lightning_module.stand_in import float_weights
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> from lq.ptq.calibrate import calibrate
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.tensor([0.0, 9.0])
+        >>> module = ImageClassifier(prepare(net), num_classes=2)
+        >>> _ = net[0].weight.data.copy_(torch.eye(2)), calibrate(net, [x[None]])
+        >>> validation = ValidationData(DataLoader([(x, 1)]), show_progress=False)
+        >>> start = judge_start(quiet_trainer(module), module, "model", validation)
+        >>> before, _ = float_weights(module, "model"), net[0].weight.data.neg_()  # a training that spoils it
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     choose_weights(module, "model", validation, start, before, [], "the last step")
+        'the float model, quantized without training'
+        >>> net[0].weight.data.equal(torch.eye(2))
+        True
     """
     results = _results(twin, name, validation)
     counts = _counting(results, validation)

@@ -27,6 +27,24 @@ def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:
     Args:
         trainer: in ``setup``.
         who: wants to know, for the warning where another Lightning keeps the path elsewhere.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lightning.pytorch import Callback
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class Show(Callback):
+        ...     def setup(self, trainer, pl_module, stage):
+        ...         print(checkpoint_to_load(trainer, "Show").get("global_step"))
+        >>> module, data = ImageClassifier(nn.Linear(2, 2), num_classes=2), DataLoader([(torch.zeros(2), 0)] * 3)
+        >>> trainer = quiet_trainer(module, max_epochs=1, callbacks=[Show()])
+        >>> trainer.fit(module, data, data)
+        None
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer.save_checkpoint(f"{folder}/float.ckpt")
+        ...     _ = trainer.validate(module, data, f"{folder}/float.ckpt", verbose=False)
+        3
     """
     settings = settings_of_run(trainer)
     if settings is None:
@@ -39,22 +57,30 @@ def checkpoint_to_load(trainer: Trainer, who: str) -> Mapping[str, Any]:
     if not path:
         return {}
     trust = {name: value for name, value in settings.items() if name == "weights_only"}
-    if splits_weights(trainer):  # its strategy would load the weights into parameters that are not split yet
+    if splits_weights(trainer.strategy):  # its strategy would load the weights into parameters that are not split yet
         return read_meta(path, trust.get("weights_only") is not False)
     loaded: Mapping[str, Any] = trainer.strategy.load_checkpoint(path, **trust)
     return loaded
 
 
-def names_files_of_others(trainer: Trainer) -> bool:
-    """Whether this run was resumed from a checkpoint that its user does not trust to run code.
+def names_files_of_others(settings: Mapping[str, Any] | None) -> bool:
+    """Whether a run was resumed from a checkpoint that its user does not trust to run code.
 
     What such a checkpoint names, above all its best checkpoint, has to be read as plain data too. Before Lightning 2.6
     nobody could say so, and every checkpoint was trusted.
 
     Args:
-        trainer: in a hook.
+        settings: of the run, as :func:`lq.compat.lightning_private.settings_of_run` gives them.
+
+    Example:
+        >>> names_files_of_others({"ckpt_path": "a.ckpt", "weights_only": None})
+        True
+        >>> names_files_of_others({"ckpt_path": "a.ckpt", "weights_only": False})
+        False
+        >>> names_files_of_others({"ckpt_path": "a.ckpt"})  # Lightning before 2.6
+        False
     """
-    settings = settings_of_run(trainer) or {}
+    settings = settings or {}
     return "weights_only" in settings and bool(settings["ckpt_path"]) and settings["weights_only"] is not False
 
 
@@ -67,6 +93,15 @@ def require_qat_state(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
 
     Raises:
         ValueError: naming what is missing.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> module = nn.ModuleDict({"model": prepare(nn.Sequential(nn.Linear(4, 2)))})
+        >>> weights = {name: value for name, value in module.state_dict().items() if "qat_state" not in name}
+        >>> require_qat_state({"state_dict": weights}, module)
+        Traceback (most recent call last):
+        ...
+        ValueError: The checkpoint lacks model.qat_state.min_val, ...: the ranges of QAT, without which nothing can ...
     """
     wanted = [name for name in module.state_dict() if f".{STATE}." in f".{name}"]
     missing = [name for name in wanted if name not in checkpoint["state_dict"]]

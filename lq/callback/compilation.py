@@ -12,7 +12,16 @@ from lq.compat.torch_private import was_compiled
 
 
 def is_compiled(module: LightningModule) -> bool:
-    """Whether calls of the module run compiled code: ``fit(torch.compile(module))`` or ``.compile()`` of any part."""
+    """Whether calls of the module run compiled code: ``fit(torch.compile(module))`` or ``.compile()`` of any part.
+
+    Example:
+        >>> module = LightningModule()
+        >>> module.model = nn.Linear(2, 2)
+        >>> before = is_compiled(module)
+        >>> module.model.compile(backend="eager")
+        >>> before, is_compiled(module)
+        (False, True)
+    """
     # torch (2.8 to 2.15) and Lightning (2.4 to 2.6) have no public names for these.
     return getattr(module, "_compiler_ctx", None) is not None or any(
         getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
@@ -54,6 +63,14 @@ def check_target_is_not_compiled(part: nn.Module, name: str) -> None:
 
     Raises:
         ValueError: if it was compiled itself, before it was prepared.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> model.compile(backend="eager")
+        >>> check_target_is_not_compiled(model, "model")
+        Traceback (most recent call last):
+        ...
+        ValueError: The target 'model' was compiled before QAT prepares it, and what was compiled is the float model...
     """
     if was_compiled(part) or "forward" in part.__dict__:
         what = f"target {name!r}" if name else "LightningModule, which is the target itself,"

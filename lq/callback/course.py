@@ -43,6 +43,14 @@ class Course:
         is_calibrated: ``False`` after a calibration that failed.
         began: where QAT did.
         given_start: the setting with which it did, or will.
+
+    Example:
+        >>> from lq.config.qconfig import QConfig
+        >>> entry = CheckpointEntry("model", QConfig(), started=True, began=Began(epochs=2, steps=20), start=2)
+        >>> course = Course(QATSchedule(start=5))
+        >>> course.resume(entry, trains=True)
+        >>> course.has_started, course.began, course.schedule.start
+        (True, Began(epochs=2, steps=20), 2)
     """
 
     def __init__(self, schedule: QATSchedule) -> None:
@@ -91,7 +99,8 @@ class Course:
         """
         here, self._scales = position_of(trainer, 0), learned_scales(target)
         if is_of_float and self.schedule.has_started(here):
-            self.schedule = start_here(trainer, self.schedule)
+            say(trainer, f"this is a checkpoint of the float model: QAT starts here, after {here.step} steps")
+            self.schedule = start_here(here, self.schedule)
         self.schedule = with_calibration(self.schedule, target)
         if not self.is_calibrated:  # as this run went on before it was interrupted
             self.schedule = self.schedule.without_calibration()
@@ -144,7 +153,7 @@ class Course:
         if before is None or phase.index != before.index:
             normalized = has_batch_norm(target)
             if is_told(phase, before, normalized):
-                say(trainer, describe_phase(trainer, self.schedule, phase, normalized))
+                say(trainer, describe_phase(position_of(trainer, 0), self.schedule, phase, normalized))
 
     def set_rates(self, trainer: Trainer, batch_idx: int) -> None:
         """Set the learning rates of a step that is to come, for monitors, and over what a scheduler has set."""

@@ -24,6 +24,13 @@ def take_in_exchanged(target: nn.Module) -> str | None:
 
     Raises:
         ValueError: if one was exchanged by something that cannot be quantized in its place.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> target = prepare(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
+        >>> target[0], target[1] = nn.Linear(4, 2), nn.SyncBatchNorm(2)
+        >>> take_in_exchanged(target)
+        'lq: modules were replaced after QAT had prepared them: 0 (Linear). Calls that the new modules make in ...'
     """
     new = attach_again(target)
     others = {path: kind for path, kind in new.items() if "BatchNorm" not in kind}
@@ -31,9 +38,9 @@ def take_in_exchanged(target: nn.Module) -> str | None:
         return None
     names = some_of((f"{path} ({kind})" for path, kind in others.items()), _SHOWN)
     return (
-        f"lq: {len(others)} modules were replaced after QAT had prepared them: {names}. Calls that the new "
-        "modules make in the same place are quantized. List QATCallback after the callback that replaces them, so that "
-        "all of their calls are planned."
+        f"lq: modules were replaced after QAT had prepared them: {names}. Calls that the new modules make in the same "
+        "place are quantized. List QATCallback after the callback that replaces them, so that all of their calls are "
+        "planned."
     )
 
 
@@ -44,6 +51,19 @@ class Reach:
         trainer: in training.
         target: the prepared target.
         name: of it.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> target, trainer = prepare(nn.Sequential(nn.Linear(4, 2))), Trainer(barebones=True)
+        >>> reach = Reach(trainer, target, "model")
+        >>> _ = target(torch.zeros(1, 4))  # in a validation
+        >>> reach.called
+        False
+        >>> trainer.training = True
+        >>> _ = target(torch.zeros(1, 4))
+        >>> reach.called
+        True
     """
 
     def __init__(self, trainer: Trainer, target: nn.Module, name: str) -> None:
@@ -85,6 +105,17 @@ def shows_calls(target: nn.Module, outputs: object) -> bool:
     Args:
         target: the prepared target.
         outputs: of the step; there are none in manual optimization, where steps may take turns.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> target = prepare(nn.Sequential(nn.Linear(4, 2)))
+        >>> set_phase(target, fake_quant=True, observer=True, freeze_bn=False)
+        >>> shows_calls(target, outputs=None), shows_calls(target, outputs={"loss": torch.ones(())})
+        (False, True)
+        >>> _ = target(torch.zeros(1, 4))
+        >>> shows_calls(target, outputs=None)
+        True
     """
     instrument = instrument_of(target)
     return bool(outputs) or instrument is None or bool(instrument.ran)
@@ -102,6 +133,15 @@ def check_reached(target: nn.Module, name: str) -> str | None:
 
     Raises:
         ValueError: if none has: no step calls the target.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> target = prepare(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2)))
+        >>> set_phase(target, fake_quant=True, observer=True, freeze_bn=False)
+        >>> _ = target[0](torch.zeros(1, 4))
+        >>> check_reached(target, "model")
+        'lq: 1 of 2 planned calls did not run in the first training step: linear in 1. They get ranges if ...'
     """
     instrument = instrument_of(target)
     if instrument is None or not (instrument.planned or instrument.deferred):
@@ -127,15 +167,30 @@ def take_unplanned(target: nn.Module) -> str | None:
 
     Returns:
         a sentence, ``None`` if there was nothing.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare, set_phase
+        >>> class Repeats(nn.Sequential):
+        ...     times = 1
+        ...     def forward(self, x):
+        ...         for _ in range(self.times):
+        ...             x = super().forward(x)
+        ...         return x
+        >>> target = prepare(Repeats(nn.Linear(2, 2)), example_args=(torch.zeros(1, 2),))
+        >>> set_phase(target, fake_quant=True, observer=True, freeze_bn=False)
+        >>> target.times = 3
+        >>> _ = target(torch.zeros(1, 2))
+        >>> take_unplanned(target)
+        'lq: calls in this epoch are not in the plan and ran in float: 0.linear (2 times). Set example_input_array ...'
     """
     instrument = instrument_of(target)
     if instrument is None or not instrument.unplanned:
         return None
     counts = instrument.unplanned.most_common()
-    total = sum(instrument.unplanned.values())
     instrument.unplanned.clear()
-    shown = some_of((f"{name} ({count} times)" for name, count in counts), _SHOWN)
+    shown = some_of((f"{name} ({'once' if count == 1 else f'{count} times'})" for name, count in counts), _SHOWN)
     return (
-        f"lq: {total} calls in this epoch are not in the plan and ran in float: {shown}. Set example_input_array of "
+        f"lq: calls in this epoch are not in the plan and ran in float: {shown}. Set example_input_array of "
         "the LightningModule to inputs for which forward makes these calls."
     )

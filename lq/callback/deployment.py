@@ -60,6 +60,24 @@ def deploy_best(
 
     Returns:
         the deployment.
+
+    Example:
+        >>> import contextlib, io, torch
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> from lq.ptq.calibrate import calibrate
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)), torch.eye(2)
+        >>> module = ImageClassifier(prepare(net), num_classes=2)
+        >>> _ = net[0].weight.data.copy_(x), calibrate(net, [x])
+        >>> data = ValidationData(DataLoader([(x[0], 0), (x[1], 1)]), show_progress=False)
+        >>> run = quiet_trainer(module), module, "model", ((x,), {})
+        >>> given = {"baseline": Baseline(), "settings": ExportSettings(), "schedule": QATSchedule()}
+        >>> with contextlib.redirect_stdout(io.StringIO()):  # the table
+        ...     deployment = deploy_best(*run, validation=data, **given)
+        >>> deployment.parity["torch"].passed, deployment.results["torch"]["val/accuracy"]
+        (True, 1.0)
     """
     weights = load_best(trainer, twin, name, of_others)
     if start is not None and validation.loaders is not None:
@@ -84,7 +102,8 @@ def _choose(
 ) -> str:
     before = copy.deepcopy(twin.state_dict())
     known = baseline.weights(name) if baseline.has_weights and baseline.model is not None else {}
-    samples = training_samples(trainer, twin, name, BATCHES)
+    datamodule = validation.datamodule
+    samples = training_samples(twin, name, trainer.train_dataloader, datamodule, BATCHES)
     try:
         return choose_weights(twin.float(), name, validation, start, known, samples, trained)
     except Exception as error:  # whatever the user's validation cannot do outside of its own run

@@ -20,6 +20,15 @@ def choose_destination(trainer: Trainer, export_dir: AnyPath | None) -> Destinat
 
     Raises:
         OSError: if it cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = Trainer(barebones=True, default_root_dir=folder)
+        ...     choose_destination(trainer, None).name.removeprefix(folder)
+        '/int8'
+        >>> choose_destination(trainer, "memory://runs/seven").name
+        'memory://runs/seven'
     """
     root = trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir is a collective
     place = export_dir or f"{root.rstrip('/') or root}/{_NAME}"

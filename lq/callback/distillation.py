@@ -82,6 +82,14 @@ def check_teaching(settings: Distillation, module: LightningModule, model: nn.Mo
 
     Raises:
         ValueError: if compiled code runs it, or a layer is unknown.
+
+    Example:
+        >>> module = LightningModule()
+        >>> module.model = nn.Sequential(nn.Linear(4, 2))
+        >>> check_teaching(Distillation(layers=["1"]), module, module.model)
+        Traceback (most recent call last):
+        ...
+        ValueError: distill: layers=['1'] names '1', which is no module of Sequential; that has '0', ...
     """
     check_layers(model, settings.names)
     if is_compiled(module):
@@ -101,6 +109,21 @@ class Teacher:
         target: the prepared target in it.
         model: the float target with the weights from before QAT.
         labels_of: batch -> labels; ``None`` for :func:`lq.metrics.outputs.plain_targets_of`.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> module, float_model = LightningModule(), nn.Sequential(nn.Linear(1, 1))
+        >>> module.model = prepare(nn.Sequential(nn.Linear(1, 1)))
+        >>> _ = float_model[0].weight.data.fill_(3.0), module.model[0].weight.data.fill_(2.0)
+        >>> _ = float_model[0].bias.data.zero_(), module.model[0].bias.data.zero_()
+        >>> settings, trainer = Distillation(loss="mse"), Trainer(barebones=True)
+        >>> teacher = Teacher(settings, trainer, module, module.model, float_model, labels_of=None)
+        >>> teacher.begin(batch=None)
+        >>> module.model(torch.ones(1, 1)).sum().backward()
+        >>> teacher.end()  # (2 - 3)^2, whose slope of -2 is added to that of the sum, which is 1
+        {'qat/distillation': tensor(1.)}
+        >>> module.model[0].weight.grad
+        tensor([[-1.]])
     """
 
     def __init__(

@@ -32,6 +32,18 @@ def validation_loaders(trainer: Trainer) -> Any:
     """The validation data loaders, set up if no validation has run; ``None`` if there are none.
 
     All processes have to call it.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module, loader = ImageClassifier(nn.Linear(2, 2), num_classes=2), DataLoader([(torch.zeros(2), 0)])
+        >>> trainer = quiet_trainer(module, max_epochs=1)
+        >>> validation_loaders(trainer) is None
+        True
+        >>> trainer.fit(module, loader, loader)
+        >>> validation_loaders(trainer) is loader
+        True
     """
     if trainer.val_dataloaders is None and trainer.enable_validation:
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -48,6 +60,18 @@ def early_validation_loaders(trainer: Trainer, module: LightningModule, who: str
 
     Raises:
         ValueError: if the module makes its data in ``setup``, which comes later.
+
+    Example:
+        >>> from lightning.pytorch import Callback
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class Ask(Callback):
+        ...     def setup(self, trainer, pl_module, stage):
+        ...         print(len(early_validation_loaders(trainer, pl_module, "auto_exclude")))
+        >>> module, loader = ImageClassifier(nn.Linear(2, 2), num_classes=2), DataLoader([(torch.zeros(2), 0)] * 3)
+        >>> quiet_trainer(module, max_epochs=0, callbacks=[Ask()]).fit(module, loader, loader)
+        3
     """
     try:
         return validation_loaders(trainer)
@@ -71,6 +95,13 @@ def declared_example(module: LightningModule, name: str) -> Inputs | None:
 
     Returns:
         positional and keyword inputs; ``None`` if nothing is declared, or neither can be called with it.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), num_classes=2)
+        >>> module.example_input_array = torch.ones(1, 1, 2, 2)
+        >>> declared_example(module, "model.1")
+        ((tensor([[1., 1., 1., 1.]]),), {})
     """
     declared = module.example_input_array
     if declared is None:
@@ -107,6 +138,13 @@ def check_example(trainer: Trainer, module: LightningModule, name: str) -> None:
 
     Raises:
         ValueError: if the export would have no inputs.
+
+    Example:
+        >>> check_example(Trainer(barebones=True), LightningModule(), "model")
+        Traceback (most recent call last):
+        ...
+        ValueError: The training step calls parts of model one by one, and without validation data nothing calls it as a
+        whole, so there are no inputs to export it with. Set example_input_array of LightningModule to ...
     """
     if trainer.val_dataloaders is not None or trainer.enable_validation or declared_example(module, name) is not None:
         return
@@ -117,7 +155,7 @@ def check_example(trainer: Trainer, module: LightningModule, name: str) -> None:
     )
 
 
-def validation_example(module: LightningModule, name: str, validation: ValidationData) -> Inputs | None:
+def _validation_example(module: LightningModule, name: str, validation: ValidationData) -> Inputs | None:
     """What the user's validation calls the target with first, on the CPU; ``None`` without validation data.
 
     Args:
@@ -152,10 +190,22 @@ def first_example(
 
     Raises:
         Exception: whatever the validation raises, if they are required.
+
+    Example:
+        >>> from lightning.pytorch import Callback
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class Ask(Callback):
+        ...     def setup(self, trainer, pl_module, stage):
+        ...         print(first_example(trainer, pl_module, "model", ValidationData()))
+        >>> module, loader = ImageClassifier(nn.Linear(2, 2), num_classes=2), DataLoader([(torch.ones(2), 0)])
+        >>> quiet_trainer(module, max_epochs=0, callbacks=[Ask()]).fit(module, loader, loader)
+        ((tensor([[1., 1.]]),), {})
     """
     try:
         loaders = early_validation_loaders(trainer, module, "QATCallback")
-        return validation_example(module, name, replace(validation, loaders=loaders))
+        return _validation_example(module, name, replace(validation, loaders=loaders))
     except Exception:
         if required:
             raise
@@ -178,11 +228,18 @@ def example_without_training(module: LightningModule, name: str, validation: Val
 
     Raises:
         ValueError: if there are neither validation data nor an ``example_input_array``.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(nn.Linear(2, 2).bfloat16(), num_classes=2)
+        >>> module.example_input_array = torch.ones(1, 2, dtype=torch.bfloat16)
+        >>> example_without_training(module, "model", ValidationData())
+        ((tensor([[1., 1.]]),), {})
     """
     # It is on its accelerator, and perhaps in half precision; the data are not.
     twin = detached_copy(module).float()
     twin.example_input_array = on_cpu(module.example_input_array)
-    example = validation_example(twin, name, validation) or declared_example(twin, name)
+    example = _validation_example(twin, name, validation) or declared_example(twin, name)
     if example is None:
         raise ValueError(
             "This training was over when it was resumed, so nothing has called the quantized target, and without "

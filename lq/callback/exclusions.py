@@ -38,6 +38,14 @@ def as_auto_exclude(
     Raises:
         ValueError: if QAT starts later than the training, so that there is nothing to look at before it, or the metric
             does not say which way it is better.
+
+    Example:
+        >>> as_auto_exclude({"max_layers": 1}, QATSchedule()).max_layers
+        1
+        >>> as_auto_exclude(True, QATSchedule(start=2))
+        Traceback (most recent call last):
+        ...
+        ValueError: auto_exclude needs the trained float weights before the first step, but with schedule.start=2 ...
     """
     if given is False or given is None:
         return None
@@ -49,7 +57,15 @@ def as_auto_exclude(
 
 @dataclass(frozen=True)
 class ExclusionSearch:
-    """Looks for layers that quantization hurts; see :class:`lq.callback.search.Search`."""
+    """Looks for layers that quantization hurts; see :class:`lq.callback.search.Search`.
+
+    Example:
+        >>> search, fewer = ExclusionSearch(AutoExclude()), QConfig(exclude=["stem"])
+        >>> search.extends(QConfig(exclude=["stem", "head"]), fewer), search.extends(QConfig(), fewer)
+        (True, False)
+        >>> search.on_one_batch().limits.batches
+        1
+    """
 
     limits: AutoExclude
     setting: ClassVar[str] = _WHO

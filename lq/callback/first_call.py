@@ -26,7 +26,15 @@ from lq.tracing.structure import Inputs
 
 
 def watch_first_call(module: LightningModule, name: str, note: Callable[[Inputs], None]) -> Listener:
-    """Pass the inputs of the target's first call, on the CPU, to ``note``, before that call runs."""
+    """Pass the inputs of the target's first call, on the CPU, to ``note``, before that call runs.
+
+    Example:
+        >>> module = LightningModule()
+        >>> module.model = nn.Linear(2, 1)
+        >>> _ = watch_first_call(module, "model", print)
+        >>> _ = module.model(torch.ones(1, 2)), module.model(torch.zeros(1, 2))
+        ((tensor([[1., 1.]]),), {})
+    """
 
     def first_call(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         listener.remove()
@@ -53,6 +61,14 @@ def check_first_call(
 
     Raises:
         ValueError: if either is not so.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> module, float_model, example = LightningModule(), nn.Sequential(nn.Linear(2, 1)), ((torch.ones(1, 2),), {})
+        >>> module.model = prepare(nn.Sequential(nn.Linear(2, 1)))
+        >>> check_first_call(module, "model", float_model, example, ExportSettings())
+        >>> float_model[0].weight.equal(module.model[0].weight)  # of the training; it had other ones
+        True
     """
     plan_at_once(target_of(module, name), example)
     if is_sharded(module):

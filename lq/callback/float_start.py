@@ -27,6 +27,16 @@ def start_from(path: str | Path, module: LightningModule, name: str, checkpoint_
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint of the float module, or holds more than plain data.
+
+    Example:
+        >>> import tempfile, torch
+        >>> module = LightningModule()
+        >>> module.model = torch.nn.Linear(1, 1, bias=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"model.weight": torch.ones(1, 1)}}, f"{folder}/float.ckpt")
+        ...     start_from(f"{folder}/float.ckpt", module, "model", checkpoint_of_run=dict)
+        >>> module.model.weight.item()
+        1.0
     """
     if _STARTED in module.__dict__:
         return

@@ -19,6 +19,19 @@ class ForwardCheck:
         module: the LightningModule.
         name: of its target, a part of it.
         tell: gets a sentence if there is something between the two.
+
+    Example:
+        >>> import torch
+        >>> class Classifier(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.model = torch.nn.Linear(2, 2)
+        ...     def forward(self, x):
+        ...         return self.model(x).softmax(1)
+        >>> module = Classifier()
+        >>> check = ForwardCheck(module, "model", print)
+        >>> _ = module(torch.ones(1, 2))
+        lq: Classifier.forward does more than call model (after it), but the artifact contains only model, ...
     """
 
     def __init__(self, module: LightningModule, name: str, tell: Callable[[str], None]) -> None:

@@ -46,6 +46,15 @@ class Hints:
         student: the prepared target.
         teacher: the float one, which is called first.
         teach: gets the name of a layer and its output in the student and in the teacher.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = nn.Sequential(nn.ReLU()), nn.Sequential(nn.Identity())
+        >>> hints = Hints(["0"], student, teacher, print)
+        >>> hints.is_on = True
+        >>> _ = teacher(torch.tensor([-1.0])), student(torch.tensor([-1.0]))
+        0 tensor([0.]) tensor([-1.])
+        >>> hints.remove()
     """
 
     def __init__(self, layers: Sequence[str], student: nn.Module, teacher: nn.Module, teach: Teach) -> None:

@@ -12,6 +12,12 @@ class History:
 
     Args:
         rows: of the run that is resumed.
+
+    Example:
+        >>> history = History()
+        >>> history.note(Trainer(barebones=True), {"qat/fake/accuracy": 0.9})
+        >>> history.rows
+        [{'epoch': 0, 'step': 0, 'qat/fake/accuracy': 0.9}]
     """
 
     def __init__(self, rows: Iterable[Mapping[str, float]] = ()) -> None:

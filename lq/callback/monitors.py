@@ -43,7 +43,14 @@ def check_monitor(monitor: Any, mode: Any) -> None:
 
 
 def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
-    """The figure of the module's validation that counts: the one that was asked for, or that of a ModelCheckpoint."""
+    """The figure of the module's validation that counts: the one that was asked for, or that of a ModelCheckpoint.
+
+    Example:
+        >>> keepers = [ModelCheckpoint(monitor=name) for name in (None, "qat/fake/f1", "val_loss")]
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=keepers)
+        >>> counting_figure(trainer, None), counting_figure(trainer, "val_f1")
+        ('val_loss', 'val_f1')
+    """
     if monitor is not None:
         return monitor
     names = [callback.monitor for callback in _callbacks(trainer, ModelCheckpoint)]
@@ -51,7 +58,16 @@ def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
 
 
 def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) -> bool | None:
-    """Which way the figure that counts is better; ``None`` if nobody says so."""
+    """Which way the figure that counts is better; ``None`` if nobody says so.
+
+    Example:
+        >>> keeper = ModelCheckpoint(monitor="val_acc", mode="max")
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[keeper])
+        >>> higher_is_better(trainer, None, None), higher_is_better(trainer, "val_loss", None)
+        (True, None)
+        >>> higher_is_better(trainer, "val_loss", "min")
+        False
+    """
     name = counting_figure(trainer, monitor)
     modes = [callback.mode for callback in _callbacks(trainer, ModelCheckpoint) if callback.monitor == name]
     known = mode or next(iter(modes), None)
@@ -66,6 +82,17 @@ def require_figure(trainer: Trainer, module: LightningModule, monitor: str | Non
 
     Raises:
         ValueError: if it is not.
+
+    Example:
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> module = LightningModule()
+        >>> trainer = quiet_trainer(module)
+        >>> trainer.state.fn = "fit"  # as trainer.fit(...) sets it
+        >>> trainer.callback_metrics["val_loss"] = torch.tensor(0.5)  # as self.log("val_loss", ...) does
+        >>> require_figure(trainer, module, "val_acc")
+        Traceback (most recent call last):
+        ...
+        ValueError: monitor='val_acc': the validation of LightningModule logs no such figure. It logs val_loss; ...
     """
     if monitor is None or trainer.state.fn != "fit" or trainer.barebones:
         return
@@ -86,6 +113,12 @@ def check_early_stopping(trainer: Trainer) -> None:
 
     Raises:
         ValueError: if it would end the training, or see the placeholder that a ModelCheckpoint needs.
+
+    Example:
+        >>> check_early_stopping(Trainer(barebones=True, callbacks=[EarlyStopping("qat/fake/accuracy")]))
+        Traceback (most recent call last):
+        ...
+        ValueError: EarlyStopping(monitor='qat/fake/accuracy'): this metric is not logged before QAT starts. ...
     """
     for callback in _callbacks(trainer, EarlyStopping):
         if callback.monitor.startswith(_PREFIX) and (callback.strict or callback.monitor in _monitored(trainer)):
@@ -112,6 +145,17 @@ def serve_monitors(trainer: Trainer, figures: Collection[str], later: str | None
 
     Raises:
         ValueError: if a ModelCheckpoint monitors a figure that will never come.
+
+    Example:
+        >>> keeper = ModelCheckpoint(monitor="qat/fake/accuracy", mode="max")
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[keeper])
+        >>> serve_monitors(trainer, figures=(), later=None)  # before QAT starts
+        >>> trainer.callback_metrics
+        {'qat/fake/accuracy': tensor(nan)}
+        >>> serve_monitors(trainer, figures=["qat/fake/f1"], later=None)
+        Traceback (most recent call last):
+        ...
+        ValueError: ModelCheckpoint(monitor='qat/fake/accuracy'): QAT logs no such figure. It logs qat/fake/f1.
     """
     for name in _monitored(trainer) - set(figures):
         known = trainer.callback_metrics.get(name)

@@ -96,6 +96,13 @@ def share_statistics(target: nn.Module) -> None:
 
     DDP does so before forward passes, but not before all of them (gradient accumulation, averaged weights); where
     frozen statistics differ, so do the functions that are trained.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> _ = norm.running_mean.fill_(3.0)
+        >>> share_statistics(norm)
+        >>> norm.running_mean  # of the first process, which here is the only one
+        tensor([3., 3.])
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -122,7 +129,19 @@ def has_batch_norm(target: nn.Module) -> bool:
 
 
 def take_nonfinite(target: nn.Module) -> str | None:
-    """A warning on batches that the observers skipped since the last call, ``None`` if there were none."""
+    """A warning on batches that the observers skipped since the last call, ``None`` if there were none.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> target = prepare(nn.Sequential(nn.Linear(2, 1)))
+        >>> set_phase(target, fake_quant=True, observer=True, freeze_bn=False)
+        >>> _ = target(torch.tensor([[1.0, torch.inf]]))
+        >>> state_of(target).end_of_step()
+        >>> take_nonfinite(target)
+        'lq: NaN or infinity reached fake quantizers; these batches were left out of their ranges: ... (1 batch)...'
+        >>> take_nonfinite(target) is None
+        True
+    """
     state = state_of(target)
     skipped = [(n, c) for n, c in zip(state.names, state.nonfinite.tolist(), strict=True) if c]
     if not skipped:
@@ -130,6 +149,6 @@ def take_nonfinite(target: nn.Module) -> str | None:
     state.nonfinite.zero_()
     return (
         "lq: NaN or infinity reached fake quantizers; these batches were left out of their ranges: "
-        + some_of(f"{name} ({count} batches)" for name, count in skipped)
+        + some_of(f"{name} ({count} {'batch' if count == 1 else 'batches'})" for name, count in skipped)
         + ". The first in the list is where to look; lower the learning rate or clip gradients."
     )

@@ -42,8 +42,15 @@ def choose_target(module: LightningModule, target: str | None, trainer: Trainer 
 
     Raises:
         ValueError: if there is no such target.
+
+    Example:
+        >>> class Late(LightningModule):
+        ...     def configure_model(self):
+        ...         self.model, self.loss = nn.Sequential(nn.Linear(4, 2)), nn.MSELoss()
+        >>> choose_target(Late(), target=None)
+        'model'
     """
-    if trainer is None or not splits_weights(trainer):
+    if trainer is None or not splits_weights(trainer.strategy):
         build_layers(module, trainer)
     return find_target(module, target)
 
@@ -71,6 +78,17 @@ def prepare_target(
 
     Raises:
         ValueError: if the target was prepared otherwise, or ``configure_model`` undoes the preparation.
+
+    Example:
+        >>> import torch
+        >>> module = LightningModule()
+        >>> module.model, module.example_input_array = nn.Sequential(nn.Linear(4, 2)), torch.zeros(1, 4)
+        >>> settings, trainer = (QConfig(), ValidationData()), Trainer(barebones=True)
+        >>> float_model = prepare_target(trainer, module, "model", *settings, checkpoint_of_run=dict)
+        >>> is_target_prepared(module, "model"), float_model
+        (True, Sequential(
+          (0): Linear(in_features=4, out_features=2, bias=True)
+        ))
     """
     float_model: nn.Module | None = None
     if is_target_prepared(module, name):
@@ -79,16 +97,16 @@ def prepare_target(
         part = target_of(module, name)
         check_target_is_not_compiled(part, name)
         prepare_it = _preparation(trainer, module, name, qconfig, validation, checkpoint_of_run)
-        if splits_weights(trainer):
+        if splits_weights(trainer.strategy):
             _check_has_weights(part, name)
         float_model = float_copy(part)
         prepare_it(part)
-        if splits_weights(trainer) and not is_planned(part):
+        if splits_weights(trainer.strategy) and not is_planned(part):
             raise ValueError(
                 f"{name or 'The module itself'} could not be called before configure_model splits its weights, so it "
                 f"cannot be planned. Set example_input_array of {type(module).__name__} to what it can be called with."
             )
-    if overrides(module, "configure_model") and not splits_weights(trainer):
+    if overrides(module, "configure_model") and not splits_weights(trainer.strategy):
         _check_configure_model(module, name)
     return float_model
 
@@ -98,6 +116,14 @@ def check_still_prepared(module: LightningModule, name: str) -> None:
 
     Raises:
         ValueError: if it has.
+
+    Example:
+        >>> module = LightningModule()
+        >>> module.model = nn.Sequential(nn.Linear(4, 2))
+        >>> check_still_prepared(module, "model")
+        Traceback (most recent call last):
+        ...
+        ValueError: LightningModule.configure_model() built model again, which undoes the preparation for QAT. ...
     """
     if not is_target_prepared(module, name):
         raise ValueError(

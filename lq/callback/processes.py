@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import distributed
 
@@ -24,13 +24,22 @@ _SPLITTING = (FSDPStrategy, DeepSpeedStrategy)
 _LONG = timedelta(days=30)
 
 
-def check_strategy(trainer: Trainer) -> None:
+def check_strategy(strategy: Strategy) -> None:
     """Refuse strategies under which a layer does not get its whole weight.
+
+    Args:
+        strategy: of a Trainer, in ``setup``.
 
     Raises:
         ValueError: for FSDP of the first kind, tensor-parallel and DeepSpeed training.
+
+    Example:
+        >>> check_strategy(FSDPStrategy())
+        Traceback (most recent call last):
+        ...
+        ValueError: FSDPStrategy cannot be used with QATCallback: a layer does not see its whole weight, which scales
+        and the int8 model need. Use ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1) with ...
     """
-    strategy = trainer.strategy
     if is_a(strategy, *_SPLITTING):
         raise ValueError(
             f"{type(strategy).__name__} cannot be used with QATCallback: a layer does not see its whole weight, which "
@@ -38,7 +47,7 @@ def check_strategy(trainer: Trainer) -> None:
             "with fully_shard in configure_model, 'ddp', or a single device. To save memory, use "
             "QATCallback(save='bytes'), precision='bf16-mixed' or a smaller batch."
         )
-    if splits_weights(trainer):
+    if splits_weights(strategy):
         size = strategy.device_mesh["tensor_parallel"].size()  # type: ignore[attr-defined]
         if size > 1:
             raise ValueError(
@@ -48,13 +57,18 @@ def check_strategy(trainer: Trainer) -> None:
             )
 
 
-def splits_weights(trainer: Trainer) -> bool:
-    """Whether ``configure_model`` is going to split the weights among processes, by ``fully_shard``."""
-    return is_a(trainer.strategy, ModelParallelStrategy)
+def splits_weights(strategy: Strategy) -> bool:
+    """Whether ``configure_model`` is going to split the weights among processes, by ``fully_shard``.
+
+    Example:
+        >>> splits_weights(ModelParallelStrategy()), splits_weights(Trainer(barebones=True).strategy)
+        (True, False)
+    """
+    return is_a(strategy, ModelParallelStrategy)
 
 
 @contextmanager
-def others_wait() -> Iterator[None]:
+def _others_wait() -> Iterator[None]:
     """All processes leave this context together, however long one of them works in it.
 
     The barrier of a training's own process group gives up after minutes, which ends the processes that wait.
@@ -85,6 +99,13 @@ def copy_on_first_process(
 
     Raises:
         Exception: whatever the work has raised, in all processes.
+
+    Example:
+        >>> from torch import nn
+        >>> module, trainer = LightningModule(), Trainer(barebones=True)
+        >>> module.model = nn.Linear(1, 1)
+        >>> copy_on_first_process(trainer, module, lambda twin: twin.model.weight is module.model.weight)
+        False
     """
     try:
         if is_sharded(module):
@@ -109,10 +130,18 @@ def on_first_process(trainer: Trainer, work: Callable[[], Result]) -> Result:
 
     Raises:
         Exception: whatever the work has raised, in all processes.
+
+    Example:
+        >>> import torch
+        >>> before = torch.get_rng_state()
+        >>> on_first_process(Trainer(barebones=True), lambda: len(torch.randn(3)))
+        3
+        >>> torch.get_rng_state().equal(before)
+        True
     """
     outcome: Any = None
     failure: Exception | None = None
-    with others_wait(), isolate_rng(), alone():
+    with _others_wait(), isolate_rng(), alone():
         if trainer.is_global_zero:
             try:
                 outcome = work()

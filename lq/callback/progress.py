@@ -20,7 +20,12 @@ from lq.deployment.results import Deployment
 
 
 def is_dev_run(trainer: Trainer) -> bool:
-    """Whether the run is a ``fast_dev_run``, which writes nothing."""
+    """Whether the run is a ``fast_dev_run``, which writes nothing.
+
+    Example:
+        >>> is_dev_run(Trainer(accelerator="cpu", fast_dev_run=True)), is_dev_run(Trainer(barebones=True))
+        (True, False)
+    """
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
@@ -28,10 +33,24 @@ def position_of(trainer: Trainer, batch_idx: int) -> Position:
     """The position of a training at the start of a batch of its current epoch.
 
     How many optimizer steps an epoch has is unknown where the module makes them itself: none, one or several a batch.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import Callback
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class Show(Callback):
+        ...     def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        ...         print(position_of(trainer, batch_idx))
+        >>> module, data = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2), DataLoader([(torch.zeros(2), 0)] * 2)
+        >>> quiet_trainer(module, max_epochs=1, callbacks=[Show()]).fit(module, data, data)
+        Position(epoch=0.0, step=0, total_epochs=1.0, total_steps=None, steps_per_epoch=2.0)
+        Position(epoch=0.5, step=1, total_epochs=1.0, total_steps=None, steps_per_epoch=2.0)
     """
     batches = trainer.num_training_batches
     endless = batches == float("inf")
-    is_known = not endless and not steps_itself(trainer)
+    is_known = not endless and not _steps_itself(trainer)
     return Position(
         epoch=trainer.current_epoch + (0.0 if endless else batch_idx / batches),
         step=trainer.global_step,
@@ -41,7 +60,7 @@ def position_of(trainer: Trainer, batch_idx: int) -> Position:
     )
 
 
-def steps_itself(trainer: Trainer) -> bool:
+def _steps_itself(trainer: Trainer) -> bool:
     """Whether the module calls its optimizers itself; every call is a step of ``trainer.global_step``."""
     return not trainer.lightning_module.automatic_optimization
 
@@ -58,9 +77,22 @@ def check_length(trainer: Trainer, schedule: QATSchedule) -> tuple[str, ...]:
 
     Raises:
         ValueError: if the schedule and the length do not go together; see :meth:`QATSchedule.check`.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import Callback
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class Show(Callback):
+        ...     def on_train_start(self, trainer, module):
+        ...         print(check_length(trainer, QATSchedule(observer_off="9 steps")))
+        >>> module, data = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2), DataLoader([(torch.zeros(2), 0)] * 3)
+        >>> quiet_trainer(module, max_epochs=2, callbacks=[Show()]).fit(module, data, data)
+        ("observer_off='9 steps' is never reached: the training ends after 2 epochs (6 steps).",)
     """
     length, steps = position_of(trainer, 0), _steps_of_epochs(trainer)
-    total, counted_later = length.total_steps, steps_itself(trainer)
+    total, counted_later = length.total_steps, _steps_itself(trainer)
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         # The next loader may be longer or shorter.
         return schedule.check(length.total_epochs, total, length.steps_per_epoch, counted_later=True)
@@ -88,7 +120,17 @@ def _steps_of_epochs(trainer: Trainer) -> list[float]:
 
 
 def say(trainer: Trainer, text: str) -> None:
-    """Print a line: above the progress bar on a terminal, where the log would run into it, else into the log."""
+    """Print a line: above the progress bar on a terminal, where the log would run into it, else into the log.
+
+    Example:
+        >>> import logging, sys
+        >>> from lightning_utilities.core import rank_zero
+        >>> trainer, handler = Trainer(barebones=True), logging.StreamHandler(sys.stdout)
+        >>> rank_zero.log.addHandler(handler)
+        >>> say(trainer, "QAT starts")
+        lq: QAT starts
+        >>> rank_zero.log.removeHandler(handler)
+    """
     bar = trainer.progress_bar_callback
     if bar is None or not is_terminal():
         rank_zero_info(f"lq: {text}")
@@ -97,29 +139,57 @@ def say(trainer: Trainer, text: str) -> None:
 
 
 def has_room_for_bar(trainer: Trainer) -> bool:
-    """Whether a bar of lq's may be shown beside that of the training: a terminal has room for one of Rich's."""
+    """Whether a bar of lq's may be shown beside that of the training: a terminal has room for one of Rich's.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import TQDMProgressBar
+        >>> bars = TQDMProgressBar(), RichProgressBar()
+        >>> [has_room_for_bar(Trainer(accelerator="cpu", logger=False, callbacks=[bar])) for bar in bars]
+        [True, False]
+        >>> has_room_for_bar(Trainer(barebones=True))
+        False
+    """
     bar = trainer.progress_bar_callback
     return bar is not None and not is_a(bar, RichProgressBar)
 
 
 def close_progress_bar(trainer: Trainer, module: LightningModule) -> None:
-    """End the progress bar of a fit, which would otherwise be drawn again below all that is printed from now on."""
+    """End the progress bar of a fit, which would otherwise be drawn again below all that is printed from now on.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import ProgressBar
+        >>> class Bar(ProgressBar):
+        ...     def teardown(self, trainer, pl_module, stage):
+        ...         print("closed")
+        >>> close_progress_bar(Trainer(accelerator="cpu", logger=False, callbacks=[Bar()]), LightningModule())
+        closed
+    """
     bar = trainer.progress_bar_callback
     if bar is not None:
         bar.teardown(trainer, module, stage="fit")  # Lightning does so a moment later
 
 
-def require_epochs_left(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+def require_epochs_left(checkpoint: Mapping[str, Any], limit: int | None) -> None:
     """Refuse to go on from a checkpoint of the float model after which no epoch is left to train.
 
     Args:
-        trainer: that is about to fit.
         checkpoint: of the float model.
+        limit: the Trainer's ``max_epochs``; ``None`` and -1 are no limit.
 
     Raises:
         ValueError: saying how to start from the weights alone.
+
+    Example:
+        >>> after_ten = {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 10}}}}}
+        >>> require_epochs_left(after_ten, limit=None)
+        >>> require_epochs_left(after_ten, limit=10)
+        Traceback (most recent call last):
+        ...
+        ValueError: The float checkpoint was written after 10 epochs, and ckpt_path continues its training, of which
+        max_epochs=10 leaves nothing for QAT. Write QATCallback(float_ckpt_path=...) in the place of ckpt_path, which
+        loads the weights alone, or set max_epochs=11.
     """
-    done, limit = epochs_behind(checkpoint), trainer.max_epochs
+    done = epochs_behind(checkpoint)
     if limit not in (None, -1) and done >= limit:
         raise ValueError(
             f"The float checkpoint was written after {done} epochs, and ckpt_path continues its training, of which "
@@ -128,24 +198,23 @@ def require_epochs_left(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None
         )
 
 
-def start_here(trainer: Trainer, schedule: QATSchedule) -> QATSchedule:
+def start_here(here: Position, schedule: QATSchedule) -> QATSchedule:
     """The schedule of a run that goes on from a float checkpoint: QAT gets what is left of the training.
 
     Args:
-        trainer: at the start of the training, with the counters of the checkpoint.
+        here: at the start of the training, with the counters of the checkpoint.
         schedule: the user's, whose start has passed.
 
     Returns:
-        the same with the start at the present position.
+        the same with the start at the present position, and with ``freeze_bn`` there too if that has passed.
+
+    Example:
+        >>> schedule = start_here(Position(epoch=10, step=500), QATSchedule(start=2, freeze_bn=4, observer_off=12))
+        >>> schedule.start, schedule.freeze_bn, schedule.observer_off
+        ('500 steps', '500 steps', 12)
     """
-    start = f"{trainer.global_step} steps"
-    say(trainer, f"this is a checkpoint of the float model: QAT starts here, after {start}")
-    freezes = schedule.freeze_bn
-    is_past = (
-        freezes is not None
-        and freezes != "never"
-        and Point.parse("freeze_bn", freezes).reached(position_of(trainer, 0))
-    )
+    start, freezes = f"{here.step} steps", schedule.freeze_bn
+    is_past = freezes is not None and Point.parse("freeze_bn", freezes, never=True).reached(here)
     return replace(schedule, start=start, freeze_bn=start if is_past else freezes)
 
 
@@ -175,9 +244,22 @@ def keep_start(schedule: QATSchedule, start: int | float | str | None) -> QATSch
     return replace(schedule, start=start)
 
 
-def describe_phase(trainer: Trainer, schedule: QATSchedule, phase: Phase, has_batch_norm: bool = True) -> str:
-    """The line that announces a phase, with what becomes of BatchNorm statistics where there are any."""
-    done = (Point(trainer.current_epoch, "epochs"), Point(trainer.global_step, "steps"))
+def describe_phase(here: Position, schedule: QATSchedule, phase: Phase, has_batch_norm: bool = True) -> str:
+    """The line that announces a phase, with what becomes of BatchNorm statistics where there are any.
+
+    Args:
+        here: where the phase begins.
+        schedule: of the run.
+        phase: that begins.
+        has_batch_norm: whether the target has such statistics.
+
+    Example:
+        >>> describe_phase(Position(epoch=2, step=50), QATSchedule(start=2), Phase(True, True, False))
+        'after 2 epochs, 50 steps: fake quantization on, observers on, BatchNorm statistics moving'
+        >>> describe_phase(Position(epoch=0, step=0), QATSchedule(start=2), Phase(False, False, False))
+        'from the start: float training; QAT starts after 2 epochs'
+    """
+    done = (Point(int(here.epoch), "epochs"), Point(here.step, "steps"))
     where = ", ".join(_singular(point) for point in done if point.value)
     where = f"after {where}" if where else "from the start"
     if not phase.fake_quant:

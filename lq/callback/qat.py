@@ -18,7 +18,7 @@ from lq.analysis.exclusions import Exclusions
 from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
-from lq.callback.averaging import check_averaging, check_finetuning, share_quantization_state
+from lq.callback.averaging import averages_of, check_averaging, check_finetuning, share_quantization_state
 from lq.callback.best import Kept, kept_so_far
 from lq.callback.bits import BitSearch, wanted_bits
 from lq.callback.candidates import StartingPoint, judge_start
@@ -188,6 +188,10 @@ class QATCallback(Callback):
     def _target(self, pl_module: LightningModule) -> nn.Module:
         return target_of(pl_module, self._name)
 
+    def _share_with_averages(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for average in averages_of(trainer):
+            share_quantization_state(self._target(pl_module), target_of(average, self._name))
+
     # ---- before training ------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -238,7 +242,7 @@ class QATCallback(Callback):
                 "qconfig.overrides can give layers different settings."
             )
         check_averaging(self, trainer)
-        check_strategy(trainer)
+        check_strategy(trainer.strategy)
 
     def _check(self, pl_module: LightningModule, example: Inputs) -> None:
         example = self._example = call_to_export(self._float.model or self._target(pl_module), example)
@@ -308,7 +312,8 @@ class QATCallback(Callback):
         self._float.take_weights(pl_module, self._name)
         course.start(trainer, pl_module, self._name)
         if course.schedule.calibration:
-            self._start = judge_start(trainer, pl_module, self._name, self._validation_data(trainer, None))
+            validation = self._validation_data(trainer, validation_loaders(trainer))
+            self._start = judge_start(trainer, pl_module, self._name, validation)
         if not any(state_of(self._target(pl_module)).observed()):
             course.schedule.check_start(course.phase_at(trainer, batch_idx))
 
@@ -332,7 +337,7 @@ class QATCallback(Callback):
         course, target = self._course, self._target(pl_module)
         course.end_step(target)
         # Nothing else shares buffers there, as DDP does, and a checkpoint holds those of one process.
-        if splits_weights(trainer) and not state_of(target).freeze_bn:
+        if splits_weights(trainer.strategy) and not state_of(target).freeze_bn:
             share_statistics(target)
         if self._teacher is not None:
             pl_module.log_dict(self._teacher.end(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
@@ -364,7 +369,7 @@ class QATCallback(Callback):
             return
         self._loaders = validation_loaders_of(trainer)
         self._listen_eagerly(pl_module, True)
-        share_quantization_state(trainer, pl_module, self._name)
+        self._share_with_averages(trainer, pl_module)
         if trainer.state.fn == "fit":
             self._sizes.start(self._target(pl_module), self._example)
         validation, versions = self._validation_data(trainer, self._loaders), self._versions_due(trainer)
@@ -420,7 +425,7 @@ class QATCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before averaging callbacks put their weights into the module."""
-        share_quantization_state(trainer, pl_module, self._name)
+        self._share_with_averages(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""
@@ -491,7 +496,7 @@ class QATCallback(Callback):
         """Add what :func:`lq.load_checkpoint` needs: plain data, which loads with ``weights_only=True``."""
         if not is_target_prepared(pl_module, self._name):
             return
-        share_quantization_state(trainer, pl_module, self._name)
+        self._share_with_averages(trainer, pl_module)
         if not is_planned(self._target(pl_module)):
             return
         plan, ptq = plan_of(self._target(pl_module)).to_dict(), {} if self._start is None else self._start.results
@@ -517,7 +522,7 @@ class QATCallback(Callback):
             rank_zero_info("lq: this is a checkpoint of the float model")
             self._resumes_float = True
             if trainer.state.fn == "fit":
-                require_epochs_left(trainer, checkpoint)
+                require_epochs_left(checkpoint, trainer.max_epochs)
             return
         check_finetuning(self, trainer)
         entry = CheckpointEntry.from_dict(checkpoint[KEY])
@@ -525,7 +530,7 @@ class QATCallback(Callback):
         self._course.resume(entry, trains=trainer.state.fn == "fit")
         self._float.results = dict(entry.fp32)
         self._of_others = frozenset()  # the ModelCheckpoints are those of this run
-        if not splits_weights(trainer):
+        if not splits_weights(trainer.strategy):
             require_qat_state(checkpoint, pl_module)
         # Of a whole checkpoint Lightning then loads parameters and buffers alone.
         elif entry.started:

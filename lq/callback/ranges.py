@@ -26,6 +26,12 @@ def check_detail(detail: str | None) -> None:
 
     Raises:
         ValueError: with those that there are.
+
+    Example:
+        >>> check_detail("all")
+        Traceback (most recent call last):
+        ...
+        ValueError: log_ranges='all' is unknown; choose 'summary', 'tensors' (each of them) or null.
     """
     if detail not in (None, "summary", "tensors"):
         raise ValueError(f"log_ranges={detail!r} is unknown; choose 'summary', 'tensors' (each of them) or null.")
@@ -36,6 +42,16 @@ class RangeMonitor:
 
     Args:
         detail: "summary", four figures; "tensors", three more for each activation; ``None``, nothing.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq.calibrate import calibrate
+        >>> module = LightningModule()
+        >>> module.model = prepare(nn.Sequential(nn.Linear(2, 1)))
+        >>> _ = calibrate(module.model, [torch.tensor([[0.0, 25.5]])])
+        >>> f"{RangeMonitor('summary').take(module, 'model')['qat/scale/input_1']:.1f}"  # 255 steps in uint8
+        '0.1'
     """
 
     def __init__(self, detail: Detail | None) -> None:

@@ -11,7 +11,15 @@ from lq.core.lsq import LearnedScale
 
 
 def learned_scales(target: nn.Module) -> list[LearnedScale]:
-    """Those of a prepared target."""
+    """Those of a prepared target.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.config.qconfig import QConfig
+        >>> learned = prepare(nn.Sequential(nn.Linear(4, 2)), QConfig(weight={"learned_scale": True}))
+        >>> len(learned_scales(learned)), len(learned_scales(prepare(nn.Sequential(nn.Linear(4, 2)))))
+        (1, 0)
+    """
     return [part for part in target.modules() if isinstance(part, LearnedScale)]
 
 

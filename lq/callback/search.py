@@ -25,7 +25,7 @@ from lq.lightning_module.target import is_target_prepared, target_of
 _SEARCHED = "_lq_searched"  # a learning rate finder leaves no other trace where nothing was found
 
 
-class Found(Protocol):
+class _Found(Protocol):
     """A change of a qconfig; ``str`` of it says which, and why."""
 
     def apply(self, qconfig: QConfig) -> QConfig:
@@ -33,11 +33,19 @@ class Found(Protocol):
         ...
 
 
-AnyFound = TypeVar("AnyFound", bound=Found, covariant=True)
+AnyFound = TypeVar("AnyFound", bound=_Found, covariant=True)
 
 
 class Search(Protocol[AnyFound]):
-    """What looks at the float model, before the first step of a fit."""
+    """What looks at the float model, before the first step of a fit.
+
+    Example:
+        >>> from lq.analysis.auto_exclude import AutoExclude
+        >>> from lq.callback.exclusions import ExclusionSearch
+        >>> search: Search = ExclusionSearch(AutoExclude())
+        >>> search.setting, search.without_data
+        ('auto_exclude', 'exclude layers by name: QConfig(exclude=[...])')
+    """
 
     @property
     def setting(self) -> str:
@@ -79,6 +87,13 @@ def require_early_start(setting: str, schedule: QATSchedule, otherwise: str) -> 
 
     Raises:
         ValueError: if QAT starts later than the training.
+
+    Example:
+        >>> require_early_start("auto_bits", QATSchedule(start="5%"), "give the bits of each layer")
+        Traceback (most recent call last):
+        ...
+        ValueError: auto_bits needs the trained float weights before the first step, but with schedule.start='5%' they
+        are trained in the same fit. Train in float first and start QAT from that checkpoint; or give the bits of ...
     """
     if Point.parse("start", schedule.start).value > 0:
         raise ValueError(
@@ -115,6 +130,20 @@ def choose_qconfig(
 
     Raises:
         ValueError: if an earlier fit had another qconfig, there are no validation data, or the search fails.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.analysis.auto_exclude import AutoExclude
+        >>> from lq.callback.exclusions import ExclusionSearch
+        >>> module, search = LightningModule(), ExclusionSearch(AutoExclude())
+        >>> module.model = nn.Sequential(nn.Linear(4, 2))
+        >>> asked = Trainer(barebones=True), module, "model", QConfig(), search, ValidationData()
+        >>> choose_qconfig(*asked, checkpoint_of_run=dict)  # before a fit
+        (None, None)
+        >>> entry = CheckpointEntry("model", QConfig(exclude=["0"]), started=True).to_dict()
+        >>> qconfig, _ = choose_qconfig(*asked, checkpoint_of_run=lambda: {KEY: entry})
+        >>> qconfig.exclude
+        ('0',)
     """
     if search is None:
         return qconfig, None

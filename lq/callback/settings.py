@@ -42,6 +42,13 @@ def check_settings(
     Raises:
         TypeError: naming the setting, what came, and what to write.
         ValueError: for a number out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> check_settings(nn.Linear(2, 1), None, None, None, None, None)
+        Traceback (most recent call last):
+        ...
+        TypeError: target=<Linear> must be the dotted name of a submodule, e.g. 'model', not the module itself.
     """
     if target is not None and not isinstance(target, str):
         raise TypeError(
@@ -73,6 +80,13 @@ def check_searches(auto_exclude: object, auto_bits: AutoBits | None, exporters: 
 
     Raises:
         ValueError: if that is asked for.
+
+    Example:
+        >>> check_searches(None, AutoBits("latency=0.6@onnx"), exporters=["torch"])
+        Traceback (most recent call last):
+        ...
+        ValueError: auto_bits: budget latency=0.6@onnx limits the latency in 'onnx', which is not among the exporters;
+        write exporters=['torch', 'onnx'], or limit that of 'torch'.
     """
     if auto_bits is None:
         return

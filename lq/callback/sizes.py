@@ -19,6 +19,15 @@ class SizeWatch:
     Args:
         axes: dimensions that the files leave open.
         tell: gets a sentence if there is such a call.
+
+    Example:
+        >>> import torch
+        >>> net, example = nn.Conv2d(1, 1, 3), ((torch.zeros(1, 1, 8, 8),), {})
+        >>> watch = SizeWatch({}, print)
+        >>> watch.start(net, example)
+        >>> _ = net(torch.zeros(4, 1, 8, 8)), net(torch.zeros(1, 1, 9, 8))
+        lq: validation calls the target with input of shape (1, 1, 9, 8), and the example has (1, 1, 8, 8). ...
+        QATCallback(dynamic_axes={'input': [2]}) leaves these sizes open.
     """
 
     def __init__(self, axes: Axes, tell: Callable[[str], None]) -> None:

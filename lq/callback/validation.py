@@ -35,6 +35,21 @@ class ValidationRound:
         versions: "fp32" and "int8", each where it is due.
         example: inputs of the call that is exported; ``None`` takes those of the target's first call.
         axes: dimensions of inputs that are dynamic beside the batch.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(prepare(nn.Sequential(nn.Linear(2, 2))), num_classes=2)
+        >>> x, trainer, reference = torch.tensor([0.0, 9.0]), quiet_trainer(module), FloatReference(nn.Identity())
+        >>> data = ValidationData(DataLoader([(x, 1), (x, 0)]), show_progress=False)
+        >>> running = ValidationRound(trainer, module, "model", reference, data, ["fp32"])
+        >>> running.begin()
+        >>> _ = module(x[None]), running.update((x[None], torch.tensor([1])))
+        >>> fp32 = running.finish(data)["fp32"]
+        >>> fp32["accuracy"], fp32["val/accuracy"]  # of the batch above; of the module's own validation
+        (1.0, 0.5)
     """
 
     def __init__(
@@ -143,6 +158,13 @@ def log_at_the_end(trainer: Trainer, results: Mapping[str, Mapping[str, float]],
         trainer: at the end of a fit.
         results: figures by version.
         exporter: the first one.
+
+    Example:
+        >>> from lq.lightning_module.quiet import quiet_trainer
+        >>> trainer = quiet_trainer(LightningModule())
+        >>> log_at_the_end(trainer, {"fake": {"accuracy": 0.75}, "onnx": {"accuracy": 0.5}}, exporter="onnx")
+        >>> trainer.callback_metrics
+        {'qat/fake/accuracy': tensor(0.7500), 'qat/int8/accuracy': tensor(0.5000)}
     """
     versions = {"fp32": "fp32", "fake": "fake", "int8": exporter}
     found = figures_of({version: dict(results.get(source, {})) for version, source in versions.items()})

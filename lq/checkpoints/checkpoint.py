@@ -47,6 +47,18 @@ class Checkpoint:
     Args:
         path: of the file, or of the folder of a sharded one.
         content: what is in it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"0.weight": torch.ones(1, 1)}}, f"{folder}/float.ckpt")
+        ...     checkpoint = Checkpoint.read(f"{folder}/float.ckpt")
+        >>> checkpoint.path.name, checkpoint.is_qat
+        ('float.ckpt', False)
+        >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
+        >>> checkpoint.load_float(net)
+        >>> net[0].weight.item()
+        1.0
     """
 
     path: Path
@@ -185,9 +197,9 @@ def load_checkpoint(path: str | Path, module: Module, *, weights_only: bool = Tr
     Example:
         >>> import tempfile
         >>> net = nn.Sequential(nn.Linear(4, 2))
-        >>> path = Path(tempfile.mkdtemp()) / "float.ckpt"
-        >>> torch.save({"state_dict": net.state_dict()}, path)
-        >>> load_checkpoint(path, net)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": net.state_dict()}, f"{folder}/float.ckpt")
+        ...     load_checkpoint(f"{folder}/float.ckpt", net)
         Traceback (most recent call last):
         ...
         ValueError: .../float.ckpt is a checkpoint of a float model: ...

@@ -218,5 +218,10 @@ _CHECKS: dict[type, Callable[[Field], Any]] = {
 
 
 def quoted(target: str) -> str:
-    """The name of a target in a message."""
+    """The name of a target in a message.
+
+    Example:
+        >>> quoted("model"), quoted("")
+        ("'model'", 'the LightningModule itself')
+    """
     return repr(target) if target else "the LightningModule itself"

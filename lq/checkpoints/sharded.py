@@ -36,6 +36,14 @@ def read_meta(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
     Args:
         path: folder or file.
         weights_only: refuse more than plain data; see :func:`torch.load`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"epoch": 3}, f"{folder}/meta.pt")
+        ...     (Path(folder) / ".metadata").touch()
+        ...     read_meta(folder)
+        {'epoch': 3}
     """
     file = Path(path) / _META if is_sharded_checkpoint(path) else path
     found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=weights_only)
@@ -50,13 +58,33 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.distributed import checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # torch warns that it saves in a single process
+        ...     _ = checkpoint.save({"state_dict": {"weight": torch.ones(2)}}, checkpoint_id=folder)
+        ...     read_state(folder)
+        {'weight': tensor([1., 1.])}
     """
     with _telling(path):
         return _read_alone(path)
 
 
 def read_whole(path: str | Path) -> dict[str, Any]:
-    """All but the optimizers, as in a checkpoint that is a file; see :func:`read_state`."""
+    """All but the optimizers, as in a checkpoint that is a file; see :func:`read_state`.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.distributed import checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # torch warns that it saves in a single process
+        ...     _ = checkpoint.save({"state_dict": {"weight": torch.ones(2)}}, checkpoint_id=folder)
+        ...     torch.save({"epoch": 3}, f"{folder}/meta.pt")
+        ...     read_whole(folder)
+        {'epoch': 3, 'state_dict': {'weight': tensor([1., 1.])}}
+    """
     with _telling(path):
         return {**read_meta(path, weights_only=False), _STATE: _read_alone(path)}
 

@@ -25,11 +25,12 @@ class DigitsDataModule(InMemoryDataModule):
 
     Source: https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_digits.html
 
-    >>> data = DigitsDataModule(batch_size=32)
-    >>> data.setup("fit")
-    >>> images, labels = next(iter(data.train_dataloader()))
-    >>> images.shape, labels.shape
-    (torch.Size([32, 1, 8, 8]), torch.Size([32]))
+    Example:
+        >>> data = DigitsDataModule(batch_size=32)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, labels.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
 
     def __init__(

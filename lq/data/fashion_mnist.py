@@ -42,10 +42,11 @@ class FashionMNISTDataModule(InMemoryDataModule):
 
     Source: Xiao, Rasul, Vollgraf, https://arxiv.org/abs/1708.07747
 
-    >>> FashionMNISTDataModule(val_size=0)
-    Traceback (most recent call last):
-        ...
-    ValueError: val_size=0 must be at least 1; write e.g. val_size=5000.
+    Example:
+        >>> FashionMNISTDataModule(val_size=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: val_size=0 must be at least 1; write e.g. val_size=5000.
     """
 
     def __init__(

@@ -24,12 +24,13 @@ def read_idx(path: str | Path) -> Tensor:
 
     Source: http://yann.lecun.com/exdb/mnist (the format's description).
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder) / "labels"
-    ...     _ = file.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
-    ...     read_idx(file)
-    tensor([7, 8, 9], dtype=torch.uint8)
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "labels"
+        ...     _ = file.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+        ...     read_idx(file)
+        tensor([7, 8, 9], dtype=torch.uint8)
     """
     path = Path(path)
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -46,5 +47,13 @@ def read_idx(path: str | Path) -> Tensor:
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """Path of `name` or `name.gz` in a folder, None where there is neither."""
+    """Path of `name` or `name.gz` in a folder, None where there is neither; `name` wins where there are both.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "labels.gz").write_bytes(b"")
+        ...     find_idx(Path(folder), "labels").name, find_idx(Path(folder), "images")
+        ('labels.gz', None)
+    """
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)

@@ -34,10 +34,11 @@ class ImageFolderDataModule(L.LightningDataModule):
 
     Source: the evaluation transform of https://pytorch.org/vision/stable/models.html
 
-    >>> ImageFolderDataModule("images", image_size=224, resize_size=200)
-    Traceback (most recent call last):
-        ...
-    ValueError: resize_size=200 must be at least 224; write e.g. resize_size=256.
+    Example:
+        >>> ImageFolderDataModule("images", image_size=224, resize_size=200)
+        Traceback (most recent call last):
+            ...
+        ValueError: resize_size=200 must be at least 224; write e.g. resize_size=256.
     """
 
     def __init__(

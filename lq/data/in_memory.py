@@ -30,11 +30,12 @@ def random_crop_flip(
     Returns:
         A new batch of the same shape and dtype.
 
-    >>> images = torch.arange(8.0).reshape(2, 1, 2, 2)
-    >>> random_crop_flip(images, padding=0, flip=False).equal(images)
-    True
-    >>> random_crop_flip(images, padding=1).shape
-    torch.Size([2, 1, 2, 2])
+    Example:
+        >>> images = torch.arange(8.0).reshape(2, 1, 2, 2)
+        >>> random_crop_flip(images, padding=0, flip=False).equal(images)
+        True
+        >>> random_crop_flip(images, padding=1).shape
+        torch.Size([2, 1, 2, 2])
     """
     n, _, height, width = images.shape
     shifts = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=images.device)
@@ -76,7 +77,29 @@ def _already_a_batch(batch: Any) -> Any:
 
 
 class InMemoryDataModule(L.LightningDataModule):
-    """Common part of the data modules that keep every image in memory."""
+    """Common part of the data modules that keep every image in memory.
+
+    A subclass puts images (N, C, H, W) and labels (N,) into `_sets` in its `setup`, under "train", "val" and "test".
+
+    Args:
+        batch_size: images in a batch; the last, smaller one of an epoch of training is left out.
+        num_workers: processes that fetch batches; 0 fetches them in the process that trains.
+        padding: of training images, in pixels; see `random_crop_flip`.
+        flip: mirror half of the training images.
+
+    Raises:
+        TypeError: a number is no integer.
+        ValueError: a number is out of its range.
+
+    Example:
+        >>> class Noise(InMemoryDataModule):
+        ...     def setup(self, stage):
+        ...         self._sets["val"] = torch.rand(5, 1, 8, 8), torch.arange(5)
+        >>> data = Noise(batch_size=4, num_workers=0)
+        >>> data.setup("validate")
+        >>> [(tuple(images.shape), labels.tolist()) for images, labels in data.val_dataloader()]
+        [((4, 1, 8, 8), [0, 1, 2, 3]), ((1, 1, 8, 8), [4])]
+    """
 
     def __init__(self, batch_size: int, num_workers: int, padding: int = 0, flip: bool = False) -> None:
         super().__init__()
@@ -119,6 +142,21 @@ class InMemoryDataModule(L.LightningDataModule):
 
 
 def seeded_split(sizes: Sequence[int], seed: int) -> tuple[Tensor, ...]:
-    """Draw disjoint random sets of indices, the same ones for the same seed."""
+    """Draw disjoint random sets of indices, the same ones for the same seed.
+
+    Args:
+        sizes: how many indices each set gets; together they are all indices below the sum.
+        seed: of a generator of its own.
+
+    Returns:
+        One int64 tensor for each size.
+
+    Example:
+        >>> train, val = seeded_split([6, 2], seed=0)
+        >>> sorted([*train.tolist(), *val.tolist()])
+        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> seeded_split([6, 2], seed=0)[1].equal(val)
+        True
+    """
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))
     return torch.split(order, list(sizes))

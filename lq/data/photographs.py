@@ -107,8 +107,9 @@ def load_photograph(name: str) -> Tensor:
     Raises:
         ModuleNotFoundError: the package is not installed.
 
-    >>> load_photograph("flower.jpg").shape
-    torch.Size([3, 427, 640])
+    Example:
+        >>> load_photograph("flower.jpg").shape
+        torch.Size([3, 427, 640])
     """
     try:
         if name.endswith(".jpg"):
@@ -138,8 +139,9 @@ def cut_crops(
     Returns:
         tensor of shape (count, 3, size, size), normalized with ImageNet's mean and standard deviation.
 
-    >>> cut_crops([torch.rand(3, 40, 60)], 2, 32, torch.Generator()).shape
-    torch.Size([2, 3, 32, 32])
+    Example:
+        >>> cut_crops([torch.rand(3, 40, 60)], 2, 32, torch.Generator()).shape
+        torch.Size([2, 3, 32, 32])
     """
     sources = list(photographs)
     crops = []

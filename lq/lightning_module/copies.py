@@ -16,7 +16,22 @@ _LARGE = 2**28  # bytes
 
 
 def detached_copy(module: LightningModule) -> LightningModule:
-    """A deep copy without its trainer, on the CPU; see :func:`lq.core.copies.deep_copy`."""
+    """A deep copy without its trainer, on the CPU, that runs eagerly; see :func:`lq.core.copies.deep_copy`.
+
+    All processes have to call this where the module is split among them: each gets a copy with the whole weights.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> module = LightningModule()
+        >>> module.net, module.trainer = nn.Linear(4, 2), Trainer(barebones=True)
+        >>> twin = detached_copy(module)
+        >>> twin.net.weight is module.net.weight, twin.net.weight.equal(module.net.weight)
+        (False, True)
+        >>> twin.trainer
+        Traceback (most recent call last):
+        ...
+        RuntimeError: LightningModule...is not attached to a `Trainer`.
+    """
     with without_trainer(module), without_device_mesh(module):
         twin = deep_copy(module).cpu()
     if is_sharded(module):  # a Trainer of its own would have its weights split again

@@ -14,7 +14,18 @@ Call = tuple[tuple[Any, ...], dict[str, Any], Any]
 
 
 class LastCall:
-    """Remembers the last call of a module: arguments, keywords and output."""
+    """Remembers the last call of a module: arguments, keywords and output.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(2, 1)
+        >>> last = LastCall(net)
+        >>> _ = net(torch.ones(3, 2))
+        >>> (x,), keywords, y = last.take()
+        >>> x.shape, keywords, y.shape, last.take()
+        (torch.Size([3, 2]), {}, torch.Size([3, 1]), None)
+        >>> last.remove()
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._call: Call | None = None
@@ -54,5 +65,11 @@ class LastCall:
 
 
 def on_cpu(data: Any) -> Any:
-    """A copy of tensors in any structure, on the CPU, those of half or double precision as float32."""
+    """A copy of tensors in any structure, on the CPU, those of half or double precision as float32.
+
+    Example:
+        >>> import torch
+        >>> on_cpu({"image": torch.ones(1, dtype=torch.float16), "boxes": [torch.ones(1, dtype=torch.int64)]})
+        {'image': tensor([1.]), 'boxes': [tensor([1])]}
+    """
     return as_float32(map_tensors(data, lambda t: t.detach().to("cpu", copy=True)))

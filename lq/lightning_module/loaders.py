@@ -24,7 +24,19 @@ from lq.compat.packages import is_a
 
 
 def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
-    """The batches of the training data, on the CPU, without a training; those of several loaders one after another."""
+    """The batches of the training data, on the CPU, without a training; those of several loaders one after another.
+
+    Args:
+        module: gives the data, if no datamodule does.
+        datamodule: is prepared and set up for "fit", as the module otherwise is.
+
+    Example:
+        >>> class Data(LightningDataModule):
+        ...     def train_dataloader(self):
+        ...         return {"labelled": DataLoader([1, 2]), "unlabelled": DataLoader([3])}
+        >>> list(training_batches(LightningModule(), Data()))
+        [tensor([1]), tensor([2]), tensor([3])]
+    """
     owner: Any = datamodule or module
     owner.prepare_data()
     owner.setup("fit")
@@ -89,7 +101,14 @@ def _each(loaders: Any, change: Callable[[DataLoader[Any]], DataLoader[Any]]) ->
 
 
 def undistributed(loaders: Any) -> Any:
-    """The loaders without the samplers that leave each process a share of the data; the user's own samplers stay."""
+    """The loaders without the samplers that leave each process a share of the data; the user's own samplers stay.
+
+    Example:
+        >>> sampler = DistributedSampler(range(4), num_replicas=2, rank=0, shuffle=False)
+        >>> loader = DataLoader(range(4), sampler=sampler, batch_size=2)
+        >>> [batch.tolist() for batch in loader], [batch.tolist() for batch in undistributed(loader)]
+        ([[0, 2]], [[0, 1], [2, 3]])
+    """
     return _each(loaders, _whole)
 
 
@@ -120,7 +139,8 @@ def _spread(loader: DataLoader[Any], batches: int) -> DataLoader[Any]:
         return loader
     wanted = batches * drawn.batch_size
     if len(indices) > wanted:
-        indices = [indices[i] for i in torch.linspace(0, len(indices) - 1, wanted).long().tolist()]
+        last = len(indices) - 1
+        indices = [indices[i * last // max(wanted - 1, 1)] for i in range(wanted)]
     return _over(loader, indices)
 
 

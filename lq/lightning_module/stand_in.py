@@ -94,7 +94,18 @@ def as_float_model(module: nn.Module, name: str, weights: Mapping[str, Any]) -> 
     Args:
         module: holds the target.
         name: of the target, which is prepared.
-        weights: float weights by their names in ``module``; what is not among them stays.
+        weights: float weights by their names in ``module``, as :func:`float_weights` gives them; what is not among them
+            stays.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> module = nn.ModuleDict({"net": prepare(nn.Sequential(nn.Linear(1, 1, bias=False)))})
+        >>> set_phase(module["net"], fake_quant=True, observer=True, freeze_bn=False)
+        >>> with as_float_model(module, "net", {"net.0.weight": torch.tensor([[3.0]])}):
+        ...     module["net"](torch.ones(1, 1)).item(), state_of(module["net"]).fake_quant
+        (3.0, False)
+        >>> state_of(module["net"]).fake_quant
+        True
     """
     target = target_of(module, name)
     state = state_of(target)
@@ -117,6 +128,15 @@ def float_weights(module: nn.Module, name: str) -> dict[str, Any]:
     Args:
         module: holds the target.
         name: of the target, which is prepared.
+
+    Returns:
+        the weights by their names in ``module``.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> module = nn.ModuleDict({"net": prepare(nn.Sequential(nn.Linear(2, 1))), "head": nn.Linear(1, 1)})
+        >>> list(float_weights(module, "net"))
+        ['net.0.weight', 'net.0.bias', 'head.weight', 'head.bias']
     """
     prefix = f"{name}." if name else ""
     own = {prefix + key for key in float_state(target_of(module, name))}

@@ -33,6 +33,15 @@ def build_layers(module: LightningModule, trainer: Trainer | None = None) -> Non
 
     Raises:
         Exception: whatever it raises, if there are no layers.
+
+    Example:
+        >>> class Late(LightningModule):
+        ...     def configure_model(self):
+        ...         self.model = nn.Linear(4, 2)
+        >>> module = Late()
+        >>> build_layers(module)
+        >>> module.model
+        Linear(in_features=4, out_features=2, bias=True)
     """
     if not overrides(module, "configure_model"):
         return
@@ -68,6 +77,18 @@ def find_target(module: LightningModule, name: str | None = None) -> str:
 
     Raises:
         ValueError: if the name does not exist, or nothing or too much could be meant.
+
+    Example:
+        >>> module = LightningModule()
+        >>> module.loss, module.backbone = nn.MSELoss(), nn.Sequential(nn.Linear(4, 2))
+        >>> find_target(module)
+        'backbone'
+        >>> module.head = nn.Sequential(nn.Linear(2, 1))
+        >>> find_target(module)
+        Traceback (most recent call last):
+        ...
+        ValueError: LightningModule has no forward() and several parts that could be quantized: ['backbone', 'head'].
+        Choose one: QATCallback(target='backbone').
     """
     if name is not None:
         _check_name(module, name)
@@ -126,7 +147,13 @@ def _has_forward(module: nn.Module) -> bool:
 
 
 def target_of(module: nn.Module, name: str) -> nn.Module:
-    """The submodule ``name``, or the module itself for ""."""
+    """The submodule ``name``, or the module itself for "".
+
+    Example:
+        >>> module = nn.ModuleDict({"encoder": nn.Sequential(nn.ReLU())})
+        >>> target_of(module, "encoder.0"), target_of(module, "") is module
+        (ReLU(), True)
+    """
     return module.get_submodule(name) if name else module
 
 
@@ -143,6 +170,17 @@ def prepared_graph(
 
     Raises:
         ValueError: if the target is not prepared, or cannot be exported.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> net = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+        >>> module = nn.ModuleDict({"net": prepare(net, example_args=(torch.zeros(1, 4),))})
+        >>> graph = prepared_graph(module, "net")
+        >>> [str(node.target) for node in graph.graph.nodes][:4]
+        ['input', 'qat_state.fq_input_1', '0', 'qat_state.fq_0']
+        >>> graph.get_parameter("0.weight") is net[0].weight
+        True
     """
     target = target_of(module, name)
     if not is_prepared(target):
@@ -154,6 +192,12 @@ def float_state(prepared: nn.Module) -> dict[str, Any]:
     """The part of a prepared module's state dict that the float module has.
 
     All processes have to call it where the module is split among them.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
+        >>> len(prepared.state_dict()) > 2, list(float_state(prepared))
+        (True, ['0.weight', '0.bias'])
     """
     state = part_of_state(prepared.state_dict())
     for key in [key for key in state if key.startswith(f"{STATE}.")]:
@@ -164,5 +208,12 @@ def float_state(prepared: nn.Module) -> dict[str, Any]:
 
 
 def is_target_prepared(module: nn.Module, name: str) -> bool:
-    """Whether the target is prepared already."""
+    """Whether the target is prepared already.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> module = nn.ModuleDict({"net": prepare(nn.Sequential(nn.Linear(4, 2))), "head": nn.Linear(2, 1)})
+        >>> is_target_prepared(module, "net"), is_target_prepared(module, "head")
+        (True, False)
+    """
     return is_prepared(target_of(module, name))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from inspect import signature
 from itertools import islice
 from types import MethodType
@@ -16,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
@@ -26,31 +22,55 @@ from lq.compat.packages import is_lightning_module, of_package
 from lq.lightning_module.copies import detached_copy
 from lq.lightning_module.last_call import LastCall, on_cpu
 from lq.lightning_module.loaders import generators_kept, spread, undistributed
+from lq.lightning_module.quiet import quiet_lightning, quiet_trainer
 from lq.lightning_module.target import target_of
 from lq.metrics.comparison import keep_local
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
-_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")  # of both packages
-
 _AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
 
 
 class Sample(NamedTuple):
-    """What one validation batch is to the target: its inputs, and the labels; all on the CPU."""
+    """What one validation batch is to the target, on the CPU: the inputs of the call, and the labels of the batch.
+
+    ``inputs`` are positional and keyword arguments, of floats in float32. ``labels`` are what ``target_fn`` returns.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2)
+        >>> loader = DataLoader([(torch.ones(2), 1), (torch.zeros(2), 0)], batch_size=2)
+        >>> (sample,) = validation_samples(module, "model", loader, None, lambda batch: batch[1], 1)
+        >>> sample
+        Sample(inputs=((tensor([[1., 1.], [0., 0.]]),), {}), labels=tensor([1, 0]))
+    """
 
     inputs: Inputs
     labels: Any
 
 
 def call_sample(model: Callable[..., Any], sample: Sample) -> Any:
-    """Call a target as the validation step did."""
-    args, kwargs = copy.deepcopy(sample.inputs)  # a model may work in place
+    """Call a target as the validation step did; the sample stays as it is, even if the model works in place.
+
+    Example:
+        >>> sample = Sample(((torch.zeros(2, 3),), {"inplace": True}), None)
+        >>> call_sample(torch.nn.functional.hardsigmoid, sample)
+        tensor([[0.5000, 0.5000, 0.5000],
+                [0.5000, 0.5000, 0.5000]])
+        >>> sample.inputs[0][0].sum()
+        tensor(0.)
+    """
+    args, kwargs = copy.deepcopy(sample.inputs)
     return model(*args, **kwargs)
 
 
 def labels_of(sample: Sample) -> Any:
-    """The labels."""
+    """The labels, for functions that take one to call the model and one to find the labels.
+
+    Example:
+        >>> labels_of(Sample(((torch.zeros(2, 3),), {}), torch.tensor([1, 0])))
+        tensor([1, 0])
+    """
     return sample.labels
 
 
@@ -76,6 +96,13 @@ def validate_alone(
 
     Returns:
         what the module has logged: the last value of each name.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(torch.nn.Identity(), num_classes=2)
+        >>> loader = DataLoader([(torch.tensor([0.0, 9.0]), 1), (torch.tensor([0.0, 9.0]), 0)], batch_size=1)
+        >>> [validate_alone(module, loader, None, limit)["val/accuracy"] for limit in (1, None)]
+        [1.0, 0.5]
     """
     for metric in (m for m in module.modules() if isinstance(m, Metric)):
         keep_local(metric)  # the other processes wait
@@ -84,7 +111,7 @@ def validate_alone(
     loaders = undistributed(loaders)
     with quiet_lightning(), isolate_rng(include_cuda=False), generators_kept(loaders):
         _seed()
-        trainer = _quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
+        trainer = quiet_trainer(module, limit_val_batches=limit, callbacks=list(callbacks))
         data: dict[str, Any] = {"dataloaders": loaders}
         if datamodule is not None:
             data = {"datamodule": _ready_datamodule(datamodule, loaders)}
@@ -116,6 +143,15 @@ def validation_samples(
 
     Raises:
         ValueError: if the validation step does not call the target, or ``target_fn`` finds no labels.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(torch.nn.Linear(1, 2), num_classes=2)
+        >>> loader = DataLoader([(torch.tensor([float(i)]), i // 5) for i in range(10)], batch_size=2)
+        >>> for sample in validation_samples(module, "model", loader, None, lambda batch: batch[1], 2):
+        ...     sample.inputs[0][0].flatten().tolist(), sample.labels.tolist()
+        ([0.0, 3.0], [0, 0])
+        ([6.0, 9.0], [1, 1])
     """
     twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
     collector = _Collect(LastCall(target_of(twin, name)), target_fn)
@@ -155,6 +191,13 @@ def samples_of(
 
     Raises:
         ValueError: if the validation step does not call the target.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2)
+        >>> batches = [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))]
+        >>> [sample.inputs[0][0].shape for sample in samples_of(module, "model", batches, None)]
+        [torch.Size([3, 2])]
     """
     twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
     collector = _Collect(LastCall(target_of(twin, name)), lambda batch: None)
@@ -192,11 +235,20 @@ def first_validation_call(
 
     Raises:
         ValueError: if there is no batch, or the validation step does not call the target.
+
+    Example:
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> class WithData(ImageClassifier):
+        ...     def val_dataloader(self):
+        ...         return DataLoader([(torch.ones(2), 1)], batch_size=1)
+        >>> inputs, loader = first_validation_call(WithData(torch.nn.Linear(2, 2), num_classes=2), "model")
+        >>> inputs, len(loader)
+        (((tensor([[1., 1.]]),), {}), 1)
     """
     twin = detached_copy(module)
     tap = LastCall(target_of(twin, name))
     with quiet_lightning():
-        trainer = _quiet_trainer(twin, limit_val_batches=1)
+        trainer = quiet_trainer(twin, limit_val_batches=1)
         trainer.validate(twin, datamodule=datamodule, verbose=False)
     if not any(trainer.num_val_batches):
         raise ValueError(
@@ -207,19 +259,6 @@ def first_validation_call(
     assert call is not None
     args, kwargs, _ = call
     return call_to_export(target_of(twin, name), on_cpu((args, kwargs))), validation_loaders_of(trainer)
-
-
-def _quiet_trainer(module: LightningModule, **settings: Any) -> Trainer:
-    made: Trainer = of_package(Trainer, module)(
-        accelerator="cpu",
-        devices=1,
-        logger=DummyLogger(),  # for modules that log images and the like
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,  # it would end that of the run, which is still on the screen
-        **settings,
-    )
-    return made
 
 
 def _ready_datamodule(datamodule: LightningDataModule, loaders: Any) -> LightningDataModule:
@@ -235,23 +274,6 @@ def _without_prepare_data(owner: LightningDataModule | LightningModule) -> None:
     """Lightning (2.6) lets all processes meet around ``prepare_data`` if it is overridden, but the others wait."""
     base = of_package(LightningModule if is_lightning_module(owner) else LightningDataModule, owner)
     owner.__dict__["prepare_data"] = MethodType(base.prepare_data, owner)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's lines and warnings on the hardware that it found and the loaders that it was given."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith(_LOGGERS)]
-    loggers = [logging.getLogger(name) for name in {*_LOGGERS, *names}]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning[._]")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _seed() -> None:

@@ -89,7 +89,15 @@ def _check_shapes(a: Tensor, b: Tensor) -> None:
 
 
 def powers(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared norms of a tensor and of its difference from another, float64."""
+    """Squared norms of a tensor and of its difference from another, float64: what :func:`decibel` takes.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> powers(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+        (tensor(25., dtype=torch.float64), tensor(0.2500, dtype=torch.float64))
+    """
     _check_shapes(reference, other)
     # float64: at 60 dB the noise power is a millionth of the signal's, and long float32 sums drop such parts
     x = as_float64(reference)
@@ -97,13 +105,26 @@ def powers(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decibel(signal: Tensor, noise: Tensor) -> Tensor:
-    """The ratio of two powers in dB; infinite without noise."""
+    """The ratio of two powers in dB; infinite without noise, even if there is no signal.
+
+    Example:
+        >>> decibel(torch.tensor([100.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+        tensor([20., inf, inf])
+    """
     ratio = 10 * (torch.log10(signal) - torch.log10(noise))
     return torch.where(noise == 0, torch.full_like(ratio, torch.inf), ratio)  # zero against zero too
 
 
 def agreeing(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
-    """How many predictions of ``b`` are on top in ``a``, and how many there are."""
+    """How many predictions of ``b`` are on top in ``a``, and how many there are; see :func:`top1_agreement`.
+
+    Raises:
+        ValueError: if the shapes differ or there is no dimension of classes.
+
+    Example:
+        >>> agreeing(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 9.0], [1.0, 2.0]]))
+        (tensor(1), 2)
+    """
     _check_shapes(a, b)
     if a.ndim < 2 or a.shape[1] < 2:
         raise ValueError(

@@ -34,11 +34,12 @@ class Classifier(ImageClassifier):
         ValueError: unknown model, argument or weights, or weights that do not fit.
         ModuleNotFoundError: torchvision is not installed.
 
-    >>> import torch
-    >>> module = Classifier("mobilenet_v2", num_classes=10, in_channels=1, relax_strides=1,
-    ...                     model_args={"width_mult": 0.35})
-    >>> module(torch.zeros(2, 1, 28, 28)).shape
-    torch.Size([2, 10])
+    Example:
+        >>> import torch
+        >>> module = Classifier("mobilenet_v2", num_classes=10, in_channels=1, relax_strides=1,
+        ...                     model_args={"width_mult": 0.35})
+        >>> module(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -35,9 +35,10 @@ class DigitsNet(nn.Sequential):
     Args:
         width: channels of the stem; the last block has four times as many.
 
-    >>> import torch
-    >>> DigitsNet()(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
+    Example:
+        >>> import torch
+        >>> DigitsNet()(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, width: int = 16) -> None:
@@ -66,8 +67,9 @@ class DigitsClassifier(ImageClassifier):
         TypeError: an argument is no number.
         ValueError: an argument is out of its range.
 
-    >>> DigitsClassifier(width=8).model[-1]
-    Linear(in_features=32, out_features=10, bias=True)
+    Example:
+        >>> DigitsClassifier(width=8).model[-1]
+        Linear(in_features=32, out_features=10, bias=True)
     """
 
     def __init__(self, width: int = 16, optimizer: OptimizerConfig | None = None, label_smoothing: float = 0.0) -> None:

@@ -36,8 +36,9 @@ class EfficientNetLite0(nn.Module):
 
     Source: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 
-    >>> EfficientNetLite0(num_classes=10)(torch.zeros(1, 3, 64, 64)).shape
-    torch.Size([1, 10])
+    Example:
+        >>> EfficientNetLite0(num_classes=10)(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 10])
     """
 
     def __init__(self, num_classes: int = 1000, weights: str | None = None, dropout: float = 0.2) -> None:

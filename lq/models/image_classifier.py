@@ -31,9 +31,10 @@ class ImageClassifier(L.LightningModule):
         TypeError: the number of classes is no whole number.
         ValueError: fewer than two classes, or label smoothing out of its range.
 
-    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    >>> ImageClassifier(net, num_classes=10)(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> ImageClassifier(net, num_classes=10)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -108,13 +109,21 @@ def classification_loss(output: Any, labels: Tensor, label_smoothing: float = 0.
     Returns:
         The mean over the batch, a scalar.
 
-    >>> classification_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-    tensor(0.6931)
+    Example:
+        >>> classification_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor(0.6931)
     """
     logits = output if isinstance(output, Tensor) else output.logits
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Refuse anything but an integer of at least 2."""
+    """Refuse anything but an integer of at least 2.
+
+    Example:
+        >>> check_num_classes(1)
+        Traceback (most recent call last):
+        ...
+        ValueError: num_classes=1 must be at least 2; write e.g. num_classes=10.
+    """
     check_integer("num_classes", num_classes, 10, least=2)

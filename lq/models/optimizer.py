@@ -28,12 +28,13 @@ class OptimizerConfig:
     Raises:
         ValueError: a value is out of its range.
 
-    >>> OptimizerConfig(lr=0.1).lr
-    0.1
-    >>> OptimizerConfig(name="adam")
-    Traceback (most recent call last):
-        ...
-    ValueError: optimizer name 'adam' is not one of 'sgd', 'adamw'.
+    Example:
+        >>> OptimizerConfig(lr=0.1).lr
+        0.1
+        >>> OptimizerConfig(name="adam")
+        Traceback (most recent call last):
+            ...
+        ValueError: optimizer name 'adam' is not one of 'sgd', 'adamw'.
     """
 
     name: Name = "sgd"
@@ -67,9 +68,10 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     Returns:
         An optimizer with two parameter groups.
 
-    >>> optimizer = build_optimizer(OptimizerConfig(), nn.Linear(2, 3).parameters())
-    >>> [group["weight_decay"] for group in optimizer.param_groups]
-    [0.0005, 0.0]
+    Example:
+        >>> optimizer = build_optimizer(OptimizerConfig(), nn.Linear(2, 3).parameters())
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.0005, 0.0]
     """
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
@@ -92,9 +94,10 @@ def build_scheduler(config: OptimizerConfig, optimizer: torch.optim.Optimizer, t
     Returns:
         A scheduler, or None.
 
-    >>> optimizer = build_optimizer(OptimizerConfig(), nn.Linear(2, 3).parameters())
-    >>> build_scheduler(OptimizerConfig(schedule="constant"), optimizer, total_steps=10) is None
-    True
+    Example:
+        >>> optimizer = build_optimizer(OptimizerConfig(), nn.Linear(2, 3).parameters())
+        >>> build_scheduler(OptimizerConfig(schedule="constant"), optimizer, total_steps=10) is None
+        True
     """
     if config.schedule == "constant":
         return None

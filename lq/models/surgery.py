@@ -22,10 +22,11 @@ def adapt_input(model: nn.Module, in_channels: int) -> nn.Module:
     Raises:
         ValueError: the model has no `Conv2d`.
 
-    >>> adapt_input(nn.Sequential(nn.Conv2d(3, 8, 3)), in_channels=1)
-    Sequential(
-      (0): Conv2d(1, 8, kernel_size=(3, 3), stride=(1, 1))
-    )
+    Example:
+        >>> adapt_input(nn.Sequential(nn.Conv2d(3, 8, 3)), in_channels=1)
+        Sequential(
+          (0): Conv2d(1, 8, kernel_size=(3, 3), stride=(1, 1))
+        )
     """
     name, conv = _find(model, nn.Conv2d, last=False)
     if conv.in_channels != in_channels:
@@ -56,10 +57,11 @@ def adapt_head(model: nn.Module, num_classes: int) -> nn.Module:
     Raises:
         ValueError: the model has no `Linear`.
 
-    >>> adapt_head(nn.Sequential(nn.Linear(8, 1000)), num_classes=10)
-    Sequential(
-      (0): Linear(in_features=8, out_features=10, bias=True)
-    )
+    Example:
+        >>> adapt_head(nn.Sequential(nn.Linear(8, 1000)), num_classes=10)
+        Sequential(
+          (0): Linear(in_features=8, out_features=10, bias=True)
+        )
     """
     name, linear = _find(model, nn.Linear, last=True)
     if linear.out_features != num_classes:
@@ -83,9 +85,10 @@ def relax_strides(model: nn.Module, count: int) -> nn.Module:
     Raises:
         ValueError: the model has fewer such layers.
 
-    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.MaxPool2d(2))
-    >>> relax_strides(net, 1)[0].stride, net[1].stride
-    ((1, 1), 2)
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.MaxPool2d(2))
+        >>> relax_strides(net, 1)[0].stride, net[1].stride
+        ((1, 1), 2)
     """
     strided = [
         layer

@@ -28,8 +28,9 @@ def build_torchvision(name: str, num_classes: int, weights: str | None, model_ar
     Raises:
         ValueError: unknown name, weights or argument.
 
-    >>> build_torchvision("mobilenet_v2", 10, None, {"width_mult": 0.5}).classifier[1].out_features
-    10
+    Example:
+        >>> build_torchvision("mobilenet_v2", 10, None, {"width_mult": 0.5}).classifier[1].out_features
+        10
     """
     try:
         from torchvision import models
@@ -77,12 +78,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file holds something else.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder) / "last.ckpt"
-    ...     torch.save({"state_dict": {"model.weight": torch.ones(2)}}, file)
-    ...     read_weights(file)
-    {'weight': tensor([1., 1.])}
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "last.ckpt"
+        ...     torch.save({"state_dict": {"model.weight": torch.ones(2)}}, file)
+        ...     read_weights(file)
+        {'weight': tensor([1., 1.])}
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,11 +107,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder) / "last.ckpt"
-    ...     torch.save(nn.Linear(2, 1).state_dict(), file)
-    ...     load_weights(nn.Linear(2, 1), file)
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "last.ckpt"
+        ...     torch.save(nn.Linear(2, 1).state_dict(), file)
+        ...     load_weights(nn.Linear(2, 1), file)
     """
     try:
         model.load_state_dict(read_weights(path))

@@ -17,7 +17,14 @@ from lq.tracing import ops
 
 
 class QuantizedLayer(NamedTuple):
-    """A layer with a quantized weight, and the BatchNorm that is folded into it."""
+    """A layer with a quantized weight, and the BatchNorm that is folded into it.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> (layer,) = layers_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))))
+        >>> layer.name, tuple(layer.module.weight.shape), type(layer.norm).__name__
+        ('0', (2, 4), 'BatchNorm1d')
+    """
 
     name: str
     module: QATLayer
@@ -63,7 +70,14 @@ def _layers_in_place(prepared: nn.Module, modules: dict[str, nn.Module]) -> list
 
 
 def calls_layers(part: nn.Module) -> bool:
-    """Whether a module of an instrumented one calls layers."""
+    """Whether a module of an instrumented one calls layers.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.ReLU()))
+        >>> [name for name, part in prepared.named_modules() if calls_layers(part)]
+        ['0']
+    """
     return any(site.layer is not None for site in _sites_of(part))
 
 

@@ -63,6 +63,18 @@ def all_in_float(prepared: nn.Module) -> Iterator[None]:
 
     Args:
         prepared: from :func:`lq.prepare`.
+
+    Example:
+        >>> import copy, torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq.calibrate import calibrate
+        >>> from lq.ptq.layers import outputs_of
+        >>> model, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(8, 4)
+        >>> prepared = prepare(copy.deepcopy(model))
+        >>> _ = calibrate(prepared, [x])
+        >>> with all_in_float(prepared), outputs_of(prepared, {"0": lambda y: y + 1}):
+        ...     print(torch.equal(prepared(x), model(x) + 1))
+        True
     """
     parts = [m for m in prepared.modules() if isinstance(m, (QATLayer, FakeQuantize))]
     weights = [m for m in prepared.modules() if isinstance(m, WeightQuantizer)]

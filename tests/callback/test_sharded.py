@@ -134,9 +134,9 @@ def _trainer(module: Any, tensor_parallel: int = 1) -> Any:
 
 
 def test_tensor_parallel_training_is_refused() -> None:
-    check_strategy(_trainer(Module()))
+    check_strategy(_trainer(Module()).strategy)
     with pytest.raises(ValueError, match=r"tensor_parallel_size is 4.*tensor_parallel_size=1\) with fully_shard"):
-        check_strategy(_trainer(Module(), 4))
+        check_strategy(_trainer(Module(), 4).strategy)
 
 
 def test_layers_have_to_be_there_before_they_are_split() -> None:

@@ -103,6 +103,12 @@ def test_batches_are_drawn_from_all_over_the_data() -> None:
     assert [len(batch) for batch in spread(sorted_by_class, 30)] == [5] * 20
 
 
+@pytest.mark.parametrize("count", [2**24 + 4, 10**9])
+def test_more_samples_than_float32_can_count_are_drawn_to_the_last(count: int) -> None:
+    batches = [batch.tolist() for batch in spread(DataLoader(range(count), batch_size=1), 2)]  # type: ignore[arg-type]
+    assert batches == [[0], [count - 1]]
+
+
 @pytest.mark.parametrize(
     "loader", [DataLoader(_Stream(), batch_size=2), DataLoader([[1, 2]], batch_size=None), [[1, 2]]]
 )

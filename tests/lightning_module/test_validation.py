@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
-import warnings
 from typing import Any
 
 import lightning as L
@@ -17,7 +15,6 @@ from lq.lightning_module.validation import (
     call_sample,
     first_validation_call,
     labels_of,
-    quiet_lightning,
     samples_of,
     validate_alone,
     validation_samples,
@@ -111,18 +108,6 @@ def test_validation_data_without_a_batch_are_told_as_that() -> None:
 
 def test_a_module_without_validation_data_gives_no_samples() -> None:
     assert validation_samples(Tiny(), "model", DataLoader([]), None, targets_of, 2) == []
-
-
-@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-def test_quiet_lightning_restores_levels_and_keeps_other_warnings(package: str) -> None:
-    logger = logging.getLogger(package)
-    before = logger.level
-    with quiet_lightning():
-        assert logger.level == logging.ERROR
-        warnings.warn_explicit("theirs", UserWarning, "_pytree.py", 21, module=f"{package}.utilities._pytree")
-        with pytest.warns(UserWarning, match="mine"):
-            warnings.warn("mine", stacklevel=1)
-    assert logger.level == before
 
 
 def test_augmentations_by_python_and_numpy_are_the_same_in_each_call() -> None:
