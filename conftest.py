@@ -1,9 +1,13 @@
-"""Examples in docstrings run without processes of their own for the gate and the latencies."""
+"""Examples in docstrings: which start no processes for the gate and the latencies, and which need a C compiler."""
 
 from __future__ import annotations
 
 import pytest
 from _pytest.doctest import DoctestItem
+
+from lq.core import native
+
+NEED_THE_KERNELS = ("lq.core.native.activations", "lq.core.native.weights", "lq.core.native.calls.call")
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +18,11 @@ def _quick_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         from tests.tiny import quicken_deployment
 
         quicken_deployment(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _kernels(request: pytest.FixtureRequest) -> None:
+    if isinstance(request.node, DoctestItem) and request.node.name.startswith(NEED_THE_KERNELS):
+        kernels = native.library()
+        if kernels.functions is None:
+            pytest.skip(kernels.reason)
