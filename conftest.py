@@ -7,6 +7,7 @@ from _pytest.doctest import DoctestItem
 
 from lq.core import native
 
+NEED_A_PACKAGE = {"lq.backends.pt2e.": "torchao"}
 NEED_THE_KERNELS = ("lq.core.native.activations", "lq.core.native.weights", "lq.core.native.calls.call")
 
 
@@ -21,8 +22,11 @@ def _quick_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(autouse=True)
-def _kernels(request: pytest.FixtureRequest) -> None:
-    if isinstance(request.node, DoctestItem) and request.node.name.startswith(NEED_THE_KERNELS):
-        kernels = native.library()
-        if kernels.functions is None:
-            pytest.skip(kernels.reason)
+def _what_is_needed(request: pytest.FixtureRequest) -> None:
+    if not isinstance(request.node, DoctestItem):
+        return
+    for names, package in NEED_A_PACKAGE.items():
+        if request.node.name.startswith(names):
+            pytest.importorskip(package)
+    if request.node.name.startswith(NEED_THE_KERNELS) and native.library().functions is None:
+        pytest.skip(native.library().reason)
