@@ -7,14 +7,14 @@ from _pytest.doctest import DoctestItem
 
 from lq.core import native
 
-NEED_A_PACKAGE = {"lq.backends.pt2e.": "torchao"}
+NEED_A_PACKAGE = {"lq.backends.pt2e.": "torchao", "lq.analysis.tensors.compared_part": "torchvision"}
 NEED_THE_KERNELS = ("lq.core.native.activations", "lq.core.native.weights", "lq.core.native.calls.call")
 
 
 @pytest.fixture(autouse=True)
 def _quick_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(request.node, DoctestItem) and request.node.name.startswith(
-        ("lq.deployment", "lq.export", "lq.timing")
+        ("lq.analysis.bits", "lq.deployment", "lq.export", "lq.timing")
     ):
         from tests.tiny import quicken_deployment
 
