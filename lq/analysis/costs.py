@@ -28,6 +28,13 @@ class CostRow(TypedDict):
         int8_ms: time of its int8 kernel, in milliseconds; None if it has none.
         float_ms: time of the same layer in float between a dequantization and a quantization; None if there is no
             int8 kernel to replace.
+
+    Example:
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.ones(8, 4)
+        >>> (row,) = layer_costs(prepare_static(nn.Sequential(nn.Linear(4, 2)), [x]), x, min_time=0.001)
+        >>> row["macs"], row["int8_ms"] > 0, row["float_ms"] > 0
+        (64, True, True)
     """
 
     layer: str

@@ -26,6 +26,15 @@ class Candidate:
         slowdown: what leaving it in float would add to the time of all int8 layers, as a share of that.
         excluded: whether to leave it in float.
         reason: why, or why not.
+
+    Example:
+        >>> import torch
+        >>> from lq.analysis.sensitivity import sensitivity
+        >>> from lq.ptq.static import prepare_static
+        >>> prepared, x = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 4)), [torch.eye(4)]), torch.eye(4)
+        >>> (candidate,) = propose_exclusions(sensitivity(prepared, [x]), enough=200.0).candidates
+        >>> candidate.layer, candidate.excluded, candidate.reason
+        ('0', True, 'most loss per time')
     """
 
     layer: str

@@ -51,6 +51,18 @@ def own_score(
 
     Raises:
         ValueError: if nobody says which way the figure is better.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from lq.models.digits import DigitsClassifier
+        >>> images = DataLoader(TensorDataset(torch.zeros(4, 1, 8, 8), torch.tensor([3, 3, 3, 7])), batch_size=2)
+        >>> data = ValidationData([images], monitor="val/accuracy", higher_is_better=True)
+        >>> score = own_score(DigitsClassifier(4), "model", [], 2, data, "lq analyze")
+        >>> other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> _ = other[1].bias.data.copy_(torch.eye(10)[3])  # of black images it says 3
+        >>> score.name, score.figure(other)
+        ('val/accuracy', 0.75)
     """
     monitor = validation.monitor
     if monitor is None or validation.metric is not None:

@@ -26,6 +26,15 @@ class RangeRow(TypedDict):
         used_levels: integers that occur.
         saturated: share of the values beyond the grid, in [0, 1].
         dead: of weights, channels in which every integer is 0; of activations, 1 if only one integer occurs.
+
+    Example:
+        >>> from lq.ptq.static import prepare_static
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(1, 1)), [torch.tensor([[0.0], [1.0]])])
+        >>> listener = RangeListener(prepared)
+        >>> _ = prepared(torch.tensor([[0.0], [0.5], [1.0], [2.0]]))
+        >>> row = listener.rows()[0]
+        >>> row["name"], row["levels"], row["used_levels"], row["saturated"]
+        ('input_1', 256, 3, 0.25)
     """
 
     name: str

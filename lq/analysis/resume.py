@@ -24,9 +24,9 @@ class ResultFile:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "rows.json"
-        >>> ResultFile(path, {"model": "a"}).add("fc", 1.5)
-        >>> ResultFile(path, {"model": "a"}).results
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ResultFile(Path(folder, "rows.json"), {"model": "a"}).add("fc", 1.5)
+        ...     print(ResultFile(Path(folder, "rows.json"), {"model": "a"}).results)
         {'fc': 1.5}
     """
 

@@ -35,6 +35,14 @@ class SensitivityRow(TypedDict):
         loss: what quantizing this layer costs: of a metric, the loss that it causes ("one") or the gain that leaving
             it out brings; of SQNR the same in noise power over signal power. Losses of several layers add up, roughly.
         share: ``loss`` as a share of that of the whole model; None if that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from lq.ptq.static import prepare_static
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.eye(4)])
+        >>> (row,) = sensitivity(prepared, [torch.eye(4)], direction="one")
+        >>> row["layer"], row["metric"], row["value"] == row["quantized_value"], row["float_value"]
+        ('0', 'sqnr_db', True, None)
     """
 
     layer: str

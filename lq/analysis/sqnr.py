@@ -36,6 +36,15 @@ class SqnrRow(TypedDict):
         accumulated_db: the tensor in the fake-quantized model against that in the float one, everything before it
             quantized too; None for weights.
         int8_db: the same for the int8 model; None where it has no such tensor or was not asked for.
+
+    Example:
+        >>> import torch
+        >>> from lq.ptq.static import prepare_static
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.eye(4)])
+        >>> rows = sqnr_per_layer(prepared, [torch.eye(4)])
+        >>> [(row["name"], row["grid"]) for row in rows]
+        [('input_1', 'uint8 [0, 255] affine, histogram'), ('0', 'int7 [-63, 63] per channel'),
+         ('0', 'uint8 [0, 255] affine, histogram'), ('output', 'float')]
     """
 
     name: str

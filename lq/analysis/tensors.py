@@ -24,7 +24,14 @@ from lq.tracing.structure import tensors_of as all_tensors
 
 
 class QuantizedTensor(NamedTuple):
-    """A fake quantizer, named by the layer or operation whose output it rounds."""
+    """A fake quantizer, named by the layer or operation whose output it rounds.
+
+    Example:
+        >>> from lq.ptq.static import prepare_static
+        >>> tensor = tensors_of(prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.eye(4)]))[0]
+        >>> tensor.name, tensor.round(torch.tensor([0.301, 9.0]))
+        ('input_1', tensor([0.3020, 1.0000]))
+    """
 
     name: str
     quantizer: FakeQuantize
@@ -125,6 +132,22 @@ def compared_part(model: nn.Module) -> nn.Module:
     """What of a model is run to compare its output: of a graph that chooses boxes, all that is before the choice.
 
     How many boxes are chosen differs from version to version, so that no two of them can be subtracted.
+
+    Example:
+        >>> from torchvision.ops import nms
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.static import prepare_static
+        >>> class Detector(nn.Module):
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.head = nn.Linear(4, 5)
+        ...     def forward(self, x: Tensor) -> Tensor:
+        ...         found = self.head(x)
+        ...         return found[nms(found[:, :4], found[:, 4], 0.5)]
+        >>> x = torch.eye(4)
+        >>> graph = as_graph(prepare_static(Detector(), [x]))
+        >>> graph(x).shape, compared_part(graph)(x).shape
+        (torch.Size([4, 5]), torch.Size([20]))
     """
     heads = before_detections(model) if isinstance(model, fx.GraphModule) else None
     return model if heads is None else _Joined(heads)
@@ -149,7 +172,17 @@ class _Joined(nn.Module):
 
 @contextmanager
 def evaluating(prepared: nn.Module) -> Iterator[QATState]:
-    """Within the block the model is in evaluation, fake-quantized, observers off, without gradients; then as before."""
+    """Within the block the model is in evaluation, fake-quantized, observers off, without gradients; then as before.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
+        >>> with evaluating(prepared) as state:
+        ...     print(state.fake_quant, prepared.training, torch.is_grad_enabled())
+        True False False
+        >>> state.fake_quant, prepared.training, torch.is_grad_enabled()
+        (False, True, True)
+    """
     state = state_of(prepared)
     flags = {"fake_quant": state.fake_quant, "observer": state.observer, "freeze_bn": state.freeze_bn}
     try:

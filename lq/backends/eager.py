@@ -29,6 +29,16 @@ def choose(recorded: Recorded) -> Choice:
 
     Raises:
         ValueError: if the module calls no QuantStub.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import DeQuantStub, QuantStub
+        >>> from lq.backends.base import recorded_call
+        >>> from lq.config.qconfig import QConfig
+        >>> net = torch.nn.Sequential(QuantStub(), torch.nn.Linear(4, 2), DeQuantStub(), torch.nn.Linear(2, 2))
+        >>> choice = choose(recorded_call(net, (torch.ones(1, 4),), qconfig=QConfig(backend="eager")))
+        >>> [layer.name for layer in choice.layers], [(row.name, row.reason) for row in choice.floats]
+        (['1'], [('3', 'it does not lie between a QuantStub and a DeQuantStub')])
     """
     graph = recorded.graph
     entries = stubs.quant_stubs(graph)

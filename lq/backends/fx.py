@@ -15,7 +15,17 @@ from lq.tracing.place import Placement, Rounding
 
 
 def choose(recorded: Recorded) -> Choice:
-    """What :mod:`lq.tracing.layers` and :mod:`lq.tracing.place` find."""
+    """What :mod:`lq.tracing.layers` and :mod:`lq.tracing.place` find.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.base import recorded_call
+        >>> from lq.config.qconfig import QConfig
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> choice = choose(recorded_call(net, (torch.ones(1, 4),), qconfig=QConfig(exclude=("2",))))
+        >>> [layer.name for layer in choice.layers], [(row.name, row.reason) for row in choice.floats]
+        (['0'], [('2', "exclude '2'")])
+    """
     layers, floats = recorded.finder.find()
     reasons = _why_float(recorded)
     products = tuple(product for product in attention_products(recorded.graph) if not reasons[product.node])

@@ -38,6 +38,11 @@ def prepare_in_place(module: nn.Module, qconfig: QConfig, example: Inputs) -> QA
 
     Raises:
         ValueError: if the example does not fit, no layer can be quantized, or a pattern matches nothing.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> prepare_in_place(net, QConfig(), ((torch.ones(1, 4),), {})).names
+        ['fq_input_1', 'fq_0', 'fq_2']
     """
     _check_not_scripted(module)
     return _prepare(module, qconfig, example)
@@ -106,6 +111,11 @@ def prepare_without_inputs(module: nn.Module, qconfig: QConfig) -> QATState:
     Raises:
         ValueError: if no layer can be quantized, a pattern matches nothing, scales are to be learned, which an
             optimizer has to know before the first call, or a vendor's quantizer wants a call to export.
+
+    Example:
+        >>> state = prepare_without_inputs(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), QConfig())
+        >>> state.names, state.activations
+        (['fq_input_1', 'fq_0'], ['none', 'relu'])
     """
     _check_not_scripted(module)
     if qconfig.backend == "pt2e":
@@ -142,6 +152,16 @@ def plan_at_once(module: nn.Module, example: Inputs) -> None:
     Args:
         module: from :func:`lq.prepare`.
         example: inputs of one call, in any place.
+
+    Example:
+        >>> class Net(nn.Linear):
+        ...     def forward(self, x: Tensor) -> Tensor:
+        ...         return super().forward(x if x.sum() > 0 else -x)  # its code alone does not say enough
+        >>> net = Net(4, 2)
+        >>> state = prepare_without_inputs(net, QConfig())
+        >>> plan_at_once(net, ((torch.ones(1, 4),), {}))
+        >>> state.names
+        ['fq_x', 'fq_']
     """
     instrument = instrument_of(module)
     if instrument is not None and instrument.deferred is not None:
@@ -149,7 +169,13 @@ def plan_at_once(module: nn.Module, example: Inputs) -> None:
 
 
 def like(module: nn.Module, example: Inputs) -> Inputs:
-    """Inputs on the module's device, floating tensors in its dtype."""
+    """Inputs on the module's device, floating tensors in its dtype.
+
+    Example:
+        >>> (x, index), _ = like(nn.Linear(4, 2).double(), ((torch.ones(1, 4), torch.tensor([3])), {}))
+        >>> x.dtype, index.dtype
+        (torch.float64, torch.int64)
+    """
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     if parameter is None:
         return example

@@ -18,9 +18,9 @@ from lq.core.state import STATE
 from lq.instrument.planning import SitePlanner
 from lq.messages import some_of
 from lq.tracing import ops
-from lq.tracing.labels import Calls, labels_of
+from lq.tracing.labels import Calls
 from lq.tracing.layer_calls import is_layer
-from lq.tracing.layers import RECURRENT_LAYERS, LayerFinder, seen_of
+from lq.tracing.layers import RECURRENT_LAYERS, seen_of
 from lq.tracing.plan import LayerPlan, Plan, ProductPlan, TensorPlan
 from lq.tracing.sites import Sites
 from lq.tracing.structure import Inputs
@@ -66,10 +66,16 @@ def plan_calls(
 
     Raises:
         ValueError: if no layer can be quantized or a pattern matches nothing.
+
+    Example:
+        >>> from lq.tracing.symbolic import read_calls
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> sites, plan = plan_calls(net, QConfig(), *read_calls(net))
+        >>> sites.names, plan.float_ops
+        (('fq_input_1', 'fq_0', 'fq_1', 'fq_2'), ('1',))
     """
-    finder = LayerFinder(graph, module, qconfig)
-    labels = labels_of(calls, finder.modules)
-    choice = BACKENDS[qconfig.backend](Recorded(module, graph, qconfig, finder, labels, example))
+    recorded = Recorded.of(module, graph, calls, qconfig, example)
+    choice, finder = BACKENDS[qconfig.backend](recorded), recorded.finder
     layers = choice.layers
     floats = choice.floats + finder.others({layer.name for layer in layers} | {row.name for row in choice.floats})
     planner = SitePlanner(module, calls, layers, choice.sites, qconfig, training, opened)

@@ -120,6 +120,12 @@ def prepare_again(module: nn.Module, qconfig: QConfig, plan: Mapping[str, Any]) 
 
     Raises:
         ValueError: if it lacks a part that the plan names.
+
+    Example:
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2)), "tensorrt")
+        >>> again = prepare_again(nn.Sequential(nn.Linear(4, 2)), qconfig_of(net), plan_of(net).to_dict())
+        >>> again.load_state_dict(net.state_dict())
+        <All keys matched successfully>
     """
     check_float_module(module)
     known = Plan.from_dict(plan)
@@ -147,7 +153,13 @@ def _check_same_architecture(module: nn.Module, plan: Plan) -> None:
 
 
 def is_prepared(module: nn.Module) -> bool:
-    """Whether ``module`` comes from :func:`prepare`."""
+    """Whether ``module`` comes from :func:`prepare`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> is_prepared(net), is_prepared(prepare(net))
+        (False, True)
+    """
     return isinstance(getattr(module, STATE, None), QATState)
 
 
@@ -156,6 +168,14 @@ def state_of(prepared: nn.Module) -> QATState:
 
     Raises:
         ValueError: if it is not prepared.
+
+    Example:
+        >>> state_of(prepare(nn.Sequential(nn.Linear(4, 2)))).names
+        ['fq_input_1', 'fq_0']
+        >>> state_of(nn.Linear(4, 2))
+        Traceback (most recent call last):
+            ...
+        ValueError: Linear is not prepared for QAT; call lq.prepare(module) first.
     """
     state = getattr(prepared, STATE, None)
     if not isinstance(state, QATState):
@@ -164,7 +184,15 @@ def state_of(prepared: nn.Module) -> QATState:
 
 
 def is_planned(prepared: nn.Module) -> bool:
-    """Whether a prepared module has its plan, which may be made at its first call."""
+    """Whether a prepared module has its plan, which may be made at its first call.
+
+    Example:
+        >>> class Net(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x if x.sum() > 0 else -x)  # its code alone does not say which
+        >>> is_planned(prepare(Net(4, 2))), is_planned(prepare(nn.Sequential(nn.Linear(4, 2))))
+        (False, True)
+    """
     return isinstance(state_of(prepared).plan, Plan)
 
 
@@ -190,7 +218,12 @@ def plan_of(prepared: nn.Module) -> Plan:
 
 
 def qconfig_of(prepared: nn.Module) -> QConfig:
-    """The qconfig that a module was prepared with."""
+    """The qconfig that a module was prepared with.
+
+    Example:
+        >>> qconfig_of(prepare(nn.Sequential(nn.Linear(4, 2)), "tensorrt")).title
+        'tensorrt'
+    """
     qconfig = state_of(prepared).qconfig
     assert isinstance(qconfig, QConfig)
     return qconfig
@@ -212,7 +245,15 @@ def set_phase(prepared: nn.Module, *, fake_quant: bool, observer: bool, freeze_b
 
 
 def refuse_other_plans(module: nn.Module) -> None:
-    """Let a prepared module refuse checkpoints of another plan before anything of them is loaded."""
+    """Let a prepared module refuse checkpoints of another plan before anything of them is loaded.
+
+    Example:
+        >>> one, two = prepare(nn.Sequential(nn.Linear(2, 2))), prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+        >>> one.load_state_dict(two.state_dict(), strict=False)
+        Traceback (most recent call last):
+            ...
+        ValueError: The checkpoint was prepared with another plan: it has the fake quantizers ['fq_1'], which ...
+    """
     module.register_load_state_dict_pre_hook(_refuse_other_plans)  # type: ignore[no-untyped-call]
 
 

@@ -24,6 +24,14 @@ def rehearse_sites(module: nn.Module, recording: Recording, example: Inputs) -> 
 
     Raises:
         ValueError: if it calls other functions than before.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.instrument.record import record
+        >>> net, example = nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ((torch.ones(1, 4),), {})
+        >>> recording = record(net, *example)
+        >>> rehearse_sites(prepare(net, example_args=example[0]), recording, example)
+        True
     """
     instrument = instrument_of(module)
     assert instrument is not None

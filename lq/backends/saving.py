@@ -26,12 +26,21 @@ def set_saving(prepared: nn.Module, save: str) -> None:
         >>> from lq.backends.prepare import prepare
         >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
         >>> set_saving(prepared, "bytes")
+        >>> prepared.qat_state.saves_bytes
+        True
     """
     check_saving(save)
     state_of(prepared).saves_bytes = save == "bytes"
 
 
 def check_saving(save: str) -> None:
-    """Refuse what :func:`set_saving` does not know."""
+    """Refuse what :func:`set_saving` does not know.
+
+    Example:
+        >>> check_saving("int8")
+        Traceback (most recent call last):
+            ...
+        ValueError: save='int8' is unknown; choose one of ['floats', 'bytes'], e.g. save='bytes'.
+    """
     if save not in SAVINGS:
         raise ValueError(f"save={save!r} is unknown; choose one of {list(SAVINGS)}, e.g. save='bytes'.")

@@ -28,6 +28,17 @@ def self_check(
 
     Raises:
         ValueError: if the outputs differ in type or by more than 1e-5 of the largest value, or depend on chance.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> net, args = nn.Sequential(nn.Linear(1, 1)), (torch.ones(1, 1),)
+        >>> prepared = prepare(copy.deepcopy(net))
+        >>> self_check(net, prepared, args)
+        >>> _ = prepared[0].bias.data.add_(1)
+        >>> self_check(net, prepared, args)
+        Traceback (most recent call last):
+            ...
+        ValueError: Sequential: float and prepared outputs differ ...
     """
     state = getattr(prepared, STATE)
     assert isinstance(state, QATState)

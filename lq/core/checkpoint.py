@@ -56,13 +56,15 @@ def require_same_slots(theirs: list[str], ours: list[str]) -> None:
         >>> require_same_slots(["fq_a", "fq_b"], ["fq_a"])
         Traceback (most recent call last):
         ...
-        ValueError: The checkpoint was prepared with another plan: it lacks the fake quantizers [] and has ['fq_b'] ...
+        ValueError: The checkpoint was prepared with another plan: it has the fake quantizers ['fq_b'], which ...
     """
     if theirs == ours:
         return
     missing, extra = _difference(ours, theirs), _difference(theirs, ours)
-    if missing or extra:
-        what = f"it lacks the fake quantizers {missing} and has {extra} that this model does not"
+    lacks = [f"it lacks the fake quantizers {missing}"] if missing else []
+    has = [f"it has the fake quantizers {extra}, which this model lacks"] if extra else []
+    if lacks or has:
+        what = ", and ".join(lacks + has)
     else:
         a, b = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
         what = f"its fake quantizers run in another order, {a!r} where this model has {b!r}"

@@ -17,6 +17,12 @@ def all_reduce(tensor: Tensor, operation: str) -> None:
     Args:
         tensor: of the same shape in all of them.
         operation: name of a ``torch.distributed.ReduceOp``, such as "MAX".
+
+    Example:
+        >>> highest = torch.tensor([2.0])
+        >>> all_reduce(highest, "MAX")  # one process has the maximum already
+        >>> highest
+        tensor([2.])
     """
     if not _is_alone and distributed.is_available() and distributed.is_initialized():
         torch.distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation))

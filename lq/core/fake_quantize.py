@@ -22,6 +22,16 @@ class FakeQuantize(nn.Module):
     Args:
         state: the model's quantization state.
         slot: index into it.
+
+    Example:
+        >>> from lq.config.specs import ActivationSpec
+        >>> state = QATState(["relu"], [ActivationSpec(0, 3, fixed_range=(0.0, 6.0))], ["relu"])
+        >>> quantizer = FakeQuantize(state, 0)
+        >>> quantizer(torch.tensor([-3.0, 2.9, 7.0]))
+        tensor([0.0000, 2.9000, 7.0000])
+        >>> state.fake_quant = True
+        >>> quantizer(torch.tensor([-3.0, 2.9, 7.0])), quantizer.scale
+        (tensor([0., 2., 6.]), tensor(2.))
     """
 
     state: QATState

@@ -17,7 +17,17 @@ from lq.core.weight_quantizer import WeightQuantizer, along_channels
 
 
 class QATLayer(nn.Module):
-    """What the QAT layers share; each also is the float layer that it stands for, with the same parameters and keys."""
+    """What the QAT layers share; each also is the float layer that it stands for, with the same parameters and keys.
+
+    Example:
+        >>> from lq.core.modules import QATLinear
+        >>> linear, state = nn.Linear(2, 1, bias=False), QATState([], [], [])
+        >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, -0.25]]))
+        >>> layer = QATLinear.from_float(linear, WeightSpec(-1, 1), state)
+        >>> state.fake_quant = True
+        >>> linear(torch.ones(1, 2)).item(), layer(torch.ones(1, 2)).item()
+        (0.75, 1.0)
+    """
 
     state: QATState
     weight: Tensor

@@ -24,22 +24,44 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 
 @torch.library.custom_op("lq::weight_mark", mutates_args=())
-def weight_mark(weight: Tensor, site: int) -> Tensor:
-    """``weight``, marked as the one that layer ``site`` quantizes."""
+def _weight_mark(weight: Tensor, site: int) -> Tensor:
     return weight.clone()
 
 
-@weight_mark.register_fake
+@_weight_mark.register_fake
 def _(weight: Tensor, site: int) -> Tensor:
     return torch.empty_like(weight)
 
 
 @torch.library.custom_op("lq::rounding_mark", mutates_args=())
-def rounding_mark(x: Tensor, slot: int, activation: str) -> Tensor:
-    """``x`` behind its activation, marked as the tensor that the fake quantizer of ``slot`` rounds."""
+def _rounding_mark(x: Tensor, slot: int, activation: str) -> Tensor:
     return activate(x, activation).clone()
 
 
-@rounding_mark.register_fake
+@_rounding_mark.register_fake
 def _(x: Tensor, slot: int, activation: str) -> Tensor:
     return torch.empty_like(x)
+
+
+def weight_mark(weight: Tensor, site: int) -> Tensor:
+    """``weight``, marked as the one that layer ``site`` quantizes.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> graph = make_fx(lambda x, weight: x @ weight_mark(weight, 3))(torch.ones(1, 2), torch.ones(2, 4)).graph
+        >>> [node.args[1] for node in graph.nodes if node.target is torch.ops.lq.weight_mark.default]
+        [3]
+    """
+    marked: Tensor = _weight_mark(weight, site)
+    return marked
+
+
+def rounding_mark(x: Tensor, slot: int, activation: str) -> Tensor:
+    """``x`` behind its activation, marked as the tensor that the fake quantizer of ``slot`` rounds.
+
+    Example:
+        >>> rounding_mark(torch.tensor([-1.0, 0.26]), 0, "relu")  # nothing is rounded
+        tensor([0.0000, 0.2600])
+    """
+    marked: Tensor = _rounding_mark(x, slot, activation)
+    return marked

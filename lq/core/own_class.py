@@ -8,7 +8,15 @@ USERS_CLASS = "_lq_class"
 
 
 class Converted(nn.Module):
-    """Marks a module that computes with integers, so that nobody prepares it again."""
+    """Marks a module that computes with integers, so that nobody prepares it again.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> prepare(Converted())
+        Traceback (most recent call last):
+            ...
+        ValueError: Converted is an int8 model, from lq.convert. Give the float model that it was made from.
+    """
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

@@ -35,6 +35,11 @@ class Packed(NamedTuple):
         bits: the ninth bits, uint8, one for eight integers.
         shape: of the tensor.
         stride: its order in memory.
+
+    Example:
+        >>> packed = pack(torch.tensor([-1.0, 0.0, 255.0, 256.0]), -1.0)
+        >>> packed.bytes, packed.bits
+        (tensor([0, 1, 0, 1], dtype=torch.uint8), tensor([12], dtype=torch.uint8))
     """
 
     bytes: Tensor
@@ -63,7 +68,13 @@ def pack(integers: Tensor, lowest: Scalar) -> Packed:
 
 
 def unpack(packed: Packed, lowest: Scalar) -> Tensor:
-    """The integers, as int16 of the shape and order that they had."""
+    """The integers, as int16 of the shape and order that they had.
+
+    Example:
+        >>> unpack(pack(torch.tensor([[-101.0, 0.0], [155.0, 156.0]]), -101.0), -101.0)
+        tensor([[-101,    0],
+                [ 155,  156]], dtype=torch.int16)
+    """
     flat = packed.bytes.to(torch.int16)
     flat.add_(_apart(packed.bits)[: flat.numel()].to(torch.int16), alpha=256).add_(_int16(lowest))
     return flat.as_strided(packed.shape, packed.stride)

@@ -28,7 +28,12 @@ _NO_RANGE_SCALE = 2.0**-64
 
 
 def slot_grid(spec: ActivationSpec, activation: str) -> SlotGrid:
-    """The grid of one slot, in numbers."""
+    """The grid of one slot, in numbers.
+
+    Example:
+        >>> slot_grid(ActivationSpec(), "relu6")
+        (0, 255, False, 0.0, 6.0)
+    """
     return (spec.quant_min, spec.quant_max, spec.symmetric, *ACTIVATIONS[activation])
 
 
@@ -42,6 +47,11 @@ def scale_zero_point(min_val: Tensor, max_val: Tensor, grid: SlotGrid | Tensor) 
 
     Returns:
         two tensors of that shape.
+
+    Example:
+        >>> grid = slot_grid(ActivationSpec(), "relu")
+        >>> scale_zero_point(torch.tensor(-1.0), torch.tensor(2.55), grid)  # what is negative does not pass
+        (tensor(0.0100), tensor(0.))
     """
     quant_min, quant_max, symmetric, floor, ceiling = grid
     low, high = torch.clamp(min_val, floor, ceiling), torch.clamp(max_val, floor, ceiling)
@@ -72,18 +82,35 @@ def step_and_ends(min_val: Tensor, max_val: Tensor, grid: SlotGrid | Tensor) -> 
 
 
 def of_each(parts: tuple[Tensor, Tensor, Tensor]) -> list[QParams]:
-    """:func:`step_and_ends` by slot: numbers on the CPU, where reading them costs nothing, else tensors."""
+    """:func:`step_and_ends` by slot: numbers on the CPU, where reading them costs nothing, else tensors.
+
+    Example:
+        >>> ends = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 2.0])
+        >>> of_each(step_and_ends(*ends, slot_grid(ActivationSpec(0, 4), "none")))
+        [(0.5, -2.0, 2.0), (1.0, -2.0, 2.0)]
+    """
     columns = (part.tolist() if part.is_cpu else part.unbind() for part in parts)
     return list(zip(*columns, strict=True))
 
 
 # A custom operation, because inductor would repeat this arithmetic for every few values of every activation.
 @torch.library.custom_op("lq::step_and_ends", mutates_args=())
-def compiled_step_and_ends(min_val: Tensor, max_val: Tensor, grid: Tensor) -> Tensor:
-    """:func:`step_and_ends` of all slots as three rows, for code that torch.compile sees."""
+def _step_and_ends(min_val: Tensor, max_val: Tensor, grid: Tensor) -> Tensor:
     return torch.stack(step_and_ends(min_val, max_val, grid))
 
 
-@compiled_step_and_ends.register_fake
+@_step_and_ends.register_fake
 def _(min_val: Tensor, max_val: Tensor, grid: Tensor) -> Tensor:
     return min_val.new_empty(3, len(min_val))
+
+
+def compiled_step_and_ends(min_val: Tensor, max_val: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`step_and_ends` of all slots, as one operation in the graph of torch.compile.
+
+    Example:
+        >>> grid = torch.tensor([slot_grid(ActivationSpec(0, 4), "none")]).T
+        >>> compiled_step_and_ends(torch.tensor([-1.0]), torch.tensor([1.0]), grid)
+        (tensor([0.5000]), tensor([-2.]), tensor([2.]))
+    """
+    scale, low, high = _step_and_ends(min_val, max_val, grid).unbind()
+    return scale, low, high

@@ -110,7 +110,15 @@ class Saving:
 
 
 def current() -> Saving | None:
-    """The innermost block, unless other hooks are on top of it, as within a checkpointed part."""
+    """The innermost block, unless other hooks are on top of it, as within a checkpointed part.
+
+    Example:
+        >>> with Saving() as saving:
+        ...     within = current() is saving
+        ...     with torch.no_grad():  # where nothing is saved
+        ...         print(within, current())
+        True None
+    """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     hooks = innermost_saved_tensors_hooks(False)
@@ -131,6 +139,14 @@ def require_version(tensor: Tensor, version: int) -> None:
 
     Raises:
         RuntimeError: if it has.
+
+    Example:
+        >>> weight = torch.zeros(2)
+        >>> version = version_of(weight)
+        >>> require_version(weight.add_(1), version)
+        Traceback (most recent call last):
+            ...
+        RuntimeError: one of the variables ... is at version 1; expected version 0 instead. ...
     """
     if version_of(tensor) != version:
         raise RuntimeError(

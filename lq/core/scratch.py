@@ -11,6 +11,15 @@ class Scratch:
 
     A fresh tensor at every step would cost more than the arithmetic. Whoever asks while it is lent gets fresh memory,
     so that a layer can be called twice, evaluated or changed in between, and every backward pass finds its own values.
+
+    Example:
+        >>> scratch, weight = Scratch(), torch.ones(2, 3)
+        >>> memory = scratch.take(weight)
+        >>> scratch.take(weight) is memory  # it is lent
+        False
+        >>> scratch.free = memory  # the backward pass gives it back
+        >>> scratch.take(weight) is memory
+        True
     """
 
     def __init__(self) -> None:

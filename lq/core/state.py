@@ -60,6 +60,14 @@ class QATState(Float32Buffers):
         names: one per slot, in execution order.
         specs: grid of each slot.
         activations: activation absorbed by each slot: "none", "relu" or "relu6".
+
+    Example:
+        >>> state = QATState(["input"], [ActivationSpec(0, 4)], ["none"])
+        >>> state.observer = state.fake_quant = True
+        >>> state.observe(0, torch.tensor([-1.0, 0.3, 3.0]))
+        >>> state.end_of_step()
+        >>> state.min_val, state.max_val, state.qparams()
+        (tensor([-1.]), tensor([3.]), [(1.0, -1.0, 3.0)])
     """
 
     min_val: Tensor
@@ -162,7 +170,7 @@ class QATState(Float32Buffers):
             return self.pinned[slot]
         self.settle()
         if torch.compiler.is_compiling():
-            scale, low, high = compiled_step_and_ends(self.min_val, self.max_val, self._grid).unbind()
+            scale, low, high = compiled_step_and_ends(self.min_val, self.max_val, self._grid)
             return scale[slot], low[slot], high[slot]
         return self._read().qparams[slot]
 

@@ -34,6 +34,10 @@ class RoundingValues(NamedTuple):
         inside_low: values above this one,
         inside_high: and below this one, let a gradient pass.
         outside: the gradient elsewhere, 0.
+
+    Example:
+        >>> exact(0.5, 0.0, 3.0)
+        RoundingValues(inverse=2.0, low=0.0, high=3.0, inside_low=-0.25, inside_high=1.75, outside=0.0)
     """
 
     inverse: Scalar
@@ -50,13 +54,25 @@ def _zero(scale: Scalar) -> Scalar:
 
 
 def marking(scale: Scalar, low: Scalar, high: Scalar) -> RoundingValues:
-    """For float32: what saturates goes beyond the ends, and the *result* tells where a gradient passes."""
+    """For float32: what saturates goes beyond the ends, and the *result* tells where a gradient passes.
+
+    Example:
+        >>> values = marking(1.0, 0.0, 3.0)
+        >>> values.high > values.inside_high > 3.0
+        True
+    """
     below, above = _beyond(low, high, 0.5)
     return RoundingValues(1.0 / scale, *_beyond(low, high, 1.0), below * scale, above * scale, _zero(scale))
 
 
 def exact(scale: Scalar, low: Scalar, high: Scalar) -> RoundingValues:
-    """For any dtype: what saturates goes to the ends, and the *input* tells where a gradient passes."""
+    """For any dtype: what saturates goes to the ends, and the *input* tells where a gradient passes.
+
+    Example:
+        >>> values = exact(0.5, -2.0, 3.0)
+        >>> values.high, values.inside_low, values.inside_high
+        (3.0, -1.25, 1.75)
+    """
     return RoundingValues(1.0 / scale, low, high, (low - 0.5) * scale, (high + 0.5) * scale, _zero(scale))
 
 
@@ -203,6 +219,13 @@ def in_float32(
     """Round a float32 tensor that wants a gradient; saturated values come out a millionth beyond the grid.
 
     ``rounding`` is that of :func:`marking`, computed here if it is not given.
+
+    Example:
+        >>> x = torch.tensor([0.3, 9.0], requires_grad=True)
+        >>> out = in_float32(x, 0.5, 0.0, 3.0)
+        >>> out.sum().backward()
+        >>> (out > 1.5).tolist(), x.grad
+        ([False, True], tensor([1., 0.]))
     """
     out: Tensor = _Float32.apply(x, scale, low, high, rounding or marking(scale, low, high), inplace, saving, ends)
     return out
@@ -216,7 +239,15 @@ def in_any_dtype(
     rounding: RoundingValues | None = None,
     saving: Saving | None = None,
 ) -> Tensor:
-    """Round a tensor of less than float32 that wants a gradient; ``rounding`` is that of :func:`exact`."""
+    """Round a tensor of less than float32 that wants a gradient; ``rounding`` is that of :func:`exact`.
+
+    Example:
+        >>> x = torch.tensor([0.3, 9.0], dtype=torch.bfloat16, requires_grad=True)
+        >>> out = in_any_dtype(x, 0.5, 0.0, 3.0)
+        >>> out.sum().backward()
+        >>> out.detach(), x.grad
+        (tensor([0.5000, 1.5000], dtype=torch.bfloat16), tensor([1., 0.], dtype=torch.bfloat16))
+    """
     rounding = rounding or exact(scale, low, high)
     if saving is None:
         out: Tensor = _AnyDtype.apply(x, scale, rounding)
@@ -234,7 +265,12 @@ def on_grid(
     saving: Saving | None = None,
     ends: Tensor | None = None,
 ) -> Tensor:
-    """Round a tensor that wants no gradient."""
+    """Round a tensor that wants no gradient.
+
+    Example:
+        >>> on_grid(torch.tensor([0.3, 9.0]), 0.5, 0.0, 3.0)
+        tensor([0.5000, 1.5000])
+    """
     out, packed = _rounded(x, 1.0 / scale, low, high, scale, low, high, inplace, saving is not None, ends)
     if saving is not None and packed is not None:
         saving.know(out, partial(_values_again, packed, scale, low, low, high, x.dtype))

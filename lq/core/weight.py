@@ -124,6 +124,11 @@ class Covering(NamedTuple):
     Args:
         spec: its grid.
         channel_axis: the output channels' axis of the weight.
+
+    Example:
+        >>> weight, covering = torch.tensor([[1.27, -0.504]]), Covering(WeightSpec(-127, 127))
+        >>> covering.of(weight), fake_quantize_weight(weight, covering)
+        (tensor([[0.0100]]), tensor([[ 1.2700, -0.5000]]))
     """
 
     spec: WeightSpec
@@ -238,5 +243,10 @@ def fake_quantize_weight(
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, quant_max: int = 127) -> Tensor:
-    """The integers of a fake-quantized weight, as int8; only a learned or "mse" scale leaves some to be clipped."""
+    """The integers of a fake-quantized weight, as int8; only a learned or "mse" scale leaves some to be clipped.
+
+    Example:
+        >>> quantize_weight(torch.tensor([[1.27, -0.504, 9.0]]), torch.tensor([[0.01]]))
+        tensor([[127, -50, 127]], dtype=torch.int8)
+    """
     return (weight.float() * scale.reciprocal()).round_().clamp_(-quant_max, quant_max).to(torch.int8)

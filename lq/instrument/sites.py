@@ -145,8 +145,7 @@ def _quantize(instrument: Instrument, call: Call, quantizer: FakeQuantize, x: Te
     if instrument.rehearsing:
         return _activated_in_place(x, quantizer.activation) if owned else activate(x, quantizer.activation).clone()
     if instrument.marking:
-        marked: Tensor = rounding_mark(x, quantizer.slot, quantizer.activation)
-        return marked
+        return rounding_mark(x, quantizer.slot, quantizer.activation)
     out: Tensor = quantizer(x, owned, call.recomputing)
     return out
 

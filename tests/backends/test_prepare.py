@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_plan_is_refused_before_anything_is_loaded(copie
     model = nn.Sequential(nn.Identity(), prepared)
     before = copy.deepcopy(model.state_dict())
     for target, prefix in ((prepared, ""), (model, "1.")):
-        with pytest.raises(ValueError, match=rf"lacks the fake quantizers \['{names[-1]}'\] and has \['fq_other'\]"):
+        with pytest.raises(ValueError, match=rf"lacks the fake quantizers \['{names[-1]}'\], and .* \['fq_other'\]"):
             target.load_state_dict({prefix + key: value for key, value in checkpoint.items()})
         after = model.state_dict()
         changed = [

@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_plan_is_refused_by_name_before_anything_is_load
     other = QATState(["fq_0", "fq_x", *[f"fq_{i}" for i in range(2, 6)]], SPECS, ACTIVATIONS)
     state = trained_state()
     before = copy.deepcopy(state.state_dict())
-    with pytest.raises(ValueError, match=r"lacks the fake quantizers \['fq_1'\] and has \['fq_x'\]"):
+    with pytest.raises(ValueError, match=r"lacks the fake quantizers \['fq_1'\], and it has .* \['fq_x'\]"):
         state.load_state_dict(other.state_dict())
     after = state.state_dict()
     assert before.pop("_extra_state") == after.pop("_extra_state")

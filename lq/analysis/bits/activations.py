@@ -28,6 +28,17 @@ class ActivationOption:
     Args:
         width: what was asked for.
         spec: the grid.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.batches import run_batch
+        >>> x, specs = torch.eye(4), {width: [activation_grid(QConfig(), width)] * 2 for width in (4, 8)}
+        >>> graph = as_graph(prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(x,)))
+        >>> tensor = Activations(graph, specs).choices(x, run_batch, [4, 8])[0]
+        >>> [(option.width, option.spec.quant_max) for option in tensor.options]
+        [(4, 15), (8, 255)]
     """
 
     width: int
@@ -42,6 +53,16 @@ class ActivationChoices:
         name: of the layer or operation whose output it is.
         values: how many it has in a batch.
         options: one if the qconfig says how many bits it has.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.batches import run_batch
+        >>> x, specs = torch.eye(4), {8: [ActivationSpec(), ActivationSpec()]}
+        >>> graph = as_graph(prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(x,)))
+        >>> [(tensor.name, tensor.values) for tensor in Activations(graph, specs).choices(x, run_batch, [8])]
+        [('input_1', 16), ('0', 8)]
     """
 
     name: str
@@ -75,6 +96,18 @@ class Activations:
     Args:
         graph: prepared, with ranges from histograms.
         specs: grids of all slots at each width, in the order of the slots.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.static import prepare_static
+        >>> net, x = nn.Sequential(nn.Linear(1, 1, bias=False)), torch.tensor([[0.0], [0.4], [1.0]])
+        >>> _ = nn.init.ones_(net[0].weight)
+        >>> graph = as_graph(prepare_static(net, [x]))
+        >>> activations = Activations(graph, {width: [activation_grid(QConfig(), width)] * 2 for width in (2, 8)})
+        >>> with activations.rounded({"input_1": 2}), torch.no_grad():
+        ...     print(graph(x).ravel())
+        tensor([0.0000, 0.3333, 1.0000])
     """
 
     def __init__(self, graph: fx.GraphModule, specs: Mapping[int, Sequence[ActivationSpec]]) -> None:

@@ -26,6 +26,15 @@ class FrontierRow(TypedDict):
         measured: the loss with all of these weights rounded; ``None`` if that was not measured.
         latency_ms: of a call with one sample, where the budget is a latency: measured if the row has a name, else
             expected.
+
+    Example:
+        >>> import torch
+        >>> from lq.analysis.bits.search import choose_bits
+        >>> net, qconfig = torch.nn.Sequential(torch.nn.Linear(8, 8)), QConfig(keep="nothing")
+        >>> rows = choose_bits(net, [torch.eye(8)], qconfig, "effective_bits=3").rows
+        >>> [(row["name"], row["effective_bits"], row["measured"] is None) for row in rows[:5]]
+        [('', 2.0, True), ('all 2 bits', 2.0, False),
+         ('', 3.0, True), ('all 3 bits', 3.0, False), ('chosen', 3.0, False)]
     """
 
     name: str
@@ -45,6 +54,16 @@ class ActivationRow(TypedDict):
         expected: the losses of the activations, each measured alone, added up.
         measured: the loss with all of these activations rounded and the weights in float; ``None`` if that was not
             measured.
+
+    Example:
+        >>> import torch
+        >>> from lq.analysis.bits.search import choose_bits
+        >>> from lq.analysis.bits.settings import AutoBits
+        >>> net, qconfig = torch.nn.Sequential(torch.nn.Linear(8, 8)), QConfig(keep="nothing")
+        >>> options = AutoBits("effective_bits=6", activation_bits=6.0, widths=(4, 8))
+        >>> found = choose_bits(net, [torch.eye(8)], qconfig, options)
+        >>> [(row["name"], row["bits"]) for row in found.activations.rows if row["name"]]
+        [('all 4 bits', 4.0), ('chosen', 6.0), ('all 8 bits', 8.0)]
     """
 
     name: str

@@ -25,6 +25,15 @@ class Costs:
         layers: and their options.
         rest: bytes of the deployed model besides them.
         in_float: bytes of the float model.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> options = LayerOption(4, WeightSpec(-7, 7), 4, 54), LayerOption(8, WeightSpec(-127, 127), 8, 104)
+        >>> costs = Costs(Budget.parse("size=150B"), [LayerChoices("fc", 100, options)], rest=40, in_float=440)
+        >>> costs.capacity, costs.size([1])
+        (110, 144)
+        >>> costs.choose([[(54, 0.3), (104, 0.1)]])
+        Point(cost=104, loss=0.1, picks=(1,))
     """
 
     budget: Budget
@@ -132,6 +141,14 @@ def bytes_of_the_rest(graph: fx.GraphModule) -> int:
 
     Args:
         graph: a prepared graph with ranges.
+
+    Example:
+        >>> import torch
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.static import prepare_static
+        >>> graph = as_graph(prepare_static(nn.Sequential(nn.Linear(4, 2)), [torch.eye(4)]))
+        >>> bytes_of_the_rest(graph)  # a bias of two values
+        8
     """
     deployed = reference(graph)
     apart = {

@@ -46,6 +46,11 @@ class Point:
         cost: of all items together.
         loss: of all items together.
         picks: index of the option of each item.
+
+    Example:
+        >>> point = solve([[(2, 9.0), (4, 1.0)], [(2, 5.0), (4, 0.5)]], capacity=8)
+        >>> point.picks, point.cost, point.loss
+        ((1, 1), 8, 1.5)
     """
 
     cost: int

@@ -52,6 +52,15 @@ class LatencyMeter:
 
     Attributes:
         float_ms: what the float model took beside the first choice.
+
+    Example:
+        >>> import torch
+        >>> from lq.ptq.batches import run_batch
+        >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.eye(4)
+        >>> ranges = calibrated_by([x], run_batch, lambda: None)
+        >>> with latency_meter("torch", net, QConfig(keep="nothing"), ((x,), {}), ranges) as meter:
+        ...     print(meter.share(["1"]) > 0, meter.float_ms > 0)
+        True True
     """
 
     runtime: str
@@ -106,13 +115,34 @@ class LatencyMeter:
 def latency_meter(
     runtime: str, model: nn.Module, qconfig: QConfig, example: Inputs, calibration: Callable[[nn.Module], None]
 ) -> Iterator[LatencyMeter]:
-    """A meter, with room on the disk and a process for the time being."""
+    """A meter, with room on the disk and a process for the time being.
+
+    Example:
+        >>> import torch
+        >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.eye(4)
+        >>> with latency_meter("torch", net, QConfig(), ((x,), {}), lambda prepared: None) as meter:
+        ...     print(meter.place.exists(), meter.model is net)
+        True False
+        >>> meter.place.exists()
+        False
+    """
     with scratch() as place, Stopwatch() as stopwatch:
         yield LatencyMeter(runtime, float_copy(model).eval(), qconfig, example, calibration, place, stopwatch)
 
 
 def calibrated_by(batches: Sequence[Any], run: RunBatch, advance: Callable[[], None]) -> Callable[[nn.Module], None]:
-    """Ranges from one batch: which they are does not matter for the time; ``advance`` is called behind it."""
+    """Ranges from one batch: which they are does not matter for the time; ``advance`` is called behind it.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import state_of
+        >>> from lq.ptq.batches import run_batch
+        >>> prepared = prepare(nn.Sequential(nn.Linear(4, 2)))
+        >>> calibrated_by([torch.eye(4), 9 * torch.eye(4)], run_batch, lambda: print("one batch"))(prepared)
+        one batch
+        >>> state_of(prepared).max_val[0]
+        tensor(1.)
+    """
 
     def calibration(prepared: nn.Module) -> None:
         calibrate(prepared, batches[:1], run, 1, show_progress=False)
@@ -131,6 +161,15 @@ def added_in_float(graph: fx.GraphModule, example: Inputs, layers: Sequence[Laye
         graph: prepared, with ranges.
         example: inputs of one call.
         layers: of the graph.
+
+    Example:
+        >>> import torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.eye(4)
+        >>> graph = as_graph(prepare_static(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), [x]))
+        >>> added = added_in_float(graph, ((x,), {}), [LayerChoices("0", 32, ()), LayerChoices("1", 16, ())])
+        >>> round(sum(added), 6)
+        1.0
     """
     sample = smallest_call(graph, example)
     rows = layer_costs(graph, sample, lambda model, call: model(*call[0], **call[1]))

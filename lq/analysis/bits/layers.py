@@ -32,6 +32,15 @@ class LayerOption:
         spec: the grid; ``None`` in float.
         stored: bits of each weight in the file.
         bytes: of weight and scales there.
+
+    Example:
+        >>> import torch
+        >>> from lq.conversion.graph import as_graph
+        >>> net, x, qconfig = nn.Sequential(nn.Linear(4, 2)), torch.eye(4), QConfig("x86_vnni", keep="nothing")
+        >>> grids = grids_of(net, qconfig, (4, 8), ((x,), {}))
+        >>> (layer,) = layer_choices(as_graph(prepare(net, qconfig, (x,))), grids, (4, 8, 32), ["onnx"])
+        >>> [(option.label, option.stored, option.bytes) for option in layer.options]
+        [('int4 [-7, 7] per channel', 4, 12), ('int8 [-127, 127] per channel', 8, 16), ('float', 32, 32)]
     """
 
     width: int
@@ -53,6 +62,15 @@ class LayerChoices:
         name: of the layer.
         weights: how many it has.
         options: one if the qconfig says how many bits it has.
+
+    Example:
+        >>> import torch
+        >>> from lq.conversion.graph import as_graph
+        >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.eye(4)
+        >>> grids = grids_of(net, QConfig(keep="nothing"), (4, 8), ((x,), {}))
+        >>> (layer,) = layer_choices(as_graph(prepare(net, example_args=(x,))), grids, (4, 8), ["onnx"])
+        >>> layer.name, layer.weights, [option.width for option in layer.options]
+        ('0', 8, [4, 8])
     """
 
     name: str
@@ -75,7 +93,13 @@ def weight_grid(qconfig: QConfig, width: int) -> WeightSpec:
 
 
 def at_width(qconfig: QConfig, width: int, activations: bool = False) -> QConfig:
-    """The qconfig with all weights at a width, and all activations if wanted, but for what it keeps or overrides."""
+    """The qconfig with all weights at a width, and all activations if wanted, but for what it keeps or overrides.
+
+    Example:
+        >>> qconfig = at_width(QConfig(), 4)
+        >>> qconfig.weight.bits, qconfig.activation, at_width(QConfig(), 4, activations=True).activation.bits
+        (4, None, 4)
+    """
     activation = activation_grid(qconfig, width) if activations else qconfig.activation
     return replace(qconfig, weight=weight_grid(qconfig, width), activation=activation)
 
@@ -86,6 +110,13 @@ class Grids(NamedTuple):
     Args:
         weights: by the name of the layer.
         activations: in the order of the slots.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> grids = grids_of(net, QConfig(), [4], ((torch.eye(4),), {}))[4]  # the first and last layers keep their bits
+        >>> {name: spec.bits for name, spec in grids.weights.items()}, [spec.bits for spec in grids.activations]
+        ({'0': 7, '1': 4, '2': 7}, [8, 8, 8, 8])
     """
 
     weights: dict[str, WeightSpec]
@@ -106,6 +137,13 @@ def grids_of(
 
     Returns:
         grids by width.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> grids = grids_of(net, QConfig(), [4, 32], ((torch.eye(4),), {}))
+        >>> {width: str(at.weights["1"]) for width, at in grids.items()}
+        {2: 'int2 [-1, 1] per channel, mse', 4: 'int4 [-7, 7] per channel', 8: 'int7 [-63, 63] per channel'}
     """
     found = {}
     for width in sorted({_LEAST, _MOST, *widths} - {FLOAT}):
@@ -132,6 +170,16 @@ def layer_choices(
 
     Returns:
         the layers, in execution order.
+
+    Example:
+        >>> import torch
+        >>> from lq.conversion.graph import as_graph
+        >>> net, x, qconfig = nn.Sequential(nn.Linear(4, 2)), torch.eye(4), QConfig(keep="nothing")
+        >>> grids, graph = grids_of(net, qconfig, (4, 6, 7), ((x,), {})), as_graph(prepare(net, qconfig, (x,)))
+        >>> [option.width for option in layer_choices(graph, grids, (4, 6, 7), ["torch"])[0].options]
+        [4, 6, 7]
+        >>> [option.width for option in layer_choices(graph, grids, (4, 6, 7), ["litert"])[0].options]  # 8 bits each
+        [7]
     """
     found = []
     for layer in layers_of(graph):

@@ -45,6 +45,18 @@ class RoundingLoss:
         kernels: whether the tensors that layers with rounded weights read and write are rounded, too, as their int8
             kernels do it; the graph needs ranges then.
         activations: those of the graph, at several widths.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.batches import run_batch
+        >>> batch = torch.eye(4), torch.tensor([0, 1, 2, 3])
+        >>> graph = as_graph(prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)), example_args=batch[:1]))
+        >>> RoundingLoss(graph, [batch], run_batch, lambda batch: batch[1], lambda: None).name
+        'KL divergence'
+        >>> RoundingLoss(graph, [batch], run_batch, lambda batch: None, lambda: None).name
+        'noise/signal'
     """
 
     def __init__(

@@ -26,6 +26,21 @@ class WeightSelection:
         loss: measures.
         file: losses that are known.
         widths: for the rows of uniform bits.
+
+    Example:
+        >>> import torch
+        >>> from lq.analysis.bits.budget import Budget
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.batches import run_batch
+        >>> graph = as_graph(prepare(torch.nn.Sequential(torch.nn.Linear(4, 8)), example_args=(torch.eye(4),)))
+        >>> loss = RoundingLoss(graph, [torch.eye(4)], run_batch, lambda batch: None, lambda: None)
+        >>> options = LayerOption(4, WeightSpec(-7, 7), 4, 48), LayerOption(8, WeightSpec(-127, 127), 8, 64)
+        >>> layers = [LayerChoices("0", 32, options)]
+        >>> costs = Costs(Budget.parse("effective_bits=5"), layers, rest=32, in_float=160)
+        >>> found = WeightSelection(layers, costs, loss, ResultFile(None, {}), (4, 8)).found()
+        >>> found.layers["0"].width, [row["name"] for row in found.rows if row["name"]]
+        (4, ['all 4 bits', 'chosen', 'all 8 bits'])
     """
 
     layers: Sequence[LayerChoices]
@@ -82,6 +97,22 @@ class ActivationSelection:
         file: losses that are known.
         widths: for the rows of uniform bits.
         bits: of a value in the mean.
+
+    Example:
+        >>> import torch
+        >>> from lq.analysis.bits.activations import Activations
+        >>> from lq.config.specs import ActivationSpec
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.batches import run_batch
+        >>> from lq.ptq.static import prepare_static
+        >>> x, specs = torch.eye(4), {4: [ActivationSpec(0, 15)] * 2, 8: [ActivationSpec()] * 2}
+        >>> graph = as_graph(prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 4)), [x]))
+        >>> activations = Activations(graph, specs)
+        >>> loss = RoundingLoss(graph, [x], run_batch, lambda batch: None, lambda: None, activations=activations)
+        >>> tensors = activations.choices(x, run_batch, [4, 8])
+        >>> found = ActivationSelection(tensors, loss, ResultFile(None, {}), (4, 8), bits=6).found({})
+        >>> {name: option.width for name, option in found.options.items()}  # zeros and ones lose nothing with 4 bits
+        {'input_1': 4, '0': 8}
     """
 
     tensors: Sequence[ActivationChoices]

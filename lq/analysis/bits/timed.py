@@ -32,6 +32,15 @@ class TimedCosts(Costs):
     Args:
         meter: measures.
         added: what each layer adds in float, as parts of the sum.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> options = LayerOption(8, WeightSpec(), 8, 16), LayerOption(32, None, 32, 32)
+        >>> layers, model, example = [LayerChoices("0", 8, options)], nn.Sequential(nn.Linear(4, 2)), ((), {})
+        >>> with latency_meter("torch", model, QConfig(), example, lambda prepared: None) as meter:
+        ...     costs = TimedCosts(Budget.parse("latency=0.9@torch"), layers, 8, 40, meter, [1.0], {(0,): 0.6})
+        >>> [costs.of(layers[0], option) for option in options]  # int8 takes 0.6 of the float model's time
+        [0, 400000]
     """
 
     meter: LatencyMeter
@@ -136,6 +145,18 @@ def costs_of(
         model: in float.
         example: inputs of one call.
         calibration: gives other prepared models their ranges.
+
+    Example:
+        >>> import torch
+        >>> from lq.config.specs import WeightSpec
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq.static import prepare_static
+        >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.eye(4)
+        >>> layers = [LayerChoices("0", 8, (LayerOption(8, WeightSpec(), 8, 16),))]
+        >>> budget, graph = Budget.parse("effective_bits=4"), as_graph(prepare_static(net, [x]))
+        >>> with costs_of(budget, QConfig(), graph, layers, 40, net, ((x,), {}), lambda prepared: None) as costs:
+        ...     print(costs.capacity, costs.rest)  # bits of the weights, and bytes of the bias
+        32 8
     """
     rest = bytes_of_the_rest(graph)
     if budget.runtime is None:

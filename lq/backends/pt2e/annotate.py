@@ -34,6 +34,17 @@ def annotate(call: Recorded, quantizer: Any) -> VendorPlan:
 
     Raises:
         ValueError: if the call cannot be exported, or the quantizer wants something that lq does not have.
+
+    Example:
+        >>> from lq.backends.base import recorded_call
+        >>> from lq.backends.pt2e.quantizers import make_quantizer
+        >>> from lq.config.qconfig import QConfig
+        >>> call = recorded_call(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), (torch.ones(2, 4),))
+        >>> plan = annotate(call, make_quantizer(QConfig(backend="pt2e", quantizer="x86_inductor")))
+        >>> [(node.name, str(spec)) for node, spec in plan.weights.items()]
+        [('_0', 'int8 [-127, 127] per channel')]
+        >>> [(tensor.node.name, str(tensor.spec)) for tensor in plan.tensors]
+        [('input_1', 'uint8 [0, 255] affine, moving_average_minmax')]
     """
     captured = capture(call)
     folds = has_batch_norm(captured)

@@ -75,6 +75,13 @@ def capture(call: Recorded, training: bool = True) -> fx.GraphModule:
 
     Raises:
         ValueError: if torch.export refuses the call.
+
+    Example:
+        >>> from lq.backends.base import recorded_call
+        >>> net = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+        >>> captured = capture(recorded_call(net, (torch.ones(2, 4),)))
+        >>> [(str(node.target), node.meta[STEP].name) for node in captured.graph.nodes if node.op == "call_function"]
+        [('aten.linear.default', '_0'), ('aten.relu.default', '_1')]
     """
     assert call.example is not None
     steps = list(call.graph.nodes)
@@ -118,7 +125,14 @@ def _say_where_from(captured: fx.GraphModule, steps: list[fx.Node], modules: Map
 
 
 def has_batch_norm(captured: fx.GraphModule) -> bool:
-    """Whether any layer of a captured graph is followed by a BatchNorm."""
+    """Whether any layer of a captured graph is followed by a BatchNorm.
+
+    Example:
+        >>> from lq.backends.base import recorded_call
+        >>> net = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        >>> has_batch_norm(capture(recorded_call(net, (torch.ones(2, 4),))))
+        True
+    """
     return any(_follows_layer(node) for node in captured.graph.nodes)
 
 
@@ -130,6 +144,13 @@ def without_batch_norm(captured: fx.GraphModule) -> fx.GraphModule:
 
     Returns:
         the same graph; ``node.meta["lq_result"]`` of such a layer is the recorded BatchNorm.
+
+    Example:
+        >>> from lq.backends.base import recorded_call
+        >>> net = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        >>> captured = without_batch_norm(capture(recorded_call(net, (torch.ones(2, 4),)), training=False))
+        >>> [(str(node.target), node.meta[RESULT].name) for node in captured.graph.nodes if node.op == "call_function"]
+        [('aten.linear.default', '_1')]
     """
     for node in list(captured.graph.nodes):
         if _follows_layer(node):

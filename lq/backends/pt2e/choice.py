@@ -23,6 +23,16 @@ def choose(recorded: Recorded) -> Choice:
     Raises:
         ImportError: if torchao is not installed.
         ValueError: if there is no example to export the module with, or the module or the quantizer is at fault.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lq.backends.base import recorded_call
+        >>> from lq.config.qconfig import QConfig
+        >>> qconfig, net = QConfig(backend="pt2e", quantizer="x86_inductor"), nn.Sequential(nn.Linear(4, 2), nn.Tanh())
+        >>> choice = choose(recorded_call(net, (torch.ones(2, 4),), qconfig=qconfig))
+        >>> [(layer.name, layer.spec.bits) for layer in choice.layers], [site.node.name for site in choice.sites]
+        ([('0', 8)], ['input_1'])
     """
     plan = annotate(recorded, make_quantizer(recorded.qconfig))
     if plan.weights and not plan.tensors:

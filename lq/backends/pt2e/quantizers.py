@@ -16,6 +16,14 @@ def make_quantizer(qconfig: QConfig) -> Any:
     Raises:
         ImportError: if torchao, or a package that the quantizer needs, is not installed.
         ValueError: if there is no such name, or it makes no quantizer.
+
+    Example:
+        >>> type(make_quantizer(QConfig(backend="pt2e", quantizer="x86_inductor"))).__name__
+        'X86InductorQuantizer'
+        >>> make_quantizer(QConfig(backend="pt2e", quantizer="MyQuantizer"))
+        Traceback (most recent call last):
+            ...
+        ValueError: quantizer='MyQuantizer' is neither one of ['x86_inductor', ...] nor a dotted path ...
     """
     try:
         importlib.import_module("torchao.quantization.pt2e")

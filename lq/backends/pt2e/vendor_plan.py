@@ -19,6 +19,16 @@ class VendorTensor:
         readers: the nodes that read it rounded; ``None`` is all.
         spec: its grid.
         group: tensors of one group have one grid.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.base import recorded_call
+        >>> from lq.backends.pt2e.annotate import annotate
+        >>> from lq.backends.pt2e.quantizers import make_quantizer
+        >>> from lq.config.qconfig import QConfig
+        >>> quantizer = make_quantizer(QConfig(backend="pt2e", quantizer="x86_inductor"))
+        >>> annotate(recorded_call(torch.nn.Sequential(torch.nn.Linear(4, 2)), (torch.ones(2, 4),)), quantizer).tensors
+        (VendorTensor(node=input_1, readers=None, spec=ActivationSpec(quant_min=0, quant_max=255, ...), group=0),)
     """
 
     node: fx.Node
@@ -35,6 +45,16 @@ class VendorPlan:
         weights: grids of the layers.
         tensors: what is rounded beside weights.
         notes: what of its wishes lq does not fulfil.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.base import recorded_call
+        >>> from lq.backends.pt2e.annotate import annotate
+        >>> from lq.backends.pt2e.quantizers import make_quantizer
+        >>> from lq.config.qconfig import QConfig
+        >>> quantizer = make_quantizer(QConfig(backend="pt2e", quantizer="x86_inductor"))
+        >>> annotate(recorded_call(torch.nn.Sequential(torch.nn.Linear(4, 2)), (torch.ones(2, 4),)), quantizer).weights
+        {_0: WeightSpec(quant_min=-127, quant_max=127, per_channel=True, learned_scale=False, ...)}
     """
 
     weights: Mapping[fx.Node, WeightSpec]

@@ -21,6 +21,12 @@ class Vendor:
     Args:
         make: takes ``quantizer_options``.
         needs: what ``pip install`` gets if something cannot be imported.
+
+    Example:
+        >>> VENDORS["ethos_u"].needs
+        "'executorch[ethos-u]'"
+        >>> type(VENDORS["x86_inductor"].make()).__name__
+        'X86InductorQuantizer'
     """
 
     make: Callable[..., Any]

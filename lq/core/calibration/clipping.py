@@ -71,7 +71,12 @@ class ClippedRanges(HistogramBank):
 
 
 def needs_histogram(spec: ActivationSpec) -> bool:
-    """Whether the observer of ``spec`` works on a histogram."""
+    """Whether the observer of ``spec`` works on a histogram.
+
+    Example:
+        >>> [needs_histogram(ActivationSpec(observer=name)) for name in ("minmax", "percentile", "entropy")]
+        [False, True, True]
+    """
     return spec.fixed_range is None and (spec.observer in SEARCHES or spec.observer == "percentile")
 
 

@@ -58,6 +58,13 @@ def candidate_bins(histogram: Histogram, grid: Grid, candidates: int) -> Range:
     """Bins at which the candidate ranges begin and end, whole numbers of shape (m, candidates), the full range last.
 
     They may lie outside the histogram, where zero does or where the grid is symmetric.
+
+    Example:
+        >>> histogram = Histogram(torch.ones(1, 8, dtype=torch.int64), torch.tensor([-2.0]), torch.tensor([6.0]))
+        >>> grid = Grid(torch.tensor([0.0]), torch.tensor([3.0]), torch.tensor([False]))
+        >>> begin, end = candidate_bins(histogram, grid, 3)
+        >>> begin.tolist(), end.tolist()  # of 8 bins, 0.0 lies between the second and the third
+        ([[0.0, 0.0, 0.0]], [[4.0, 6.0, 8.0]])
     """
     counts, left, right = histogram
     bins = counts.shape[1]

@@ -21,6 +21,15 @@ class Histogram(NamedTuple):
         counts: int64 of shape (m, bins).
         low: left edge of the first bin, float32 of shape (m,); ``inf`` while a histogram is empty.
         high: right edge of the last bin; ``-inf`` while a histogram is empty.
+
+    Example:
+        >>> bank = HistogramBank([(-torch.inf, torch.inf)], bins=2)
+        >>> bank.histogram()
+        Histogram(counts=tensor([[0, 0]]), low=tensor([inf]), high=tensor([-inf]))
+        >>> _ = bank.observe(0, torch.tensor([0.0, 1.0, 4.0]))
+        >>> bank.update()
+        >>> bank.histogram()
+        Histogram(counts=tensor([[2, 1]]), low=tensor([0.]), high=tensor([4.]))
     """
 
     counts: Tensor

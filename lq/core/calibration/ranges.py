@@ -21,7 +21,13 @@ _CHUNK = 16
 
 
 class Grid(NamedTuple):
-    """Integer grids of m tensors: two float32 tensors of shape (m,) and a boolean one."""
+    """Integer grids of m tensors: two float32 tensors of shape (m,) and a boolean one.
+
+    Example:
+        >>> grid = Grid(torch.tensor([0.0, -7.0]), torch.tensor([255.0, 7.0]), torch.tensor([False, True]))
+        >>> affine_qparams(torch.tensor([-1.0, -1.0]), torch.tensor([1.55, 0.5]), *grid)
+        (tensor([0.0100, 0.1429]), tensor([100.,   0.]))
+    """
 
     quant_min: Tensor
     quant_max: Tensor
@@ -206,6 +212,11 @@ def within(histogram: Histogram, low: Tensor, high: Tensor) -> Range:
 
     Returns:
         ``(low, high)``.
+
+    Example:
+        >>> histogram = Histogram(torch.tensor([[3, 1], [4, 0]]), torch.tensor([-1.0, 2.0]), torch.tensor([4.0, 2.0]))
+        >>> within(histogram, torch.tensor([-3.0, 0.0]), torch.tensor([3.5, 1.0]))  # the second has the value 2.0 alone
+        (tensor([-1.,  2.]), tensor([3.5000, 2.0000]))
     """
     _, left, right = histogram
     clips = left < right

@@ -14,7 +14,13 @@ from lq.core.packed import Packed
 
 
 def can_unpack(packed: Packed) -> bool:
-    """Whether :func:`unpack` can take it."""
+    """Whether :func:`unpack` can take it.
+
+    Example:
+        >>> from lq.core.packed import pack
+        >>> can_unpack(pack(torch.tensor([0.0, 3.0]), -1.0)), can_unpack(pack(torch.zeros(2, device="meta"), -1.0))
+        (True, False)
+    """
     return may_run() and packed.bytes.is_cpu and type(packed.bytes) is Tensor and library().functions is not None
 
 
@@ -34,6 +40,11 @@ def round_values(
 
     Returns:
         tensor like ``x``.
+
+    Example:
+        >>> ends = torch.empty(2)
+        >>> round_values(torch.tensor([-1.0, 0.26, 9.0]), 2.0, 0.0, 3.0, 0.5, ends=ends), ends
+        (tensor([0.0000, 0.5000, 1.5000]), tensor([-1.,  9.]))
     """
     out = x if inplace else torch.empty_like(x, requires_grad=False)
     into = None if ends is None else ends.data_ptr()
@@ -69,6 +80,11 @@ def round_and_pack(
 
     Returns:
         the values, a tensor like ``x``, and the integers, of which ``grid_low - 1`` is the lowest.
+
+    Example:
+        >>> values, packed = round_and_pack(torch.tensor([0.26, 9.0]), 2.0, 0.0, 3.0, 0.5, 0.0, 3.0)
+        >>> values, packed.bytes  # 0 stands for -1, what is below the grid, and 5 for 4, what is above it
+        (tensor([0.5000, 1.5000]), tensor([2, 5], dtype=torch.uint8))
     """
     out = x if inplace else torch.empty_like(x, requires_grad=False)
     low_bits, ninths = (x.new_empty(n, dtype=torch.uint8) for n in (x.numel(), -(-x.numel() // 8)))
@@ -93,6 +109,11 @@ def unpack(packed: Packed, grid_low: float, low: float, high: float, scale: floa
 
     Returns:
         float32 tensor of the shape and order in memory of what was packed.
+
+    Example:
+        >>> values, packed = round_and_pack(torch.tensor([0.26, 9.0]), 2.0, 0.0, 3.0, 0.5, 0.0, 3.0)
+        >>> unpack(packed, 0.0, 0.0, 3.0, 0.5)
+        tensor([0.5000, 1.5000])
     """
     out = packed.bytes.new_empty_strided(packed.shape, packed.stride, dtype=torch.float32)
     pointers = (packed.bytes.data_ptr(), packed.bits.data_ptr(), out.data_ptr())

@@ -58,6 +58,11 @@ class Library(NamedTuple):
     Args:
         functions: the shared library, or ``None``.
         reason: why there is none, and the remedy; else how it was compiled.
+
+    Example:
+        >>> kernels = library()
+        >>> kernels.reason.startswith("compiled by ") == (kernels.functions is not None)
+        True
     """
 
     functions: ctypes.CDLL | None

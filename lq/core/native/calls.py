@@ -55,7 +55,15 @@ def usable(x: Tensor) -> bool:
 
 
 def may_run() -> bool:
-    """Whether kernels may run here and now: outside of compilation and tracing, and not within :func:`off`."""
+    """Whether kernels may run here and now: outside of compilation and tracing, and not within :func:`off`.
+
+    Example:
+        >>> may_run()
+        True
+        >>> with off():
+        ...     may_run()
+        False
+    """
     return not torch.compiler.is_compiling() and _blocks_without == 0 and not is_followed()
 
 
@@ -90,12 +98,27 @@ def has_rows(weight: Tensor) -> bool:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Run a kernel on PyTorch's threads; tensors come as pointers."""
+    """Run a kernel on PyTorch's threads; tensors come as pointers.
+
+    Example:
+        >>> x, out = torch.tensor([0.2, 0.8]), torch.empty(2)
+        >>> call("lq_round", x.data_ptr(), out.data_ptr(), x.numel(), 1.0, 0.0, 5.0, 1.0, None)
+        >>> out
+        tensor([0., 1.])
+    """
     getattr(library().functions, name)(*arguments, torch.get_num_threads())
 
 
 def written(x: Tensor) -> None:
-    """Let autograd know that a kernel wrote into ``x``, which it did not see."""
+    """Let autograd know that a kernel wrote into ``x``, which it did not see.
+
+    Example:
+        >>> from lq.compat.torch_private import version_of
+        >>> x = torch.zeros(2)
+        >>> written(x)
+        >>> version_of(x)
+        1
+    """
     if not x.is_inference():
         increment_version(x)
 

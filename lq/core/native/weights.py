@@ -26,6 +26,11 @@ def weight_scale(weight: Tensor, quant_max: int, eps: float, per_channel: bool) 
 
     Returns:
         float32 of shape (rows, 1, ...), or () without rows.
+
+    Example:
+        >>> weight_scale(torch.tensor([[1.27, -0.5], [0.0, 0.0]]), 127, 1e-7, per_channel=True)
+        tensor([[1.0000e-02],
+                [1.0000e-07]])
     """
     rows = weight.shape[0] if per_channel else 1
     scale = weight.new_empty((rows, *[1] * (weight.dim() - 1)) if per_channel else ())
@@ -44,6 +49,11 @@ def search_scale(weight: Tensor, covering: Tensor, quant_max: int, parts: Sequen
 
     Returns:
         float32 of the shape of ``covering``.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 0.6, 0.4, 0.4]])
+        >>> search_scale(weight, torch.tensor([[1.0]]), 1, [1.0, 0.5])  # at 0.5 all four are 1, for which 0.6 is best
+        tensor([[0.6000]])
     """
     scale, tried, rows = torch.empty_like(covering), covering.new_tensor(parts), covering.numel()
     of_rows = (weight.data_ptr(), rows, weight.numel() // rows, covering.data_ptr())
@@ -71,6 +81,12 @@ def round_rows(
 
     Returns:
         tensor like ``x``.
+
+    Example:
+        >>> x, scale = torch.tensor([[0.4, 3.0], [0.4, 3.0]]), torch.tensor([[1.0], [0.5]])
+        >>> round_rows(x, scale, 10 * scale, -2.0, 2.0)
+        tensor([[ 0., 20.],
+                [ 5., 10.]])
     """
     result = torch.empty_like(x, requires_grad=False) if out is None else out
     rows, pointers = scale.numel(), (x.data_ptr(), result.data_ptr())
@@ -95,6 +111,10 @@ def round_weight(
 
     Returns:
         tensor like ``weight``, and the scale: float32 of shape (rows, 1, ...), or () without rows.
+
+    Example:
+        >>> round_weight(torch.tensor([[1.0, 0.4]]), 1, 1e-7, True, torch.tensor([[3.0]]))
+        (tensor([[3., 0.]]), tensor([[1.]]))
     """
     result = torch.empty_like(weight, requires_grad=False) if out is None else out
     rows = weight.shape[0] if per_channel else 1
@@ -117,6 +137,11 @@ def factor_gradients(out: Tensor, grad: Tensor, factor: Tensor) -> Tensor:
 
     Returns:
         tensor like ``factor``.
+
+    Example:
+        >>> out, grad = torch.tensor([[6.0, 0.0]]), torch.tensor([[1.0, 1.0]])  # a weight of 2 and 0, times 3
+        >>> factor_gradients(out, grad, torch.tensor([[3.0]])), grad
+        (tensor([[2.]]), tensor([[3., 3.]]))
     """
     found, rows = torch.empty_like(factor, requires_grad=False), factor.numel()
     pointers = factor.data_ptr(), found.data_ptr()
@@ -148,6 +173,12 @@ def fold_batch_norm(
 
     Returns:
         factor and bias, and, of shape (2, channels), ``1 / sqrt(variance + eps)`` and ``bias - mean``.
+
+    Example:
+        >>> mean, variance, weight = torch.tensor([[1.0], [3.0], [4.0]])
+        >>> factor, bias, _ = fold_batch_norm(mean, variance, weight, None, None, eps=1.0, smallest=1e-12)
+        >>> factor, bias
+        (tensor([2.]), tensor([-2.]))
     """
     factor, moved = torch.empty_like(variance), torch.empty_like(variance)
     kept = variance.new_empty((2, variance.numel()))
@@ -172,6 +203,11 @@ def learned_gradients(
 
     Returns:
         those of ``x`` and of ``scale``.
+
+    Example:
+        >>> x, scale = torch.tensor([0.7, 9.0]), torch.tensor(1.0)
+        >>> learned_gradients(x, torch.ones(2), scale, 0.0, 3.0, 0.5)
+        (tensor([1., 0.]), tensor(3.3000))
     """
     grad_x, grad_scale, rows = torch.empty_like(x, requires_grad=False), torch.empty_like(scale), scale.numel()
     columns = x.numel() // rows

@@ -12,6 +12,7 @@ pytest.importorskip("torchao")
 
 from torchao.quantization.pt2e import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 
+from lq.backends.base import recorded_call
 from lq.backends.prepare import plan_of as prepared_plan
 from lq.backends.prepare import prepare
 from lq.backends.pt2e.annotate import annotate
@@ -20,7 +21,6 @@ from lq.backends.pt2e.vendor_plan import VendorPlan
 from lq.config.qconfig import QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from tests.backends.pt2e.quantizers import OnlyLinear, Results, TakesApart, only_linear_of
-from tests.backends.recorded import recorded
 
 X, IMAGES = torch.rand(2, 4), torch.rand(2, 3, 4, 4)
 DYNAMIC = {
@@ -35,7 +35,7 @@ PER_CHANNEL = {
 
 
 def plan_of(net: nn.Module, quantizer: Any, *args: Tensor) -> VendorPlan:
-    return annotate(recorded(net, args or (X,)), quantizer)
+    return annotate(recorded_call(net, args or (X,)), quantizer)
 
 
 def rounded(plan: VendorPlan) -> list[tuple[str, tuple[str, ...] | None, int]]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.backends.base import recorded_call
 from lq.backends.prepare import plan_of, prepare
 from lq.backends.pt2e.capture import STEP, capture
 from lq.config.qconfig import QConfig
 from lq.tracing.layers import seen_of
 from lq.tracing.ops import SEEN
-from tests.backends.recorded import recorded
 
 
 class Block(nn.Module):
@@ -45,7 +45,7 @@ X, GAIN = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 1, 1)
 
 
 def test_every_operation_knows_where_it_comes_from():
-    captured = capture(recorded(Net(), (X,), {"gain": GAIN}))
+    captured = capture(recorded_call(Net(), (X,), {"gain": GAIN}))
     steps = {
         str(n.target): seen_of(n.meta[STEP]).stack[-1]
         for n in captured.graph.nodes
@@ -67,7 +67,7 @@ def test_the_model_stays_as_it_was():
     net: Any = Net()
     net.block.bn.eval()
     before = copy.deepcopy(net.state_dict())
-    capture(recorded(net, (X,), {"gain": GAIN}))
+    capture(recorded_call(net, (X,), {"gain": GAIN}))
     assert [m.training for m in net.modules()] == [m is not net.block.bn for m in net.modules()]
     assert net.block.bn.momentum is None
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -92,7 +92,7 @@ class Spellings(nn.Module):
 
 def test_the_graph_computes_what_the_model_does():
     net, x = Spellings(), torch.rand(2, 4)
-    (got,) = capture(recorded(net, (x,)))(x)
+    (got,) = capture(recorded_call(net, (x,)))(x)
     torch.testing.assert_close(got, net(x))
 
 
@@ -108,4 +108,4 @@ def test_what_export_refuses_is_said():
             return x.clone().apply_(abs)
 
     with pytest.raises(ValueError, match=r"torch\.export refuses Calls: .* use QConfig"):
-        capture(recorded(Calls(), (torch.eye(2),)))
+        capture(recorded_call(Calls(), (torch.eye(2),)))
