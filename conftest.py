@@ -1,9 +1,15 @@
-"""Examples in docstrings run without processes of their own for the gate and the latencies."""
+"""Examples in docstrings: which start no processes for the gate and the latencies, and which need a package."""
 
 from __future__ import annotations
 
 import pytest
 from _pytest.doctest import DoctestItem
+
+NEED_A_PACKAGE = {
+    "lq.export.formats.litert": "ai_edge_litert",
+    "lq.export.formats.mcu": "tflite_micro",
+    "lq.export.formats.mcu.vela": "ethosu",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +20,11 @@ def _quick_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         from tests.tiny import quicken_deployment
 
         quicken_deployment(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _what_is_needed(request: pytest.FixtureRequest) -> None:
+    if isinstance(request.node, DoctestItem):
+        for names, package in NEED_A_PACKAGE.items():
+            if request.node.name.startswith(names):
+                pytest.importorskip(package)
