@@ -1,4 +1,4 @@
-"""Examples in docstrings: which start no processes for the gate and the latencies, and which need a C compiler."""
+"""Examples in docstrings: which start no processes for the gate and the latencies, and what others need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from _pytest.doctest import DoctestItem
 
 from lq.core import native
 
-NEED_A_PACKAGE = {"lq.backends.pt2e.": "torchao", "lq.analysis.tensors.compared_part": "torchvision"}
+NEED_A_PACKAGE = {
+    "lq.analysis.tensors.compared_part": "torchvision",
+    "lq.backends.pt2e.": "torchao",
+    "lq.export.formats.litert": "ai_edge_litert",
+    "lq.export.formats.mcu": "tflite_micro",
+    "lq.export.formats.mcu.vela": "ethosu",
+}
 NEED_THE_KERNELS = ("lq.core.native.activations", "lq.core.native.weights", "lq.core.native.calls.call")
 
 

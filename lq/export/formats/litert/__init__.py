@@ -48,6 +48,12 @@ def check_options(
     Raises:
         TypeError: if a flag is none.
         ValueError: on a type that is neither "float32" nor "int8".
+
+    Example:
+        >>> check_options(inputs="uint8")
+        Traceback (most recent call last):
+        ...
+        ValueError: inputs='uint8' must be 'float32' or 'int8'.
     """
     check_flag("full_int8", full_int8)
     check_flag("xnnpack", xnnpack)
@@ -96,6 +102,18 @@ def export(
 
     Raises:
         ValueError: if the model cannot be exported, or not as the options say.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), [x], "litert")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     info = export(prepared, ((x,), {}), Path(folder), full_int8=True)
+        ...     print([path.name for path in Path(folder).iterdir()])
+        ['int8.tflite']
+        >>> info["dynamic_batch"], info["int8_layers"], info["float_operators"]
+        (True, {'FULLY_CONNECTED': 1}, [])
     """
     check_options(full_int8, inputs, outputs, channels_last, xnnpack, int4_weights)
     ends = Ends.of(inputs, outputs, channels_last)
@@ -134,6 +152,15 @@ def translated_once(prepared: fx.GraphModule, example: Inputs, ends: Ends) -> tu
 
     Raises:
         ValueError: if the model cannot be exported, or computes something else of a batch than of its samples.
+
+    Example:
+        >>> import torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(3, 4)), [x], "litert")
+        >>> made, size = translated_once(prepared, ((x,), {}), Ends())
+        >>> size, [made.net.lengths(value) for value in made.outputs]
+        (1, [(1, 4)])
     """
     smallest = call_of_one_part(prepared, example)
     program, _ = export_program(prepared, smallest, signed=True, dynamic=False)
@@ -154,6 +181,14 @@ def write_float(model: nn.Module, example: Inputs, path: Path) -> int | None:
     Raises:
         RuntimeError: if it cannot be exported.
         UnsupportedError: if LiteRT lacks an operator.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "float.tflite"
+        ...     largest = write_float(nn.Linear(3, 4), ((torch.zeros(8, 3),), {}), path)
+        ...     print(largest, path.read_bytes()[4:8])
+        None b'TFL3'
     """
     try:
         program, dynamic = float_program(model, example, dynamic=batch_size(example) is not None)
@@ -168,7 +203,19 @@ def write_float(model: nn.Module, example: Inputs, path: Path) -> int | None:
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """``int8.tflite`` in LiteRT's interpreter; without ``threads`` it chooses."""
+    """``int8.tflite`` in LiteRT's interpreter; without ``threads`` it chooses.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(3, 4)), [x], "litert")
+        >>> signature = Signature.of(prepared, ((x,), {}), prepared(x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = load(Path(folder), signature, export(prepared, ((x,), {}), Path(folder)), threads=1)
+        >>> bool((model(x) - prepared(x)).abs().max() < 0.05)
+        True
+    """
     given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.litert")
     largest = given["largest_batch"]
     return interpreted(

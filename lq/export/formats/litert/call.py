@@ -16,7 +16,15 @@ from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
 
 
 class UnsupportedError(ValueError):
-    """LiteRT has no operator for this."""
+    """LiteRT has no operator for this.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> listing_of(torch.sign, x=torch.zeros(2))
+        Traceback (most recent call last):
+        ...
+        lq.export.formats.litert.call.UnsupportedError: LiteRT has no operator for sign (sign)
+    """
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,12 @@ class Weight:
         scales: float32, one or one for each channel.
         axis: that of the channels.
         name: of the layer.
+
+    Example:
+        >>> integers = torch.tensor([[1, -2], [127, 0]], dtype=torch.int8)
+        >>> Weight(integers, scales=torch.tensor([0.5, 0.01]), axis=0, name="fc").real()
+        tensor([[ 0.5000, -1.0000],
+                [ 1.2700,  0.0000]])
     """
 
     integers: Tensor
@@ -44,7 +58,13 @@ class Weight:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an activation lets pass."""
+    """What an activation lets pass.
+
+    Example:
+        >>> both = Bounds(low=0.0).within(Bounds(high=6.0))
+        >>> both.activation, both.width, Bounds(0.0, 1.0).activation
+        ('RELU6', 6.0, '')
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -83,6 +103,17 @@ class OperatorCall:
         shape: of the result.
         grid: that the result is rounded to; ``None`` for float.
         bounds: of an activation behind it, for operators that compute one themselves.
+
+    Example:
+        >>> from lq.export.formats.litert.file import Size
+        >>> from lq.export.formats.litert.listing import listing
+        >>> net, shape = Tensors(), (Size(2), Size(3))
+        >>> x = Value(net.new("x", shape), order=(0, 1))
+        >>> call = OperatorCall(net, "sum", {"self": x, "other": 1.5}, shape, bounds=Bounds(low=0.0))
+        >>> inputs = [call.value("self").tensor, call.value("other").tensor]
+        >>> made = call.write_in("ADD", inputs, x.order, "AddOptions", fusedActivationFunction=call.activation)
+        >>> print(listing(net.file))
+        sum: float32 [2, 3] = ADD(x, 1.5, RELU)
     """
 
     net: Tensors
@@ -157,6 +188,11 @@ Builder: TypeAlias = Callable[[OperatorCall], Any]
 
 
 def array(tensor: Tensor) -> Array:
-    """A constant as numpy has it."""
+    """A constant as numpy has it.
+
+    Example:
+        >>> array(torch.ones(2, requires_grad=True))
+        array([1., 1.], dtype=float32)
+    """
     found: Array = tensor.detach().cpu().contiguous().numpy()
     return found

@@ -20,6 +20,13 @@ class Ends:
         int8_inputs: integers go in rather than floats.
         int8_outputs: integers come out.
         channels_last: images have their channels last.
+
+    Example:
+        >>> ends = Ends.of(inputs="int8", outputs="float32", channels_last=True)
+        >>> ends
+        Ends(int8_inputs=True, int8_outputs=False, channels_last=True)
+        >>> ends.order(4), ends.order(2)
+        ((0, 2, 3, 1), (0, 1))
     """
 
     int8_inputs: bool = False

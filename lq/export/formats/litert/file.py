@@ -6,8 +6,9 @@ Source:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,6 +33,11 @@ class LiteRTGrid:
         scales: float32, one for the tensor or one for each channel.
         zero_point: of all of them.
         axis: that of the channels.
+
+    Example:
+        >>> grid = LiteRTGrid.of(0.1, -128)
+        >>> grid.scale, grid.integer(0.0), grid.integer(30.0)
+        (0.10000000149011612, -128, 172)
     """
 
     scales: tuple[float, ...]
@@ -55,7 +61,16 @@ class LiteRTGrid:
 
 
 class Size(NamedTuple):
-    """One dimension of a tensor: its size, for a batch of one, and whether it changes with the batch."""
+    """One dimension of a tensor: its size, for a batch of one, and whether it changes with the batch.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.nodes import sizes_of
+        >>> from lq.export.formats.program import float_program
+        >>> program, _ = float_program(torch.nn.ReLU(), ((torch.zeros(4, 3),), {}))
+        >>> [sizes_of(node.meta["val"]) for node in program.graph.find_nodes(op="placeholder")]
+        [(Size(length=1, changes=True), Size(length=3, changes=False))]
+    """
 
     length: int
     changes: bool = False
@@ -69,11 +84,17 @@ class FileTensor:
     """A tensor as the file has it.
 
     Args:
-        name: shown by viewers and profilers.
+        name: shown by viewers and profilers, so that no other tensor of a file has it.
         shape: its sizes.
         dtype: of numpy, by name.
         grid: of int8 and int32 values.
         content: of a constant.
+
+    Example:
+        >>> file = File()
+        >>> half = file.constant("half", np.float32([0.5]))
+        >>> file.tensors[half].name, file.tensors[half].shape, file.tensors[half].content
+        ('half', (Size(length=1, changes=False),), array([0.5], dtype=float32))
     """
 
     name: str
@@ -85,7 +106,15 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class FileOperator:
-    """An operator: its name in the schema, tensors by index (-1 where one is left out), and options."""
+    """An operator: its name in the schema, tensors by index (-1 where one is left out), and options.
+
+    Example:
+        >>> file = File()
+        >>> x, y = (file.tensor(FileTensor(name, (Size(3),), "int8", LiteRTGrid.of(0.5, 0))) for name in "xy")
+        >>> file.operator("RELU", [x], [y])
+        >>> file.operators
+        [FileOperator(kind='RELU', inputs=(0,), outputs=(1,), options='', settings={}, version=2)]
+    """
 
     kind: str
     inputs: tuple[int, ...]
@@ -96,15 +125,30 @@ class FileOperator:
 
 
 class File:
-    """Collects tensors and operators."""
+    """Collects tensors and operators.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing
+        >>> file = File()
+        >>> x, y = (file.tensor(FileTensor(name, (Size(2),))) for name in "xy")
+        >>> file.operator("MUL", [x, file.constant("factors", np.float32([2, 3]))], [y], "MulOptions")
+        >>> print(listing(file))
+        y: float32 [2] = MUL(x, [2, 3])
+    """
 
     def __init__(self) -> None:
         self.tensors: list[FileTensor] = []
         self.operators: list[FileOperator] = []
+        self._names: Counter[str] = Counter()
 
     def tensor(self, tensor: FileTensor) -> int:
-        """Add a tensor; returns its index."""
-        self.tensors.append(tensor)
+        """Add a tensor, with a number behind a name that another one has; returns its index."""
+        name = tensor.name
+        while name in self._names:
+            self._names[tensor.name] += 1
+            name = f"{tensor.name}_{self._names[tensor.name]}"
+        self._names[name] = 1
+        self.tensors.append(replace(tensor, name=name))
         return len(self.tensors) - 1
 
     def constant(self, name: str, content: Array, grid: LiteRTGrid | None = None) -> int:

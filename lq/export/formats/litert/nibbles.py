@@ -20,6 +20,18 @@ def with_int4_weights(file: File) -> File:
 
     Args:
         file: is left as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> from lq.export.formats.litert.file import FileTensor, LiteRTGrid, Size
+        >>> file, grid = File(), LiteRTGrid.of(0.5, 0)
+        >>> x = file.tensor(FileTensor("x", (Size(1), Size(4)), "int8", grid))
+        >>> y = file.tensor(FileTensor("y", (Size(1), Size(1)), "int8", grid))
+        >>> weight = file.constant("weight", np.int8([[7, -7, 1, 0]]), grid)
+        >>> file.operator("FULLY_CONNECTED", [x, weight, -1], [y], "FullyConnectedOptions")
+        >>> made = with_int4_weights(file)
+        >>> made.tensors[weight].dtype, made.tensors[weight].content.nbytes, made.operators[0].version
+        ('int4', 2, 10)
     """
     readers: dict[int, list[FileOperator]] = defaultdict(list)
     for operator in file.operators:

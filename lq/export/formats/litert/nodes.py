@@ -35,7 +35,14 @@ def operation(node: fx.Node) -> str:
 
 
 def gives_tensors(node: fx.Node) -> bool:
-    """Whether the result is a tensor, or several, and no size."""
+    """Whether the result is a tensor, or several, and no size.
+
+    Example:
+        >>> from lq.export.formats.program import float_program
+        >>> program, _ = float_program(torch.nn.Unflatten(1, (-1, 3)), ((torch.zeros(4, 6),), {}))
+        >>> {node.name: gives_tensors(node) for node in program.graph.nodes}
+        {'input': True, 'unflatten': True, 'output': False}
+    """
     return isinstance(node.meta.get("val"), (Tensor, list, tuple))
 
 
@@ -57,7 +64,14 @@ _APART: Mapping[Any, Callable[..., Any]] = {  # what PyTorch does not take apart
 
 
 def in_known_operations(program: ExportedProgram, known: frozenset[str]) -> ExportedProgram:
-    """With operations that are not known taken apart, which takes as long as the export did."""
+    """With operations that are not known taken apart, which takes as long as the export did.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.SiLU(), (torch.zeros(2),))
+        >>> apart = in_known_operations(program, frozenset({"sigmoid", "mul"}))
+        >>> [operation(node) for node in apart.graph.nodes if node.op == "call_function"]
+        ['sigmoid', 'mul']
+    """
     calls = [node for node in program.graph.nodes if node.op == "call_function" and gives_tensors(node)]
     kept = {*known, QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNELS}
     if all(node.target is operator.getitem or operation(node) in kept for node in calls):
@@ -79,6 +93,12 @@ class ProgramConstants:
     Args:
         tensors: by the names of their placeholders.
         layers: of the placeholders that are weights, the layers that have them.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.Sequential(torch.nn.Linear(2, 1)), (torch.zeros(4, 2),))
+        >>> held = ProgramConstants.of(program)
+        >>> list(held.tensors), held.layers
+        (['p_0_weight', 'p_0_bias'], {'p_0_weight': '0'})
     """
 
     tensors: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +120,17 @@ class ProgramConstants:
 
 
 def grid_of(quantize: fx.Node) -> LiteRTGrid:
-    """Where a quantization rounds to."""
+    """Where a quantization rounds to.
+
+    Example:
+        >>> from lq.export.formats.program import export_program
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(2, 1)), [x], "litert")
+        >>> program, _ = export_program(prepared, ((x,), {}), signed=True)
+        >>> next(grid_of(node) for node in program.graph.nodes if operation(node) == QUANTIZE)
+        LiteRTGrid(scales=(0.007843137718737125,), zero_point=-1, axis=0)
+    """
     _, scale, zero_point, *_ = quantize.args
     return LiteRTGrid.of(scale, zero_point)  # type: ignore[arg-type]
 
@@ -110,6 +140,15 @@ def grid_of_input(node: fx.Node) -> LiteRTGrid:
 
     Raises:
         ValueError: if it is read in float too, or on several grids.
+
+    Example:
+        >>> from lq.export.formats.program import export_program
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(2, 1)), [x], "litert")
+        >>> program, _ = export_program(prepared, ((x,), {}), signed=True)
+        >>> grid_of_input(next(node for node in program.graph.nodes if node.name == "input"))
+        LiteRTGrid(scales=(0.007843137718737125,), zero_point=-1, axis=0)
     """
     grids = {grid_of(reader) if operation(reader) == QUANTIZE else None for reader in _readers(node)}
     grid = grids.pop() if len(grids) == 1 else None
@@ -127,7 +166,13 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 
 def bounds_of(node: fx.Node) -> Bounds | None:
-    """What an activation lets pass; ``None`` for other operations."""
+    """What an activation lets pass; ``None`` for other operations.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.Sequential(torch.nn.ReLU6(), torch.nn.Tanh()), (torch.zeros(2),))
+        >>> [bounds_of(node) for node in program.graph.nodes if node.op == "call_function"]
+        [Bounds(low=0.0, high=6.0), None]
+    """
     name = operation(node)
     if name in ("relu", "relu6"):
         return Bounds(0.0, 6.0 if name == "relu6" else math.inf)
@@ -141,7 +186,13 @@ def bounds_of(node: fx.Node) -> Bounds | None:
 
 
 def named(node: fx.Node) -> dict[str, Any]:
-    """All arguments by name."""
+    """All arguments by name.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.Hardtanh(max_val=2.0), (torch.zeros(2),))
+        >>> [named(node) for node in program.graph.nodes if node.op == "call_function"]
+        [{'self': input, 'min_val': -1.0, 'max_val': 2.0}]
+    """
     assert isinstance(node.target, OpOverload)
     return arguments(node.target, node.args, node.kwargs)
 

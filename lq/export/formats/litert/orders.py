@@ -29,6 +29,13 @@ def order_through(lying: Shape, order: Order, shape: Shape) -> Order | None:
     """In which order the dimensions of a reshaped tensor can lie without moving an element; ``None`` if in none.
 
     A dimension may be split into several and several be joined, wherever those lie side by side.
+
+    Example:
+        >>> image = (Size(1, changes=True), Size(4), Size(5), Size(6))  # batch, height, width, channels, as they lie
+        >>> order_through(image, CHANNELS_LAST[4], (Size(1, changes=True), Size(6), Size(20)))  # tokens
+        (0, 2, 1)
+        >>> order_through(image, CHANNELS_LAST[4], (Size(1, changes=True), Size(120))) is None  # flattened
+        True
     """
     old = in_place(lying, order)
     groups = matching_groups(old, shape)
@@ -50,7 +57,16 @@ def order_through(lying: Shape, order: Order, shape: Shape) -> Order | None:
 
 
 def matching_groups(old: Shape, new: Shape) -> Groups | None:
-    """Which dimensions, joined, become which others: ``[([0], [0]), ([1, 2], [1])]``."""
+    """Which dimensions, joined, become which others: ``[([0], [0]), ([1, 2], [1])]``.
+
+    Example:
+        >>> matching_groups((Size(2), Size(3), Size(4)), (Size(2), Size(12)))
+        [([0], [0]), ([1, 2], [1])]
+        >>> matching_groups((Size(2), Size(3)), (Size(3), Size(2)))
+        [([0, 1], [0, 1])]
+        >>> matching_groups((Size(4), Size(3)), (Size(3), Size(5))) is None
+        True
+    """
     groups: Groups = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -70,7 +86,13 @@ def matching_groups(old: Shape, new: Shape) -> Groups | None:
 
 
 def order_before(groups: Groups, order: Order, shape: Shape) -> Order | None:
-    """How dimensions have to lie so that those that they become lie in an order; ``None`` if nothing makes them."""
+    """How dimensions have to lie so that those that they become lie in an order; ``None`` if nothing makes them.
+
+    Example:
+        >>> groups = [([0], [0]), ([1], [1]), ([2, 3], [2])]  # (batch, 6, 4, 5) becomes (batch, 6, 20)
+        >>> order_before(groups, (0, 2, 1), (Size(1, changes=True), Size(6), Size(20)))
+        (0, 2, 3, 1)
+    """
     before: list[int] = []
     rest = [dimension for dimension in order if shape[dimension] != Size(1)]
     while rest:
@@ -91,6 +113,12 @@ def _extent(sizes: Shape, dimensions: Sequence[int]) -> int:
 
 
 def nearest_order(groups: Groups, order: Order) -> Order:
-    """How dimensions lie if those that they come from are moved as little as can be."""
+    """How dimensions lie if those that they come from are moved as little as can be.
+
+    Example:
+        >>> groups = [([0], [0]), ([1], [1]), ([2, 3], [2])]  # (batch, 6, 4, 5) becomes (batch, 6, 20)
+        >>> nearest_order(groups, CHANNELS_LAST[4])
+        (0, 2, 1)
+    """
     last = {tuple(new): max(map(order.index, old), default=0) for old, new in groups if new}
     return tuple(dimension for new in sorted(last, key=last.__getitem__) for dimension in new)

@@ -30,6 +30,16 @@ def packed(file: File, inputs: Mapping[str, int], outputs: Mapping[str, int], ab
         inputs: of the model: their names in its signature, and their indices.
         outputs: likewise.
         about: a line that says what it is.
+
+    Example:
+        >>> from ai_edge_litert.interpreter import Interpreter
+        >>> from lq.export.formats.litert.file import Size
+        >>> file = File()
+        >>> x, y = (file.tensor(FileTensor(name, (Size(2),))) for name in "xy")
+        >>> file.operator("EXP", [x], [y])
+        >>> content = packed(file, {"given": x}, {"made": y}, "an exponential")
+        >>> content[4:8], Interpreter(model_content=content).get_signature_list()
+        (b'TFL3', {'serving_default': {'inputs': ['given'], 'outputs': ['made']}})
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema

@@ -13,7 +13,20 @@ _OF_LAYERS = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linea
 
 
 def describe(made: Translated) -> dict[str, Any]:
-    """Layers that compute on integers by kind, what computes in float by name, and the number of transposes."""
+    """Layers that compute on integers by kind, what computes in float by name, and the number of transposes.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.translation import translate
+        >>> from lq.export.formats.program import export_program
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Softplus()), [x], "litert")
+        >>> program, _ = export_program(prepared, ((x,), {}), signed=True)
+        >>> describe(translate(program))
+        {'int8_layers': {'FULLY_CONNECTED': 1}, 'float_layers': [], 'float_operators': ['softplus (softplus)'],
+        'transposes': 0}
+    """
     file = made.net.file
     int8 = Counter(
         operator.kind
@@ -29,7 +42,20 @@ def describe(made: Translated) -> dict[str, Any]:
 
 
 def floating(made: Translated, plan: Plan) -> str:
-    """Names of all that computes in float, each with the user's line, where the plan knows it, or with its kind."""
+    """Names of all that computes in float, each with the user's line, where the plan knows it, or with its kind.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import plan_of
+        >>> from lq.export.formats.litert.translation import translate
+        >>> from lq.export.formats.program import export_program
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Softplus()), [x], "litert")
+        >>> program, _ = export_program(prepared, ((x,), {}), signed=True)
+        >>> floating(translate(program), plan_of(prepared))
+        'softplus (softplus)'
+    """
     rows = [(row.name, row.line) for row in plan.layers] + [(row.name, row.line) for row in plan.products]
     lines = {name: line for name, line in rows if line}
     return ", ".join(f"{name} ({lines.get(name, kind)})" for name, kind in made.floating.items())

@@ -39,6 +39,19 @@ def interpreted(
         xnnpack: let XNNPACK compute what it can; else LiteRT's own kernels do.
         channels_last: whether images of the file have their channels last.
         largest_batch: what the file takes at once; ``None`` is any.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.export.formats.litert import write_float
+        >>> net, x = torch.nn.Softmax(-1), torch.zeros(2, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "softmax.tflite"
+        ...     largest = write_float(net, ((x,), {}), path)
+        ...     model = interpreted(path, Signature.of(net, ((x,), {}), net(x)), threads=1, largest_batch=largest)
+        >>> model(input=torch.ones(3, 4))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500],
+                [0.2500, 0.2500, 0.2500, 0.2500],
+                [0.2500, 0.2500, 0.2500, 0.2500]])
     """
     run = _Interpreter(path, threads, xnnpack, channels_last)
     return FlatModel(run, signature, at_once=largest_batch, one_call_at_a_time=True)
@@ -96,6 +109,12 @@ def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) ->
         tensor: as torch has it.
         details: what the interpreter says of the input.
         channels_last: whether the file takes images with their channels last.
+
+    Example:
+        >>> grid = {"scales": np.float32([0.5]), "zero_points": np.int32([-1])}
+        >>> details = {"dtype": np.int8, "quantization_parameters": grid}
+        >>> entering(torch.tensor([0.0, 1.0, 99.0]), details, channels_last=False)
+        array([ -1,   1, 127], dtype=int8)
     """
     values: Array = tensor.numpy()
     if channels_last and values.ndim == _IMAGE:
@@ -107,7 +126,14 @@ def entering(tensor: Tensor, details: Mapping[str, Any], channels_last: bool) ->
 
 
 def leaving(values: Array, details: Mapping[str, Any], channels_last: bool) -> Tensor:
-    """An output as torch has it; arguments as for :func:`entering`."""
+    """An output as torch has it; arguments as for :func:`entering`.
+
+    Example:
+        >>> grid = {"scales": np.float32([0.5]), "zero_points": np.int32([-1])}
+        >>> details = {"dtype": np.int8, "quantization_parameters": grid}
+        >>> leaving(np.int8([-1, 1, 127]), details, channels_last=False)
+        tensor([ 0.,  1., 64.])
+    """
     values = np.asarray(values)  # of no dimensions it is a number
     if _is_on_grid(details):
         scale, zero_point = _grid(details)

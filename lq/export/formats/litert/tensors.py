@@ -18,7 +18,16 @@ from lq.export.formats.litert.orders import CHANNELS_LAST
 
 
 class FixedBatchError(ValueError):
-    """What an operator needs cannot be written for a batch of any size."""
+    """What an operator needs cannot be written for a batch of any size.
+
+    Example:
+        >>> net = Tensors()
+        >>> x = Value(net.new("x", [Size(1, changes=True), Size(3)]), order=(0, 1))
+        >>> net.reshape_axes(x.tensor, (Size(1, changes=True), Size(3, changes=True)))
+        Traceback (most recent call last):
+        ...
+        lq.export.formats.litert.tensors.FixedBatchError: x has more than one dimension that changes with the batch
+    """
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,15 @@ class Value:
         tensor: the file tensor that holds it.
         order: which dimension each axis of that tensor is.
         shape: that it has once it is reshaped, which waits for who needs it; ``None`` if there is nothing to do.
+
+    Example:
+        >>> net = Tensors()
+        >>> image = Value(net.new("image", [Size(1), Size(4), Size(5), Size(3)]), order=CHANNELS_LAST[4])
+        >>> net.lengths(image)
+        (1, 3, 4, 5)
+        >>> flat = net.reshape(image, (Size(1), Size(60)))
+        >>> flat.order, flat.shape, net.file.operators
+        ((0, 2, 3, 1), (Size(length=1, changes=False), Size(length=60, changes=False)), [])
     """
 
     tensor: int
@@ -37,7 +55,18 @@ class Value:
 
 
 class Tensors:
-    """The tensors of a file, and the operators that move them."""
+    """The tensors of a file, and the operators that move them.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing
+        >>> net = Tensors()
+        >>> image = Value(net.new("image", [Size(1), Size(4), Size(5), Size(3)]), order=CHANNELS_LAST[4])
+        >>> tokens = net.permute(net.reshape(image, (Size(1), Size(3), Size(20))), (0, 2, 1))
+        >>> net.plain(tokens).order
+        (0, 1, 2)
+        >>> print(listing(net.file))
+        image/reshape: float32 [1, 20, 3] = RESHAPE(image, [1, 20, 3])
+    """
 
     def __init__(self) -> None:
         self.file = File()

@@ -35,6 +35,15 @@ class Translated:
         inputs: what the user gives, in order, by name.
         outputs: what comes out, in order.
         floating: what computes in float: names, and the operations.
+
+    Example:
+        >>> from lq.export.formats.program import float_program
+        >>> program, _ = float_program(torch.nn.Softplus(), ((torch.zeros(4, 2),), {}))
+        >>> made = translate(program)
+        >>> list(made.inputs), [made.net.shape(value) for value in made.outputs], made.floating
+        (['input'], [(Size(length=1, changes=True), Size(length=2, changes=False))], {'softplus': 'softplus'})
+        >>> len(made.content(["made"], "a function")) > 1000
+        True
     """
 
     net: Tensors = field(default_factory=Tensors)
@@ -72,6 +81,18 @@ def translate(program: ExportedProgram, ends: Ends = _FLOAT_ENDS) -> Translated:
     Raises:
         UnsupportedError: naming the operation that LiteRT has no operator for.
         FixedBatchError: if it cannot be written for a batch of any size.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing
+        >>> from lq.export.formats.program import export_program
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.ReLU()), [x], "litert")
+        >>> program, _ = export_program(prepared, ((x,), {}), signed=True)
+        >>> print(listing(translate(program).net.file))
+        quantize_per_tensor: 0.007843 * (int8 + 1) [batch, 2] = QUANTIZE(input)
+        0: ... * (int8 + 128) [batch, 9] = FULLY_CONNECTED(quantize_per_tensor, 0/weight: scales * int8 [9, 2],
+        0/bias: scales * int32 [9], keepNumDims=True)
     """
     return _Translator(nodes.in_known_operations(program, frozenset(OPERATORS)), ends).run()
 

@@ -35,6 +35,13 @@ def check_options(inputs: str = INT8, outputs: str = INT8, channels_last: bool =
     Raises:
         TypeError: if the flag is none.
         ValueError: on a type that is neither "float32" nor "int8".
+
+    Example:
+        >>> check_options(inputs="float32", outputs="int8")
+        >>> check_options(channels_last="yes")
+        Traceback (most recent call last):
+        ...
+        TypeError: channels_last='yes' (str) is neither True nor False.
     """
     Ends.of(inputs, outputs, channels_last)
 
@@ -64,6 +71,16 @@ def export(
     Raises:
         UnsupportedError: if anything would compute in float, or tflite-micro lacks an operator.
         ValueError: if the model cannot be exported.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(3, 4)), [x], "mcu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     info = export(prepared, ((x,), {}), Path(folder))
+        >>> info["largest_batch"], info["operators"], info["arena_bytes"] % 16
+        (1, ['FULLY_CONNECTED'], 0)
     """
     ends = Ends.of(inputs, outputs, channels_last)
     made, largest = translated_once(prepared, example, ends)
@@ -103,7 +120,19 @@ def _arena_bytes(path: Path, made: Translated) -> int:
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """``int8.mcu.tflite`` in tflite-micro's interpreter, which has one thread and the arena that was reported."""
+    """``int8.mcu.tflite`` in tflite-micro's interpreter, which has one thread and the arena that was reported.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(3, 4)), [x], "mcu")
+        >>> signature = Signature.of(prepared, ((x,), {}), prepared(x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = load(Path(folder), signature, export(prepared, ((x,), {}), Path(folder)))
+        >>> bool((model(x) - prepared(x)).abs().max() < 0.05)
+        True
+    """
     given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.mcu")
     largest = given["largest_batch"]
     return interpreted(

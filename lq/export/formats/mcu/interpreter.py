@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,47 @@ from torch import Tensor
 from lq.export.artifact.flat_model import FlatModel
 from lq.export.artifact.signature import Signature
 from lq.export.formats.litert.runtime import entering, leaving
+from lq.export.parity.isolation import search_path
 
 _PLENTY = 2**30  # bytes, which the system hands out when they are used
 _ALIGNMENT = 16
 
+# Tries each arena in a process of its own: in some that are a little too small tflite-micro crashes.
+_SEARCH = """
+import json, os, resource, sys
+from bisect import bisect_left
+job = json.loads(sys.argv[1])
+sys.path[:] = job["search"]
+from tflite_micro.python.tflite_micro import runtime
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def loads(step):
+    child = os.fork()
+    if not child:
+        try:
+            runtime.Interpreter.from_file(job["path"], arena_size=step * job["alignment"])
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+print(job["alignment"] * bisect_left(range(job["plenty"] // job["alignment"]), True, key=loads))
+"""
+
 
 class RefusedError(ValueError):
-    """tflite-micro does not load a file; ``operator`` is the kind that it lacks, or ""."""
+    """tflite-micro does not load a file; ``operator`` is the kind that it lacks, or "".
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert import write_float
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "gelu.tflite"
+        ...     largest = write_float(torch.nn.GELU(), ((torch.zeros(1, 3),), {}), path)
+        ...     try:
+        ...         arena_bytes(path)
+        ...     except RefusedError as error:
+        ...         print(f"{error}: {error.operator!r}")
+        tflite-micro lacks the operator GELU: 'GELU'
+    """
 
     operator = ""
 
@@ -40,18 +76,24 @@ def arena_bytes(path: Path) -> int:
 
     Raises:
         RefusedError: if tflite-micro does not load the file however much memory there is.
+        RuntimeError: if it does not run in a process of its own, with what that says.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert import write_float
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "relu.tflite"
+        ...     largest = write_float(torch.nn.ReLU(), ((torch.zeros(1, 256),), {}), path)
+        ...     2 * 4 * 256 < arena_bytes(path) < 4096  # an input and an output of 256 floats, and its own records
+        True
     """
     _opened(path, _PLENTY)
-    steps = range(_PLENTY // _ALIGNMENT)
-    return _ALIGNMENT * bisect_left(steps, True, key=lambda step: _loads(path, _ALIGNMENT * step))
-
-
-def _loads(path: Path, arena: int) -> bool:
-    try:
-        _opened(path, arena)
-    except RefusedError:
-        return False
-    return True
+    job = {"path": str(path.absolute()), "plenty": _PLENTY, "alignment": _ALIGNMENT, "search": search_path()}
+    command = [sys.executable, "-I", "-c", _SEARCH, json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise RuntimeError(f"the arena of {path.name} cannot be found: {' '.join(done.stderr.split())[-300:]}")
+    return int(done.stdout)
 
 
 def interpreted(
@@ -68,6 +110,18 @@ def interpreted(
 
     Raises:
         RefusedError: if tflite-micro does not load it, or needs a larger arena.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert import write_float
+        >>> net, x = torch.nn.ReLU(), torch.tensor([[-1.0, 2.0]])
+        >>> signature = Signature.of(net, ((x,), {}), net(x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "relu.tflite"
+        ...     largest = write_float(net, ((x,), {}), path)
+        ...     model = interpreted(path, signature, arena=4096, channels_last=False, largest_batch=1)
+        >>> model(x)
+        tensor([[0., 2.]])
     """
     interpreter = _opened(path, arena)
 

@@ -36,6 +36,11 @@ class Estimate:
         per_second: inferences.
         sram_kib: memory for activations, in KiB.
         flash_kib: memory that is read only, or beyond the chip, in KiB.
+
+    Example:
+        >>> print(Estimate("ethos-u55-128 (internal default)", 4, ("argmax",), 1250, 8e5, 3.5, 12.0))
+        ethos-u55-128 (internal default): 75% of 4 operators on the NPU (on the CPU: argmax), 1,250 cycles, 800,000
+        inferences a second, 3.5 KiB of SRAM, 12.0 KiB of other memory
     """
 
     npu: str
@@ -61,6 +66,12 @@ def check_npu(npu: str) -> None:
 
     Raises:
         ValueError: naming those that it knows.
+
+    Example:
+        >>> check_npu("ethos-u55-100")
+        Traceback (most recent call last):
+        ...
+        ValueError: npu='ethos-u55-100' must be one of ethos-u55-32, ethos-u55-64, ...
     """
     if npu not in NPUS:
         raise ValueError(f"npu={npu!r} must be one of {', '.join(NPUS)}.")
@@ -74,9 +85,23 @@ def estimate(path: Path, npu: str = "ethos-u55-128") -> Estimate:
         npu: of :data:`NPUS`; the number is that of multiply-accumulates in a cycle.
 
     Raises:
+        ValueError: on an NPU that vela does not know.
         ImportError: if vela is not installed.
         RuntimeError: if it cannot compile the file, with what it says.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.export.formats import mcu
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.tensor([[-1.0, 0.5, 1.0]])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(3, 4)), [x], "mcu")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     info = mcu.export(prepared, ((x,), {}), Path(folder))
+        ...     figures = estimate(Path(folder) / mcu.FILE, "ethos-u55-32")
+        >>> figures.operators, figures.on_cpu, figures.cycles > 0
+        (1, (), True)
     """
+    check_npu(npu)
     if importlib.util.find_spec("ethosu") is None:
         raise ImportError("what an Ethos-U makes of it needs vela, not installed here: pip install ethos-u-vela")
     with scratch() as place:

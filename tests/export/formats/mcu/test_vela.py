@@ -47,6 +47,8 @@ def test_what_cannot_be_compiled_is_told(tmp_path: Path) -> None:
 def test_an_unknown_npu_and_a_missing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"npu='ethos' must be one of ethos-u55-32, "):
         check_npu("ethos")
+    with pytest.raises(ValueError, match=r"npu='ethos' must be one of ethos-u55-32, "):
+        estimate(tmp_path / "any.tflite", "ethos")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install ethos-u-vela"):
         estimate(tmp_path / "any.tflite")

@@ -23,6 +23,12 @@ class Operator:
         only_float: whether a call of it cannot be computed on integers.
         rounds_twice: whether LiteRT first rounds to a grid of 8 bits, and from there to that of the result. On a grid
             of fewer bits the second rounding may be off by a whole step, which is much.
+
+    Example:
+        >>> OPERATORS["conv2d"].fuses, OPERATORS["flatten"].moves, OPERATORS["layer_norm"].int8
+        (True, True, False)
+        >>> sorted(name for name, known in OPERATORS.items() if known.rounds_twice)
+        ['_softmax', 'sigmoid', 'softmax', 'tanh', 'upsample_bilinear2d']
     """
 
     build: Builder

@@ -21,7 +21,18 @@ _UNREAD = torch.finfo(torch.float32).min / 2  # added to the score of what a mas
 
 
 def attention(call: OperatorCall) -> Value:
-    """``softmax(query @ key^T * scale + mask) @ value``, which is 0 where a mask leaves nothing to attend to."""
+    """``softmax(query @ key^T * scale + mask) @ value``, which is 0 where a mask leaves nothing to attend to.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> from torch.nn import functional as F
+        >>> x = torch.zeros(1, 5, 4)
+        >>> print(listing_of(F.scaled_dot_product_attention, q=x, k=x, v=x))
+        scaled_dot_product_attention/scores: float32 [1, 5, 5] = BATCH_MATMUL(q, k, adjY=True)
+        scaled_dot_product_attention/scale: float32 [1, 5, 5] = MUL(scaled_dot_product_attention/scores, 0.5)
+        scaled_dot_product_attention/softmax: float32 [1, 5, 5] = SOFTMAX(scaled_dot_product_attention/scale, beta=1.0)
+        scaled_dot_product_attention: float32 [1, 5, 4] = BATCH_MATMUL(scaled_dot_product_attention/softmax, v)
+    """
     if call.get("enable_gqa"):
         raise UnsupportedError(f"{call.name} is attention with grouped queries")
     query, key = call["query"], call["key"]

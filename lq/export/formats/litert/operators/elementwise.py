@@ -20,7 +20,16 @@ _SIGNED_UNIT = LiteRTGrid.of(1 / 128, 0)
 
 
 def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
-    """An operator of two tensors, or of a tensor and a number."""
+    """An operator of two tensors, or of a tensor and a number.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x, y: torch.add(x, y, alpha=3), x=torch.zeros(4, 2), y=torch.zeros(2)))
+        add/scaled: float32 [2] = MUL(y, 3)
+        add/scaled/reshape: float32 [1, 2] = RESHAPE(add/scaled, [1, 2])
+        add: float32 [4, 2] = ADD(x, add/scaled/reshape)
+    """
 
     def build(call: OperatorCall) -> Value:
         left, right = (call.taken(call[name]) for name in ("self", "other"))
@@ -35,12 +44,28 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
 
 
 def has_factor(call: OperatorCall) -> bool:
-    """Whether the second one of two tensors is multiplied by a number first."""
+    """Whether the second one of two tensors is multiplied by a number first.
+
+    Example:
+        >>> from lq.export.formats.litert.tensors import Tensors
+        >>> net, one = Tensors(), (Size(1),)
+        >>> x = Value(net.new("x", one), order=(0,))
+        >>> [has_factor(OperatorCall(net, "sum", {"self": x, "other": x, "alpha": alpha}, one)) for alpha in (1, 3)]
+        [False, True]
+    """
     return bool(call.get("alpha", 1) != 1)
 
 
 def divide(call: OperatorCall) -> Value:
-    """A quotient, or the whole number below it."""
+    """A quotient, or the whole number below it.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: torch.div(x, 0.5, rounding_mode="floor"), x=torch.zeros(3)))
+        div/quotient: float32 [3] = DIV(x, 0.5)
+        div: float32 [3] = FLOOR(div/quotient)
+    """
     rounding = call.get("rounding_mode")
     if rounding not in (None, "floor"):
         raise UnsupportedError(f"LiteRT has no operator for {call.name}, a division with rounding_mode={rounding!r}")
@@ -53,7 +78,14 @@ def divide(call: OperatorCall) -> Value:
 
 
 def joined(call: OperatorCall, kind: str, left: Value, right: Value, options: str = "", fused: bool = True) -> Value:
-    """What an operator makes of two tensors that are broadcast to one shape."""
+    """What an operator makes of two tensors that are broadcast to one shape.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.mul, image=torch.zeros(1, 3, 8, 8), factors=torch.zeros(1, 3, 1, 1)))
+        mul: float32 [1, 8, 8, 3] = MUL(image, factors)
+    """
     order = _common_order(call, (left, right))
     tensors = [_broadcast(call, value, order) for value in (left, right)]
     settings = {"fusedActivationFunction": call.activation} if fused and options else {}
@@ -79,7 +111,14 @@ def _broadcast(call: OperatorCall, value: Value, order: tuple[int, ...]) -> int:
 
 
 def unary(kind: str) -> Builder:
-    """A function of each element."""
+    """A function of each element.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.relu, step=0.5, x=torch.zeros(3)))
+        relu: 0.5 * int8 [3] = RELU(x)
+    """
 
     def build(call: OperatorCall) -> Value:
         x = call.value("self")
@@ -89,7 +128,15 @@ def unary(kind: str) -> Builder:
 
 
 def logical(kind: str, names: Sequence[str] = ("self", "other")) -> Builder:
-    """An operator of truth values."""
+    """An operator of truth values.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x, y: x & ~y, x=torch.ones(3) > 0, y=torch.ones(3) > 0))
+        bitwise_not: bool [3] = LOGICAL_NOT(y)
+        bitwise_and: bool [3] = LOGICAL_AND(x, bitwise_not)
+    """
 
     def build(call: OperatorCall) -> Value:
         values = [call.taken(call[name]) for name in names]
@@ -101,7 +148,16 @@ def logical(kind: str, names: Sequence[str] = ("self", "other")) -> Builder:
 
 
 def comparison(kind: str) -> Builder:
-    """An operator that compares two tensors, or a tensor and a number, as floats if they are of two types."""
+    """An operator that compares two tensors, or a tensor and a number, as floats if they are of two types.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda ids, x: (ids > 2, x > ids), ids=torch.arange(3), x=torch.zeros(3)))
+        ids/cast: float32 [3] = CAST(ids)
+        gt: bool [3] = GREATER(ids/cast, 2)
+        gt_1: bool [3] = GREATER(x, ids/cast)
+    """
 
     def build(call: OperatorCall) -> Value:
         values = [call.taken(call[name]) for name in ("self", "other")]
@@ -120,7 +176,15 @@ def _truth(call: OperatorCall, kind: str, values: Sequence[Value]) -> Value:
 
 
 def bounded(kind: str, grid: LiteRTGrid) -> Builder:
-    """A function whose int8 results lie on the one grid that the specification has for them."""
+    """A function whose int8 results lie on the one grid that the specification has for them.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.sigmoid, step=0.25, x=torch.zeros(3)))
+        sigmoid/logistic: 0.003906 * (int8 + 128) [3] = LOGISTIC(x)
+        sigmoid: 0.25 * int8 [3] = MUL(sigmoid/logistic, [1])
+    """
 
     def build(call: OperatorCall) -> Value:
         x = call.value("self")
@@ -136,26 +200,56 @@ tanh = bounded("TANH", _SIGNED_UNIT)
 
 
 def leaky_relu(call: OperatorCall) -> Value:
-    """A ReLU with a slope."""
+    """A ReLU with a slope.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.LeakyReLU(0.2), step=0.5, x=torch.zeros(3)))
+        leaky_relu: 0.5 * int8 [3] = LEAKY_RELU(x, alpha=0.2)
+    """
     x = call.value("self")
     return call.write("LEAKY_RELU", [x.tensor], x, "LeakyReluOptions", alpha=float(call["negative_slope"]))
 
 
 def gelu(call: OperatorCall) -> Value:
-    """GELU, exact or by tanh."""
+    """GELU, exact or by tanh.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.GELU("tanh"), step=0.5, x=torch.zeros(3)))
+        gelu: 0.5 * int8 [3] = GELU(x, approximate=True)
+    """
     x = call.value("self")
     return call.write("GELU", [x.tensor], x, "GeluOptions", approximate=call.get("approximate") == "tanh")
 
 
 def silu(call: OperatorCall) -> Value:
-    """``x * sigmoid(x)``."""
+    """``x * sigmoid(x)``.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.SiLU(), step=0.5, x=torch.zeros(3)))
+        silu/sigmoid: 0.003906 * (int8 + 128) [3] = LOGISTIC(x)
+        silu: 0.5 * int8 [3] = MUL(x, silu/sigmoid)
+    """
     x = call.value("self")
     gate = call.on(None if call.grid is None else _UNIT, "sigmoid").write("LOGISTIC", [x.tensor], x)
     return joined(call, "MUL", x, gate, "MulOptions")
 
 
 def hardsigmoid(call: OperatorCall) -> Value:
-    """``relu6(x + 3) / 6``: on integers the division is a change of the scale alone."""
+    """``relu6(x + 3) / 6``: on integers the division is a change of the scale alone.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.Hardsigmoid(), step=0.5, x=torch.zeros(3)))
+        hardsigmoid/sum: 3 * int8 [3] = ADD(x, 3, RELU6)
+        hardsigmoid: 0.5 * int8 [3] = MUL(hardsigmoid/sum, 0.1667)
+    """
     sum_of = replace(
         call.on(None if call.grid is None else LiteRTGrid.of(6 * call.grid.scale, call.grid.zero_point), "sum"),
         bounds=Bounds(0.0, 6.0),
@@ -166,12 +260,27 @@ def hardsigmoid(call: OperatorCall) -> Value:
 
 
 def hardtanh(call: OperatorCall) -> Value:
-    """A clamp."""
+    """A clamp.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.Hardtanh(), x=torch.zeros(3)))
+        hardtanh: float32 [3] = RELU_N1_TO_1(x)
+    """
     return clamp(replace(call, arguments={**call.arguments, "min": call["min_val"], "max": call["max_val"]}))
 
 
 def clamp(call: OperatorCall) -> Value:
-    """A clamp, as the ReLU that it may be; integers are clamped behind their rounding."""
+    """A clamp, as the ReLU that it may be; integers are clamped behind their rounding.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.clamp(0.0, 1.0), x=torch.zeros(3)))
+        clamp: float32 [3] = MAXIMUM(x, 0)
+        clamp_2: float32 [3] = MINIMUM(clamp, 1)
+    """
     low, high = call.get("min"), call.get("max")
     if any(isinstance(limit, Value) or (isinstance(limit, Tensor) and limit.numel() > 1) for limit in (low, high)):
         raise UnsupportedError(f"{call.name} clamps by a tensor; write torch.maximum and torch.minimum")
@@ -188,7 +297,14 @@ def clamp(call: OperatorCall) -> Value:
 
 
 def clamped(call: OperatorCall, value: Value, bounds: Bounds, grid: LiteRTGrid) -> Value:
-    """Integers within bounds, where their saturation goes beyond."""
+    """Integers within bounds, where their saturation goes beyond.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.clamp(-99.0, 1.0), step=0.25, x=torch.zeros(3)))
+        clamp/minimum: 0.25 * int8 [3] = MINIMUM(x, 1)
+    """
     for kind, limit in (("MAXIMUM", bounds.low), ("MINIMUM", bounds.high)):
         integer = grid.integer(limit) if math.isfinite(limit) else None
         if integer is None or (integer <= -128 if kind == "MAXIMUM" else integer >= 127):
@@ -202,7 +318,17 @@ def clamped(call: OperatorCall, value: Value, bounds: Bounds, grid: LiteRTGrid) 
 
 
 def softmax(call: OperatorCall) -> Value:
-    """A softmax over one dimension, which has to lie last."""
+    """A softmax over one dimension, which has to lie last.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.Softmax(1), step=0.25, x=torch.zeros(1, 5, 4)))
+        x/transpose: 0.25 * int8 [1, 4, 5] = TRANSPOSE(x, [0, 2, 1])
+        softmax/softmax: 0.003906 * (int8 + 128) [1, 4, 5] = SOFTMAX(x/transpose, beta=1.0)
+        softmax: 0.25 * int8 [1, 4, 5] = MUL(softmax/softmax, [[[1]]])
+        softmax/transpose: 0.25 * int8 [1, 5, 4] = TRANSPOSE(softmax, [0, 2, 1])
+    """
     x = _with_last(call, call.value("self"), call["dim"])
     if call.grid is None:
         return call.write("SOFTMAX", [x.tensor], x, "SoftmaxOptions", beta=1.0)
@@ -211,7 +337,14 @@ def softmax(call: OperatorCall) -> Value:
 
 
 def log_softmax(call: OperatorCall) -> Value:
-    """Its logarithm, likewise."""
+    """Its logarithm, likewise.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.LogSoftmax(-1), x=torch.zeros(3, 4)))
+        log_softmax: float32 [3, 4] = LOG_SOFTMAX(x)
+    """
     x = _with_last(call, call.value("self"), call["dim"])
     return call.write("LOG_SOFTMAX", [x.tensor], x, "LogSoftmaxOptions")
 
@@ -228,7 +361,14 @@ def _with_last(call: OperatorCall, x: Value, dimension: int) -> Value:
 
 
 def prelu(call: OperatorCall) -> Value:
-    """A ReLU with a slope for each channel."""
+    """A ReLU with a slope for each channel.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.PReLU(2), image=torch.zeros(1, 2, 8, 8)))
+        layer: float32 [1, 8, 8, 2] = PRELU(image, [[[0.25, 0.25]]])
+    """
     x = call.value("self")
     slope = call["weight"].reshape(-1, *[1] * (len(call.shape) - 2))
     order = x.order if x.shape is None else tuple(range(len(call.shape)))
@@ -238,7 +378,15 @@ def prelu(call: OperatorCall) -> Value:
 
 
 def power(call: OperatorCall) -> Value:
-    """A power with a number as the exponent."""
+    """A power with a number as the exponent.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: (x**2, x**0.5), x=torch.zeros(3)))
+        pow_1: float32 [3] = MUL(x, x)
+        pow_2: float32 [3] = POW(x, 0.5)
+    """
     x = call.value("self")
     if call["exponent"] == 2:
         return joined(call, "MUL", x, x, "MulOptions")
@@ -246,7 +394,15 @@ def power(call: OperatorCall) -> Value:
 
 
 def select(call: OperatorCall) -> Value:
-    """One of two tensors, element by element; integers as floats, as which they are computed."""
+    """One of two tensors, element by element; integers as floats, as which they are computed.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x, y: torch.where(x > 0, x, y), x=torch.zeros(3), y=torch.zeros(3)))
+        gt: bool [3] = GREATER(x, 0)
+        where: float32 [3] = SELECT_V2(gt, x, y)
+    """
     condition, *values = (call.taken(call[name]) for name in ("condition", "self", "other"))
     values = [condition, *(value if call.grid else call.net.cast(value, "float32") for value in values)]
     order = _common_order(call, values)
@@ -254,6 +410,13 @@ def select(call: OperatorCall) -> Value:
 
 
 def masked_fill(call: OperatorCall) -> Value:
-    """A number where a mask is set."""
+    """A number where a mask is set.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x, mask: x.masked_fill(mask, -1.0), x=torch.zeros(3), mask=torch.zeros(3) > 0))
+        masked_fill: float32 [3] = SELECT_V2(mask, -1, x)
+    """
     arguments = {"condition": call["mask"], "self": call["value"], "other": call["self"]}
     return select(replace(call, arguments=arguments))

@@ -63,7 +63,17 @@ def _bias(call: OperatorCall, x: Value, weight: _Filter, channels: int) -> int:
 
 
 def conv(call: OperatorCall) -> Value:
-    """A convolution of one or two dimensions."""
+    """A convolution of one or two dimensions.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.Conv2d(8, 16, 3, padding=1), image=torch.zeros(1, 8, 6, 6)))
+        layer: float32 [1, 6, 6, 16] = CONV_2D(image, layer/weight: float32 [16, 3, 3, 8], layer/bias: float32 [16],
+        strideH=1, strideW=1)
+        >>> print(listing_of(torch.nn.Conv2d(8, 16, 3, groups=8), image=torch.zeros(1, 8, 6, 6)))
+        layer: float32 [1, 4, 4, 16] = DEPTHWISE_CONV_2D(image, layer/weight: float32 [1, 3, 3, 16], layer/bias: float32
+        [16], strideH=1, strideW=1, padding=VALID, depthMultiplier=2)
+    """
     x, weight = call.net.channels_last(call.value("input")), _Filter.of(call)
     rank = weight.content.dim()
     if rank not in (3, 4):
@@ -117,6 +127,13 @@ def conv_transpose(call: OperatorCall) -> Value:
 
     LiteRT's has neither groups nor dilation, and pads differently: zeros in the kernel stand for the first two and for
     ``output_padding``, and what ``padding`` cuts off is cut off behind it.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.ConvTranspose2d(4, 9, 3, padding=1), image=torch.zeros(1, 4, 6, 6)))
+        layer: float32 [1, 8, 8, 9] = TRANSPOSE_CONV([1, 8, 8, 9], layer/weight: float32 [9, 3, 3, 4], image,
+        layer/bias: float32 [9], strideH=1, strideW=1, padding=VALID)
+        layer/cut: float32 [1, 6, 6, 9] = SLICE(layer, [0, 1, 1, 0], [-1, 6, 6, -1])
     """
     x, weight = call.net.channels_last(call.value("input")), _dense(call, _Filter.of(call))
     if weight.content.dim() == 3:
@@ -177,7 +194,15 @@ def _spread(content: Tensor, dilation: Sequence[int], more: Sequence[int]) -> Te
 
 
 def linear(call: OperatorCall) -> Value:
-    """A linear layer on the last dimension."""
+    """A linear layer on the last dimension.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU())
+        >>> print(listing_of(net, x=torch.zeros(2, 5, 4)))
+        layer.0: float32 [2, 5, 9] = FULLY_CONNECTED(x, layer.0/weight: float32 [9, 4], layer.0/bias: float32 [9],
+        keepNumDims=True, RELU)
+    """
     x, weight = call.value("input"), _Filter.of(call)
     if x.shape is not None:
         x, weight = _as_it_lies(call, x, weight)
@@ -204,7 +229,13 @@ def _as_it_lies(call: OperatorCall, x: Value, weight: _Filter) -> tuple[Value, _
 
 
 def matmul(call: OperatorCall) -> Value:
-    """A product of matrices, or of batches of them."""
+    """A product of matrices, or of batches of them.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x, y: x @ y.transpose(1, 2), x=torch.zeros(2, 5, 4), y=torch.zeros(2, 7, 4)))
+        matmul: float32 [2, 5, 7] = BATCH_MATMUL(x, y, adjY=True)
+    """
     names = ("self", "mat2") if call.get("mat2") is not None else ("self", "other")
     (left, adjoint_left), (right, adjoint_right) = (_matrices(call, call.value(name)) for name in names)
     order = tuple(range(len(call.shape)))

@@ -16,7 +16,18 @@ from lq.export.formats.litert.tensors import Value
 
 
 def layer_norm(call: OperatorCall) -> Value:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimensions."""
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last dimensions.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.LayerNorm(4, bias=False), x=torch.zeros(3, 4)))
+        layer/mean: float32 [3, 1] = MEAN(x, [1], keepDims=True)
+        layer/centred: float32 [3, 4] = SUB(x, layer/mean)
+        layer/squares: float32 [3, 4] = MUL(layer/centred, layer/centred)
+        ...
+        layer/normalized: float32 [3, 4] = MUL(layer/centred, layer/rsqrt)
+        layer/weight: float32 [3, 4] = MUL(layer/normalized, [[1, 1, 1, 1]])
+    """
     x = call.net.plain(call.value("input"))
     rank = len(call.net.shape(x))
     axes = call.net.integers(range(rank - len(call["normalized_shape"]), rank), "axes")
@@ -42,7 +53,14 @@ def layer_norm(call: OperatorCall) -> Value:
 
 
 def batch_norm(call: OperatorCall) -> Value:
-    """A BatchNorm that stands alone: a factor and a summand for each channel."""
+    """A BatchNorm that stands alone: a factor and a summand for each channel.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.BatchNorm2d(2, eps=0.0), image=torch.zeros(1, 2, 8, 8)))
+        layer/scaled: float32 [1, 8, 8, 2] = MUL(image, [[[[1, 1]]]])
+        layer: float32 [1, 8, 8, 2] = ADD(layer/scaled, [[[[0, 0]]]])
+    """
     factor, summand = (part.reshape(-1, *[1] * (len(call.shape) - 2)) for part in affine(call.arguments, call["eps"]))
     scaled = joined(call.on(None, "scaled"), "MUL", call.value("input"), call.taken(factor), "MulOptions")
     return joined(call, "ADD", scaled, call.taken(summand), "AddOptions")
@@ -66,7 +84,15 @@ def affine(constants: Mapping[str, Any], eps: float) -> tuple[Tensor, Tensor]:
 
 
 def folded(call: OperatorCall, factor: Tensor, summand: Tensor) -> OperatorCall:
-    """A convolution with the BatchNorm behind it inside."""
+    """A convolution with the BatchNorm behind it inside.
+
+    Example:
+        >>> from lq.export.formats.litert.tensors import Tensors
+        >>> weight = torch.tensor([[[1.0, 2.0]]])
+        >>> call = OperatorCall(Tensors(), "conv", {"weight": weight, "bias": None}, ())
+        >>> folded(call, factor=torch.tensor([3.0]), summand=torch.tensor([0.5])).arguments
+        {'weight': tensor([[[3., 6.]]]), 'bias': tensor([0.5000])}
+    """
     weight, bias = call["weight"], call.get("bias")
     own = {
         "weight": weight * factor.reshape(-1, *[1] * (weight.dim() - 1)),

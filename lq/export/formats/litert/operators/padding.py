@@ -14,7 +14,15 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Window:
-    """A kernel in height and width."""
+    """A kernel in height and width.
+
+    Example:
+        >>> window = Window(kernel=(3, 3), stride=(2, 2), dilation=(1, 2))
+        >>> window.extent, window.before((8, 8), "same"), window.before((8, 8), [1, 2])
+        ((3, 5), (1, 2), (1, 2))
+        >>> window.settings
+        {'strideH': 2, 'strideW': 2, 'dilationHFactor': 1, 'dilationWFactor': 2}
+    """
 
     kernel: Pair
     stride: Pair
@@ -66,6 +74,16 @@ def padded(
         before: pixels to be added above and to the left; those behind follow from ``out``.
         fill: their value; ``None`` is zero.
         same: whether the scheme SAME may stand for them.
+
+    Example:
+        >>> from torch import nn, zeros
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(nn.MaxPool2d(3, 2, padding=1), image=zeros(1, 4, 8, 8)))
+        image/pad: float32 [1, 9, 9, 4] = PADV2(image, [[0, 0], [1, 0], [1, 0], [0, 0]], [-3.403e+38])
+        max_pool2d: float32 [1, 4, 4, 4] = MAX_POOL_2D(image/pad, padding=VALID, strideH=2, strideW=2, filterHeight=3,
+        filterWidth=3)
+        >>> print(listing_of(nn.MaxPool2d(3, 1, padding=1), image=zeros(1, 4, 8, 8)))
+        max_pool2d: float32 [1, 8, 8, 4] = MAX_POOL_2D(image, strideH=1, strideW=1, filterHeight=3, filterWidth=3)
     """
     from ai_edge_litert.schema_py_generated import Padding
 
@@ -83,7 +101,18 @@ def padded(
 
 
 def pad_axes(call: OperatorCall, tensor: int, pads: Sequence[Pair], fill: int | float | None = None) -> int:
-    """A tensor with values added at its ends, axis by axis."""
+    """A tensor with values added at its ends, axis by axis.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing
+        >>> from lq.export.formats.litert.tensors import Tensors, Value
+        >>> net = Tensors()
+        >>> x = Value(net.new("x", [Size(2), Size(3)]), order=(0, 1))
+        >>> call = OperatorCall(net, "pad", {"self": x}, net.shape(x))
+        >>> made = pad_axes(call, x.tensor, [(0, 0), (1, 2)], fill=0.5)
+        >>> print(listing(net.file))
+        x/pad: float32 [2, 6] = PADV2(x, [[0, 0], [1, 2]], [0.5])
+    """
     import numpy as np
 
     source = call.net.file.tensors[tensor]

@@ -20,7 +20,14 @@ _LAST = CHANNELS_LAST[4]
 
 
 def max_pool(call: OperatorCall) -> Value:
-    """The largest value of each window, on the grid that they lie on."""
+    """The largest value of each window, on the grid that they lie on.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.MaxPool2d(2), step=0.5, image=torch.zeros(1, 4, 8, 8)))
+        max_pool2d: 0.5 * int8 [1, 4, 4, 4] = MAX_POOL_2D(image, padding=VALID, strideH=2, strideW=2, filterHeight=2,
+        filterWidth=2)
+    """
     call = call.on(call.net.grid(call["self"]))
     x = call.net.channels_last(call["self"])
     if set(_pair(call["dilation"])) != {1}:
@@ -35,6 +42,15 @@ def avg_pool(call: OperatorCall) -> Value:
 
     On integers it is a depthwise convolution with ones, which rounds once to any grid; LiteRT's own average keeps the
     grid of its input.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.AvgPool2d(2), image=torch.zeros(1, 4, 8, 8)))
+        avg_pool2d: float32 [1, 4, 4, 4] = AVERAGE_POOL_2D(image, padding=VALID, strideH=2, strideW=2, filterHeight=2,
+        filterWidth=2)
+        >>> print(listing_of(torch.nn.AvgPool2d(2), step=0.5, image=torch.zeros(1, 4, 8, 8)))
+        avg_pool2d: 0.5 * int8 [1, 4, 4, 4] = DEPTHWISE_CONV_2D(image, avg_pool2d/weight: scales * int8 [1, 2, 2, 4],
+        [0, 0, 0, 0], strideH=2, strideW=2, padding=VALID, depthMultiplier=1)
     """
     x = call.net.channels_last(call.value("self"))
     window, before = _window(call)
@@ -47,7 +63,16 @@ def avg_pool(call: OperatorCall) -> Value:
 
 
 def divides_unevenly(call: OperatorCall) -> bool:
-    """Whether a window is not divided by its size: padding does not count, it is cut off, or a divisor is given."""
+    """Whether a window is not divided by its size: padding does not count, it is cut off, or a divisor is given.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.AvgPool2d(2, padding=1, count_include_pad=False), image=torch.zeros(1, 1, 4, 4)))
+        image/pad: float32 [1, 6, 6, 1] = PADV2(image, [[0, 0], [1, 1], [1, 1], [0, 0]], [0])
+        avg_pool2d/mean: float32 [1, 3, 3, 1] = AVERAGE_POOL_2D(image/pad, padding=VALID, strideH=2, strideW=2,
+        filterHeight=2, filterWidth=2)
+        avg_pool2d: float32 [1, 3, 3, 1] = MUL(avg_pool2d/mean, avg_pool2d/factors: float32 [1, 3, 3, 1])
+    """
     return bool((_factors(call) != 1).any())
 
 
@@ -102,7 +127,16 @@ def _window(call: OperatorCall) -> tuple[Window, Pair]:
 
 
 def adaptive_avg_pool(call: OperatorCall) -> Value:
-    """The averages of equal parts of an image."""
+    """The averages of equal parts of an image.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.AdaptiveAvgPool2d(1), step=0.5, image=torch.zeros(1, 4, 6, 6)))
+        adaptive_avg_pool2d: 0.5 * int8 [1, 1, 1, 4] = MEAN(image, [1, 2], keepDims=True)
+        >>> print(listing_of(torch.nn.AdaptiveAvgPool2d(3), image=torch.zeros(1, 4, 6, 6)))
+        adaptive_avg_pool2d: float32 [1, 3, 3, 4] = AVERAGE_POOL_2D(image, padding=VALID, strideH=2, strideW=2,
+        filterHeight=2, filterWidth=2)
+    """
     size, out = call.net.lengths(call["self"])[2:], [size.length for size in call.shape[2:]]
     if list(size) == out:
         x = call.value("self")
@@ -118,7 +152,13 @@ def adaptive_avg_pool(call: OperatorCall) -> Value:
 
 
 def reduction(kind: str) -> Builder:
-    """A mean, sum or maximum over some dimensions, or over all."""
+    """A mean, sum or maximum over some dimensions, or over all.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda image: image.amax(1), image=torch.zeros(1, 4, 6, 6)))
+        amax: float32 [1, 6, 6] = REDUCE_MAX(image, [3])
+    """
 
     def build(call: OperatorCall) -> Value:
         x = call.value("self")  # truth values as numbers, as a sum counts them
@@ -131,14 +171,35 @@ def reduction(kind: str) -> Builder:
 
 
 def running_sum(call: OperatorCall) -> Value:
-    """Sums of all elements up to each one of a dimension; of truth values, which it counts, and integers as floats."""
+    """Sums of all elements up to each one of a dimension; of truth values, which it counts, and integers as floats.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: (x > 0).cumsum(1), x=torch.zeros(2, 4)))
+        gt: bool [2, 4] = GREATER(x, 0)
+        gt/cast: float32 [2, 4] = CAST(gt)
+        cumsum: float32 [2, 4] = CUMSUM(gt/cast, [1])
+        cumsum/cast: int64 [2, 4] = CAST(cumsum)
+    """
     x = call.net.settled(call.value("self"))
     axis = call.net.integers([x.order.index(call["dim"] % len(call.shape))], "axis")
     return call.write("CUMSUM", [x.tensor, axis], x, "CumsumOptions")
 
 
 def reduced(call: OperatorCall, kind: str, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
-    """The same over given dimensions."""
+    """The same over given dimensions.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing
+        >>> from lq.export.formats.litert.file import Size
+        >>> from lq.export.formats.litert.tensors import Tensors
+        >>> net = Tensors()
+        >>> image = Value(net.new("image", [Size(1), Size(6), Size(6), Size(4)]), order=_LAST)
+        >>> call = OperatorCall(net, "mean", {"self": image}, (Size(1), Size(4)))
+        >>> made = reduced(call, "MEAN", image, dimensions=[2, 3], keep=False)
+        >>> print(listing(net.file))
+        mean: float32 [1, 4] = MEAN(image, [1, 2])
+    """
     x = call.net.settled(x)
     axes = call.net.integers(sorted(x.order.index(dimension) for dimension in dimensions), "axes")
     order = x.order if keep else _without(x.order, dimensions)
@@ -150,12 +211,24 @@ def _without(order: Sequence[int], dimensions: Sequence[int]) -> tuple[int, ...]
 
 
 def resize_nearest(call: OperatorCall) -> Value:
-    """To another size, each pixel as its nearest one."""
+    """To another size, each pixel as its nearest one.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.Upsample(scale_factor=2), image=torch.zeros(1, 4, 6, 6)))
+        upsample_nearest2d: float32 [1, 12, 12, 4] = RESIZE_NEAREST_NEIGHBOR(image, [12, 12])
+    """
     return _resize(call.on(call.net.grid(call["input"])), "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
 
 
 def resize_bilinear(call: OperatorCall) -> Value:
-    """To another size; on integers on the grid of the input, and from there to that of the result."""
+    """To another size; on integers on the grid of the input, and from there to that of the result.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.UpsamplingBilinear2d(scale_factor=2), image=torch.zeros(1, 4, 6, 6)))
+        upsample_bilinear2d: float32 [1, 12, 12, 4] = RESIZE_BILINEAR(image, [12, 12], alignCorners=True)
+    """
     aligned = bool(call["align_corners"])
     settings = {"alignCorners": aligned, "halfPixelCenters": not aligned}
     own = call if call.grid is None else call.on(call.net.grid(call["input"]), "resize")
@@ -188,6 +261,13 @@ def pad(call: OperatorCall) -> Value:
     """Values around a tensor: zeros, another number, or its own mirrored, on the grid that it lies on.
 
     A number that lies on another grid than the tensor brings it to that of the result first, or to float.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda image: F.pad(image, (1, 2)), image=torch.zeros(1, 4, 6, 6)))
+        image/pad: float32 [1, 6, 9, 4] = PAD(image, [[0, 0], [0, 0], [1, 2], [0, 0]])
+        >>> print(listing_of(lambda image: F.pad(image, (1, 2, 0, 0), "reflect"), image=torch.zeros(1, 4, 6, 6)))
+        pad: float32 [1, 6, 9, 4] = MIRROR_PAD(image, [[0, 0], [0, 0], [1, 2], [0, 0]])
     """
     x, mode = call["self"], call.get("mode", "constant")
     if mode == "constant" and leaves_grid(call):
@@ -208,7 +288,13 @@ def pad(call: OperatorCall) -> Value:
 
 
 def leaves_grid(call: OperatorCall) -> bool:
-    """Whether a padding adds a number that is beyond the grid of the tensor."""
+    """Whether a padding adds a number that is beyond the grid of the tensor.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: F.pad(x, (0, 1), value=-1e9), step=0.5, x=torch.zeros(3)))
+        x/pad: 0.5 * int8 [4] = PADV2(x, [[0, 1]], [-64])
+    """
     grid, number = call.net.grid(call["self"]), _number(call)
     if grid is None or call.get("mode", "constant") != "constant":
         return False

@@ -14,19 +14,37 @@ from lq.export.formats.litert.tensors import FixedBatchError, Tensors, Value
 
 
 def reshape(call: OperatorCall) -> Value:
-    """Any operation that says a new shape for the same elements."""
+    """Any operation that says a new shape for the same elements.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.unflatten(1, (2, 3)), x=torch.zeros(4, 6)))
+        x/reshape: float32 [4, 2, 3] = RESHAPE(x, [4, 2, 3])
+    """
     return call.net.reshape(call["self"], call.shape)
 
 
 def identity(call: OperatorCall) -> Value:
-    """Nothing."""
+    """Nothing.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> listing_of(torch.nn.Dropout(), x=torch.zeros(3))
+        ''
+    """
     found = next(iter(call.arguments.values()))
     assert isinstance(found, Value)
     return found
 
 
 def cast(call: OperatorCall) -> Value:
-    """Another type, where there is one: the same for all floating types."""
+    """Another type, where there is one: the same for all floating types.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: (x.double(), x.int()), x=torch.zeros(3)))
+        x/cast: int32 [3] = CAST(x)
+    """
     x, dtype = call["self"], call.get("dtype")
     assert isinstance(x, Value)
     if dtype is None:
@@ -35,13 +53,27 @@ def cast(call: OperatorCall) -> Value:
 
 
 def permute(call: OperatorCall) -> Value:
-    """Dimensions in another order."""
+    """Dimensions in another order.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.permute(2, 0, 1) + 1, x=torch.zeros(2, 3, 4)))
+        add: float32 [2, 3, 4] = ADD(x, 1)
+        add/transpose: float32 [4, 2, 3] = TRANSPOSE(add, [2, 0, 1])
+    """
     rank = len(call.shape)
     return call.net.permute(call["self"], [dimension % rank for dimension in call["dims"]])
 
 
 def transpose(call: OperatorCall) -> Value:
-    """Two dimensions swapped."""
+    """Two dimensions swapped.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.transpose(1, 2).flatten(1), x=torch.zeros(2, 3, 4)))
+        x/transpose: float32 [2, 4, 3] = TRANSPOSE(x, [0, 2, 1])
+        x/transpose/reshape: float32 [2, 12] = RESHAPE(x/transpose, [2, 12])
+    """
     rank = len(call.shape)
     names = ("dim0", "dim1") if call.get("dim0") is not None else ("axis0", "axis1")
     first, second = (call[name] % rank for name in names)
@@ -51,12 +83,27 @@ def transpose(call: OperatorCall) -> Value:
 
 
 def matrix_transpose(call: OperatorCall) -> Value:
-    """A matrix turned over."""
+    """A matrix turned over.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.t() @ x, x=torch.zeros(2, 3)))
+        matmul: float32 [3, 3] = BATCH_MATMUL(x, x, adjX=True)
+        >>> print(listing_of(torch.t, x=torch.zeros(2, 3)))
+        x/transpose: float32 [3, 2] = TRANSPOSE(x, [1, 0])
+    """
     return call.net.permute(call["self"], list(range(len(call.shape)))[::-1])
 
 
 def movedim(call: OperatorCall) -> Value:
-    """Some dimensions moved to other places."""
+    """Some dimensions moved to other places.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.movedim(0, -1).flatten(), x=torch.zeros(2, 3, 4)))
+        x/transpose: float32 [3, 4, 2] = TRANSPOSE(x, [1, 2, 0])
+        x/transpose/reshape: float32 [24] = RESHAPE(x/transpose, [24])
+    """
     rank = len(call.shape)
     names = [call[name] if isinstance(call[name], list) else [call[name]] for name in ("source", "destination")]
     return call.net.permute(call["self"], _moved(rank, *names))
@@ -68,7 +115,18 @@ def _moved(rank: int, source: Sequence[int], destination: Sequence[int]) -> list
 
 
 def part(net: Tensors, value: Value, dimension: int, start: int, size: int, name: str) -> Value:
-    """Some of the elements along a dimension."""
+    """Some of the elements along a dimension.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing
+        >>> net = Tensors()
+        >>> image = Value(net.new("image", [Size(1), Size(5), Size(6), Size(4)]), order=(0, 2, 3, 1))
+        >>> made = part(net, image, dimension=1, start=2, size=2, name="channels")
+        >>> net.lengths(made)
+        (1, 2, 5, 6)
+        >>> print(listing(net.file))
+        channels: float32 [1, 5, 6, 2] = SLICE(image, [0, 0, 0, 2], [-1, -1, -1, 2])
+    """
     value = net.settled(value)
     axis, source = value.order.index(dimension), net.of(value)
     if source.shape[axis].changes:
@@ -85,7 +143,14 @@ def part(net: Tensors, value: Value, dimension: int, start: int, size: int, name
 
 
 def slice_of(call: OperatorCall) -> Value:
-    """A slice along a dimension."""
+    """A slice along a dimension.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: (x[:, -2:], x[:, ::2]), x=torch.zeros(3, 5)))
+        slice_1: float32 [3, 2] = SLICE(x, [0, 3], [-1, 2])
+        slice_2: float32 [3, 3] = STRIDED_SLICE(x, [0, 0], [0, 5], [1, 2], beginMask=1, endMask=1)
+    """
     x, shape = call["self"], call.net.shape(call["self"])
     dimension = call["dim"] % len(shape)
     if call["step"] != 1:
@@ -114,7 +179,14 @@ def _strided(call: OperatorCall, dimension: int) -> Value:
 
 
 def select(call: OperatorCall) -> Value:
-    """One element along a dimension, which goes."""
+    """One element along a dimension, which goes.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x[:, -1], x=torch.zeros(3, 5)))
+        select: float32 [3, 1] = SLICE(x, [0, 4], [-1, 1])
+        select/reshape: float32 [3] = RESHAPE(select, [3])
+    """
     x, shape = call["self"], call.net.shape(call["self"])
     dimension = call["dim"] % len(shape)
     index = call["index"] % shape[dimension].length
@@ -122,13 +194,26 @@ def select(call: OperatorCall) -> Value:
 
 
 def narrow(call: OperatorCall) -> Value:
-    """A run of elements along a dimension."""
+    """A run of elements along a dimension.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.narrow(1, 1, 2), x=torch.zeros(3, 5)))
+        narrow: float32 [3, 2] = SLICE(x, [0, 1], [-1, 2])
+    """
     dimension = call["dim"] % len(call.shape)
     return part(call.net, call["self"], dimension, call["start"], call["length"], call.name)
 
 
 def split(call: OperatorCall) -> list[Value]:
-    """Parts along a dimension."""
+    """Parts along a dimension.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.split([1, 4], 1), x=torch.zeros(3, 5)))
+        split_with_sizes/0: float32 [3, 1] = SLICE(x, [0, 0], [-1, 1])
+        split_with_sizes/1: float32 [3, 4] = SLICE(x, [0, 1], [-1, 4])
+    """
     shape = call.net.shape(call["self"])
     dimension = call.get("dim", 0) % len(shape)
     found, start = [], 0
@@ -147,7 +232,16 @@ def _parts(call: OperatorCall, whole: int) -> list[int]:
 
 
 def unbind(call: OperatorCall) -> list[Value]:
-    """All elements along a dimension, one by one."""
+    """All elements along a dimension, one by one.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.unbind(1), x=torch.zeros(3, 2)))
+        unbind/0: float32 [3, 1] = SLICE(x, [0, 0], [-1, 1])
+        unbind/0/reshape: float32 [3] = RESHAPE(unbind/0, [3])
+        unbind/1: float32 [3, 1] = SLICE(x, [0, 1], [-1, 1])
+        unbind/1/reshape: float32 [3] = RESHAPE(unbind/1, [3])
+    """
     shape = call.net.shape(call["self"])
     dimension = call.get("dim", 0) % len(shape)
     rest: Shape = (*shape[:dimension], *shape[dimension + 1 :])
@@ -159,7 +253,13 @@ def unbind(call: OperatorCall) -> list[Value]:
 
 
 def cat(call: OperatorCall) -> Value:
-    """Tensors behind each other; integers first come to the grid of the result."""
+    """Tensors behind each other; integers first come to the grid of the result.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x, y: torch.cat([x, y], 1), x=torch.zeros(1, 3, 8, 8), y=torch.zeros(1, 2, 8, 8)))
+        cat: float32 [1, 8, 8, 5] = CONCATENATION(x, y, axis=3)
+    """
     values = [call.taken(tensor) for tensor in call["tensors"]]
     if call.grid is not None:
         values = [call.net.on_grid(v, call.grid, f"{call.name}/{i}") for i, v in enumerate(values)]
@@ -170,7 +270,14 @@ def cat(call: OperatorCall) -> Value:
 
 
 def expand(call: OperatorCall) -> Value:
-    """Copies along dimensions of one element."""
+    """Copies along dimensions of one element.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.expand(3, 4), x=torch.zeros(4)))
+        x/reshape: float32 [1, 4] = RESHAPE(x, [1, 4])
+        expand: float32 [3, 4] = BROADCAST_TO(x/reshape, [3, 4])
+    """
     x = call["self"]
     shape = call.net.shape(x)
     x = call.net.reshape(x, (*[Size(1)] * (len(call.shape) - len(shape)), *shape))
@@ -185,7 +292,13 @@ def expand(call: OperatorCall) -> Value:
 
 
 def repeat(call: OperatorCall) -> Value:
-    """Copies behind each other."""
+    """Copies behind each other.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.repeat(1, 2), x=torch.zeros(3, 4)))
+        repeat: float32 [3, 8] = TILE(x, [1, 2])
+    """
     x = call["self"]
     shape = call.net.shape(x)
     x = call.net.plain(call.net.reshape(x, (*[Size(1)] * (len(call.shape) - len(shape)), *shape)))
@@ -194,7 +307,15 @@ def repeat(call: OperatorCall) -> Value:
 
 
 def roll(call: OperatorCall) -> Value:
-    """Elements that leave at one end come back at the other."""
+    """Elements that leave at one end come back at the other.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x.roll(1, 1), x=torch.zeros(3, 4)))
+        roll/part: float32 [3, 1] = SLICE(x, [0, 3], [-1, 1])
+        roll/part_2: float32 [3, 3] = SLICE(x, [0, 0], [-1, 3])
+        roll: float32 [3, 4] = CONCATENATION(roll/part, roll/part_2, axis=1)
+    """
     x = call["self"]
     shape = call.net.shape(x)
     if not call["dims"]:
@@ -214,13 +335,26 @@ def roll(call: OperatorCall) -> Value:
 
 
 def embedding(call: OperatorCall) -> Value:
-    """Rows of a table."""
+    """Rows of a table.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(torch.nn.Embedding(9, 4), ids=torch.tensor([[0, 8]])))
+        layer: float32 [1, 2, 4] = GATHER(layer/constant: float32 [9, 4], ids)
+    """
     table, indices = call.taken(call["weight"]), _places(call, call["indices"])
     return call.write_in("GATHER", [table.tensor, indices.tensor], tuple(range(len(call.shape))), "GatherOptions")
 
 
 def gather(call: OperatorCall) -> Value:
-    """Elements of the last dimension at places that are computed, and differ from row to row."""
+    """Elements of the last dimension at places that are computed, and differ from row to row.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> ids = torch.tensor([[0, 4, 4], [1, 2, 3]])
+        >>> print(listing_of(lambda x, ids: x.gather(1, ids), x=torch.zeros(2, 5), ids=ids))
+        gather: float32 [2, 3] = GATHER(x, ids, axis=1, batchDims=1)
+    """
     x, places = call.net.plain(call.taken(call["self"])), _places(call, call["index"])
     shape, last = call.net.shape(x), len(call.shape) - 1
     if call["dim"] % (last + 1) != last:
@@ -240,7 +374,13 @@ def _places(call: OperatorCall, given: Any) -> Value:
 
 
 def index(call: OperatorCall) -> Value:
-    """Elements at constant places: of one dimension, or of the first ones together."""
+    """Elements at constant places: of one dimension, or of the first ones together.
+
+    Example:
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> print(listing_of(lambda x: x[:, [0, -1]], x=torch.zeros(2, 5)))
+        index: float32 [2, 2] = GATHER(x, [0, 4], axis=1)
+    """
     known = {dimension: given for dimension, given in enumerate(call["indices"]) if given is not None}
     if not all(isinstance(given, Tensor) and given.dtype != torch.bool for given in known.values()):
         raise UnsupportedError(f"LiteRT has no operator for {call.name}, whose places are computed")
