@@ -28,6 +28,18 @@ def round_biases(prepared: fx.GraphModule) -> None:
 
     Args:
         prepared: with ranges; biases of layers, and of BatchNorms behind them, are changed.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> from lq.ptq import calibrate
+        >>> net = nn.Sequential(nn.Linear(1, 1))
+        >>> _ = net.load_state_dict({"0.weight": torch.tensor([[63.0]]), "0.bias": torch.tensor([7.4])})
+        >>> x = torch.tensor([[0.0], [255.0]])  # the scales of input and weight become 1
+        >>> _ = calibrate(prepare(net, example_args=(x,)), [x], show_progress=False)
+        >>> round_biases(as_graph(net))
+        >>> net[0].bias.data
+        tensor([7.])
     """
     state = state_of(prepared)
     modules = dict(prepared.named_modules())

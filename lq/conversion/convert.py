@@ -138,7 +138,7 @@ class _Int8Lowering(Lowering):
             return False
         module = ops.module_of(node, self.modules)
         if isinstance(module, QATLayer):
-            return has_kernel(module) and self._grid_of(node.args[0]) is not None
+            return has_kernel(module, torch.backends.quantized.engine) and self._grid_of(node.args[0]) is not None
         joined = ops.joined_tensors(node)
         return joined is not None and all(self._grid_of(n) is not None for n in joined)
 
@@ -171,8 +171,9 @@ class _Int8Lowering(Lowering):
         return _Value(real=self.call(str(node.name), layer, self.real(cast(fx.Node, node.args[0]))))
 
     def _why_float(self, node: fx.Node, module: QATLayer) -> str:
-        if not has_kernel(module):
-            kind, engine = type(module).__name__.removeprefix("QAT"), torch.backends.quantized.engine
+        engine = torch.backends.quantized.engine
+        if not has_kernel(module, engine):
+            kind = type(module).__name__.removeprefix("QAT")
             return f"engine {engine!r} has no int8 kernel for {kind} that computes what was trained"
         if self._grid_of(node.args[0]) is None:
             return "its input is in float"

@@ -34,12 +34,25 @@ _NAMES: dict[type[QATLayer], str] = {
 }
 
 
-def has_kernel(layer: QATLayer) -> bool:
-    """Whether the engine in force has an int8 kernel for the layer that computes what it should.
+def has_kernel(layer: QATLayer, engine: str) -> bool:
+    """Whether an engine has an int8 kernel for a layer that computes what it should.
 
     The transposed convolutions of onednn, to which x86 hands them, are wrong by dozens of steps in torch 2.15.
+
+    Args:
+        layer: of any shape.
+        engine: of ``torch.backends.quantized``, e.g. "x86".
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> from lq.core.state import QATState
+        >>> state = QATState([], [], [])
+        >>> plain = QATConv1d.from_float(torch.nn.Conv1d(1, 1, 2), WeightSpec(), state)
+        >>> transposed = QATConvTranspose1d.from_float(torch.nn.ConvTranspose1d(1, 1, 2), WeightSpec(), state)
+        >>> has_kernel(plain, "x86"), has_kernel(transposed, "x86"), has_kernel(transposed, "fbgemm")
+        (True, False, True)
     """
-    name, engine = _NAMES[type(layer)], torch.backends.quantized.engine
+    name = _NAMES[type(layer)]
     if name.startswith("conv_transpose") and engine not in _TRANSPOSING:
         return False
     return name not in ("conv3d", "conv_transpose3d") or engine != "qnnpack"
@@ -51,7 +64,19 @@ _CONVOLUTIONS = (QATConv1d, QATConv2d, QATConv3d)
 
 @contextmanager
 def quantized_engine(engine: str) -> Iterator[None]:
-    """Run the block with another ``torch.backends.quantized`` engine; weights are packed for the engine in force."""
+    """Run the block with another ``torch.backends.quantized`` engine; weights are packed for the engine in force.
+
+    Args:
+        engine: one of ``torch.backends.quantized.supported_engines``.
+
+    Example:
+        >>> engines, before = torch.backends.quantized.supported_engines, torch.backends.quantized.engine
+        >>> with quantized_engine(engines[0]):
+        ...     torch.backends.quantized.engine == engines[0]
+        True
+        >>> torch.backends.quantized.engine == before
+        True
+    """
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
@@ -70,6 +95,15 @@ class Int8Layer(Converted):
         scale: of the output.
         zero_point: of the output.
         input_grid: scale and zero point of the input.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> from lq.core.state import QATState
+        >>> layer = QATLinear.from_float(torch.nn.Linear(2, 1, bias=False), WeightSpec(), QATState([], [], []))
+        >>> _ = torch.nn.init.ones_(layer.weight)
+        >>> int8 = Int8Layer(layer, None, relu=False, scale=0.5, zero_point=0, input_grid=(1.0, 0))
+        >>> int8(quantized_per_tensor(torch.tensor([[3, 4]], dtype=torch.uint8), 1.0)).int_repr()  # 7 = 14 * 0.5
+        tensor([[14]], dtype=torch.uint8)
     """
 
     def __init__(
@@ -158,6 +192,21 @@ def room_for_bias(integers: Tensor, scale: Tensor, bias: Tensor, input_scale: fl
     """Make the scale of (almost) dead channels larger, so that their bias fits into the int32 that it is added as.
 
     It concerns channels whose bias is 2**30 steps of their weights: those weights add nothing that the output resolves.
+
+    Args:
+        integers: int8 weight, its channels in front.
+        scale: of each channel.
+        bias: of each channel, in float.
+        input_scale: of the input.
+
+    Returns:
+        integers and scales that stand for the same weights; the given ones if every bias fits.
+
+    Example:
+        >>> integers, scale = torch.tensor([[100], [100]], dtype=torch.int8), torch.tensor([1e-3, 1e-12])
+        >>> room_for_bias(integers, scale, torch.tensor([1.0, 1.0]), input_scale=0.1)
+        (tensor([[100],
+                [  0]], dtype=torch.int8), tensor([1.0000e-03, 9.3132e-09]))
     """
     wider = torch.maximum(scale, bias.abs() / (input_scale * 2**30))
     if torch.equal(wider, scale):

@@ -25,7 +25,15 @@ from lq.tracing.names import free_name
 
 @dataclass(frozen=True)
 class TensorGrid:
-    """The quantized values of one tensor: ``real = scale * (q - zero_point)`` with q in [quant_min, quant_max]."""
+    """The quantized values of one tensor: ``real = scale * (q - zero_point)`` with q in [quant_min, quant_max].
+
+    Example:
+        >>> grid = TensorGrid(scale=0.5, zero_point=128, quant_min=0, quant_max=255)
+        >>> grid.ends
+        (-64.0, 63.5)
+        >>> grid.shifted_into(torch.int8)
+        TensorGrid(scale=0.5, zero_point=0, quant_min=-128, quant_max=127)
+    """
 
     scale: float
     zero_point: int
@@ -56,7 +64,7 @@ class TensorGrid:
 
 
 @dataclass(frozen=True)
-class Structure:
+class _Structure:
     """A tuple or dict of old nodes."""
 
     content: Any
@@ -72,12 +80,27 @@ class Lowering:
 
     Raises:
         ValueError: if it is not prepared or has fake quantizers that never saw a batch.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq import calibrate
+        >>> class Clamped(Lowering):
+        ...     def quantizer(self, node, module):  # the ends of the grids are all that is left of the model
+        ...         grid = self.grid(module)
+        ...         return self.graph.call_function(torch.clamp, (self.real(node.args[0]), *grid.ends))
+        ...     def layer(self, node, module):
+        ...         return self.real(node.args[0])
+        >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
+        >>> _ = nn.init.ones_(net[0].weight)
+        >>> _ = calibrate(prepare(net), [torch.tensor([[0.0], [2.0]])], show_progress=False)
+        >>> Clamped(as_graph(net)).run()(torch.tensor([[5.0]]))
+        tensor([[2.]])
     """
 
     prefix = ""
 
     def __init__(self, prepared: fx.GraphModule) -> None:
-        self.unseen = without_range(prepared)
+        self.unseen = _without_range(prepared)
         self.model = plan_of(prepared).model
         self.source = on_cpu_in_float32(prepared)
         self.modules = dict(self.source.named_modules())
@@ -140,7 +163,7 @@ class Lowering:
             return self.quantizer(node, module)
         if isinstance(module, QATState):
             arg = node.args[-1]
-            return self.values[arg] if isinstance(arg, fx.Node) else Structure(arg)
+            return self.values[arg] if isinstance(arg, fx.Node) else _Structure(arg)
         if isinstance(module, QATLayer):
             return self.layer(node, module)
         if node.op == "placeholder":
@@ -180,7 +203,7 @@ class Lowering:
     def real(self, node: fx.Node) -> Any:
         """The new float node, or constant, for an old node."""
         value = self.values[node]
-        if isinstance(value, Structure):
+        if isinstance(value, _Structure):
             return fx.map_arg(value.content, self.real)
         return self.unwrap(value)
 
@@ -222,7 +245,19 @@ class Lowering:
 
 
 def same_layer(module: QATLayer, norm: nn.Module | None) -> tuple[Any, ...]:
-    """Equal for calls of one layer: same weight, bias, BatchNorm and settings, such as the stride."""
+    """What is equal for calls of one layer: weight, bias, BatchNorm and settings such as the stride.
+
+    Args:
+        module: the layer.
+        norm: the BatchNorm that it takes in.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> layer = QAT_LAYERS[nn.Linear].from_float(nn.Linear(2, 1), WeightSpec(), QATState([], [], []))
+        >>> shares, equals = copy.copy(layer), copy.deepcopy(layer)
+        >>> same_layer(layer, None) == same_layer(shares, None), same_layer(layer, None) == same_layer(equals, None)
+        (True, False)
+    """
     return type(module), module.extra_repr(), id(module.weight), id(module.bias), id(norm)
 
 
@@ -231,7 +266,15 @@ _NOT_HYPERPARAMETERS = ("state", "quantizer", "_parameters", "_buffers", "_modul
 
 
 def bare_layer(module: QATLayer) -> nn.Module:
-    """A float layer with the hyperparameters of a QAT layer, and no parameters."""
+    """A float layer with the hyperparameters of a QAT layer, and no parameters.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> conv = QAT_LAYERS[nn.Conv2d].from_float(nn.Conv2d(1, 2, 3, stride=2), WeightSpec(), QATState([], [], []))
+        >>> layer = bare_layer(conv)
+        >>> layer, layer.weight
+        (Conv2d(1, 2, kernel_size=(3, 3), stride=(2, 2), bias=False), None)
+    """
     base = next(float_type for float_type, twin in QAT_LAYERS.items() if isinstance(module, twin))
     layer = nn.Module.__new__(base)
     layer.__dict__.update(copy.deepcopy({k: v for k, v in vars(module).items() if k not in _NOT_HYPERPARAMETERS}))
@@ -249,13 +292,19 @@ def graph_with_ranges(prepared: nn.Module, axes: Axes | None = None) -> fx.Graph
 
     Raises:
         ValueError: if it is not prepared, has no ranges, no graph, or weights that are no numbers.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> graph_with_ranges(prepare(nn.Sequential(nn.Linear(2, 1))))
+        Traceback (most recent call last):
+        ValueError: No fake quantizer has seen a batch, so there are no ranges to convert with. ...
     """
-    without_range(prepared)
+    _without_range(prepared)
     check_weights(prepared)
     return as_graph(prepared, axes=axes)
 
 
-def without_range(prepared: nn.Module) -> set[str]:
+def _without_range(prepared: nn.Module) -> set[str]:
     """Names of fake quantizers that never ran.
 
     Raises:

@@ -38,7 +38,12 @@ def on_cpu_in_float32(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def other_float_types(model: nn.Module) -> frozenset[torch.dtype]:
-    """The types of a model's parameters that int8 models have float32 for."""
+    """The types of a model's parameters that int8 models have float32 for.
+
+    Example:
+        >>> other_float_types(nn.Linear(2, 1).half()), other_float_types(nn.Linear(2, 1))
+        (frozenset({torch.float16}), frozenset())
+    """
     return frozenset(parameter.dtype for parameter in model.parameters()) & _FLOATS
 
 

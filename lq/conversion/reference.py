@@ -72,6 +72,16 @@ class ReferenceLayer(nn.Module):
         integers: int8 weight of its shape.
         scale: float32 of shape (channels,), or () for per-tensor weights.
         bias: float32, or ``None``.
+
+    Example:
+        >>> from lq.config.specs import WeightSpec
+        >>> from lq.core.modules import QAT_LAYERS
+        >>> from lq.core.state import QATState
+        >>> register_decomposed()
+        >>> layer = QAT_LAYERS[nn.Linear].from_float(nn.Linear(2, 1), WeightSpec(), QATState([], [], []))
+        >>> integers, scale = torch.tensor([[100, -50]], dtype=torch.int8), torch.tensor([0.01])
+        >>> ReferenceLayer(layer, integers, scale, bias=None)(torch.tensor([[3.0, 4.0]]))  # 3 * 1.0 - 4 * 0.5
+        tensor([[1.]])
     """
 
     weight: Tensor

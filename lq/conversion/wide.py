@@ -13,6 +13,15 @@ def wide_activations(prepared: nn.Module) -> list[str]:
 
     Args:
         prepared: from :func:`lq.prepare`.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.config.specs import ActivationSpec
+        >>> wide = QConfig("qnn", activation=ActivationSpec(0, 65535))
+        >>> wide_activations(prepare(nn.Sequential(nn.Linear(4, 2)), wide, example_args=(torch.ones(1, 4),)))
+        ['fq_input_1', 'fq_0']
     """
     state = state_of(prepared)
     return [name for name, spec in zip(state.names, state.specs, strict=True) if spec.bits > 8]

@@ -168,6 +168,13 @@ def attach(target: nn.Module, sites: Sites, state: QATState | None = None) -> QA
     Raises:
         ValueError: if the module lacks a part that the plan names, or a weight whose scale is to be learned is
             computed; the module is left as it was.
+
+    Example:
+        >>> from lq.backends.prepare import plan_of, prepare, state_of
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(torch.ones(1, 4),))
+        >>> detach(net)
+        >>> attach(net, plan_of(net).sites, state_of(net)).names
+        ['fq_input_1', 'fq_0']
     """
     try:
         return _Attaching(target, sites, state).run()
@@ -186,6 +193,16 @@ def defer(target: nn.Module, plan: Callable[[nn.Module, Any], None], state: QATS
 
     Returns:
         the state, without ranges until then.
+
+    Example:
+        >>> def plan(module, inputs):
+        ...     print("its first inputs are", inputs)
+        ...     detach(module)  # in the place of attaching a plan
+        >>> net = nn.ReLU()
+        >>> _ = defer(net, plan)
+        >>> net(torch.ones(1))
+        its first inputs are ((tensor([1.]),), {})
+        tensor([1.])
     """
     state = state or QATState([], [], [])
     instrument = Instrument(state)
@@ -199,7 +216,17 @@ def defer(target: nn.Module, plan: Callable[[nn.Module, Any], None], state: QATS
 
 
 def detach(target: nn.Module) -> None:
-    """Give every part of an instrumented module its own class back; ``qat_state`` stays."""
+    """Give every part of an instrumented module its own class back; ``qat_state`` stays.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(torch.ones(1, 4),))
+        >>> type(net) is nn.Sequential
+        False
+        >>> detach(net)
+        >>> type(net) is nn.Sequential, [name for name, _ in net.named_children()]
+        (True, ['0', 'qat_state'])
+    """
     for module in target.modules():
         if is_instrumented(module):
             unswap(module)
@@ -221,6 +248,14 @@ def attach_again(target: nn.Module) -> dict[str, str]:
 
     Returns:
         dotted names of the modules that are new, and their classes.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        >>> net = prepare(net, example_args=(torch.ones(1, 1, 8, 8),))
+        >>> net[1] = nn.SyncBatchNorm(2)
+        >>> attach_again(net), attach_again(net)
+        ({'1': 'SyncBatchNorm'}, {})
     """
     instrument = instrument_of(target)
     if instrument is None or instrument.sites is None:

@@ -56,6 +56,19 @@ def refuse_reentrant(place: Place, what: str) -> None:
 
     Raises:
         ValueError: if this runs in the first pass of such a checkpoint.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> place = Place("block", torch.nn.ReLU(), Instrument())
+        >>> def part(x):
+        ...     refuse_reentrant(place, "linear()")
+        ...     return x
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> checkpoint(part, x, use_reentrant=False) is x
+        True
+        >>> checkpoint(part, x, use_reentrant=True)
+        Traceback (most recent call last):
+        ValueError: torch.utils.checkpoint(..., use_reentrant=True) in block: the checkpointed function ...
     """
     frame: Any = None if torch.compiler.is_compiling() else sys._getframe(1)
     while frame is not None:
@@ -77,6 +90,17 @@ def refuse_reentrant_part(outer: Place, place: Place) -> None:
 
     Raises:
         ValueError: as :func:`refuse_reentrant` does.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.instrument.classes import place_of
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU())
+        >>> target, _, relu = map(place_of, [prepare(net, example_args=(torch.ones(1, 4),)), *net])
+        >>> part = lambda x: refuse_reentrant_part(target, relu)  # the layer before the ReLU is not in the part
+        >>> checkpoint(part, torch.ones(1, requires_grad=True), use_reentrant=True)
+        Traceback (most recent call last):
+        ValueError: torch.utils.checkpoint(..., use_reentrant=True) in the target: the checkpointed ...
     """
     if any(site.expects or site.folds_with is not None for site in place.sites()):
         refuse_reentrant(outer, place.path)
@@ -89,6 +113,20 @@ def notice_checkpoint(instrument: Instrument, call: Call, enter: Any) -> None:
         instrument: of the target.
         call: the running one.
         enter: makes the mode that the recomputation runs under.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> from lq.core.state import QATState
+        >>> instrument, call = Instrument(QATState([], [], [])), Call()
+        >>> def part(x):
+        ...     notice_checkpoint(instrument, call, lambda *_: nullcontext(print("computed again")))
+        ...     return x.exp()
+        >>> y = checkpoint(part, torch.ones(1, requires_grad=True), use_reentrant=False)
+        >>> call.checkpointed
+        True
+        >>> y.backward()
+        computed again
     """
     if torch.compiler.is_compiling():
         return

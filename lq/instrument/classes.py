@@ -43,7 +43,7 @@ def instrumented(cls: Any) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         if type(self) is not made:  # a class that parametrize has made
             return super(made, self).__reduce_ex__(protocol)
-        return _blank, (cls,), attributes_of(self)
+        return _blank, (cls,), _attributes_of(self)
 
     members = {"forward": forward, "__reduce_ex__": reduce, USERS_CLASS: cls, "__doc__": cls.__doc__}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -54,7 +54,7 @@ def instrumented(cls: Any) -> type[nn.Module]:
     return made
 
 
-def attributes_of(module: Any) -> Any:
+def _attributes_of(module: Any) -> Any:
     """What a copy or pickle of a module holds."""
     return module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
 
@@ -74,6 +74,12 @@ def swap(module: nn.Module, place: Place) -> None:
 
     Where torch.nn.utils.parametrize has made a class for it, this goes beneath that, so that removing the
     parametrization works as ever; a ``forward`` on the instance is called in the place of the class's.
+
+    Example:
+        >>> net = nn.ReLU()
+        >>> swap(net, Place("", net, Instrument()))
+        >>> type(net) is nn.ReLU, isinstance(net, nn.ReLU), type(net).__name__
+        (False, True, 'ReLU')
     """
     heard = place_of(module)
     module.__dict__[PLACE] = place
@@ -85,7 +91,15 @@ def swap(module: nn.Module, place: Place) -> None:
 
 
 def unswap(module: nn.Module) -> None:
-    """Undo :func:`swap`; those who listen go on hearing."""
+    """Undo :func:`swap`; those who listen go on hearing.
+
+    Example:
+        >>> net = nn.ReLU()
+        >>> swap(net, Place("", net, Instrument()))
+        >>> unswap(net)
+        >>> type(net) is nn.ReLU, place_of(net)
+        (True, None)
+    """
     place: Place = module.__dict__.pop(PLACE)
     if module.__dict__.get(LISTENERS):
         heard = module.__dict__[PLACE] = Place("", module, Instrument())
@@ -117,6 +131,15 @@ def place_of(module: nn.Module) -> Place | None:
 
 
 def is_instrumented(module: nn.Module) -> bool:
-    """Whether a module is a part of a prepared one, and not merely listened to."""
+    """Whether a module is a part of a prepared one, and not merely listened to.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.instrument.listen import Listener
+        >>> heard, prepared = nn.ReLU(), prepare(nn.Sequential(nn.Linear(2, 2)))
+        >>> listener = Listener(heard)
+        >>> is_instrumented(heard), is_instrumented(prepared), is_instrumented(prepared[0])
+        (False, True, True)
+    """
     place = place_of(module)
     return place is not None and place.instrument.state is not None

@@ -33,7 +33,14 @@ def hooks_so_far() -> int:
 
 
 def first_unknown(module: nn.Module) -> int:
-    """A number above those of all hooks that a module has."""
+    """A number above those of all hooks that a module has.
+
+    Example:
+        >>> module = nn.ReLU()
+        >>> module._forward_hooks[10**9] = print  # as of a module that another process has pickled
+        >>> first_unknown(module), first_unknown(nn.ReLU()) == hooks_so_far()
+        (1000000001, True)
+    """
     keys = [key for part in module.modules() for hooks in _hooks_of(part) for key in hooks]
     return max([hooks_so_far(), *(key + 1 for key in keys)])
 
@@ -98,6 +105,14 @@ def is_called_by(codes: Codes, within: CodeType) -> bool:
     Args:
         codes: of the functions.
         within: of the function in which the search ends.
+
+    Example:
+        >>> def hook():
+        ...     return is_called_by(frozenset({hook.__code__}), module.__code__)
+        >>> def module():
+        ...     return hook(), is_called_by(frozenset({hook.__code__}), module.__code__)
+        >>> module()
+        (True, False)
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not within:

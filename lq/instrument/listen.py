@@ -14,7 +14,13 @@ Hear = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class Listeners(list[Any]):
-    """Those of one module; a copy of that has none."""
+    """Those of one module; a copy of that has none.
+
+    Example:
+        >>> import copy
+        >>> copy.deepcopy(Listeners(["somebody"]))
+        []
+    """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Listeners:
         return Listeners()

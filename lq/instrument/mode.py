@@ -26,7 +26,7 @@ from lq.tracing.opened import EXPORTED, OPENABLE, OPENED, number_of_steps, step_
 Body = Callable[..., Any]
 
 
-class SiteMode(TorchFunctionMode):
+class _SiteMode(TorchFunctionMode):
     """Sees every call of a torch function, and lets that happen which the place that makes it has a site for."""
 
     def __init__(self, instrument: Instrument, call: Call) -> None:
@@ -43,7 +43,7 @@ class SiteMode(TorchFunctionMode):
         if call.grad and not torch.is_grad_enabled():
             refuse_reentrant(place, f"{row.name}() itself")
         if not place.is_plain_leaf:  # those have looked when they were called
-            notice_checkpoint(self.instrument, call, SiteMode)
+            notice_checkpoint(self.instrument, call, _SiteMode)
         site = _next(self.instrument, call, place, row)
         if site is None:
             return func(*args, **(kwargs or {}))
@@ -83,7 +83,7 @@ class SiteMode(TorchFunctionMode):
             return arg
 
         def body(*args: Any, **kwargs: Any) -> Any:
-            with SiteMode(self.instrument, self.call):
+            with _SiteMode(self.instrument, self.call):
                 return arg(*args, **kwargs)
 
         return body
@@ -107,7 +107,27 @@ def _next(instrument: Instrument, call: Call, place: Place, row: Row) -> Site | 
 
 
 def run_place(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) -> Any:
-    """Run the ``forward`` of a module of the target, with its sites, and let listeners hear of it."""
+    """Run the ``forward`` of a module of the target, with its sites, and let listeners hear of it.
+
+    Args:
+        place: of the module.
+        module: the module.
+        body: the user's ``forward``, which takes the module first.
+        args: positional inputs.
+        kwargs: keyword inputs.
+
+    Returns:
+        what ``body`` returns.
+
+    Example:
+        >>> from lq.instrument.classes import place_of
+        >>> from lq.instrument.listen import Listener
+        >>> net = nn.ReLU()
+        >>> listener = Listener(net, before=lambda args, kwargs, _: print("called with", *args))
+        >>> run_place(place_of(net), net, nn.ReLU.forward, (torch.tensor([-1.0]),), {})
+        called with tensor([-1.])
+        tensor([0.])
+    """
     instrument = place.instrument
     listeners = module.__dict__.get(LISTENERS)
     if not listeners or instrument.recorder is not None or instrument.marking or instrument.rehearsing:
@@ -145,7 +165,7 @@ def _run(place: Place, module: nn.Module, body: Body, args: Any, kwargs: Any) ->
     outer = call.place
     if outer is None:
         return _begin(instrument, call, place, module, body, args, kwargs)
-    notice_checkpoint(instrument, call, SiteMode)
+    notice_checkpoint(instrument, call, _SiteMode)
     outer_grad, grad = call.grad, torch.is_grad_enabled()
     if outer_grad and not grad:
         refuse_reentrant_part(outer, place)
@@ -167,7 +187,7 @@ def _inside_call(
         return body(module, *args, **kwargs)
     call.in_mode = True
     try:
-        with SiteMode(instrument, call):
+        with _SiteMode(instrument, call):
             return body(module, *args, **kwargs)
     finally:
         call.in_mode = False

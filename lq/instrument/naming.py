@@ -30,6 +30,15 @@ class Naming:
         training: the same in training; empty if that is not known.
         counting: the calls at which something happens.
         opened: modules that make calls step by step.
+
+    Example:
+        >>> import torch
+        >>> from lq.instrument.record import record
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        >>> calls = record(net, (torch.ones(1, 4),), {}).evaluation.calls
+        >>> naming = Naming(dict(net.named_modules()), calls, (), [node for _, node in calls])
+        >>> list(naming.places), list(naming.calls.values())[1]
+        (['', '0', '1'], CallAt(place='1', operation='relu', nth=0))
     """
 
     def __init__(

@@ -24,12 +24,28 @@ LISTENERS = "_lq_listeners"  # and those who want to hear of its calls
 
 
 def kept_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Inputs of a call to keep: a copy, as a user may fill the tensors anew, on the CPU, where memory is plenty."""
+    """Inputs of a call to keep: a copy, as a user may fill the tensors anew, on the CPU, where memory is plenty.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> kept = kept_example((x,), {"flag": True})
+        >>> _ = x.zero_()
+        >>> kept
+        ((tensor([1., 1.]),), {'flag': True})
+    """
     return map_tensors((args, dict(kwargs)), lambda t: t.detach().to("cpu", copy=True))
 
 
 class Call:
-    """What belongs to a running call of the target; each thread has its own."""
+    """What belongs to a running call of the target; each thread has its own.
+
+    Example:
+        >>> call = Call()
+        >>> call.counts[0] = 2  # the operation of row 0 was called twice
+        >>> call.start()
+        >>> call.counts
+        {}
+    """
 
     def __init__(self) -> None:
         self.place: Place | None = None
@@ -56,6 +72,15 @@ class Instrument:
     Args:
         state: ranges and phase.
         sites: the plan, a :class:`~lq.tracing.sites.Sites`.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.instrument.attach import instrument_of
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2)), example_args=(torch.ones(1, 4),))
+        >>> instrument_of(net).planned
+        {0: CallAt(place='0', operation='linear', nth=0)}
+        >>> instrument_of(net).example
+        ((tensor([[1., 1., 1., 1.]]),), {})
     """
 
     def __init__(self, state: QATState | None = None, sites: Any = None) -> None:
@@ -135,6 +160,13 @@ class Row:
     Args:
         number: of the row, within its instrument.
         name: of the operation.
+
+    Example:
+        >>> from lq.instrument.sites import Site
+        >>> row = Row(0, "add")
+        >>> row.put(1, Site(0, "add"))  # the second addition in its module
+        >>> [site is not None for site in row.sites]
+        [False, True]
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -163,6 +195,14 @@ class Place:
         path: dotted name within the target.
         module: the module.
         instrument: what it shares with the others.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.instrument.classes import place_of
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), example_args=(torch.ones(1, 4),))
+        >>> place = place_of(net[1])
+        >>> place.path, [site.function for site in place.sites()], place.rows[torch.relu].name
+        ('1', ['relu'], 'relu')
     """
 
     def __init__(self, path: str, module: nn.Module, instrument: Instrument) -> None:

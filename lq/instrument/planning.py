@@ -40,6 +40,19 @@ class SitePlanner:
         qconfig: the grids.
         training: every call of a second recording, in training; empty if there is none.
         opened: module, operation and number of steps of the calls that were recorded step by step.
+
+    Example:
+        >>> import torch
+        >>> from lq.instrument.record import record
+        >>> from lq.tracing.layers import LayerFinder
+        >>> from lq.tracing.place import Placement
+        >>> net, qconfig = nn.Sequential(nn.Linear(4, 2), nn.ReLU()), QConfig()
+        >>> call = record(net, (torch.ones(1, 4),), {}).evaluation
+        >>> layers, _ = LayerFinder(call.graph, net, qconfig).find()
+        >>> planner = SitePlanner(net, call.calls, layers, Placement(call.graph, layers).sites(), qconfig)
+        >>> sites, rows, tensors = planner.sites()
+        >>> sites.names, rows[0].fused, tensors[1].absorbs
+        (('fq_input_1', 'fq_0'), ('ReLU',), 'relu')
     """
 
     def __init__(
@@ -213,7 +226,12 @@ class SitePlanner:
 
 
 def per_tensor(spec: Any) -> Any:
-    """The same grid with one scale for all channels."""
+    """The same grid with one scale for all channels.
+
+    Example:
+        >>> str(WeightSpec()), str(per_tensor(WeightSpec()))
+        ('int7 [-63, 63] per channel', 'int7 [-63, 63] per tensor')
+    """
     return replace(spec, per_channel=False)
 
 

@@ -28,6 +28,11 @@ class Recording:
         evaluation: in evaluation mode.
         training: in training mode; ``None`` if the module cannot be called with these inputs there.
         output: what it returned in evaluation.
+
+    Example:
+        >>> recording = record(nn.Sequential(nn.Dropout(), nn.ReLU()), (torch.tensor([-1.0, 2.0]),), {})
+        >>> recording.output, [seen.operation for seen, _ in recording.training.calls]
+        (tensor([0., 2.]), ['dropout', 'relu'])
     """
 
     evaluation: Recorder
@@ -98,7 +103,14 @@ def has_lazy_layers(root: nn.Module) -> bool:
 
 
 def initialize_lazy(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Call a module that has lazy layers, which have their weights and their classes only then."""
+    """Call a module that has lazy layers, which have their weights and their classes only then.
+
+    Example:
+        >>> layer = nn.LazyLinear(2)
+        >>> initialize_lazy(layer, (torch.ones(1, 4),), {})
+        >>> layer
+        Linear(in_features=4, out_features=2, bias=True)
+    """
     if has_lazy_layers(root):
         with torch.no_grad(), modes_kept(root):
             root.eval()(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs)))
@@ -127,6 +139,11 @@ def _record(
 
 
 def is_open(path: str, module: nn.Module) -> bool:
-    """Whether the calls that a module's ``forward`` makes can be seen: TorchScript's cannot."""
+    """Whether the calls that a module's ``forward`` makes can be seen: TorchScript's cannot.
+
+    Example:
+        >>> is_open("act", nn.ReLU()), is_open("act", torch.jit.ScriptModule())
+        (True, False)
+    """
     script = isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction))
     return not script and "parametrizations" not in path.split(".") and not is_instrumented(module)

@@ -55,6 +55,16 @@ class Site:
         fresh: whether a join that is written in place makes a new tensor.
         number: of the layer, in the plan.
         change: what replaces the result of a layer, for a while.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.instrument.classes import place_of
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), example_args=(torch.ones(1, 4),))
+        >>> layer, relu = (place_of(module).sites()[0] for module in net[:2])
+        >>> layer.function, layer.layer is not None, layer.gives is relu
+        ('linear', True, True)
+        >>> relu.function, relu.absorbs, relu.output is net.qat_state.fq_0
+        ('relu', True, True)
     """
 
     index: int
@@ -83,7 +93,28 @@ class Site:
 def run_site(
     instrument: Instrument, call: Call, place: Place, site: Site, func: Any, args: tuple[Any, ...], kwargs: Any
 ) -> Any:
-    """Make the call that a site stands for."""
+    """Make the call that a site stands for.
+
+    Args:
+        instrument: of the target.
+        call: the running one of the target.
+        place: the module that makes the call.
+        site: what happens at it.
+        func: a function of torch.
+        args: positional arguments of it.
+        kwargs: keyword arguments of it.
+
+    Returns:
+        what the call returns, or that rounded.
+
+    Example:
+        >>> place = Place("", nn.ReLU(), Instrument())
+        >>> doubles = Site(0, "relu", change=lambda out: 2 * out)
+        >>> run_site(place.instrument, Call(), place, doubles, torch.relu, (torch.tensor([-1.0, 1.0]),), {})
+        tensor([0., 2.])
+        >>> place.instrument.ran
+        {0}
+    """
     if not torch.compiler.is_compiling():
         instrument.ran.add(site.index)
     for path, quantizer, written in site.inputs:

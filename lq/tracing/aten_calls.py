@@ -15,7 +15,15 @@ Named = dict[str, Any]
 
 
 class Call(NamedTuple):
-    """The call that a node of a graph makes; a ``target`` of ``None`` passes its first argument on."""
+    """The call that a node of a graph makes; a ``target`` of ``None`` passes its first argument on.
+
+    Example:
+        >>> call = Call(F.relu6, (fx.Graph().placeholder("x"),))
+        >>> call.op, str(call)
+        ('call_function', 'relu6(x)')
+        >>> Call("expand", (1, [2, 3])).op
+        'call_method'
+    """
 
     target: Any
     args: tuple[Any, ...]
@@ -26,46 +34,100 @@ class Call(NamedTuple):
         """As :class:`torch.fx.Node` has it."""
         return "call_method" if isinstance(self.target, str) else "call_function"
 
+    def __str__(self) -> str:
+        """The call as code, a method like a function; of one that passes its first argument on, that."""
+        if self.target is None:
+            return str(self.args[0])
+        name = self.target if isinstance(self.target, str) else getattr(self.target, "__name__", self.target)
+        given = [*map(repr, self.args), *(f"{key}={value!r}" for key, value in self.kwargs.items())]
+        return f"{name}({', '.join(given)})"
+
 
 def same(function: Any, *names: str, **keywords: str) -> Callable[[Named], Call]:
-    """``function`` called with the named arguments: by position, and those of ``keywords`` by that name."""
+    """``function`` called with the named arguments: by position, and those of ``keywords`` by that name.
+
+    Example:
+        >>> scaled = same(F.softmax, "self", dim="axis")
+        >>> print(scaled({"self": 1, "axis": 2, "unused": 3}))
+        softmax(1, dim=2)
+    """
     return lambda a: Call(function, tuple(a[n] for n in names), {k: a[n] for k, n in keywords.items()})
 
 
 def first(a: Named) -> Call:
-    """Its first argument, unchanged."""
+    """Its first argument, unchanged.
+
+    Example:
+        >>> print(first({"self": 1, "memory_format": None}))
+        1
+    """
     return Call(None, (next(iter(a.values())),))
 
 
 def arithmetic(function: Any) -> Callable[[Named], Call | None]:
-    """An operator of Python, unless the second argument is multiplied by something (``alpha``)."""
+    """An operator of Python, unless the second argument is multiplied by something (``alpha``).
+
+    Example:
+        >>> subtract = arithmetic(operator.sub)
+        >>> print(subtract({"self": 5, "other": 3, "alpha": 1}), subtract({"self": 5, "other": 3, "alpha": 2}))
+        sub(5, 3) None
+    """
     return lambda a: Call(function, (a["self"], a["other"])) if a.get("alpha", 1) == 1 else None
 
 
 def hardtanh(a: Named) -> Call:
-    """A ReLU6 where it is one."""
+    """A ReLU6 where it is one.
+
+    Example:
+        >>> print(hardtanh({"self": 1, "min_val": 0, "max_val": 6}), hardtanh({"self": 1, "min_val": -1, "max_val": 1}))
+        relu6(1) hardtanh(1, -1, 1)
+    """
     if (a["min_val"], a["max_val"]) == (0, 6):
         return Call(F.relu6, (a["self"],))
     return Call(F.hardtanh, (a["self"], a["min_val"], a["max_val"]))
 
 
 def elu(a: Named) -> Call | None:
-    """Without the scales that only SELU has."""
+    """ELU; ``None`` for SELU and CELU, which have scales of their own.
+
+    Example:
+        >>> print(elu({"self": 3, "alpha": 1, "scale": 1, "input_scale": 1}))
+        elu(3, 1)
+        >>> elu({"self": 3, "alpha": 1.67, "scale": 1.05, "input_scale": 1})
+    """
     return Call(F.elu, (a["self"], a["alpha"])) if a["scale"] == 1 and a["input_scale"] == 1 else None
 
 
 def softmax(function: Any) -> Callable[[Named], Call]:
-    """Softmax or its logarithm."""
+    """Softmax or its logarithm.
+
+    Example:
+        >>> print(softmax(F.softmax)({"self": 3, "dim": -1, "dtype": None}))
+        softmax(3, -1)
+    """
     return lambda a: Call(function, (a["self"], a["dim"]), {} if a["dtype"] is None else {"dtype": a["dtype"]})
 
 
 def dropout(function: Any) -> Callable[[Named], Call]:
-    """Nothing in evaluation."""
+    """A dropout in training, which does nothing in evaluation.
+
+    Example:
+        >>> call = dropout(F.dropout)
+        >>> print(call({"input": 3, "p": 0.5, "train": True}), call({"input": 3, "p": 0.5, "train": False}))
+        dropout(3, 0.5, True) 3
+    """
     return lambda a: Call(function, (a["input"], a["p"], True)) if a["train"] else first(a)
 
 
 def max_pool(function: Any) -> Callable[[Named], Call]:
-    """A pooling of maxima."""
+    """A pooling of maxima; ATen writes no stride as an empty list.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> x = fx.Graph().placeholder("x")
+        >>> print(python_call(torch.ops.aten.max_pool2d.default, (x, [2, 2]), {}))
+        max_pool2d(x, [2, 2], None, [0, 0], [1, 1], False)
+    """
 
     def call(a: Named) -> Call:
         names = ("self", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -75,7 +137,14 @@ def max_pool(function: Any) -> Callable[[Named], Call]:
 
 
 def avg_pool(function: Any) -> Callable[[Named], Call]:
-    """A pooling of averages."""
+    """A pooling of averages; ATen writes no stride as an empty list.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> x = fx.Graph().placeholder("x")
+        >>> print(python_call(torch.ops.aten.avg_pool1d.default, (x, [2]), {}))
+        avg_pool1d(x, [2], None, [0], False, True)
+    """
 
     def call(a: Named) -> Call:
         a = {**a, "stride": a["stride"] or None}
@@ -85,14 +154,30 @@ def avg_pool(function: Any) -> Callable[[Named], Call]:
 
 
 def mean(a: Named) -> Call:
-    """The mean over all dimensions or some."""
+    """The mean over all dimensions or some.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> x = fx.Graph().placeholder("x")
+        >>> print(python_call(torch.ops.aten.mean.dim, (x, [2, 3]), {"dtype": torch.float64}))
+        mean(x, [2, 3], False, dtype=torch.float64)
+    """
     # Of no dimensions torch.mean makes all, but it takes no ``None`` beside ``keepdim``.
     dims = (a["dim"] or [], a["keepdim"]) if a.get("dim") or a.get("keepdim") else ()
     return Call(torch.mean, (a["self"], *dims), {} if a["dtype"] is None else {"dtype": a["dtype"]})
 
 
 def slice_of(a: Named) -> Call | None:
-    """An index; nothing if it takes all."""
+    """An index; the tensor itself if that takes all of it.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> x = fx.Graph().placeholder("x")
+        >>> print(python_call(torch.ops.aten.slice.Tensor, (x, 1, 0, 4), {}))
+        getitem(x, (slice(None, None, None), slice(None, 4, None)))
+        >>> print(python_call(torch.ops.aten.slice.Tensor, (x, 1, 0, 2**63 - 1), {}))
+        x
+    """
     if not isinstance(a["dim"], int) or a["dim"] < 0:
         return None
     start, end = a["start"] or None, a["end"]
@@ -104,7 +189,13 @@ def slice_of(a: Named) -> Call | None:
 
 
 def slice_scatter(a: Named) -> Call | None:
-    """What is written, if it takes the place of all."""
+    """What is written, if it takes the place of all; else ``None``.
+
+    Example:
+        >>> print(slice_scatter({"self": 1, "src": 2, "dim": 0, "start": 0, "end": 2**63 - 1, "step": 1}))
+        2
+        >>> slice_scatter({"self": 1, "src": 2, "dim": 0, "start": 0, "end": 4, "step": 1})
+    """
     whole = (
         not a["start"] and a["step"] == 1 and (a["end"] is None or (isinstance(a["end"], int) and a["end"] >= 2**62))
     )
@@ -112,14 +203,29 @@ def slice_scatter(a: Named) -> Call | None:
 
 
 def attention(a: Named) -> Call:
-    """Attention, with the arguments that are not the defaults."""
+    """Attention, with the arguments that are not the defaults.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> q = fx.Graph().placeholder("q")
+        >>> print(python_call(torch.ops.aten.scaled_dot_product_attention.default, (q, q, q, None, 0.0, True), {}))
+        scaled_dot_product_attention(q, q, q, is_causal=True)
+    """
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
     given = {k: a[k] for k, default in defaults.items() if k in a and a[k] != default}
     return Call(F.scaled_dot_product_attention, (a["query"], a["key"], a["value"]), given)
 
 
 def interpolate(mode: str) -> Callable[[Named], Call]:
-    """A resizing."""
+    """A resizing of images.
+
+    Args:
+        mode: of ``F.interpolate``.
+
+    Example:
+        >>> print(interpolate("nearest")({"input": 3, "output_size": None, "scale_factors": [2.0, 2.0]}))
+        interpolate(3, size=None, scale_factor=[2.0, 2.0], mode='nearest')
+    """
 
     def call(a: Named) -> Call:
         corners = {"align_corners": a["align_corners"]} if "align_corners" in a else {}
@@ -133,7 +239,17 @@ def interpolate(mode: str) -> Callable[[Named], Call]:
 
 
 def created(function: Any, *names: str) -> Callable[[Named], Call]:
-    """A new tensor of a size, type and device."""
+    """A new tensor; of what else ATen says of it, type and device.
+
+    Args:
+        function: makes it.
+        names: of the arguments that it takes by position.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> print(python_call(torch.ops.aten.full.default, ([2, 3], 1.5), {"dtype": torch.float32}))
+        full([2, 3], 1.5, dtype=torch.float32)
+    """
 
     def call(a: Named) -> Call:
         options = {k: a[k] for k in ("dtype", "device") if a.get(k) is not None}
@@ -143,7 +259,14 @@ def created(function: Any, *names: str) -> Callable[[Named], Call]:
 
 
 def batch_norm(a: Named) -> Call | None:
-    """Normalization by running statistics."""
+    """Normalization by running statistics; ``None`` by those of the batch.
+
+    Example:
+        >>> tensors = {"input": 1, "weight": 2, "bias": 3, "running_mean": 4, "running_var": 5}
+        >>> print(batch_norm({**tensors, "training": False, "momentum": 0.1, "eps": 1e-5}))
+        batch_norm(1, 4, 5, 2, 3, training=False, eps=1e-05)
+        >>> batch_norm({**tensors, "training": True, "momentum": 0.1, "eps": 1e-5})
+    """
     if a.get("training", False):
         return None
     tensors = (a["input"], a["running_mean"], a["running_var"], a["weight"], a["bias"])
@@ -151,7 +274,17 @@ def batch_norm(a: Named) -> Call | None:
 
 
 def convolution(function: Any) -> Callable[[Named], Call]:
-    """A convolution."""
+    r"""A convolution; with a number of groups that depends on the batch, a product of matrices.
+
+    Example:
+        >>> from lq.tracing.aten import python_call
+        >>> graph = fx.Graph()
+        >>> x, w, n = map(graph.placeholder, "xwn")
+        >>> conv = torch.ops.aten.conv2d.default
+        >>> print(python_call(conv, (x, w), {}), python_call(conv, (x, w), {"groups": n}), sep="\n")
+        conv2d(x, w, None, [1, 1], [0, 0], [1, 1], 1)
+        convolve_by_sample(x, w, None, [1, 1], [0, 0], [1, 1], n)
+    """
 
     def call(a: Named) -> Call:
         by_sample = function is F.conv2d and isinstance(a["groups"], fx.Node) and not isinstance(a["padding"], str)
@@ -187,7 +320,12 @@ def convolve_by_sample(
 
 
 def number(a: Named) -> Call:
-    """A tensor of a number."""
+    """A tensor of a number.
+
+    Example:
+        >>> print(number({"s": 3, "dtype": torch.int64}))
+        as_number(3, dtype=torch.int64)
+    """
     return Call(as_number, (a["s"],), {"dtype": a["dtype"]})
 
 

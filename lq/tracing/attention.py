@@ -34,6 +34,15 @@ class Product:
     Args:
         node: its call.
         factors: what it multiplies.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.tracing.symbolic import read_calls
+        >>> class Net(nn.Module):
+        ...     def forward(self, q, k, v):
+        ...         return (q @ k.mT).softmax(-1) @ v
+        >>> attention_products(read_calls(Net())[0])
+        [Product(node=matmul, factors=(q, getattr_1)), Product(node=matmul_1, factors=(softmax, v))]
     """
 
     node: fx.Node
@@ -48,6 +57,12 @@ class Attention:
         products: its products.
         probabilities: the grid of a softmax that is a factor of one.
         factors: the grid of all other factors; ``None`` is that of all activations.
+
+    Example:
+        >>> from lq.config.qconfig import QConfig
+        >>> qconfig = QConfig(attention="int8")
+        >>> str(Attention((), qconfig.probabilities, qconfig.factors).probabilities)
+        'uint8 [0, 255] affine, from 0 to 1'
     """
 
     products: tuple[Product, ...] = ()
@@ -63,6 +78,15 @@ def attention_products(graph: fx.Graph) -> list[Product]:
 
     Args:
         graph: of :class:`lq.tracing.recording.Recorder`.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.tracing.symbolic import read_calls
+        >>> class Net(nn.Module):
+        ...     def forward(self, q, k, v):
+        ...         return (q @ (k @ v).mT).softmax(-1) @ v
+        >>> [product.node for product in attention_products(read_calls(Net())[0])]
+        [matmul_1, matmul_2]
     """
     found: set[fx.Node] = set()
     for softmax in (node for node in graph.nodes if is_softmax(node)):
@@ -75,7 +99,15 @@ def attention_products(graph: fx.Graph) -> list[Product]:
 
 
 def is_softmax(node: fx.Node) -> bool:
-    """Whether a recorded call is a softmax."""
+    """Whether a recorded call is a softmax.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.tracing.symbolic import read_calls
+        >>> graph, *_ = read_calls(nn.Sequential(nn.ReLU(), nn.Softmax(-1)))
+        >>> [node for node in graph.nodes if is_softmax(node)]
+        [softmax]
+    """
     return recorded(node) == "softmax"
 
 

@@ -137,7 +137,14 @@ def axes_of(model: nn.Module, example: Inputs, wanted: Axes) -> Axes:
 
 
 def set_open_axes(graph: fx.GraphModule, axes: Axes) -> None:
-    """Note what :func:`open_axes` returns beside the batch."""
+    """Note what :func:`open_axes` returns beside the batch.
+
+    Example:
+        >>> graph = fx.symbolic_trace(nn.ReLU())
+        >>> set_open_axes(graph, {"input": {2: "height"}})
+        >>> asked_axes(graph)
+        {'input': {2: 'height'}}
+    """
     graph.meta[_KEY] = axes
 
 

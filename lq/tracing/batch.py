@@ -86,7 +86,14 @@ def images_at_once(graph: nn.Module) -> int | None:
 def set_fixed_batch(
     graph: fx.GraphModule, batch: FixedBatch | None, constant_sizes: frozenset[int] = frozenset()
 ) -> None:
-    """Note what :func:`fixed_batch` returns, and the sizes that :func:`open_sizes` leaves out."""
+    """Note what :func:`fixed_batch` returns, and the sizes that :func:`open_sizes` leaves out.
+
+    Example:
+        >>> graph = fx.symbolic_trace(nn.ReLU())
+        >>> set_fixed_batch(graph, FixedBatch(8))
+        >>> fixed_batch(graph).size
+        8
+    """
     graph.meta[_KEY], graph.meta[_CONSTANT] = batch, constant_sizes
 
 
@@ -117,7 +124,20 @@ def open_sizes(model: nn.Module, example: Inputs) -> frozenset[int]:
 
 @contextmanager
 def where_sizes_become_constants() -> Iterator[list[traceback.StackSummary]]:
-    """Collect where, during an export, the code turns a dynamic size into a number."""
+    """Collect where, during an export, the code turns a dynamic size into a number.
+
+    Example:
+        >>> import torch
+        >>> from lq.tracing.no_graph import line_in
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         return x * len(x)
+        >>> shapes = [{0: torch.export.Dim.AUTO}]
+        >>> with where_sizes_become_constants() as stacks:
+        ...     _ = torch.export.export(Net(), (torch.ones(3),), dynamic_shapes=shapes, strict=False)
+        >>> line_in(stacks[0])
+        '...:3, in forward: `return x * len(x)`'
+    """
     stacks: list[traceback.StackSummary] = []
     with noting_constant_sizes(lambda: stacks.append(traceback.extract_stack())):
         yield stacks

@@ -20,13 +20,23 @@ from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
 
 @fx.wrap
 def ordered_dict(items: list[tuple[Any, Any]]) -> OrderedDict[Any, Any]:
-    """An ``OrderedDict``, of which a graph would make a plain ``dict``."""
+    """An ``OrderedDict``, of which a graph would make a plain ``dict``.
+
+    Example:
+        >>> ordered_dict([("logits", 1), ("loss", 2)]) == OrderedDict(logits=1, loss=2)
+        True
+    """
     return OrderedDict(items)
 
 
 @fx.wrap
 def field_of(record: Any, name: str) -> Any:
-    """A field of a dataclass, or of the dict that stands for it where its class is not known."""
+    """A field of a dataclass, or of the dict that stands for it where its class is not known.
+
+    Example:
+        >>> field_of(Leaf(3), "index"), field_of({"index": 3}, "index")
+        (3, 3)
+    """
     return record[name] if isinstance(record, dict) else getattr(record, name)
 
 
@@ -34,8 +44,19 @@ def field_of(record: Any, name: str) -> Any:
 def require_fixed(name: str, fixed: Any, given: Any) -> None:
     """Refuse an argument that is not what it was in the call that a graph was captured of.
 
+    Args:
+        name: of the argument.
+        fixed: what it was.
+        given: what it is.
+
     Raises:
         ValueError: if it is another one.
+
+    Example:
+        >>> require_fixed("sizes", (2, 3), [2, 3])  # lists and tuples mean the same
+        >>> require_fixed("scale", 2, 3)
+        Traceback (most recent call last):
+        ValueError: the model was converted with scale=2, which is fixed in it, but was called with scale=3. ...
     """
     if given is not fixed and not (_is_plain(given) and _as_tuples(given) == _as_tuples(fixed)):
         value = shown(given) if _is_plain(given) else f"a {type(given).__name__}"
@@ -136,6 +157,16 @@ def note_sizes(inputs: list[fx.Node], names: list[str], sizes: list[tuple[int | 
         inputs: of :func:`add_placeholders`.
         names: of each.
         sizes: of each, ``None`` where the graph takes any.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> (x,) = add_placeholders(graph, nn.ReLU(), (Leaf(0),), {})
+        >>> note_sizes([x], ["input"], [(None, 3)])
+        >>> _ = graph.output(x)
+        >>> refuse_other_arguments(graph)
+        >>> fx.GraphModule({}, graph)(torch.zeros(8, 4))
+        Traceback (most recent call last):
+        ValueError: the model was converted for input of the shape (any, 3), but was called with (8, 4). ...
     """
     for node, name, shape in zip(inputs, names, sizes, strict=True):
         node.meta[_SIZES] = shape, name

@@ -27,6 +27,10 @@ class LayerSite:
         spec: grid of the weight.
         folds: whether the ``batch_norm`` behind it belongs to it.
         learned_scale: of the weight, shared.
+
+    Example:
+        >>> LayerSite("features.0", WeightSpec(), folds=True).learned_scale is None
+        True
     """
 
     name: str
@@ -37,7 +41,22 @@ class LayerSite:
 
 @dataclass(frozen=True)
 class CapturedLayer:
-    """A call of a layer in an ATen graph: its input, weight and bias, and the other arguments by name."""
+    """A call of a layer in an ATen graph, as :func:`layer_call` reads it.
+
+    Args:
+        kind: the module that does the same.
+        x: its input.
+        weight: its weight.
+        bias: its bias.
+        options: the other arguments, by name.
+        transposed: whether the weight has its input channels in front, as in ``x @ weight``.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> x, weight = map(graph.placeholder, ("x", "weight"))
+        >>> layer_call(graph.call_function(torch.ops.aten.mm.default, (x, weight)))
+        CapturedLayer(kind=<class '...Linear'>, x=x, weight=weight, bias=None, options={}, transposed=True)
+    """
 
     kind: type[nn.Module]
     x: Any
@@ -90,6 +109,13 @@ def make_layer(call: CapturedLayer, weight: Tensor, bias: Tensor | None, site: L
         bias: likewise.
         site: name and grid.
         state: of the model.
+
+    Example:
+        >>> call = CapturedLayer(nn.Linear, "x", "weight", None, {}, transposed=True)
+        >>> weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))  # of x @ weight
+        >>> layer = make_layer(call, weight, None, LayerSite("matmul", WeightSpec()), QATState([], [], []))
+        >>> layer.in_features, layer.out_features, layer.weight[0]
+        (3, 2, tensor([1., 3., 5.]))
     """
     if call.transposed:
         weight = nn.Parameter(weight.detach().t(), requires_grad=False)
@@ -132,6 +158,13 @@ def make_batch_norm(named: Mapping[str, Any], dim: int) -> BatchNorm:
     Args:
         named: ``weight``, ``bias``, ``running_mean``, ``running_var``, ``momentum`` and ``eps``.
         dim: dimensions of its input.
+
+    Example:
+        >>> mean = torch.zeros(3)
+        >>> statistics = {"running_mean": mean, "running_var": torch.ones(3), "momentum": 0.1, "eps": 1e-5}
+        >>> norm = make_batch_norm({"weight": None, "bias": None, **statistics}, dim=4)
+        >>> type(norm).__name__, norm.running_mean is mean, norm.training
+        ('BatchNorm2d', True, False)
     """
     kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dim, nn.BatchNorm1d)
     mean = named["running_mean"]

@@ -45,6 +45,14 @@ class Exported:
         batch: the only batch size that the graph is right for, if there is but one.
         constant_sizes: first dimensions that the graph holds as numbers, where the tensors share none.
         axes: which other dimensions it leaves open; those of one size have one name.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> exported = export(nn.Linear(4, 2), ((torch.ones(3, 4),), {}), nullcontext)
+        >>> exported.inputs, exported.arguments, exported.output, [name for name, _ in exported.constants.values()]
+        ([tensors_0], ((Leaf(index=0),), {}), Leaf(index=0), ['weight', 'bias'])
+        >>> exported.batch, exported.sizes
+        (None, [(None, 4)])
     """
 
     graph: fx.Graph
@@ -123,6 +131,12 @@ def export(
 
     Raises:
         ValueError: if it cannot be exported, or makes a constant of a size that shall be dynamic, naming the line.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> exported = export(nn.Softmax(-1), ((torch.zeros(3, 4),), {}), nullcontext)
+        >>> exported.run([torch.zeros(1, 4)])  # another batch size
+        [tensor([[0.2500, 0.2500, 0.2500, 0.2500]])]
     """
     axes = axes_of(target, example, wanted or {})
     flattener = Flattener()
@@ -262,7 +276,14 @@ def _read(target: nn.Module, program: ExportedProgram, graph: fx.Graph, argument
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch.export warns of, logs and prints about attempts that are repeated in another way."""
+    """Without what torch.export warns of, logs and prints about attempts that are repeated in another way.
+
+    Example:
+        >>> with quiet():
+        ...     warnings.warn("this attempt failed")
+        ...     logging.getLogger("torch.export").isEnabledFor(logging.ERROR)
+        False
+    """
     with quiet_export(), layers_of_any_length(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -36,6 +36,18 @@ def named_open_axes(
 
     Raises:
         ValueError: if the graph holds one of them as a number, naming the line.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.ones(2, 4), torch.ones(2, 4)
+        >>> shapes = [{1: torch.export.Dim.AUTO}] * 2
+        >>> class Sum(nn.Module):
+        ...     def forward(self, x, y):
+        ...         return x + y
+        >>> graph = torch.export.export(Sum(), (x, y), dynamic_shapes=shapes, strict=False).graph
+        >>> inputs = graph.find_nodes(op="placeholder")
+        >>> named_open_axes(Sum(), ((x, y), {}), {"x": {1: "length"}, "y": {1: "other"}}, inputs, [])
+        {'x': {1: 'length'}, 'y': {1: 'length'}}
     """
     from torch.fx.experimental.symbolic_shapes import is_concrete_int  # brings sympy
 
@@ -64,6 +76,15 @@ def check_other_sizes(target: nn.Module, example: Inputs, axes: Axes, module: Ru
 
     Raises:
         ValueError: if the module takes none twice or half as large, or they differ.
+
+    Example:
+        >>> import torch
+        >>> example = (torch.ones(1, 4),), {}
+        >>> mean = lambda tensors: [tensors[0].mean()]
+        >>> with_constant = lambda tensors: [tensors[0].sum() / 4]
+        >>> check_other_sizes(nn.Identity(), example, {"input": {1: "length"}}, mean, with_constant)
+        Traceback (most recent call last):
+        ValueError: ... for inputs of the shapes (1, 3) the graph differs by 0.25 (allowed 1e-05) from ...
     """
     _check_odd_sizes(target, example, axes, module, graph)
     failure: Exception | None = None

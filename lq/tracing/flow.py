@@ -22,6 +22,18 @@ class Flow:
         stubs: calls of QuantStubs, whose results are quantized for all that read them.
         products: products of two activations that run in int8.
         through_softmax: whether a softmax, and the scale in front of it, is an operation between int8 ones.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.tracing.layers import LayerFinder
+        >>> from lq.tracing.symbolic import read_calls
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2))
+        >>> graph, *_ = read_calls(net)
+        >>> layers, _ = LayerFinder(graph, net, QConfig()).find()
+        >>> flow = Flow(graph, layers, joins=None, stubs=(), products=(), through_softmax=False)
+        >>> flow.readers, flow.between_int8()
+        ((linear, linear_1), [sigmoid])
     """
 
     def __init__(

@@ -106,6 +106,15 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
     Source:
         ``torchvision.ops.misc.FrozenBatchNorm2d``, and the classes of that name in detectron2 and transformers (there
         with a prefix); known by name and buffers, so that none of these packages is imported.
+
+    Example:
+        >>> class FrozenBatchNorm2d(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         for name in ("weight", "bias", "running_mean", "running_var"):
+        ...             self.register_buffer(name, torch.ones(8))
+        >>> is_frozen_batch_norm(FrozenBatchNorm2d()), is_frozen_batch_norm(nn.BatchNorm2d(8).eval())
+        (True, False)
     """
     named = type(module).__name__.endswith("FrozenBatchNorm2d")
     return named and {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()

@@ -121,10 +121,20 @@ def run_in_parts(run: Callable[..., Any], inputs: Inputs, count: int) -> Any:
 
 
 def check_one_size(images: Sequence[Tensor], model: str) -> None:
-    """A graph is of one size of images.
+    """Refuse images of several sizes, as a graph is of one.
+
+    Args:
+        images: of shape (channels, height, width).
+        model: how the message names it.
 
     Raises:
         ValueError: if they differ.
+
+    Example:
+        >>> import torch
+        >>> check_one_size([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], "FasterRCNN")
+        Traceback (most recent call last):
+        ValueError: FasterRCNN was called with images of the sizes (3, 8, 8), (3, 9, 8), but an exported model takes ...
     """
     sizes = sorted({tuple(image.shape) for image in images})
     if len(sizes) > 1:

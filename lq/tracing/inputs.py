@@ -114,7 +114,12 @@ def _described(value: Any) -> Any:
 
 
 def made_inputs(plain: Any) -> Any:
-    """Inputs as :func:`describe_inputs` described them, all zeros."""
+    """Inputs as :func:`describe_inputs` described them, all zeros.
+
+    Example:
+        >>> made_inputs({"list": [{"tensor": [2], "dtype": "int64"}, {"constant": 3}]})
+        [tensor([0, 0]), 3]
+    """
     if "tensor" in plain:
         return torch.zeros(plain["tensor"], dtype=getattr(torch, plain["dtype"]))
     if "tuple" in plain:

@@ -39,11 +39,22 @@ def labels_of(calls: Calls, modules: Mapping[str, nn.Module]) -> dict[fx.Node, s
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether the name of a module says what it computes: one of PyTorch's that holds no other and makes no steps."""
+    """Whether the name of a module says what it computes: one of PyTorch's that holds no other and makes no steps.
+
+    Example:
+        >>> is_leaf(nn.ReLU()), is_leaf(nn.LSTM(2, 2)), is_leaf(nn.Sequential(nn.ReLU()))
+        (True, False, False)
+    """
     is_recurrent = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
     return is_of_torch(module) and not is_recurrent and not any(True for _ in module.children())
 
 
 def is_of_torch(module: nn.Module) -> bool:
-    """Whether the class of a module is one of PyTorch's."""
+    """Whether the class of a module is one of PyTorch's.
+
+    Example:
+        >>> class Own(nn.ReLU): ...
+        >>> is_of_torch(nn.ReLU()), is_of_torch(Own())
+        (True, False)
+    """
     return own_class(module).__module__.startswith(("torch.nn.", "torch.ao."))

@@ -24,6 +24,10 @@ class LayerCall:
         input: the argument that is the layer's input.
         weight: that is its weight.
         bias: that is its bias.
+
+    Example:
+        >>> LAYERS["addmm"].bias, LAYERS["addmm"].weight, LAYERS["conv2d"].weight
+        ((0, 'input'), (2, 'mat2'), (1, 'weight'))
     """
 
     kind: type[nn.Module]
@@ -56,6 +60,19 @@ def is_layer(node: fx.Node) -> bool:
     """Whether a recorded call is one of a layer: ``x @ weight`` is, a product of two activations is none.
 
     A buffer is no weight here: what is multiplied by it, such as the angles of position codes, may need more bits.
+
+    Example:
+        >>> import torch
+        >>> from lq.instrument.record import record
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(4, 4))
+        ...     def forward(self, x):
+        ...         return x @ self.weight @ x
+        >>> graph = record(Net(), (torch.ones(4, 4),), {}).evaluation.graph
+        >>> [is_layer(node) for node in graph.nodes if node.op == "call_function"]
+        [True, False]
     """
     if recorded(node) not in WEIGHTED_PRODUCTS:
         return recorded(node) in LAYERS

@@ -39,6 +39,13 @@ class Layer:
         input: what it reads.
         bn: the BatchNorm call behind it.
         spec: the grid that a backend wants.
+
+    Example:
+        >>> from lq.tracing.symbolic import read_calls
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        >>> (layer,), _ = LayerFinder(read_calls(net)[0], net, QConfig()).find()
+        >>> layer.name, layer.kind, layer.input, layer.last is layer.bn
+        ('0', 'conv2d', input_1, True)
     """
 
     node: fx.Node
@@ -71,6 +78,13 @@ class LayerFinder:
         graph: of :class:`lq.tracing.recording.Recorder`.
         root: the module that was called.
         qconfig: which layers are wanted.
+
+    Example:
+        >>> from lq.tracing.symbolic import read_calls
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> layers, rows = LayerFinder(read_calls(net)[0], net, QConfig(exclude=["2"])).find()
+        >>> [layer.name for layer in layers], rows[0].name, rows[0].reason
+        (['0'], '2', "exclude '2'")
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> None:
@@ -187,13 +201,27 @@ class LayerFinder:
 
 
 def seen_of(node: fx.Node) -> Seen:
-    """What was recorded of a call."""
+    """What was recorded of a call.
+
+    Example:
+        >>> from lq.tracing.symbolic import read_calls
+        >>> graph, *_ = read_calls(nn.Sequential(nn.ReLU()))
+        >>> seen_of(graph.find_nodes(op="call_function", target=torch.nn.functional.relu)[0]).stack
+        ('', '0')
+    """
     seen: Seen = node.meta[SEEN]
     return seen
 
 
 def weight_of(node: fx.Node) -> Any:
-    """The weight that a recorded call of a layer was given."""
+    """The weight that a recorded call of a layer was given.
+
+    Example:
+        >>> from lq.tracing.symbolic import read_calls
+        >>> graph, *_ = read_calls(nn.Sequential(nn.Linear(4, 2)))
+        >>> weight_of(graph.find_nodes(op="call_function", target=torch.nn.functional.linear)[0]).target
+        '0.weight'
+    """
     return argument(LAYERS[recorded(node)].weight, node.args, node.kwargs)
 
 

@@ -43,7 +43,13 @@ def may_give_its_input(name: str, args: Any, kwargs: Any) -> bool:
 
 
 def views_of(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose memory a view may have in common."""
+    """The nodes whose memory a view may have in common.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: (x * 2)[0][1]).graph
+        >>> views_of(list(graph.nodes)[3])
+        [getitem, mul]
+    """
     found, waiting = [], [node]
     while waiting:
         current = waiting.pop()

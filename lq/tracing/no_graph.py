@@ -26,6 +26,13 @@ def reason(target: nn.Module, error: Exception, inner: str) -> str:
         target: the module.
         error: of ``torch.export``.
         inner: dotted name of a module in it to recommend, or "".
+
+    Example:
+        >>> error = RuntimeError("Could not guard on data-dependent expression u0 > 0")
+        >>> print(reason(nn.ReLU(), error, "backbone"))
+        ReLU has no graph that could be exported: somewhere inside of it (RuntimeError: Could not guard on ...). That
+        line takes a branch, or a size, from the values of a tensor, which no graph can. Write it with tensor operations
+        (torch.where), or name an inner module without it: QATCallback(target='backbone').
     """
     inner = "" if _is_inside(target, inner, error) else inner
     instead = f"QATCallback(target={inner!r})" if inner else "QATCallback(target=...)"

@@ -179,12 +179,23 @@ OF_RECURRENCE = frozenset(OPENABLE[func] for func in RECURRENT)
 
 
 def number_of_steps(func: Any, args: Any) -> int:
-    """Of a recurrent call, which is planned for so many; 0 for others."""
+    """Of a recurrent call, which is planned for so many; 0 for others.
+
+    Example:
+        >>> number_of_steps(torch.gru_cell, ()), number_of_steps(torch.einsum, ())
+        (1, 0)
+    """
     return steps_of(func, args) if func in RECURRENT else 0
 
 
 def step_by_step(func: Any, args: Any) -> Callable[..., Any] | None:
-    """What computes a call of one of the :data:`OPENABLE` functions step by step, if that is possible."""
+    """What computes a call of one of the :data:`OPENABLE` functions step by step, if that is possible.
+
+    Example:
+        >>> x = torch.ones(2, 2)
+        >>> step_by_step(torch.einsum, ("ij,jk", x, x)) is einsum, step_by_step(torch.einsum, ("ii,ij->j", x, x))
+        (True, None)
+    """
     if func in RECURRENT and not has_steps(func, *args):
         return None
     return None if func is torch.einsum and not is_product(*args) else _STEPS[func]

@@ -46,7 +46,14 @@ CALLED = "lq_called"  # its arguments and keywords as they were given, before th
 
 
 def recorded(node: fx.Node) -> str:
-    """The operation of a recorded call, "" for other nodes."""
+    """The operation of a recorded call, "" for other nodes.
+
+    Example:
+        >>> from lq.tracing.symbolic import read_calls
+        >>> graph, *_ = read_calls(nn.Sequential(nn.ReLU6()))
+        >>> [recorded(node) for node in graph.nodes]
+        ['', 'hardtanh', '']
+    """
     seen = node.meta.get(SEEN)
     return "" if seen is None else str(seen.operation)
 
@@ -65,12 +72,24 @@ def operation_of(node: fx.Node) -> str:
 
 
 def module_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module that a ``call_module`` node calls."""
+    """The module that a ``call_module`` node calls.
+
+    Example:
+        >>> net = nn.Sequential(nn.ReLU())
+        >>> [module_of(node, dict(net.named_modules())) for node in fx.symbolic_trace(net).graph.nodes]
+        [None, ReLU(), None]
+    """
     return modules.get(str(node.target)) if node.op == "call_module" else None
 
 
 def relu_kind(node: fx.Node) -> str | None:
-    """Which of "relu" and "relu6" the node is, in any of their spellings; ``None`` if neither."""
+    """Which of "relu" and "relu6" the node is, in any of their spellings; ``None`` if neither.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: x.clamp(0, 6).clamp(min=0).clamp(1, 6)).graph
+        >>> [relu_kind(node) for node in graph.nodes]
+        [None, 'relu6', 'relu', None, None]
+    """
     name = operation_of(node)
     if name in ("relu", "relu6"):
         return name
@@ -90,6 +109,12 @@ def is_same_grid(node: fx.Node) -> bool:
 
     A maximum that is there to drop what a mask or a padding put in, as -1e9 or -inf, does not count: the range of its
     input is that of the numbers that it drops.
+
+    Example:
+        >>> from torch.nn import functional as F
+        >>> graph = fx.symbolic_trace(lambda x: F.max_pool2d(F.pad(x.flatten(1), (1, 1), value=-1e9), 2)).graph
+        >>> {operation_of(node): is_same_grid(node) for node in graph.nodes if operation_of(node)}
+        {'flatten': True, 'pad': False, 'max_pool2d': False}
     """
     if returns_indices(node) or _drops_a_filling(node):
         return False
@@ -132,12 +157,29 @@ def returns_several(node: fx.Node) -> bool:
 
 
 def returns_indices(node: fx.Node) -> bool:
-    """Whether the node is a maximum that also says where it was."""
+    """Whether the node is a maximum that also says where it was.
+
+    Example:
+        >>> from torch.nn import functional as F
+        >>> graph = fx.symbolic_trace(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]).graph
+        >>> [returns_indices(node) for node in graph.nodes]
+        [False, True, False, False]
+    """
     return node.kwargs.get("return_indices", False) is True or node.args[6:7] == (True,)
 
 
 def gives_places(node: fx.Node) -> bool:
-    """Whether the node, of a captured graph, is a maximum that is a pair of values and places there."""
+    """Whether the node, of a captured graph, is a maximum that is a pair of values and places there.
+
+    Example:
+        >>> import torch
+        >>> graph = fx.Graph()
+        >>> x = graph.placeholder("x")
+        >>> aten = torch.ops.aten
+        >>> pools = aten.max_pool2d_with_indices.default, aten.max_pool2d.default
+        >>> [gives_places(graph.call_function(pool, (x, [2, 2]))) for pool in pools]
+        [True, False]
+    """
     name = operation_of(node)
     is_pair = name.startswith("adaptive_max_pool") or name.endswith("_with_indices")
     return is_pair and isinstance(node.target, OpOverload)
@@ -168,12 +210,24 @@ def is_scaling(node: fx.Node) -> bool:
 
 
 def is_cheap(node: fx.Node) -> bool:
-    """Whether the node is a cheap float operation of one tensor (pooling, hardswish, ...)."""
+    """Whether the node is a cheap float operation of one tensor (pooling, hardswish, ...).
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: x.sigmoid().softmax(-1)).graph
+        >>> [is_cheap(node) for node in graph.nodes]
+        [False, True, False, False]
+    """
     return operation_of(node) in CHEAP
 
 
 def reads_no_values(node: fx.Node) -> bool:
-    """Whether the node asks for the shape, dtype or device of a tensor only."""
+    """Whether the node asks for the shape, dtype or device of a tensor only.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x: x.view(x.size(0), -1) * x.ndim).graph
+        >>> [node for node in graph.nodes if reads_no_values(node)]
+        [size, getattr_1]
+    """
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel", "ndimension", "stride", "is_contiguous", "get_device")
     return node.op == "call_function" and node.target is getattr and node.args[1] in _PROPERTIES
@@ -183,7 +237,13 @@ _PROPERTIES = frozenset({"shape", "dtype", "device", "ndim", "is_cuda", "require
 
 
 def joined_tensors(node: fx.Node) -> list[fx.Node] | None:
-    """Inputs of an addition or multiplication of two tensors or of a concatenation, else ``None``."""
+    """Inputs of an addition or multiplication of two tensors or of a concatenation, else ``None``.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x, y: (x + y) * 2).graph
+        >>> [joined_tensors(node) for node in graph.nodes]
+        [None, None, [x, y], None, None]
+    """
     name = operation_of(node)
     if recorded(node) and any(n.meta.get("constant") for n in node.all_input_nodes):
         return None  # a parameter is no activation

@@ -10,7 +10,19 @@ _KEY = "lq_origin"  # in the ``meta`` of a node
 
 
 def note_origin(new: fx.Node, old: fx.Node) -> None:
-    """Note for a node of a captured graph which operation of ``torch.export`` it stands for, and the line of that."""
+    """Note for a node of a captured graph which operation of ``torch.export`` it stands for, and the line of that.
+
+    Example:
+        >>> import torch
+        >>> class Net(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x.relu()
+        >>> program, graph = torch.export.export(Net(), (torch.ones(1),), strict=False), fx.symbolic_trace(Net())
+        >>> for new, old in zip(graph.graph.nodes, program.graph.nodes):
+        ...     note_origin(new, old)
+        >>> line_of_call(graph, "relu")
+        '...:3, in forward: `return x.relu()`'
+    """
     new.meta[_KEY] = operation_of(old), line_in_text(old.meta.get("stack_trace") or "")
 
 

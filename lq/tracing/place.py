@@ -26,6 +26,20 @@ class Rounding:
         owned: whether ``source`` is a layer or join that makes a tensor which nobody else needs.
         spec: the grid that the backend wants; ``None`` leaves it to the QConfig.
         group: sites of one group have one range; ``None`` is a group of its own.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.tracing.layers import LayerFinder
+        >>> from lq.tracing.symbolic import read_calls
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        >>> graph, *_ = read_calls(net)
+        >>> layers, _ = LayerFinder(graph, net, QConfig()).find()
+        >>> entry, exit = Placement(graph, layers).sites()
+        >>> entry.node, entry.users, entry.activation
+        (input_1, (linear,), 'none')
+        >>> exit.node, exit.source, exit.activation
+        (relu, linear, 'relu')
     """
 
     node: fx.Node
@@ -56,6 +70,24 @@ class Placement:
         fuse_add: do not round a convolution that is only added to something; its kernel adds before it rounds.
         round_cheap: round behind every cheap operation between int8 layers, not only behind the last one in a row.
         attention: the products that run in int8.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.tracing.layers import LayerFinder
+        >>> from lq.tracing.symbolic import read_calls
+        >>> class Residual(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        ...     def forward(self, x):
+        ...         x = self.a(x)
+        ...         return x + self.b(x)
+        >>> net = Residual()
+        >>> graph, *_ = read_calls(net)
+        >>> layers, _ = LayerFinder(graph, net, QConfig()).find()
+        >>> [site.node for site in Placement(graph, layers).sites()]  # not the sum, which leads to no layer
+        [x, linear, linear_1]
     """
 
     def __init__(

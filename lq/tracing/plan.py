@@ -25,6 +25,13 @@ class LayerPlan:
         reason: why it stays float, else empty.
         work: multiply-accumulates of one call of the model with the example; 0 if unknown.
         line: the user's line that calls it, "file:line, in function"; "" if unknown.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> row = plan_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))).layers[0]
+        >>> row.name, row.kind, row.fused, row.weight
+        ('0', 'Linear', ('ReLU',), 'int7 [-63, 63] per channel')
     """
 
     name: str
@@ -46,6 +53,17 @@ class ProductPlan:
         work: multiply-accumulates.
         line: the user's line.
         reason: why it computes in float; "" if it is one of integers.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> net = nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
+        >>> (product,) = plan_of(prepare(net, example_args=(torch.ones(1, 3, 4),))).products
+        >>> product.name, product.work  # two times 3 x 3 x 4
+        ('self_attn.scaled_dot_product_attention', 72)
+        >>> product.reason
+        "attention computes in float unless QConfig(attention='int8') says otherwise"
     """
 
     name: str
@@ -57,7 +75,20 @@ class ProductPlan:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One fake quantizer: the tensor that it stands behind, its grid, and the activation that its clamp absorbs."""
+    """One fake quantizer.
+
+    Args:
+        name: in the state of the model.
+        after: the tensor that it stands behind.
+        grid: of that.
+        absorbs: the activation that its clamp computes.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> plan_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))).tensors[1]
+        TensorPlan(name='fq_0', after='0', grid='uint8 [0, 255] affine, moving_average_minmax', absorbs='relu')
+    """
 
     name: str
     after: str

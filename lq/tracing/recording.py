@@ -56,6 +56,12 @@ class Seen:
         work: multiply-accumulates.
         opaque: where it runs, if that is a place where nothing can be quantized; else "".
         whole: whether it stands for all that its module does.
+
+    Example:
+        >>> from lq.instrument.record import record
+        >>> seen, _ = record(nn.Sequential(nn.Linear(4, 2)), (torch.ones(3, 4),), {}).evaluation.calls[0]
+        >>> seen.operation, seen.stack, seen.work  # 3 samples, 2 x 4 weights
+        ('linear', ('', '0'), 24)
     """
 
     operation: str
@@ -67,12 +73,32 @@ class Seen:
 
 
 def overwritten(value: Any, by: Any) -> Any:
-    """Stands in a graph for a tensor of whose memory something else has written a part."""
+    """Stands in a graph for a tensor of whose memory something else has written a part.
+
+    Example:
+        >>> from lq.instrument.record import record
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         y = x * 2
+        ...         y[0].add_(1)
+        ...         return y
+        >>> list(record(Net(), (torch.ones(2, 2),), {}).evaluation.graph.nodes)
+        [x, mul, getitem, add, overwritten, output]
+    """
     return value
 
 
 def unknown(name: str) -> Any:
-    """Stands in a graph for a tensor of which nobody saw how it was made."""
+    """Stands in a graph for a tensor of which nobody saw how it was made.
+
+    Example:
+        >>> from lq.instrument.record import record
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         return x + torch.from_numpy(x.numpy())
+        >>> list(record(Net(), (torch.ones(2),), {}).evaluation.graph.nodes)
+        [x, unknown, add, output]
+    """
     return name
 
 
@@ -104,6 +130,14 @@ class Recorder(TorchFunctionMode):
         root: the module; its parameters and buffers are constants of the graph.
         stubs: whether stubs and FloatFunctionals count, see :mod:`lq.tracing.stubs`.
         opens: whether an operation in the module of a dotted name is recorded step by step, if that is possible.
+
+    Example:
+        >>> from lq.instrument.record import record
+        >>> recorder = record(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), (torch.ones(3, 4),), {}).evaluation
+        >>> list(recorder.graph.nodes)
+        [input_1, _0_weight, _0_bias, _0, _1, output]
+        >>> [seen.operation for seen, _ in recorder.calls]
+        ['linear', 'relu']
     """
 
     def __init__(self, root: nn.Module, stubs: bool = False, opens: Opens | None = None) -> None:
@@ -362,7 +396,14 @@ _OURS = ("lq.", "torch.")
 
 
 def users_line() -> tuple[str, str]:
-    """The innermost line outside of torch and lq, and what runs there, inside of the module, that nobody may change."""
+    """The innermost line outside of torch and lq, and what runs there, inside of the module, that nobody may change.
+
+    Example:
+        >>> names = {"__name__": "train", "train": lambda: users_line()}
+        >>> exec(compile("found = train()", "train.py", "exec"), names)
+        >>> names["found"]
+        ('train.py:1, in <module>', '')
+    """
     frame: FrameType | None = sys._getframe(2)
     opaque, outside = "a transform of torch.func" if is_transformed() else "", False
     while frame is not None:

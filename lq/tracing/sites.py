@@ -18,6 +18,13 @@ class CallAt:
         place: dotted name of the module whose ``forward`` makes it; "" is the target itself.
         operation: what it computes, see :func:`lq.tracing.functions.operation`.
         nth: how many such calls the same place has made before it, within one call of the target.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> sites = plan_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))).sites
+        >>> sites.layers[0].call
+        CallAt(place='0', operation='linear', nth=0)
     """
 
     place: str
@@ -41,6 +48,13 @@ class LayerAt:
         kept: whether a module keeps what lies between it and its BatchNorm as an attribute.
         left: dotted names of the modules whose output that is.
         entered: of those whose input it is.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> (layer,) = plan_of(prepare(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))).sites.layers
+        >>> layer.weight, layer.quantizer, layer.norm
+        ('0.weight', 'wq_0', CallAt(place='1', operation='batch_norm', nth=0))
     """
 
     name: str
@@ -71,6 +85,15 @@ class TensorAt:
         entered: of those whose input it is then.
         returned: whether the target returns it, or a view of it, so that others may write into it.
         cloned: whether somebody writes into the result later, or the call into the argument.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> entry, exit = plan_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))).sites.tensors
+        >>> entry.call.operation, entry.argument
+        ('linear', (0,))
+        >>> exit.call.operation, exit.absorbs, exit.behind.operation
+        ('relu', True, 'linear')
     """
 
     slot: int
@@ -102,6 +125,13 @@ class Sites:
         opened: places, and the operations, such as attention, that are computed step by step there; of a recurrent
             one the number of steps, else 0.
         counts: places, operations, and how many such calls the place makes, with a site or without.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> sites = plan_of(prepare(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))).sites
+        >>> sites.places, sites.names, sites.activations
+        (('', '0', '1'), ('fq_input_1', 'fq_0'), ('none', 'relu'))
     """
 
     places: tuple[str, ...]

@@ -17,7 +17,12 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """The place of a tensor: its number in the flat list."""
+    """The place of a tensor: its number in the flat list.
+
+    Example:
+        >>> Flattener().take((torch.ones(1), None, torch.ones(1)))
+        (Leaf(index=0), None, Leaf(index=1))
+    """
 
     index: int
 
@@ -172,19 +177,37 @@ def in_plain_tuples(value: Any) -> Any:
 
 
 def is_record(value: Any) -> bool:
-    """Whether ``value`` is an instance of a dataclass."""
+    """Whether ``value`` is an instance of a dataclass.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Output:
+        ...     logits: torch.Tensor
+        >>> is_record(Output(torch.ones(1))), is_record(Output), is_record({"logits": torch.ones(1)})
+        (True, False, False)
+    """
     return dataclasses.is_dataclass(value) and not isinstance(value, (type, Leaf))
 
 
 def restore(structure: Any, tensors: Any) -> Any:
-    """The structure with the tensors in the places of the leaves."""
+    """The structure with the tensors in the places of the leaves.
+
+    Example:
+        >>> restore({"x": Leaf(1), "flag": True}, [torch.zeros(1), torch.ones(1)])
+        {'x': tensor([1.]), 'flag': True}
+    """
     if isinstance(structure, Leaf):
         return tensors[structure.index]
     return map_structure(structure, lambda item: restore(item, tensors))
 
 
 def leaves_of(structure: Any) -> list[Leaf]:
-    """All leaves, in order."""
+    """All leaves, in order.
+
+    Example:
+        >>> leaves_of({"x": Leaf(1), "more": [None, Leaf(0)]})
+        [Leaf(index=1), Leaf(index=0)]
+    """
     found: list[Leaf] = []
 
     def visit(item: Any) -> Any:

@@ -17,12 +17,28 @@ _MISSING = object()
 
 
 def quant_stub(x: Any) -> Any:
-    """Stands in a recorded graph where a QuantStub was called."""
+    """Stands in a recorded graph where a QuantStub was called.
+
+    Example:
+        >>> from torch.ao.quantization import QuantStub
+        >>> from lq.tracing.symbolic import read_calls
+        >>> graph, *_ = read_calls(nn.Sequential(QuantStub(), nn.ReLU()), stubs=True)
+        >>> list(graph.nodes)
+        [input_1, quant_stub, relu, output]
+    """
     return x
 
 
 def dequant_stub(x: Any) -> Any:
-    """Stands in a recorded graph where a DeQuantStub was called."""
+    """Stands in a recorded graph where a DeQuantStub was called.
+
+    Example:
+        >>> from torch.ao.quantization import DeQuantStub
+        >>> from lq.tracing.symbolic import read_calls
+        >>> graph, *_ = read_calls(nn.Sequential(nn.ReLU(), DeQuantStub()), stubs=True)
+        >>> list(graph.nodes)
+        [input_1, relu, dequant_stub, output]
+    """
     return x
 
 
@@ -66,12 +82,33 @@ def functional_that_calls(root: nn.Module, path: str) -> str | None:
 
 
 def mark_functional(node: fx.Node, owner: str) -> None:
-    """Note on a node that its value is the result of the FloatFunctional ``owner``."""
+    """Note on a node that its value is the result of the FloatFunctional ``owner``.
+
+    Example:
+        >>> graph = fx.symbolic_trace(lambda x, y: x + y).graph
+        >>> *_, total, output = graph.nodes
+        >>> mark_functional(total, "block.join")
+        >>> functionals(graph)
+        {add: 'block.join'}
+    """
     node.meta[_FUNCTIONAL] = owner
 
 
 def functionals(graph: fx.Graph) -> dict[fx.Node, str]:
-    """The operations that a FloatFunctional computes, each with its dotted name; without the ReLU of ``add_relu``."""
+    """The operations that a FloatFunctional computes, each with its dotted name; without the ReLU of ``add_relu``.
+
+    Example:
+        >>> from torch.ao.nn.quantized import FloatFunctional
+        >>> from lq.tracing.symbolic import read_calls
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.join = FloatFunctional()
+        ...     def forward(self, x):
+        ...         return self.join.add_relu(x, x)
+        >>> functionals(read_calls(Net(), stubs=True)[0])
+        {add: 'join'}
+    """
     found: dict[fx.Node, str] = {}
     for node in graph.nodes:
         owner = node.meta.get(_FUNCTIONAL)
@@ -81,7 +118,15 @@ def functionals(graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def annotated_region(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose value comes from a QuantStub and has passed no DeQuantStub."""
+    """The nodes whose value comes from a QuantStub and has passed no DeQuantStub.
+
+    Example:
+        >>> from torch.ao.quantization import DeQuantStub, QuantStub
+        >>> from lq.tracing.symbolic import read_calls
+        >>> net = nn.Sequential(nn.Tanh(), QuantStub(), nn.ReLU(), DeQuantStub(), nn.Sigmoid())
+        >>> sorted(map(str, annotated_region(read_calls(net, stubs=True)[0])))
+        ['quant_stub', 'relu']
+    """
     inside: set[fx.Node] = set()
     for node in graph.nodes:
         derives = any(source in inside for source in node.all_input_nodes)
@@ -91,7 +136,14 @@ def annotated_region(graph: fx.Graph) -> set[fx.Node]:
 
 
 def quant_stubs(graph: fx.Graph) -> list[fx.Node]:
-    """The calls of QuantStubs."""
+    """The calls of QuantStubs.
+
+    Example:
+        >>> from torch.ao.quantization import QuantStub
+        >>> from lq.tracing.symbolic import read_calls
+        >>> quant_stubs(read_calls(nn.Sequential(QuantStub(), nn.ReLU()), stubs=True)[0])
+        [quant_stub]
+    """
     return [node for node in graph.nodes if recorded(node) == quant_stub.__name__]
 
 
@@ -119,7 +171,14 @@ def is_switched_off(modules: Mapping[str, nn.Module], name: str) -> bool:
 
 
 def prepared_by_torch_ao(module: nn.Module) -> tuple[str, str] | None:
-    """Name and class of a layer that torch.ao's ``prepare_qat`` or ``convert`` has put in, if there is one."""
+    """Name and class of a layer that torch.ao's ``prepare_qat`` or ``convert`` has put in, if there is one.
+
+    Example:
+        >>> from torch.ao.nn.quantized import FloatFunctional, ReLU6
+        >>> prepared_by_torch_ao(nn.Sequential(nn.ReLU(), ReLU6()))
+        ('1', 'ReLU6')
+        >>> prepared_by_torch_ao(nn.Sequential(FloatFunctional()))
+    """
     homes = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
     for name, part in module.named_modules():
         kind = type(part)

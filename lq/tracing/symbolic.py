@@ -26,7 +26,16 @@ _CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, InstanceNorm, torc
 
 
 class NotPlainError(Exception):
-    """What a module does with its tensors cannot be read from its code with certainty."""
+    """What a module does with its tensors cannot be read from its code with certainty.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         return x if x.sum() > 0 else -x
+        >>> read_calls(Net())
+        Traceback (most recent call last):
+        lq.tracing.symbolic.NotPlainError: symbolically traced variables cannot be used as inputs to control flow
+    """
 
 
 class _Proxy(fx.Proxy):

@@ -41,6 +41,17 @@ class Translation:
         state: of the model.
         quantizers: a fake quantizer for each number of a rounding mark.
         layers: a layer for each number of a weight mark.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from lq.tracing.exported import export
+        >>> net, graph = nn.ReLU6(), fx.Graph()
+        >>> exported = export(net, ((torch.ones(2, 3),), {}), nullcontext)
+        >>> translation = Translation(exported, graph, Holder(net), QATState([], [], []), [], [])
+        >>> translation.values[exported.inputs[0]] = graph.placeholder("x")
+        >>> translation.run()
+        >>> [(node, node.target.__name__) for node in translation.new(exported.results)]
+        [(relu6, 'relu6')]
     """
 
     def __init__(
