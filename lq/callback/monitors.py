@@ -45,6 +45,10 @@ def check_monitor(monitor: Any, mode: Any) -> None:
 def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
     """The figure of the module's validation that counts: the one that was asked for, or that of a ModelCheckpoint.
 
+    Args:
+        trainer: of the run.
+        monitor: what was asked for, if anything.
+
     Example:
         >>> keepers = [ModelCheckpoint(monitor=name) for name in (None, "qat/fake/f1", "val_loss")]
         >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=keepers)
@@ -58,7 +62,12 @@ def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
 
 
 def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) -> bool | None:
-    """Which way the figure that counts is better; ``None`` if nobody says so.
+    """Which way the figure that counts is better; ``None`` if nobody says so, or if no figure counts.
+
+    Args:
+        trainer: of the run.
+        monitor: the figure that was asked for, if any.
+        mode: "min" or "max" as it was asked for; ``None`` takes that of a ModelCheckpoint with the same figure.
 
     Example:
         >>> keeper = ModelCheckpoint(monitor="val_acc", mode="max")
@@ -69,6 +78,8 @@ def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) ->
         False
     """
     name = counting_figure(trainer, monitor)
+    if name is None:
+        return None
     modes = [callback.mode for callback in _callbacks(trainer, ModelCheckpoint) if callback.monitor == name]
     known = mode or next(iter(modes), None)
     return None if known is None else known == "max"
