@@ -146,13 +146,14 @@ def check_early_stopping(trainer: Trainer) -> None:
             )
 
 
-def serve_monitors(trainer: Trainer, figures: Collection[str], later: str | None) -> None:
+def serve_monitors(trainer: Trainer, figures: Collection[str], later: Collection[str]) -> None:
     """Show NaN, which is never the best, to a ModelCheckpoint that monitors a figure of QAT which is yet to come.
 
     Args:
-        trainer: of the run.
+        trainer: of the run, in a validation.
         figures: names of those that this validation logs; empty before QAT starts.
-        later: what the names of figures begin with that come in some epochs only, if any do.
+        later: names of those that come at the end of an epoch, and, with "/" at the end, what the names of those begin
+            with that come in some epochs only.
 
     Raises:
         ValueError: if a ModelCheckpoint monitors a figure that will never come.
@@ -160,23 +161,23 @@ def serve_monitors(trainer: Trainer, figures: Collection[str], later: str | None
     Example:
         >>> keeper = ModelCheckpoint(monitor="qat/fake/accuracy", mode="max")
         >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[keeper])
-        >>> serve_monitors(trainer, figures=(), later=None)  # before QAT starts
+        >>> serve_monitors(trainer, figures=(), later=())  # before QAT starts
         >>> trainer.callback_metrics
         {'qat/fake/accuracy': tensor(nan)}
-        >>> serve_monitors(trainer, figures=["qat/fake/f1"], later=None)
+        >>> serve_monitors(trainer, figures=["qat/fake/f1"], later=["qat/phase"])
         Traceback (most recent call last):
         ...
-        ValueError: ModelCheckpoint(monitor='qat/fake/accuracy'): QAT logs no such figure. It logs qat/fake/f1.
+        ValueError: ModelCheckpoint(monitor='qat/fake/accuracy'): QAT logs no such figure. It logs qat/fake/f1, ...
     """
+    begins = tuple(name for name in later if name.endswith("/"))
     for name in _monitored(trainer) - set(figures):
         known = trainer.callback_metrics.get(name)
-        if not figures or (later and name.startswith(later)):
+        if not figures or name in later or name.startswith(begins):
             if known is None:
                 trainer.callback_metrics[name] = torch.tensor(math.nan)
         elif known is None or bool(known.isnan()):
-            raise ValueError(
-                f"ModelCheckpoint(monitor={name!r}): QAT logs no such figure. It logs {', '.join(sorted(figures))}."
-            )
+            logged = ", ".join(sorted({*figures, *later} - {*begins}))
+            raise ValueError(f"ModelCheckpoint(monitor={name!r}): QAT logs no such figure. It logs {logged}.")
 
 
 def _monitored(trainer: Trainer) -> set[str]:
