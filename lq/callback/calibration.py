@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from lq.callback.progress import has_room_for_bar, is_dev_run, say
 from lq.config.presets import PRESETS
 from lq.config.schedule import QATSchedule
 from lq.lightning_module.loaders import generators_kept, loader_beside, spread, training_loaders
+from lq.lightning_module.other_batches import samples_of_each
 from lq.lightning_module.target import target_of
-from lq.lightning_module.validation import Sample, call_sample, samples_of
+from lq.lightning_module.validation import Sample, call_sample
 from lq.messages import one_line
 from lq.ptq.calibrate import calibrate
 
@@ -139,7 +140,7 @@ def _ranges(trainer: Trainer, twin: LightningModule, name: str, limit: int) -> t
 def training_samples(
     module: LightningModule, name: str, loaders: Any, datamodule: LightningDataModule | None, limit: int
 ) -> Iterator[Sample]:
-    """What reaches the target when ``validation_step`` gets training batches, from all over the data.
+    """What reaches the target when ``validation_step`` gets training batches, from all over the data of each loader.
 
     Args:
         module: a LightningModule; a copy runs.
@@ -152,7 +153,8 @@ def training_samples(
         a sample for each batch, without labels.
 
     Raises:
-        ValueError: if the validation step does not call the target, or the data can be gone through only once.
+        Exception: what the validation step has raised, if it takes the batches of no loader.
+        ValueError: if it does not call the target, or the data can be gone through only once.
 
     Example:
         >>> from lq.models.image_classifier import ImageClassifier
@@ -161,21 +163,22 @@ def training_samples(
         >>> [sample.inputs[0][0].item() for sample in training_samples(module, "model", loader, None, limit=4)]
         [0.0, 3.0, 6.0, 9.0]
     """
-    return samples_of(module, name, islice(_batches(loaders, limit), limit), datamodule)
-
-
-def _batches(loaders: Any, limit: int) -> Iterator[Any]:
-    """Batches from all over the data, from copies of the loaders: the training is in the middle of those."""
+    each = training_loaders(loaders)
+    share = math.ceil(limit / max(len(each), 1))
     with generators_kept(loaders):
-        for loader in training_loaders(spread(loaders, limit)):
-            yield from _beside(loader)
+        yield from samples_of_each(module, name, [_Beside(spread(one, share)) for one in each], datamodule, limit)
 
 
-def _beside(loader: Any) -> Any:
-    data = loader.dataset if isinstance(loader, DataLoader) else loader
-    is_stream = not isinstance(loader, DataLoader) or isinstance(data, IterableDataset)
-    if is_stream and iter(data) is data:
-        raise ValueError(f"the training data, a {type(data).__name__}, can be gone through only once")
-    if not isinstance(loader, DataLoader):
-        return loader
-    return loader_beside(loader)
+class _Beside:
+    """Batches of a copy of a loader: the training is in the middle of that itself."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        loader = self.loader
+        data = loader.dataset if isinstance(loader, DataLoader) else loader
+        is_stream = not isinstance(loader, DataLoader) or isinstance(data, IterableDataset)
+        if is_stream and iter(data) is data:
+            raise ValueError(f"the training data, a {type(data).__name__}, can be gone through only once")
+        return iter(loader_beside(loader) if isinstance(loader, DataLoader) else loader)

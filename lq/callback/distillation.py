@@ -67,9 +67,14 @@ class Distillation:
         object.__setattr__(self, "layers", tuple(names))
 
     @property
+    def figures(self) -> tuple[str, ...]:
+        """What a training logs of it: the loss of the output, and those of the layers."""
+        return "qat/distillation", *(f"qat/distillation/{name}" for name in self.names)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Those of the layers; YAML takes the names in an nn.Sequential for numbers."""
-        return tuple(map(str, self.layers))
+        return tuple(dict.fromkeys(map(str, self.layers)))
 
 
 def check_teaching(settings: Distillation, module: LightningModule, model: nn.Module) -> None:
@@ -171,8 +176,8 @@ class Teacher:
                     f"distill: the layer {layer!r} is not called in the forward of {type(self.model).__name__}, or has "
                     "no gradient. Name another one, or leave it out of layers."
                 )
-        found = {"": self.losses, **{f"/{layer}": losses for layer, losses in self.hint_losses.items()}}
-        return {f"qat/distillation{name}": torch.stack(losses).mean() for name, losses in found.items()}
+        found = zip(self.settings.figures, [self.losses, *self.hint_losses.values()], strict=True)
+        return {name: torch.stack(losses).mean() for name, losses in found}
 
     def remove(self) -> None:
         """Stop teaching."""

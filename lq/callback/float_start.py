@@ -38,7 +38,7 @@ def start_from(path: str | Path, module: LightningModule, name: str, checkpoint_
         >>> module.model.weight.item()
         1.0
     """
-    if _STARTED in module.__dict__:
+    if module.__dict__.get(_STARTED) == str(path):
         return
     if is_target_prepared(module, name):
         rank_zero_warn(

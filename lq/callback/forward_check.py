@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from lq.instrument.listen import Listener
 from lq.lightning_module.target import target_of
@@ -21,7 +23,6 @@ class ForwardCheck:
         tell: gets a sentence if there is something between the two.
 
     Example:
-        >>> import torch
         >>> class Classifier(LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -36,8 +37,8 @@ class ForwardCheck:
 
     def __init__(self, module: LightningModule, name: str, tell: Callable[[str], None]) -> None:
         self.name, self.kind, self.tell = name, type(module).__name__, tell
-        self._given: list[Any] | None = None
-        self._calls: list[tuple[list[Any], list[Any]]] = []
+        self._given: list[Tensor] | None = None
+        self._calls: list[tuple[list[Tensor], list[Tensor]]] = []
         self._listeners = [
             Listener(module, before=self._begin, after=self._end),
             Listener(target_of(module, name), after=self._note),
@@ -76,5 +77,13 @@ class ForwardCheck:
             )
 
 
-def _all_among(tensors: list[Any], known: list[Any]) -> bool:
-    return all(any(tensor is other for other in known) for tensor in tensors)
+def _all_among(tensors: list[Tensor], known: list[Tensor]) -> bool:
+    return all(any(tensor is other or _same_but_for_layout(tensor, other) for other in known) for tensor in tensors)
+
+
+def _same_but_for_layout(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a tensor was only laid out anew, as by ``x.contiguous(memory_format=torch.channels_last)``."""
+    alike = all(getattr(tensor, name) == getattr(other, name) for name in ("shape", "dtype", "device", "layout"))
+    if not alike or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.stride() != other.stride() and torch.equal(tensor, other)

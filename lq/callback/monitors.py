@@ -45,6 +45,10 @@ def check_monitor(monitor: Any, mode: Any) -> None:
 def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
     """The figure of the module's validation that counts: the one that was asked for, or that of a ModelCheckpoint.
 
+    Args:
+        trainer: of the run.
+        monitor: what was asked for, if anything.
+
     Example:
         >>> keepers = [ModelCheckpoint(monitor=name) for name in (None, "qat/fake/f1", "val_loss")]
         >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=keepers)
@@ -58,7 +62,12 @@ def counting_figure(trainer: Trainer, monitor: str | None) -> str | None:
 
 
 def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) -> bool | None:
-    """Which way the figure that counts is better; ``None`` if nobody says so.
+    """Which way the figure that counts is better; ``None`` if nobody says so, or if no figure counts.
+
+    Args:
+        trainer: of the run.
+        monitor: the figure that was asked for, if any.
+        mode: "min" or "max" as it was asked for; ``None`` takes that of a ModelCheckpoint with the same figure.
 
     Example:
         >>> keeper = ModelCheckpoint(monitor="val_acc", mode="max")
@@ -69,6 +78,8 @@ def higher_is_better(trainer: Trainer, monitor: str | None, mode: str | None) ->
         False
     """
     name = counting_figure(trainer, monitor)
+    if name is None:
+        return None
     modes = [callback.mode for callback in _callbacks(trainer, ModelCheckpoint) if callback.monitor == name]
     known = mode or next(iter(modes), None)
     return None if known is None else known == "max"
@@ -135,13 +146,14 @@ def check_early_stopping(trainer: Trainer) -> None:
             )
 
 
-def serve_monitors(trainer: Trainer, figures: Collection[str], later: str | None) -> None:
+def serve_monitors(trainer: Trainer, figures: Collection[str], later: Collection[str]) -> None:
     """Show NaN, which is never the best, to a ModelCheckpoint that monitors a figure of QAT which is yet to come.
 
     Args:
-        trainer: of the run.
+        trainer: of the run, in a validation.
         figures: names of those that this validation logs; empty before QAT starts.
-        later: what the names of figures begin with that come in some epochs only, if any do.
+        later: names of those that come at the end of an epoch, and, with "/" at the end, what the names of those begin
+            with that come in some epochs only.
 
     Raises:
         ValueError: if a ModelCheckpoint monitors a figure that will never come.
@@ -149,23 +161,23 @@ def serve_monitors(trainer: Trainer, figures: Collection[str], later: str | None
     Example:
         >>> keeper = ModelCheckpoint(monitor="qat/fake/accuracy", mode="max")
         >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[keeper])
-        >>> serve_monitors(trainer, figures=(), later=None)  # before QAT starts
+        >>> serve_monitors(trainer, figures=(), later=())  # before QAT starts
         >>> trainer.callback_metrics
         {'qat/fake/accuracy': tensor(nan)}
-        >>> serve_monitors(trainer, figures=["qat/fake/f1"], later=None)
+        >>> serve_monitors(trainer, figures=["qat/fake/f1"], later=["qat/phase"])
         Traceback (most recent call last):
         ...
-        ValueError: ModelCheckpoint(monitor='qat/fake/accuracy'): QAT logs no such figure. It logs qat/fake/f1.
+        ValueError: ModelCheckpoint(monitor='qat/fake/accuracy'): QAT logs no such figure. It logs qat/fake/f1, ...
     """
+    begins = tuple(name for name in later if name.endswith("/"))
     for name in _monitored(trainer) - set(figures):
         known = trainer.callback_metrics.get(name)
-        if not figures or (later and name.startswith(later)):
+        if not figures or name in later or name.startswith(begins):
             if known is None:
                 trainer.callback_metrics[name] = torch.tensor(math.nan)
         elif known is None or bool(known.isnan()):
-            raise ValueError(
-                f"ModelCheckpoint(monitor={name!r}): QAT logs no such figure. It logs {', '.join(sorted(figures))}."
-            )
+            logged = ", ".join(sorted({*figures, *later} - {*begins}))
+            raise ValueError(f"ModelCheckpoint(monitor={name!r}): QAT logs no such figure. It logs {logged}.")
 
 
 def _monitored(trainer: Trainer) -> set[str]:

@@ -413,7 +413,13 @@ class QATCallback(Callback):
             return
         if figures:
             self._history.note(trainer, figures)
-        serve_monitors(trainer, figures, "qat/int8" if self.int8_every_n_epochs else None)
+        serve_monitors(trainer, figures, self._later_figures())
+
+    def _later_figures(self) -> list[str]:
+        """Those of QAT that validation does not log, or not always."""
+        int8 = () if self.int8_every_n_epochs is None else ("qat/int8/", "qat/int8_vs_fake/")
+        taught = () if self.distill is None else self.distill.figures
+        return [*int8, *taught, *self._ranges.later, *self._course.figures]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the figure that counts is logged, and let compiled code run again."""

@@ -94,6 +94,11 @@ class RangeMonitor:
         if self.detail == "tensors":
             _log_tensors(trainer, rows)
 
+    @property
+    def later(self) -> tuple[str, ...]:
+        """The figure that ``log_epoch`` logs, if any."""
+        return () if self.detail is None else (f"{FOR_LOGGERS}scale_drift_max",)
+
     def log_epoch(self, module: LightningModule, name: str) -> dict[str, float]:
         """Log how far the scales have moved since the last epoch, and return them."""
         before, figures = self.scales, self.take(module, name)

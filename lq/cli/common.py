@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.directory import AnyPath
 from lq.export.artifact.remote import local_path
-from lq.lightning_module.loaders import training_batches
+from lq.lightning_module.loaders import training_data
+from lq.lightning_module.other_batches import samples_of_each
 from lq.lightning_module.target import target_of
-from lq.lightning_module.validation import Sample, call_sample, samples_of
+from lq.lightning_module.validation import Sample, call_sample
 from lq.ptq.static import StaticOptions, prepare_and_calibrate
 from lq.report.history import read_history
 from lq.tracing.axes import DynamicAxes
@@ -114,7 +114,7 @@ def calibrate_target(
     def call(owner: nn.Module, sample: Sample) -> Any:
         return call_sample(target_of(owner, name), sample)
 
-    samples = samples_of(model, name, islice(training_batches(model, datamodule), options.limit), datamodule)
+    samples = samples_of_each(model, name, training_data(model, datamodule), datamodule, options.limit)
     prepare_and_calibrate(model.cpu().float().eval(), name, samples, qconfig, call, options)
 
 

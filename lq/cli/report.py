@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -22,9 +21,15 @@ from lq.cli.values import check_counts, check_file
 from lq.cli.weights import read_checkpoint, read_qat
 from lq.deployment.evaluation import ValidationData, logged_by
 from lq.lightning_module.copies import detached_copy, float_copy
-from lq.lightning_module.loaders import spread, training_batches
+from lq.lightning_module.loaders import spread, training_data
+from lq.lightning_module.other_batches import samples_of_each
 from lq.lightning_module.target import prepared_graph, target_of
-from lq.lightning_module.validation import call_sample, first_validation_call, labels_of, samples_of, validation_samples
+from lq.lightning_module.validation import (
+    call_sample,
+    first_validation_call,
+    labels_of,
+    validation_samples,
+)
 from lq.metrics import targets_of
 from lq.metrics.outputs import plain_targets_of
 from lq.report.measure import measure
@@ -130,7 +135,7 @@ def _findings(
     batches: int | None,
 ) -> Findings:
     name, entry = subject.name, subject.entry
-    train = list(samples_of(model, name, islice(training_batches(model, datamodule), calibration), datamodule))
+    train = list(samples_of_each(model, name, training_data(model, datamodule), datamodule, calibration))
     example, loaders = first_validation_call(model, name, datamodule)
     qat = None if entry is None else prepared_graph(model, name, example, callback.export_settings.axes)
     labels = callback.target_fn or (plain_targets_of if callback.metric is None else targets_of)

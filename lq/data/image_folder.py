@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lq.checks import check_integer
 from lq.data.in_memory import Batch
+from lq.messages import some_of
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,8 +31,8 @@ class ImageFolderDataModule(L.LightningDataModule):
 
     Raises:
         TypeError: a size is no whole number.
-        ValueError: a size is out of range.
-        FileNotFoundError: a folder is missing, or holds no folder for a class.
+        ValueError: a size is out of range; in `setup`, if the validation part has a class that the training part lacks.
+        FileNotFoundError: in `setup`, if a folder is missing, or holds no folder for a class.
 
     Source: the evaluation transform of https://pytorch.org/vision/stable/models.html
 
@@ -62,7 +64,7 @@ class ImageFolderDataModule(L.LightningDataModule):
         self._sets: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        """List the images of both parts once."""
+        """List the images of both parts once; the classes are numbered as in the training part."""
         if self._sets:
             return
         for folder in (self.root / self.train_dir, self.root / self.val_dir):
@@ -80,10 +82,12 @@ class ImageFolderDataModule(L.LightningDataModule):
         end = [transforms.ToTensor(), transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD)]
         augment = [transforms.RandomResizedCrop(self.image_size), transforms.RandomHorizontalFlip()]
         centre = [transforms.Resize(self.resize_size), transforms.CenterCrop(self.image_size)]
-        self._sets = {
+        found = {
             "train": datasets.ImageFolder(str(self.root / self.train_dir), transforms.Compose(augment + end)),
             "val": datasets.ImageFolder(str(self.root / self.val_dir), transforms.Compose(centre + end)),
         }
+        _number_alike(found["val"], found["train"].class_to_idx)
+        self._sets = found
 
     def _loader(self, part: str) -> DataLoader[Batch]:
         return DataLoader(
@@ -110,3 +114,16 @@ class ImageFolderDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The validation batches again, for `lq predict`."""
         return self._loader("val")
+
+
+def _number_alike(dataset: Any, numbers: Mapping[str, int]) -> None:
+    """Give the classes of an ImageFolder, which numbers those that it finds, other numbers."""
+    unknown = [name for name in dataset.classes if name not in numbers]
+    if unknown:
+        raise ValueError(
+            f"{dataset.root} has images of {some_of(unknown)}, but the training part has no such class. It has "
+            f"{some_of(numbers)}; give both parts the same names of folders."
+        )
+    dataset.samples = dataset.imgs = [(path, numbers[dataset.classes[label]]) for path, label in dataset.samples]
+    dataset.targets = [label for _, label in dataset.samples]
+    dataset.classes, dataset.class_to_idx = list(numbers), dict(numbers)

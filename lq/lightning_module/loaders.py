@@ -23,8 +23,8 @@ from lq.compat.lightning_private import combined_like, users_sampler
 from lq.compat.packages import is_a
 
 
-def training_batches(module: LightningModule, datamodule: LightningDataModule | None = None) -> Iterator[Any]:
-    """The batches of the training data, on the CPU, without a training; those of several loaders one after another.
+def training_data(module: LightningModule, datamodule: LightningDataModule | None = None) -> list[Any]:
+    """The training data loaders, without a training.
 
     Args:
         module: gives the data, if no datamodule does.
@@ -34,14 +34,13 @@ def training_batches(module: LightningModule, datamodule: LightningDataModule | 
         >>> class Data(LightningDataModule):
         ...     def train_dataloader(self):
         ...         return {"labelled": DataLoader([1, 2]), "unlabelled": DataLoader([3])}
-        >>> list(training_batches(LightningModule(), Data()))
-        [tensor([1]), tensor([2]), tensor([3])]
+        >>> [list(loader) for loader in training_data(LightningModule(), Data())]
+        [[tensor([1]), tensor([2])], [tensor([3])]]
     """
     owner: Any = datamodule or module
     owner.prepare_data()
     owner.setup("fit")
-    for one in training_loaders(owner.train_dataloader()):
-        yield from one
+    return training_loaders(owner.train_dataloader())
 
 
 def training_loaders(loaders: Any) -> list[Any]:

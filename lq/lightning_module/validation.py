@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator
-from inspect import signature
-from itertools import islice
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -14,7 +12,6 @@ import numpy
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lq.compat.lightning_private import validation_loaders_of
@@ -28,8 +25,6 @@ from lq.metrics.comparison import keep_local
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
-_AT_ONCE = 8  # batches: a validation has its price, and so has keeping them
-
 
 class Sample(NamedTuple):
     """What one validation batch is to the target, on the CPU: the inputs of the call, and the labels of the batch.
@@ -37,6 +32,7 @@ class Sample(NamedTuple):
     ``inputs`` are positional and keyword arguments, of floats in float32. ``labels`` are what ``target_fn`` returns.
 
     Example:
+        >>> from torch.utils.data import DataLoader
         >>> from lq.models.image_classifier import ImageClassifier
         >>> module = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2)
         >>> loader = DataLoader([(torch.ones(2), 1), (torch.zeros(2), 0)], batch_size=2)
@@ -98,6 +94,7 @@ def validate_alone(
         what the module has logged: the last value of each name.
 
     Example:
+        >>> from torch.utils.data import DataLoader
         >>> from lq.models.image_classifier import ImageClassifier
         >>> module = ImageClassifier(torch.nn.Identity(), num_classes=2)
         >>> loader = DataLoader([(torch.tensor([0.0, 9.0]), 1), (torch.tensor([0.0, 9.0]), 0)], batch_size=1)
@@ -145,6 +142,7 @@ def validation_samples(
         ValueError: if the validation step does not call the target, or ``target_fn`` finds no labels.
 
     Example:
+        >>> from torch.utils.data import DataLoader
         >>> from lq.models.image_classifier import ImageClassifier
         >>> module = ImageClassifier(torch.nn.Linear(1, 2), num_classes=2)
         >>> loader = DataLoader([(torch.tensor([float(i)]), i // 5) for i in range(10)], batch_size=2)
@@ -154,70 +152,43 @@ def validation_samples(
         ([6.0, 9.0], [1, 1])
     """
     twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
-    collector = _Collect(LastCall(target_of(twin, name)), target_fn)
+    collector = SampleCollector(LastCall(target_of(twin, name)), target_fn)
     chosen = loaders if batches is None else spread(loaders, batches)
     validate_alone(twin, chosen, datamodule, batches, collector)
     collector.tap.check()
     return collector.samples
 
 
-class _Collect(Callback):
+class SampleCollector(Callback):
+    """Keeps what reaches the target in each batch of a validation, unless the step skips that, on the CPU.
+
+    Args:
+        tap: listens to the target.
+        target_fn: batch -> labels.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> module = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2)
+        >>> collector = SampleCollector(LastCall(module.model), lambda batch: batch[1])
+        >>> trainer = quiet_trainer(module, callbacks=[collector])
+        >>> _ = trainer.validate(module, DataLoader([(torch.ones(2), 1)]), verbose=False)
+        >>> collector.samples
+        [Sample(inputs=((tensor([[1., 1.]]),), {}), labels=tensor([1]))]
+    """
+
     def __init__(self, tap: LastCall, target_fn: Callable[[Any], Any]) -> None:
         self.tap, self.target_fn = tap, target_fn
         self.samples: list[Sample] = []
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Take the call; ``args`` are outputs, batch, batch_idx and dataloader_idx."""
         call = self.tap.take()
         if call is None:  # a batch that the step skips
             return
         given, keywords, _ = call
         with torch.inference_mode(False):  # so that they can be used outside of it
             self.samples.append(Sample(on_cpu((given, keywords)), on_cpu(self.target_fn(args[1]))))
-
-
-def samples_of(
-    module: LightningModule, name: str, batches: Iterable[Any], datamodule: LightningDataModule | None
-) -> Iterator[Sample]:
-    """What reaches the target when ``validation_step`` gets these batches, without labels; a few are held at a time.
-
-    Args:
-        module: any LightningModule; a copy runs, with the weights it has now.
-        name: of its target.
-        batches: on the CPU, such as those of the training.
-        datamodule: whose transfer hooks belong to them.
-
-    Yields:
-        a sample for each batch.
-
-    Raises:
-        ValueError: if the validation step does not call the target.
-
-    Example:
-        >>> from lq.models.image_classifier import ImageClassifier
-        >>> module = ImageClassifier(torch.nn.Linear(2, 2), num_classes=2)
-        >>> batches = [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))]
-        >>> [sample.inputs[0][0].shape for sample in samples_of(module, "model", batches, None)]
-        [torch.Size([3, 2])]
-    """
-    twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
-    collector = _Collect(LastCall(target_of(twin, name)), lambda batch: None)
-    remaining = iter(batches)
-    while some := list(islice(remaining, _AT_ONCE)):
-        validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)
-        collector.tap.check()
-        yield from collector.samples
-        collector.samples.clear()
-
-
-def _loaders_for(module: LightningModule, batches: list[Any]) -> Any:
-    """Loaders that give these batches; two if the step asks which loader they come from, as Lightning then wants."""
-    loader: Any = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
-    asks = "dataloader_idx" in signature(module.validation_step).parameters
-    return [loader, DataLoader([])] if asks else loader  # type: ignore[arg-type]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def first_validation_call(
@@ -237,6 +208,7 @@ def first_validation_call(
         ValueError: if there is no batch, or the validation step does not call the target.
 
     Example:
+        >>> from torch.utils.data import DataLoader
         >>> from lq.models.image_classifier import ImageClassifier
         >>> class WithData(ImageClassifier):
         ...     def val_dataloader(self):

@@ -119,6 +119,21 @@ def test_an_observer_of_the_users_choice_stays(fit: Fit) -> None:
     assert float(watch.ranges[0][1, 0]) == pytest.approx(float(x.max()), rel=1e-5)
 
 
+class FirstOfSeveral(Tiny):
+    """Trains on batches of several loaders at once."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch[0], batch_idx)
+
+
+def test_each_of_several_loaders_gives_its_share(fit: Fit) -> None:
+    day, night = (DataLoader([(torch.full((1, 6, 6), x), 0)] * 32, batch_size=4) for x in (1.0, 9.0))  # type: ignore[arg-type]
+    watch = Watch()
+    schedule = QATSchedule(calibration=4, lr=None)
+    fit(FirstOfSeveral(), QATCallback(schedule=schedule), watch, loaders=([day, night], DataLoader(make_data(), 8)))
+    assert watch.ranges[0][1, 0] == 9
+
+
 class Once(IterableDataset[Any]):
     """A stream that can be gone through only once."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lq import QATCallback
 from lq.backends.prepare import prepare
+from lq.callback.float_start import start_from
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, keeper, make_trainer, val_loader
 
@@ -74,6 +75,19 @@ def test_a_module_that_was_prepared_before_keeps_its_weights(fit: Fit, float_ckp
         fit(module, QATCallback(float_ckpt_path=float_ckpt[0]), seen, max_epochs=1)
     assert seen.weight is not None
     assert torch.equal(seen.weight, weight)
+
+
+def test_another_checkpoint_for_the_same_module_is_read_before_a_fit_and_refused_after_it(
+    fit: Fit, float_ckpt: tuple[str, Tensor], tmp_path: Path
+) -> None:
+    module, other = Tiny(), tmp_path / "other.ckpt"
+    torch.save({"state_dict": Tiny().state_dict()}, other)
+    start_from(other, module, "model", dict)
+    start_from(float_ckpt[0], module, "model", dict)
+    assert torch.equal(module.model[0].weight, float_ckpt[1])
+    fit(module, QATCallback(float_ckpt_path=float_ckpt[0]), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"other\.ckpt' is not read, because this Tiny was prepared for QAT before"):
+        fit(module, QATCallback(float_ckpt_path=str(other)), max_epochs=1)
 
 
 class Own:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lq.callback.forward_check import ForwardCheck
 from tests.callback.conftest import Fit
 from tests.tiny import Tiny, qat
 
@@ -47,3 +50,35 @@ def test_it_keeps_no_tensors_and_no_listener(fit: Fit, calls_forward: bool, sani
     fit(Noted(), qat(), past, max_epochs=1, num_sanity_val_steps=sanity)
     assert past.alive == [0, 0, 0]
     assert past.kinds == [Noted] * 3
+
+
+class Prepares(L.LightningModule):
+    """Does something to images before its model gets them."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.prepare = nn.Conv2d(3, 4, 3), prepare
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(self.prepare(x))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "does_more"),
+    [
+        (lambda x: x.contiguous(memory_format=torch.channels_last), False),
+        (lambda x: x.clamp(0, 1), True),  # which changes nothing here, but may elsewhere
+        (lambda x: x.contiguous(memory_format=torch.channels_last) - 1, True),
+        (lambda x: x.flip(0), True),
+    ],
+    ids=["another layout", "limits", "another layout and values", "another order"],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_another_layout_of_the_same_images_is_nothing_more(
+    prepare: Callable[[Tensor], Tensor], does_more: bool, device: str
+) -> None:
+    told: list[str] = []
+    module = Prepares(prepare).to(device)
+    ForwardCheck(module, "model", told.append)
+    module(torch.rand(2, 3, 8, 8, device=device))
+    assert [("before it" in said) for said in told] == [True] * (does_more or device == "meta")

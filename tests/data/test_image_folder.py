@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -33,3 +35,16 @@ def test_missing_folder_is_named(tmp_path, image_folder):
 def test_sizes_are_checked():
     with pytest.raises(ValueError, match="resize_size=100 must be at least 224"):
         ImageFolderDataModule("x", resize_size=100)
+
+
+def test_classes_have_the_numbers_of_the_training_part(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "val" / "green")
+    data = ImageFolderDataModule(str(tmp_path / "images"), batch_size=2, num_workers=0)
+    data.setup("fit")
+    assert next(iter(data.val_dataloader()))[1].tolist() == [1, 1], "red, which alone would be 0"
+    (tmp_path / "images" / "val" / "red").rename(tmp_path / "images" / "val" / "rot")
+    data = ImageFolderDataModule(str(tmp_path / "images"))
+    for _ in range(2):  # the second time, too
+        with pytest.raises(ValueError, match=r"val has images of rot, but the .* has green, red; give both parts"):
+            data.setup("fit")

@@ -16,7 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lq.lightning_module.loaders import spread, training_batches, undistributed
+from lq.lightning_module.loaders import spread, training_data, undistributed
 from tests.tiny import Tiny, make_data, train_loader
 
 
@@ -31,9 +31,9 @@ class WithData(Tiny):
         return train_loader()
 
 
-def test_batches_without_a_run() -> None:
+def test_data_without_a_run() -> None:
     module = WithData()
-    assert len(list(training_batches(module))) == 3
+    assert [len(loader) for loader in training_data(module)] == [3]
     assert module.calls == ["prepare_data", "fit"]
 
 
@@ -125,13 +125,12 @@ def test_what_cannot_be_indexed_stays_as_it_is(loader: Any) -> None:
     ],
     ids=["mapping", "nested", "combined"],
 )
-def test_several_loaders_come_one_after_another(loaders: Any) -> None:
+def test_loaders_are_found_in_any_structure(loaders: Any) -> None:
     class Several(Tiny):
         def train_dataloader(self) -> Any:
             return loaders
 
-    batches = list(training_batches(Several()))
-    assert [len(images) for images, _ in batches] == [8, 8, 8]
+    assert [len(loader) for loader in training_data(Several())] == [2, 1]
 
 
 class Hundredfold(DataLoader[Any]):

@@ -15,7 +15,6 @@ from lq.lightning_module.validation import (
     call_sample,
     first_validation_call,
     labels_of,
-    samples_of,
     validate_alone,
     validation_samples,
 )
@@ -66,22 +65,6 @@ class Keywords(Tiny):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.model(input=batch["image"])
-
-
-class Asks(Tiny):
-    """Its step wants to know the loader."""
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:  # type: ignore[override]
-        super().validation_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize("kind", [Tiny, Asks])
-def test_other_batches_reach_the_target_through_the_step(kind: type[Tiny]) -> None:
-    module, batches = kind(), list(DataLoader(make_data(20), batch_size=2))
-    samples = samples_of(module, "model", iter(batches), None)
-    assert torch.equal(next(samples).inputs[0][0], batches[0][0])
-    rest = torch.cat([sample.inputs[0][0] for sample in samples])
-    assert torch.equal(rest, make_data(20).tensors[0][2:]), "each once, in order"
 
 
 def test_samples_are_what_reached_the_target_and_can_be_trained_with() -> None:
