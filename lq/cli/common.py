@@ -17,7 +17,7 @@ from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.weights import read_checkpoint, read_qat
+from lq.cli.weights import is_artifact, read_checkpoint, read_qat
 from lq.config.qconfig import QConfig
 from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
@@ -161,15 +161,23 @@ def other_float(known: Mapping[str, float], found: Mapping[str, float]) -> str:
 def run_of(artifact: str | None, ckpt_path: str | None) -> Path | None:
     """The directory of a run, from what lies in it: the artifact, or a checkpoint in ``checkpoints``.
 
+    Args:
+        artifact: of the run.
+        ckpt_path: a checkpoint of the run, or its artifact; counts if ``artifact`` is ``None``.
+
+    Returns:
+        the directory; ``None`` if it is not on this machine, or nothing of the run is given.
+
     Example:
-        >>> run_of(None, "runs/x/version_0/checkpoints/last.ckpt").name
-        'version_0'
+        >>> run_of(None, "runs/x/version_0/checkpoints/last.ckpt").name, run_of("runs/x/version_0/int8", None).name
+        ('version_0', 'version_0')
     """
     known = artifact or ckpt_path
     path = None if known is None else local_path(known)
-    if path is None:
+    if known is None or path is None:
         return None
-    return path.absolute().parent if artifact else path.absolute().parent.parent
+    lies_in_run = artifact is not None or is_artifact(known)
+    return path.absolute().parent if lies_in_run else path.absolute().parent.parent
 
 
 def beside(ckpt_path: str) -> AnyPath:

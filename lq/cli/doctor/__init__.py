@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from lq.cli.doctor.machine import describe
-from lq.cli.doctor.outcomes import looked, tried
+from lq.cli.doctor.outcomes import names_of_trials, rows_of, run_trials
 from lq.cli.doctor.tables import print_findings
 from lq.cli.import_paths import suggestion
 
@@ -55,4 +55,4 @@ def examine(quick: bool = False) -> dict[str, Any]:
         >>> [row["works"] for row in found["exporters"] if row["name"] == "torch"]
         [None]
     """
-    return {**describe(), **(looked() if quick else tried())}
+    return {**describe(), **rows_of({} if quick else run_trials(names_of_trials()))}
