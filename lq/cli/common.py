@@ -46,7 +46,14 @@ def qat_callback(trainer: Trainer) -> QATCallback:
 def validation_data_of(
     trainer: Trainer, callback: QATCallback, loaders: Any, datamodule: LightningDataModule | None
 ) -> ValidationData:
-    """The validation data, and which of the figures on them counts, as a fit would have it."""
+    """The validation data, and which of the figures on them counts, as a fit would have it.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> data = validation_data_of(trainer, QATCallback(monitor="val/f1", mode="max"), [], None)
+        >>> data.monitor, data.higher_is_better
+        ('val/f1', True)
+    """
     return ValidationData(
         loaders,
         datamodule,
@@ -79,6 +86,17 @@ def prepared_target(
 
     Returns:
         the target's name.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import state_of
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.digits import DigitsClassifier
+        >>> model = DigitsClassifier(4)
+        >>> prepared_target(model, DigitsDataModule(), QATCallback(), None, None, calibration=1)
+        'model'
+        >>> all(state_of(model.model).observed())
+        True
     """
     checkpoint = (
         read_checkpoint(callback.float_ckpt_path, weights_only)
@@ -109,6 +127,16 @@ def calibrate_target(
 
     Raises:
         ValueError: if there is no batch, or the validation step does not call the target.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import state_of
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.digits import DigitsClassifier
+        >>> model = DigitsClassifier(4)
+        >>> calibrate_target(model, "model", DigitsDataModule(), QConfig(), StaticOptions(limit=2))
+        >>> state_of(model.model).specs[0].observer
+        'histogram'
     """
 
     def call(owner: nn.Module, sample: Sample) -> Any:
@@ -125,7 +153,14 @@ def export_settings_of(
     manifest: dict[str, Any],
     dynamic_axes: DynamicAxes | None = None,
 ) -> ExportSettings:
-    """What the callback orders, with other exporters or dynamic axes if given, for another directory."""
+    """What the callback orders, with other exporters or dynamic axes if given, for another directory.
+
+    Example:
+        >>> callback = QATCallback(dynamic_axes={"x": [2, 3]})
+        >>> settings = export_settings_of(callback, None, "int8", {"weights": "last.ckpt"})
+        >>> settings.exporters, settings.dynamic_axes, settings.directory
+        (('torch',), {'x': [2, 3]}, 'int8')
+    """
     own = callback.export_settings
     chosen = own.exporters if exporters is None else tuple(exporters)
     axes = own.dynamic_axes if dynamic_axes is None else dynamic_axes
@@ -200,6 +235,14 @@ def history_of(directory: Path | None, entry: CheckpointEntry | None = None) -> 
 
     Returns:
         rows as of :func:`lq.report.history.read_history`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Path(folder, "metrics.csv").open("w") as log:
+        ...         print("epoch,val/loss", "0,0.5", sep=os.linesep, file=log)
+        ...     print(history_of(Path(folder)))
+        [{'epoch': 0.0, 'val/loss': 0.5}]
     """
     kept = [] if entry is None else [dict(row) for row in entry.history]
     if directory is None or not (directory / "metrics.csv").is_file():

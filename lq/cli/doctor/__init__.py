@@ -22,6 +22,18 @@ def main(args: list[str]) -> None:
 
     Args:
         args: of the command line.
+
+    Example:
+        >>> import io
+        >>> from contextlib import redirect_stdout
+        >>> with redirect_stdout(io.StringIO()) as printed:
+        ...     main(["--quick", "--json"])
+        >>> json.loads(printed.getvalue())["exporters"][0]["name"]
+        'torch'
+        >>> main(["--fast"])
+        Traceback (most recent call last):
+            ...
+        ValueError: lq doctor has no option --fast; it has --quick and --json
     """
     parser = argparse.ArgumentParser(prog="lq doctor", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="only look at what is installed, and try nothing")

@@ -49,6 +49,11 @@ def run_trials(names: list[str]) -> dict[str, dict[str, Any]]:
 
     Returns:
         the outcome of each.
+
+    Example:
+        >>> found = run_trials(["preset portable", "exporter nothing"])
+        >>> found["preset portable"]["works"], found["exporter nothing"]["error"]
+        (True, "KeyError: 'nothing'")
     """
     found: dict[str, dict[str, Any]] = {}
     with scratch() as place:
