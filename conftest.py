@@ -1,15 +1,28 @@
-"""Examples in docstrings: which start no processes for the gate and the latencies, and what others need."""
+"""Examples in docstrings: they start no processes for gate, latencies and doctor, and some need other packages."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
+import torch
 from _pytest.doctest import DoctestItem
 
 from lq.core import native
 
+QUICKENED = ("lq.analysis.bits", "lq.callback.deployment", "lq.cli", "lq.deployment", "lq.export", "lq.timing")
 NEED_A_PACKAGE = {
     "lq.analysis.tensors.compared_part": "torchvision",
     "lq.backends.pt2e.": "torchao",
+    "lq.cli.analyze.": "sklearn",
+    "lq.cli.bits.": "sklearn",
+    "lq.cli.common.calibrate_target": "sklearn",
+    "lq.cli.common.prepared_target": "sklearn",
+    "lq.cli.deployment.deploy_with_validation": "sklearn",
+    "lq.cli.export.": "sklearn",
+    "lq.cli.ptq.": "sklearn",
+    "lq.cli.report.": "matplotlib",
+    "lq.compat.torchvision_private.": "torchvision",
     "lq.export.formats.litert": "ai_edge_litert",
     "lq.export.formats.mcu": "tflite_micro",
     "lq.export.formats.mcu.vela": "ethosu",
@@ -19,16 +32,21 @@ NEED_THE_KERNELS = ("lq.core.native.activations", "lq.core.native.weights", "lq.
 
 @pytest.fixture(autouse=True)
 def _quick_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if isinstance(request.node, DoctestItem) and request.node.name.startswith(
-        ("lq.analysis.bits", "lq.callback.deployment", "lq.deployment", "lq.export", "lq.timing")
-    ):
+    if isinstance(request.node, DoctestItem) and request.node.name.startswith(QUICKENED):
         from tests.tiny import quicken_deployment
 
         quicken_deployment(monkeypatch)
+        monkeypatch.setattr("lq.cli.doctor.outcomes.run_module", _run_here)
+
+
+def _run_here(name: str, *arguments: str) -> None:
+    threads = torch.get_num_threads()
+    import_module(name).main(*arguments)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
-def _what_is_needed(request: pytest.FixtureRequest) -> None:
+def _what_examples_need(request: pytest.FixtureRequest) -> None:
     if not isinstance(request.node, DoctestItem):
         return
     for names, package in NEED_A_PACKAGE.items():

@@ -141,11 +141,24 @@ def wide_enough(console: Console | None, width: int = 160) -> Console:
     Args:
         console: where to; None means standard output.
         width: at least this many columns, where it is no terminal.
+
+    Example:
+        >>> import io
+        >>> wide_enough(Console(file=io.StringIO(), width=40, force_terminal=False)).width
+        160
     """
     console = console or Console()
     return console if console.is_terminal else Console(file=console.file, width=max(console.width, width))
 
 
 def is_terminal() -> bool:
-    """Whether a person watches: standard output is a terminal that can redraw a line."""
+    """Whether a person watches: standard output is a terminal that can redraw a line.
+
+    Example:
+        >>> import contextlib, io
+        >>> with contextlib.redirect_stdout(io.StringIO()):
+        ...     watched = is_terminal()
+        >>> watched
+        False
+    """
     return sys.stdout.isatty()

@@ -56,6 +56,19 @@ def analyze_layers_of(
     Raises:
         ValueError: if an option is out of range, the checkpoint does not fit, the data have no batch or do not fit the
             metric, or nobody says which figure counts.
+
+    Example:
+        >>> import io, tempfile, torch
+        >>> from contextlib import redirect_stdout
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> model = ImageClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), 10)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as table:
+        ...     analyze_layers_of(trainer, model, DigitsDataModule(), batches=1, calibration=1, out=folder)
+        ...     names = {path.name for path in Path(folder).iterdir()}
+        >>> "SQNR" in table.getvalue(), "analysis.json" in names
+        (True, True)
     """
     check_counts(batches=batches, calibration=calibration)
     check_folder("out", out)

@@ -107,10 +107,10 @@ def config_of(ckpt_path: str | None, artifact: str | None = None) -> Path | None
 
     Example:
         >>> import tempfile
-        >>> run = Path(tempfile.mkdtemp())
-        >>> _ = (run / "config.yaml").write_text("model: my_module.Net")
-        >>> config_of(str(run / "checkpoints" / "last.ckpt")).name, config_of(None, str(run / "int8")).name
-        ('config.yaml', 'config.yaml')
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     _ = Path(run, "config.yaml").write_text("model: my_module.Net")
+        ...     print(config_of(f"{run}/checkpoints/last.ckpt").name, config_of(None, f"{run}/int8").name)
+        config.yaml config.yaml
     """
     folders = [
         folder for given in (ckpt_path, artifact) if given for folder in list(Path(given).absolute().parents)[:2]

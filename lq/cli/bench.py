@@ -50,6 +50,21 @@ def bench_artifact(
 
     Raises:
         ValueError: if there is no artifact, an option is out of range, or as :func:`lq.bench`.
+
+    Example:
+        >>> import io, tempfile
+        >>> from contextlib import redirect_stdout
+        >>> from lq.deployment.deploy import export_artifact
+        >>> from lq.ptq.static import prepare_static
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [torch.eye(4)])
+        >>> trainer, threads = Trainer(barebones=True, accelerator="cpu"), torch.get_num_threads()
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     _ = export_artifact(prepared, [torch.eye(4)], folder)
+        ...     file = f"{folder}/bench.json"
+        ...     bench_artifact(trainer, None, None, folder, [2], threads, min_time=0.001, json_file=file)
+        ...     (row,) = json.loads(Path(file).read_text())["rows"]
+        >>> row["model"], row["batch_size"], row["latency_ms"] > 0
+        ('int8 torch', 2, True)
     """
     if artifact is None:
         raise ValueError("bench needs an artifact: --artifact runs/.../int8")

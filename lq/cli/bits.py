@@ -59,6 +59,20 @@ def choose_bits_of(
 
     Raises:
         ValueError: if the budget cannot be read or kept, the checkpoint does not fit, or the data have no batch.
+
+    Example:
+        >>> import io, tempfile, torch
+        >>> from contextlib import redirect_stdout
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> layers = [torch.nn.Linear(64, 8), torch.nn.Linear(8, 64), torch.nn.Linear(64, 10)]
+        >>> model = ImageClassifier(torch.nn.Sequential(torch.nn.Flatten(), *layers), 10)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     choose_bits_of(trainer, model, DigitsDataModule(), "effective_bits=6.5", [2, 8], out=folder)
+        ...     lines = Path(folder, "bits.yaml").read_text().splitlines()
+        >>> lines[-4:-2]
+        ["  '2':", '    weight: {quant_min: -1, quant_max: 1}']
     """
     check_counts(batches=batches)
     check_folder("out", out)

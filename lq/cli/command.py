@@ -26,6 +26,12 @@ def main() -> None:
 
     What a user can put right is printed as one line, with exit status 2; a failure of the run itself, such as an
     artifact that does not agree, with 1. Errors of the user's code keep their traceback.
+
+    Example:
+        >>> import subprocess
+        >>> done = subprocess.run([sys.executable, "-m", "lq", "exprot"], capture_output=True, text=True)
+        >>> done.stderr.strip(), done.returncode
+        ("lq: error: there is no subcommand 'exprot'; did you mean 'export'?", 2)
     """
     if "--debug" in sys.argv[1:]:
         os.environ["LQ_DEBUG"] = "1"  # of the other processes of a run, too

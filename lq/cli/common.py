@@ -16,7 +16,7 @@ from lq.callback.monitors import counting_figure, higher_is_better
 from lq.callback.preparation import choose_target
 from lq.callback.ranges import SCALE
 from lq.checkpoints.entry import CheckpointEntry
-from lq.cli.weights import read_checkpoint, read_qat
+from lq.cli.weights import is_artifact, read_checkpoint, read_qat
 from lq.config.qconfig import QConfig
 from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
@@ -46,7 +46,14 @@ def qat_callback(trainer: Trainer) -> QATCallback:
 def validation_data_of(
     trainer: Trainer, callback: QATCallback, loaders: Any, datamodule: LightningDataModule | None
 ) -> ValidationData:
-    """The validation data, and which of the figures on them counts, as a fit would have it."""
+    """The validation data, and which of the figures on them counts, as a fit would have it.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> data = validation_data_of(trainer, QATCallback(monitor="val/f1", mode="max"), [], None)
+        >>> data.monitor, data.higher_is_better
+        ('val/f1', True)
+    """
     return ValidationData(
         loaders,
         datamodule,
@@ -79,6 +86,17 @@ def prepared_target(
 
     Returns:
         the target's name.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import state_of
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.digits import DigitsClassifier
+        >>> model = DigitsClassifier(4)
+        >>> prepared_target(model, DigitsDataModule(), QATCallback(), None, None, calibration=1)
+        'model'
+        >>> all(state_of(model.model).observed())
+        True
     """
     checkpoint = (
         read_checkpoint(callback.float_ckpt_path, weights_only)
@@ -109,6 +127,16 @@ def calibrate_target(
 
     Raises:
         ValueError: if there is no batch, or the validation step does not call the target.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import state_of
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.digits import DigitsClassifier
+        >>> model = DigitsClassifier(4)
+        >>> calibrate_target(model, "model", DigitsDataModule(), QConfig(), StaticOptions(limit=2))
+        >>> state_of(model.model).specs[0].observer
+        'histogram'
     """
 
     def call(owner: nn.Module, sample: Sample) -> Any:
@@ -125,7 +153,14 @@ def export_settings_of(
     manifest: dict[str, Any],
     dynamic_axes: DynamicAxes | None = None,
 ) -> ExportSettings:
-    """What the callback orders, with other exporters or dynamic axes if given, for another directory."""
+    """What the callback orders, with other exporters or dynamic axes if given, for another directory.
+
+    Example:
+        >>> callback = QATCallback(dynamic_axes={"x": [2, 3]})
+        >>> settings = export_settings_of(callback, None, "int8", {"weights": "last.ckpt"})
+        >>> settings.exporters, settings.dynamic_axes, settings.directory
+        (('torch',), {'x': [2, 3]}, 'int8')
+    """
     own = callback.export_settings
     chosen = own.exporters if exporters is None else tuple(exporters)
     axes = own.dynamic_axes if dynamic_axes is None else dynamic_axes
@@ -161,15 +196,23 @@ def other_float(known: Mapping[str, float], found: Mapping[str, float]) -> str:
 def run_of(artifact: str | None, ckpt_path: str | None) -> Path | None:
     """The directory of a run, from what lies in it: the artifact, or a checkpoint in ``checkpoints``.
 
+    Args:
+        artifact: of the run.
+        ckpt_path: a checkpoint of the run, or its artifact; counts if ``artifact`` is ``None``.
+
+    Returns:
+        the directory; ``None`` if it is not on this machine, or nothing of the run is given.
+
     Example:
-        >>> run_of(None, "runs/x/version_0/checkpoints/last.ckpt").name
-        'version_0'
+        >>> run_of(None, "runs/x/version_0/checkpoints/last.ckpt").name, run_of("runs/x/version_0/int8", None).name
+        ('version_0', 'version_0')
     """
     known = artifact or ckpt_path
     path = None if known is None else local_path(known)
-    if path is None:
+    if known is None or path is None:
         return None
-    return path.absolute().parent if artifact else path.absolute().parent.parent
+    lies_in_run = artifact is not None or is_artifact(known)
+    return path.absolute().parent if lies_in_run else path.absolute().parent.parent
 
 
 def beside(ckpt_path: str) -> AnyPath:
@@ -192,6 +235,14 @@ def history_of(directory: Path | None, entry: CheckpointEntry | None = None) -> 
 
     Returns:
         rows as of :func:`lq.report.history.read_history`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Path(folder, "metrics.csv").open("w") as log:
+        ...         print("epoch,val/loss", "0,0.5", sep=os.linesep, file=log)
+        ...     print(history_of(Path(folder)))
+        [{'epoch': 0.0, 'val/loss': 0.5}]
     """
     kept = [] if entry is None else [dict(row) for row in entry.history]
     if directory is None or not (directory / "metrics.csv").is_file():

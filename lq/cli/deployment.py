@@ -62,6 +62,22 @@ def deploy_with_validation(
 
     Raises:
         RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
+
+    Example:
+        >>> import io
+        >>> from contextlib import redirect_stdout
+        >>> from lq.cli.common import calibrate_target
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> from lq.ptq.static import StaticOptions
+        >>> model = ImageClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), 10)
+        >>> data, trainer = DigitsDataModule(), Trainer(barebones=True, accelerator="cpu")
+        >>> calibrate_target(model, "model", data, QConfig(), StaticOptions(limit=1))
+        >>> with redirect_stdout(io.StringIO()):
+        ...     done = deploy_with_validation(trainer, model, "model", data, ExportSettings(), Baseline())
+        >>> list(done.models), sorted(done.results["torch"])
+        (['torch'], ['accuracy', 'val/accuracy', 'val/loss'])
     """
     callback = qat_callback(trainer)
     example, loaders = first_validation_call(model, name, datamodule)
@@ -86,6 +102,21 @@ def deploy_without_data(
     Raises:
         ValueError: if the checkpoint does not know the inputs.
         RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
+
+    Example:
+        >>> import io
+        >>> from contextlib import redirect_stdout
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> from lq.config.qconfig import QConfig
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> from lq.ptq.calibrate import calibrate
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(4, 4)
+        >>> _ = calibrate(prepare(net, example_args=(x,)), [x])
+        >>> entry = CheckpointEntry("model", QConfig(), plan=plan_of(net).to_dict())
+        >>> with redirect_stdout(io.StringIO()):
+        ...     done = deploy_without_data(ImageClassifier(net, 2), entry, ExportSettings(), Baseline())
+        >>> list(done.models), sorted(done.results)
+        (['torch'], ['torch_vs_fake'])
     """
     described = entry.plan.get("inputs")
     if described is None:

@@ -49,6 +49,21 @@ def export_checkpoint(
     Raises:
         ValueError: if there is no checkpoint, or it does not fit.
         RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
+
+    Example:
+        >>> import io, tempfile, torch
+        >>> from contextlib import redirect_stdout
+        >>> from lq.cli.ptq import quantize_after_training
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     trainer = Trainer(barebones=True, accelerator="cpu", default_root_dir=folder)
+        ...     _ = quantize_after_training(trainer, ImageClassifier(net, 10), DigitsDataModule(), batches=1)
+        ...     new = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        ...     done = export_checkpoint(trainer, ImageClassifier(new, 10), None, f"{folder}/ptq-int8")
+        >>> done.directory.name, list(done.models)
+        ('ptq-int8-int8', ['torch'])
     """
     if ckpt_path is None:
         raise ValueError("export needs the checkpoint of a QAT run: --ckpt_path runs/.../checkpoints/last.ckpt")

@@ -53,7 +53,15 @@ Rows = Iterable[tuple[str, str]]
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """jsonargparse's help of all options, without markup and without lists of a hundred classes."""
+    """jsonargparse's help of all options, without markup and without lists of a hundred classes.
+
+    Example:
+        >>> from jsonargparse import ArgumentParser
+        >>> parser = ArgumentParser("lq", formatter_class=Formatter)
+        >>> _ = parser.add_argument("--width", type=int, help="of :class:`DigitsNet`")
+        >>> "of DigitsNet" in parser.format_help()
+        True
+    """
 
     def _expand_help(self, action: argparse.Action) -> str:
         return _shortened(without_markup(super()._expand_help(action)))
@@ -77,6 +85,17 @@ def subcommand_help(subcommand: str, parser: argparse.ArgumentParser, own: Seque
 
     Returns:
         the text.
+
+    Example:
+        >>> parser = argparse.ArgumentParser(description="Measure an artifact.")
+        >>> _ = parser.add_argument("--threads", default=1, help="for every runtime.")
+        >>> print(subcommand_help("bench", parser, ["threads"]).partition("model and data")[0])
+        usage: lq bench [options]
+        <BLANKLINE>
+        Measure an artifact.
+        <BLANKLINE>
+        options:
+          --threads VALUE       for every runtime (default: 1)
     """
     actions = {action.dest: action for action in actions_of(parser)}
     in_full = subcommand in OWN_SUBCOMMANDS

@@ -33,9 +33,10 @@ def hyperparameters_of(path: str | Path, weights_only: bool = True, key: str = "
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "float.ckpt"
-        >>> torch.save({"state_dict": {}, "hyper_parameters": {"lr": 0.1}}, path)
-        >>> hyperparameters_of(path), hyperparameters_of("no such file")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "float.ckpt")
+        ...     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 0.1}}, path)
+        ...     print((hyperparameters_of(path), hyperparameters_of("no such file")))
         ({'lr': 0.1}, {})
     """
     if not Path(path).is_file():

@@ -41,6 +41,16 @@ class LQCLI(LightningCLI):
     Args:
         subcommand: the only one to make a parser for, which takes its time; ``None`` makes those of all.
         help_of_everything: whether ``--help`` shows all options.
+
+    Example:
+        >>> before, sys.argv = sys.argv, ["lq", "bits", "--help"]
+        >>> try:
+        ...     LQCLI("bits")
+        ... except SystemExit:
+        ...     sys.argv = before
+        usage: lq bits [options]
+        <BLANKLINE>
+        Choose the bits of weights, ...
     """
 
     def __init__(self, subcommand: str | None = None, help_of_everything: bool = False) -> None:

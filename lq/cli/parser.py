@@ -16,7 +16,16 @@ from lq.compat.parsers import subparsers_of
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with short help and short errors; the parsers of classes inside of it are of its kind, too."""
+    """Lightning's parser with short help and short errors; the parsers of classes inside of it are of its kind, too.
+
+    Example:
+        >>> parser = Parser("lq")
+        >>> parser.name, parser.own = "bench", ["threads"]
+        >>> _ = parser.add_argument("--threads", type=int, default=1, help="of all.")
+        >>> lines = parser.format_help().splitlines()
+        >>> lines[0], [line.strip() for line in lines if "--threads" in line]
+        ('usage: lq bench [options]', ['--threads N           of all (default: 1)'])
+    """
 
     name = ""
     own: Sequence[str] = ()

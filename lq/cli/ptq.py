@@ -58,6 +58,18 @@ def quantize_after_training(
     Raises:
         ValueError: if the checkpoint does not fit, or the data have no batch.
         RuntimeError: if an exporter fails or an artifact does not pass the gate; the others are written.
+
+    Example:
+        >>> import io, tempfile, torch
+        >>> from contextlib import redirect_stdout
+        >>> from lq.data.digits import DigitsDataModule
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> model = ImageClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), 10)
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     trainer = Trainer(barebones=True, accelerator="cpu", default_root_dir=folder)
+        ...     done = quantize_after_training(trainer, model, DigitsDataModule(), batches=1)
+        >>> sorted(done.results), done.directory.name
+        (['fake', 'fp32', 'torch', 'torch_vs_fake'], 'ptq-int8')
     """
     check_counts(batches=batches)
     callback = qat_callback(trainer)

@@ -70,6 +70,13 @@ def report_on(
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
         ValueError: if the checkpoint does not fit, or the data have no batch.
+
+    Example:
+        >>> from lq.models.digits import DigitsClassifier
+        >>> report_on(Trainer(barebones=True, accelerator="cpu"), DigitsClassifier(4), out=".")
+        Traceback (most recent call last):
+            ...
+        ValueError: --out . is a directory; give a file, such as report.html.
     """
     check_matplotlib()
     check_counts(batches=batches, calibration=calibration)

@@ -66,6 +66,18 @@ def read_qat(path: str, weights_only: bool | None, model: LightningModule) -> Ch
     Raises:
         FileNotFoundError: if there is no such file or directory.
         ValueError: if it is neither, or cannot be read.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.deployment.deploy import export_artifact
+        >>> from lq.models.image_classifier import ImageClassifier
+        >>> from lq.ptq.static import prepare_static
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.eye(4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_artifact(prepare_static(net, [x]), [x], folder)
+        ...     checkpoint = read_qat(folder, None, ImageClassifier(net, 2))
+        >>> checkpoint.is_qat, checkpoint.entry.target
+        (True, 'model')
     """
     place = local_path(path)
     if place is None or not place.is_dir() or is_sharded_checkpoint(place):

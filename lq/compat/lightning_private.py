@@ -26,7 +26,17 @@ _MESH = "_device_mesh"
 
 @contextmanager
 def without_trainer(module: LightningModule) -> Iterator[None]:
-    """The module alone, so that a copy of it does not take a copy of its trainer along."""
+    """The module alone, so that a copy of it does not take a copy of its trainer along.
+
+    Example:
+        >>> import copy
+        >>> module = LightningModule()
+        >>> module.trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> with without_trainer(module):
+        ...     copied = copy.deepcopy(module)
+        >>> getattr(copied, TRAINER) is None, getattr(module, TRAINER) is None
+        (True, False)
+    """
     trainer: Any = module._trainer
     module._trainer = None
     try:
@@ -37,7 +47,17 @@ def without_trainer(module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def without_device_mesh(module: LightningModule) -> Iterator[None]:
-    """The module without the processes that its weights are split among, which a copy of it has nothing to do with."""
+    """The module without the processes that its weights are split among, which a copy of it has nothing to do with.
+
+    Example:
+        >>> module, mesh = LightningModule(), object()
+        >>> module.__dict__[_MESH] = mesh  # as ModelParallelStrategy does
+        >>> with without_device_mesh(module):
+        ...     print(module.device_mesh)
+        None
+        >>> module.device_mesh is mesh
+        True
+    """
     mesh: Any = module.__dict__.get(_MESH)
     if mesh is not None:
         module.__dict__[_MESH] = None
@@ -49,7 +69,17 @@ def without_device_mesh(module: LightningModule) -> Iterator[None]:
 
 
 def forget_metrics(copied: LightningModule) -> None:
-    """Make a copy find its own metrics: Lightning (2.6) caches where each sits by the identity of the original's."""
+    """Make a copy find its own metrics: Lightning (2.6) caches where each sits by the identity of the original's.
+
+    Example:
+        >>> import copy
+        >>> module = LightningModule()
+        >>> module.__dict__[_METRICS] = {id(module): "accuracy"}  # as the first log() of a metric does
+        >>> copied = copy.deepcopy(module)
+        >>> forget_metrics(copied)
+        >>> copied.__dict__[_METRICS], module.__dict__[_METRICS] is None
+        (None, False)
+    """
     copied.__dict__[_METRICS] = None
 
 
@@ -69,6 +99,15 @@ def validation_loaders_of(trainer: Trainer) -> Any:
 
     Returns:
         the loaders in their structure if they run one after another, else a new CombinedLoader of them.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> class Net(LightningModule):
+        ...     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None: ...
+        >>> trainer, loaders = Trainer(barebones=True, accelerator="cpu"), {"a": DataLoader([1]), "b": DataLoader([2])}
+        >>> _ = trainer.validate(Net(), loaders, verbose=False)
+        >>> {name: list(loader) for name, loader in validation_loaders_of(trainer).items()}
+        {'a': [tensor([1])], 'b': [tensor([2])]}
     """
     for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
         combined: CombinedLoader | None = loop._combined_loader
@@ -82,6 +121,17 @@ def logged_by_loaders(trainer: Trainer) -> list[str]:
     """Names of what a validation of several loaders has logged for each of them.
 
     In the sanity check these are not among ``trainer.callback_metrics``.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> class Net(LightningModule):
+        ...     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        ...         self.log("loss", 0.5, batch_size=1)
+        ...     def on_validation_epoch_end(self) -> None:
+        ...         print(logged_by_loaders(self.trainer))
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> _ = trainer.validate(Net(), [DataLoader([1]), DataLoader([2])], verbose=False)
+        ['loss/dataloader_idx_0', 'loss/dataloader_idx_1']
     """
     found = [metric.meta for metric in (trainer._results or {}).values() if not metric.has_reset]
     return [f"{meta.name}/dataloader_idx_{meta.dataloader_idx}" for meta in found if meta.dataloader_idx is not None]
@@ -106,6 +156,17 @@ def settings_of_run(trainer: Trainer) -> Mapping[str, Any] | None:
 
     Returns:
         the arguments; ``None`` outside of a run.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> class Net(LightningModule):
+        ...     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        ...         print(settings_of_run(self.trainer)["ckpt_path"])
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> _ = trainer.validate(Net(), DataLoader([1]), verbose=False)
+        None
+        >>> settings_of_run(trainer) is None  # the run is over
+        True
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and not (frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer):

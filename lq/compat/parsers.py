@@ -53,5 +53,19 @@ def move_last_group_first(parser: argparse.ArgumentParser, title: str) -> None:
 
 
 def options_of_subcommand(cli: LightningCLI, subcommand: str) -> tuple[Any, Sequence[str]]:
-    """The parser of a subcommand, and the names of the arguments of its method, when ``setup_parser`` has run."""
+    """The parser of a subcommand, and the names of the arguments of its method, when ``setup_parser`` has run.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> class Shows(LightningCLI):
+        ...     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        ...         super().setup_parser(*args, **kwargs)
+        ...         parser, names = options_of_subcommand(self, "test")
+        ...         known = [action.dest for action in actions_of(parser)]
+        ...         raise SystemExit(str([name in known for name in names if name == "ckpt_path"]))
+        >>> Shows(LightningModule)
+        Traceback (most recent call last):
+            ...
+        SystemExit: [True]
+    """
     return cli._subcommand_parsers[subcommand], cli._subcommand_method_arguments[subcommand]

@@ -228,12 +228,26 @@ def quantized_per_channel(integers: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 
 def archive_reader(path: str) -> Any:
-    """PyTorch's own reader of the archives that ``torch.save`` and ``torch.export.save`` write."""
+    """PyTorch's own reader of the archives that ``torch.save`` and ``torch.export.save`` write.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(torch.zeros(2), f"{folder}/x.pt")
+        ...     print("data.pkl" in archive_reader(f"{folder}/x.pt").get_all_records())
+        True
+    """
     return torch._C.PyTorchFileReader(path)
 
 
 def inductor_settings() -> Any:
-    """The settings of inductor, imported when they are asked for."""
+    """The settings of inductor, imported when they are asked for.
+
+    Example:
+        >>> with inductor_settings().patch(freezing=True):
+        ...     print(inductor_settings().freezing)
+        True
+    """
     from torch._inductor import config
 
     return config
@@ -247,6 +261,16 @@ def let_go_of_export(graph: fx.Graph) -> None:
 
     Args:
         graph: whose nodes have values; it stays as it is.
+
+    Example:
+        >>> sizes, x = ({0: torch.export.Dim.AUTO},), torch.ones(3, 2)
+        >>> program = torch.export.export(nn.ReLU(), (x,), dynamic_shapes=sizes, strict=False)
+        >>> (first, *_) = program.graph.nodes
+        >>> known = first.meta["val"].fake_mode.shape_env.tracked_fakes
+        >>> before = len(known)
+        >>> let_go_of_export(program.graph)
+        >>> before, len(known), program.module()(torch.ones(5, 2)).shape
+        (1, 0, torch.Size([5, 2]))
     """
     from torch._guards import detect_fake_mode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
@@ -262,7 +286,18 @@ def let_go_of_export(graph: fx.Graph) -> None:
 
 @contextmanager
 def noting_constant_sizes(note: Callable[[], None]) -> Iterator[None]:
-    """Call ``note`` whenever an export turns a dynamic size into a number."""
+    """Call ``note`` whenever an export turns a dynamic size into a number.
+
+    Example:
+        >>> class Scaled(nn.Module):
+        ...     def forward(self, x: Tensor) -> Tensor:
+        ...         return x * len(x)  # a Python number
+        >>> sizes, found = ({0: torch.export.Dim.AUTO},), set()
+        >>> with noting_constant_sizes(lambda: found.add("a size became a number")):
+        ...     _ = torch.export.export(Scaled(), (torch.ones(3, 2),), dynamic_shapes=sizes, strict=False)
+        >>> found
+        {'a size became a number'}
+    """
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
 
     original = ShapeEnv._set_replacement
@@ -284,6 +319,13 @@ def layers_of_any_length() -> Iterator[None]:
     """Let exports leave open how long the input of a recurrent layer or ``max_pool1d`` is; PyTorch makes it a number.
 
     It composes a recurrent layer of its steps to find the shapes of its results, though the graph keeps the layer.
+
+    Example:
+        >>> net, sizes = nn.MaxPool1d(2), ({2: torch.export.Dim.AUTO},)
+        >>> with layers_of_any_length():
+        ...     program = torch.export.export(net, (torch.rand(1, 1, 6),), dynamic_shapes=sizes, strict=False)
+        >>> program.module()(torch.rand(1, 1, 10)).shape
+        torch.Size([1, 1, 5])
     """
     aten, key = torch.ops.aten, torch._C.DispatchKey.CompositeImplicitAutograd
     operations = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
@@ -335,6 +377,11 @@ def register_decomposed() -> None:
 
     Raises:
         ImportError: if neither torch nor torchao has them.
+
+    Example:
+        >>> register_decomposed()
+        >>> has_operations_of("quantized_decomposed")
+        True
     """
     try:
         import torch.ao.quantization.fx._decomposed  # noqa: F401
@@ -355,6 +402,17 @@ def as_before_sharding(module: nn.Module) -> Iterator[None]:
 
     Args:
         module: that or one that holds such; it must not be called meanwhile.
+
+    Example:
+        >>> from torch.distributed.fsdp import fully_shard
+        >>> torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        >>> net = fully_shard(nn.Linear(2, 2), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        >>> with as_before_sharding(net):
+        ...     print(type(net).__name__)
+        Linear
+        >>> type(net).__name__
+        'FSDPLinear'
+        >>> torch.distributed.destroy_process_group()
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -403,7 +461,13 @@ def unflatten_state_dict(flat: dict[str, Any], paths: dict[str, Any]) -> Any:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Without what torch.export logs, and prints on stderr, of attempts that are repeated in another way."""
+    """Without what torch.export logs, and prints on stderr, of attempts that are repeated in another way.
+
+    Example:
+        >>> with quiet_export():
+        ...     print(logging.getLogger("torch.export").isEnabledFor(logging.ERROR))
+        False
+    """
     names = ("torch.export", "torch._export", "torch.fx.experimental", "torch.utils._pytree", "torch._subclasses")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

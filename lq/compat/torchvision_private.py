@@ -24,7 +24,19 @@ _ABSENT = object()
 
 @contextmanager
 def any_number_of_results() -> Iterator[None]:
-    """Let operations of other packages have any number of results: torchvision's say that they have at least two."""
+    """Let operations of other packages have any number of results: torchvision's say that they have at least two.
+
+    Example:
+        >>> from torchvision.ops import nms
+        >>> class Boxes(nn.Module):
+        ...     def forward(self, boxes: Tensor) -> Tensor:
+        ...         return boxes[nms(boxes, boxes[:, 0], 0.5)]
+        >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+        >>> with any_number_of_results():
+        ...     program = torch.export.export(Boxes(), (boxes,), strict=False)
+        >>> program.module()(boxes).shape
+        torch.Size([1, 4])
+    """
     with _replaced([(FakeImplCtx, "create_unbacked_symint", _any_number)]):
         yield
 
@@ -52,6 +64,17 @@ def boxes_without_branches(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: to be exported; functions that the modules of its classes have imported are replaced there, too.
+
+    Example:
+        >>> import torchvision
+        >>> class Boxes(nn.Module):
+        ...     def forward(self, boxes: Tensor, classes: Tensor) -> Tensor:
+        ...         return torchvision.ops.batched_nms(boxes, boxes[:, 0], classes, 0.5)
+        >>> box, classes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0, 1, 1])
+        >>> with boxes_without_branches(Boxes()):
+        ...     program = torch.export.export(Boxes(), (box.repeat(3, 1), classes), strict=False)
+        >>> program.module()(box.repeat(3, 1), classes).shape  # one of each class
+        torch.Size([2])
     """
     boxes: Any = sys.modules.get(_BOXES)
     if boxes is None:  # nobody has imported torchvision

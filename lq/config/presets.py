@@ -10,7 +10,13 @@ from lq.config.specs import ActivationSpec, WeightSpec
 
 @dataclass(frozen=True)
 class Preset:
-    """What a deployment target computes with."""
+    """What a deployment target computes with.
+
+    Example:
+        >>> preset = PRESETS["portable"]
+        >>> preset.engine, str(preset.weight), str(preset.activation)
+        ('x86', 'int7 [-63, 63] per channel', 'uint8 [0, 255] affine, moving_average_minmax')
+    """
 
     engine: str
     weight: WeightSpec

@@ -54,7 +54,12 @@ class Phase:
 
 
 class Began(NamedTuple):
-    """Where QAT began: epochs and optimizer steps that were over by then."""
+    """Where QAT began: epochs and optimizer steps that were over by then.
+
+    Example:
+        >>> QATSchedule(start=2).began(Position(epoch=3, step=45))  # an epoch later: 15 steps each
+        Began(epochs=2.0, steps=30.0)
+    """
 
     epochs: float
     steps: float

@@ -36,6 +36,11 @@ class GridSpec:
     """A grid that knows which of its settings were given, so that it can be laid on top of another one.
 
     ``given`` holds their names. It is no field, so that grids with the same settings are equal.
+
+    Example:
+        >>> spec = WeightSpec(-63, 63)
+        >>> sorted(spec.given), spec == WeightSpec(), sorted(WeightSpec().given)
+        (['quant_max', 'quant_min'], True, [])
     """
 
     given: ClassVar[frozenset[str]] = frozenset()

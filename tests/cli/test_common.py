@@ -26,6 +26,16 @@ def test_history_is_the_log_with_the_scales_of_the_checkpoint(tmp_path: Path) ->
     assert history_of(None) == []
 
 
+def test_an_artifact_in_the_place_of_a_checkpoint_leads_to_the_same_run(tmp_path: Path) -> None:
+    kept = keeper(tmp_path / "kept")
+    trainer = make_trainer(tmp_path, qat(), kept, max_epochs=1)
+    trainer.fit(Tiny(), train_loader(), val_loader())
+    artifact = Path(trainer.log_dir or "", "int8")
+    assert (artifact / "lq.json").is_file()
+    assert run_of(None, str(artifact)) == artifact.parent
+    assert any("val_loss" in row for row in history_of(run_of(None, str(artifact))))
+
+
 def test_small_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_of(None, "last.ckpt") == tmp_path.parent, "a checkpoint may lie right here"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from lq.cli.doctor.machine import describe
-from lq.cli.doctor.outcomes import looked, tried
+from lq.cli.doctor.outcomes import names_of_trials, rows_of, run_trials
 from lq.cli.doctor.tables import print_findings
 from lq.cli.import_paths import suggestion
 
@@ -22,6 +22,18 @@ def main(args: list[str]) -> None:
 
     Args:
         args: of the command line.
+
+    Example:
+        >>> import io
+        >>> from contextlib import redirect_stdout
+        >>> with redirect_stdout(io.StringIO()) as printed:
+        ...     main(["--quick", "--json"])
+        >>> json.loads(printed.getvalue())["exporters"][0]["name"]
+        'torch'
+        >>> main(["--fast"])
+        Traceback (most recent call last):
+            ...
+        ValueError: lq doctor has no option --fast; it has --quick and --json
     """
     parser = argparse.ArgumentParser(prog="lq doctor", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="only look at what is installed, and try nothing")
@@ -55,4 +67,4 @@ def examine(quick: bool = False) -> dict[str, Any]:
         >>> [row["works"] for row in found["exporters"] if row["name"] == "torch"]
         [None]
     """
-    return {**describe(), **(looked() if quick else tried())}
+    return {**describe(), **rows_of({} if quick else run_trials(names_of_trials()))}

@@ -41,36 +41,19 @@ def names_of_trials() -> list[str]:
     return [*(f"{PRESET} {name}" for name in PRESETS), *(f"{EXPORTER} {name}" for name in EXPORTERS)]
 
 
-def tried() -> dict[str, Rows]:
-    """Rows of presets and exporters, each with the outcome of a trial.
-
-    Returns:
-        "presets" and "exporters".
-    """
-    return _rows(run_trials(names_of_trials()))
-
-
-def looked() -> dict[str, Rows]:
-    """Rows of presets and exporters, without a trial; what lacks a package or an engine does not work.
-
-    Returns:
-        "presets" and "exporters".
-
-    Example:
-        >>> [row["name"] for row in looked()["presets"]][:2]
-        ['portable', 'x86_vnni']
-    """
-    return _rows({})
-
-
 def run_trials(names: list[str]) -> dict[str, dict[str, Any]]:
     """Try in a fresh process; where it dies, what it was at does not work, and another one goes on behind that.
 
     Args:
-        names: of :func:`lq.cli.doctor.trials.names_of_trials`.
+        names: of :func:`names_of_trials`.
 
     Returns:
         the outcome of each.
+
+    Example:
+        >>> found = run_trials(["preset portable", "exporter nothing"])
+        >>> found["preset portable"]["works"], found["exporter nothing"]["error"]
+        (True, "KeyError: 'nothing'")
     """
     found: dict[str, dict[str, Any]] = {}
     with scratch() as place:
@@ -94,7 +77,20 @@ def _read(results: Path) -> dict[str, dict[str, Any]]:
     return {row.pop("name"): row for row in rows}
 
 
-def _rows(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Rows]:
+def rows_of(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Rows]:
+    """Rows of presets and exporters; what lacks a package or an engine does not work.
+
+    Args:
+        outcomes: from :func:`run_trials`, by name.
+
+    Returns:
+        "presets" and "exporters"; "works" is ``None`` where nothing was tried.
+
+    Example:
+        >>> rows = rows_of({"exporter torch": {"works": True, "sqnr_db": 60.0}})["exporters"]
+        >>> rows[0]["name"], rows[0]["works"], rows[0]["files"]
+        ('torch', True, ['int8.pt'])
+    """
     presets = [
         {"name": name, "for": preset.about, "engine": preset.engine, **_preset(name, preset.engine, outcomes)}
         for name, preset in PRESETS.items()

@@ -19,6 +19,15 @@ def print_findings(findings: Mapping[str, Any], console: Console | None = None) 
     Args:
         findings: plain data.
         console: where to.
+
+    Example:
+        >>> import io
+        >>> from lq.cli.doctor import examine
+        >>> console = Console(file=io.StringIO(), width=110, force_terminal=False)
+        >>> print_findings(examine(quick=True), console)
+        >>> lines = [line.strip() for line in console.file.getvalue().splitlines()]
+        >>> [line for line in lines if line in ("machine", "packages", "presets", "exporters")]
+        ['machine', 'packages', 'presets', 'exporters']
     """
     console = wide_enough(console, 110)
     console.print(_machine(findings))

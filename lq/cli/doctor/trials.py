@@ -35,7 +35,16 @@ def main(results: str, *names: str) -> None:
 
     Args:
         results: a file; a line of JSON is added for each.
-        names: of :func:`names_of_trials`.
+        names: of :func:`lq.cli.doctor.outcomes.names_of_trials`.
+
+    Example:
+        >>> threads = torch.get_num_threads()
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        ...     main(f"{folder}/outcomes.jsonl", "preset portable", "exporter torch")
+        ...     rows = Path(folder, "outcomes.jsonl").read_text().splitlines()
+        >>> torch.set_num_threads(threads)
+        >>> [(row["name"], row["works"]) for row in map(json.loads, rows)]
+        [('preset portable', True), ('exporter torch', True)]
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -48,7 +57,7 @@ def outcome(name: str) -> dict[str, Any]:
     """Try a preset or an exporter.
 
     Args:
-        name: of :func:`names_of_trials`.
+        name: of :func:`lq.cli.doctor.outcomes.names_of_trials`.
 
     Returns:
         "works", "sqnr_db" against the fake-quantized model where it ran, "seconds", and the "error" where it did not.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lq.cli.doctor import outcomes
-from lq.cli.doctor.outcomes import looked, names_of_trials, run_trials
+from lq.cli.doctor.outcomes import names_of_trials, rows_of, run_trials
 from lq.config.presets import PRESETS
 from lq.export.exporters import EXPORTERS
 from lq.export.parity.fresh_process import WorkerError
@@ -44,7 +44,7 @@ def test_what_kills_its_process_does_not_work_and_the_rest_is_tried(monkeypatch:
 
 
 def test_a_look_names_all_and_claims_nothing() -> None:
-    found = looked()
+    found = rows_of({})
     assert [row["name"] for row in found["presets"]] == list(PRESETS)
     assert [row["name"] for row in found["exporters"]] == list(EXPORTERS)
     assert {row["works"] for rows in found.values() for row in rows} <= {None, False}
@@ -52,13 +52,13 @@ def test_a_look_names_all_and_claims_nothing() -> None:
 
 
 def test_a_package_is_named_once() -> None:
-    for row in looked()["exporters"]:
+    for row in rows_of({})["exporters"]:
         names = [name.replace("_", "-") for name in row["packages"]]
         assert len(names) == len(set(names)), row["name"]
 
 
 def test_an_engine_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "_engines", lambda: ["qnnpack"])
-    portable = looked()["presets"][0]
+    portable = rows_of({})["presets"][0]
     assert portable["works"] is False
     assert "no engine 'x86'" in portable["error"]
