@@ -113,7 +113,7 @@ def first_call_of(prepared: nn.Module) -> Inputs | None:
     Example:
         >>> import torch
         >>> from lq.backends.prepare import prepare
-        >>> args, kwargs = first_call_of(prepare(nn.ReLU6(), example_args=(torch.ones(2),)))
+        >>> args, kwargs = first_call_of(prepare(nn.Sequential(nn.Linear(2, 2)), example_args=(torch.ones(2),)))
         >>> args, kwargs
         ((tensor([1., 1.]),), {})
     """
