@@ -191,5 +191,5 @@ def _float_operations(graph: fx.Graph, planner: SitePlanner, products: set[fx.No
         if not ops.is_same_grid(node) and not ops.relu_kind(node):
             place = seen_of(node).stack[-1]
             is_step = isinstance(planner.modules[place], RECURRENT_LAYERS)
-            found.append(f"{place}.{operation}" if is_step else planner.label(node))
+            found.append(f"{place}.{operation}".lstrip(".") if is_step else planner.label(node))
     return tuple(dict.fromkeys(found))

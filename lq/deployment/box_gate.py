@@ -25,6 +25,24 @@ class BoxGate:
         prepared: in evaluation mode, with ranges.
         inputs: of some calls.
         gate: what every artifact has to reach.
+
+    Example:
+        >>> import torchvision
+        >>> from torch import nn
+        >>> from lq.ptq.static import prepare_static
+        >>> class Detector(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.boxes, self.scores = nn.Linear(4, 4), nn.Linear(4, 1)
+        ...
+        ...     def forward(self, x):
+        ...         boxes, scores = self.boxes(x).cumsum(1), self.scores(x).flatten()
+        ...         kept = torchvision.ops.nms(boxes, scores, 0.5)
+        ...         return [{"boxes": boxes[kept], "scores": scores[kept], "labels": kept}]
+        >>> x = torch.rand(8, 4)
+        >>> box_gate = BoxGate(prepare_static(Detector(), [x]), [((x,), {})], Gate())
+        >>> [tuple(tensor.shape) for tensor in box_gate.heads(x)]  # scores and boxes, before one is chosen
+        [(8, 1), (8, 4)]
     """
 
     def __init__(self, prepared: fx.GraphModule, inputs: Sequence[Inputs], gate: Gate) -> None:

@@ -29,6 +29,13 @@ class ComparedCalls:
         others: with other sizes along the dynamic axes, which some files leave open.
         larger: by exporter, one with more samples than the others.
         notes: on validation batches that are not among them.
+
+    Example:
+        >>> import torch
+        >>> x, scores = torch.rand(8, 4), torch.rand(8, 2)
+        >>> calls = ComparedCalls(same=[(((x,), {}), scores)])
+        >>> len(calls.same), len(calls.others), calls.larger
+        (1, 0, {})
     """
 
     same: Sequence[Call]
@@ -52,6 +59,19 @@ def calls_to_compare(
         compared: what the validation has kept.
         signature: of the artifact.
         infos: exporter -> what it has returned.
+
+    Example:
+        >>> import torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared, example = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x]), ((x,), {})
+        >>> signature = Signature.of(prepared, example, output_of(prepared, example))
+        >>> calls = calls_to_compare(prepared, example, Compared(), signature, {"torch": {"dynamic_batch": True}})
+        >>> calls.notes
+        ['without validation results, agreement and SQNR are those of one training batch']
+        >>> (args, _), expected = calls.larger["torch"]
+        >>> args[0].shape, expected.shape
+        (torch.Size([17, 4]), torch.Size([17, 2]))
     """
     batch = fixed_batch(prepared)
     calls = [pair for call, out in compared.calls for pair in _fitting(call, out, batch)]

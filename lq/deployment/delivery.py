@@ -47,6 +47,19 @@ class Delivery:
     Attributes:
         deployment: what has come of it so far.
         infos: exporter -> what it says of its files, of those that are still in the artifact.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared, settings = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x]), ExportSettings(["torch"])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     delivery = Delivery(prepared, ((x,), {}), settings, Path(place))
+        ...     delivery.export()
+        ...     [file.name for file in Path(place).iterdir()]
+        ['int8.pt']
+        >>> delivery.infos["torch"]["int8_layers"], delivery.deployment.failures
+        ({'Linear': 1}, [])
     """
 
     def __init__(

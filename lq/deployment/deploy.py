@@ -45,6 +45,12 @@ class Baseline:
         has_weights: whether ``model`` holds the weights from which QAT started; a run that was resumed has lost them.
         rest: the weights of the LightningModule outside of the target at that time, by their names.
         ptq: metrics of the model quantized without training, if QAT started from ranges that were calibrated.
+
+    Example:
+        >>> head = nn.Linear(2, 1)
+        >>> baseline = Baseline(head, {"val_loss": 0.03}, rest={"body.weight": torch.ones(2, 2)})
+        >>> list(baseline.weights("head"))
+        ['body.weight', 'head.weight', 'head.bias']
     """
 
     model: nn.Module | None = None
@@ -68,7 +74,7 @@ def deploy(
     settings: ExportSettings | None = None,
     baseline: Baseline | None = None,
 ) -> Deployment:
-    """Deliver the target of a trained module, judged on its validation data.
+    r"""Deliver the target of a trained module, judged on its validation data.
 
     Args:
         module: a copy of the trained module that nothing else uses.
@@ -80,6 +86,26 @@ def deploy(
 
     Returns:
         the deployment; see :meth:`lq.deployment.results.Deployment.raise_failures`.
+
+    Example:
+        >>> import lightning as L
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.ptq.calibrate import calibrate
+        >>> class Doubling(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Linear(1, 1)
+        ...
+        ...     def validation_step(self, x, batch_idx):
+        ...         self.log("val_error", (self.net(x) - 2 * x).abs().mean())
+        >>> module, x = Doubling(), torch.rand(8, 1)
+        >>> _ = calibrate(prepare(module.net, example_args=(x,)), [x])
+        >>> done = deploy(module, "net", ((x,), {}), ValidationData(DataLoader(x, batch_size=8), show_progress=False))
+        >>> [(version, list(figures)) for version, figures in done.results.items()]
+        [('fake', ['val_error']), ('torch', ['val_error']), ('torch_vs_fake', ['sqnr_db', 'max_abs_error'])]
+        >>> done.parity["torch"].passed, done.directory
+        (True, None)
     """
     example = in_float32(module, example)
     module, baseline = module.cpu().float(), baseline or Baseline()

@@ -52,6 +52,12 @@ class ValidationData:
         monitor: the one figure that counts, of those that the module logs; ``None`` is the metric's.
         higher_is_better: which way that is better; ``None`` if nobody says.
         watchers: further callbacks of every pass.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> data = ValidationData(DataLoader(torch.rand(8, 4), batch_size=2), limit=3)
+        >>> data.metric is None, data.limit  # no metric means accuracy where batches are inputs and class indices
+        (True, 3)
     """
 
     loaders: Any = None
@@ -78,6 +84,17 @@ class ValidationComparison:
         target_fn: batch -> what the metric compares with; ``None`` for :func:`lq.metrics.targets_of`.
         sync: whether the metrics are reduced over all processes.
         keep: how many of the target's calls are kept in ``calls``, with what it returned.
+
+    Example:
+        >>> net, x, labels = nn.Identity(), torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 0])
+        >>> comparison = ValidationComparison(net, {"int8": lambda x: 0.5 * x}, None, None, sync=False)
+        >>> _ = net(x)  # as validation_step does
+        >>> comparison.update((x, labels))
+        >>> results = comparison.finish()
+        >>> results["fake"], results["int8"]
+        ({'accuracy': 1.0}, {'accuracy': 1.0})
+        >>> round(results["int8_vs_fake"]["sqnr_db"], 1)
+        6.0
     """
 
     def __init__(
@@ -208,6 +225,21 @@ def logged_by(
 
     Raises:
         ValueError: if the validation step calls parts of the target only, so that nothing can stand in for it.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> class Doubling(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Identity()
+        ...
+        ...     def validation_step(self, x, batch_idx):
+        ...         self.log("val_error", (self.net(x) - 2 * x).abs().mean())
+        >>> data = ValidationData(DataLoader(torch.ones(4), batch_size=2), show_progress=False)
+        >>> logged_by(Doubling(), "net", data, "the target")
+        {'val_error': 1.0}
+        >>> logged_by(Doubling(), "net", data, "a stand-in", lambda x: 2 * x)
+        {'val_error': 0.0}
     """
     callbacks = *validation.watchers, _Counter(f"lq: validating {version}", validation.show_progress)
     if stand_in is None:
@@ -243,6 +275,22 @@ def compare_on_validation_data(
 
     Returns:
         what was found; nothing if there were no data.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> class Doubling(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Identity()
+        ...
+        ...     def validation_step(self, x, batch_idx):
+        ...         self.log("val_error", (self.net(x) - 2 * x).abs().mean())
+        >>> data = ValidationData(DataLoader(torch.ones(4), batch_size=2), show_progress=False)
+        >>> found = compare_on_validation_data(Doubling(), "net", {"onnx": lambda x: 0.5 * x}, data)
+        >>> found.results["fake"], found.results["onnx"]
+        ({'val_error': 1.0}, {'val_error': 1.5})
+        >>> round(found.results["onnx_vs_fake"]["sqnr_db"], 1)
+        6.0
     """
     target = target_of(module, name)
     comparison = ValidationComparison(target, others, validation.metric, validation.target_fn, sync=False, keep=keep)
@@ -297,6 +345,22 @@ def own_figures(
         version: its name; "fp32" is the module itself in float, as far as ``float_weights`` are known.
         model: takes the inputs of the target.
         float_weights: of the module as it was in float.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lq.backends.prepare import prepare
+        >>> class Doubling(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(1, 1, bias=False))
+        ...
+        ...     def validation_step(self, x, batch_idx):
+        ...         self.log("val_error", (self.net(x) - 2 * x).abs().mean())
+        >>> module, x = Doubling(), torch.ones(4, 1)
+        >>> _ = prepare(module.net, example_args=(x,))
+        >>> data = ValidationData(DataLoader(x, batch_size=4), show_progress=False)
+        >>> own_figures(module, "net", data, "fp32", module.net, {"net.0.weight": torch.tensor([[2.0]])})
+        {'val_error': 0.0}
     """
     if version == FP32 and float_weights is not None:
         with as_float_model(module, name, float_weights):

@@ -56,6 +56,18 @@ def gated_export(
     Raises:
         ValueError: if ``prepared`` has no ranges, or weights that are no numbers.
         OSError: if the artifact cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from lq.deployment.results import Compared
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x])
+        >>> done = gated_export(prepared, ((x,), {}), lambda models, count: Compared(), ExportSettings(["torch"]))
+        >>> done.parity["torch"].passed, [row["model"] for row in done.rows], done.directory
+        (True, ['fake-quantized', 'int8 torch'], None)
+        >>> done.notes
+        ['without validation results, agreement and SQNR are those of one training batch']
     """
     check_weights(prepared)
     set_phase(prepared, fake_quant=True, observer=False, freeze_bn=True)

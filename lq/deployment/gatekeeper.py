@@ -37,6 +37,23 @@ class Gatekeeper:
         others: calls of other sizes, for exporters whose files leave them open.
         larger: by exporter, a call with more samples than the others. It can fail a file, but does not count in the
             figures.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.export.artifact.manifest import write_manifest
+        >>> from lq.export.artifact.signature import Signature
+        >>> from lq.export.exporters import chosen
+        >>> from lq.ptq.static import prepare_static
+        >>> (choice,), example = chosen(["torch"]), ((torch.rand(8, 4),), {})
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [example[0][0]])
+        >>> wrong = torch.rand(8, 2)  # in the place of what was trained
+        >>> with tempfile.TemporaryDirectory() as place, Worker() as worker:
+        ...     info = choice.export(prepared, example, Path(place))
+        ...     signature = Signature.of(prepared, example, wrong).to_dict()
+        ...     write_manifest(Path(place), {"artifacts": {"torch": info}, "signature": signature})
+        ...     parity = Gatekeeper(prepared, [(example, wrong)], Gate(), worker).judge(choice, Path(place))
+        >>> parity.complaint, parity.first_layer
+        ('SQNR ... dB is below 25.0 dB', 'the output')
     """
 
     def __init__(

@@ -28,6 +28,11 @@ class Handed:
         directory: the artifact; ``None`` if an older one was better and stayed.
         rejected: what did not pass; ``None`` if all did, or left no file.
         notes: what is not where it was wanted, a sentence each.
+
+    Example:
+        >>> handed = Handed(rejected="s3://runs/int8.failed", notes=("s3://runs/int8 still holds an earlier artifact",))
+        >>> handed.directory is None, handed.rejected
+        (True, 's3://runs/int8.failed')
     """
 
     directory: Path | str | None = None
@@ -40,6 +45,14 @@ def as_destination(directory: AnyPath | Destination | None) -> Destination | Non
 
     Raises:
         OSError: if it cannot be written to.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     destination = as_destination(f"{folder}/int8")
+        ...     print(destination.path.name, destination.before, destination.path.exists())
+        int8 None False
+        >>> as_destination(None) is None
+        True
     """
     if directory is None or isinstance(directory, Destination):
         return directory
@@ -50,7 +63,16 @@ def as_destination(directory: AnyPath | Destination | None) -> Destination | Non
 
 @contextmanager
 def workplace(destination: Destination | None) -> Iterator[Path]:
-    """An empty directory to write an artifact into, beside its destination; all scratch lies there too."""
+    """An empty directory to write an artifact into, beside its destination; all scratch lies there too.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with workplace(as_destination(f"{folder}/int8")) as place:
+        ...         print(place.parent == Path(folder).resolve(), place.name[:10])
+        ...     place.exists()
+        True .int8.tmp-
+        False
+    """
     if destination is None:
         with scratch() as place:
             yield place
@@ -77,6 +99,18 @@ def hand_over(
 
     Raises:
         OSError: if disk or store refuses; an older artifact is untouched then, and the error says where the new one is.
+
+    Example:
+        >>> from lq.export.artifact.manifest import read_manifest, write_manifest
+        >>> def describe(directory, kinds):
+        ...     write_manifest(directory, {"artifacts": dict.fromkeys(kinds, {})})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     destination = as_destination(f"{folder}/int8")
+        ...     with workplace(destination) as place:
+        ...         _ = (place / "int8.pt").write_text("of the exporter torch")
+        ...         handed = hand_over(place, destination, ["torch"], [], True, describe)
+        ...     handed.directory.name, list(read_manifest(handed.directory)["files"]), handed.rejected
+        ('int8', ['int8.pt'], None)
     """
     if not whole:
         with _kept(place, destination):

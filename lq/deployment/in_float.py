@@ -51,6 +51,16 @@ def size_notes(prepared: fx.GraphModule, example: Inputs, kinds: Iterable[str]) 
 
     Returns:
         a line for each of them.
+
+    Example:
+        >>> import torch
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> prepared = prepare(nn.Sequential(nn.Conv2d(1, 2, 3)), example_args=(x,))
+        >>> graph = as_graph(prepared, ((x,), {}), axes={"input": {2: "height", 3: "width"}})
+        >>> size_notes(graph, ((x,), {}), ["torch", "litert"])
+        ['litert: the file holds the sizes of the example, input (1, 8, 8) behind the batch']
     """
     tensors = named_tensors(prepared, example)
     shapes = ", ".join(f"{name} {tuple(tensors[name].shape[1:])}" for name in asked_axes(prepared))

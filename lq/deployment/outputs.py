@@ -18,7 +18,13 @@ from lq.tracing.structure import Inputs, map_tensors
 
 @torch.no_grad()
 def output_of(prepared: fx.GraphModule, example: Inputs) -> Any:
-    """The output of one call, whose inputs stay as they are."""
+    """The output of one call, whose inputs stay as they are.
+
+    Example:
+        >>> graph, x = fx.symbolic_trace(nn.ReLU(inplace=True)), torch.tensor([-1.0, 2.0])
+        >>> output_of(graph, ((x,), {})), x
+        (tensor([0., 2.]), tensor([-1.,  2.]))
+    """
     args, kwargs = copy.deepcopy(example)  # a model may work in place
     return prepared(*args, **kwargs)
 
@@ -33,6 +39,15 @@ def calls_of_other_sizes(prepared: fx.GraphModule, example: Inputs) -> list[tupl
     Returns:
         one of about the same sizes, which are odd, and one that is twice or half as large, as far as the model takes
         them.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> prepared = prepare(nn.Sequential(nn.Conv2d(1, 2, 3)), example_args=(x,))
+        >>> graph = as_graph(prepared, ((x,), {}), axes={"input": {2: "height", 3: "width"}})
+        >>> [(tuple(args[0].shape), tuple(out.shape)) for (args, _), out in calls_of_other_sizes(graph, ((x,), {}))]
+        [((2, 1, 7, 7), (2, 2, 5, 5)), ((2, 1, 16, 16), (2, 2, 14, 14))]
     """
     axes = asked_axes(prepared)
     if not axes:
@@ -62,6 +77,14 @@ def larger_call(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> tuple[Inpu
 
     Returns:
         ``None`` if the calls have several sizes, or the model takes one batch size alone.
+
+    Example:
+        >>> graph, x = fx.symbolic_trace(nn.Linear(4, 2)), torch.rand(8, 4)
+        >>> (args, _), out = larger_call(graph, [((x,), {})])
+        >>> args[0].shape, out.shape
+        (torch.Size([17, 4]), torch.Size([17, 2]))
+        >>> larger_call(graph, [((x,), {}), ((x[:3],), {})]) is None
+        True
     """
     sizes = {batch_size(call) for call in calls}
     if len(sizes) != 1 or sizes & {None, 0} or fixed_batch(prepared) is not None:

@@ -13,7 +13,15 @@ from lq.timing.rows import FP32
 
 
 def provenance(prepared: fx.GraphModule, float_model: nn.Module | None) -> dict[str, Any]:
-    """What an artifact says of where it comes from."""
+    """What an artifact says of where it comes from.
+
+    Example:
+        >>> from lq.ptq.static import prepare_static
+        >>> net, x = nn.Sequential(nn.Linear(4, 2)), torch.rand(8, 4)
+        >>> found = provenance(prepare_static(net, [x]), net)
+        >>> list(found), list(found["ranges"]), len(found["fp32_weights_sha256"])
+        (['qconfig', 'plan', 'ranges', 'fp32_weights_sha256'], ['fq_input_1', 'fq_0'], 64)
+    """
     state = state_of(prepared)
     ends = zip(state.names, state.min_val.tolist(), state.max_val.tolist(), strict=True)
     return {

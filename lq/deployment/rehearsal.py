@@ -40,6 +40,14 @@ def rehearse(
 
     Raises:
         ValueError: if an exporter cannot export the model.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> from lq.conversion.graph import as_graph
+        >>> x = torch.rand(2, 4)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Flatten(0), torch.nn.Linear(8, 2))
+        >>> rehearse(as_graph(prepare(net, example_args=(x,)), ((x,), {})), ((x,), {}), ["torch", "pt2"])
+        []
     """
     state = state_of(prepared)
     made_up = {"min_val": torch.full_like(state.min_val, -1.0), "max_val": torch.ones_like(state.max_val)}

@@ -26,6 +26,11 @@ class Compared:
         counts: names of the figures that the gate looks at.
         notes: to be read beside the table.
         accuracy: which of the module's own figures is its accuracy, if that is known.
+
+    Example:
+        >>> found = Compared({"fake": {"val_acc": 0.91}, "onnx": {"val_acc": 0.9}, "onnx_vs_fake": {"sqnr_db": 40.2}})
+        >>> found.results["onnx"], found.calls
+        ({'val_acc': 0.9}, ())
     """
 
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

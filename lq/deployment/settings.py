@@ -34,6 +34,14 @@ class ExportSettings:
         ValueError: for no exporter, an unknown exporter or option, or for dynamic axes where no exporter's files can
             have any.
         ImportError: if an exporter needs a package that is not installed.
+
+    Example:
+        >>> settings = ExportSettings(["torch", {"pt2": {}}], Gate(min_sqnr_db=30), dynamic_axes={"x": [2]})
+        >>> [choice.name for choice in settings.choices], settings.axes
+        (['torch', 'pt2'], {'x': {2: ''}})
+        >>> ExportSettings([])
+        Traceback (most recent call last):
+        ValueError: exporters=[] would leave no model; write exporters=['torch'], or leave the argument out.
     """
 
     exporters: Sequence[ExporterChoice] = DEFAULT_EXPORTERS

@@ -43,6 +43,16 @@ class Exporter:
         static: whether its files hold all sizes of the example but the batch.
         besides: files that it writes where a model is too large for the others.
         handed_on: files for other tools, which it writes where an option says so and never reads.
+
+    Example:
+        >>> import tempfile
+        >>> onnx = EXPORTERS["onnx"]
+        >>> onnx.files, onnx.extra, onnx.options()
+        (('int8.onnx',), 'onnx', ('opset',))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     _ = (Path(place) / "int8.onnx.data").write_bytes(b"")
+        ...     onnx.files_in(Path(place))  # the model was too large for one file
+        ['int8.onnx', 'int8.onnx.data']
     """
 
     name: str
@@ -271,7 +281,13 @@ def stored_bits(bits: int, exporters: Sequence[ExporterChoice]) -> int:
 
 @dataclass(frozen=True)
 class Chosen:
-    """An exporter and its options."""
+    """An exporter and its options.
+
+    Example:
+        >>> choice = Chosen(EXPORTERS["onnx"], {"opset": 20})
+        >>> choice.name, choice.choice
+        ('onnx', {'onnx': {'opset': 20}})
+    """
 
     exporter: Exporter
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -132,8 +133,9 @@ def shared_scores(expected: Detections, got: Detections) -> tuple[float, float]:
     for a, b in zip(expected, got, strict=True):
         pairs = _pairs(a, b)
         own, others = a["scores"][[i for i, _ in pairs]], b["scores"][[j for _, j in pairs]]
-        agreeing += 2 * float(torch.minimum(own, others).sum())
-        total += float(a["scores"].sum() + b["scores"].sum())
+        # Sums that do not depend on the order, so that equal detections agree by exactly 1.
+        agreeing += 2 * math.fsum(torch.minimum(own, others).tolist())
+        total += math.fsum(a["scores"].tolist()) + math.fsum(b["scores"].tolist())
     return agreeing, total
 
 

@@ -15,7 +15,7 @@ from lq.report.table import ABSENT, number
 
 
 def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Lay measurements out, one model a line, with three columns for each batch size.
+    r"""Lay measurements out, one model a line, with three columns for each batch size.
 
     Args:
         rows: as :class:`lq.timing.bench.Benchmark` has them.
@@ -26,9 +26,10 @@ def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
         how much faster than eager float.
 
     Example:
-        >>> row = {"model": "int8 onnx", "batch_size": 1, "latency_ms": 2.5, "per_second": 400.0, "speedup": 4.0,
-        ...        "size_mb": 3.5, "threads": 1}
-        >>> Console(width=80, color_system=None).print(bench_table([row]))  # doctest: +SKIP
+        >>> row = {"model": "int8 onnx", "batch_size": 1, "latency_ms": 2.5, "iqr_ms": 0.1, "per_second": 400.0,
+        ...        "speedup": 4.0, "size_mb": 3.5, "threads": 1}
+        >>> [column.header for column in bench_table([row, {**row, "batch_size": 16}]).columns]
+        ['model', 'size\nMB', 'batch 1\nms', '\nper second', '\nspeed-up', 'batch 16\nms', '\nper second', '\nspeed-up']
     """
     batches = sorted({row["batch_size"] for row in rows})
     columns = [Column("model", no_wrap=True, style="cyan"), Column("size\nMB", justify="right")]
@@ -59,7 +60,21 @@ def bench_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
 
 
 def print_bench(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console | None = None) -> None:
-    """Print the table and what to know of it; lines in a log are never broken."""
+    """Print the table and what to know of it; lines in a log are never broken.
+
+    Example:
+        >>> row = {"model": "int8 onnx", "batch_size": 1, "latency_ms": 2.5, "iqr_ms": 0.1, "per_second": 400.0,
+        ...        "speedup": None, "size_mb": 3.5, "threads": 1}
+        >>> print_bench([row], ["int8 onnx runs in float: head"], Console(width=80, color_system=None))
+        <BLANKLINE>
+                    size      batch 1
+         model        MB           ms  per second  speed-up
+         ───────────────────────────────────────────────────
+         int8 onnx  3.50  2.50 ± 0.10         400         -
+        <BLANKLINE>
+        1 thread; median and quartile range
+         int8 onnx runs in float: head
+    """
     console = wide_enough(console)
     console.print(bench_table(rows))
     for note in notes:

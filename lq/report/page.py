@@ -31,6 +31,12 @@ class Findings:
         ranges: from :func:`lq.analysis.range_statistics`.
         plan: ``str(lq.plan_of(prepared))``.
         notes: how the figures were taken: data, machine, command.
+
+    Example:
+        >>> rows = [{"model": "FP32", "metrics": {"accuracy": 0.92}, "size_mb": 14.0}]
+        >>> findings = Findings(comparison=rows, plan="fc  Linear")
+        >>> [name for name, value in vars(findings).items() if value]  # what the page will have sections for
+        ['comparison', 'plan']
     """
 
     comparison: Rows = ()
@@ -70,7 +76,7 @@ def write_page(path: str | os.PathLike[str], title: str, findings: Findings) -> 
 
 
 def write_picture(path: str | os.PathLike[str], title: str, findings: Findings) -> Path:
-    """Write one picture that says it all, for a README: what each model reaches, and which layers cause the loss.
+    r"""Write one picture that says it all, for a README: what each model reaches, and which layers cause the loss.
 
     Args:
         path: of the PNG file; its directory is made.
@@ -82,6 +88,15 @@ def write_picture(path: str | os.PathLike[str], title: str, findings: Findings) 
 
     Raises:
         ValueError: if either is missing.
+
+    Example:
+        >>> import tempfile
+        >>> models = [{"model": "FP32", "metrics": {"accuracy": 0.92}}, {"model": "int8", "metrics": {"accuracy": 0.9}}]
+        >>> loss = {"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_picture(f"{folder}/pictures/net.png", "MobileNetV2", Findings(models, sensitivity=[loss]))
+        ...     path.read_bytes()[1:4]
+        b'PNG'
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)

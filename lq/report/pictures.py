@@ -34,6 +34,18 @@ def log_figure(loggers: Sequence[Any], name: str, figure: Figure, step: int) -> 
         name: under which it is shown.
         figure: from :mod:`lq.report.plots`.
         step: of the training.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> from lq.report.plots.style import new_figure
+        >>> class Album(CSVLogger):
+        ...     def log_image(self, key, images, step):
+        ...         print(key, len(images), "at step", step)
+        >>> figure, _ = new_figure(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log_figure([Album(folder), CSVLogger(folder)], "qat/sqnr", figure, step=9)
+        qat/sqnr 1 at step 9
     """
     for logger in loggers:
         if _adds_figures(logger):
@@ -74,6 +86,19 @@ def log_pictures(loggers: Sequence[Any], history: Sequence[Row], sqnr: Sequence[
         history: of the training.
         sqnr: from :func:`lq.analysis.sqnr_per_layer`.
         step: of the training.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> class Album(CSVLogger):
+        ...     def log_image(self, key, images, step):
+        ...         print(key)
+        >>> history = [{"epoch": 0, "step": 9, "qat/lr_scale": 0.01}]
+        >>> sqnr = [{"name": "conv1", "kind": "weight", "sqnr_db": 38.2}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log_pictures([Album(folder)], history, sqnr, step=9)
+        qat/learning_rate
+        qat/sqnr
     """
     for name, figure, _ in training_pictures(history):
         log_figure(loggers, f"qat/{name}", figure, step)

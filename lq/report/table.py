@@ -101,6 +101,19 @@ def print_table(rows: Sequence[Row], console: Console | None = None, title: str 
 
     Raises:
         ValueError: as for :func:`comparison_table`.
+
+    Example:
+        >>> rows = [{"model": name, "metrics": {"accuracy": 0.9}, "size_mb": 14.0} for name in ("FP32", "QAT int8")]
+        >>> print_table(rows, Console(width=30, color_system=None))  # too narrow for the columns of comparison_table
+        <BLANKLINE>
+         model         FP32  QAT int8
+         ─────────────────────────────
+         accuracy    0.9000    0.9000
+         size MB      14.00     14.00
+         latency ms       -         -
+         agreement        -         -
+         SQNR dB          -         -
+        <BLANKLINE>
     """
     console = console or Console()
     table = comparison_table(rows, title)

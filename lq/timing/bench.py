@@ -50,6 +50,17 @@ class Benchmark:
             "speedup" over eager float, "size_mb", "threads".
         notes: what to know of them: int8 that is slower than float, layers that run in float, what is missing and why.
         chips: what models cost on chips that this machine is not, as :func:`lq.timing.chips.on_chips` has it.
+
+    Example:
+        >>> import lq, tempfile
+        >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> _ = lq.calibrate(prepared, [x])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = lq.export_artifact(prepared, [x], f"{folder}/int8")
+        ...     found = bench(done.directory, batch_sizes=(16,), min_time=0.01, compile=False)
+        >>> row, = found.rows
+        >>> row["model"], row["speedup"], round(row["latency_ms"] * row["per_second"])  # 1000 ms times 16 samples
+        ('int8 torch', None, 16000)
     """
 
     rows: list[dict[str, Any]]

@@ -24,6 +24,12 @@ def on_chips(directory: Path, manifest: Mapping[str, Any], npu: str) -> tuple[li
 
     Returns:
         a row of figures for each model that has any, and lines that say the same.
+
+    Example:
+        >>> manifest = {"artifacts": {"mcu": {"arena_bytes": 20480}, "torch": {}}}
+        >>> rows, notes = on_chips(Path("runs/int8"), manifest, "ethos-u55-128")
+        >>> notes[0]
+        'int8 mcu takes an arena of 20.0 KiB in tflite-micro'
     """
     rows: list[Row] = []
     notes: list[str] = []

@@ -109,7 +109,16 @@ class Stopwatch(FreshProcess):
 
 
 def main(scratch: str) -> None:
-    """What the process does."""
+    """What the process does.
+
+    Example:
+        >>> with scratch() as place:
+        ...     save({"int8": ((), {})}, place / _SAMPLE)
+        ...     write_file(place / _JOB, json.dumps({"models": [], "seconds": SECONDS}).encode())
+        ...     main(str(place))  # of no model
+        ...     print((place / _TIMES).read_text())
+        {}
+    """
     place = Path(scratch)
     job = json.loads((place / _JOB).read_text())
     # Written by the parent a moment ago, and inputs may be of any class.

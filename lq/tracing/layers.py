@@ -120,10 +120,11 @@ class LayerFinder:
         for name, module in self.modules.items():
             if name in known:
                 continue
+            weight = f"{name}.weight".lstrip(".")
             if isinstance(module, RECURRENT_LAYERS):
-                if not any(own.startswith(f"{name}.weight_") for own in known):
+                if not any(own.startswith(f"{weight}_") for own in known):
                     rows.append(LayerPlan(name, own_class(module).__name__, reason=self._why_not_recurrent(name)))
-            elif isinstance(module, _LAYER_MODULES) and not any(own in known for own in (f"{name}.weight", name)):
+            elif name and isinstance(module, _LAYER_MODULES) and weight not in known:
                 reason = "it is not called; operations that read its weight run in float"
                 rows.append(LayerPlan(name, own_class(module).__name__, reason=reason))
         return rows
@@ -148,7 +149,7 @@ class LayerFinder:
 
     def _name(self, node: fx.Node) -> str:
         place = seen_of(node).stack[-1]
-        if isinstance(self.modules[place], _LAYER_MODULES):
+        if place and isinstance(self.modules[place], _LAYER_MODULES):
             return place
         weight = weight_of(node)
         if isinstance(weight, fx.Node) and weight.op == "get_attr":

@@ -132,3 +132,16 @@ def test_a_comparison_of_detectors_has_an_agreement_and_no_noise() -> None:
 def test_a_tensor_that_is_returned_twice_is_compared_twice() -> None:
     x = torch.ones(2, 3)
     assert len(comparable({"logits": x, "last": x})) == 2
+
+
+def test_the_same_detections_in_another_order_agree_by_exactly_one() -> None:
+    """A gate of 100 % would refuse 99.99998 %."""
+    for count in range(20, 40):
+        corners = 1000 * torch.rand(count, 2)
+        found = {
+            "boxes": torch.cat([corners, corners + 10], 1),
+            "scores": torch.rand(count),
+            "labels": torch.zeros(count, dtype=torch.long),
+        }
+        order = torch.randperm(count)
+        assert detection_agreement([found], [{key: value[order] for key, value in found.items()}]) == 1.0

@@ -173,3 +173,25 @@ def test_a_subclass_that_computes_the_same_is_quantized(bias: bool):
 def test_exclusions_are_rows_of_the_plan():
     plan = plan_of(prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), QConfig(exclude=("1",))))
     assert [(row.name, row.reason) for row in plan.layers] == [("0", ""), ("1", "exclude '1'")]
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "name"),
+    [
+        (nn.Linear(4, 2), torch.rand(8, 4), "linear"),
+        (nn.Conv1d(4, 2, 1), torch.rand(8, 4, 3), "conv1d"),
+        (nn.ConvTranspose2d(4, 2, 2), torch.rand(8, 4, 3, 3), "conv_transpose2d"),
+    ],
+)
+def test_a_target_that_is_a_layer_itself_is_named_after_its_operation(net: nn.Module, x: Tensor, name: str):
+    prepared = prepare(net, example_args=(x,))
+    calibrate(prepared, [x])
+    assert [row.name for row in plan_of(prepared).layers] == [name]
+    assert sqnr(prepared(x), convert(prepared)(x)) > 40  # the same integers but for ties
+
+
+def test_a_target_that_is_a_recurrent_layer_itself_has_no_row_without_a_name():
+    prepared = prepare(nn.GRU(4, 3), QConfig(recurrence="int8"), example_args=(torch.rand(5, 2, 4),))
+    plan = plan_of(prepared)
+    assert [row.name for row in plan.layers] == ["weight_ih_l0", "weight_hh_l0"]
+    assert "add" in plan.float_ops

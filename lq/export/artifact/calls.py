@@ -30,7 +30,15 @@ def fits_batch(call: Inputs, batch: FixedBatch | None) -> bool:
 
 
 def in_order(model: nn.Module, example: Inputs) -> Inputs:
-    """The same call with its keywords in the order of the parameters and without gaps: the tracers confuse others."""
+    """The same call with its keywords in the order of the parameters and without gaps: the tracers confuse others.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def forward(self, x, factor=2.0, offset=0.0):
+        ...         return x * factor + offset
+        >>> in_order(Scale(), ((), {"offset": 1.0, "x": torch.ones(1)}))
+        ((), {'x': tensor([1.]), 'factor': 2.0, 'offset': 1.0})
+    """
     args, kwargs = example
     parameters = inspect.signature(model.forward).parameters
     order = {name: position for position, name in enumerate(parameters)}
@@ -58,7 +66,15 @@ def in_float32(model: nn.Module, example: Any) -> Any:
 
 
 def smallest_call(model: nn.Module, example: Inputs) -> Inputs:
-    """The example cut to a batch of one, or whole where the model's code has fixed its batch."""
+    """The example cut to a batch of one, or whole where the model's code has fixed its batch.
+
+    Example:
+        >>> example = ((torch.rand(8, 4),), {})
+        >>> smallest_call(nn.Linear(4, 2), example)[0][0].shape
+        torch.Size([1, 4])
+        >>> smallest_call(nn.Unflatten(0, (4, 2)), example) is example  # it takes no batch of one
+        True
+    """
     if fixed_batch(model) is not None:
         return example
     sample = one_sample(example)

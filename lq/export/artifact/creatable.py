@@ -30,6 +30,16 @@ def check_creatable(directory: AnyPath) -> None:
         PermissionError: if the working directory is that directory, or lies in it.
         OSError: if the disk refuses to hold a new directory of this name there, or a file in it, or to replace a mount
             point; a PermissionError where that is the reason.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_creatable(f"{folder}/runs/int8")
+        ...     list(Path(folder).iterdir())  # it leaves no trace
+        []
+        >>> check_creatable("/")
+        Traceback (most recent call last):
+        PermissionError: cannot replace /, which the working directory is or lies in: ...
     """
     target = absolute(directory)
     try:

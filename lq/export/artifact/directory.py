@@ -47,6 +47,15 @@ def scratch_directory(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: if it cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with scratch_directory(Path(folder) / "int8") as place:
+        ...         place.parent == Path(folder), place.name.startswith(".int8.tmp-")
+        ...     place.exists()
+        (True, True)
+        False
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,16 @@ def cannot_write(path: Path, error: OSError) -> OSError:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, if that is possible."""
+    """Remove a file, if that is possible.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     discard(Path(folder) / "missing")
+        ...     discard(Path(folder))  # no file: it stays, without an error
+        ...     Path(folder).exists()
+        True
+    """
     try:
         path.unlink(missing_ok=True)
     except OSError:

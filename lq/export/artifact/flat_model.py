@@ -21,6 +21,14 @@ class FlatModel:
         signature: of the original model.
         at_once: the largest batch that the runtime takes; a larger one is run in parts. ``None`` is any.
         one_call_at_a_time: let threads wait for each other, as inputs and outputs lie in the runtime's own memory.
+
+    Example:
+        >>> net = torch.nn.Linear(4, 2)
+        >>> signature = Signature.of(net, ((torch.ones(1, 4),), {}), {"logits": torch.ones(1, 2), "loss": None})
+        >>> model = FlatModel(lambda tensors: [net(tensors[0])], signature, at_once=2)
+        >>> found = model(input=torch.ones(3, 4))  # run in two parts
+        >>> found["logits"].shape, found["loss"]
+        (torch.Size([3, 2]), None)
     """
 
     def __init__(

@@ -61,6 +61,16 @@ def own_files(directory: Path) -> list[str]:
 
     Args:
         directory: the artifact.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.export.artifact.manifest import write_manifest
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "int8.pt").write_text("model")
+        ...     write_manifest(Path(folder), {})
+        ...     _ = Path(folder, "notes.txt").write_text("of the user")
+        ...     own_files(Path(folder))
+        ['lq.json', 'int8.pt']
     """
     try:
         manifest = read_manifest(directory)
@@ -88,6 +98,15 @@ def at_hand(directory: AnyPath) -> Iterator[Path]:
         FileNotFoundError: if there is nothing at the URL.
         ValueError: if there is no artifact at the URL.
         OSError: if a store cannot be read.
+
+    Example:
+        >>> with at_hand("runs/int8") as place:
+        ...     place == Path("runs/int8")
+        True
+        >>> with at_hand("memory://no/such/artifact"):
+        ...     pass
+        Traceback (most recent call last):
+        FileNotFoundError: memory://no/such/artifact does not exist. Give the directory that a training exported.
     """
     path = local_path(directory)
     if path is not None:
@@ -279,6 +298,16 @@ def load_prepared_state(directory: AnyPath) -> dict[str, Any]:
         FileNotFoundError: if the directory or the state in it is missing.
         NotADirectoryError: if the path is a file.
         ValueError: if the directory is not an lq artifact, is of a newer format, or was changed.
+
+    Example:
+        >>> import lq, tempfile
+        >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> _ = lq.calibrate(prepared, [x])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = lq.export_artifact(prepared, [x], f"{folder}/int8")
+        ...     state = load_prepared_state(done.directory)
+        >>> state["0.weight"].shape, torch.equal(state["0.weight"], prepared[0].weight)
+        (torch.Size([2, 4]), True)
     """
     with at_hand(directory) as path:
         file = checked_file(path, read_manifest(path), PREPARED_NAME)

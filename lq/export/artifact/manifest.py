@@ -53,6 +53,15 @@ def write_manifest(directory: Path, entries: Mapping[str, Any]) -> None:
         ValueError: if an entry takes a name that the manifest needs itself.
         TypeError: if an entry is not plain data.
         OSError: if the disk refuses.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "int8.pt").write_text("model")
+        ...     write_manifest(Path(folder), {"results": {"torch_vs_fake": {"sqnr_db": math.inf}}})
+        ...     manifest = read_manifest(folder)
+        >>> manifest["files"]["int8.pt"]["bytes"], manifest["results"]
+        (5, {'torch_vs_fake': {'sqnr_db': 'inf'}})
     """
     taken = sorted(set(entries) & set(RESERVED))
     if taken:
@@ -83,6 +92,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
         NotADirectoryError: if the path is a file.
         ValueError: if the directory is no lq artifact, one of a newer format, or was tampered with; the message names
             file and field.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_manifest(Path(folder), {"artifacts": {"torch": {"engine": "x86"}}})
+        ...     manifest = read_manifest(folder)
+        >>> manifest["format"], manifest["format_version"], manifest["artifacts"]
+        ('lq-artifact', 1, {'torch': {'engine': 'x86'}})
     """
     path = Path(directory)
     if not path.exists():
@@ -135,6 +152,13 @@ def check_manifest(content: dict[str, Any], place: Path | str) -> None:
 
     Raises:
         ValueError: if it is of a newer format, or was tampered with; the message names file and field.
+
+    Example:
+        >>> manifest = {"format": "lq-artifact", "format_version": 1, "files": {}}
+        >>> check_manifest(manifest, "runs/int8")
+        >>> check_manifest({**manifest, "files": {"../passwords": {"sha256": 64 * "0", "bytes": 1}}}, "runs/int8")
+        Traceback (most recent call last):
+        ValueError: runs/int8/lq.json.files.../passwords is not the name of a file inside of the artifact, ...
     """
     whole = Field(content, f"{place}/{MANIFEST_NAME}")
     version = content["format_version"]
@@ -148,7 +172,16 @@ def check_manifest(content: dict[str, Any], place: Path | str) -> None:
 
 
 def is_artifact(directory: str | os.PathLike[str]) -> bool:
-    """Whether a directory holds an lq artifact, of this or of a newer format."""
+    """Whether a directory holds an lq artifact, of this or of a newer format.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     before = is_artifact(folder)
+        ...     write_manifest(Path(folder), {})
+        ...     before, is_artifact(folder)
+        (False, True)
+    """
     try:
         return bool(_read(Path(directory)))
     except ValueError:
@@ -171,6 +204,18 @@ def checked_file(directory: str | os.PathLike[str], manifest: Mapping[str, Any],
         ValueError: if the file is not the one that was exported.
 
     The checksum is in the same directory: it finds damage, not malice.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "int8.pt")
+        ...     _ = file.write_text("model")
+        ...     write_manifest(Path(folder), {})
+        ...     found = checked_file(folder, read_manifest(folder), "int8.pt")
+        ...     _ = found.write_text("other")
+        ...     checked_file(folder, read_manifest(folder), "int8.pt")
+        Traceback (most recent call last):
+        ValueError: ...int8.pt is not the file that was exported: its checksum differs from that in lq.json. ...
     """
     path, listed = Path(directory, name), manifest["files"]
     if name not in listed:
@@ -197,7 +242,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_manifest_bytes(file: Path) -> bytes:
-    """The bytes of an ``lq.json``; of one that :func:`parse_manifest` refuses as too large, no more than it takes."""
+    """The bytes of an ``lq.json``; of one that :func:`parse_manifest` refuses as too large, no more than it takes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_manifest(Path(folder), {})
+        ...     parse_manifest(read_manifest_bytes(Path(folder, MANIFEST_NAME)), folder)["files"]
+        {}
+    """
     with file.open("rb") as stream:
         return stream.read(LARGEST_MANIFEST + 1)
 

@@ -81,6 +81,13 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises:
         ValueError: if it is not such an archive.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"x": torch.ones(3)}, f"{folder}/x.pt")
+        ...     {name: len(content) for name, content in read_archive(Path(folder, "x.pt")) if name.startswith("data/")}
+        {'data/0': 12}
     """
     try:
         reader: Any = archive_reader(str(path))
@@ -95,6 +102,15 @@ def check_program(path: Path) -> None:
 
     Raises:
         ValueError: naming the file, the place in it and what it would run.
+
+    Example:
+        >>> import tempfile, torch
+        >>> program = torch.export.export(torch.nn.ReLU(), (torch.ones(1),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.export.save(program, f"{folder}/x.pt2", extra_files={"more.json": '{"target": "os.system"}'})
+        ...     check_program(Path(folder, "x.pt2"))
+        Traceback (most recent call last):
+        ValueError: ...more.json.target names the function 'os.system', which is not an operation. If you ...
     """
     for name, content in read_archive(path):
         if "aotinductor" in name:

@@ -66,6 +66,12 @@ def check_remote(url: str) -> None:
     Raises:
         OSError: if it does not, or holds other things than an artifact there.
         ImportError: if fsspec needs a package for this kind of URL.
+
+    Example:
+        >>> check_remote("memory://int8")
+        >>> check_remote("no-such-store://int8")
+        Traceback (most recent call last):
+        ValueError: no-such-store://int8 is not a location that fsspec knows: ... Choose another path.
     """
     store, root = _store(url)
     probe = f"{root.rstrip('/')}.lq-{uuid.uuid4().hex}"
@@ -86,6 +92,16 @@ def remote_manifest(url: str) -> bytes | None:
     Raises:
         OSError: if the store cannot be asked.
         ImportError: if fsspec needs a package for this kind of URL.
+
+    Example:
+        >>> import fsspec
+        >>> remote_manifest("memory://example") is None
+        True
+        >>> store = fsspec.filesystem("memory")
+        >>> store.pipe_file("/example/lq.json", b"{}")
+        >>> remote_manifest("memory://example")
+        b'{}'
+        >>> store.rm("/example", recursive=True)
     """
     store, root = _store(url)
     with _as_os_error(f"cannot read {url}", _REMEDY):
@@ -107,6 +123,18 @@ def upload(place: Path, url: str) -> None:
 
     Raises:
         OSError: if the store refuses; what was there is still whole unless the store failed while it moved.
+
+    Example:
+        >>> import fsspec, tempfile
+        >>> from lq.export.artifact.manifest import write_manifest
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     _ = Path(place, "int8.pt").write_text("model")
+        ...     write_manifest(Path(place), {})
+        ...     upload(Path(place), "memory://example/int8")
+        >>> store = fsspec.filesystem("memory")
+        >>> sorted(store.find("/example"))
+        ['/example/int8/int8.pt', '/example/int8/lq.json']
+        >>> store.rm("/example", recursive=True)
     """
     older = _listed(url)
     store, root = _store(url)
@@ -142,6 +170,19 @@ def download(url: str, directory: Path) -> None:
         FileNotFoundError: if there is none.
         ValueError: if what is there is none, is one of a newer format, or was tampered with.
         OSError: if the store cannot be read.
+
+    Example:
+        >>> import fsspec, tempfile
+        >>> from lq.export.artifact.manifest import write_manifest
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     place, copy = Path(folder, "int8"), Path(folder, "copy")
+        ...     place.mkdir()
+        ...     write_manifest(place, {})
+        ...     upload(place, "memory://example/int8")
+        ...     download("memory://example/int8", copy)
+        ...     [file.name for file in copy.iterdir()]
+        ['lq.json']
+        >>> fsspec.filesystem("memory").rm("/example", recursive=True)
     """
     store, root = _store(url)
     content = remote_manifest(url)
@@ -165,7 +206,12 @@ def download(url: str, directory: Path) -> None:
 
 
 def fingerprint(content: bytes | None) -> str | None:
-    """What tells one ``lq.json`` from another."""
+    """What tells one ``lq.json`` from another.
+
+    Example:
+        >>> fingerprint(b"{}") == fingerprint(b"{ }"), fingerprint(None) is None
+        (False, True)
+    """
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 

@@ -39,6 +39,14 @@ def scratch() -> Iterator[Path]:
 
     Raises:
         OSError: if there is no room for it, naming where.
+
+    Example:
+        >>> with scratch() as place:
+        ...     _ = (place / "float.onnx").write_bytes(b"")
+        ...     [file.name for file in place.iterdir()]
+        ['float.onnx']
+        >>> place.exists()
+        False
     """
     target = _BESIDE.get()
     if target is not None:
@@ -65,6 +73,13 @@ def cleaned_up_on_sigterm() -> Iterator[None]:
     """Leave the contexts inside of this one before a SIGTERM ends the process, as it would have without.
 
     A handler of the user's own is left alone, as is one of another thread than the main one, which has none.
+
+    Example:
+        >>> with cleaned_up_on_sigterm():
+        ...     signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        False
+        >>> signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        True
     """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not ours:

@@ -21,6 +21,15 @@ class TensorSpec:
             is independent of the others, or that of a dynamic axis (:func:`lq.tracing.axes.checked_axes`).
         dtype: as torch calls it.
         sizes: those of the example; left out they are those of ``shape``, and 1 for names.
+
+    Example:
+        >>> from lq.export.artifact.signature import Signature
+        >>> example = (torch.zeros(8, 4),), {}
+        >>> spec, = Signature.of(torch.nn.Linear(4, 2), example, torch.zeros(8, 2)).inputs
+        >>> print(spec, spec.sizes)
+        input: float32(batch, 4) (8, 4)
+        >>> spec.fits(torch.zeros(3, 4)), spec.fits(torch.zeros(3, 5))
+        (True, False)
     """
 
     name: str

@@ -102,7 +102,16 @@ _CONTEXTS: dict[str, Callable[[Field, int], None]] = {
 
 
 def nothing_to_import(text: str) -> bool:
-    """Whether :func:`load_treespec` reads a structure in any process."""
+    """Whether :func:`load_treespec` reads a structure in any process.
+
+    Example:
+        >>> from collections import OrderedDict
+        >>> from torch.utils._pytree import tree_flatten, treespec_dumps
+        >>> nothing_to_import(treespec_dumps(tree_flatten(OrderedDict(logits=1))[1]))
+        True
+        >>> nothing_to_import('[1, {"type": "os.path", "context": "null", "children_spec": []}]')
+        False
+    """
     try:
         _check(Field(json.loads(text)[1], "structure"))
     except ValueError:

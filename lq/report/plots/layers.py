@@ -94,6 +94,13 @@ def draw_sensitivity(axis: Any, rows: Sequence[Row], top: int | None = None, exc
 
     Raises:
         ValueError: if there are no rows.
+
+    Example:
+        >>> row = {"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}
+        >>> figure, (axis,) = new_figure(4, 2)
+        >>> draw_sensitivity(axis, [row, {**row, "layer": "conv1", "loss": 0.03}])
+        >>> [label.get_text() for label in axis.get_yticklabels()], [text.get_text() for text in axis.texts]
+        (['conv1', 'fc'], ['50%', '50%'])
     """
     if not rows:
         raise ValueError("no rows; give those of lq.analysis.sensitivity(prepared, batches).")

@@ -37,6 +37,9 @@ def check_matplotlib() -> None:
 
     Raises:
         ModuleNotFoundError: if it is not installed.
+
+    Example:
+        >>> check_matplotlib()  # nothing to complain of: it is installed
     """
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lightning-qat[plots]'.")
@@ -94,6 +97,13 @@ def finish(figure: Figure, title: str, columns: int = 2) -> Figure:
 
     Returns:
         the figure.
+
+    Example:
+        >>> figure, (left, right) = new_figure(6, 3, columns=2)
+        >>> for axis in (left, right):
+        ...     _ = axis.plot([0, 1], label="int8")
+        >>> [text.get_text() for text in finish(figure, "Two panels").legends[0].get_texts()]
+        ['int8']
     """
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     entries: dict[str, Any] = {}
