@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -58,12 +59,47 @@ def require_fixed(name: str, fixed: Any, given: Any) -> None:
         Traceback (most recent call last):
         ValueError: the model was converted with scale=2, which is fixed in it, but was called with scale=3. ...
     """
-    if given is not fixed and not (_is_plain(given) and _as_tuples(given) == _as_tuples(fixed)):
-        value = shown(given) if _is_plain(given) else f"a {type(given).__name__}"
-        raise ValueError(
-            f"the model was converted with {name}={fixed!r}, which is fixed in it, but was called with {name}={value}. "
-            f"Prepare it with inputs that have that {name}."
-        )
+    if given is fixed or (_is_plain(given) and _is_same(_as_tuples(given), _as_tuples(fixed))):
+        return
+    raise ValueError(_about_fixed(name, repr(fixed), shown(given) if _is_plain(given) else f"a {type(given).__name__}"))
+
+
+@fx.wrap
+def require_described(name: str, fixed: str, given: Any) -> None:
+    """The same of an object that no graph can hold, such as an enum or a slice, by what ``repr`` says of it.
+
+    Args:
+        name: of the argument.
+        fixed: what :func:`described` says of what it was.
+        given: what it is; ``None`` stands for it, too, as a graph has no other default.
+
+    Raises:
+        ValueError: if it is another one.
+
+    Example:
+        >>> require_described("part", "slice(0, 2, None)", slice(0, 3))
+        Traceback (most recent call last):
+        ValueError: the model was converted with part=slice(0, 2, None), which is fixed in it, but was called with ...
+    """
+    if given is not None and described(given) != fixed:
+        raise ValueError(_about_fixed(name, fixed, shown(given)))
+
+
+def described(value: Any) -> str:
+    """What ``repr`` says of an object, but for where it lies in memory.
+
+    Example:
+        >>> described(slice(0, 2)), described(object())
+        ('slice(0, 2, None)', '<object object>')
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _about_fixed(name: str, fixed: str, given: str) -> str:
+    return (
+        f"the model was converted with {name}={fixed}, which is fixed in it, but was called with {name}={given}. "
+        f"Prepare it with inputs that have that {name}."
+    )
 
 
 @fx.wrap
@@ -95,7 +131,7 @@ def require_sizes(tensor: torch.Tensor, shape: tuple[int | None, ...], name: str
         )
 
 
-_FIXED = "lq_fixed"  # in the ``meta`` of a placeholder
+_FIXED, _DESCRIBED = "lq_fixed", "lq_described"  # in the ``meta`` of a placeholder
 _SIZES = "lq_sizes"  # in the ``meta`` of an input tensor
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
@@ -105,6 +141,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
     return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, _PLAIN)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal, or both NaN, which equals nothing."""
+    return bool(one == other) or repr(one) == repr(other)
 
 
 def _as_tuples(value: Any) -> Any:
@@ -146,6 +187,8 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
     for node, (_, value, _) in zip(nodes, rows, strict=True):
         if _is_plain(value):
             node.meta[_FIXED] = _as_tuples(value)
+        elif not leaves_of(value):
+            node.meta[_DESCRIBED] = described(value)
         _take_apart(graph, node, value, found)
     return [found[index] for index in range(len(found))]
 
@@ -187,11 +230,12 @@ def refuse_other_arguments(graph: fx.Graph) -> None:
         Traceback (most recent call last):
         ValueError: the model was converted with input2=None, which is fixed in it, but was called with input2=2. ...
     """
-    fixed = [node for node in graph.nodes if _FIXED in node.meta]
+    kinds = ((require_fixed, _FIXED), (require_described, _DESCRIBED))
+    fixed = [(node, *kind) for node in graph.nodes for kind in kinds if kind[1] in node.meta]
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        for node in fixed:
-            check = graph.call_function(require_fixed, (str(node.target), node.meta[_FIXED], node))
+        for node, require, key in fixed:
+            check = graph.call_function(require, (str(node.target), node.meta[key], node))
             check.meta["is_wrapped"] = True
     for node in [node for node in graph.nodes if _SIZES in node.meta]:
         with graph.inserting_after(node if node.op != "placeholder" else first.prev):
