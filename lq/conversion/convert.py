@@ -11,13 +11,14 @@ from torch import fx, nn
 from lq.backends.prepare import qconfig_of
 from lq.compat.deprecations import quiet_torchscript
 from lq.conversion.int8 import Int8Layer, has_kernel, quantized_engine
-from lq.conversion.lowering import Lowering, TensorGrid, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.lowering import Lowering, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.tensor_grid import TensorGrid
 from lq.conversion.wide import check_eight_bits
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops
 from lq.tracing.axes import DynamicAxes, checked_axes
-from lq.tracing.call_signature import refuse_other_arguments
+from lq.tracing.fixed_arguments import refuse_other_arguments
 
 
 def convert(prepared: nn.Module, dynamic_axes: DynamicAxes | None = None) -> fx.GraphModule:

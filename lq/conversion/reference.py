@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from lq.compat.torch_private import register_decomposed
 from lq.conversion.int8 import room_for_bias
-from lq.conversion.lowering import Lowering, TensorGrid, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.lowering import Lowering, bare_layer, graph_with_ranges, same_layer
+from lq.conversion.tensor_grid import TensorGrid
 from lq.core.fake_quantize import FakeQuantize
 from lq.core.modules import QATLayer
 from lq.tracing import ops

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lq.compat.torch_private import OpOverload
 from lq.tracing import aten_calls as calls
+from lq.tracing import aten_layers as layers
 from lq.tracing.aten_calls import Call, Named
 
 
@@ -110,27 +111,27 @@ _TABLE: dict[str, Callable[[Named], Call | None]] = {
     # Nothing that a graph without operations in place could tell from its input.
     **dict.fromkeys(("detach", "alias", "clone", "contiguous", "lift_fresh", "lift_fresh_copy"), calls.first),
     # Layers.
-    **{f"conv{d}d.default": calls.convolution(getattr(F, f"conv{d}d")) for d in (1, 2, 3)},
-    **{f"conv{d}d.padding": calls.convolution(getattr(F, f"conv{d}d")) for d in (1, 2, 3)},
+    **{f"conv{d}d.default": layers.convolution(getattr(F, f"conv{d}d")) for d in (1, 2, 3)},
+    **{f"conv{d}d.padding": layers.convolution(getattr(F, f"conv{d}d")) for d in (1, 2, 3)},
     "linear": calls.same(F.linear, "input", "weight", "bias"),
     "embedding": calls.same(F.embedding, "indices", "weight"),
-    "batch_norm": calls.batch_norm,
-    "_native_batch_norm_legit_no_training": calls.batch_norm,
+    "batch_norm": layers.batch_norm,
+    "_native_batch_norm_legit_no_training": layers.batch_norm,
     "layer_norm": calls.same(F.layer_norm, "input", "normalized_shape", "weight", "bias", "eps"),
     "group_norm": calls.same(F.group_norm, "input", "num_groups", "weight", "bias", "eps"),
-    "scaled_dot_product_attention": calls.attention,
+    "scaled_dot_product_attention": layers.attention,
     # Pooling and resizing.
-    **{f"max_pool{d}d": calls.max_pool(getattr(F, f"max_pool{d}d")) for d in (1, 2, 3)},
-    "max_pool2d_with_indices": calls.max_pool(F.max_pool2d),
-    "max_pool3d_with_indices": calls.max_pool(F.max_pool3d),
-    **{f"avg_pool{d}d": calls.avg_pool(getattr(F, f"avg_pool{d}d")) for d in (1, 2, 3)},
+    **{f"max_pool{d}d": layers.max_pool(getattr(F, f"max_pool{d}d")) for d in (1, 2, 3)},
+    "max_pool2d_with_indices": layers.max_pool(F.max_pool2d),
+    "max_pool3d_with_indices": layers.max_pool(F.max_pool3d),
+    **{f"avg_pool{d}d": layers.avg_pool(getattr(F, f"avg_pool{d}d")) for d in (1, 2, 3)},
     **{
         f"adaptive_{kind}_pool{d}d": calls.same(getattr(F, f"adaptive_{kind}_pool{d}d"), "self", "output_size")
         for kind in ("avg", "max")
         for d in (1, 2, 3)
     },
-    "upsample_nearest2d.vec": calls.interpolate("nearest"),
-    "upsample_bilinear2d.vec": calls.interpolate("bilinear"),
+    "upsample_nearest2d.vec": layers.interpolate("nearest"),
+    "upsample_bilinear2d.vec": layers.interpolate("bilinear"),
     # New tensors.
     "new_zeros": calls.created("new_zeros", "self", "size"),
     "new_ones": calls.created("new_ones", "self", "size"),

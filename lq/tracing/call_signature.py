@@ -9,11 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from lq.checks import shown
-from lq.compat.torch_private import is_traced
+from lq.tracing.fixed_arguments import PLAIN, as_tuples, is_plain, note_fixed
 from lq.tracing.inputs import named_arguments
 from lq.tracing.structure import Leaf, is_record, leaves_of, map_structure
 
@@ -38,80 +36,6 @@ def field_of(record: Any, name: str) -> Any:
         (3, 3)
     """
     return record[name] if isinstance(record, dict) else getattr(record, name)
-
-
-@fx.wrap
-def require_fixed(name: str, fixed: Any, given: Any) -> None:
-    """Refuse an argument that is not what it was in the call that a graph was captured of.
-
-    Args:
-        name: of the argument.
-        fixed: what it was.
-        given: what it is.
-
-    Raises:
-        ValueError: if it is another one.
-
-    Example:
-        >>> require_fixed("sizes", (2, 3), [2, 3])  # lists and tuples mean the same
-        >>> require_fixed("scale", 2, 3)
-        Traceback (most recent call last):
-        ValueError: the model was converted with scale=2, which is fixed in it, but was called with scale=3. ...
-    """
-    if given is not fixed and not (_is_plain(given) and _as_tuples(given) == _as_tuples(fixed)):
-        value = shown(given) if _is_plain(given) else f"a {type(given).__name__}"
-        raise ValueError(
-            f"the model was converted with {name}={fixed!r}, which is fixed in it, but was called with {name}={value}. "
-            f"Prepare it with inputs that have that {name}."
-        )
-
-
-@fx.wrap
-def require_sizes(tensor: torch.Tensor, shape: tuple[int | None, ...], name: str) -> None:
-    """Refuse a tensor of another size than in the call that a graph was captured of, which it may hold as a constant.
-
-    Args:
-        tensor: an input.
-        shape: its sizes, ``None`` where it may have any.
-        name: of it.
-
-    Raises:
-        ValueError: if it has others.
-
-    Example:
-        >>> require_sizes(torch.zeros(8, 3, 5), (None, 3, 4), "x")
-        Traceback (most recent call last):
-        ValueError: the model was converted for x of the shape (any, 3, 4), but was called with (8, 3, 5). Its code ...
-    """
-    if is_traced():  # sizes are tensors there, and what is traced is called with the sizes of now
-        return
-    given = tuple(tensor.shape)
-    other = [dim for dim, (want, got) in enumerate(zip(shape, given, strict=False)) if want is not None and want != got]
-    if other and len(given) == len(shape):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"the model was converted for {name} of the shape ({wanted}), but was called with {given}. Its code may "
-            f"hold the size as a constant; dynamic_axes={{{name!r}: {other}}} leaves it open."
-        )
-
-
-_FIXED = "lq_fixed"  # in the ``meta`` of a placeholder
-_SIZES = "lq_sizes"  # in the ``meta`` of an input tensor
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a graph can hold a value: numbers, text and the like, and lists, tuples and dicts of those."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
-    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, _PLAIN)
-
-
-def _as_tuples(value: Any) -> Any:
-    """The same with tuples in the place of lists, which mean the same to most code."""
-    if isinstance(value, dict):
-        return {key: _as_tuples(part) for key, part in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -140,63 +64,14 @@ def add_placeholders(graph: fx.Graph, target: nn.Module, args: tuple[Any, ...], 
     has_default = False
     for name, _, default in rows:
         has_default = has_default or default is not inspect.Parameter.empty
-        given = () if not has_default else (_as_tuples(default) if _is_plain(default) else None,)
+        given = () if not has_default else (as_tuples(default) if is_plain(default) else None,)
         nodes.append(graph.create_node("placeholder", name, args=given, name=name))
     found: dict[int, fx.Node] = {}
     for node, (_, value, _) in zip(nodes, rows, strict=True):
-        if _is_plain(value):
-            node.meta[_FIXED] = _as_tuples(value)
+        if not leaves_of(value):
+            note_fixed(node, value)
         _take_apart(graph, node, value, found)
     return [found[index] for index in range(len(found))]
-
-
-def note_sizes(inputs: list[fx.Node], names: list[str], sizes: list[tuple[int | None, ...]]) -> None:
-    """Note which sizes of its inputs a graph may hold as constants, for :func:`refuse_other_arguments`.
-
-    Args:
-        inputs: of :func:`add_placeholders`.
-        names: of each.
-        sizes: of each, ``None`` where the graph takes any.
-
-    Example:
-        >>> graph = fx.Graph()
-        >>> (x,) = add_placeholders(graph, nn.ReLU(), (Leaf(0),), {})
-        >>> note_sizes([x], ["input"], [(None, 3)])
-        >>> _ = graph.output(x)
-        >>> refuse_other_arguments(graph)
-        >>> fx.GraphModule({}, graph)(torch.zeros(8, 4))
-        Traceback (most recent call last):
-        ValueError: the model was converted for input of the shape (any, 3), but was called with (8, 4). ...
-    """
-    for node, name, shape in zip(inputs, names, sizes, strict=True):
-        node.meta[_SIZES] = shape, name
-
-
-def refuse_other_arguments(graph: fx.Graph) -> None:
-    """Let a graph refuse arguments and sizes that are fixed in it, if they are given as something else.
-
-    Args:
-        graph: has the placeholders of :func:`add_placeholders`, or copies of them.
-
-    Example:
-        >>> graph = fx.Graph()
-        >>> (x,) = add_placeholders(graph, nn.Bilinear(1, 1, 1), (Leaf(0), None), {})
-        >>> _ = graph.output(x)
-        >>> refuse_other_arguments(graph)
-        >>> fx.GraphModule({}, graph)(1, 2)
-        Traceback (most recent call last):
-        ValueError: the model was converted with input2=None, which is fixed in it, but was called with input2=2. ...
-    """
-    fixed = [node for node in graph.nodes if _FIXED in node.meta]
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    with graph.inserting_before(first):
-        for node in fixed:
-            check = graph.call_function(require_fixed, (str(node.target), node.meta[_FIXED], node))
-            check.meta["is_wrapped"] = True
-    for node in [node for node in graph.nodes if _SIZES in node.meta]:
-        with graph.inserting_after(node if node.op != "placeholder" else first.prev):
-            check = graph.call_function(require_sizes, (node, *node.meta[_SIZES]))
-            check.meta["is_wrapped"] = True
 
 
 def arguments_of(target: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -260,7 +135,7 @@ def output_of(graph: fx.Graph, structure: Any, results: list[Any]) -> Any:
             return {field.name: made(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, (tuple, list)):
             return map_structure(value, made)
-        return value if isinstance(value, _PLAIN) else None
+        return value if isinstance(value, PLAIN) else None
 
     return made(structure)
 

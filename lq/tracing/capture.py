@@ -15,9 +15,10 @@ from torch import fx, nn
 from lq.core.state import STATE, QATState
 from lq.tracing.axes import Axes, named_tensors, set_open_axes
 from lq.tracing.batch import set_fixed_batch
-from lq.tracing.call_signature import add_placeholders, note_sizes, output_of
+from lq.tracing.call_signature import add_placeholders, output_of
 from lq.tracing.captured_layers import LayerSite
 from lq.tracing.exported import export
+from lq.tracing.fixed_arguments import note_sizes
 from lq.tracing.holder import Holder
 from lq.tracing.structure import Inputs, tensors_of
 from lq.tracing.translation import Translation

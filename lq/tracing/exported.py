@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lq.tracing.functional import functional
 from lq.tracing.images import check_one_size, image_list, is_of_each_image
 from lq.tracing.no_graph import line_in, reason, said
 from lq.tracing.samples import batch_size, filled_up
-from lq.tracing.structure import Flattener, Inputs, map_tensors, restore
+from lq.tracing.structure import Flattener, Inputs, Leaf, leaves_and_numbers, map_tensors, restore
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,22 @@ class _Flat(nn.Module):
         self.returned.structure = flattener.take(self.target(*args, **kwargs))
         return tuple(_as_tensor(value) for value in flattener.tensors)
 
+    def like(self, output: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the target returns in the places of the leaves of ``output``: it may be a number there."""
+        results = self([tensor.clone() for tensor in tensors])
+        items, wanted = leaves_and_numbers(self.returned.structure), leaves_and_numbers(output)
+        if len(items) != len(wanted):
+            return list(results)
+        found = [item for item, want in zip(items, wanted, strict=True) if isinstance(want, Leaf)]
+        return [results[item.index] if isinstance(item, Leaf) else torch.tensor(item) for item in found]
 
-def _as_tensor(value: Tensor | torch.SymInt) -> Tensor:
-    """A number that depends on the batch size as a tensor: others are constants of a file."""
-    return value if isinstance(value, Tensor) else torch.scalar_tensor(value, dtype=torch.int64)
+
+def _as_tensor(value: Any) -> Tensor:
+    """A number that depends on a dynamic size as a tensor: others are constants of a file."""
+    if isinstance(value, Tensor):
+        return value
+    types = {torch.SymInt: torch.int64, torch.SymFloat: torch.float32, torch.SymBool: torch.bool}
+    return torch.scalar_tensor(value, dtype=types[type(value)])
 
 
 def export(
@@ -153,7 +166,7 @@ def export(
         if not axes:
             return exported
         named = named_open_axes(target, example, axes, exported.inputs, stacks)
-        check_other_sizes(target, example, axes, flat, exported.run)
+        check_other_sizes(target, example, axes, partial(flat.like, exported.output), exported.run)
         return replace(exported, axes=named)
 
 
@@ -178,7 +191,7 @@ def _fixed_batch(
         return None
     more = [torch.cat([t, t[:1]]) if t.dim() else t for t in tensors]
     try:
-        expected = flat([t.clone() for t in more])
+        expected = flat.like(exported.output, more)
         if all(difference(a, b) is None for a, b in zip(expected, exported.run(more), strict=True)):
             return None
     except Exception:
@@ -202,7 +215,7 @@ def _are_independent(exported: Exported, flat: _Flat, tensors: list[Tensor]) -> 
     fewer, _ = map_tensors((tuple(tensors), {}), lambda t: t[: size - 1].clone() if t.dim() else t)
     filled, _ = filled_up((fewer, {}), size)
     try:
-        expected, got = flat(list(fewer)), exported.run(list(filled))
+        expected, got = flat.like(exported.output, fewer), exported.run(list(filled))
         same_constants = bool(flat.returned.structure == exported.output)  # a size among them is another one
     except Exception:
         logging.getLogger(__name__).debug("not of fewer samples", exc_info=True)

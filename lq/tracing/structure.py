@@ -44,8 +44,8 @@ class Flattener:
         self.tensors: list[Any] = []
 
     def take(self, value: Any) -> Any:
-        """The structure with a :class:`Leaf` for every tensor (and every size that depends on one)."""
-        if isinstance(value, (torch.Tensor, torch.SymInt)):
+        """The structure with a :class:`Leaf` for every tensor, and every number that depends on the size of one."""
+        if isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
             self.tensors.append(value)
             return Leaf(len(self.tensors) - 1)
         return map_structure(value, self.take)
@@ -208,10 +208,20 @@ def leaves_of(structure: Any) -> list[Leaf]:
         >>> leaves_of({"x": Leaf(1), "more": [None, Leaf(0)]})
         [Leaf(index=1), Leaf(index=0)]
     """
-    found: list[Leaf] = []
+    return [item for item in leaves_and_numbers(structure) if isinstance(item, Leaf)]
+
+
+def leaves_and_numbers(structure: Any) -> list[Any]:
+    """All leaves, and all numbers, each of which may be a leaf of another call's structure; in order.
+
+    Example:
+        >>> leaves_and_numbers({"x": Leaf(0), "count": 3, "name": "x"})
+        [Leaf(index=0), 3]
+    """
+    found: list[Any] = []
 
     def visit(item: Any) -> Any:
-        if isinstance(item, Leaf):
+        if isinstance(item, (Leaf, int, float)):
             found.append(item)
             return item
         return map_structure(item, visit)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import enum
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -292,6 +294,40 @@ def test_lists_and_dicts_without_tensors_are_fixed_as_well() -> None:
         for other in others:
             (name,) = other
             with pytest.raises(ValueError, match=rf"converted with {name}=.*, which is fixed in it, but was called"):
+                int8(x, **{**given, **other})
+
+
+class Mode(enum.Enum):
+    ADDS = "adds"
+    DOUBLES = "doubles"
+
+
+class Chosen(nn.Module):
+    """Takes what no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(
+        self, x: Tensor, mode: Mode = Mode.ADDS, part: slice | None = None, fill: float = math.nan, log: Any = print
+    ) -> Tensor:
+        y = self.fc(x)[:, part or slice(None)]
+        return (y + 1 if mode is Mode.ADDS else y * 2).nan_to_num(fill)
+
+
+def test_objects_and_nan_are_fixed_as_well() -> None:
+    x, given = torch.randn(6, 4), {"mode": Mode.DOUBLES, "part": slice(0, 2), "log": object()}
+    prepared = prepare(Chosen(), example_args=(x,), example_kwargs=given)
+    calibrate(prepared, [{"x": x, **given}], show_progress=False)
+    expected = prepared.eval()(x, **given)
+    for int8 in (convert(prepared), copy.deepcopy(convert(prepared))):
+        same = {"mode": Mode("doubles"), "part": slice(0, 2), "fill": float("nan"), "log": object()}
+        for call in (given, same, {}):
+            assert sqnr(expected, int8(x, **call)) > 40
+        others: list[dict[str, Any]] = [{"mode": Mode.ADDS}, {"part": slice(1, 3)}, {"fill": 0.0}, {"log": len}]
+        for other in others:
+            with pytest.raises(ValueError, match=rf"converted with {next(iter(other))}=.*, which is fixed in it, but"):
                 int8(x, **{**given, **other})
 
 

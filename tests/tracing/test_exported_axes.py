@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import lq
 from lq.conversion.graph import as_graph
 from lq.deployment.outputs import calls_of_other_sizes
 from lq.tracing.axes import asked_axes, checked_axes
+from lq.tracing.exported import export
 
 
 class Net(nn.Module):
@@ -136,3 +138,17 @@ def test_the_graph_computes_what_the_module_does_for_other_sizes(batch: int) -> 
         x = torch.rand(shape)
         with torch.no_grad():
             assert torch.equal(graph(x), prepared.eval()(x))
+
+
+class OneResultMore(Net):
+    """Returns a map of its own for high images."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        return (y, y) if x.shape[2] == 7 else (y,)
+
+
+def test_another_number_of_results_for_another_size_is_refused() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="differs in the number of its results, 1 and 2, from what the module"):
+        export(OneResultMore(), ((x,), {}), nullcontext, wanted={"x": {2: ""}})
