@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lq.backends.prepare import is_planned, plan_of, qconfig_of, state_of
+from lq.callback.announcements import has_room_for_bar, say
 from lq.callback.processes import copy_on_first_process
-from lq.callback.progress import has_room_for_bar, is_dev_run, say
+from lq.callback.progress import is_dev_run
 from lq.config.presets import PRESETS
 from lq.config.schedule import QATSchedule
 from lq.lightning_module.loaders import generators_kept, loader_beside, spread, training_loaders

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lq.analysis.score import single_metric
 from lq.backends.prepare import set_phase, state_of
+from lq.callback.announcements import has_room_for_bar
 from lq.callback.processes import copy_on_first_process
-from lq.callback.progress import has_room_for_bar
 from lq.core.lsq import LearnedScale
 from lq.deployment.evaluation import ValidationData, compare_on_validation_data
 from lq.lightning_module.target import target_of

@@ -10,20 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lq.backends.prepare import state_of
+from lq.callback.announcements import describe_learning_rate, describe_phase, is_told, say
 from lq.callback.calibration import calibrate_at_start, with_calibration
 from lq.callback.learning_rate import InitialLearningRates
 from lq.callback.monitors import check_early_stopping
 from lq.callback.phases import PhaseSwitch, has_batch_norm
-from lq.callback.progress import (
-    check_length,
-    describe_learning_rate,
-    describe_phase,
-    is_told,
-    keep_start,
-    position_of,
-    say,
-    start_here,
-)
+from lq.callback.progress import check_length, keep_start, position_of, start_here
 from lq.callback.scales import learned_scales, step_scales
 from lq.checkpoints.entry import CheckpointEntry
 from lq.config.schedule import Began, Phase, QATSchedule

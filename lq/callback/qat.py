@@ -18,6 +18,7 @@ from lq.analysis.exclusions import Exclusions
 from lq.analysis.tensors import has_ranges
 from lq.backends.prepare import is_planned, plan_of, set_phase, state_of
 from lq.backends.saving import check_saving, set_saving
+from lq.callback.announcements import close_progress_bar, describe_no_result
 from lq.callback.averaging import averages_of, check_averaging, check_finetuning, share_quantization_state
 from lq.callback.best import Kept, kept_so_far
 from lq.callback.bits import BitSearch, wanted_bits
@@ -40,7 +41,7 @@ from lq.callback.monitors import check_monitor, counting_figure, higher_is_bette
 from lq.callback.phases import share_statistics, take_nonfinite
 from lq.callback.preparation import check_still_prepared, choose_target, prepare_target
 from lq.callback.processes import check_strategy, copy_on_first_process, splits_weights
-from lq.callback.progress import close_progress_bar, describe_no_result, is_dev_run, require_epochs_left
+from lq.callback.progress import is_dev_run, require_epochs_left
 from lq.callback.ranges import RangeMonitor, check_detail
 from lq.callback.search import Search, choose_qconfig
 from lq.callback.settings import as_export_settings, check_searches, check_settings

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 PREFIX = "model."
+_QAT = ".qat_state."  # in the names of what QAT adds to a state dict
 
 
 def build_torchvision(name: str, num_classes: int, weights: str | None, model_args: Mapping[str, Any]) -> nn.Module:
@@ -76,7 +77,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         Tensors by their names inside the network, that is without the leading "model.".
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file holds something else, or is of a QAT run.
 
     Example:
         >>> import tempfile
@@ -91,10 +92,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # the restricted unpickler raises whatever foreign bytes lead it to
         raise ValueError(f"weights {str(path)!r} is not a checkpoint that torch.load can read: {error}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    state = state if isinstance(state, Mapping) else {}
+    if any(_QAT in f".{key}" for key in state):
+        raise ValueError(f"weights {str(path)!r} is a checkpoint of a QAT run; give one of the float model.")
+    inner = {key.removeprefix(PREFIX): value for key, value in state.items() if str(key).startswith(PREFIX)}
+    found = inner or dict(state)
+    if not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"weights {str(path)!r} holds no state dict; save one with torch.save(model.state_dict()).")
-    inner = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return inner or dict(state)
+    return found
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -1,29 +1,38 @@
-"""What a fit says of its phases is of what there is in the network."""
+"""Where a training stands, and what is left of it for QAT."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from torch import nn
 
-from tests.callback.conftest import Fit
-from tests.tiny import Tiny, qat
-
-
-def lines(fit: Fit, module: Tiny, caplog: pytest.LogCaptureFixture) -> list[str]:
-    with caplog.at_level("INFO"):
-        fit(module, qat(freeze_bn="4 steps", observer_off="never"), max_epochs=2)
-    return [text for text in caplog.text.splitlines() if "fake quantization on" in text or "learning rate of" in text]
+from lq.callback.progress import require_epochs_left, start_here
+from lq.config.points import Position
+from lq.config.schedule import QATSchedule
 
 
-def test_batch_norm_is_told_of_where_there_is_one(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    rate, *phases = lines(fit, Tiny("plateau"), caplog)
-    assert "in place of the module's schedulers" in rate
-    assert [text.rpartition("statistics ")[2] for text in phases] == ["moving", "frozen"]
+@pytest.mark.parametrize(
+    ("freeze_bn", "expected"),
+    [
+        (None, None),
+        ("never", "never"),
+        (4, "500 steps"),
+        (12, 12),
+        ("499 steps", "500 steps"),
+        (0.4, "500 steps"),
+        (0.6, 0.6),
+    ],
+)
+def test_what_has_passed_in_float_begins_with_qat(freeze_bn: Any, expected: Any) -> None:
+    here = Position(epoch=10, step=500, total_epochs=20)
+    schedule = start_here(here, QATSchedule(start=0, freeze_bn=freeze_bn, observer_off="never"))
+    assert (schedule.start, schedule.freeze_bn, schedule.observer_off) == ("500 steps", expected, "never")
 
 
-def test_nothing_is_told_of_what_there_is_not(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    module = Tiny()
-    module.model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    rate, phase = lines(fit, module, caplog)
-    assert rate.endswith("along a cosine")
-    assert phase.endswith("fake quantization on, observers on")
+@pytest.mark.parametrize(("done", "limit", "advice"), [(10, 10, 11), (30, 20, 33), (1, 1, 2)])
+def test_a_float_run_that_is_over_leaves_nothing_for_qat(done: int, limit: int, advice: int) -> None:
+    checkpoint = {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": done}}}}}
+    with pytest.raises(ValueError, match=rf"after {done} epochs.*float_ckpt_path.*or set max_epochs={advice}"):
+        require_epochs_left(checkpoint, limit)
+    for enough in (done + 1, None, -1):
+        require_epochs_left(checkpoint, enough)

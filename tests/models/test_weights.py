@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from lq.backends.prepare import prepare
 from lq.models.weights import build_torchvision, load_weights, read_weights
 
 pytest.importorskip("torchvision")
@@ -25,7 +26,22 @@ def test_other_tensors_of_a_module_are_left_out(tmp_path):
     assert list(read_weights(tmp_path / "w.pt")) == ["a"]
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {"model.a": 1}}])
+def test_whatever_else_a_module_keeps_in_its_state_does_not_matter(tmp_path):
+    torch.save({"state_dict": {"model.a": torch.ones(1), "metric._extra_state": {"seen": 3}}}, tmp_path / "w.pt")
+    assert list(read_weights(tmp_path / "w.pt")) == ["a"]
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_checkpoint_of_a_qat_run_is_refused_as_that(tmp_path, prefix):
+    state = prepare(nn.Sequential(nn.Linear(3, 2))).state_dict()
+    torch.save({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="is a checkpoint of a QAT run; give one of the float model"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {"model.a": 1}}, {"state_dict": [1]}, {1: 2}]
+)
 def test_files_without_a_state_dict_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="holds no state dict"):
