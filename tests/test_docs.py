@@ -189,6 +189,17 @@ def test_every_name_in_the_reference_has_an_example():
     assert lacking == []
 
 
+def test_every_public_function_and_class_has_an_example():
+    """Also those that only lq's own code uses; pytest runs the examples."""
+    lacking = []
+    for path in sorted((ROOT / "lq").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            if public and ">>>" not in (ast.get_docstring(node) or ""):
+                lacking.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert lacking == []
+
+
 def _entry_point(name: str) -> str:
     """``module:name`` of a dotted name, since a function may have the name of its module."""
     module, _, attribute = name.rpartition(".")

@@ -14,7 +14,7 @@ from lq.checks import check_flag
 from lq.config.qconfig import QConfig
 from lq.config.reading import as_qconfig
 from lq.core.state import STATE, QATState
-from lq.instrument.attach import attach, detach
+from lq.instrument.attach import attach, attach_as_before, detach, instrument_of
 from lq.messages import some_of
 from lq.tracing.plan import Plan
 from lq.tracing.structure import Inputs
@@ -67,11 +67,14 @@ def prepare(
         return _prepare(module, wanted, example)
     if qconfig is None or before.qconfig == wanted:
         return module
+    instrument = instrument_of(module)
     _release(module)
     try:
         return _prepare(module, wanted, example)
-    except Exception:
-        _prepare_as_before(module, before)
+    except Exception:  # a call that is refused changes nothing
+        module.add_module(STATE, before)
+        if instrument is not None:
+            attach_as_before(module, instrument)
         raise
 
 
@@ -84,15 +87,6 @@ def _prepare(module: nn.Module, qconfig: QConfig, example: Inputs | None) -> nn.
         prepare_in_place(module, qconfig, example)
     refuse_other_plans(module)
     return module
-
-
-def _prepare_as_before(module: nn.Module, before: QATState) -> None:
-    """Undo :func:`_release`: a call that is refused changes nothing."""
-    assert isinstance(before.qconfig, QConfig)
-    if isinstance(before.plan, Plan):
-        prepare_again(module, before.qconfig, before.plan.to_dict())
-    else:
-        _prepare(module, before.qconfig, None)
 
 
 def _release(prepared: nn.Module) -> None:

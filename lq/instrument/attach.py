@@ -243,6 +243,31 @@ def instrument_of(target: nn.Module) -> Instrument | None:
     return None if place is None or not place.is_root else place.instrument
 
 
+def attach_as_before(target: nn.Module, instrument: Instrument) -> None:
+    """Instrument a module once more, as it was before :func:`detach`: with the same state, plan and known hooks.
+
+    Args:
+        target: the user's module.
+        instrument: what :func:`instrument_of` gave of it then.
+
+    Example:
+        >>> from lq.backends.prepare import prepare
+        >>> net = prepare(nn.Sequential(nn.Linear(4, 2)))
+        >>> before = instrument_of(net)
+        >>> detach(net)
+        >>> attach_as_before(net, before)
+        >>> instrument_of(net).state is before.state
+        True
+    """
+    if instrument.deferred is not None:
+        defer(target, instrument.deferred, instrument.state)
+        return
+    attach(target, instrument.sites, instrument.state)
+    found = instrument_of(target)
+    assert found is not None
+    found.example, found.hooks_before = instrument.example, instrument.hooks_before
+
+
 def attach_again(target: nn.Module) -> dict[str, str]:
     """Take in modules that have been exchanged since, as Lightning exchanges BatchNorms by SyncBatchNorms.
 
@@ -263,10 +288,6 @@ def attach_again(target: nn.Module) -> dict[str, str]:
     modules = {path: target.get_submodule(path) for path in instrument.sites.places}
     new = {path: type(module).__name__ for path, module in modules.items() if not is_instrumented(module)}
     if new:
-        since = instrument.first_later_hook(target)
         detach(target)
-        attach(target, instrument.sites, instrument.state)
-        found = instrument_of(target)
-        assert found is not None
-        found.example, found.hooks_before = instrument.example, since
+        attach_as_before(target, instrument)
     return new

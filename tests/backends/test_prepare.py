@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.backends.prepare import is_prepared, plan_of, prepare, qconfig_of, set_phase, state_of
+from lq.backends.prepare import is_planned, is_prepared, plan_of, prepare, qconfig_of, set_phase, state_of
+from lq.backends.saving import set_saving
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.conversion.convert import convert
@@ -385,6 +386,37 @@ def test_a_second_preparation_that_is_refused_leaves_the_first_one() -> None:
     net.load_state_dict(net.state_dict())
     prepare(net, "x86_vnni", (x,))
     net.load_state_dict(net.state_dict())
+
+
+@pytest.mark.parametrize("example", [(torch.randn(X),), None])
+def test_a_second_preparation_that_is_refused_changes_no_phase_and_no_parameter(example: Any) -> None:
+    learned = QConfig(weight=WeightSpec(learned_scale=True)) if example else QConfig()
+    net = prepare(make_net(), learned, example)
+    set_phase(net, fake_quant=True, observer=True, freeze_bn=True)
+    set_saving(net, "bytes")
+    state, parameters = state_of(net), list(map(id, net.parameters()))
+    with pytest.raises(ValueError, match="no_such_layer"):
+        prepare(net, QConfig(exclude=("no_such_layer",)), (torch.randn(X),))
+    assert state_of(net) is state
+    assert (state.fake_quant, state.observer, state.freeze_bn, state.saves_bytes) == (True, True, True, True)
+    assert list(map(id, net.parameters())) == parameters
+    net(torch.randn(X))
+    assert all(state.observed())
+
+
+def test_one_that_waits_for_its_first_call_still_waits_after_a_refused_preparation() -> None:
+    class Branches(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if x.sum() > 0 else -x)
+
+    net = prepare(Branches(4, 2))
+    set_phase(net, fake_quant=True, observer=True, freeze_bn=False)
+    with pytest.raises(ValueError, match="no_such_layer"):
+        prepare(net, QConfig(exclude=("no_such_layer",)), (torch.ones(1, 4),))
+    assert not is_planned(net)
+    net(torch.ones(1, 4))
+    assert is_planned(net)
+    assert state_of(net).fake_quant
 
 
 def test_an_example_may_come_from_another_network() -> None:

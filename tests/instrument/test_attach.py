@@ -62,6 +62,21 @@ def test_hooks_from_before_an_exchange_stay_unknown_to_the_plan() -> None:
     assert as_graph(net).code == graph
 
 
+def test_hooks_that_the_plan_does_not_know_stay_unknown_when_modules_were_exchanged() -> None:
+    def look(module: nn.Module, args: Any, output: Tensor) -> None:
+        torch.relu(output)  # as the network itself does behind this layer
+
+    net = ready(Net(), images(), frozen=True).eval()
+    expected = net(images(1)).detach()
+    net.stem.register_forward_hook(look)
+    assert torch.equal(net(images(1)), expected)
+    new: Any = nn.BatchNorm2d(4)
+    new.load_state_dict(net.blocks[0].bn1.state_dict())
+    net.blocks[0].bn1 = new.eval()
+    assert attach_again(net) == {"blocks.0.bn1": "BatchNorm2d"}
+    assert torch.equal(net(images(1)), expected)
+
+
 class Scripted(nn.Module):
     """Its branch hides what it calls from whoever reads the code."""
 
