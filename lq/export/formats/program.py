@@ -71,7 +71,8 @@ def float_program(
     Raises:
         RuntimeError: if it cannot be exported, or not with the dimensions dynamic that its user has asked for.
     """
-    example = in_order(model, example)
+    # torch.export takes one tensor that is given twice for one input.
+    example = map_tensors(in_order(model, example), lambda tensor: tensor.detach().clone())
     axes = open_axes(model, example, asked=not batch_alone) if dynamic else []
     with quiet_export(), layers_of_any_length(), any_number_of_results(), torch.no_grad():
         if any(axes):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lq.export.formats.program import export_program
+from lq.export.formats.program import export_program, float_program
 from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
 
 
@@ -102,6 +102,18 @@ def test_keywords_in_another_order_than_the_parameters_do_not_change_places() ->
     with torch.no_grad():
         got, expected = program.module()(image=x, other=y, scale=1.0), prepared(x, other=y)
     torch.testing.assert_close(got["logits"], expected["logits"])
+
+
+class Difference(nn.Module):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left - right
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_an_example_that_gives_one_tensor_twice_has_two_inputs(dynamic: bool) -> None:
+    x = torch.ones(3, 2)
+    program, _ = float_program(Difference(), example_of(x, x), dynamic)
+    assert torch.equal(program.module()(x, 4 * x), -3 * x)
 
 
 class FixesItsBatch(nn.Module):

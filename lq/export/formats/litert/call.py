@@ -188,11 +188,12 @@ Builder: TypeAlias = Callable[[OperatorCall], Any]
 
 
 def array(tensor: Tensor) -> Array:
-    """A constant as numpy has it.
+    """A constant as numpy has it, bfloat16 as float32.
 
     Example:
         >>> array(torch.ones(2, requires_grad=True))
         array([1., 1.], dtype=float32)
     """
-    found: Array = tensor.detach().cpu().contiguous().numpy()
+    known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    found: Array = known.detach().cpu().contiguous().numpy()
     return found

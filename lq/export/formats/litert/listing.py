@@ -62,8 +62,7 @@ def listing_of(function: Callable[..., Any], step: float | None = None, **inputs
         silu: 0.5 * int8 [2, 3] = MUL(x, silu/sigmoid)
     """
     register_decomposed()
-    apart = {name: tensor.clone() for name, tensor in inputs.items()}  # torch.export takes equal objects for one input
-    program, _ = float_program(_Rounded(function, step).eval(), ((), apart), dynamic=False)
+    program, _ = float_program(_Rounded(function, step).eval(), ((), inputs), dynamic=False)
     ends = Ends(int8_inputs=step is not None, channels_last=True)
     made = translate(program, ends)
     for value in made.outputs:

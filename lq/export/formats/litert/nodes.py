@@ -154,8 +154,8 @@ def grid_of_input(node: fx.Node) -> LiteRTGrid:
     grid = grids.pop() if len(grids) == 1 else None
     if grid is None:
         raise ValueError(
-            f"inputs='int8': input {node.name!r} is also read in float, so it can only be float32; leave the option "
-            "out, or let quantized layers alone read it."
+            f"inputs='int8': input {node.name!r} is also read in float, so it can only be float32; write "
+            "inputs='float32', or let quantized layers alone read it."
         )
     return grid
 

@@ -102,7 +102,9 @@ class Tensors:
         return replace(value, tensor=self.new(name, self.of(value).shape, grid))
 
     def constant(self, content: Array, name: str, grid: LiteRTGrid | None = None) -> int:
-        """A file tensor with values; what is needed again, as by a layer that is called twice, is kept once."""
+        """A file tensor with values, floats as float32; what is needed again, as by a layer called twice, is one."""
+        if np.issubdtype(content.dtype, np.floating):
+            content = content.astype(np.float32, copy=False)
         key = (hashlib.sha256(content.tobytes()).digest(), content.dtype.name, content.shape, grid)
         if key not in self._constants:
             self._constants[key] = self.file.constant(name, content, grid)

@@ -128,6 +128,11 @@ class _Translator:
         if not isinstance(example, Tensor):
             return None
         shape, dtype = nodes.sizes_of(example), str(example.dtype).removeprefix("torch.")
+        if example.is_floating_point() and dtype != "float32":
+            raise UnsupportedError(
+                f"input {node.name!r} is {dtype}, and LiteRT computes in float32: give the model float32, and cast it "
+                "in the forward if the code needs another type"
+            )
         order = self.ends.order(len(shape))
         grid = nodes.grid_of_input(node) if self.ends.int8_inputs and example.is_floating_point() else None
         value = Value(self.net.new(node.name, [shape[d] for d in order], grid, dtype), order)

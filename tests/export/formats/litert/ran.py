@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from lq.config.qconfig import QConfig
 from lq.conversion.reference import reference
+from lq.export.artifact.signature import Signature
+from lq.export.formats.litert import write_float
+from lq.export.formats.litert.runtime import interpreted
 from tests.export.nets import calibrated, example_of, round_trip
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +43,27 @@ def in_litert(net: nn.Module, x: Tensor, directory: Path, qconfig: QConfig | str
     """A net prepared, calibrated on a batch, and exported."""
     prepared = calibrated(net, example_of(x), qconfig)
     return Ran(prepared, *round_trip("litert", prepared, example_of(x), directory, **options))
+
+
+class Calls(nn.Module):
+    """One function of a tensor, or of two."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.function(x) if y is None else self.function(x, y)
+
+
+def in_float(function: Callable[..., Tensor], *inputs: Tensor, directory: Path) -> tuple[Tensor, Tensor]:
+    """What a function makes of inputs in torch, and written as a float file in LiteRT."""
+    model, path = Calls(function), directory / "float.tflite"
+    largest = write_float(model, example_of(*inputs), path)
+    expected = model(*inputs)
+    return expected, interpreted(path, Signature.of(model, example_of(*inputs), expected), 1, largest_batch=largest)(
+        *inputs
+    )
 
 
 def steps_apart(expected: Tensor, got: Tensor) -> int:

@@ -373,7 +373,7 @@ class Ends(nn.Module):
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    ("inputs", r"inputs='int8': input 'x' is also read in float"),
+    ("inputs", r"inputs='int8': input 'x' is also read in float, so .*write inputs='float32'"),
     ("outputs", r"outputs='int8': output 'output' is not rounded to integers in the training"),
 ])  # fmt: skip
 def test_ends_in_float_cannot_be_integers(option: str, message: str, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def attention(call: OperatorCall) -> Value:
         return replace(within, name=f"{call.name}/{name}", arguments=arguments)
 
     turned = call.net.permute(key, [*range(rank - 2), rank - 1, rank - 2])
-    scale = call.get("scale") or 1 / math.sqrt(call.net.lengths(query)[-1])
+    given = call.get("scale")
+    scale = 1 / math.sqrt(call.net.lengths(query)[-1]) if given is None else given
     scores = _MUL(step("scale", self=matmul(step("scores", self=query, other=turned)), other=float(scale)))
     mask = call.get("attn_mask")
     if call.get("is_causal"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from lq.export.formats.litert.call import OperatorCall
 from lq.export.formats.litert.file import Size
 from lq.export.formats.litert.operators.elementwise import comparison, joined, select
@@ -171,8 +173,12 @@ def _normalized(call: OperatorCall, x: Value, dimensions: list[int]) -> Value:
 def _affine(call: OperatorCall, x: Value) -> Value:
     for kind, name, options in (("MUL", "weight", "MulOptions"), ("ADD", "bias", "AddOptions")):
         if call.get(name) is not None:
-            constant = call[name].reshape(-1, *[1] * (len(call.shape) - 2))
-            x = joined(call.on(None, name), kind, x, call.taken(constant), options)
+            sizes = [1] * (len(call.shape) - 2)
+            if isinstance(call[name], Tensor):
+                given = call.taken(call[name].reshape(-1, *sizes))
+            else:  # computed
+                given = call.net.reshape(call.value(name), (call.shape[1], *map(Size, sizes)))
+            x = joined(call.on(None, name), kind, x, given, options)
     return x
 
 

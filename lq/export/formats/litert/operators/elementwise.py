@@ -32,12 +32,10 @@ def binary(kind: str, options: str = "", fused: bool = True) -> Builder:
     """
 
     def build(call: OperatorCall) -> Value:
-        left, right = (call.taken(call[name]) for name in ("self", "other"))
+        left, right = (call.value(name) for name in ("self", "other"))
         if has_factor(call):
             scaled = replace(call, name=f"{call.name}/scaled", shape=call.net.shape(right), bounds=Bounds())
             right = joined(scaled, "MUL", right, scaled.taken(float(call["alpha"])), "MulOptions")
-        if call.grid is None:  # integers are computed as floats, which have them up to 2^24
-            left, right = (call.net.cast(value, "float32") for value in (left, right))
         return joined(call, kind, left, right, options, fused)
 
     return build
@@ -372,13 +370,13 @@ def prelu(call: OperatorCall) -> Value:
     x = call.value("self")
     slope = call["weight"].reshape(-1, *[1] * (len(call.shape) - 2))
     order = x.order if x.shape is None else tuple(range(len(call.shape)))
-    slopes = slope.reshape(*[1] * (len(call.shape) - slope.dim()), *slope.shape).permute(order)[0]
-    constant = call.net.constant(array(slopes), f"{call.name}/slope")
+    slopes = slope.reshape(*[1] * (len(call.shape) - slope.dim()), *slope.shape).permute(order)
+    constant = call.net.constant(array(slopes[0] if len(slopes) == 1 else slopes), f"{call.name}/slope")
     return call.write("PRELU", [call.net.ordered(x, order).tensor, constant], call.net.ordered(x, order))
 
 
 def power(call: OperatorCall) -> Value:
-    """A power with a number as the exponent.
+    """A power, which is a product if the exponent is 2.
 
     Example:
         >>> import torch
@@ -387,10 +385,10 @@ def power(call: OperatorCall) -> Value:
         pow_1: float32 [3] = MUL(x, x)
         pow_2: float32 [3] = POW(x, 0.5)
     """
-    x = call.value("self")
-    if call["exponent"] == 2:
+    x, exponent = call.value("self"), call["exponent"]
+    if isinstance(exponent, (int, float)) and exponent == 2:
         return joined(call, "MUL", x, x, "MulOptions")
-    return call.write("POW", [x.tensor, call.taken(call["exponent"]).tensor], x)
+    return joined(call, "POW", x, call.value("exponent"))
 
 
 def select(call: OperatorCall) -> Value:

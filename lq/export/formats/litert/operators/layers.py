@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lq.export.formats.litert.call import OperatorCall, UnsupportedError, Weight, array
 from lq.export.formats.litert.file import LiteRTGrid, Size
-from lq.export.formats.litert.operators.padding import Window, padded
+from lq.export.formats.litert.operators.padding import Window, check_batch, padded
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import FixedBatchError, Value
 
@@ -74,10 +74,12 @@ def conv(call: OperatorCall) -> Value:
         layer: float32 [1, 4, 4, 16] = DEPTHWISE_CONV_2D(image, layer/weight: float32 [1, 3, 3, 16], layer/bias: float32
         [16], strideH=1, strideW=1, padding=VALID, depthMultiplier=2)
     """
-    x, weight = call.net.channels_last(call.value("input")), _Filter.of(call)
+    weight = _Filter.of(call)
     rank = weight.content.dim()
     if rank not in (3, 4):
         raise UnsupportedError(f"{call.name} is a convolution of {rank - 2} dimensions")
+    check_batch(call, rank)
+    x = call.net.channels_last(call.value("input"))
     window = Window(
         _pair(weight.content.shape[2:], 1),
         _pair(call["stride"], 1),
@@ -135,7 +137,9 @@ def conv_transpose(call: OperatorCall) -> Value:
         layer/bias: float32 [9], strideH=1, strideW=1, padding=VALID)
         layer/cut: float32 [1, 6, 6, 9] = SLICE(layer, [0, 1, 1, 0], [-1, 6, 6, -1])
     """
-    x, weight = call.net.channels_last(call.value("input")), _dense(call, _Filter.of(call))
+    weight = _dense(call, _Filter.of(call))
+    check_batch(call, weight.content.dim())
+    x = call.net.channels_last(call.value("input"))
     if weight.content.dim() == 3:
         weight = weight.changed(weight.content.unsqueeze(2))
     if weight.content.dim() != 4:

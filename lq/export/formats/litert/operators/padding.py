@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lq.export.formats.litert.call import OperatorCall
+from lq.export.formats.litert.call import OperatorCall, UnsupportedError
 from lq.export.formats.litert.file import Size
 
 Pair = tuple[int, int]
@@ -51,6 +51,30 @@ class Window:
         if len(given) == 2:
             return given[0], given[1]
         return (0, given[0]) if sizes[0] == 1 and self.kernel[0] == 1 else (given[0], given[0])
+
+
+def check_batch(call: OperatorCall, rank: int = 4) -> None:
+    """Check that a window slides over a batch.
+
+    Args:
+        call: what is written.
+        rank: dimensions of its result: those of the batch, of the channels and of the window.
+
+    Raises:
+        UnsupportedError: if there is no batch, which torch takes and LiteRT does not.
+
+    Example:
+        >>> from torch import nn, zeros
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> listing_of(nn.MaxPool2d(2), image=zeros(3, 8, 8))
+        Traceback (most recent call last):
+        ...
+        lq.export.formats.litert.call.UnsupportedError: max_pool2d reads a tensor without a batch. ...
+    """
+    if len(call.shape) != rank:
+        raise UnsupportedError(
+            f"{call.name} reads a tensor without a batch. Give it x.unsqueeze(0), and take what it returns by [0]"
+        )
 
 
 def padded(

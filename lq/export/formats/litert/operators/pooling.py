@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lq.export.formats.litert.call import Builder, OperatorCall, UnsupportedError
 from lq.export.formats.litert.file import LiteRTGrid
-from lq.export.formats.litert.operators.padding import Pair, Window, pad_axes, padded
+from lq.export.formats.litert.operators.padding import Pair, Window, check_batch, pad_axes, padded
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import Value
 
@@ -122,6 +122,7 @@ def _pool(call: OperatorCall, x: Value, kind: str, fill: int | float) -> Value:
 
 
 def _window(call: OperatorCall) -> tuple[Window, Pair]:
+    check_batch(call)
     kernel = _pair(call["kernel_size"])
     return Window(kernel, _pair(call.get("stride") or kernel)), _pair(call.get("padding") or 0)
 
@@ -137,18 +138,19 @@ def adaptive_avg_pool(call: OperatorCall) -> Value:
         adaptive_avg_pool2d: float32 [1, 3, 3, 4] = AVERAGE_POOL_2D(image, padding=VALID, strideH=2, strideW=2,
         filterHeight=2, filterWidth=2)
     """
-    size, out = call.net.lengths(call["self"])[2:], [size.length for size in call.shape[2:]]
+    check_batch(call)
+    x = call.value("self")
+    size, out = call.net.lengths(x)[2:], [size.length for size in call.shape[2:]]
     if list(size) == out:
-        x = call.value("self")
         return x if call.grid is None else call.net.on_grid(x, call.grid, call.name)
     if set(out) == {1}:
-        return reduced(call, "MEAN", call.value("self"), [2, 3], keep=True)
+        return reduced(call, "MEAN", x, [2, 3], keep=True)
     if any(n % o for n, o in zip(size, out, strict=True)):
         raise UnsupportedError(f"{call.name} pools {tuple(size)} pixels to {tuple(out)}, which is no whole number each")
     kernel = size[0] // out[0], size[1] // out[1]
     given = {"kernel_size": kernel, "stride": kernel, "padding": 0}
     call = OperatorCall(call.net, call.name, {**call.arguments, **given}, call.shape, call.grid)
-    return _average(call, call.net.channels_last(call.value("self")), Window(kernel, kernel), (0, 0))
+    return _average(call, call.net.channels_last(x), Window(kernel, kernel), (0, 0))
 
 
 def reduction(kind: str) -> Builder:

@@ -201,8 +201,11 @@ def narrow(call: OperatorCall) -> Value:
         >>> print(listing_of(lambda x: x.narrow(1, 1, 2), x=torch.zeros(3, 5)))
         narrow: float32 [3, 2] = SLICE(x, [0, 1], [-1, 2])
     """
-    dimension = call["dim"] % len(call.shape)
-    return part(call.net, call["self"], dimension, call["start"], call["length"], call.name)
+    dimension, start = call["dim"] % len(call.shape), call["start"]
+    if not isinstance(start, int):
+        raise UnsupportedError(f"LiteRT has no operator for {call.name}, whose start is computed")
+    size = call.net.shape(call["self"])[dimension].length
+    return part(call.net, call["self"], dimension, start + size if start < 0 else start, call["length"], call.name)
 
 
 def split(call: OperatorCall) -> list[Value]:
@@ -253,7 +256,7 @@ def unbind(call: OperatorCall) -> list[Value]:
 
 
 def cat(call: OperatorCall) -> Value:
-    """Tensors behind each other; integers first come to the grid of the result.
+    """Tensors behind each other, on the grid of the result if it has one, and as floats if they have several types.
 
     Example:
         >>> from lq.export.formats.litert.listing import listing_of
@@ -263,7 +266,10 @@ def cat(call: OperatorCall) -> Value:
     values = [call.taken(tensor) for tensor in call["tensors"]]
     if call.grid is not None:
         values = [call.net.on_grid(v, call.grid, f"{call.name}/{i}") for i, v in enumerate(values)]
-    order = next((v.order for v in values if v.shape is None and call.net.of(v).content is None), values[0].order)
+    elif len({call.net.of(value).dtype for value in values}) > 1:
+        values = [call.net.cast(value, "float32") for value in values]
+    lying = (v.order for v in values if v.shape is None and call.net.of(v).content is None)
+    order = next(lying, tuple(range(len(call.shape))))
     axis = order.index(call.get("dim", 0) % len(call.shape))
     tensors = [call.net.ordered(value, order).tensor for value in values]
     return call.write_in("CONCATENATION", tensors, order, "ConcatenationOptions", axis=axis)
