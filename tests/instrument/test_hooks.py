@@ -59,6 +59,12 @@ HOOKS: dict[str, Callable[[Net, list[Tensor]], Any]] = {
     "partial": lambda net, seen: net.conv.register_forward_hook(partial(statistics, seen)),
     "object": lambda net, seen: net.conv.register_forward_hook(Looking(seen)),
     "method, before": lambda net, seen: net.conv.register_forward_pre_hook(Looking(seen).before),
+    "that calls a part": lambda net, seen: net.conv.register_forward_hook(
+        lambda module, args, out: seen.append(net.fc(net.drop(out).mean((2, 3))).detach())
+    ),
+    "of all modules": lambda net, seen: register_module_forward_hook(
+        lambda module, *given: statistics(seen, module, *given) if isinstance(module, nn.Dropout) else None
+    ),
     "of a module without calls": lambda net, seen: net.drop.register_forward_hook(partial(statistics, seen)),
 }
 
