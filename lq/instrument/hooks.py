@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lq.compat.torch_private import GLOBAL_FORWARD_HOOKS, GLOBAL_PRE_HOOKS
+
 Codes = frozenset[CodeType]
 NONE: Codes = frozenset()
 
@@ -41,7 +43,7 @@ def first_unknown(module: nn.Module) -> int:
         >>> first_unknown(module), first_unknown(nn.ReLU()) == hooks_so_far()
         (1000000001, True)
     """
-    keys = [key for part in module.modules() for hooks in _hooks_of(part) for key in hooks]
+    keys = [key for hooks in _hooks_of(module) for key in hooks]
     return max([hooks_so_far(), *(key + 1 for key in keys)])
 
 
@@ -59,13 +61,7 @@ def later_hooks(module: nn.Module, since: int) -> Codes:
         >>> later_hooks(module, since) == {look.__code__}, later_hooks(module, hooks_so_far())
         (True, frozenset())
     """
-    found = [
-        _code_of(hook)
-        for part in module.modules()
-        for hooks in _hooks_of(part)
-        for key, hook in hooks.items()
-        if key >= since
-    ]
+    found = [_code_of(hook) for hooks in _hooks_of(module) for key, hook in hooks.items() if key >= since]
     return frozenset(code for code in found if code is not None)
 
 
@@ -86,7 +82,7 @@ def without_later_hooks(module: nn.Module, since: int) -> Iterator[None]:
         >>> len(module._forward_hooks)
         1
     """
-    before = [(hooks, dict(hooks)) for part in module.modules() for hooks in _hooks_of(part) if hooks]
+    before = [(hooks, dict(hooks)) for hooks in _hooks_of(module) if hooks]
     for hooks, known in before:
         for key in known:
             if key >= since:
@@ -122,8 +118,10 @@ def is_called_by(codes: Codes, within: CodeType) -> bool:
     return False
 
 
-def _hooks_of(part: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    return part._forward_hooks, part._forward_pre_hooks
+def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    """Those of a module and its parts, and those of all modules."""
+    own = [hooks for part in module.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+    return [GLOBAL_FORWARD_HOOKS, GLOBAL_PRE_HOOKS, *own]
 
 
 def _code_of(hook: Any) -> CodeType | None:

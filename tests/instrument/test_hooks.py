@@ -59,6 +59,12 @@ HOOKS: dict[str, Callable[[Net, list[Tensor]], Any]] = {
     "partial": lambda net, seen: net.conv.register_forward_hook(partial(statistics, seen)),
     "object": lambda net, seen: net.conv.register_forward_hook(Looking(seen)),
     "method, before": lambda net, seen: net.conv.register_forward_pre_hook(Looking(seen).before),
+    "that calls a part": lambda net, seen: net.conv.register_forward_hook(
+        lambda module, args, out: seen.append(net.fc(net.drop(out).mean((2, 3))).detach())
+    ),
+    "of all modules": lambda net, seen: register_module_forward_hook(
+        lambda module, *given: statistics(seen, module, *given) if isinstance(module, nn.Dropout) else None
+    ),
     "of a module without calls": lambda net, seen: net.drop.register_forward_hook(partial(statistics, seen)),
 }
 
@@ -71,6 +77,7 @@ def x() -> Tensor:
 
 @pytest.mark.parametrize("kind", HOOKS)
 def test_the_calls_of_a_later_hook_are_not_the_modules(kind: str, x: Tensor) -> None:
+    plain = as_graph(prepare(Net().eval(), example_args=(x,)), ((x,), {}))
     prepared = prepare(Net().eval(), example_args=(x,))
     calibrate(prepared, [x])
     expected, seen = prepared(x), []
@@ -83,7 +90,6 @@ def test_the_calls_of_a_later_hook_are_not_the_modules(kind: str, x: Tensor) -> 
     graph = as_graph(prepared, ((x,), {}))
     assert torch.equal(graph(x), expected)
     assert not seen, "an export does not run them"
-    plain = as_graph(prepare(Net().eval(), example_args=(x,)), ((x,), {}))
     assert [node.name for node in graph.graph.nodes] == [node.name for node in plain.graph.nodes]
     assert torch.equal(prepared(x), expected)
     assert len(seen) == 1, "afterwards they are there again"
