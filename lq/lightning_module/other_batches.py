@@ -63,12 +63,15 @@ def samples_of_each(
     datamodule: LightningDataModule | None,
     limit: int,
 ) -> Iterator[Sample]:
-    """What reaches the target when ``validation_step`` gets batches of all of these data, as many of each.
+    """What reaches the target when ``validation_step`` gets batches of several data loaders, the same number of each.
+
+    A loader that has fewer gives all that it has. One whose batches the step does not take, such as those without
+    labels, is left out.
 
     Args:
         module: as for :func:`samples_of`, and so are ``name`` and ``datamodule``.
         name: of its target.
-        loaders: data such as those of the training, where the step may not take the batches of each.
+        loaders: of any data, such as those of the training.
         datamodule: whose transfer hooks belong to them.
         limit: batches at most, of all together.
 
@@ -94,10 +97,11 @@ def samples_of_each(
             for sample in samples_of(module, name, islice(loader, share), datamodule):
                 left -= 1
                 yield sample
-        except Exception as error:  # such as for want of labels
+        except Exception as error:  # whatever the user's code raises where it was not written for
             failed.append(error)
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            rank_zero_info(f"lq: validation_step does not take batches of training data {number}: {reason}")
+            if len(loaders) > 1:
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                rank_zero_info(f"lq: batches of data loader {number} are left out ({reason})")
     if len(failed) == len(loaders) and failed:
         raise failed[0]
 

@@ -25,6 +25,8 @@ from lq.metrics.comparison import keep_local
 from lq.tracing.exported_call import call_to_export
 from lq.tracing.structure import Inputs
 
+_FEW = 8  # batches
+
 
 class Sample(NamedTuple):
     """What one validation batch is to the target, on the CPU: the inputs of the call, and the labels of the batch.
@@ -194,7 +196,7 @@ class SampleCollector(Callback):
 def first_validation_call(
     module: LightningModule, name: str, datamodule: LightningDataModule | None = None
 ) -> tuple[Inputs, Any]:
-    """What reaches the target in the first validation step, and the loaders that it came from.
+    """What reaches the target in one of the first validation steps, and the loaders that it came from.
 
     Args:
         module: any LightningModule; a copy runs, on the CPU.
@@ -219,14 +221,17 @@ def first_validation_call(
     """
     twin = detached_copy(module)
     tap = LastCall(target_of(twin, name))
-    with quiet_lightning():
-        trainer = quiet_trainer(twin, limit_val_batches=1)
-        trainer.validate(twin, datamodule=datamodule, verbose=False)
-    if not any(trainer.num_val_batches):
-        raise ValueError(
-            "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
-        )
-    call = tap.take()
+    for limit in (1, _FEW, 1.0):  # the step may skip the first batches
+        with quiet_lightning():
+            trainer = quiet_trainer(twin, limit_val_batches=limit)
+            trainer.validate(twin, datamodule=datamodule, verbose=False)
+        if not any(trainer.num_val_batches):
+            raise ValueError(
+                "the validation data have no batch, so there is nothing to compare: val_dataloader() has to give one."
+            )
+        call = tap.take()
+        if call is not None:
+            break
     tap.check()
     assert call is not None
     args, kwargs, _ = call

@@ -240,7 +240,7 @@ def test_skipped_batches_are_reported(fit: Fit) -> None:
                 parameter.grad = torch.zeros_like(parameter)
 
     loaders = (DataLoader(data, batch_size=8), val_loader())
-    with pytest.warns(UserWarning, match=r"NaN or infinity reached fake quantizers.*\(1 batches\).*where to look"):
+    with pytest.warns(UserWarning, match=r"NaN or infinity reached fake quantizers.*\(1 batch\).*where to look"):
         fit(Careful(), qat(), max_epochs=1, loaders=loaders, limit_val_batches=0)
 
 

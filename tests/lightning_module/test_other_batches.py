@@ -65,6 +65,6 @@ def test_a_loader_whose_batches_the_step_does_not_take_is_left_out(caplog: pytes
     unlabelled: DataLoader[Tensor] = DataLoader(torch.zeros(12, 1, 6, 6), batch_size=3)  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO):
         assert _means(unlabelled, _images(3), limit=4) == [3, 3, 3, 3]
-    assert "validation_step does not take batches of training data 1: ValueError" in caplog.text
+    assert "lq: batches of data loader 1 are left out (ValueError: too many values" in caplog.text
     with pytest.raises(ValueError, match="too many values"):
         _means(unlabelled, unlabelled, limit=4)

@@ -89,6 +89,33 @@ def test_validation_data_without_a_batch_are_told_as_that() -> None:
         first_validation_call(Empty(), "model")
 
 
+@pytest.mark.parametrize("skipped", [0, 1, 10])
+def test_the_first_call_may_come_in_a_later_batch(skipped: int) -> None:
+    class Skips(Tiny):
+        def val_dataloader(self) -> Any:
+            return DataLoader(make_data(12), batch_size=1)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx >= skipped:
+                self.model(batch[0])
+
+    (x,), _ = first_validation_call(Skips(), "model")[0]
+    wanted = {0: 0, 1: 7, 10: 11}[skipped]  # the last of the first 1, 8 or all batches
+    assert torch.equal(x[0], make_data(12).tensors[0][wanted])
+
+
+def test_a_step_that_never_calls_the_target_is_told_as_that() -> None:
+    class Never(Tiny):
+        def val_dataloader(self) -> Any:
+            return val_loader()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    with pytest.raises(ValueError, match="validation_step did not call the quantized target"):
+        first_validation_call(Never(), "model")
+
+
 def test_a_module_without_validation_data_gives_no_samples() -> None:
     assert validation_samples(Tiny(), "model", DataLoader([]), None, targets_of, 2) == []
 
