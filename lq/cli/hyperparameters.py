@@ -104,6 +104,7 @@ def argument_names(kind: type, demanded: bool = False) -> list[str]:
         demanded: only those without a default.
 
     Example:
+        >>> import torch
         >>> argument_names(torch.nn.ReLU), argument_names(torch.nn.Linear, demanded=True)
         (['inplace'], ['in_features', 'out_features'])
     """
@@ -141,6 +142,7 @@ def same(a: Any, b: Any) -> bool:
     """Whether two values are equal; tensors and the like, which do not say so in a word, are not.
 
     Example:
+        >>> import torch
         >>> same({"lr": 0.1}, AttributeDict(lr=0.1)), same(torch.ones(2), torch.ones(2))
         (True, False)
     """
