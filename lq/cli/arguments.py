@@ -112,9 +112,8 @@ def config_of(ckpt_path: str | None, artifact: str | None = None) -> Path | None
         ...     print(config_of(f"{run}/checkpoints/last.ckpt").name, config_of(None, f"{run}/int8").name)
         config.yaml config.yaml
     """
-    folders = [
-        folder for given in (ckpt_path, artifact) if given for folder in list(Path(given).absolute().parents)[:2]
-    ]
+    places = [place for given in (ckpt_path, artifact) if given and (place := local_path(given)) is not None]
+    folders = [folder for place in places for folder in list(place.absolute().parents)[:2]]
     return next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
 
 

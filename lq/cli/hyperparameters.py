@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.data import AttributeDict
+
+from lq.checkpoints.sharded import is_sharded_checkpoint, read_meta
+from lq.export.artifact.remote import local_path
 
 # Where Lightning keeps those of the module and of the datamodule in a checkpoint.
 SAVED_AS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
@@ -23,7 +25,7 @@ def hyperparameters_of(path: str | Path, weights_only: bool = True, key: str = "
     """What ``save_hyperparameters`` has put into a checkpoint.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder of a sharded one.
         weights_only: ``False`` reads those that are more than plain data, too.
         key: whose, of :data:`SAVED_AS`.
 
@@ -32,17 +34,18 @@ def hyperparameters_of(path: str | Path, weights_only: bool = True, key: str = "
         so.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "float.ckpt")
         ...     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 0.1}}, path)
         ...     print((hyperparameters_of(path), hyperparameters_of("no such file")))
         ({'lr': 0.1}, {})
     """
-    if not Path(path).is_file():
+    place = local_path(path)
+    if place is None or not (place.is_file() or is_sharded_checkpoint(place)):
         return {}
     try:
-        checkpoint = torch.load(path, weights_only=weights_only, map_location="cpu")
+        checkpoint = read_meta(place, weights_only)
         found = checkpoint[SAVED_AS[key]]
     except Exception:  # foreign bytes lead readers of pickles and archives to raise whatever they like
         return {}
@@ -101,6 +104,7 @@ def argument_names(kind: type, demanded: bool = False) -> list[str]:
         demanded: only those without a default.
 
     Example:
+        >>> import torch
         >>> argument_names(torch.nn.ReLU), argument_names(torch.nn.Linear, demanded=True)
         (['inplace'], ['in_features', 'out_features'])
     """
@@ -138,6 +142,7 @@ def same(a: Any, b: Any) -> bool:
     """Whether two values are equal; tensors and the like, which do not say so in a word, are not.
 
     Example:
+        >>> import torch
         >>> same({"lr": 0.1}, AttributeDict(lr=0.1)), same(torch.ones(2), torch.ones(2))
         (True, False)
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lq.callback import QATCallback
 from lq.checkpoints.checkpoint import Checkpoint
+from lq.checkpoints.sharded import is_sharded_checkpoint, read_meta
 from lq.cli.arguments import typed_arguments
 from lq.cli.help import Formatter
 from lq.cli.hyperparameters import hyperparameters_of, model_settings, same, with_attributes
@@ -24,6 +24,7 @@ from lq.cli.trainer import QATTrainer
 from lq.cli.weights import is_artifact
 from lq.compat.parsers import Instantiator, move_last_group_first, options_of_subcommand
 from lq.console import LineProgress, is_terminal
+from lq.export.artifact.remote import local_path
 from lq.messages import one_line
 
 # What a class may ask for, and a file holds as a mapping.
@@ -152,9 +153,15 @@ class LQCLI(LightningCLI):
 
 def _callback_of(path: str | None, weights_only: bool | None) -> list[QATCallback]:
     """The callback that prepares a module as the checkpoint of a QAT run wants it; none for others."""
-    if path is None or not Path(path).is_file():
+    place = None if path is None else local_path(path)
+    if place is None:
         return []
-    checkpoint = Checkpoint.read(path, weights_only is not False)
+    if is_sharded_checkpoint(place):  # its weights are for the strategy to load
+        checkpoint = Checkpoint(place, {"state_dict": {}, **read_meta(place, weights_only is not False)})
+    elif place.is_file():
+        checkpoint = Checkpoint.read(place, weights_only is not False)
+    else:
+        return []
     if not checkpoint.is_qat:
         return []
     entry = checkpoint.entry

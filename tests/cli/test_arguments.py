@@ -72,6 +72,7 @@ def test_the_settings_of_a_run_are_those_beside_it(tmp_path: Path, capsys: pytes
         assert completed("bench", [*given, *EASY]) == [*given, *EASY]
         assert completed("fit", given) == given, "a fit has settings of its own"
     assert f"settings of {found}" in capsys.readouterr().err
+    assert config_of((run / "checkpoints" / "last.ckpt").as_uri()) == config_of(None, (run / "int8").as_uri()) == found
     assert config_of(str(tmp_path / "elsewhere.ckpt")) is None
 
 

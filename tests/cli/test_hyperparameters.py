@@ -191,8 +191,9 @@ def test_a_dataclass_is_made_again(run_lq: Any, trained: Make, capsys: Any) -> N
     assert "val_loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("written", [str, Path.as_uri])
 def test_a_checkpoint_of_a_qat_run_is_tested_as_it_was_trained(
-    run_lq: Any, trained: Make, tmp_path: Path, capsys: Any
+    run_lq: Any, trained: Make, tmp_path: Path, capsys: Any, written: Callable[[Path], str]
 ) -> None:
     trained()
     from script_of_mine import Data, Net
@@ -205,7 +206,7 @@ def test_a_checkpoint_of_a_qat_run_is_tested_as_it_was_trained(
     module, data = Net(width=6), Data()
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "qat.ckpt")
-    run_lq("test", "--config", "my.yaml", "--ckpt_path", tmp_path / "qat.ckpt")
+    run_lq("test", "--config", "my.yaml", "--ckpt_path", written(tmp_path / "qat.ckpt"))
     assert "val_loss" in capsys.readouterr().out
 
 
@@ -224,6 +225,15 @@ def test_files_that_are_no_plain_checkpoints_have_none(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no checkpoint")
     assert hyperparameters_of(tmp_path / "text") == {}
     assert hyperparameters_of(tmp_path) == {}
+
+
+def test_a_file_url_and_the_folder_of_a_sharded_checkpoint_have_them(tmp_path: Path) -> None:
+    for file in (tmp_path / "a.ckpt", tmp_path / "meta.pt"):
+        torch.save({"hyper_parameters": {"lr": 0.1}}, file)
+    assert hyperparameters_of((tmp_path / "a.ckpt").as_uri()) == {"lr": 0.1}
+    (tmp_path / ".metadata").touch()
+    assert hyperparameters_of(tmp_path) == hyperparameters_of(tmp_path.as_uri()) == {"lr": 0.1}
+    assert hyperparameters_of("s3://bucket/a.ckpt") == {}
 
 
 def test_nothing_new_is_nothing_to_set() -> None:
