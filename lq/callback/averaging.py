@@ -163,9 +163,6 @@ def share_quantization_state(target: nn.Module, average: nn.Module) -> None:
     state, running = state_of(average), state_of(target)
     state.load_state_dict(running.state_dict())
     _share_learned_scales(target, average)
-    # And what a state dict does not hold: constants with infinities, the mean of which is NaN.
-    for copied, buffer in zip(state.buffers(), running.buffers(), strict=True):
-        copied.data.copy_(buffer.data)
 
 
 def _share_learned_scales(target: nn.Module, average: nn.Module) -> None:

@@ -17,7 +17,7 @@ from lq.checkpoints.checkpoint import check_state
 from lq.checkpoints.sharded import is_sharded_checkpoint, read_state
 from lq.compat.lightning_private import settings_of_run
 from lq.compat.packages import is_a
-from lq.core.checkpoint import part_of_state
+from lq.core.checkpoint import from_bytes, part_of_state
 from lq.fields import Field
 from lq.messages import one_line
 
@@ -72,7 +72,7 @@ def load_best(trainer: Trainer, module: LightningModule, name: str, of_others: K
     for path in _best_first(trainer):
         try:
             saved = _state_of(path, only_plain)
-            if not saved.get(key, {}).get("fake_quant", False):
+            if not from_bytes(saved.get(key, {})).get("fake_quant", False):
                 early.append(path)
                 continue
             if path in foreign:

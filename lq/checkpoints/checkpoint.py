@@ -19,7 +19,7 @@ from lq.checkpoints.entry import KEY, CheckpointEntry
 from lq.checkpoints.sharded import is_sharded_checkpoint, read_whole
 from lq.checks import check_path
 from lq.compat.packages import is_lightning_module
-from lq.core.checkpoint import part_of_state, versions_of
+from lq.core.checkpoint import from_bytes, part_of_state, versions_of
 from lq.core.state import STATE
 from lq.export.artifact.remote import local_path
 from lq.fields import Field
@@ -238,7 +238,11 @@ def check_state(state: Field) -> None:
             _check_ranges(entry, state[key.removesuffix("min_val") + "max_val"])
 
 
-def _check_flags(extra: Field) -> None:
+def _check_flags(entry: Field) -> None:
+    try:
+        extra = Field(from_bytes(entry.value), entry.where)
+    except ValueError as error:
+        raise ValueError(f"{entry.where}: {error}") from error
     for name in ("fake_quant", "observer", "freeze_bn"):
         extra[name].flag()
     for name_of_slot in extra["names"].each():

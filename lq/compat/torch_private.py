@@ -438,13 +438,13 @@ def _of_sharding(hook: Any) -> bool:
 
 
 def stands_for_extra_state(value: Any) -> bool:
-    """Whether ``torch.distributed.checkpoint`` has put it in the place of an extra state that it was not given.
+    """Whether it has no content: ``torch.distributed.checkpoint`` puts such in the place of what it was not given.
 
     Example:
         >>> stands_for_extra_state({"fake_quant": True})
         False
     """
-    return type(value).__name__ == "_EXTRA_STATE"
+    return type(value).__name__ == "_EXTRA_STATE" or getattr(value, "is_meta", False)
 
 
 def unflatten_state_dict(flat: dict[str, Any], paths: dict[str, Any]) -> Any:

@@ -278,6 +278,7 @@ def _without_range(prepared: nn.Module) -> set[str]:
         raise ValueError(
             "No fake quantizer has seen a batch, so there are no ranges to convert with. Before the training, write "
             "lq.set_phase(prepared, fake_quant=True, observer=True, freeze_bn=False), which lq.prepare leaves to you; "
-            "without a training, lq.calibrate(prepared, batches)."
+            "without a training, lq.calibrate(prepared, batches). An average of the model, such as an EMA, has none "
+            "either if it began before the first batch of QAT: begin it behind that."
         )
     return unseen

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from lq.fields import Field, parse_json
+
+_EXTRA = "the text of names and flags of a prepared model"
 _VERSIONS = "_metadata"  # where PyTorch keeps them; a copy of the entries alone would be one of the oldest version
 
 
@@ -40,6 +47,41 @@ def part_of_state(state: Mapping[str, Any], part: str = "") -> OrderedDict[str, 
         mine = {key[len(prefix) :]: version for key, version in versions.items() if f"{key}.".startswith(prefix)}
         setattr(found, _VERSIONS, OrderedDict(mine))
     return found
+
+
+def as_bytes(names: Iterable[str], flags: Mapping[str, bool]) -> Tensor:
+    """Names and flags of a prepared model as a tensor: the bytes of JSON, in a number that follows from the names.
+
+    Whatever goes through the entries of a state dict, such as the averages of timm and of YOLO, or safetensors, takes
+    them all for tensors, and those of two copies of a model for tensors of one shape.
+
+    Example:
+        >>> as_bytes(["fq_0"], {"observer": True}).shape, as_bytes(["fq_0"], {"observer": False}).shape
+        (torch.Size([32]), torch.Size([32]))
+    """
+    text = json.dumps({"names": list(names), **{name: int(flag) for name, flag in flags.items()}})
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def from_bytes(extra: Any) -> Any:
+    """What :func:`as_bytes` was given; what checkpoints of earlier versions have in its place comes back as it is.
+
+    Raises:
+        ValueError: if it is a tensor of anything else.
+
+    Example:
+        >>> from_bytes(as_bytes(["fq_0"], {"observer": True}))
+        {'names': ['fq_0'], 'observer': True}
+    """
+    if not isinstance(extra, Tensor):
+        return extra
+    try:
+        text = bytes(extra.tolist())
+    except (TypeError, ValueError) as error:
+        kind = f"a {extra.dtype} of shape {list(extra.shape)}"
+        raise ValueError(f"Names and flags of a prepared model are bytes of JSON, and not {kind}.") from error
+    entries = Field(parse_json(text, _EXTRA), _EXTRA).mapping()
+    return {name: bool(value) if value in (0, 1) else value for name, value in entries.items()}
 
 
 def require_same_slots(theirs: list[str], ours: list[str]) -> None:

@@ -20,9 +20,9 @@ from lq.compat.torch_private import stands_for_extra_state, version_of
 from lq.config.specs import ActivationSpec
 from lq.core import native
 from lq.core.calibration.clipping import ClippedRanges, needs_histogram
-from lq.core.checkpoint import require_same_slots
+from lq.core.checkpoint import as_bytes, from_bytes, require_same_slots
 from lq.core.collective import all_reduce
-from lq.core.float32 import Float32Buffers
+from lq.core.float32 import Constant, Float32Buffers
 from lq.core.qparams import (
     ACTIVATIONS,
     QParams,
@@ -73,8 +73,6 @@ class QATState(Float32Buffers):
     min_val: Tensor
     max_val: Tensor
     nonfinite: Tensor
-    _grid: Tensor
-    _running: Tensor
 
     def __init__(self, names: list[str], specs: list[ActivationSpec], activations: list[str]) -> None:
         super().__init__()
@@ -108,11 +106,16 @@ class QATState(Float32Buffers):
         self.fix_ranges()
         self.register_buffer("nonfinite", torch.zeros(count, dtype=torch.int64))
         self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
-        self.register_buffer("_grid", _columns(self._grids, 5), persistent=False)
+        self._slot_grids = Constant(_columns(self._grids, 5))
         running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
-        self.register_buffer("_running", _columns(running, 2), persistent=False)
+        self._running = Constant(_columns(running, 2))
         limits = [ACTIVATIONS[activation] for activation in activations]
         self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
+
+    @property
+    def _grid(self) -> Tensor:
+        """A column for each slot, as :func:`~lq.core.qparams.step_and_ends` takes them."""
+        return self._slot_grids.on(self.min_val.device)
 
     def train(self, mode: bool = True) -> QATState:
         """Training or evaluation mode of all quantizers.
@@ -296,10 +299,10 @@ class QATState(Float32Buffers):
         # Nothing yet, or one value alone, such as 0, from which a range would move slowly: branches whose last weight
         # starts at 0 would saturate for long.
         first = self.min_val >= self.max_val
-        constant, is_minmax = self._running[0], self._running[1].bool()
+        constant, is_minmax = self._running.on(self.min_val.device)
         averaged = current + constant * (batch - current)
         widest = torch.stack([torch.minimum(current[0], batch[0]), torch.maximum(current[1], batch[1])])
-        new = torch.where(first, batch, torch.where(is_minmax, widest, averaged))
+        new = torch.where(first, batch, torch.where(is_minmax.bool(), widest, averaged))
         new = torch.where(usable, new, current)
         self.min_val.copy_(new[0])
         self.max_val.copy_(new[1])
@@ -333,16 +336,17 @@ class QATState(Float32Buffers):
         all_reduce(ends, "MAX")
         return -ends[0], ends[1], (ends == torch.inf).any(dim=0)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Names and flags, so that a checkpoint says by itself what it holds."""
+    def get_extra_state(self) -> Tensor:
+        """Names and flags, so that a checkpoint says by itself what it holds; see :func:`.checkpoint.as_bytes`."""
         flags = {"fake_quant": self.fake_quant, "observer": self.observer, "freeze_bn": self.freeze_bn}
-        return {"names": list(self.names), **flags}
+        return as_bytes(self.names, flags)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
         """Take the flags."""
         if stands_for_extra_state(state):
             return
-        self.fake_quant, self.observer, self.freeze_bn = state["fake_quant"], state["observer"], state["freeze_bn"]
+        flags = from_bytes(state)
+        self.fake_quant, self.observer, self.freeze_bn = flags["fake_quant"], flags["observer"], flags["freeze_bn"]
 
     def check_checkpoint(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Refuse a checkpoint of another plan, before anything of it is loaded.
@@ -356,7 +360,7 @@ class QATState(Float32Buffers):
         """
         extra = state_dict.get(f"{prefix}_extra_state")
         if extra is not None and not stands_for_extra_state(extra):
-            require_same_slots(extra["names"], self.names)
+            require_same_slots(from_bytes(extra)["names"], self.names)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.check_checkpoint(state_dict, prefix)

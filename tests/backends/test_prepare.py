@@ -17,6 +17,7 @@ from lq.backends.saving import set_saving
 from lq.config.qconfig import LayerQConfig, QConfig
 from lq.config.specs import ActivationSpec, WeightSpec
 from lq.conversion.convert import convert
+from lq.core.checkpoint import as_bytes
 from lq.instrument.attach import attach_again
 from lq.ptq import calibrate
 
@@ -255,19 +256,16 @@ def test_a_float_checkpoint_loads_strictly():
 def test_a_checkpoint_of_another_plan_is_refused_before_anything_is_loaded(copied: Any):
     """Same layers, same shapes, same number of fake quantizers: only their names tell the plans apart."""
     prepared = copied(trained())
-    checkpoint = {k: v + 1 if isinstance(v, Tensor) else dict(v) for k, v in prepared.state_dict().items()}
-    names = checkpoint["qat_state._extra_state"]["names"]
-    checkpoint["qat_state._extra_state"]["names"] = [*names[:-1], "fq_other"]
+    checkpoint = {key: value + 1 for key, value in prepared.state_dict().items()}
+    names = state_of(prepared).names
+    checkpoint["qat_state._extra_state"] = as_bytes([*names[:-1], "fq_other"], {})
     model = nn.Sequential(nn.Identity(), prepared)
     before = copy.deepcopy(model.state_dict())
     for target, prefix in ((prepared, ""), (model, "1.")):
         with pytest.raises(ValueError, match=rf"lacks the fake quantizers \['{names[-1]}'\], and .* \['fq_other'\]"):
             target.load_state_dict({prefix + key: value for key, value in checkpoint.items()})
         after = model.state_dict()
-        changed = [
-            k for k, v in before.items() if not (torch.equal(v, after[k]) if isinstance(v, Tensor) else v == after[k])
-        ]
-        assert not changed
+        assert not [key for key, value in before.items() if not torch.equal(value, after[key])]
 
 
 def test_aliases_and_unused_layers_keep_their_keys_and_their_tie():

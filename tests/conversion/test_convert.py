@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lq.backends.prepare import prepare, set_phase, state_of
 from lq.compat.deprecations import quiet_torchscript
@@ -109,10 +110,39 @@ def test_convert_leaves_the_prepared_model_alone():
 
 
 def test_without_ranges_there_is_nothing_to_convert():
-    with pytest.raises(ValueError, match=r"No fake quantizer has seen a batch.*lq\.set_phase\(.*lq\.calibrate\("):
+    with pytest.raises(ValueError, match=r"No fake quantizer has seen a batch.*lq\.set_phase\(.*lq\.calibrate\(.*EMA"):
         convert(prepare(nn.Sequential(nn.Linear(2, 2))))
     with pytest.raises(ValueError, match="is not prepared for QAT"):
         convert(nn.Sequential(nn.Linear(2, 2)))  # type: ignore[arg-type]
+
+
+def _by_buffers(average: nn.Module, running: nn.Module) -> None:
+    averaged = AveragedModel(average, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    averaged.n_averaged += 1  # the first update copies
+    averaged.update_parameters(running)
+    average.load_state_dict(averaged.module.state_dict())
+
+
+def _by_entries(average: nn.Module, running: nn.Module) -> None:
+    with torch.no_grad():
+        for ours, theirs in zip(average.state_dict().values(), running.state_dict().values(), strict=True):
+            ours.copy_(ours.lerp(theirs, 0.5) if ours.is_floating_point() else theirs)
+
+
+@pytest.mark.parametrize("update", [_by_buffers, _by_entries])
+def test_an_average_of_prepared_modules_converts(update: Callable[[nn.Module, nn.Module], None]):
+    x = torch.randn(16, 4)
+    running = prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    set_phase(running, fake_quant=True, observer=True, freeze_bn=False)
+    running.train()(x)
+    average, weight = copy.deepcopy(running), running[0].weight.detach().clone()
+    with torch.no_grad():
+        running[0].weight *= 3
+    running(3 * x)
+    update(average, running)
+    torch.testing.assert_close(average[0].weight, 2 * weight)
+    assert average(x).isfinite().all()
+    assert sqnr(average.eval()(x), convert(average)(x)) > 40  # a flipped rounding of some values
 
 
 class Auxiliary(nn.Module):

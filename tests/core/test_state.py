@@ -246,7 +246,6 @@ def test_a_checkpoint_of_another_plan_is_refused_by_name_before_anything_is_load
     with pytest.raises(ValueError, match=r"lacks the fake quantizers \['fq_1'\], and it has .* \['fq_x'\]"):
         state.load_state_dict(other.state_dict())
     after = state.state_dict()
-    assert before.pop("_extra_state") == after.pop("_extra_state")
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
@@ -262,7 +261,6 @@ def test_a_float_checkpoint_loads_strictly_and_leaves_the_state_alone():
     before = copy.deepcopy(model.qat_state.state_dict())
     model.load_state_dict({k: v for k, v in model.state_dict().items() if "qat_state" not in k}, strict=True)
     after = model.qat_state.state_dict()
-    assert before.pop("_extra_state") == after.pop("_extra_state")
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert model.qat_state.ready(0)
 
@@ -500,3 +498,40 @@ def test_what_was_all_zeros_takes_the_next_range_as_it_is(activation: str) -> No
         state.observe(0, x)
         state.update()
         assert state.max_val.item() == pytest.approx(expected)
+
+
+# ---- averages of copies -----------------------------------------------------------------------------------------
+
+
+def test_all_entries_of_a_checkpoint_are_tensors_of_one_shape_for_all_copies():
+    """As those who average the entries of two state dicts one by one take them, timm and YOLO among them."""
+    state, average = trained_state(), make_state()
+    average.fake_quant = not state.fake_quant
+    for ours, theirs in zip(state.state_dict().values(), average.state_dict().values(), strict=True):
+        theirs.copy_(ours)
+    assert average.qparams() == state.qparams()
+
+
+def test_a_checkpoint_of_before_has_a_dictionary_among_its_entries():
+    state = make_state()
+    flags = {"fake_quant": True, "observer": False, "freeze_bn": True}
+    state.load_state_dict({**trained_state().state_dict(), "_extra_state": {"names": state.names, **flags}})
+    assert (state.fake_quant, state.observer, state.freeze_bn) == (True, False, True)
+
+
+@pytest.mark.parametrize("mean", [lambda a, b: torch.lerp(a, b, 0.1), lambda a, b: 0.9 * a + 0.1 * b])
+def test_the_average_of_equal_states_is_this_state(mean: Callable[[Tensor, Tensor], Tensor]):
+    clipped = ActivationSpec(observer="percentile", percentile=99.0)
+    state = QATState(["fq_0", "fq_1"], [ActivationSpec(), clipped], ["relu", "none"])
+    state.observer = state.fake_quant = True
+    state.observe(0, torch.tensor([0.0, 4.0]))
+    state.observe(1, torch.arange(256.0))
+    state.end_of_step()
+    average = copy.deepcopy(state)
+    for averaged, buffer in zip(average.buffers(), state.buffers(), strict=True):
+        if buffer.is_floating_point():
+            averaged.copy_(mean(averaged, buffer))
+    got, expected = torch.tensor(average.qparams()), torch.tensor(state.qparams())
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)  # float32, and ends of the grid near 255
+    average.histograms.write(average.min_val, average.max_val)
+    torch.testing.assert_close(average.max_val, state.max_val)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lq.backends.prepare import prepare, set_phase, state_of
+from lq.core.checkpoint import from_bytes
 from lq.deployment.deploy import Baseline, deploy, export_artifact
 from lq.deployment.evaluation import ValidationData
 from lq.deployment.settings import ExportSettings
@@ -51,7 +52,8 @@ def test_rows_results_and_artifact(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "int8" / "lq.json").read_text())
     assert content["weights"] == "mine"
     assert [row["model"] for row in content["table"]] == ["FP32", "fake-quantized", "int8 torch"]
-    assert content["ranges"].keys() == set(load_prepared_state(tmp_path / "int8")["qat_state._extra_state"]["names"])
+    extra = from_bytes(load_prepared_state(tmp_path / "int8")["qat_state._extra_state"])
+    assert content["ranges"].keys() == set(extra["names"])
     x = torch.randn(9, 1, 6, 6)
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "int8")(x), done.models["torch"](x))

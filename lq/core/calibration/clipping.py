@@ -9,6 +9,7 @@ from lq.config.specs import ActivationSpec
 from lq.core.calibration.entropy import entropy_range
 from lq.core.calibration.histogram import Histogram, HistogramBank
 from lq.core.calibration.ranges import Grid, histogram_range, mse_range, percentile_range
+from lq.core.float32 import Constant
 
 SEARCHES = {"histogram": histogram_range, "mse": mse_range, "entropy": entropy_range}
 
@@ -32,10 +33,6 @@ class ClippedRanges(HistogramBank):
         (tensor([1.9980]), tensor([5.9980]))
     """
 
-    _slots: Tensor
-    _grid: Tensor
-    _percentile: Tensor
-
     def __init__(self, specs: list[ActivationSpec], limits: list[tuple[float, float]]) -> None:
         slots = sorted((i for i, spec in enumerate(specs) if needs_histogram(spec)), key=lambda i: specs[i].observer)
         super().__init__([limits[slot] for slot in slots])
@@ -48,9 +45,8 @@ class ClippedRanges(HistogramBank):
         rows = [(s.quant_min, s.quant_max, s.symmetric) for s in ours]
         grid = torch.tensor(rows, dtype=torch.float32).reshape(-1, 3).T
         percentile = torch.tensor([s.percentile for s in ours], dtype=torch.float32)
-        self.register_buffer("_slots", torch.tensor(slots, dtype=torch.int64), persistent=False)
-        self.register_buffer("_grid", grid.contiguous(), persistent=False)
-        self.register_buffer("_percentile", percentile, persistent=False)
+        self._slots = Constant(torch.tensor(slots, dtype=torch.int64))
+        self._grid, self._percentile = Constant(grid.contiguous()), Constant(percentile)
 
     @torch.no_grad()
     def write(self, low: Tensor, high: Tensor) -> None:
@@ -59,14 +55,14 @@ class ClippedRanges(HistogramBank):
         Slots without a batch keep what is there.
         """
         found = [self._search(name, part) for name, part in self._parts]
-        has_data = self.low <= self.high
+        has_data, slots = self.low <= self.high, self._slots.on(low.device)
         for target, ends in zip((low, high), zip(*found, strict=True), strict=True):
-            kept = target.index_select(0, self._slots)
-            target.index_copy_(0, self._slots, torch.where(has_data, torch.cat(ends), kept))
+            kept = target.index_select(0, slots)
+            target.index_copy_(0, slots, torch.where(has_data, torch.cat(ends), kept))
 
     def _search(self, name: str, part: slice) -> tuple[Tensor, Tensor]:
-        percentile = self._percentile[part]
-        low, high = _search(self.counts[part], self.low[part], self.high[part], self._grid[:, part], percentile, name)
+        grid, percentile = (constant.on(self.low.device) for constant in (self._grid, self._percentile))
+        low, high = _search(self.counts[part], self.low[part], self.high[part], grid[:, part], percentile[part], name)
         return low, high
 
 
