@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from torch import nn
@@ -62,6 +63,40 @@ class LastCall:
     def remove(self) -> None:
         """Stop listening."""
         self._listener.remove()
+
+
+class OneOfTheCalls(LastCall):
+    """Remembers one call of a module, any of those since the last ``take``: over many steps, it is each in its turn.
+
+    A step that calls the module for an anchor and a positive sample, or once for each step of a diffusion, shows the
+    module data of several kinds.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(1, 1)
+        >>> one, found = OneOfTheCalls(net), set()
+        >>> for _ in range(20):
+        ...     _ = net(torch.zeros(1)), net(torch.ones(1)), net(torch.full((1,), 2.0))
+        ...     (x,), _, _ = one.take()
+        ...     found.add(x.item())
+        >>> sorted(found)
+        [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._count, self._random = 0, random.Random(0)
+
+    def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._count += 1
+        if self._random.randrange(self._count) == 0:  # each of n calls is kept with a probability of 1 / n
+            copied_args, copied_kwargs = on_cpu((args, kwargs))  # the step may write into them
+            super()._note(copied_args, copied_kwargs, output)
+
+    def take(self) -> Call | None:
+        """One call since the previous ``take``; ``None`` if there was none."""
+        self._count = 0
+        return super().take()
 
 
 def on_cpu(data: Any) -> Any:

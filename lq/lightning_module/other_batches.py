@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lq.lightning_module.copies import detached_copy
-from lq.lightning_module.last_call import LastCall
+from lq.lightning_module.last_call import OneOfTheCalls
 from lq.lightning_module.target import target_of
 from lq.lightning_module.validation import Sample, SampleCollector, validate_alone
 from lq.messages import one_line
@@ -33,7 +33,7 @@ def samples_of(
         datamodule: whose transfer hooks belong to them.
 
     Yields:
-        a sample for each batch.
+        a sample for each batch: of a step that calls the target several times, one of these calls.
 
     Raises:
         ValueError: if the validation step does not call the target.
@@ -47,7 +47,7 @@ def samples_of(
         [torch.Size([3, 2])]
     """
     twin = detached_copy(module).float()  # as its data are, whatever the precision of the training
-    collector = SampleCollector(LastCall(target_of(twin, name)), lambda batch: None)
+    collector = SampleCollector(OneOfTheCalls(target_of(twin, name)), lambda batch: None)
     remaining = iter(batches)
     while some := list(islice(remaining, _AT_ONCE)):
         validate_alone(twin, _loaders_for(twin, some), datamodule, None, collector)

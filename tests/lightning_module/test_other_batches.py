@@ -68,3 +68,21 @@ def test_a_loader_whose_batches_the_step_does_not_take_is_left_out(caplog: pytes
     assert "lq: batches of data loader 1 are left out (ValueError: too many values" in caplog.text
     with pytest.raises(ValueError, match="too many values"):
         _means(unlabelled, unlabelled, limit=4)
+
+
+class Pairs(Tiny):
+    """Compares each image with a brighter one; the model is called for both."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        brighter = x.abs() + 100
+        near, far = self(brighter), self(x)
+        brighter.zero_()  # what was kept of the call is a copy
+        self.log("val/loss", F.cross_entropy(near + far, y))
+
+
+def test_all_calls_of_a_step_take_turns() -> None:
+    batches = list(DataLoader(make_data(24), batch_size=2))
+    brightest = [float(sample.inputs[0][0].max()) for sample in samples_of(Pairs(), "model", batches, None)]
+    assert len(brightest) == len(batches) == 12
+    assert 3 <= sum(found > 100 for found in brightest) <= 9
