@@ -22,6 +22,16 @@ def one_line(said: object, limit: int | None = 300) -> str:
     return text if limit is None or len(text) <= limit else f"{text[:limit].rstrip()}..."
 
 
+def counted(number: float, things: str) -> str:
+    """A number of things; of one, without the "s".
+
+    Example:
+        >>> counted(1, "epochs"), counted(2, "epochs"), counted(0.5, "epochs")
+        ('1 epoch', '2 epochs', '0.5 epochs')
+    """
+    return f"{number:g} {things.removesuffix('s') if number == 1 else things}"
+
+
 def some_of(names: Iterable[object], most: int = 5, separator: str = ", ") -> str:
     """The first of many names, and how many others there are.
 

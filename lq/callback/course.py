@@ -20,6 +20,7 @@ from lq.callback.scales import learned_scales, step_scales
 from lq.checkpoints.entry import CheckpointEntry
 from lq.config.schedule import Began, Phase, QATSchedule
 from lq.core.lsq import LearnedScale
+from lq.messages import counted
 
 
 class Course:
@@ -91,7 +92,10 @@ class Course:
         """
         here, self._scales = position_of(trainer, 0), learned_scales(target)
         if is_of_float and self.schedule.has_started(here):
-            say(trainer, f"this is a checkpoint of the float model: QAT starts here, after {here.step} steps")
+            say(
+                trainer,
+                f"this is a checkpoint of the float model: QAT starts here, after {counted(here.step, 'steps')}",
+            )
             self.schedule = start_here(here, self.schedule)
         self.schedule = with_calibration(self.schedule, target)
         if not self.is_calibrated:  # as this run went on before it was interrupted

@@ -15,6 +15,7 @@ from lq.compat.lightning_private import epochs_behind
 from lq.compat.packages import is_a
 from lq.config.points import Point, Position
 from lq.config.schedule import QATSchedule
+from lq.messages import counted
 
 
 def is_dev_run(trainer: Trainer) -> bool:
@@ -140,8 +141,8 @@ def require_epochs_left(checkpoint: Mapping[str, Any], limit: int | None) -> Non
     done = epochs_behind(checkpoint)
     if limit not in (None, -1) and done >= limit:
         raise ValueError(
-            f"The float checkpoint was written after {done} epochs, and ckpt_path continues its training, of which "
-            f"max_epochs={limit} leaves nothing for QAT. Write QATCallback(float_ckpt_path=...) in the place of "
+            f"The float checkpoint was written after {counted(done, 'epochs')}, and ckpt_path continues its training, "
+            f"of which max_epochs={limit} leaves nothing for QAT. Write QATCallback(float_ckpt_path=...) in the place of "
             f"ckpt_path, which loads the weights alone, or set max_epochs={done + max(1, done // 10)}."
         )
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lq.checks import check_integer, check_number
 from lq.config.points import Point, Position
+from lq.messages import counted
 
 __all__ = ["Began", "Phase", "Position", "QATSchedule"]
 
@@ -349,9 +350,9 @@ def _in_steps(point: Point, epochs: Sequence[float]) -> float:
 
 def _describe_end(length: Position) -> str:
     ends = ((length.total_epochs, "epochs"), (length.total_steps, "steps"))
-    told = " or ".join(f"{total:g} {unit}" for total, unit in ends if total is not None)
+    told = " or ".join(counted(total, unit) for total, unit in ends if total is not None)
     is_converted = length.total_steps is None and length.last_step is not None
-    return f"{told} ({length.last_step:g} steps)" if is_converted else told
+    return f"{told} ({counted(length.last_step or 0, 'steps')})" if is_converted else told
 
 
 def _unknown_end(name: str, raw: int | float | str, end: str) -> str:
