@@ -142,8 +142,8 @@ def require_epochs_left(checkpoint: Mapping[str, Any], limit: int | None) -> Non
     if limit not in (None, -1) and done >= limit:
         raise ValueError(
             f"The float checkpoint was written after {counted(done, 'epochs')}, and ckpt_path continues its training, "
-            f"of which max_epochs={limit} leaves nothing for QAT. Write QATCallback(float_ckpt_path=...) in the place of "
-            f"ckpt_path, which loads the weights alone, or set max_epochs={done + max(1, done // 10)}."
+            f"of which max_epochs={limit} leaves nothing for QAT. Write QATCallback(float_ckpt_path=...) in the place "
+            f"of ckpt_path, which loads the weights alone, or set max_epochs={done + max(1, done // 10)}."
         )
 
 

@@ -32,7 +32,7 @@ def test_what_has_passed_in_float_begins_with_qat(freeze_bn: Any, expected: Any)
 @pytest.mark.parametrize(("done", "limit", "advice"), [(10, 10, 11), (30, 20, 33), (1, 1, 2)])
 def test_a_float_run_that_is_over_leaves_nothing_for_qat(done: int, limit: int, advice: int) -> None:
     checkpoint = {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": done}}}}}
-    with pytest.raises(ValueError, match=rf"after {done} epochs.*float_ckpt_path.*or set max_epochs={advice}"):
+    with pytest.raises(ValueError, match=rf"after {done} epochs?,.*float_ckpt_path.*or set max_epochs={advice}"):
         require_epochs_left(checkpoint, limit)
     for enough in (done + 1, None, -1):
         require_epochs_left(checkpoint, enough)
