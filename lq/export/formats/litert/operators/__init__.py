@@ -1,4 +1,7 @@
-"""The table of operators: an operation of ATen, and what writes it."""
+"""The table of operators: an operation of ATen, and what writes it.
+
+``print(listing_of(function, x=x))`` of :mod:`lq.export.formats.litert.listing` shows what a function is written as.
+"""
 
 from __future__ import annotations
 
