@@ -46,7 +46,7 @@ def check_options(
     """Check the options of the exporter.
 
     Raises:
-        TypeError: if a flag is none.
+        TypeError: if a flag is neither True nor False.
         ValueError: on a type that is neither "float32" nor "int8".
 
     Example:

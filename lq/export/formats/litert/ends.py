@@ -38,7 +38,7 @@ class Ends:
         """From options of an exporter.
 
         Raises:
-            TypeError: if the flag is none.
+            TypeError: if the flag is neither True nor False.
             ValueError: on a type that is neither "float32" nor "int8".
         """
         check_flag("channels_last", channels_last)

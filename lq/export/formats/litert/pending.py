@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from lq.export.formats.litert.call import Bounds, OperatorCall
 from lq.export.formats.litert.file import LiteRTGrid
 from lq.export.formats.litert.operators import Operator
-from lq.export.formats.litert.operators.elementwise import clamp, clamped
+from lq.export.formats.litert.operators.activations import clamp, clamped
 from lq.export.formats.litert.tensors import Value
 
 _OF_LAYERS = ("weight", "bias")

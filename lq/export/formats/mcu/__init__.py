@@ -33,7 +33,7 @@ def check_options(inputs: str = INT8, outputs: str = INT8, channels_last: bool =
     """Check the options of the exporter.
 
     Raises:
-        TypeError: if the flag is none.
+        TypeError: if the flag is neither True nor False.
         ValueError: on a type that is neither "float32" nor "int8".
 
     Example:

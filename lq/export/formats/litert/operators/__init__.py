@@ -1,4 +1,7 @@
-"""The table of operators: an operation of ATen, and what writes it."""
+"""The table of operators: an operation of ATen, and what writes it.
+
+``print(listing_of(function, x=x))`` of :mod:`lq.export.formats.litert.listing` shows what a function is written as.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lq.export.formats.litert.call import Builder, OperatorCall
-from lq.export.formats.litert.operators import attention, composed, elementwise, layers, normalization, pooling, shapes
+from lq.export.formats.litert.operators import (
+    activations,
+    attention,
+    composed,
+    elementwise,
+    layers,
+    lookups,
+    normalization,
+    padding,
+    parts,
+    pooling,
+    reductions,
+    resizing,
+    shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +87,9 @@ OPERATORS: Mapping[str, Operator] = {
     "bmm": _int8(layers.matmul),
     "mm": _int8(layers.matmul),
     "scaled_dot_product_attention": Operator(attention.attention),
-    "embedding": Operator(shapes.embedding),
-    "gather": Operator(shapes.gather),
-    "cumsum": Operator(pooling.running_sum),
+    "embedding": Operator(lookups.embedding),
+    "gather": Operator(lookups.gather),
+    "cumsum": Operator(reductions.running_sum),
     **dict.fromkeys(BATCH_NORMS, Operator(normalization.batch_norm)),
     "layer_norm": Operator(normalization.layer_norm),
     "group_norm": Operator(composed.group_norm),
@@ -108,36 +125,36 @@ OPERATORS: Mapping[str, Operator] = {
     # Activations.
     "relu": _int8(elementwise.unary("RELU")),
     "relu6": _int8(elementwise.unary("RELU6")),
-    "hardtanh": Operator(elementwise.hardtanh, int8=True, clamps=True),
-    "clamp": Operator(elementwise.clamp, int8=True, clamps=True),
-    "clamp_min": Operator(elementwise.clamp, int8=True, clamps=True),
+    "hardtanh": Operator(activations.hardtanh, int8=True, clamps=True),
+    "clamp": Operator(activations.clamp, int8=True, clamps=True),
+    "clamp_min": Operator(activations.clamp, int8=True, clamps=True),
     "hardswish": _int8(elementwise.unary("HARD_SWISH")),
-    "hardsigmoid": _int8(elementwise.hardsigmoid),
-    "sigmoid": _int8(elementwise.sigmoid, rounds_twice=True),
-    "tanh": _int8(elementwise.tanh, rounds_twice=True),
-    "silu": _int8(elementwise.silu),
-    "gelu": _int8(elementwise.gelu),
+    "hardsigmoid": _int8(activations.hardsigmoid),
+    "sigmoid": _int8(activations.sigmoid, rounds_twice=True),
+    "tanh": _int8(activations.tanh, rounds_twice=True),
+    "silu": _int8(activations.silu),
+    "gelu": _int8(activations.gelu),
     "elu": Operator(composed.elu),
     "celu": Operator(composed.celu),
     "softplus": Operator(composed.softplus),
     "mish": Operator(composed.mish),
     "log_sigmoid": Operator(composed.log_sigmoid),
-    "leaky_relu": _int8(elementwise.leaky_relu),
-    "prelu": Operator(elementwise.prelu),
-    **dict.fromkeys(("softmax", "_softmax"), _int8(elementwise.softmax, rounds_twice=True)),
-    "log_softmax": Operator(elementwise.log_softmax),
+    "leaky_relu": _int8(activations.leaky_relu),
+    "prelu": Operator(activations.prelu),
+    **dict.fromkeys(("softmax", "_softmax"), _int8(activations.softmax, rounds_twice=True)),
+    "log_softmax": Operator(activations.log_softmax),
     # Pooling and resizing.
     "max_pool2d": _moving(pooling.max_pool),
     "avg_pool2d": Operator(pooling.avg_pool, int8=True, only_float=pooling.divides_unevenly),
     "adaptive_avg_pool2d": _int8(pooling.adaptive_avg_pool),
-    "mean": _int8(pooling.reduction("MEAN")),
-    "sum": Operator(pooling.reduction("SUM")),
-    "amax": Operator(pooling.reduction("REDUCE_MAX")),
-    "amin": Operator(pooling.reduction("REDUCE_MIN")),
-    "upsample_nearest2d": _moving(pooling.resize_nearest),
-    "upsample_bilinear2d": _int8(pooling.resize_bilinear, rounds_twice=True),
+    "mean": _int8(reductions.reduction("MEAN")),
+    "sum": Operator(reductions.reduction("SUM")),
+    "amax": Operator(reductions.reduction("REDUCE_MAX")),
+    "amin": Operator(reductions.reduction("REDUCE_MIN")),
+    "upsample_nearest2d": _moving(resizing.resize_nearest),
+    "upsample_bilinear2d": _int8(resizing.resize_bilinear, rounds_twice=True),
     **dict.fromkeys(
-        ("pad", "constant_pad_nd"), Operator(pooling.pad, int8=True, moves=True, leaves_grid=pooling.leaves_grid)
+        ("pad", "constant_pad_nd"), Operator(padding.pad, int8=True, moves=True, leaves_grid=padding.leaves_grid)
     ),
     # Shapes.
     **{
@@ -157,16 +174,16 @@ OPERATORS: Mapping[str, Operator] = {
     "t": _moving(shapes.matrix_transpose),
     "numpy_T": _moving(shapes.matrix_transpose),
     "movedim": _moving(shapes.movedim),
-    "slice": _moving(shapes.slice_of),
-    "select": _moving(shapes.select),
-    "index": _moving(shapes.index),
-    "narrow": _moving(shapes.narrow),
-    "chunk": _moving(shapes.split),
-    "split": _moving(shapes.split),
-    "split_with_sizes": _moving(shapes.split),
-    "unbind": _moving(shapes.unbind),
+    "slice": _moving(parts.slice_of),
+    "select": _moving(parts.select),
+    "index": _moving(lookups.index),
+    "narrow": _moving(parts.narrow),
+    "chunk": _moving(parts.split),
+    "split": _moving(parts.split),
+    "split_with_sizes": _moving(parts.split),
+    "unbind": _moving(parts.unbind),
     "expand": _moving(shapes.expand),
     "repeat": _moving(shapes.repeat),
-    "roll": _moving(shapes.roll),
-    "cat": _int8(shapes.cat),
+    "roll": _moving(parts.roll),
+    "cat": _int8(parts.cat),
 }  # fmt: skip

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lq.export.formats.litert.call import OperatorCall, UnsupportedError
 from lq.export.formats.litert.file import Size
-from lq.export.formats.litert.operators.elementwise import binary, comparison, softmax
+from lq.export.formats.litert.operators.activations import softmax
+from lq.export.formats.litert.operators.elementwise import binary, comparison
 from lq.export.formats.litert.operators.layers import matmul
-from lq.export.formats.litert.operators.pooling import reduced
+from lq.export.formats.litert.operators.reductions import reduced
 from lq.export.formats.litert.tensors import Value
 
 _ADD, _SUB, _MUL = (binary(kind.upper(), f"{kind}Options") for kind in ("Add", "Sub", "Mul"))

@@ -10,7 +10,7 @@ from lq.export.formats.litert.call import OperatorCall
 from lq.export.formats.litert.file import Size
 from lq.export.formats.litert.operators.elementwise import comparison, joined, select
 from lq.export.formats.litert.operators.normalization import batch_norm
-from lq.export.formats.litert.operators.pooling import reduced
+from lq.export.formats.litert.operators.reductions import reduced
 from lq.export.formats.litert.tensors import Value
 
 _STRAIGHT = 16.0  # from here on the logarithm of a softplus is less than a float32 shows
@@ -142,7 +142,7 @@ def group_norm(call: OperatorCall) -> Value:
 
 
 def instance_norm(call: OperatorCall) -> Value:
-    """The same over the positions of each channel, or with the statistics of the training.
+    """``(x - mean) / sqrt(variance + eps)`` over all positions of a channel, or with the statistics of the training.
 
     Example:
         >>> import torch

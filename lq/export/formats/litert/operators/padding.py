@@ -1,4 +1,4 @@
-"""Windows that slide over images, and the zeros around them."""
+"""Windows that slide over images, and what is put around them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lq.export.formats.litert.call import OperatorCall, UnsupportedError
-from lq.export.formats.litert.file import Size
+from lq.export.formats.litert.file import LiteRTGrid, Size
+from lq.export.formats.litert.tensors import Value
 
 Pair = tuple[int, int]
 
@@ -137,8 +140,6 @@ def pad_axes(call: OperatorCall, tensor: int, pads: Sequence[Pair], fill: int | 
         >>> print(listing(net.file))
         x/pad: float32 [2, 6] = PADV2(x, [[0, 0], [1, 2]], [0.5])
     """
-    import numpy as np
-
     source = call.net.file.tensors[tensor]
     shape = [Size(size.length + sum(pair), size.changes) for size, pair in zip(source.shape, pads, strict=True)]
     target = call.net.new(f"{source.name}/pad", shape, source.grid, source.dtype)
@@ -149,3 +150,67 @@ def pad_axes(call: OperatorCall, tensor: int, pads: Sequence[Pair], fill: int | 
         value = call.net.constant(np.array([fill], np.dtype(source.dtype)), "fill", source.grid)
         call.net.file.operator("PADV2", [tensor, amounts, value], [target], "PadV2Options")
     return target
+
+
+def pad(call: OperatorCall) -> Value:
+    """Values around a tensor: zeros, another number, or its own mirrored, on the grid that it lies on.
+
+    A number that lies on another grid than the tensor brings it to that of the result first, or to float.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> from torch.nn import functional as F
+        >>> print(listing_of(lambda image: F.pad(image, (1, 2)), image=torch.zeros(1, 4, 6, 6)))
+        image/pad: float32 [1, 6, 9, 4] = PAD(image, [[0, 0], [0, 0], [1, 2], [0, 0]])
+        >>> print(listing_of(lambda image: F.pad(image, (1, 2, 0, 0), "reflect"), image=torch.zeros(1, 4, 6, 6)))
+        pad: float32 [1, 6, 9, 4] = MIRROR_PAD(image, [[0, 0], [0, 0], [1, 2], [0, 0]])
+    """
+    x, mode = call["self"], call.get("mode", "constant")
+    if mode == "constant" and leaves_grid(call):
+        x = call.net.real(x) if call.grid is None else call.net.on_grid(x, call.grid, f"{call.name}/input")
+    x = call.net.settled(x)
+    given, rank = list(call["pad"]), len(call.shape)
+    by_dimension = {rank - 1 - i // 2: (given[i], given[i + 1]) for i in range(0, len(given), 2)}
+    pads = [by_dimension.get(dimension, (0, 0)) for dimension in x.order]
+    if any(n < 0 for pair in pads for n in pair):
+        raise UnsupportedError(f"{call.name} pads by a negative number")
+    if mode == "reflect":
+        return _mirrored(call, x, pads)
+    if mode != "constant":
+        raise UnsupportedError(f"{call.name} pads with mode {mode!r}")
+    grid, number = call.net.grid(x), _number(call)
+    fill = number if grid is None else _nearest(grid, number)
+    return Value(pad_axes(call, x.tensor, pads, fill or (None if grid is None else fill)), x.order)
+
+
+def leaves_grid(call: OperatorCall) -> bool:
+    """Whether a padding adds a number that is beyond the grid of the tensor.
+
+    Example:
+        >>> import torch
+        >>> from lq.export.formats.litert.listing import listing_of
+        >>> from torch.nn import functional as F
+        >>> print(listing_of(lambda x: F.pad(x, (0, 1), value=-1e9), step=0.5, x=torch.zeros(3)))
+        x/pad: 0.5 * int8 [4] = PADV2(x, [[0, 1]], [-64])
+    """
+    grid, number = call.net.grid(call["self"]), _number(call)
+    if grid is None or call.get("mode", "constant") != "constant":
+        return False
+    return abs((_nearest(grid, number) - grid.zero_point) * grid.scale - number) > 0.501 * grid.scale
+
+
+def _number(call: OperatorCall) -> float:
+    return float(call.get("value") or 0.0)
+
+
+def _nearest(grid: LiteRTGrid, number: float) -> int:
+    """The int8 value that comes nearest to a number."""
+    ends = (-128 - grid.zero_point) * grid.scale, (127 - grid.zero_point) * grid.scale
+    return grid.integer(max(ends[0], min(ends[1], number)))
+
+
+def _mirrored(call: OperatorCall, x: Value, pads: Sequence[Pair]) -> Value:
+    amounts = call.net.constant(np.array(pads, np.int32), "pads")
+    call = call.on(call.net.grid(x))
+    return call.write_in("MIRROR_PAD", [x.tensor, amounts], x.order, "MirrorPadOptions", mode=0)

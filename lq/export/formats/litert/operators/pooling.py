@@ -1,8 +1,7 @@
-"""Maxima and averages over windows and whole dimensions, and resizing."""
+"""Maxima and averages over windows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lq.export.formats.litert.call import Builder, OperatorCall, UnsupportedError
+from lq.export.formats.litert.call import OperatorCall, UnsupportedError
 from lq.export.formats.litert.file import LiteRTGrid
-from lq.export.formats.litert.operators.padding import Pair, Window, check_batch, pad_axes, padded
+from lq.export.formats.litert.operators.padding import Pair, Window, check_batch, padded
+from lq.export.formats.litert.operators.reductions import reduced
 from lq.export.formats.litert.orders import CHANNELS_LAST
 from lq.export.formats.litert.tensors import Value
 
@@ -151,172 +151,6 @@ def adaptive_avg_pool(call: OperatorCall) -> Value:
     given = {"kernel_size": kernel, "stride": kernel, "padding": 0}
     call = OperatorCall(call.net, call.name, {**call.arguments, **given}, call.shape, call.grid)
     return _average(call, call.net.channels_last(x), Window(kernel, kernel), (0, 0))
-
-
-def reduction(kind: str) -> Builder:
-    """A mean, sum or maximum over some dimensions, or over all.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing_of
-        >>> print(listing_of(lambda image: image.amax(1), image=torch.zeros(1, 4, 6, 6)))
-        amax: float32 [1, 6, 6] = REDUCE_MAX(image, [3])
-    """
-
-    def build(call: OperatorCall) -> Value:
-        x = call.value("self")  # truth values as numbers, as a sum counts them
-        rank = len(call.net.shape(x))
-        dims = call.get("dim")
-        dimensions = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
-        return reduced(call, kind, x, dimensions, bool(call.get("keepdim")))
-
-    return build
-
-
-def running_sum(call: OperatorCall) -> Value:
-    """Sums of all elements up to each one of a dimension; of truth values, which it counts, and integers as floats.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing_of
-        >>> print(listing_of(lambda x: (x > 0).cumsum(1), x=torch.zeros(2, 4)))
-        gt: bool [2, 4] = GREATER(x, 0)
-        gt/cast: float32 [2, 4] = CAST(gt)
-        cumsum: float32 [2, 4] = CUMSUM(gt/cast, [1])
-        cumsum/cast: int64 [2, 4] = CAST(cumsum)
-    """
-    x = call.net.settled(call.value("self"))
-    axis = call.net.integers([x.order.index(call["dim"] % len(call.shape))], "axis")
-    return call.write("CUMSUM", [x.tensor, axis], x, "CumsumOptions")
-
-
-def reduced(call: OperatorCall, kind: str, x: Value, dimensions: Sequence[int], keep: bool) -> Value:
-    """The same over given dimensions.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing
-        >>> from lq.export.formats.litert.file import Size
-        >>> from lq.export.formats.litert.tensors import Tensors
-        >>> net = Tensors()
-        >>> image = Value(net.new("image", [Size(1), Size(6), Size(6), Size(4)]), order=_LAST)
-        >>> call = OperatorCall(net, "mean", {"self": image}, (Size(1), Size(4)))
-        >>> made = reduced(call, "MEAN", image, dimensions=[2, 3], keep=False)
-        >>> print(listing(net.file))
-        mean: float32 [1, 4] = MEAN(image, [1, 2])
-    """
-    x = call.net.settled(x)
-    axes = call.net.integers(sorted(x.order.index(dimension) for dimension in dimensions), "axes")
-    order = x.order if keep else _without(x.order, dimensions)
-    return call.write_in(kind, [x.tensor, axes], order, "ReducerOptions", keepDims=keep)
-
-
-def _without(order: Sequence[int], dimensions: Sequence[int]) -> tuple[int, ...]:
-    return tuple(d - sum(gone < d for gone in dimensions) for d in order if d not in dimensions)
-
-
-def resize_nearest(call: OperatorCall) -> Value:
-    """To another size, each pixel as its nearest one.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing_of
-        >>> print(listing_of(torch.nn.Upsample(scale_factor=2), image=torch.zeros(1, 4, 6, 6)))
-        upsample_nearest2d: float32 [1, 12, 12, 4] = RESIZE_NEAREST_NEIGHBOR(image, [12, 12])
-    """
-    return _resize(call.on(call.net.grid(call["input"])), "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions")
-
-
-def resize_bilinear(call: OperatorCall) -> Value:
-    """To another size; on integers on the grid of the input, and from there to that of the result.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing_of
-        >>> print(listing_of(torch.nn.UpsamplingBilinear2d(scale_factor=2), image=torch.zeros(1, 4, 6, 6)))
-        upsample_bilinear2d: float32 [1, 12, 12, 4] = RESIZE_BILINEAR(image, [12, 12], alignCorners=True)
-    """
-    aligned = bool(call["align_corners"])
-    settings = {"alignCorners": aligned, "halfPixelCenters": not aligned}
-    own = call if call.grid is None else call.on(call.net.grid(call["input"]), "resize")
-    made = _resize(own, "RESIZE_BILINEAR", "ResizeBilinearOptions", **settings)
-    return made if call.grid is None else call.net.on_grid(made, call.grid, call.name)
-
-
-def _resize(call: OperatorCall, kind: str, options: str, **settings: bool) -> Value:
-    x = call.net.channels_last(call.value("input"))
-    if len(call.shape) != 4:
-        raise UnsupportedError(f"{call.name} resizes {len(call.shape) - 2} dimensions, not two")
-    if not settings.get("alignCorners"):
-        _check_factors(call, x)
-    out = call.net.integers([size.length for size in call.shape[2:]])
-    return call.write_in(kind, [x.tensor, out], _LAST, options, **settings)
-
-
-def _check_factors(call: OperatorCall, x: Value) -> None:
-    """Torch goes by the factors that it is given, LiteRT by the sizes that result."""
-    factors = call.get("scale_factors") or [call.get("scales_h"), call.get("scales_w")]
-    for factor, size, out in zip(factors, _sizes(call, x), _out(call), strict=True):
-        if factor is not None and not math.isclose(size * factor, out):
-            raise UnsupportedError(
-                f"{call.name} resizes {size} pixels by {factor:g} to {out}, and LiteRT by {out}/{size}; pass size=, or "
-                "recompute_scale_factor=True"
-            )
-
-
-def pad(call: OperatorCall) -> Value:
-    """Values around a tensor: zeros, another number, or its own mirrored, on the grid that it lies on.
-
-    A number that lies on another grid than the tensor brings it to that of the result first, or to float.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing_of
-        >>> print(listing_of(lambda image: F.pad(image, (1, 2)), image=torch.zeros(1, 4, 6, 6)))
-        image/pad: float32 [1, 6, 9, 4] = PAD(image, [[0, 0], [0, 0], [1, 2], [0, 0]])
-        >>> print(listing_of(lambda image: F.pad(image, (1, 2, 0, 0), "reflect"), image=torch.zeros(1, 4, 6, 6)))
-        pad: float32 [1, 6, 9, 4] = MIRROR_PAD(image, [[0, 0], [0, 0], [1, 2], [0, 0]])
-    """
-    x, mode = call["self"], call.get("mode", "constant")
-    if mode == "constant" and leaves_grid(call):
-        x = call.net.real(x) if call.grid is None else call.net.on_grid(x, call.grid, f"{call.name}/input")
-    x = call.net.settled(x)
-    given, rank = list(call["pad"]), len(call.shape)
-    by_dimension = {rank - 1 - i // 2: (given[i], given[i + 1]) for i in range(0, len(given), 2)}
-    pads = [by_dimension.get(dimension, (0, 0)) for dimension in x.order]
-    if any(n < 0 for pair in pads for n in pair):
-        raise UnsupportedError(f"{call.name} pads by a negative number")
-    if mode == "reflect":
-        return _mirrored(call, x, pads)
-    if mode != "constant":
-        raise UnsupportedError(f"{call.name} pads with mode {mode!r}")
-    grid, number = call.net.grid(x), _number(call)
-    fill = number if grid is None else _nearest(grid, number)
-    return Value(pad_axes(call, x.tensor, pads, fill or (None if grid is None else fill)), x.order)
-
-
-def leaves_grid(call: OperatorCall) -> bool:
-    """Whether a padding adds a number that is beyond the grid of the tensor.
-
-    Example:
-        >>> from lq.export.formats.litert.listing import listing_of
-        >>> print(listing_of(lambda x: F.pad(x, (0, 1), value=-1e9), step=0.5, x=torch.zeros(3)))
-        x/pad: 0.5 * int8 [4] = PADV2(x, [[0, 1]], [-64])
-    """
-    grid, number = call.net.grid(call["self"]), _number(call)
-    if grid is None or call.get("mode", "constant") != "constant":
-        return False
-    return abs((_nearest(grid, number) - grid.zero_point) * grid.scale - number) > 0.501 * grid.scale
-
-
-def _number(call: OperatorCall) -> float:
-    return float(call.get("value") or 0.0)
-
-
-def _nearest(grid: LiteRTGrid, number: float) -> int:
-    """The int8 value that comes nearest to a number."""
-    ends = (-128 - grid.zero_point) * grid.scale, (127 - grid.zero_point) * grid.scale
-    return grid.integer(max(ends[0], min(ends[1], number)))
-
-
-def _mirrored(call: OperatorCall, x: Value, pads: Sequence[Pair]) -> Value:
-    amounts = call.net.constant(np.array(pads, np.int32), "pads")
-    call = call.on(call.net.grid(x))
-    return call.write_in("MIRROR_PAD", [x.tensor, amounts], x.order, "MirrorPadOptions", mode=0)
 
 
 def _sizes(call: OperatorCall, x: Value) -> Pair:

@@ -25,9 +25,6 @@ def convolved(x: Tensor) -> Tensor:
 
 
 OF_IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
-    "slopes of channels": lambda x: F.prelu(convolved(x), SLOPES),
-    "slopes of what the batch was": lambda x: F.prelu(convolved(x).transpose(0, 1), torch.tensor([0.1, 0.2])),
-    "slopes of columns": lambda x: F.prelu(x[:, 0, 0].t(), torch.tensor([0.1, 0.2])),
     "exponents of channels": lambda x: convolved(x).relu() ** SLOPES.reshape(8, 1, 1),
     "computed exponents": lambda x: convolved(x).abs() ** x.mean(1, keepdim=True),
     "powers of a number": lambda x: (2.0 ** convolved(x)).mean((1, 2)),
