@@ -54,3 +54,20 @@ def _what_examples_need(request: pytest.FixtureRequest) -> None:
             pytest.importorskip(package)
     if request.node.name.startswith(NEED_THE_KERNELS) and native.library().functions is None:
         pytest.skip(native.library().reason)
+
+
+@pytest.fixture(autouse=True)
+def _examples_with_packages(request: pytest.FixtureRequest) -> None:
+    """Skip the examples of an exporter whose runtime is not installed."""
+    if isinstance(request.node, DoctestItem) and request.node.name.startswith("lq.export.formats."):
+        from lq.export.exporters import EXPORTERS
+
+        module = request.node.name.rpartition(".")[0]
+        for exporter in EXPORTERS.values():
+            if exporter.module == module:
+                try:
+                    exporter.check_installed()
+                except ImportError as error:
+                    pytest.skip(str(error))
+                if exporter.name == "executorch":  # it warns itself under torch 2.15, as in its tests
+                    request.node.add_marker(pytest.mark.filterwarnings("ignore"))

@@ -34,7 +34,6 @@ class Exporter:
         module: where its functions are.
         needs: packages that it imports.
         extra: of lq that installs them.
-        suffix: of the names of its functions ``export`` and ``load``.
         rounds_bias: whether the runtime adds biases as int32, which rounds them.
         simulator: what runs the files here in place of the chip, if anything does; its times mean nothing.
         widths: bits that a stored weight can take.
@@ -60,7 +59,6 @@ class Exporter:
     module: str
     needs: tuple[str, ...] = ()
     extra: str = ""
-    suffix: str = ""
     rounds_bias: bool = False
     simulator: str = ""
     widths: tuple[int, ...] = (8,)
@@ -100,7 +98,7 @@ class Exporter:
         if not self.wide:
             check_eight_bits(prepared, f"exporter {self.name!r}")
         if not self.boxes:
-            check_no_boxes(prepared, self.name)
+            _check_no_boxes(prepared, self.name)
         given = in_plain_containers(in_float32(prepared, example))
         written: dict[str, Any] = self._function("export")(prepared, given, directory, **options)
         return written
@@ -130,7 +128,7 @@ class Exporter:
         Raises:
             ValueError: naming the file and what it would do.
         """
-        check = getattr(self.functions, f"check_file{self.suffix}", None)
+        check = getattr(self.functions, "check_file", None)
         if check is not None:
             self.check_installed()
             check(directory)
@@ -138,7 +136,7 @@ class Exporter:
 
     def widths_with(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         """Bits that a stored weight can take in files that are written with these options."""
-        packs = getattr(self.functions, f"packs{self.suffix}", None) if len(self.widths) > 1 else None
+        packs = getattr(self.functions, "packs", None) if len(self.widths) > 1 else None
         return self.widths if packs is None or packs(**options) else (8,)
 
     def options(self) -> tuple[str, ...]:
@@ -151,7 +149,7 @@ class Exporter:
         return importlib.import_module(self.module)
 
     def _function(self, name: str) -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(self.functions, name + self.suffix)
+        function: Callable[..., Any] = getattr(self.functions, name)
         return function
 
 
@@ -180,10 +178,9 @@ EXPORTERS: dict[str, Exporter] = {
         Exporter(
             "tensorrt",
             ("int8.tensorrt.onnx",),
-            "lq.export.formats.onnx",
+            "lq.export.formats.tensorrt",
             _ONNX,
             "onnx",
-            "_tensorrt",
             besides=("int8.tensorrt.onnx.data",),
         ),
         Exporter(
@@ -243,7 +240,7 @@ EXPORTERS: dict[str, Exporter] = {
 }
 
 
-def check_no_boxes(prepared: fx.GraphModule, name: str) -> None:
+def _check_no_boxes(prepared: fx.GraphModule, name: str) -> None:
     """Check that a model is no whole detector.
 
     Raises:

@@ -42,6 +42,13 @@ DEPENDENT: dict[str, tuple[Function, str]] = {
 }
 
 
+def test_a_module_that_mixes_samples_is_named_as_in_the_plan() -> None:
+    x = rows(4)
+    prepared = calibrated(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Softmax(0))), example_of(x))
+    with pytest.raises(ValueError, match=r"of the batch, from 1\.0 \(Softmax\) on, but"):
+        call_of_one_part(prepared, example_of(x))
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize(("function", "where"), DEPENDENT.values(), ids=DEPENDENT)
 def test_samples_that_depend_on_others_are_told(function: Function, where: str, count: int) -> None:

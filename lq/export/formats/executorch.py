@@ -48,6 +48,18 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 
     Raises:
         ValueError: if the model cannot be exported.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        ...     [file.name for file in Path(place).iterdir()]
+        ['int8.pte']
+        >>> info["largest_batch"], sum(info["int8_layers"].values()), info["float_layers"]
+        (1, 1, [])
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -66,7 +78,19 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """``int8.pte`` in ExecuTorch's runtime, which chooses the number of threads."""
+    """``int8.pte`` in ExecuTorch's runtime, which chooses the number of threads.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        ...     model = load(Path(place), Signature.of(prepared, ((x,), {}), prepared(x)), info)
+        ...     model(x[:3]).shape  # sample by sample
+        torch.Size([3, 2])
+    """
     from executorch.runtime import Runtime
 
     largest = Field(info, f"{directory / MANIFEST_NAME}: artifacts.executorch")["largest_batch"]

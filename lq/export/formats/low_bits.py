@@ -37,6 +37,17 @@ def stored_archive(content: io.BytesIO, prepared: fx.GraphModule) -> bytes:
     Args:
         content: as ``torch.jit.save`` or ``torch.export.save`` wrote it.
         prepared: what it holds.
+
+    Example:
+        >>> import lq, torch
+        >>> from lq.ptq.static import prepare_static
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(8, 4)
+        >>> content = io.BytesIO()
+        >>> torch.save(torch.zeros(10_000, dtype=torch.int8), content)
+        >>> for weight in (lq.WeightSpec(-127, 127), lq.WeightSpec(-7, 7)):
+        ...     len(stored_archive(content, prepare_static(net, [x], lq.QConfig(weight=weight)))) > 10_000
+        True
+        False
     """
     if lowest_bits(prepared) > _LOW:
         return content.getvalue()

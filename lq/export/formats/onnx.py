@@ -1,11 +1,10 @@
-"""``onnx`` and ``tensorrt``: a QDQ graph with int8 weights, as ONNX Runtime, OpenVINO and TensorRT take it.
+"""``onnx``: a QDQ graph with int8 weights, as ONNX Runtime takes it; other formats start from such a graph.
 
 Inference sessions find their int8 kernels around QuantizeLinear and DequantizeLinear pairs; see
-https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html and, for TensorRT,
-https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html.
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 
 Limits: ONNX Runtime computes linear layers on more than two dimensions as ``MatMulIntegerToFloat``, an int8 product
-whose bias is added in float, and most of a ``tensorrt`` file in float, as its ReLUs stay nodes of their own.
+whose bias is added in float.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from lq.backends.prepare import state_of
 from lq.checks import check_integer
 from lq.compat.torch_private import layers_of_any_length, quiet_export
 from lq.compat.torchvision_private import any_number_of_results
@@ -44,7 +41,6 @@ from lq.tracing.samples import batch_size
 from lq.tracing.structure import Inputs, tensors_of
 
 FILE = "int8.onnx"
-TENSORRT_FILE = "int8.tensorrt.onnx"
 OPSET, OPSET_OF_INT4 = 20, 21
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 
@@ -52,20 +48,18 @@ _INT8_KERNELS = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "MatMulInt
 _FLOAT_LAYERS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file and whether its batch, or the sizes of its inputs, are dynamic."""
-
-    path: Path
-    dynamic: bool
-
-
 def check_options(opset: int | None = None) -> None:
-    """Check the options of the exporters.
+    """Check the options of the exporters "onnx" and "tensorrt".
 
     Raises:
         TypeError: if it is no whole number.
         ValueError: if it is too old or unknown.
+
+    Example:
+        >>> check_options(opset=20)
+        >>> check_options(opset=12)
+        Traceback (most recent call last):
+        ValueError: opset=12 must be from 18 (the oldest that torch.onnx writes) to 23; ...
     """
     if opset is None:
         return
@@ -87,20 +81,6 @@ def packs(opset: int | None = None) -> bool:
     return opset is None or opset >= OPSET_OF_INT4
 
 
-def check_symmetric(prepared: fx.GraphModule) -> None:
-    """Check that a model fits TensorRT.
-
-    Raises:
-        ValueError: if an activation has a zero point or unsigned integers.
-    """
-    wrong = [spec for spec in state_of(prepared).specs if not (spec.symmetric and spec.quant_min < 0)]
-    if wrong:
-        raise ValueError(
-            f"TensorRT takes symmetric int8 activations with zero point 0, but this model was trained with {wrong[0]}. "
-            "Train it with qconfig='tensorrt', or export 'onnx', which takes every grid."
-        )
-
-
 def write(
     prepared: fx.GraphModule,
     example: Inputs,
@@ -109,7 +89,7 @@ def write(
     *,
     for_onnxruntime: bool = False,
     dynamic: bool = True,
-) -> Written:
+) -> bool:
     """Write a QDQ file.
 
     Args:
@@ -122,10 +102,21 @@ def write(
         dynamic: let the batch, or sizes that are none, be any, where the model does.
 
     Returns:
-        what was written.
+        whether the file takes any batch, or inputs of any of these sizes.
 
     Raises:
         ValueError: if the model cannot be exported, or ONNX's checker or shape inference finds fault with the file.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     dynamic = write(prepared, ((x,), {}), Path(place, "net.onnx"))
+        ...     nodes = onnx.load(Path(place, "net.onnx")).graph.node
+        >>> dynamic, Counter(node.op_type for node in nodes if node.op_type != "Constant")
+        (True, Counter({'DequantizeLinear': 3, 'QuantizeLinear': 2, 'Gemm': 1}))
     """
     check_options(opset)
     sizes = tuple(tuple(tensor.shape) for tensor in tensors_of(example))
@@ -144,7 +135,7 @@ def write(
     if for_onnxruntime and packs(opset):
         pack_weights(model)
     write_model(model, path)
-    return Written(path, any_batch)
+    return any_batch
 
 
 def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bool) -> tuple[Any, bool]:
@@ -159,7 +150,16 @@ def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bo
 
 
 def write_program(program: ExportedProgram, path: Path) -> None:
-    """Write a ``torch.export`` program as it is, quantized or float."""
+    """Write a ``torch.export`` program as it is, quantized or float.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> program, _ = float_program(nn.Linear(4, 2), ((torch.ones(8, 4),), {}))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     write_program(program, Path(place, "net.onnx"))
+        ...     [node.op_type for node in onnx.load(Path(place, "net.onnx")).graph.node]
+        ['Gemm']
+    """
     write_model(_model_of(program, OPSET), path)
 
 
@@ -196,28 +196,21 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path, opset: in
 
     Returns:
         opset, whether the batch is dynamic, and what ONNX Runtime makes of the graph on this machine.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        >>> list(info), info["dynamic_batch"]
+        (['opset', 'dynamic_batch', 'int8_layers', 'float_layers', 'quantize_dequantize'], True)
     """
     if opset is None:
         opset = OPSET_OF_INT4 if lowest_bits(prepared) <= 4 else OPSET
-    made = write(prepared, example, directory / FILE, opset, for_onnxruntime=True)
-    return {"opset": opset, "dynamic_batch": made.dynamic, **_kernels(made.path)}
-
-
-def export_tensorrt(
-    prepared: fx.GraphModule, example: Inputs, directory: Path, opset: int | None = None
-) -> dict[str, Any]:
-    """Write ``int8.tensorrt.onnx``: symmetric int8 everywhere, zero points 0.
-
-    Returns:
-        opset and whether the batch is dynamic.
-
-    Raises:
-        ValueError: as in :func:`check_symmetric`.
-    """
-    check_symmetric(prepared)
-    opset = OPSET if opset is None else opset
-    made = write(prepared, example, directory / TENSORRT_FILE, opset)
-    return {"opset": opset, "dynamic_batch": made.dynamic}
+    dynamic = write(prepared, example, directory / FILE, opset, for_onnxruntime=True)
+    return {"opset": opset, "dynamic_batch": dynamic, **_kernels(directory / FILE)}
 
 
 def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str, Any]:
@@ -234,6 +227,16 @@ def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str,
     Raises:
         RuntimeError: if it cannot be exported.
         ValueError: if ONNX lacks an operator.
+
+    Example:
+        >>> import tempfile
+        >>> net, example = nn.Linear(4, 2), ((torch.ones(1, 4),), {})
+        >>> signature = Signature.of(net, example, torch.ones(1, 2))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     model = load(Path(place), signature, write_float(net, example, Path(place)))
+        >>> x = torch.rand(3, 4)
+        >>> torch.allclose(model(x), net(x), atol=1e-5)
+        True
     """
     write_program(float_program(model, example)[0], directory / FILE)
     return {}
@@ -242,29 +245,48 @@ def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str,
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """``int8.onnx`` in an ONNX Runtime session on the CPU; without ``threads`` it chooses."""
+    """``int8.onnx`` in an ONNX Runtime session on the CPU; without ``threads`` it chooses.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> signature = Signature.of(nn.Identity(), ((torch.ones(2),), {}), {"sizes": torch.ones(2)})
+        >>> code = '<ir_version: 8, opset_import: ["" : 20]> g (float[n] x) => (float[n] y) {y = Abs(x)}'
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     write_model(onnx.parser.parse_model(code), Path(place, FILE))
+        ...     model = load(Path(place), signature, {})
+        >>> model(torch.tensor([-1.0, 2.0]))
+        {'sizes': tensor([1., 2.])}
+    """
     return session_model(directory / FILE, signature, threads)
 
 
-def load_tensorrt(
-    directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
-) -> Callable[..., Any]:
-    """``int8.tensorrt.onnx`` in an ONNX Runtime session on the CPU, which computes the same graph."""
-    return session_model(directory / TENSORRT_FILE, signature, threads)
-
-
 def check_file(directory: Path, name: str = FILE) -> None:
-    """Refuse a file that reads other files than that of its weights; see :func:`.onnx_file.check_model_file`."""
+    """Refuse a file that reads other files than that of its weights; see :func:`.onnx_file.check_model_file`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     _ = Path(place, FILE).write_text("no protobuf")
+        ...     check_file(Path(place))
+        Traceback (most recent call last):
+        ValueError: ...int8.onnx is not an ONNX file: ...
+    """
     check_model_file(directory / name)
 
 
-def check_file_tensorrt(directory: Path) -> None:
-    """The same for ``int8.tensorrt.onnx``."""
-    check_file(directory, TENSORRT_FILE)
-
-
 def session_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
-    """Any ONNX file in an ONNX Runtime session on the CPU, callable as its signature says."""
+    """Any ONNX file in an ONNX Runtime session on the CPU, callable as its signature says.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> signature = Signature.of(nn.Identity(), ((torch.ones(2),), {}), torch.ones(2))
+        >>> code = '<ir_version: 8, opset_import: ["" : 20]> g (float[n] x) => (float[n] y) {y = Abs(x)}'
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     write_model(onnx.parser.parse_model(code), Path(place, "net.onnx"))
+        ...     model = session_model(Path(place, "net.onnx"), signature, threads=1)
+        >>> model(torch.tensor([-1.0, 2.0]))
+        tensor([1., 2.])
+    """
     session = _session(path, threads)
     names = [value.name for value in session.get_inputs()]
 

@@ -26,6 +26,18 @@ def rewrite_adaptive_pooling(write: Write, node: fx.Node) -> fx.Node | None:
 
     Raises:
         ValueError: if the number of results is open, and not the size of the input.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> pool = torch.nn.functional.adaptive_max_pool1d
+        >>> print(calls_for_onnx(lambda x: pool(x, 2), torch.ones(1, 2, 6)))
+        max_pool1d = aten.max_pool1d.default(x, [3], [3])
+        >>> print(calls_for_onnx(lambda x: pool(x, 2), torch.ones(1, 2, 5)))
+        slice = aten.slice.Tensor(x, -1, 0, 3)
+        amax = aten.amax.default(slice, [-1], True)
+        slice_1 = aten.slice.Tensor(x, -1, 2, 5)
+        amax_1 = aten.amax.default(slice_1, [-1], True)
+        cat = aten.cat.default([amax, amax_1], -1)
     """
     x, wanted = node.args
     name: str = node.target._schema.name  # type: ignore[union-attr]  # "aten::adaptive_max_pool2d"

@@ -26,6 +26,16 @@ def rewrite_attention(write: Write, held: Callable[[fx.Node], Tensor | None], no
 
     Returns:
         the result, or ``None`` where the call can stay.
+
+    Example:
+        >>> from torch.nn.functional import scaled_dot_product_attention
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> x, mask = torch.ones(1, 1, 2, 4), torch.ones(2, 2).bool()
+        >>> print(calls_for_onnx(lambda x, mask: scaled_dot_product_attention(x, x, x, mask), x, mask))
+        scaled_dot_product_attention = aten.scaled_dot_product_attention.default(x, x, x, attn_mask=mask)
+        any = aten.any.dim(mask, -1, True)
+        logical_not = aten.logical_not.default(any)
+        masked_fill = aten.masked_fill.Scalar(scaled_dot_product_attention, logical_not, 0.0)
     """
     query, key, value, *others = node.args
     factors: tuple[Any, ...] = (query, key, value)

@@ -34,6 +34,16 @@ def write_model(model: Any, path: Path) -> None:
     Raises:
         ValueError: if ONNX's checker or shape inference finds fault with it.
         OSError: if the disk refuses.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> code = '<ir_version: 8, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) {y = Absolute(x)}'
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     write_model(onnx.parser.parse_model(code.replace("Absolute", "Abs")), Path(place, "net.onnx"))
+        ...     print(onnx.load(Path(place, "net.onnx")).graph.node[0].op_type)
+        ...     write_model(onnx.parser.parse_model(code), Path(place, "net.onnx"))
+        Traceback (most recent call last):
+        ValueError: the ONNX file is not valid: No Op registered for Absolute ...
     """
     import onnx
 
@@ -67,6 +77,17 @@ def check_model_file(path: Path) -> None:
 
     Raises:
         ValueError: naming the tensor that lies elsewhere.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> tensor = onnx.TensorProto(name="weight", data_location=onnx.TensorProto.EXTERNAL)
+        >>> _ = tensor.external_data.add(key="location", value="../passwords")
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     file = Path(place, "int8.onnx")
+        ...     _ = file.write_bytes(onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString())
+        ...     check_model_file(file)
+        Traceback (most recent call last):
+        ValueError: ...int8.onnx: tensor 'weight' lies in another file (../passwords); lq writes none but ...
     """
     import onnx
 

@@ -16,6 +16,17 @@ def keep_float_layers(model: Any) -> None:
 
     Args:
         model: an ``onnx.ModelProto``: a QDQ graph as :func:`.onnx_graph.tidy` leaves it.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (uint8[1,2] q) => (float[1,1] y) <float s = {0.5}, uint8 z = {3}, float[2,1] w = {1, 2}> {
+        ...     x = DequantizeLinear(q, s, z)
+        ...     y = MatMul(x, w)
+        ... }''')
+        >>> keep_float_layers(model)
+        >>> [(node.op_type, *node.input) for node in model.graph.node]
+        [('DequantizeLinear', 'q', 's', 'z'), ('Max', 'x'), ('MatMul', 'x_float', 'w')]
     """
     from onnx import TensorProto, helper
 

@@ -31,6 +31,19 @@ def tidy(model: Any, outputs: Sequence[str] = (), axes: Sequence[Mapping[int, st
         model: an ``onnx.ModelProto`` whose weights are initializers with names ending in ".weight".
         outputs: names of its outputs, where they are known.
         axes: for each input, names of dimensions that are dynamic.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[s0,2,4,4] x) => (float[s0,2,1,1] y) <int64[2] axes = {2, 3}, float[s0,2,4,4] m> {
+        ...     m = Relu(x)
+        ...     y = ReduceMean(m, axes)
+        ... }''')
+        >>> tidy(model, ["features"])
+        >>> [(node.op_type, *node.output) for node in model.graph.node]
+        [('Relu', 'm'), ('GlobalAveragePool', 'features')]
+        >>> model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        'batch'
     """
     _name_layers(model)
     _name_outputs(model.graph, outputs)
@@ -133,7 +146,7 @@ def _name_sizes(graph: Any, axes: Sequence[Mapping[int, str]]) -> None:
 
 
 def align_channels(model: Any) -> None:
-    """Fill up the input channels of a first layer, three for a colour image, to a multiple of four, in place.
+    r"""Fill up the input channels of a first layer, three for a colour image, to a multiple of four, in place.
 
     ONNX Runtime has direct int8 convolutions for channels in fours, and first copies the patches of others (function
     ``MlasConvSymPackWSize`` in its onnxruntime/core/mlas/lib/convsym.cpp). The weights of the new channels are zeros:
@@ -141,6 +154,22 @@ def align_channels(model: Any) -> None:
 
     Args:
         model: an ``onnx.ModelProto``: a QDQ graph as :func:`tidy` leaves it.
+
+    Example:
+        >>> import numpy as np
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (uint8[1,3,4,4] q) => (float[1,16,4,4] y) <float s = {0.5}, uint8 z = {3}, int8 no_z = {0}> {
+        ...     x = DequantizeLinear(q, s, z)
+        ...     weight = DequantizeLinear(w, s, no_z)
+        ...     y = Conv(x, weight)
+        ... }''')
+        >>> model.graph.initializer.extend([onnx.numpy_helper.from_array(np.ones((16, 3, 1, 1), "int8"), "w")])
+        >>> align_channels(model)
+        >>> [tuple(tensor.dims) for tensor in model.graph.initializer if tensor.name == "w"]
+        [(16, 4, 1, 1)]
+        >>> [node.op_type for node in model.graph.node]
+        ['DequantizeLinear', 'Pad', 'DequantizeLinear', 'Conv']
     """
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
@@ -205,6 +234,19 @@ def clip_integers(model: Any) -> None:
 
     Args:
         model: an ``onnx.ModelProto``: a QDQ graph as :func:`tidy` leaves it.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[2] x) => (uint8[2] q) <float s = {0.5}, uint8 z = {0}, float low = {0}, float high = {7.5}> {
+        ...     clipped = Clip(x, low, high)
+        ...     q = QuantizeLinear(clipped, s, z)
+        ... }''')
+        >>> clip_integers(model)
+        >>> [(node.op_type, *node.input) for node in model.graph.node]
+        [('QuantizeLinear', 'x', 's', 'z'), ('Clip', 'q_clip_input', 'q_clip_min', 'q_clip_max')]
+        >>> [int(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer if "clip" in tensor.name]
+        [0, 15]
     """
     import numpy as np
     from onnx import helper, numpy_helper
@@ -247,6 +289,18 @@ def pack_weights(model: Any) -> None:
 
     Args:
         model: an ``onnx.ModelProto`` of opset 21 or later, as :func:`tidy` leaves it.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 10, opset_import: ["" : 21]>
+        ... g () => (float[4] y) <int8[4] w = {-7, 0, 1, 7}, float s = {0.5}, int8 z = {0}> {
+        ...     y = DequantizeLinear(w, s, z)
+        ... }''')
+        >>> pack_weights(model)
+        >>> [(node.op_type, *node.input) for node in model.graph.node]
+        [('Cast', 'w'), ('DequantizeLinear', 'w_int8', 's', 'z')]
+        >>> len(model.graph.initializer[0].raw_data)  # bytes of four weights
+        2
     """
     from onnx import TensorProto, helper, numpy_helper
 

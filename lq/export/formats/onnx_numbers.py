@@ -15,7 +15,13 @@ Call = Callable[..., fx.Node]
 
 
 def rewrite_clamp(call: Call, node: fx.Node) -> fx.Node | None:
-    """A clamp of floats to a whole number and a fraction; torch.onnx finds no operation that takes both."""
+    """A clamp of floats to a whole number and a fraction; torch.onnx finds no operation that takes both.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda x: x.clamp(0, 0.5), torch.ones(2)))
+        clamp = aten.clamp.default(x, 0.0, 0.5)
+    """
     x: Any = node.args[0]
     given = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
     bounds = [given.get(name) for name in ("min", "max")]
@@ -25,7 +31,14 @@ def rewrite_clamp(call: Call, node: fx.Node) -> fx.Node | None:
 
 
 def rewrite_subtraction(call: Call, node: fx.Node) -> fx.Node | None:
-    """``1.0 - mask`` of an integer mask; torch.onnx finds no operation that takes a fraction and integers."""
+    """``1.0 - mask`` of an integer mask; torch.onnx finds no operation that takes a fraction and integers.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda mask: 1.0 - mask, torch.ones(2, dtype=torch.int64)))
+        to = aten.to.dtype(mask, torch.float32)
+        rsub = aten.rsub.Scalar(to, 1.0)
+    """
     x: Any = node.args[0]
     wanted = node.meta["val"].dtype
     if x.meta["val"].dtype == wanted:
@@ -34,7 +47,15 @@ def rewrite_subtraction(call: Call, node: fx.Node) -> fx.Node | None:
 
 
 def rewrite_stack(call: Call, node: fx.Node) -> fx.Node | None:
-    """A stack of several types, for which torch.onnx writes no conversion."""
+    """A stack of several types, for which torch.onnx writes no conversion.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda x, mask: torch.stack([x, mask]), torch.ones(2), torch.ones(2).int()))
+        to = aten.to.dtype(x, torch.float32)
+        to_1 = aten.to.dtype(mask, torch.float32)
+        stack = aten.stack.default([to, to_1])
+    """
     tensors: Any = node.args[0]
     wanted = node.meta["val"].dtype
     if all(tensor.meta["val"].dtype == wanted for tensor in tensors):
@@ -47,6 +68,22 @@ def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:
     """``atan2``; that of torch.onnx is -pi, not pi, for ``y = 0`` and negative ``x``, and NaN if both are 0.
 
     The sign of a zero does not count.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda y, x: torch.atan2(y, x), torch.ones(2), torch.ones(2)))
+        div = aten.div.Tensor(y, x)
+        atan = aten.atan.default(div)
+        lt = aten.lt.Scalar(y, 0.0)
+        full_like = aten.full_like.default(y, 3.141592653589793)
+        where = aten.where.ScalarSelf(lt, -3.141592653589793, full_like)
+        lt_1 = aten.lt.Scalar(x, 0.0)
+        add = aten.add.Tensor(atan, where)
+        where_1 = aten.where.self(lt_1, add, atan)
+        eq = aten.eq.Scalar(x, 0.0)
+        eq_1 = aten.eq.Scalar(y, 0.0)
+        logical_and = aten.logical_and.default(eq, eq_1)
+        where_2 = aten.where.ScalarSelf(logical_and, 0.0, where_1)
     """
     wanted = node.meta["val"].dtype
     y, x = (v if v.meta["val"].dtype == wanted else call(aten.to.dtype, v, wanted) for v in node.args)  # type: ignore

@@ -78,6 +78,15 @@ def rewrite_average_pooling(write: Write, node: fx.Node) -> fx.Node | None:
 
     Returns:
         the result, or ``None`` where the call can stay.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> pool = torch.nn.functional.avg_pool2d
+        >>> print(calls_for_onnx(lambda x: pool(x, 2, ceil_mode=True), torch.ones(1, 2, 4, 4)))  # all windows are whole
+        avg_pool2d = aten.avg_pool2d.default(x, [2, 2], [2, 2], [0, 0], False, True)
+        >>> print(calls_for_onnx(lambda x: pool(x, 3, 2, padding=1, ceil_mode=True), torch.ones(1, 2, 4, 4)))
+        constant_pad_nd = aten.constant_pad_nd.default(x, [1, 1, 1, 1], 0.0)
+        avg_pool2d = aten.avg_pool2d.default(constant_pad_nd, [3, 3], [2, 2], [0, 0], True, False)
     """
     given, windows = _arguments(node), _windows(node)
     divisor, counts_padding = given.get("divisor_override"), given["count_include_pad"]
@@ -115,6 +124,14 @@ def rewrite_max_pooling(write: Write, node: fx.Node) -> fx.Node | tuple[fx.Node,
 
     Raises:
         ValueError: if places in a tensor of open size are read.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> pool = torch.nn.functional.max_pool1d
+        >>> print(calls_for_onnx(lambda x: pool(x, 2, padding=1, ceil_mode=True), torch.ones(1, 2, 7)))
+        max_pool1d = aten.max_pool1d.default(x, [2], [2], [1], [1])
+        >>> print(calls_for_onnx(lambda x: pool(x, 2, ceil_mode=True), torch.ones(1, 2, 7)))  # it stays
+        max_pool1d = aten.max_pool1d.default(x, [2], [], [0], [1], True)
     """
     given, windows = _arguments(node), _windows(node)
     is_cut = any(one.missing for one in windows)

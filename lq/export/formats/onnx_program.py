@@ -37,6 +37,14 @@ class RefusedCallError(ValueError):
         reason: what is wrong, and what to do.
         operation: as :func:`lq.tracing.origin.operation_of` has it.
         number: of the call among those of this operation; ``None`` if it is not known.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> try:
+        ...     calls_for_onnx(lambda x: torch.diagonal_scatter(x, x[0]), torch.ones(2, 2))
+        ... except RefusedCallError as error:
+        ...     print(error.operation, error.number, error)
+        diagonal_scatter 0 torch.onnx has no translation of aten.diagonal_scatter: ...
     """
 
     def __init__(self, reason: str, operation: str, number: int | None = 0) -> None:
@@ -51,6 +59,13 @@ class Rewriter:
         graph: of the program.
         node: the call to replace.
         program: where constants go; without one there can be none.
+
+    Example:
+        >>> program = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
+        >>> relu = next(node for node in program.graph.nodes if node.op == "call_function")
+        >>> made = Rewriter(program.graph, relu, program).call(aten.neg.default, relu.args[0])
+        >>> made.next is relu, made.meta["val"].shape
+        (True, torch.Size([2]))
     """
 
     def __init__(self, graph: fx.Graph, node: fx.Node, program: ExportedProgram | None = None) -> None:

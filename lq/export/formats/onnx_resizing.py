@@ -25,6 +25,12 @@ def rewrite_circular_padding(write: Write, node: fx.Node) -> fx.Node | None:
 
     Returns:
         the result, or ``None`` for other modes.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda x: torch.nn.functional.pad(x, (0, 1), mode="circular"), torch.ones(1, 2, 4)))
+        slice = aten.slice.Tensor(x, -1, 0, 1)
+        cat = aten.cat.default([x, slice], -1)
     """
     given: tuple[Any, ...] = node.args
     x, pads = given[:2]
@@ -62,6 +68,13 @@ def rewrite_resizing(write: Write, constant: Callable[[Tensor], fx.Node], node: 
 
     Raises:
         ValueError: for antialiasing of open sizes with settings that torch.onnx leaves out.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> resize = torch.nn.functional.interpolate
+        >>> print(calls_for_onnx(lambda x: resize(x, size=(2, 2), mode="bicubic"), torch.ones(1, 2, 4, 4)))
+        matmul = aten.matmul.default(x, constant_1)
+        matmul_1 = aten.matmul.default(constant, matmul)
     """
     x: Any = node.args[0]
     given, wanted = _sizes(node)
@@ -87,6 +100,13 @@ def check_resizing(node: fx.Node) -> None:
 
     Raises:
         ValueError: naming what to write.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> resize = torch.nn.functional.interpolate
+        >>> calls_for_onnx(lambda x: resize(x, scale_factor=1.4, mode="linear"), torch.ones(1, 2, 5))
+        Traceback (most recent call last):
+        lq.export.formats.onnx_program.RefusedCallError: ONNX cannot resize (5,) by a factor to (7,): ...
     """
     if not _has_certain_sizes(node):
         given, wanted = (tuple(sizes) for sizes in _sizes(node))
@@ -109,6 +129,14 @@ def rewrite_nearest_resizing(write: Write, constant: Callable[[Tensor], fx.Node]
 
     Returns:
         the result, or ``None`` where all agree or the sizes are open.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> resize = torch.nn.functional.interpolate
+        >>> print(calls_for_onnx(lambda x: resize(x, size=50), torch.ones(1, 2, 90)))
+        index_select = aten.index_select.default(x, 2, constant)
+        >>> print(calls_for_onnx(lambda x: resize(x, size=180), torch.ones(1, 2, 90)))  # it stays
+        upsample_nearest1d = aten.upsample_nearest1d.vec(x, [180], None)
     """
     given, wanted = _sizes(node)
     if not all(isinstance(size, int) for size in (*given, *wanted)):

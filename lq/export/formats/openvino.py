@@ -45,6 +45,18 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 
     Raises:
         ValueError: if the model cannot be exported, or OpenVINO has no conversion of an operation.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        ...     sorted(file.name for file in Path(place).iterdir())
+        ['int8.bin', 'int8.xml']
+        >>> list(info)
+        ['dynamic_batch', 'int8_layers', 'float_layers']
     """
     import openvino
 
@@ -67,9 +79,9 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 def _converted(prepared: fx.GraphModule, example: Inputs, place: Path, dynamic: bool = True) -> tuple[Any, bool]:
     import openvino
 
-    made = onnx_export.write(prepared, example, place / "int8.onnx", dynamic=dynamic)
+    any_batch = onnx_export.write(prepared, example, place / onnx_export.FILE, dynamic=dynamic)
     try:
-        return openvino.convert_model(made.path), made.dynamic
+        return openvino.convert_model(place / onnx_export.FILE), any_batch
     except openvino.frontend.OpConversionFailure as error:
         if dynamic and batch_size(example) is None and not asked_axes(prepared):
             return _converted(prepared, example, place, dynamic=False)
@@ -77,7 +89,18 @@ def _converted(prepared: fx.GraphModule, example: Inputs, place: Path, dynamic: 
 
 
 def write_float(model: nn.Module, example: Inputs, directory: Path) -> dict[str, Any]:
-    """Write a float model in the place of ``int8.xml`` and ``int8.bin``, as :func:`.onnx.write_float` does."""
+    """Write a float model in the place of ``int8.xml`` and ``int8.bin``, as :func:`.onnx.write_float` does.
+
+    Example:
+        >>> import tempfile
+        >>> net, example = nn.Linear(4, 2), ((torch.ones(1, 4),), {})
+        >>> signature = Signature.of(net, example, torch.ones(1, 2))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     model = load(Path(place), signature, write_float(net, example, Path(place)))
+        >>> x = torch.rand(3, 4)
+        >>> torch.allclose(model(x), net(x), atol=1e-5)
+        True
+    """
     import openvino
 
     with scratch() as place:
@@ -145,12 +168,35 @@ def _check_whole(place: Path) -> None:
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """The compiled model, callable like the original; without ``threads`` OpenVINO chooses."""
+    """The compiled model, callable like the original; without ``threads`` OpenVINO chooses.
+
+    Example:
+        >>> import openvino, tempfile
+        >>> from openvino import opset13
+        >>> x = opset13.parameter([-1], openvino.Type.f32)
+        >>> signature = Signature.of(nn.Identity(), ((torch.ones(2),), {}), torch.ones(2))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     openvino.save_model(openvino.Model([opset13.abs(x)], [x]), Path(place, FILE))
+        ...     model = load(Path(place), signature, {}, threads=1)
+        >>> model(torch.tensor([-1.0, 2.0]))
+        tensor([1., 2.])
+    """
     return compiled_model(directory / FILE, signature, threads)
 
 
 def compiled_model(path: Path, signature: Signature, threads: int | None) -> FlatModel:
-    """Any model that OpenVINO reads, compiled for the CPU, callable as its signature says."""
+    """Any model that OpenVINO reads, compiled for the CPU, callable as its signature says.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> signature = Signature.of(nn.Identity(), ((torch.ones(2),), {}), torch.ones(2))
+        >>> code = '<ir_version: 8, opset_import: ["" : 20]> g (float[n] x) => (float[n] y) {y = Abs(x)}'
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     onnx.save(onnx.parser.parse_model(code), Path(place, "net.onnx"))
+        ...     model = compiled_model(Path(place, "net.onnx"), signature, threads=1)  # it reads ONNX, too
+        >>> model(torch.tensor([-1.0, 2.0]))
+        tensor([1., 2.])
+    """
     compiled = _compile(path, threads)
 
     def run(tensors: list[Tensor]) -> list[Tensor]:

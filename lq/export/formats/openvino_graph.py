@@ -29,6 +29,16 @@ def keep_in_float(model: Any) -> None:
 
     Args:
         model: an ``openvino.Model``, as its converter makes it of a QDQ graph.
+
+    Example:
+        >>> import numpy as np
+        >>> import openvino
+        >>> from openvino import opset13
+        >>> x = opset13.parameter([4], np.float32)
+        >>> model = openvino.Model([opset13.pad(x, [0], [1], "constant", np.float32(-9))], [x])
+        >>> keep_in_float(model)
+        >>> [node.get_type_name() for node in model.get_ordered_ops() if node.get_type_name() != "Constant"]
+        ['Parameter', 'Maximum', 'Pad', 'Result']
     """
     from openvino import opset13
 
@@ -48,6 +58,17 @@ def compare_exactly(model: Any) -> None:
 
     Args:
         model: an ``openvino.Model``, as its converter makes it of a QDQ graph.
+
+    Example:
+        >>> import numpy as np
+        >>> import openvino
+        >>> from openvino import opset13
+        >>> x, low, high = opset13.parameter([2], np.float32), np.float32(0), np.float32(25.5)
+        >>> rounded = opset13.fake_quantize(x, low, high, low, high, levels=256)
+        >>> model = openvino.Model([opset13.greater(rounded, low)], [x])
+        >>> compare_exactly(model)
+        >>> [node.get_type_name() for node in model.get_ordered_ops() if node.get_type_name() != "Constant"]
+        ['Parameter', 'FakeQuantize', 'Divide', 'Round', 'Multiply', 'Greater', 'Result']
     """
     from openvino import opset13
 

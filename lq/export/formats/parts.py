@@ -32,6 +32,17 @@ def call_of_one_part(prepared: fx.GraphModule, example: Inputs) -> Inputs:
 
     Raises:
         ValueError: if the model computes something else of a batch than of its parts.
+
+    Example:
+        >>> from torch import nn
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> example = (x,), {}
+        >>> call_of_one_part(prepare_static(nn.Sequential(nn.Linear(4, 2)), [x]), example)[0][0].shape
+        torch.Size([1, 4])
+        >>> call_of_one_part(prepare_static(nn.Sequential(nn.Linear(4, 2), nn.Softmax(0)), [x]), example)
+        Traceback (most recent call last):
+        ValueError: the outputs of a sample depend on other samples of the batch, from 1 (Softmax) on, but the file ...
     """
     part = smallest_call(prepared, example)
     size = batch_size(part)
@@ -69,12 +80,19 @@ def _first(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> str:
     except Exception:  # it explains an error, and must not become one
         logging.getLogger(__name__).debug("not run node by node", exc_info=True)
         return ""
-    dependent = (name for name, value in whole.items() if _depends(value, [part[name] for part in parts]))
-    return next((f", from {name} on" for name in dependent), "")
+    dependent = (node for node, value in whole.items() if _depends(value, [part[node] for part in parts]))
+    return next((f", from {_name(node)} on" for node in dependent), "")
 
 
-def _values(prepared: fx.GraphModule, call: Inputs) -> dict[str, Tensor]:
-    """All tensors that a graph computes, by the names of its nodes."""
+def _name(node: fx.Node) -> str:
+    """What a person calls a node: as the plan does where it is all that a module computes."""
+    path, kind = next(reversed((node.meta.get("nn_module_stack") or {}).values()), ("", ""))
+    is_module = path and node.name.lstrip("_") == path.replace(".", "_").lstrip("_")
+    return f"{path} ({kind.rpartition('.')[2]})" if is_module else node.name
+
+
+def _values(prepared: fx.GraphModule, call: Inputs) -> dict[fx.Node, Tensor]:
+    """All tensors that a graph computes, by its nodes."""
     args, kwargs = copy.deepcopy(call)
     bound = inspect.signature(prepared.forward).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -86,12 +104,12 @@ def _values(prepared: fx.GraphModule, call: Inputs) -> dict[str, Tensor]:
 class _Recorder(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.found: dict[str, Tensor] = {}
+        self.found: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.found[n.name] = value
+            self.found[n] = value
         return value
 
 

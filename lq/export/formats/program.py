@@ -44,6 +44,14 @@ def export_program(
 
     Raises:
         ValueError: if the model cannot be exported.
+
+    Example:
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> program, dynamic = export_program(prepare_static(nn.Sequential(nn.Linear(4, 2)), [x]), ((x,), {}))
+        >>> calls = [str(node.target).split(".")[1] for node in program.graph.nodes if node.op == "call_function"]
+        >>> dynamic, calls[:2], calls[2:4]
+        (True, ['quantize_per_tensor', 'dequantize_per_tensor'], ['dequantize_per_channel', 'linear'])
     """
     # Channels that lie last in memory would become operations that say so.
     model = _returning_tensors_alone(_in_plain_memory(reference(prepared, signed)))
@@ -70,6 +78,13 @@ def float_program(
 
     Raises:
         RuntimeError: if it cannot be exported, or not with the dimensions dynamic that its user has asked for.
+
+    Example:
+        >>> program, dynamic = float_program(nn.Linear(4, 2), ((torch.rand(8, 4),), {}))
+        >>> dynamic, program.module()(torch.rand(3, 4)).shape
+        (True, torch.Size([3, 2]))
+        >>> float_program(nn.Unflatten(0, (4, 2)), ((torch.rand(8, 4),), {}))[1]
+        False
     """
     # torch.export takes one tensor that is given twice for one input.
     example = map_tensors(in_order(model, example), lambda tensor: tensor.detach().clone())

@@ -40,6 +40,15 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
 
     Returns:
         whether the batch is dynamic, and how many arguments the program takes by position and which by name.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     export(prepared, ((x,), {}), Path(place))
+        {'dynamic_batch': True, 'positional': 1, 'named': [], 'libraries': []}
     """
     program, dynamic = export_program(prepared, example)
     program.example_inputs = None  # a batch of images would be most of the file
@@ -58,6 +67,17 @@ class ProgramModel:
         module: of the program.
         signature: of the original model.
         info: what :func:`export` has returned.
+
+    Example:
+        >>> class Scale(torch.nn.Module):
+        ...     def forward(self, x, double=False):
+        ...         return 2 * x if double else x
+        >>> x = torch.ones(2)
+        >>> signature = Signature.of(Scale(), ((x,), {"double": True}), x)
+        >>> program = torch.export.export(Scale(), (x,), {"double": True})
+        >>> model = ProgramModel(program.module(), signature, {"positional": 1, "named": ["double"]})
+        >>> model(x=x)  # however it is called
+        tensor([2., 2.])
     """
 
     def __init__(self, module: Callable[..., Any], signature: Signature, info: Mapping[str, Any]) -> None:
@@ -75,7 +95,19 @@ class ProgramModel:
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """The program as a module; ``threads`` is torch's own setting."""
+    """The program as a module; ``threads`` is torch's own setting.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        ...     model = load(Path(place), Signature.of(prepared, ((x,), {}), prepared(x)), info)
+        >>> torch.allclose(model(x), prepared(x), atol=1e-5)
+        True
+    """
     register_decomposed()
     import_libraries(info)
     program = torch.export.load(io.BytesIO((directory / FILE).read_bytes()))
@@ -88,7 +120,16 @@ def load(
 
 
 def check_file(directory: Path) -> None:
-    """Refuse a program that would run code when it is loaded; see :mod:`lq.export.artifact.program_check`."""
+    """Refuse a program that would run code when it is loaded; see :mod:`lq.export.artifact.program_check`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     _ = Path(place, FILE).write_text("no archive")
+        ...     check_file(Path(place))
+        Traceback (most recent call last):
+        ValueError: ...int8.pt2 is not an archive of PyTorch: ...
+    """
     check_program(directory / FILE)
 
 
@@ -99,6 +140,13 @@ def lower(model: ProgramModel) -> ProgramModel:
 
     Raises:
         ImportError: if torchao is missing.
+
+    Example:
+        >>> net, x = torch.nn.ReLU(), torch.tensor([-1.0, 2.0])
+        >>> loaded = ProgramModel(net, Signature.of(net, ((x,), {}), x), {"positional": 1, "named": []})
+        >>> with torch.compiler.set_stance("force_eager"):  # spares the seconds that the first call takes to compile
+        ...     lower(loaded)(x)
+        tensor([0., 2.])
     """
     try:
         with quiet_export():
@@ -110,7 +158,13 @@ def lower(model: ProgramModel) -> ProgramModel:
 
 
 def compile_frozen(module: Callable[..., Any]) -> Callable[..., Any]:
-    """``module`` compiled by inductor with its weights as constants, once for each input shape."""
+    """``module`` compiled by inductor with its weights as constants, once for each input shape.
+
+    Example:
+        >>> with torch.compiler.set_stance("force_eager"):  # spares the seconds that the first call takes to compile
+        ...     compile_frozen(torch.nn.ReLU())(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
     compiled: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -46,6 +46,15 @@ def int8_kernels() -> Iterator[None]:
     """Run int8 kernels though deterministic algorithms are asked for (``Trainer(deterministic=True)``).
 
     They are deterministic, but not on torch's list (2.15: ``quantized_resize_cpu_``), which makes it refuse them.
+
+    Example:
+        >>> torch.use_deterministic_algorithms(True)
+        >>> with int8_kernels():
+        ...     torch.are_deterministic_algorithms_enabled()
+        False
+        >>> torch.are_deterministic_algorithms_enabled()
+        True
+        >>> torch.use_deterministic_algorithms(False)
     """
     if not torch.are_deterministic_algorithms_enabled():
         yield  # setting what is set already takes a tenth of a millisecond
@@ -97,7 +106,14 @@ def export_torchscript(
 
 
 def with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
-    """The model with functions for the smaller and the larger size that take what a trace knows sizes as: tensors."""
+    """The model with functions for the smaller and the larger size that take what a trace knows sizes as: tensors.
+
+    Example:
+        >>> model = with_traced_sizes(fx.symbolic_trace(lambda x: x[: torch.sym_min(x.shape[0], 2)]))
+        >>> traced = export_torchscript(model, (torch.ones(5),))
+        >>> traced(torch.ones(1)), traced(torch.ones(3))  # the 2 is a constant, the size is none
+        (tensor([1.]), tensor([1., 1.]))
+    """
     for node in model.graph.nodes:
         node.target = _OF_SIZES.get(node.target, node.target)
     model.recompile()
@@ -122,6 +138,16 @@ def export(prepared: fx.GraphModule, example: Inputs, directory: Path) -> dict[s
         the engine whose weight layout it holds, how it is called, whether it returns a tuple of tensors in place of a
         structure that TorchScript has no type for, and which layers run in int8 and in float; of those that were to run
         in int8 also why.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        >>> info["int8_layers"], info["float_layers"], info["flat_output"]
+        ({'Linear': 1}, [], False)
     """
     int8 = with_traced_sizes(convert(prepared))
     reasons = in_float(int8) | {row.name: _NO_KERNEL for row in plan_of(prepared).int8_products}
@@ -155,10 +181,21 @@ def load(
 
     Raises:
         ValueError: if this build of PyTorch lacks the engine.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x])
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place))
+        ...     model = load(Path(place), Signature.of(prepared, ((x,), {}), prepared(x)), info)
+        >>> model(x[:3]).shape
+        torch.Size([3, 2])
     """
     given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.torch")
     names, flat = [name.text() for name in given["arguments"].each()], given["flat_output"].flag()
-    select_engine(directory, given["engine"].text())
+    _select_engine(directory, given["engine"].text())
     import_libraries(info)
     with quiet_torchscript():
         scripted: Callable[..., Any] = torch.jit.load(str(directory / FILE), map_location="cpu")  # type: ignore[no-untyped-call]
@@ -180,6 +217,15 @@ def check_file(directory: Path) -> None:
 
     Raises:
         ValueError: naming what was found.
+
+    Example:
+        >>> import tempfile
+        >>> frozen, more = export_torchscript(nn.ReLU(), (torch.ones(1),)), {"more.py": "torch.from_file('secrets')"}
+        >>> with tempfile.TemporaryDirectory() as place, quiet_torchscript():
+        ...     torch.jit.save(frozen, f"{place}/{FILE}", _extra_files=more)
+        ...     check_file(Path(place))
+        Traceback (most recent call last):
+        ValueError: ... holds 'from_file(', which does more than compute. If you trust where the file comes from, ...
     """
     path = directory / FILE
     for name, content in read_archive(path):
@@ -219,7 +265,7 @@ def _flattened(model: fx.GraphModule) -> fx.GraphModule:
     return twin
 
 
-def select_engine(directory: Path, engine: str) -> None:
+def _select_engine(directory: Path, engine: str) -> None:
     """Make ``engine`` the one that runs quantized kernels in this process.
 
     Raises:
@@ -237,7 +283,17 @@ def select_engine(directory: Path, engine: str) -> None:
 def like_original(
     scripted: torch.jit.ScriptModule, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """``scripted``, if it can be called as ``model`` is by these inputs; else a function that adapts such calls."""
+    """``scripted``, if it can be called as ``model`` is by these inputs; else a function that adapts such calls.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def forward(self, x, double=False):
+        ...         return 2 * x if double else x
+        >>> x = torch.ones(1)
+        >>> scripted = export_torchscript(Scale(), (x,), {"double": True})
+        >>> like_original(scripted, Scale(), (x,), {"double": True})(x, double=True)
+        tensor([2.])
+    """
     taken = tensor_inputs(model, args, kwargs)
     same = len(taken[0]) == len(args) and all(a is b for a, b in zip(taken[0], args, strict=True))
     if same and taken[1].keys() == kwargs.keys():

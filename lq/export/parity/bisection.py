@@ -39,6 +39,16 @@ def first_difference(prepared: fx.GraphModule, choice: Chosen, inputs: Inputs, m
 
     Returns:
         the layer's name and the SQNR behind it; "the output" if all tensors before it agree.
+
+    Example:
+        >>> from lq.export.exporters import chosen
+        >>> from lq.ptq.static import prepare_static
+        >>> x, (choice,) = torch.rand(8, 4), chosen(["torch"])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> first_difference(prepared, choice, ((x,), {}))
+        'the output'
+        >>> first_difference(prepared, choice, ((x,), {}), min_sqnr_db=math.nan).split()[0]  # which nothing reaches
+        'input_1'
     """
     state = state_of(prepared)
     modules = dict(prepared.named_modules())
@@ -71,6 +81,23 @@ def before_detections(prepared: fx.GraphModule) -> fx.GraphModule | None:
 
     Returns:
         the model that returns a tuple of their outputs.
+
+    Example:
+        >>> import torchvision
+        >>> from torch import nn
+        >>> from lq.ptq.static import prepare_static
+        >>> class Detector(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.boxes, self.scores = nn.Linear(4, 4), nn.Linear(4, 1)
+        ...
+        ...     def forward(self, x):
+        ...         boxes = self.boxes(x)
+        ...         return boxes[torchvision.ops.nms(boxes, self.scores(x).flatten(), 0.5)]
+        >>> x = torch.rand(8, 4)
+        >>> heads = before_detections(prepare_static(Detector(), [x]))
+        >>> [tuple(found.shape) for found in heads(x)]
+        [(8, 1), (8, 4)]
     """
     modules = dict(prepared.named_modules())
     choices = [node for node in prepared.graph.nodes if chooses_boxes(node)]
@@ -110,7 +137,17 @@ def _behind(prepared: fx.GraphModule, node: fx.Node, choice: Chosen, inputs: Inp
 
 
 def exported_and_not(model: fx.GraphModule, choice: Chosen, inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors that a fake-quantized model returns for a call, and those of its exported form."""
+    """The tensors that a fake-quantized model returns for a call, and those of its exported form.
+
+    Example:
+        >>> from lq.export.exporters import chosen
+        >>> from lq.ptq.static import prepare_static
+        >>> x, (choice,) = torch.rand(8, 4), chosen(["pt2"])
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> (expected,), (got,) = exported_and_not(prepared, choice, ((x,), {}))
+        >>> torch.allclose(expected, got, atol=1e-5)
+        True
+    """
     args, kwargs = inputs
     with torch.no_grad(), scratch() as directory:
         expected = model(*copy.deepcopy(args), **copy.deepcopy(kwargs))

@@ -26,7 +26,18 @@ _LAST_LINES = 40
 
 
 class WorkerError(RuntimeError):
-    """The process could not do its work, whatever the model is."""
+    """The process could not do its work, whatever the model is.
+
+    Example:
+        >>> process = FreshProcess("lq.no_such_module")
+        >>> try:
+        ...     process.call()
+        ... except WorkerError as error:
+        ...     print(str(error).partition(":")[0])
+        ...     print(str(error).splitlines()[-1])
+        a fresh process ended with exit status 1
+        ModuleNotFoundError: No module named 'lq.no_such_module'
+    """
 
 
 class FreshProcess:
@@ -124,35 +135,37 @@ class FreshProcess:
         return b"".join(self._printed).decode(errors="replace").strip() or "it printed nothing"
 
 
-def run_module(module: str, *arguments: str) -> None:
-    """Call ``main`` of a module of lq once in a fresh process.
-
-    Args:
-        module: its name.
-        arguments: of its ``main``.
-
-    Raises:
-        WorkerError: if it fails, with all that it printed last.
-    """
-    with FreshProcess(module) as process:
-        process.call(*arguments)
-
-
 def given() -> Iterator[bytes]:
-    """In the process: the pieces that a call was given, each once."""
+    """In the process: the pieces that a call was given, each once.
+
+    Example:
+        >>> list(given())  # nothing, where there was no call
+        []
+    """
     return _given
 
 
-def serve(main: Callable[..., None], replies: IO[bytes]) -> None:
+def serve(main: Callable[..., None], calls: IO[bytes], replies: IO[bytes]) -> None:
     """In the process: do what is asked for until there is nobody left to ask.
 
     Args:
         main: does it; an exception ends the process.
+        calls: from the parent.
         replies: where the parent waits.
+
+    Example:
+        >>> from io import BytesIO
+        >>> calls, replies = BytesIO(), BytesIO()
+        >>> _feed(calls, [json.dumps(["hello"]).encode()], [b"a", b"b"])
+        >>> _ = calls.seek(0)
+        >>> serve(lambda word: print(word, list(given())), calls, replies)
+        hello [b'a', b'b']
+        >>> replies.getvalue()
+        b'1'
     """
     global _given
-    while call := list(_pieces(sys.stdin.buffer, 1)):
-        _given = _pieces(sys.stdin.buffer)
+    while call := list(_pieces(calls, 1)):
+        _given = _pieces(calls)
         main(*json.loads(call[0]))
         deque(_given, maxlen=0)  # what main did not want
         replies.write(_DONE)
@@ -160,7 +173,13 @@ def serve(main: Callable[..., None], replies: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Read what is given, and do nothing with it."""
+    """Read what is given, and do nothing with it.
+
+    Example:
+        >>> main()
+        >>> list(given())  # whatever there was
+        []
+    """
     deque(given(), maxlen=0)
 
 

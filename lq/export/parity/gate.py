@@ -241,6 +241,21 @@ def check(
 
     Returns:
         the comparison; a model that does not run there is a complaint.
+
+    Example:
+        >>> import tempfile
+        >>> from lq.export.artifact.manifest import write_manifest
+        >>> from lq.export.artifact.signature import Signature
+        >>> from lq.export.exporters import chosen
+        >>> from lq.ptq.static import prepare_static
+        >>> (choice,), x = chosen(["torch"]), torch.rand(8, 4)
+        >>> prepared, call = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x]), ((x,), {})
+        >>> with tempfile.TemporaryDirectory() as place, Worker() as worker:
+        ...     info, signature = choice.export(prepared, call, Path(place)), Signature.of(prepared, call, prepared(x))
+        ...     write_manifest(Path(place), {"artifacts": {"torch": info}, "signature": signature.to_dict()})
+        ...     parity = check(Path(place), "torch", [call], [prepared(x).detach()], Gate(), worker)
+        >>> parity.passed, parity.samples
+        (True, 8)
     """
     note = ""
     try:

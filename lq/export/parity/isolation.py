@@ -34,7 +34,7 @@ spec = importlib.util.spec_from_file_location("lq", job["lq"], submodule_search_
 sys.modules["lq"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["lq"])
 main = importlib.import_module(job["module"]).main
-importlib.import_module("lq.export.parity.fresh_process").serve(main, replies)
+importlib.import_module("lq.export.parity.fresh_process").serve(main, sys.stdin.buffer, replies)
 """
 
 
@@ -43,6 +43,11 @@ def job_of(module: str) -> dict[str, Any]:
 
     Args:
         module: whose ``main`` it calls.
+
+    Example:
+        >>> job = job_of("lq.export.parity.worker")
+        >>> job["module"], Path(job["lq"]).parts[-2:], job["parent"] == os.getpid()
+        ('lq.export.parity.worker', ('lq', '__init__.py'), True)
     """
     return {
         "parent": os.getpid(),
@@ -73,7 +78,12 @@ def search_path() -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """This process's environment without devices."""
+    """This process's environment without devices.
+
+    Example:
+        >>> worker_environment()["CUDA_VISIBLE_DEVICES"]
+        ''
+    """
     return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -49,7 +49,15 @@ def rounding_noise(prepared: fx.GraphModule, calls: Sequence[Inputs], expected: 
 
 @torch.no_grad()
 def in_float64(prepared: fx.GraphModule, calls: Sequence[Inputs]) -> list[Any] | None:
-    """What a fake-quantized model returns for some calls if it computes in float64; ``None`` if it cannot."""
+    """What a fake-quantized model returns for some calls if it computes in float64; ``None`` if it cannot.
+
+    Example:
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(torch.nn.Sequential(torch.nn.Linear(4, 2)), [x])
+        >>> [output.dtype for output in in_float64(prepared, [((x,), {})])], prepared(x).dtype
+        ([torch.float64], torch.float32)
+    """
     exact = copy.deepcopy(prepared).double()
     outputs = []
     try:
@@ -74,6 +82,13 @@ def with_noise(prepared: fx.GraphModule, sqnr_db: float) -> fx.GraphModule:
 
     Returns:
         the copy.
+
+    Example:
+        >>> best_two = fx.symbolic_trace(lambda scores: torch.topk(scores, 2))
+        >>> scores = torch.tensor([0.5, 0.5, 0.1])
+        >>> noisy = with_noise(best_two, sqnr_db=40.0)(scores).values
+        >>> noisy.allclose(best_two(scores).values, atol=0.05), bool(noisy[0] == noisy[1])  # no tie any longer
+        (True, False)
     """
     twin, share = copy.deepcopy(prepared), 10 ** (-sqnr_db / 20)
     behind, noisy_maps = behind_choices(twin.graph), {}

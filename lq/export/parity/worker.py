@@ -54,7 +54,16 @@ class Worker(FreshProcess):
 
 
 def main(directory: str, kind: str, made: str, error: str) -> None:
-    """What the process does for each model."""
+    """What the process does for each model.
+
+    Example:
+        >>> from lq.export.artifact.manifest import write_manifest
+        >>> with scratch() as place:
+        ...     write_manifest(place, {"artifacts": {"torch": {}}})
+        ...     main(str(place), "onnx", str(place / "outputs.pt"), str(place / "error.json"))
+        ...     print(json.loads((place / "error.json").read_text()).partition(" has ")[2])
+        no 'onnx' model; it was exported as torch.
+    """
     outputs = []
     try:
         model = load(directory, kind)

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 import lq
 from lq.conversion.graph import as_graph
 from lq.core.layer import QATLayer
-from lq.export.exporters import chosen
-from lq.export.formats.onnx import FILE, TENSORRT_FILE, check_symmetric, write
+from lq.export.formats.onnx import FILE, write
 from lq.metrics import sqnr
 from tests.export.nets import TwoInputs, calibrated, example_of, images, residual, round_trip
 
@@ -39,11 +38,6 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported("onnx", residual(), tmp_path_factory.mktemp("onnx"), FILE)
-
-
-@pytest.fixture(scope="module")
-def tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return Exported("tensorrt", residual("tensorrt"), tmp_path_factory.mktemp("trt"), TENSORRT_FILE, opset=19)
 
 
 @pytest.mark.parametrize("count", [1, 4, 50])
@@ -131,28 +125,6 @@ def test_a_first_layer_of_sixteen_outputs_gets_a_fourth_channel(tmp_path: Path) 
     with torch.no_grad():
         assert sqnr(prepared(x), made.model(x)) >= 50
     assert made.model(x[:1]).shape == (1, 16, 6, 6), "any batch"
-
-
-def test_tensorrt_is_symmetric_int8_everywhere(tensorrt: Exported) -> None:
-    onnx.checker.check_model(tensorrt.path, full_check=True)
-    assert {o.domain: o.version for o in tensorrt.proto.opset_import}[""] == tensorrt.info["opset"] == 19
-    for kind in ("QuantizeLinear", "DequantizeLinear"):
-        zero_points = _zero_points(tensorrt, kind)
-        assert zero_points
-        assert {z.dtype.name for z in zero_points} == {"int8"}
-        assert not any(z.any() for z in zero_points)
-    weights = [value for name, value in tensorrt.initializers.items() if name.endswith(".weight")]
-    assert len(weights) == 7
-    assert {int(abs(w.astype(int)).max()) for w in weights} == {127}
-    with torch.no_grad():
-        assert sqnr(tensorrt.prepared(images(9)), tensorrt.model(images(9))) >= 50
-
-
-def test_tensorrt_is_refused_for_models_trained_otherwise(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"TensorRT takes symmetric int8 .* Train it with qconfig='tensorrt', or expo"):
-        chosen(["tensorrt"])[0].export(residual(), EXAMPLE, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    check_symmetric(residual("tensorrt"))
 
 
 class Tokens(nn.Module):

@@ -45,6 +45,12 @@ def check_options(
     Raises:
         TypeError: if a flag is none, or a number is not whole.
         ValueError: if a number is out of range.
+
+    Example:
+        >>> check_options(soc_model=43, encodings=True)
+        >>> check_options(soc_model=0)
+        Traceback (most recent call last):
+        ValueError: soc_model=0 must be Qualcomm's number of a chip, e.g. 43 (SM8550).
     """
     onnx_export.check_options(opset)
     check_integer("soc_model", soc_model, SOC_MODEL)
@@ -79,14 +85,28 @@ def export(
 
     Raises:
         ValueError: if the model cannot be exported, or the NPU lacks an operator.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from lq.ptq.static import prepare_static
+        >>> x = torch.rand(8, 4)
+        >>> prepared = prepare_static(nn.Sequential(nn.Linear(4, 2)), [x], "qnn")
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     info = export(prepared, ((x,), {}), Path(place), encodings=True)
+        ...     sorted(file.name for file in Path(place).iterdir())
+        ['int8.qnn.encodings', 'int8.qnn.float.onnx', 'int8.qnn.onnx']
+        >>> info["largest_batch"], info["int8_layers"], info["cpu_operators"]
+        (1, {'FullyConnected': 1}, [])
     """
     check_options(opset, soc_model, cpu_fallback, encodings)
     opset = _opset_for(prepared, opset)
     sample = call_of_one_part(prepared, example)
-    made = onnx_export.write(prepared, sample, directory / FILE, opset, dynamic=False)
+    path = directory / FILE
+    onnx_export.write(prepared, sample, path, opset, dynamic=False)
     if encodings:
-        write_encodings(made.path)
-    _fit_to_the_npu(made.path, bool(wide_activations(prepared)))
+        write_encodings(path)
+    _fit_to_the_npu(path, bool(wide_activations(prepared)))
     return {
         "opset": opset,
         "dynamic_batch": False,
@@ -94,7 +114,7 @@ def export(
         "soc_model": soc_model,
         "cpu_fallback": cpu_fallback,
         "encodings": encodings,
-        **describe(made.path, Target(soc_model, cpu_fallback)),
+        **describe(path, Target(soc_model, cpu_fallback)),
     }
 
 
@@ -118,7 +138,26 @@ def _opset_for(prepared: fx.GraphModule, opset: int | None) -> int:
 def load(
     directory: Path, signature: Signature, info: Mapping[str, Any], threads: int | None = None
 ) -> Callable[..., Any]:
-    """``int8.qnn.onnx`` on the NPU, or on the simulator of it, which have no threads to choose."""
+    """``int8.qnn.onnx`` on the NPU, or on the simulator of it, which have no threads to choose.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[1,2] x) => (float[1,2] y) <float s = {0.5}, uint8 z = {3}> {
+        ...     q = QuantizeLinear(x, s, z)
+        ...     dq = DequantizeLinear(q, s, z)
+        ...     r = Relu(dq)
+        ...     qr = QuantizeLinear(r, s, z)
+        ...     y = DequantizeLinear(qr, s, z)
+        ... }''')
+        >>> signature = Signature.of(torch.nn.Identity(), ((torch.ones(1, 2),), {}), torch.ones(1, 2))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     onnx.save(model, Path(place, FILE))
+        ...     relu = load(Path(place), signature, {"soc_model": 43, "cpu_fallback": False, "largest_batch": 1})
+        >>> relu(torch.tensor([[-1.0, 2.0], [3.0, -4.0]]))  # a batch of two, one by one
+        tensor([[0., 2.],
+                [3., 0.]])
+    """
     given = Field(info, f"{directory / MANIFEST_NAME}: artifacts.qnn")
     largest = given["largest_batch"]
     session = open_session(directory / FILE, Target(given["soc_model"].integer(1), given["cpu_fallback"].flag()))
@@ -132,5 +171,14 @@ def load(
 
 
 def check_file(directory: Path) -> None:
-    """Refuse a file that reads other files, as :func:`lq.export.formats.onnx.check_file` does."""
+    """Refuse a file that reads other files, as :func:`lq.export.formats.onnx.check_file` does.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     _ = Path(place, FILE).write_text("no protobuf")
+        ...     check_file(Path(place))
+        Traceback (most recent call last):
+        ValueError: ...int8.qnn.onnx is not an ONNX file: ...
+    """
     onnx_export.check_file(directory, FILE)

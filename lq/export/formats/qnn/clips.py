@@ -17,6 +17,18 @@ def quantize_before_clips(model: Any) -> bool:
 
     Returns:
         whether there was such a Clip.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[2] x) => (uint8[2] q) <float s = {0.5}, uint8 z = {0}, float low = {0}, float high = {7.5}> {
+        ...     clipped = Clip(x, low, high)
+        ...     q = QuantizeLinear(clipped, s, z)
+        ... }''')
+        >>> quantize_before_clips(model), quantize_before_clips(model)
+        (True, False)
+        >>> [node.op_type for node in model.graph.node]
+        ['QuantizeLinear', 'DequantizeLinear', 'Clip', 'QuantizeLinear']
     """
     from onnx import helper
 

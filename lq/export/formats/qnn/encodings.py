@@ -30,6 +30,21 @@ def write_encodings(path: Path) -> None:
     Raises:
         ValueError: if ONNX's checker finds fault with the float file.
         OSError: if the disk refuses.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[2] x) => (float[2] y) <float s = {0.5}, uint8 z = {3}> {
+        ...     q = QuantizeLinear(x, s, z)
+        ...     dq = DequantizeLinear(q, s, z)
+        ...     y = Abs(dq)
+        ... }''')
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     onnx.save(model, Path(place, "int8.qnn.onnx"))
+        ...     write_encodings(Path(place, "int8.qnn.onnx"))
+        ...     found = json.loads(Path(place, ENCODINGS_FILE).read_text())
+        >>> [(entry["name"], entry["scale"], entry["offset"]) for entry in found["activation_encodings"]]
+        [('x', [0.5], [-3])]
     """
     import onnx
 

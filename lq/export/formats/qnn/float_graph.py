@@ -22,6 +22,19 @@ class FloatModel:
         model: an ``onnx.ModelProto``.
         activations: grid by the name of a tensor.
         parameters: grid by the name of a weight or bias.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[1,1] x) => (float[1,1] y) <int8[1,1] w = {6}, float s = {0.5}, int8 z = {0}> {
+        ...     weight = DequantizeLinear(w, s, z)
+        ...     y = MatMul(x, weight)
+        ... }''')
+        >>> found = without_pairs(model)
+        >>> [(tensor.name, onnx.numpy_helper.to_array(tensor).tolist()) for tensor in found.model.graph.initializer]
+        [('w', [[3.0]])]
+        >>> list(found.activations), list(found.parameters)
+        ([], ['w'])
     """
 
     model: Any

@@ -19,6 +19,11 @@ class QNNGrid:
         bits: of an integer.
         signed: whether there are negative integers.
         axis: of the channels; ``None`` if there is one scale.
+
+    Example:
+        >>> grid = QNNGrid(scale=(0.5,), zero_point=(3,), bits=8, signed=False)
+        >>> [grid.scale[0] * (integer - grid.zero_point[0]) for integer in (grid.lowest, 3, 255)]
+        [-1.5, 0.0, 126.0]
     """
 
     scale: tuple[float, ...]
@@ -44,6 +49,14 @@ def grid_of(node: Any, constants: Mapping[str, Any]) -> QNNGrid:
     Args:
         node: an ``onnx.NodeProto``.
         constants: initializers by name, its scale and zero point among them.
+
+    Example:
+        >>> import numpy as np
+        >>> import onnx
+        >>> node = onnx.helper.make_node("DequantizeLinear", ["w", "s", "z"], ["y"], axis=0)
+        >>> held = {"s": np.float32([0.5, 0.25]), "z": np.int8([0, 0])}
+        >>> grid_of(node, {name: onnx.numpy_helper.from_array(values) for name, values in held.items()})
+        QNNGrid(scale=(0.5, 0.25), zero_point=(0, 0), bits=8, signed=True, axis=0)
     """
     from onnx import numpy_helper
 
@@ -68,6 +81,16 @@ def bias_grids(graph: Any, activations: Mapping[str, QNNGrid], parameters: Mappi
 
     Returns:
         grid by the name of a bias. One that is used otherwise, too, or by two layers that differ, has none.
+
+    Example:
+        >>> import onnx
+        >>> graph = onnx.parser.parse_graph('''
+        ... g (float[1,1] x) => (float[1,1] y) <float[1,1] w = {3}, float[1] b = {1}> {
+        ...     y = Gemm(x, w, b)
+        ... }''')
+        >>> x, w = QNNGrid((0.5,), (3,), 8, signed=False), QNNGrid((0.25,), (0,), 8, signed=True)
+        >>> bias_grids(graph, {"x": x}, {"w": w})
+        {'b': QNNGrid(scale=(0.125,), zero_point=(0,), bits=32, signed=True, axis=None)}
     """
     found: dict[str, list[QNNGrid]] = {tensor.name: [] for tensor in graph.initializer if len(tensor.dims) == 1}
     for bias, x, weight in _layers(graph.node):

@@ -21,6 +21,19 @@ def widen_mixed(model: Any) -> bool:
 
     Returns:
         whether there was such an operator.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 10, opset_import: ["" : 21]>
+        ... g (uint8[2] q) => (uint16[2] y) <float s = {0.5}, uint8 z = {3}, float s16 = {0.1}, uint16 z16 = {0}> {
+        ...     x = DequantizeLinear(q, s, z)
+        ...     a = Abs(x)
+        ...     y = QuantizeLinear(a, s16, z16)
+        ... }''')
+        >>> widen_mixed(model)
+        True
+        >>> [node.op_type for node in model.graph.node]
+        ['DequantizeLinear', 'QuantizeLinear', 'DequantizeLinear', 'Abs', 'QuantizeLinear']
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}

@@ -30,6 +30,21 @@ def describe(path: Path, target: Target) -> dict[str, Any]:
 
     Raises:
         ValueError: as in :func:`lq.export.formats.qnn.session.open_session`.
+
+    Example:
+        >>> import onnx
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[1,4] x) => (float[1,4] y) <float s = {0.5}, uint8 z = {3}> {
+        ...     q = QuantizeLinear(x, s, z)
+        ...     dq = DequantizeLinear(q, s, z)
+        ...     r = Relu(dq)
+        ...     qr = QuantizeLinear(r, s, z)
+        ...     y = DequantizeLinear(qr, s, z)
+        ... }''')
+        >>> with scratch() as place:
+        ...     onnx.save(model, place / "relu.onnx")
+        ...     describe(place / "relu.onnx", Target(soc_model=43, cpu_fallback=False))
+        {'int8_layers': {}, 'float_layers': [], 'float_operators': [], 'cpu_operators': []}
     """
     with scratch() as place:
         dump = {"dump_json_qnn_graph": "1", "json_qnn_graph_dir": str(place)}

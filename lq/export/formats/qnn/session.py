@@ -27,6 +27,11 @@ class Target:
     Args:
         soc_model: Qualcomm's number of the chip whose NPU is simulated; a chip itself knows what it is.
         cpu_fallback: whether the CPU may compute what the NPU cannot.
+
+    Example:
+        >>> target = Target(soc_model=43, cpu_fallback=False)
+        >>> replace(target, cpu_fallback=True)  # as a model is opened to see what the NPU lacks
+        Target(soc_model=43, cpu_fallback=True)
     """
 
     soc_model: int
@@ -46,6 +51,22 @@ def open_session(path: Path, target: Target, **options: str) -> Any:
 
     Raises:
         ValueError: naming the operators that the NPU lacks.
+
+    Example:
+        >>> import onnx, numpy
+        >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 20]>
+        ... g (float[1,4] x) => (float[1,4] y) <float s = {0.5}, uint8 z = {3}> {
+        ...     q = QuantizeLinear(x, s, z)
+        ...     dq = DequantizeLinear(q, s, z)
+        ...     r = Relu(dq)
+        ...     qr = QuantizeLinear(r, s, z)
+        ...     y = DequantizeLinear(qr, s, z)
+        ... }''')
+        >>> with scratch() as place:
+        ...     onnx.save(model, place / "relu.onnx")
+        ...     session = open_session(place / "relu.onnx", Target(soc_model=43, cpu_fallback=False))
+        >>> session.run(None, {"x": numpy.float32([[-1, 0, 1, 2]])})[0].tolist()
+        [[0.0, 0.0, 1.0, 2.0]]
     """
     try:
         return _session(path, target, options)
@@ -102,6 +123,13 @@ def cpu_operators(place: Path) -> list[str]:
 
     Returns:
         name, kind and reason of each.
+
+    Example:
+        >>> with scratch() as place:
+        ...     node = {"node_name": "top", "op_type": "TopK", "reason": "k is too large. See ..."}
+        ...     _ = (place / "qnn_op_trace.json").write_text(json.dumps({"unsupported_nodes": [node]}))
+        ...     cpu_operators(place)
+        ['top (TopK: k is too large)']
     """
     trace = place / _TRACE
     if not trace.exists():

@@ -68,8 +68,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     prepared = calibrated(net(), example, qconfig)
     directory = tmp_path_factory.mktemp("qnn")
     opset = 21 if "sixteen" in request.param else 20
-    made = write(prepared, smallest_call(prepared, example), directory / FILE, opset, dynamic=False)
-    write_encodings(made.path)
+    write(prepared, smallest_call(prepared, example), directory / FILE, opset, dynamic=False)
+    write_encodings(directory / FILE)
     return directory
 
 
