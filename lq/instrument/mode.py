@@ -212,7 +212,7 @@ def _begin(
         return body(module, *args, **kwargs)
     call.start()
     call.given = args, kwargs
-    if instrument.marking or not torch.compiler.is_compiling():
+    if not instrument.marking and not torch.compiler.is_compiling():  # an export runs without such hooks
         call.hooks = instrument.later_hooks(module)
     call.place, call.outermost, call.grad = place, place, torch.is_grad_enabled()
     call.recomputing = not torch.compiler.is_compiling() and is_backward()
