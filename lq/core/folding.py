@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lq.core import native
+from lq.core.saving import is_recorded
 
 _SMALLEST = 1e-12  # a channel whose BatchNorm weight is 0 still has to learn; this is 0 to everything downstream
 
@@ -86,12 +86,14 @@ class _Folded(torch.autograd.Function):
         *tensors, eps = given
         factor, moved, kept = native.fold_batch_norm(*tensors, eps=eps, smallest=_SMALLEST)
         ctx.save_for_backward(factor, kept)
+        ctx.bias = tensors[4]
         return factor, moved
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_factor: Tensor, of_moved: Tensor) -> tuple[Tensor | None, ...]:
         factor, (inverse, centered) = ctx.saved_tensors
         _, _, weight, shift, bias, _ = ctx.needs_input_grad
+        if bias and is_recorded():
+            centered = centered + (ctx.bias - ctx.bias.detach())  # it is the bias less the mean
         of_weight = of_moved.mul(centered).add_(of_factor).mul_(inverse) if weight else None
         return None, None, of_weight, of_moved if shift else None, of_moved * factor if bias else None, None

@@ -7,14 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lq.compat.torch_private import version_of
 from lq.core import native
 from lq.core.float32 import Float32Buffers
 from lq.core.functional import SMALLEST_SCALE
 from lq.core.packed import Scalar
-from lq.core.saving import Saving, current, require_version
+from lq.core.saving import Saving, current, is_recorded, require_version
 from lq.core.sharding import is_shard, whole
 
 # Beyond e^16 and e^-16 a factor is no scale; so far it neither overflows nor vanishes.
@@ -36,10 +35,10 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        if _at_once(x, scale, ctx.low, ctx.high) and grad.stride() == x.stride() and native.usable(grad):
+        x, scale = (saved.detach() for saved in ctx.saved_tensors)  # rounding has no second derivative
+        in_c = not is_recorded() and _at_once(x, scale, ctx.low, ctx.high) and native.usable(grad)
+        if in_c and grad.stride() == x.stride():
             return *native.learned_gradients(x, grad, scale, ctx.low, ctx.high, _MOST), None, None, None
         bounds: Any = ctx.low, ctx.high
         real = x.float() * scale.reciprocal()
@@ -117,15 +116,14 @@ class _Times(torch.autograd.Function):
         out = factor * reference
         # A tensor without a range has a scale below all others, of which there is nothing to learn.
         known = torch.as_tensor(reference, device=out.device) >= SMALLEST_SCALE
-        ctx.save_for_backward(torch.where(known, out, 0.0))
+        ctx.save_for_backward(out, known)
         ctx.shape = log_factor.shape
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return (grad * slope).view(ctx.shape), None, None
+        out, known = ctx.saved_tensors
+        return (grad * torch.where(known, out, 0.0)).view(ctx.shape), None, None
 
 
 class LearnedScale(Float32Buffers):

@@ -126,6 +126,19 @@ def current() -> Saving | None:
     return owner if isinstance(owner, Saving) else None
 
 
+def is_recorded() -> bool:
+    """Within a backward pass: whether it is itself differentiated later, as for a penalty on gradients.
+
+    Example:
+        >>> is_recorded()
+        True
+        >>> with torch.no_grad():  # as of loss.backward()
+        ...     is_recorded()
+        False
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def _unpack(packed: Any) -> Tensor:
     if isinstance(packed, _Part):
         return packed.values()

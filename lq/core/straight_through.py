@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lq.core import native
 from lq.core.packed import Packed, Scalar, pack, unpack
@@ -107,10 +106,9 @@ class _Float32(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (out,) = ctx.saved_tensors
-        return _where_inside(grad, out, ctx.rounding), None, None, None, None, None, None, None
+        return _where_inside(grad, out.detach(), ctx.rounding), None, None, None, None, None, None, None
 
 
 def _rounded(
@@ -150,10 +148,9 @@ class _AnyDtype(torch.autograd.Function):
         return _rounded(x, *rounding[:3], scale, rounding.low, rounding.high)[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        return _where_inside(grad, x, ctx.rounding), None, None
+        return _where_inside(grad, x.detach(), ctx.rounding), None, None
 
 
 class _AnyDtypePacked(torch.autograd.Function):
@@ -175,7 +172,6 @@ class _AnyDtypePacked(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low_bits, bits = ctx.saved_tensors
         integers = unpack(Packed(low_bits, bits, ctx.shape, ctx.stride), ctx.low - 1)

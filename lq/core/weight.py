@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lq.compat.torch_private import version_of
 from lq.config.specs import WeightSpec
 from lq.core import native
 from lq.core.functional import EPS, SMALLEST_SCALE
-from lq.core.saving import Saving, current, require_version
+from lq.core.saving import Saving, current, is_recorded, require_version
 from lq.core.scratch import Scratch
 
 # Scales that "mse" tries, as parts of the one that clips nothing: 1, 0.79, 0.63, ... 0.16.
@@ -183,10 +182,11 @@ class _FakeQuantizeWeight(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, grad_factor = ctx.saved_tensors, None  # read once: torch.utils.checkpoint gives them out once
-        if saved:
+        if is_recorded():  # the gradient is to be differentiated itself, and reads the memory then
+            grad, grad_factor = _differentiable(grad, *saved)
+        elif saved:
             out, factor = saved
             # In place: a convolution makes this gradient for this function alone, and a copy costs more than the rest.
             if not ctx.needs_input_grad[2]:
@@ -196,9 +196,17 @@ class _FakeQuantizeWeight(torch.autograd.Function):
             else:
                 grad_factor = _sum_of_products(out, grad, factor) / factor
                 grad = grad.mul_(factor)
-        if ctx.scratch is not None:
+        if ctx.scratch is not None and not is_recorded():
             ctx.scratch.free = ctx.memory
         return grad.to(ctx.dtype), None, grad_factor, None, None
+
+
+def _differentiable(grad: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the weight and of the factor, if there is one, by operations that have gradients."""
+    if not saved:
+        return grad, None
+    out, factor = saved
+    return grad * factor, (grad * (out / factor)).sum_to_size(factor.shape)
 
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from lq.core.lsq import LearnedScale, learned_fake_quantize
+from tests.core.second_derivatives import assert_same_second_derivatives
 
 
 def twin(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
@@ -107,3 +108,24 @@ def test_a_step_goes_against_the_sign_of_a_finite_gradient_and_leaves_none():
     assert learned.log_factor.grad.tolist() == [0.0] * 5
     learned.step(0.01)
     assert learned.log_factor.tolist() == pytest.approx([-0.01, 0.01, 0.0, 0.0, 0.0])
+
+
+# ---- second derivatives -----------------------------------------------------------------------------------------
+
+
+def test_gradients_have_gradients() -> None:
+    x, scale = torch.randn(6, 5), torch.rand(6, 1) / 5 + 0.1
+    low, high = -4.0, 7.0
+    assert_same_second_derivatives(
+        lambda x, s: learned_fake_quantize(x, s, low, high), lambda x, s: twin(x, s, low, high), x, scale
+    )
+
+
+def test_gradients_of_the_factor_have_gradients() -> None:
+    def learned(log_factor: Tensor) -> Tensor:
+        scale = LearnedScale(torch.zeros(3))
+        del scale.log_factor
+        scale.log_factor = log_factor
+        return scale(0.5)
+
+    assert_same_second_derivatives(learned, lambda log_factor: 0.5 * log_factor.exp(), torch.randn(3))

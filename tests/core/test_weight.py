@@ -12,7 +12,8 @@ from torch import Tensor
 from lq.config.specs import WeightSpec
 from lq.core.functional import EPS
 from lq.core.scratch import Scratch
-from lq.core.weight import fake_quantize_weight, quantize_weight, weight_scale
+from lq.core.weight import Covering, fake_quantize_weight, quantize_weight, weight_scale
+from tests.core.second_derivatives import assert_same_second_derivatives, straight_through_round
 
 PER_CHANNEL, PER_TENSOR = WeightSpec(-63, 63), WeightSpec(-63, 63, per_channel=False)
 
@@ -219,3 +220,28 @@ def test_memory_is_not_copied(copied):
     scratch = Scratch()
     scratch.free = torch.zeros(3)
     assert copied(scratch).free is None
+
+
+# ---- second derivatives -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_gradients_have_gradients(in_memory: bool, at_once: bool) -> None:
+    weight, factor = torch.randn(4, 3, 2, 2), torch.rand(4, 1, 1, 1) + 0.5
+    spec = WeightSpec(-7, 7)
+    scale, scratch = weight_scale(weight, spec), Scratch() if in_memory else None
+
+    def rounded(weight: Tensor, factor: Tensor) -> Tensor:
+        return fake_quantize_weight(weight, Covering(spec) if at_once else scale, factor, scratch)
+
+    def twin(weight: Tensor, factor: Tensor) -> Tensor:
+        return straight_through_round(weight / scale) * scale * factor
+
+    assert_same_second_derivatives(rounded, twin, weight, factor)
+    assert_same_second_derivatives(lambda w: rounded(w, factor), lambda w: twin(w, factor), weight)
+
+    def without_factor(weight: Tensor) -> Tensor:
+        return fake_quantize_weight(weight, scale, None, scratch)
+
+    assert_same_second_derivatives(without_factor, lambda w: straight_through_round(w / scale) * scale, weight)
