@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -211,11 +212,11 @@ def _merged(chosen: AnyGrid | None, own: AnyGrid | None) -> AnyGrid | None:
 
 
 def _by_bits(specs: Mapping[str, WeightSpec | ActivationSpec | None]) -> list[str]:
-    """A line for each number of bits."""
-    groups: dict[str, list[str]] = {}
+    """A line for each number of bits, float last."""
+    groups: dict[float, list[str]] = {}
     for name, spec in specs.items():
-        groups.setdefault("float" if spec is None else f"{spec.bits} bits", []).append(name)
-    return [f"  {bits}: {', '.join(groups[bits])}" for bits in sorted(groups)]
+        groups.setdefault(math.inf if spec is None else spec.bits, []).append(name)
+    return [f"  {f'{b} bits' if b < math.inf else 'float'}: {', '.join(groups[b])}" for b in sorted(groups)]
 
 
 def _plain(value: Any) -> Any:
