@@ -129,7 +129,7 @@ def mean(a: Named) -> Call:
         >>> print(python_call(torch.ops.aten.mean.dim, (x, [2, 3]), {"dtype": torch.float64}))
         mean(x, [2, 3], False, dtype=torch.float64)
     """
-    # Of no dimensions torch.mean makes all, but it takes no ``None`` beside ``keepdim``.
+    # An empty list stands for all dimensions; torch.mean does not take ``None`` together with ``keepdim``.
     dims = (a["dim"] or [], a["keepdim"]) if a.get("dim") or a.get("keepdim") else ()
     return Call(torch.mean, (a["self"], *dims), {} if a["dtype"] is None else {"dtype": a["dtype"]})
 
@@ -171,7 +171,7 @@ def slice_scatter(a: Named) -> Call | None:
 
 
 def created(function: Any, *names: str) -> Callable[[Named], Call]:
-    """A new tensor; of what else ATen says of it, type and device.
+    """A new tensor, with its type and device; what else ATen says of it is left out.
 
     Args:
         function: makes it.

@@ -13,7 +13,7 @@ from lq.tracing.aten_calls import Call, Named
 
 
 def max_pool(function: Any) -> Callable[[Named], Call]:
-    """A pooling of maxima; ATen writes no stride as an empty list.
+    """A pooling of maxima; where ATen's stride is empty, it is the size of the kernel.
 
     Example:
         >>> import torch
@@ -31,7 +31,7 @@ def max_pool(function: Any) -> Callable[[Named], Call]:
 
 
 def avg_pool(function: Any) -> Callable[[Named], Call]:
-    """A pooling of averages; ATen writes no stride as an empty list.
+    """A pooling of averages; where ATen's stride is empty, it is the size of the kernel.
 
     Example:
         >>> import torch
@@ -86,7 +86,7 @@ def interpolate(mode: str) -> Callable[[Named], Call]:
 
 
 def batch_norm(a: Named) -> Call | None:
-    """Normalization by running statistics; ``None`` by those of the batch.
+    """Normalization by running statistics; ``None`` for one by those of the batch.
 
     Example:
         >>> tensors = {"input": 1, "weight": 2, "bias": 3, "running_mean": 4, "running_var": 5}

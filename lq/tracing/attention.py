@@ -85,7 +85,7 @@ def attention_products(graph: fx.Graph) -> list[Product]:
         >>> class Net(nn.Module):
         ...     def forward(self, q, k, v):
         ...         return (q @ (k @ v).mT).softmax(-1) @ v
-        >>> [product.node for product in attention_products(read_calls(Net())[0])]
+        >>> [product.node for product in attention_products(read_calls(Net())[0])]  # k @ v is none
         [matmul_1, matmul_2]
     """
     found: set[fx.Node] = set()

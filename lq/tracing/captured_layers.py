@@ -29,8 +29,11 @@ class LayerSite:
         learned_scale: of the weight, shared.
 
     Example:
-        >>> LayerSite("features.0", WeightSpec(), folds=True).learned_scale is None
-        True
+        >>> from lq.backends.prepare import plan_of, prepare
+        >>> (at,) = plan_of(prepare(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))).sites.layers
+        >>> site = LayerSite(at.name, at.spec, folds=at.norm is not None)
+        >>> site.name, site.folds
+        ('0', True)
     """
 
     name: str
