@@ -159,7 +159,8 @@ def export_artifact(
         >>> x = torch.randn(64, 4)
         >>> prepared = lq.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         >>> _ = lq.calibrate(prepared, [x])
-        >>> done = export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8", ["torch", "pt2"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = export_artifact(prepared, [x], f"{folder}/int8", ["torch", "pt2"])
         >>> {kind: parity.passed for kind, parity in done.parity.items()}
         {'torch': True, 'pt2': True}
     """

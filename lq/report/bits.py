@@ -141,7 +141,13 @@ def write_bits(
     Example:
         >>> import tempfile
         >>> rows = [{"name": "chosen", "size_mb": 0.4, "effective_bits": 4.2, "expected": 2e-3, "measured": 3e-3}]
-        >>> [path.name for path in write_bits(tempfile.mkdtemp(), {"preset": "portable"}, rows, "KL", "size=0.4MB")]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = write_bits(folder, {"preset": "portable"}, rows, "KL divergence", "size=0.4MB")
+        ...     print(files[0].read_text(encoding="utf-8"))
+        # size=0.4MB
+        # A qconfig: QATCallback(qconfig=...)
+        {preset: portable}
+        >>> [path.name for path in files]
         ['bits.yaml', 'frontier.json', 'frontier.png']
     """
     folder = Path(directory)

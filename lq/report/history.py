@@ -21,9 +21,9 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
     Example:
         >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "metrics.csv").write_text("epoch,step,qat/fake/accuracy\n0,9,0.5\n1,19,\n")
-        >>> read_history(folder)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "metrics.csv").write_text("epoch,step,qat/fake/accuracy\n0,9,0.5\n1,19,\n")
+        ...     read_history(folder)
         [{'epoch': 0.0, 'step': 9.0, 'qat/fake/accuracy': 0.5}, {'epoch': 1.0, 'step': 19.0}]
     """
     file = Path(path) / "metrics.csv" if Path(path).is_dir() else Path(path)

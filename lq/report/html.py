@@ -61,8 +61,9 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
 
     Example:
         >>> import tempfile
-        >>> path = write_report(tempfile.mkdtemp() + "/report.html", "MobileNetV2", [Section("Result", "All is well.")])
-        >>> "All is well." in path.read_text()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_report(f"{folder}/report.html", "MobileNetV2", [Section("Result", "All is well.")])
+        ...     "<p>All is well.</p>" in path.read_text(encoding="utf-8")
         True
     """
     if not sections:

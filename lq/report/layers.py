@@ -118,7 +118,8 @@ def write_layers(
         >>> import tempfile
         >>> loss = [{"layer": "fc", "direction": "one", "metric": "accuracy", "loss": 0.02, "share": 0.5}]
         >>> noise = [{"name": "fc", "kind": "weight", "sqnr_db": 41.26}]
-        >>> [path.name for path in write_layers(tempfile.mkdtemp(), {"sqnr": noise, "sensitivity": loss})]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in write_layers(folder, {"sqnr": noise, "sensitivity": loss})]
         ['analysis.json', 'sqnr.png', 'sensitivity.png']
     """
     folder = Path(directory)

@@ -67,8 +67,10 @@ def write_page(path: str | os.PathLike[str], title: str, findings: Findings) -> 
     Example:
         >>> import tempfile
         >>> rows = [{"model": "FP32", "metrics": {"accuracy": 0.92}, "size_mb": 14.0}]
-        >>> write_page(tempfile.mkdtemp() + "/report.html", "MobileNetV2", Findings(comparison=rows)).name
-        'report.html'
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_page(f"{folder}/report.html", "MobileNetV2", Findings(comparison=rows))
+        ...     "0.9200" in path.read_text(encoding="utf-8")
+        True
     """
     builders = (_comparison, _training, _sqnr, _sensitivity, _ranges, _plan)
     sections = [section for build in builders if (section := build(findings)) is not None]

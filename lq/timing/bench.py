@@ -104,9 +104,11 @@ def bench(
         >>> import lq, tempfile
         >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
         >>> _ = lq.calibrate(prepared, [x])
-        >>> done = lq.export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8")
-        >>> [row["model"] for row in bench(done.directory, batch_sizes=(1,), min_time=0.01, compile=False).rows]
-        ['int8 torch']
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = lq.export_artifact(prepared, [x], f"{folder}/int8")
+        ...     found = bench(f"{folder}/int8", batch_sizes=(1, 8), min_time=0.01, compile=False)
+        >>> [(row["model"], row["batch_size"]) for row in found.rows]
+        [('int8 torch', 1), ('int8 torch', 8)]
     """
     check_path("directory", directory, "runs/int8")
     sizes_fit = all(isinstance(size, int) and size > 0 for size in batch_sizes)

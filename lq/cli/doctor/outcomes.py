@@ -13,7 +13,7 @@ from lq.config.presets import PRESETS
 from lq.export.artifact.manifest import installed_version
 from lq.export.artifact.scratch import scratch
 from lq.export.exporters import EXPORTERS, Exporter
-from lq.export.parity.fresh_process import FreshProcess, WorkerError
+from lq.export.parity.fresh_process import WorkerError, run_module
 
 Rows = list[dict[str, Any]]
 
@@ -56,11 +56,11 @@ def run_trials(names: list[str]) -> dict[str, dict[str, Any]]:
         (True, "KeyError: 'nothing'")
     """
     found: dict[str, dict[str, Any]] = {}
-    with scratch() as place, FreshProcess("lq.cli.doctor.trials") as process:
+    with scratch() as place:
         results = place / "outcomes.jsonl"
         while left := [name for name in names if name not in found]:
             try:
-                process.call(str(results), *left)
+                run_module("lq.cli.doctor.trials", str(results), *left)
                 death = "it wrote no result"
             except WorkerError as error:
                 death = str(error)

@@ -91,11 +91,12 @@ def publish(place: Path, target: Path, own: Own | None = None, choose: Callable[
 
     Example:
         >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "result"
-        >>> with scratch_directory(target) as place:
-        ...     _ = (place / "answer.txt").write_text("42")
-        ...     _ = publish(place, target)
-        >>> [file.name for file in target.iterdir()]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = Path(folder) / "result"
+        ...     with scratch_directory(target) as place:
+        ...         _ = (place / "answer.txt").write_text("42")
+        ...         _ = publish(place, target)
+        ...     [file.name for file in target.iterdir()]
         ['answer.txt']
     """
     _sync(place)

@@ -26,9 +26,9 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "a"
-        >>> write_file(path, b"42")
-        >>> path.read_bytes()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_file(Path(folder) / "a", b"42")
+        ...     (Path(folder) / "a").read_bytes()
         b'42'
     """
     write_pieces(path, [content])
@@ -42,9 +42,9 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "a"
-        >>> write_pieces(path, [b"4", b"2"])
-        >>> path.read_bytes()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_pieces(Path(folder) / "a", [b"4", b"2"])
+        ...     (Path(folder) / "a").read_bytes()
         b'42'
     """
     try:
@@ -65,9 +65,9 @@ def save(content: Any, path: Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "a.pt"
-        >>> save({"x": torch.ones(1)}, path)
-        >>> torch.load(path)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save({"x": torch.ones(1)}, Path(folder) / "a.pt")
+        ...     torch.load(Path(folder) / "a.pt")
         {'x': tensor([1.])}
     """
     buffer = io.BytesIO()

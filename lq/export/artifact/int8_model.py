@@ -39,7 +39,12 @@ def check_writable(directory: AnyPath) -> None:
 
     Example:
         >>> import tempfile
-        >>> check_writable(Path(tempfile.mkdtemp()) / "run" / "int8")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_writable(Path(folder) / "run" / "int8")
+        ...     _ = Path(folder, "notes.txt").write_text("of the user")
+        ...     check_writable(folder)
+        Traceback (most recent call last):
+        FileExistsError: ... holds files that are not an lq artifact. Choose a new path, ...
     """
     path = Path(directory)
     check_creatable(path)
@@ -131,10 +136,13 @@ class Int8Model:
         >>> import lq, tempfile
         >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
         >>> _ = lq.calibrate(prepared, [x])
-        >>> done = lq.export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8")
-        >>> int8 = done.models["torch"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     int8 = lq.export_artifact(prepared, [x], f"{folder}/int8").models["torch"]
         >>> int8.kind, int8(x).shape
         ('torch', torch.Size([8, 2]))
+        >>> int8(x[:, :3])
+        Traceback (most recent call last):
+        ValueError: ...int8 (torch): the model was exported for (input: float32(batch, 4)), but input is float32(8, ...
     """
 
     def __init__(
@@ -167,7 +175,8 @@ class Int8Model:
         if resized:
             axes = {name: dims for name, dims in resized.items() if 0 not in dims}
             static = EXPORTERS[self.kind].static
-            remedy = f" Export it with dynamic_axes={axes} to leave them open." if axes and not static else ""
+            open_them = f" If the model takes other sizes, export it with dynamic_axes={axes} to leave them open."
+            remedy = open_them if axes and not static else ""
             raise ValueError(f"{self.path} ({self.kind}): {self.signature.misfit(args, kwargs)}.{remedy}")
 
     def __repr__(self) -> str:
@@ -211,8 +220,9 @@ def load(
         >>> import lq, tempfile
         >>> x, prepared = torch.randn(8, 4), lq.prepare(torch.nn.Sequential(torch.nn.Linear(4, 2)))
         >>> _ = lq.calibrate(prepared, [x])
-        >>> done = lq.export_artifact(prepared, [x], f"{tempfile.mkdtemp()}/int8")
-        >>> model = load(done.directory)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = lq.export_artifact(prepared, [x], f"{folder}/int8")
+        ...     model = load(f"{folder}/int8")
         >>> model(x).shape
         torch.Size([8, 2])
     """

@@ -22,9 +22,10 @@ def scratch_beside(target: Path | None) -> Iterator[None]:
     """Let :func:`scratch` make its directories beside ``target``; ``None`` is the system's place for such things.
 
     Example:
-        >>> with scratch_beside(Path(tempfile.mkdtemp()) / "int8"), scratch() as place:
-        ...     place.name.startswith(".int8.tmp-")
-        True
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with scratch_beside(Path(folder) / "int8"), scratch() as place:
+        ...         place.parent.name == Path(folder).name, place.name.startswith(".int8.tmp-")
+        (True, True)
     """
     token = _BESIDE.set(target)
     try:

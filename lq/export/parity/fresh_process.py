@@ -29,9 +29,8 @@ class WorkerError(RuntimeError):
     """The process could not do its work, whatever the model is.
 
     Example:
-        >>> process = FreshProcess("lq.no_such_module")
         >>> try:
-        ...     process.call()
+        ...     run_module("lq.no_such_module")
         ... except WorkerError as error:
         ...     print(str(error).partition(":")[0])
         ...     print(str(error).splitlines()[-1])
@@ -133,6 +132,25 @@ class FreshProcess:
             with suppress(BrokenPipeError):  # of what has not been read
                 stream.close()
         return b"".join(self._printed).decode(errors="replace").strip() or "it printed nothing"
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Call ``main`` of a module once in a fresh process.
+
+    Args:
+        module: its name.
+        arguments: of its ``main``.
+
+    Raises:
+        WorkerError: if it fails, with all that it printed last.
+
+    Example:
+        >>> run_module("lq.no_such_module")
+        Traceback (most recent call last):
+        lq.export.parity.fresh_process.WorkerError: a fresh process ended with exit status 1: Traceback ...
+    """
+    with FreshProcess(module) as process:
+        process.call(*arguments)
 
 
 def given() -> Iterator[bytes]:
