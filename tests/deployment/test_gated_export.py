@@ -23,6 +23,7 @@ from lq.deployment.rehearsal import rehearse
 from lq.deployment.results import Compared, Deployment
 from lq.deployment.settings import ExportSettings
 from lq.export.artifact.int8_model import Int8Model, load, load_prepared_state
+from lq.export.formats import torchscript
 from lq.export.formats.torchscript import FILE
 from lq.export.parity.fresh_process import WorkerError
 from lq.export.parity.gate import Gate
@@ -267,7 +268,7 @@ def test_a_rehearsal_fails_before_the_training_does() -> None:
 
 
 class Turned(nn.Module):
-    """Of which a trace makes the batch size a constant, which ``torch.export`` does not."""
+    """Of which a trace may make the batch size a constant, which ``torch.export`` does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,9 +280,10 @@ class Turned(nn.Module):
         return F.grid_sample(x, grid, align_corners=False)
 
 
-def test_a_rehearsal_runs_several_samples() -> None:
+def test_a_rehearsal_runs_several_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = nets.calibrated(Turned(), EXAMPLE)
     rehearse(prepared, EXAMPLE, ["pt2"])
+    monkeypatch.setattr(torchscript, "with_traced_sizes", lambda model: model)
     with pytest.raises(ValueError, match="cannot be exported as 'torch', so the run stops before the training"):
         rehearse(prepared, EXAMPLE, ["torch"])
 

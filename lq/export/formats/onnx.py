@@ -123,6 +123,8 @@ def write(
     key = ("onnx", id(prepared), sizes, opset, dynamic)
     try:
         made, any_batch = made_once(key, lambda: _exported(prepared, example, opset, dynamic))
+        if not for_onnxruntime:
+            _check_squeezed(made)
     except RefusedCallError as error:
         line = line_of_call(prepared, error.operation, error.number)
         raise ValueError(f"{error}. The call is in {line}" if line else str(error)) from error
@@ -136,6 +138,17 @@ def write(
         pack_weights(model)
     write_model(model, path)
     return any_batch
+
+
+def _check_squeezed(model: Any) -> None:
+    """Refuse what OpenVINO and TensorRT do not compile, and ONNX Runtime does."""
+    if any(node.op_type == "Squeeze" and len(node.input) == 1 for node in model.graph.node):
+        raise RefusedCallError(
+            "squeeze() without a dimension also takes that of a batch of one, which OpenVINO and TensorRT cannot; "
+            "write the dimension, such as x.squeeze(1)",
+            "squeeze",
+            None,
+        )
 
 
 def _exported(prepared: fx.GraphModule, example: Inputs, opset: int, dynamic: bool) -> tuple[Any, bool]:

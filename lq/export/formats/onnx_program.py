@@ -173,6 +173,15 @@ def _resized_to_nearest(write: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewrite_nearest_resizing(write.call, write.constant, node)
 
 
+def _squeezed(write: Rewriter, node: fx.Node) -> fx.Node | None:
+    """``squeeze`` of all dimensions of one element, where these are known: not every runtime looks for them."""
+    x: Any = node.args[0]
+    sizes = list(x.meta["val"].shape)
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    return write.call(aten.squeeze.dims, x, [dim for dim, size in enumerate(sizes) if size == 1])
+
+
 def _joined(write: Rewriter, node: fx.Node) -> fx.Node | None:
     """``hstack``, ``vstack`` and ``dstack`` of tensors with enough dimensions; torch.onnx makes loops of them."""
     kind, tensors = node.target._schema.name[-6:], node.args[0]  # type: ignore[union-attr]
@@ -254,6 +263,7 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.diagonal_scatter.default: _refused,
     aten.scatter_reduce.two: _averaged,
     aten.lstm.input: _projected,
+    aten.squeeze.default: _squeezed,
     aten.dstack.default: _joined,
     aten.hstack.default: _joined,
     aten.vstack.default: _joined,

@@ -30,6 +30,7 @@ from lq.export.formats.libraries import import_libraries, libraries_of
 from lq.export.formats.low_bits import stored_archive
 from lq.fields import Field
 from lq.tracing.call_signature import opened_output
+from lq.tracing.origin import operation_of
 from lq.tracing.structure import Flattener, Inputs, restore, tensors_of
 
 FILE = "int8.pt"
@@ -106,7 +107,7 @@ def export_torchscript(
 
 
 def with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
-    """The model with functions for the smaller and the larger size that take what a trace knows sizes as: tensors.
+    """The model with functions that take what a trace knows sizes as: tensors.
 
     Example:
         >>> model = with_traced_sizes(fx.symbolic_trace(lambda x: x[: torch.sym_min(x.shape[0], 2)]))
@@ -115,9 +116,21 @@ def with_traced_sizes(model: fx.GraphModule) -> fx.GraphModule:
         (tensor([1.]), tensor([1., 1.]))
     """
     for node in model.graph.nodes:
-        node.target = _OF_SIZES.get(node.target, node.target)
+        node.target = _OF_SIZES.get(node.target, _public(node))
     model.recompile()
     return model
+
+
+def _public(node: fx.Node) -> Any:
+    """The function of torch for an ATen operation that is given sizes, of which a trace would make constants."""
+    target: Any = node.target
+    if getattr(target, "namespace", "") != "aten":
+        return target
+    arguments = target._schema.arguments
+    given = {**{argument.name: value for argument, value in zip(arguments, node.args, strict=False)}, **node.kwargs}
+    numbers = [given.get(argument.name) for argument in arguments if str(argument.type) in _SIZES]
+    takes_sizes = any(isinstance(part, fx.Node) for part in tree_leaves(numbers))
+    return getattr(torch, operation_of(node), target) if takes_sizes else target
 
 
 def _smaller(a: Any, b: Any) -> Any:
@@ -128,6 +141,7 @@ def _larger(a: Any, b: Any) -> Any:
     return torch.maximum(*map(torch.as_tensor, (a, b))) if is_traced() else max(a, b)
 
 
+_SIZES = ("int", "List[int]", "Optional[int]", "Optional[List[int]]")
 _OF_SIZES: dict[Any, Callable[[Any, Any], Any]] = {torch.sym_min: _smaller, torch.sym_max: _larger}
 
 

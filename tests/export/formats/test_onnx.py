@@ -286,3 +286,40 @@ def test_a_call_that_the_file_cannot_hold_is_named_with_its_line(
     place = rf"test_onnx\.py:\d+, in forward: `return .*{re.escape(line)}`$"
     with pytest.raises(ValueError, match=f"The call is in .*{place}"):
         write(graph, example, tmp_path / "x.onnx")
+
+
+class Squeezed(nn.Module):
+    """One number for each sample."""
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.hidden, self.head, self.dims = nn.Linear(4, 8), nn.Linear(8, 1), dims
+        self.weight = nn.Parameter(torch.randn(1, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.hidden(x)) * self.weight.squeeze()).squeeze(*self.dims)
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "openvino"])
+def test_squeezing_what_only_a_batch_of_one_has_is_refused_where_it_is_not_compiled(kind: str, tmp_path: Path) -> None:
+    if kind == "openvino":
+        pytest.importorskip("openvino")
+    example = example_of(torch.randn(6, 4))
+    qconfig = "tensorrt" if kind == "tensorrt" else "portable"
+    with pytest.raises(
+        ValueError, match=r"write the dimension, such as x\.squeeze\(1\)\. The call is in .*test_onnx\.py"
+    ):
+        round_trip(kind, calibrated(Squeezed(), example, qconfig), example, tmp_path)
+    prepared = calibrated(Squeezed(1), example, qconfig)
+    model, _ = round_trip(kind, prepared, example, tmp_path)
+    for count in (1, 5):
+        x = torch.randn(count, 4)
+        torch.testing.assert_close(model(x), prepared(x).detach(), rtol=0, atol=0.05)  # a step at a tie
+
+
+def test_onnx_runtime_squeezes_a_batch_of_one(tmp_path: Path) -> None:
+    example = example_of(torch.randn(6, 4))
+    prepared = calibrated(Squeezed(), example)
+    model, _ = round_trip("onnx", prepared, example, tmp_path)
+    assert model(torch.randn(1, 4)).shape == ()
+    assert model(torch.randn(5, 4)).shape == (5,)

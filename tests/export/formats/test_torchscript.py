@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lq.backends.prepare import prepare
 from lq.compat.deprecations import quiet_torchscript
+from lq.conversion.graph import as_graph
 from lq.export.artifact.signature import Signature
 from lq.export.formats import torchscript
 from lq.export.formats.torchscript import export_torchscript, int8_kernels, like_original, tensor_inputs
@@ -119,3 +121,28 @@ def test_int8_kernels_leaves_the_setting_as_it_was(asked: bool, warn_only: bool)
         assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Turned(nn.Module):
+    """A spatial transformer: a layer says how the output of another one is turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.angles, self.head = nn.Conv2d(3, 4, 3), nn.Linear(3, 6), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, angles = self.layer(x), self.angles(x.mean((2, 3)))
+        grid = F.affine_grid(angles.unflatten(1, (2, 3)), x.shape, align_corners=False)
+        return self.head(F.grid_sample(x, grid, align_corners=False))
+
+
+def test_sizes_that_operations_are_given_are_those_of_the_call(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    prepared = prepare(Turned(), example_args=(x,))
+    calibrate(prepared, [x])
+    graph = as_graph(prepared.eval())
+    info = torchscript.export(graph, ((x,), {}), tmp_path)
+    model = torchscript.load(tmp_path, Signature.of(graph, ((x,), {}), graph(x)), info, 1)
+    for count in (1, 4, 7):
+        more = torch.randn(count, 3, 8, 8)
+        assert sqnr(prepared(more), model(more)) > 40  # a step at a tie
