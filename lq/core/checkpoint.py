@@ -57,7 +57,7 @@ def as_bytes(names: Iterable[str], flags: Mapping[str, bool]) -> Tensor:
 
     Example:
         >>> as_bytes(["fq_0"], {"observer": True}).shape, as_bytes(["fq_0"], {"observer": False}).shape
-        (torch.Size([32]), torch.Size([32]))
+        (torch.Size([34]), torch.Size([34]))
     """
     text = json.dumps({"names": list(names), **{name: int(flag) for name, flag in flags.items()}})
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lq.compat.torch_private import HigherOrderOperator, is_backward
+from lq.compat.torch_private import HigherOrderOperator, is_backward, is_transformed
+from lq.core.own_class import own_class
 from lq.core.saving import Saving
 from lq.instrument.checkpointing import (
     notice_checkpoint,
@@ -210,6 +211,8 @@ def _begin(
         instrument.example = kept_example(args, kwargs)
     if not (state.fake_quant or observing or instrument.marking or instrument.rehearsing):
         return body(module, *args, **kwargs)
+    if state.fake_quant and not instrument.marking and not torch.compiler.is_compiling():
+        _check_gradients(module)
     call.start()
     call.given = args, kwargs
     if not instrument.marking and not torch.compiler.is_compiling():  # an export runs without such hooks
@@ -230,6 +233,19 @@ def _begin(
         state.pinned = pinned
         call.place, call.outermost, call.grad, call.recomputing = None, None, False, False
         call.start()
+
+
+def _check_gradients(module: nn.Module) -> None:
+    """Refuse the gradients of torch.func, whose tensors the functions that round do not take.
+
+    Raises:
+        RuntimeError: if they are asked for.
+    """
+    if torch.is_grad_enabled() and is_transformed():
+        raise RuntimeError(
+            f"{own_class(module).__name__} is fake-quantized, and torch.func (grad, vmap, jvp and the like) cannot go "
+            "through that. Take gradients with torch.autograd.grad, with create_graph=True for gradients of gradients."
+        )
 
 
 def _saving(instrument: Instrument, call: Call) -> AbstractContextManager[Any]:

@@ -102,9 +102,7 @@ class SitePlanner:
         names, slots = _unique_names(f"fq_{self._names(r)[0][0]}" for r in self.roundings), self._slots()
         firsts = [slots.index(slot) for slot in range(max(slots, default=-1) + 1)]
         specs = [self._activation_spec(self.roundings[i]) for i in firsts]
-        called = list(dict.fromkeys(layer.name for layer in self.layers))  # one may be called several times
-        quantizers = dict(zip(called, _unique_names(f"wq_{name}" for name in called), strict=True))
-        layers = [self._layer(layer, quantizers[layer.name]) for layer in self.layers]
+        layers = _with_quantizers([self._layer(layer) for layer in self.layers])
         tensors = [t for r, slot in zip(self.roundings, slots, strict=True) for t in self._tensors(r, slot)]
         fresh = tuple(at for node, at in self.calls.items() if self._is_fresh(node))
         plan = Sites(
@@ -165,7 +163,7 @@ class SitePlanner:
         values = [named for rounding in self.roundings for named in self._names(rounding)]
         return self.qconfig.without_effect([(layer.name, layer.module) for layer in self.layers], values)
 
-    def _layer(self, layer: Layer, quantizer: str) -> LayerAt:
+    def _layer(self, layer: Layer) -> LayerAt:
         weight = weight_of(layer.node)
         held = str(weight.target) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ""
         spec = self._weight_spec(layer)
@@ -175,7 +173,7 @@ class SitePlanner:
         axis, call = LAYERS[layer.kind].channel_axis, self.calls[layer.node]
         keepers = ((), ()) if layer.bn is None else left_and_entered(layer.node, layer.bn)
         seen = norm in self._apart, call in self._kept
-        return LayerAt(layer.name, call, spec, axis, norm, held, quantizer, *seen, *keepers)
+        return LayerAt(layer.name, call, spec, axis, norm, held, "", *seen, *keepers)
 
     def _row(self, layer: Layer, at: LayerAt) -> LayerPlan:
         fused: tuple[str, ...] = ()
@@ -233,6 +231,17 @@ def per_tensor(spec: Any) -> Any:
         ('int7 [-63, 63] per channel', 'int7 [-63, 63] per tensor')
     """
     return replace(spec, per_channel=False)
+
+
+def _with_quantizers(layers: Sequence[LayerAt]) -> list[LayerAt]:
+    """The layers with the names of what quantizes their weights: calls of one weight share it if they share the grid.
+
+    A convolution and a transposed one may have one weight, and do not have its output channels along one dimension.
+    """
+    grids = [(at.name, at.spec, at.channel_axis) for at in layers]
+    different = list(dict.fromkeys(grids))
+    names = dict(zip(different, _unique_names(f"wq_{name}" for name, *_ in different), strict=True))
+    return [replace(at, quantizer=names[grid]) for at, grid in zip(layers, grids, strict=True)]
 
 
 def _numbered(layers: Sequence[Layer]) -> dict[fx.Node, str]:

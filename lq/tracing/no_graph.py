@@ -48,7 +48,10 @@ def reason(target: nn.Module, error: Exception, inner: str) -> str:
             f"tensor operations (torch.where), or name an inner module without it: {instead}."
         )
     elif _TAKEN_OUT.search(str(error)):
-        remedy = "It takes a tensor out of the graph, as `x.data` does: write x.detach()."
+        remedy = (
+            "It takes a tensor out of the graph, as `x.data` does: write x.detach(). Where forward changes a weight, "
+            "as `self.weight.data *= mask` does, compute with the product: F.conv2d(x, self.weight * mask)."
+        )
     elif _TO_NUMPY.search(str(error)):
         remedy = (
             "No graph holds arrays of NumPy. Write it with tensor operations, or, if no output depends on it, under "

@@ -244,3 +244,13 @@ def test_what_was_compiled_before_is_quantized(way: str, called: bool) -> None:
     torch.testing.assert_close(as_graph(prepared)(x), fake)
     set_phase(prepared, fake_quant=False, observer=False, freeze_bn=False)
     assert not torch.equal(prepared(x), fake)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacrev])
+def test_gradients_of_torch_func_are_refused_with_what_to_write(transform: Any) -> None:
+    net = prepare(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), example_args=(torch.randn(3, 4),))
+    transformed = transform(lambda x: net(x).sum())
+    transformed(torch.randn(3, 4))  # in float they go through
+    set_phase(net, fake_quant=True, observer=True, freeze_bn=False)
+    with pytest.raises(RuntimeError, match=r"^Sequential is fake-quantized, and torch\.func .* torch\.autograd\.grad"):
+        transformed(torch.randn(3, 4))

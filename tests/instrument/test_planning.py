@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lq.backends.prepare import is_planned, plan_of, prepare, prepare_again, qconfig_of, set_phase, state_of
 from lq.config.qconfig import QConfig
 from lq.config.specs import WeightSpec
+from lq.conversion.graph import as_graph
 from lq.instrument.attach import instrument_of
+from lq.ptq import calibrate
 from lq.ptq.layers import layers_of
 from tests.instrument.nets import Net, images, ready
 
@@ -116,6 +119,30 @@ def test_layers_of_like_names_have_quantizers_of_their_own() -> None:
     learned = prepare(Alike(), QConfig(weight=WeightSpec(learned_scale=True)), example_args=(x,))
     scales = [name for name, _ in learned.named_parameters() if name.startswith("qat_state.wq_")]
     assert len(scales) == 2
+
+
+class TiedAutoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = F.relu(self.conv(self.conv(x)[:, [0, 1, 2, 3, 4, 5, 0, 1]]))
+        return F.conv_transpose2d(code, self.conv.weight, padding=1)
+
+
+@pytest.mark.parametrize("learned_scale", [False, True])
+def test_a_weight_has_a_quantizer_for_each_of_its_grids(learned_scale: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6, 6)
+    qconfig = QConfig("portable", weight=WeightSpec(-63, 63, learned_scale=learned_scale))
+    prepared = prepare(TiedAutoencoder(), qconfig, example_args=(x,))
+    sites = plan_of(prepared).sites
+    assert sites is not None
+    assert [at.quantizer for at in sites.layers] == ["wq_conv", "wq_conv", "wq_conv_1"]
+    calibrate(prepared, [x])
+    prepared.eval()
+    torch.testing.assert_close(as_graph(prepared)(x), prepared(x), rtol=0, atol=1e-5)
 
 
 class ByKeyword(nn.Module):

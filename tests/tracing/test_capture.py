@@ -467,3 +467,22 @@ def test_bisection_finds_the_layer_of_a_captured_graph():
     choice = chosen(["torch"])[0]
     assert first_difference(graph, choice, ((x,), {})) == "the output"
     assert first_difference(graph, choice, ((x,), {}), min_sqnr_db=math.nan).startswith("fq_in (")
+
+
+class Causal(nn.Conv2d):
+    """Masks its weight in place, as PixelCNN does."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.register_buffer("mask", torch.ones(3, 3).triu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+def test_a_weight_that_forward_masks_in_place_gets_what_to_write() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    prepared = lq.prepare(nn.Sequential(Causal(), nn.ReLU()), example_args=(x,))
+    with pytest.raises(ValueError, match=r"write x\.detach\(\)\. .* F\.conv2d\(x, self\.weight \* mask\)"):
+        as_graph(prepared)
