@@ -64,6 +64,22 @@ def rewrite_stack(call: Call, node: fx.Node) -> fx.Node | None:
     return call(node.target, converted, *node.args[1:], **node.kwargs)
 
 
+def rewrite_with_dtype(call: Call, node: fx.Node) -> fx.Node | None:
+    """A mean or softmax with a ``dtype``, as of a mask; torch.onnx computes it in the type of its input, as integers.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda mask: mask.mean(0, dtype=torch.float32), torch.ones(2).int()))
+        to = aten.to.dtype(mask, torch.float32)
+        mean = aten.mean.dim(to, [0], dtype=torch.float32)
+    """
+    x: Any = node.args[0]
+    wanted = node.meta["val"].dtype
+    if x.meta["val"].dtype == wanted:
+        return None
+    return call(node.target, call(aten.to.dtype, x, wanted), *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+
+
 def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:
     """``atan2``; that of torch.onnx is -pi, not pi, for ``y = 0`` and negative ``x``, and NaN if both are 0.
 

@@ -14,7 +14,13 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from lq.compat.torch_private import ANTIALIASED, computed_as_exported
 from lq.export.formats.onnx_adaptive import rewrite_adaptive_pooling
 from lq.export.formats.onnx_attention import rewrite_attention
-from lq.export.formats.onnx_numbers import rewrite_angle, rewrite_clamp, rewrite_stack, rewrite_subtraction
+from lq.export.formats.onnx_numbers import (
+    rewrite_angle,
+    rewrite_clamp,
+    rewrite_stack,
+    rewrite_subtraction,
+    rewrite_with_dtype,
+)
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
 from lq.export.formats.onnx_resizing import (
     check_resizing,
@@ -249,6 +255,10 @@ _REWRITINGS: dict[Any, Rewriting] = {
     aten.clip_.default: _by_calls(rewrite_clamp),
     aten.rsub.Scalar: _by_calls(rewrite_subtraction),
     aten.stack.default: _by_calls(rewrite_stack),
+    aten.mean.default: _by_calls(rewrite_with_dtype),
+    aten.mean.dim: _by_calls(rewrite_with_dtype),
+    aten.softmax.int: _by_calls(rewrite_with_dtype),
+    aten.log_softmax.int: _by_calls(rewrite_with_dtype),
     aten.atan2.default: _by_calls(rewrite_angle),
     aten.arctan2.default: _by_calls(rewrite_angle),
     aten.copy.default: _copied,
