@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
 
+from lq.instrument.record import record
 from lq.tracing.layers import seen_of
 from lq.tracing.ops import SEEN
 from lq.tracing.stubs import (
@@ -20,7 +21,6 @@ from lq.tracing.stubs import (
     stub_function,
 )
 from lq.tracing.symbolic import read_calls
-from tests.backends.recorded import recorded
 
 
 class Net(nn.Module):
@@ -47,7 +47,7 @@ def of(node: fx.Node) -> str:
 
 
 GRAPHS = {
-    "recorded": lambda: recorded(Net(), (torch.rand(3, 4),), stubs=True).graph,
+    "recorded": lambda: record(Net(), (torch.rand(3, 4),), {}, stubs=True).evaluation.graph,
     "read off the code": lambda: read_calls(Net(), stubs=True)[0],
 }
 
@@ -67,7 +67,7 @@ def test_functionals_are_found_without_their_relu(how: str):
 
 
 def test_without_being_asked_nobody_notes_stubs():
-    graph = recorded(Net(), (torch.rand(3, 4),)).graph
+    graph = record(Net(), (torch.rand(3, 4),), {}).evaluation.graph
     assert not quant_stubs(graph)
     assert not functionals(graph)
 

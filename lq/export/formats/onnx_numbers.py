@@ -77,7 +77,7 @@ def rewrite_with_dtype(call: Call, node: fx.Node) -> fx.Node | None:
     wanted = node.meta["val"].dtype
     if x.meta["val"].dtype == wanted:
         return None
-    return call(node.target, call(aten.to.dtype, x, wanted), *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    return call(node.target, call(aten.to.dtype, x, wanted), *node.args[1:], **node.kwargs)
 
 
 def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:
