@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,14 @@ class Bench:
         self.results: dict[str, dict[str, float]] = {}
         if options.results.exists():
             self.results = json.loads(options.results.read_text())
-        self.data = FashionMNISTDataModule(root=str(options.data), download=options.download)
-        self.data.prepare_data()
-        self.data.setup("fit")
+
+    @cached_property
+    def data(self) -> FashionMNISTDataModule:
+        """The images; a table of results that are known needs none."""
+        data = FashionMNISTDataModule(root=str(self.options.data), download=self.options.download)
+        data.prepare_data()
+        data.setup("fit")
+        return data
 
     def result(self, run: Run, measure: Callable[[Run], dict[str, float]] | None = None) -> dict[str, float]:
         """What a run has found; it is run if nobody has."""
@@ -206,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
                 progress.advance(task, row["method"] != "float")
     report("Fashion-MNIST, int8 as delivered", COLUMNS, rows, options)
     if options.markdown:
-        options.markdown.write_text(markdown(rows))
+        options.markdown.write_text(crosstab(rows))
     if options.picture:
         picture(rows).savefig(options.picture, dpi=150)
     return rows
@@ -272,6 +278,22 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> str:
     headers = [column.header for column in columns]
     lines = [headers, ["---"] * len(headers), *([column.text(row) for column in columns] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def crosstab(rows: Sequence[Row]) -> str:
+    """The accuracies for a page: a row for each method, a column for each grid; in parentheses the gap recovered."""
+    tables, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("about", "method"))
+    grids = list(dict.fromkeys(row["grid"] for row in rows))
+    cells = {(row["method"], row["about"]): _cell(row) for row in rows}
+    lines = [["test accuracy, %", *(grids if len(grids) == len(tables) else tables)], ["---"] * (len(tables) + 1)]
+    lines += [[method, *(cells.get((method, about), "") for about in tables)] for method in methods]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(row: Row) -> str:
+    spread = f" ± {row['spread']:.2f}" if "spread" in row else ""
+    recovered = f" ({row['recovered']:.0f} %)" if "recovered" in row else ""
+    return f"{row['mean']:.2f}{spread}{recovered}"
 
 
 def picture(rows: Sequence[Row]) -> Any:
