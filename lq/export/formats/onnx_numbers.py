@@ -111,6 +111,34 @@ def rewrite_log_of_sum(call: Call, node: fx.Node) -> fx.Node:
     return call(aten.where.self, call(aten.eq.Tensor, x, y), doubled, added)
 
 
+def rewrite_loss_of_logits(call: Call, node: fx.Node) -> fx.Node:
+    """``binary_cross_entropy_with_logits`` with ``softplus(-x)``; torch.onnx takes the logarithm of a sigmoid.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> loss = torch.nn.functional.binary_cross_entropy_with_logits
+        >>> print(calls_for_onnx(lambda x, y: loss(x, y), torch.ones(2), torch.ones(2)))
+        neg = aten.neg.default(x)
+        softplus = aten.softplus.default(neg)
+        rsub = aten.rsub.Scalar(y, 1.0)
+        mul = aten.mul.Tensor(rsub, x)
+        add = aten.add.Tensor(mul, softplus)
+        mean = aten.mean.default(add)
+    """
+    given: tuple[Any, ...] = node.args
+    x, target, weight, pos_weight, reduction = (*given, *(None, None, 1)[len(given) - 2 :])
+    missed = call(aten.softplus.default, call(aten.neg.default, x))
+    if pos_weight is not None:
+        more = call(aten.mul.Tensor, call(aten.sub.Tensor, pos_weight, 1.0), target)
+        missed = call(aten.mul.Tensor, call(aten.add.Tensor, more, 1.0), missed)
+    loss = call(aten.add.Tensor, call(aten.mul.Tensor, call(aten.rsub.Scalar, target, 1.0), x), missed)
+    if weight is not None:
+        loss = call(aten.mul.Tensor, loss, weight)
+    if reduction == 0:
+        return loss
+    return call(aten.mean.default if reduction == 1 else aten.sum.default, loss)
+
+
 def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:
     """``atan2``; that of torch.onnx is -pi, not pi, for ``y = 0`` and negative ``x``, and NaN if both are 0.
 
