@@ -125,8 +125,9 @@ def rewrite_loss_of_logits(call: Call, node: fx.Node) -> fx.Node:
         add = aten.add.Tensor(mul, softplus)
         mean = aten.mean.default(add)
     """
-    given: tuple[Any, ...] = node.args
-    x, target, weight, pos_weight, reduction = (*given, *(None, None, 1)[len(given) - 2 :])
+    x, target, *others = node.args
+    given = dict(zip(("weight", "pos_weight", "reduction"), others, strict=False))
+    weight, pos_weight, reduction = (given.get(name) for name in ("weight", "pos_weight", "reduction"))
     missed = call(aten.softplus.default, call(aten.neg.default, x))
     if pos_weight is not None:
         more = call(aten.mul.Tensor, call(aten.sub.Tensor, pos_weight, 1.0), target)
@@ -136,7 +137,7 @@ def rewrite_loss_of_logits(call: Call, node: fx.Node) -> fx.Node:
         loss = call(aten.mul.Tensor, loss, weight)
     if reduction == 0:
         return loss
-    return call(aten.mean.default if reduction == 1 else aten.sum.default, loss)
+    return call(aten.sum.default if reduction == 2 else aten.mean.default, loss)
 
 
 def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:
