@@ -95,7 +95,7 @@ def deploy(
         >>> class Doubling(L.LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.net = nn.Linear(1, 1)
+        ...         self.net = nn.Sequential(nn.Linear(1, 1))
         ...
         ...     def validation_step(self, x, batch_idx):
         ...         self.log("val_error", (self.net(x) - 2 * x).abs().mean())

@@ -31,7 +31,8 @@ from lq.export.formats.low_bits import lowest_bits
 from lq.export.formats.onnx_file import check_model_file, data_file, write_model
 from lq.export.formats.onnx_float import keep_float_layers
 from lq.export.formats.onnx_graph import align_channels, clip_integers, pack_weights, tidy
-from lq.export.formats.onnx_program import RefusedCallError, no_translation, rewrite
+from lq.export.formats.onnx_program import rewrite
+from lq.export.formats.onnx_rewriter import RefusedCallError, no_translation
 from lq.export.formats.output_names import output_names
 from lq.export.formats.program import export_program, float_program
 from lq.export.formats.shared import is_shared, made_once

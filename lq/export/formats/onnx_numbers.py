@@ -11,7 +11,7 @@ from torch import fx
 
 aten = torch.ops.aten
 Call = Callable[..., fx.Node]
-"""Writes a call of an operation; see :class:`lq.export.formats.onnx_program.Rewriter`."""
+"""Writes a call of an operation; see :class:`lq.export.formats.onnx_rewriter.Rewriter`."""
 
 
 def rewrite_clamp(call: Call, node: fx.Node) -> fx.Node | None:
@@ -78,6 +78,66 @@ def rewrite_with_dtype(call: Call, node: fx.Node) -> fx.Node | None:
     if x.meta["val"].dtype == wanted:
         return None
     return call(node.target, call(aten.to.dtype, x, wanted), *node.args[1:], **node.kwargs)
+
+
+def rewrite_log_sigmoid(call: Call, node: fx.Node) -> fx.Node:
+    """``logsigmoid`` as ``-softplus(-x)``; torch.onnx takes the logarithm of a sigmoid, which may be 0 below -18.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> print(calls_for_onnx(lambda x: torch.nn.functional.logsigmoid(x), torch.ones(2)))
+        neg = aten.neg.default(x)
+        softplus = aten.softplus.default(neg)
+        neg_1 = aten.neg.default(softplus)
+    """
+    turned = call(aten.neg.default, node.args[0])
+    return call(aten.neg.default, call(aten.softplus.default, turned))
+
+
+def rewrite_log_of_sum(call: Call, node: fx.Node) -> fx.Node:
+    """``logaddexp`` as the larger number and what the other adds; torch.onnx adds their exponentials, which overflow.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> lines = calls_for_onnx(lambda x, y: torch.logaddexp(x, y), torch.ones(2), torch.ones(2)).splitlines()
+        >>> lines[0], lines[-1]  # two infinities have no distance
+        ('maximum = aten.maximum.default(x, y)', 'where = aten.where.self(eq, add_1, add)')
+    """
+    x, y = node.args
+    largest = call(aten.maximum.default, x, y)
+    distance = call(aten.abs.default, call(aten.sub.Tensor, x, y))
+    added = call(aten.add.Tensor, largest, call(aten.softplus.default, call(aten.neg.default, distance)))
+    doubled = call(aten.add.Tensor, largest, math.log(2))
+    return call(aten.where.self, call(aten.eq.Tensor, x, y), doubled, added)
+
+
+def rewrite_loss_of_logits(call: Call, node: fx.Node) -> fx.Node:
+    """``binary_cross_entropy_with_logits`` with ``softplus(-x)``; torch.onnx takes the logarithm of a sigmoid.
+
+    Example:
+        >>> from lq.export.formats.onnx_calls import calls_for_onnx
+        >>> loss = torch.nn.functional.binary_cross_entropy_with_logits
+        >>> print(calls_for_onnx(lambda x, y: loss(x, y), torch.ones(2), torch.ones(2)))
+        neg = aten.neg.default(x)
+        softplus = aten.softplus.default(neg)
+        rsub = aten.rsub.Scalar(y, 1.0)
+        mul = aten.mul.Tensor(rsub, x)
+        add = aten.add.Tensor(mul, softplus)
+        mean = aten.mean.default(add)
+    """
+    x, target, *others = node.args
+    given = dict(zip(("weight", "pos_weight", "reduction"), others, strict=False))
+    weight, pos_weight, reduction = (given.get(name) for name in ("weight", "pos_weight", "reduction"))
+    missed = call(aten.softplus.default, call(aten.neg.default, x))
+    if pos_weight is not None:
+        more = call(aten.mul.Tensor, call(aten.sub.Tensor, pos_weight, 1.0), target)
+        missed = call(aten.mul.Tensor, call(aten.add.Tensor, more, 1.0), missed)
+    loss = call(aten.add.Tensor, call(aten.mul.Tensor, call(aten.rsub.Scalar, target, 1.0), x), missed)
+    if weight is not None:
+        loss = call(aten.mul.Tensor, loss, weight)
+    if reduction == 0:
+        return loss
+    return call(aten.sum.default if reduction == 2 else aten.mean.default, loss)
 
 
 def rewrite_angle(call: Call, node: fx.Node) -> fx.Node:

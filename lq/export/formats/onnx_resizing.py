@@ -106,7 +106,7 @@ def check_resizing(node: fx.Node) -> None:
         >>> resize = torch.nn.functional.interpolate
         >>> calls_for_onnx(lambda x: resize(x, scale_factor=1.4, mode="linear"), torch.ones(1, 2, 5))
         Traceback (most recent call last):
-        lq.export.formats.onnx_program.RefusedCallError: ONNX cannot resize (5,) by a factor to (7,): ...
+        lq.export.formats.onnx_rewriter.RefusedCallError: ONNX cannot resize (5,) by a factor to (7,): ...
     """
     if not _has_certain_sizes(node):
         given, wanted = (tuple(sizes) for sizes in _sizes(node))

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from lq.export.formats.onnx_calls import calls_for_onnx
-from lq.export.formats.onnx_program import RefusedCallError
+from lq.export.formats.onnx_rewriter import RefusedCallError
 
 
 def test_inputs_have_the_names_of_the_function_and_results_names_of_their_own() -> None:

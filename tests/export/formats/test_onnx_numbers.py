@@ -15,6 +15,7 @@ from lq.export.formats.program import float_program
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+loss = torch.nn.functional.binary_cross_entropy_with_logits
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -37,6 +38,12 @@ class Calls(nn.Module):
         lambda x, mask: torch.stack([x, mask, x > 0], 1),
         lambda x, mask: torch.stack([x, x], 1),
         lambda x, mask: x.clamp(-1, 0.5),
+        lambda x, mask: torch.nn.functional.logsigmoid(100 * x),
+        lambda x, mask: loss(100 * x, mask.float()),
+        lambda x, mask: loss(100 * x, mask.float(), x.abs(), reduction="none"),
+        lambda x, mask: loss(100 * x, mask.float(), pos_weight=torch.arange(1.0, 9.0), reduction="sum"),
+        lambda x, mask: torch.logaddexp(100 * x, 100 * x.flip(1)),
+        lambda x, mask: torch.logaddexp(x.masked_fill(mask == 0, -torch.inf), torch.tensor(-torch.inf)),
         lambda x, mask: x * mask.mean(1, keepdim=True, dtype=torch.float32),
         lambda x, mask: x * mask.mean(dtype=torch.float32),
         lambda x, mask: x * (x > 0).mean((0, 1), dtype=torch.float32),
@@ -56,6 +63,12 @@ class Calls(nn.Module):
         "stack",
         "stack of one type",
         "clamp",
+        "logarithm of a sigmoid of nearly 0",
+        "loss",
+        "loss of each",
+        "loss of weights",
+        "logarithm of a sum of large exponentials",
+        "logarithm of a sum of zeros",
         "mean of a mask",
         "mean of all of a mask",
         "share of truth values",

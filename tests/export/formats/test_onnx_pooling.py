@@ -15,7 +15,8 @@ from lq.backends.prepare import prepare
 from lq.deployment.deploy import export_artifact
 from lq.export.formats.onnx import write_program
 from lq.export.formats.onnx_pooling import rewrite_average_pooling, rewrite_max_pooling
-from lq.export.formats.onnx_program import Rewriter, rewrite
+from lq.export.formats.onnx_program import rewrite
+from lq.export.formats.onnx_rewriter import Rewriter
 from lq.export.formats.program import float_program
 from lq.ptq import calibrate
 from tests.tiny import quicken_deployment
