@@ -11,8 +11,6 @@ from lq.compat.torch_private import BatchNorm
 from lq.core.layer import QATLayer
 from lq.tracing.names import free_name
 
-_MODEL = "layer"  # of a model that is a single layer, which has no name in itself
-
 # Names that a model may use, but that mean something else to its graph: "code", "graph", "meta".
 _OF_A_GRAPH = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
@@ -73,7 +71,6 @@ class Holder:
 
     def _place(self, name: str, is_it: Callable[[object], bool], put: Callable[[nn.Module, str], None]) -> str:
         """The name under which something is, or is put now: ``name``, or one like it if another thing has that."""
-        name = name or _MODEL
         first, *others = name.split(".")
         *holders, wanted = [f"{first}_" if first in _OF_A_GRAPH else first, *others]
         owner = self.root
