@@ -161,7 +161,7 @@ def plan_at_once(module: nn.Module, example: Inputs) -> None:
         >>> state = prepare_without_inputs(net, QConfig())
         >>> plan_at_once(net, ((torch.ones(1, 4),), {}))
         >>> state.names
-        ['fq_x', 'fq_']
+        ['fq_x', 'fq_linear']
     """
     instrument = instrument_of(module)
     if instrument is not None and instrument.deferred is not None:

@@ -116,7 +116,7 @@ def distances(
 
     Example:
         >>> x, few, many = torch.rand(2, 3, 4), torch.rand(5, 4), torch.rand(50, 4)
-        >>> [torch.allclose(distances(x, codes), torch.cdist(x, codes), atol=1e-6) for codes in (few, many)]
+        >>> [torch.allclose(distances(x, codes), torch.cdist(x, codes), atol=1e-3) for codes in (few, many)]
         [True, True]
     """
     if p != 2:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from lq.backends.prepare import plan_of, prepare, set_phase, state_of
 from lq.config.qconfig import QConfig
 from lq.config.specs import OBSERVERS, ActivationSpec, WeightSpec
-from lq.core.float32 import Float32Buffers
+from lq.core.float32 import Constant, Float32Buffers
 from tests.instrument.nets import Net
 
 GPU = "cuda:0"
@@ -121,6 +121,11 @@ def to_gpu(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype = torch.f
                     with mode:
                         fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=own, device=GPU)
                         tensors[name] = nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake
+        for name, value in vars(part).items():
+            if isinstance(value, Constant):
+                numbers = value.on("cpu")
+                with mode:
+                    setattr(part, name, Constant(torch.empty(numbers.shape, dtype=numbers.dtype, device=GPU)))
 
 
 @contextmanager

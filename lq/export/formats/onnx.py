@@ -143,7 +143,9 @@ def write(
 
 def _check_squeezed(model: Any) -> None:
     """Refuse what OpenVINO and TensorRT do not compile, and ONNX Runtime does."""
-    if any(node.op_type == "Squeeze" and len(node.input) == 1 for node in model.graph.node):
+    of_squeeze = "[target=torch.ops.aten.squeeze.default]"
+    squeezes = [node for node in model.graph.node if node.op_type == "Squeeze" and len(node.input) == 1]
+    if any(of_squeeze in entry.value for node in squeezes for entry in node.metadata_props):
         raise RefusedCallError(
             "squeeze() without a dimension also takes that of a batch of one, which OpenVINO and TensorRT cannot; "
             "write the dimension, such as x.squeeze(1)",
