@@ -1,6 +1,7 @@
 """The benchmark of low bits: what is known is not run again, the rate is chosen on the validation split."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from benchmarks import low_bits
 from benchmarks.low_bits import Run
 
 pytest.importorskip("torchvision")
+
+ROOT = Path(__file__).parents[2]
 
 W4A4 = ["--models", "mobilenet_v2", "--grids", "W4A4", "--seeds", "2", "--rates", "0.01", "0.1"]
 
@@ -35,6 +38,14 @@ def test_the_table_of_what_is_known(small_network, tmp_path, capsys):
     ]
     assert picture.stat().st_size > 1000
     assert "gap recovered" in capsys.readouterr().out
+
+
+def test_the_table_of_the_page_is_that_of_the_results_in_the_repository(tmp_path):
+    table, methods = tmp_path / "table.md", [*low_bits.UNTRAINED, "QAT", "QAT distilled", "LSQ", "LSQ distilled"]
+    options = ["--models", "mobilenet_v2", "--grids", "W4A8", "W4A4", "W3A3", "W2A8", "--rates", "0.01"]
+    files = ["--results", str(ROOT / "benchmarks" / "low_bits.json"), "--markdown", str(table)]
+    low_bits.main([*options, "--methods", *methods, *files])
+    assert table.read_text() in (ROOT / "docs" / "low_bits.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:lq. QAT ended with")  # one step on noise
