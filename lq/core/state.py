@@ -108,7 +108,7 @@ class QATState(Float32Buffers):
         self._grids = [slot_grid(spec, activation) for spec, activation in zip(specs, activations, strict=True)]
         self._slot_grids = Constant(_columns(self._grids, 5))
         running = [(s.averaging_constant, s.observer != "moving_average_minmax") for s in specs]
-        self._running = Constant(_columns(running, 2))
+        self._slot_averaging = Constant(_columns(running, 2))
         limits = [ACTIVATIONS[activation] for activation in activations]
         self.histograms = ClippedRanges(specs, limits) if any(map(needs_histogram, specs)) else None
 
@@ -116,6 +116,11 @@ class QATState(Float32Buffers):
     def _grid(self) -> Tensor:
         """A column for each slot, as :func:`~lq.core.qparams.step_and_ends` takes them."""
         return self._slot_grids.on(self.min_val.device)
+
+    @property
+    def _running(self) -> Tensor:
+        """For each slot, how far a range moves towards that of a batch, and whether it never shrinks instead."""
+        return self._slot_averaging.on(self.min_val.device)
 
     def train(self, mode: bool = True) -> QATState:
         """Training or evaluation mode of all quantizers.
@@ -299,7 +304,7 @@ class QATState(Float32Buffers):
         # Nothing yet, or one value alone, such as 0, from which a range would move slowly: branches whose last weight
         # starts at 0 would saturate for long.
         first = self.min_val >= self.max_val
-        constant, is_minmax = self._running.on(self.min_val.device)
+        constant, is_minmax = self._running
         averaged = current + constant * (batch - current)
         widest = torch.stack([torch.minimum(current[0], batch[0]), torch.maximum(current[1], batch[1])])
         new = torch.where(first, batch, torch.where(is_minmax.bool(), widest, averaged))
